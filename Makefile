@@ -1,0 +1,93 @@
+# From a bare checkout with Python >= 3.11 and make to a picture, or to a passed test suite. `make help` lists the targets.
+#
+# The environment (.venv) is made by the first target that needs it and reused until pyproject.toml or constraints.txt
+# change. Its stamps are written only when an installation is done and importable: an interrupted one is continued.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint env clean distclean
+
+help:  ## list the targets
+	@echo "stylefusion-hf: one latent code per region, fused into one picture"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "The first use installs the environment: a few minutes, most of it torch. Variables: PYTHON (3.11 or"
+	@echo "newer; now $(PYTHON)), PYTEST_FLAGS, PIP_FLAGS. Example: make test PYTHON=python3.12 PYTEST_FLAGS='-x -k regions'"
+
+demo: $(READY)  ## write a contact sheet of fused pictures from the embedded model
+	@echo "==> drawing the fused contact sheet with the embedded model"
+	@$(VENV)/bin/stylefusion sheet --out demo.png
+
+test: $(READY_DEV)  ## run the tests
+	@echo "==> running the tests"
+	@$(PY) -m pytest $(PYTEST_FLAGS)
+
+lint: $(READY_DEV)  ## check style (ruff) and types (mypy)
+	@echo "==> ruff check" && $(PY) -m ruff check .
+	@echo "==> ruff format --check" && $(PY) -m ruff format --check .
+	@echo "==> mypy" && $(PY) -m mypy
+
+env: $(READY)  ## show versions, devices and the embedded model
+	@$(VENV)/bin/stylefusion env
+
+clean:  ## remove what builds, tests and the demo left behind
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove the environment too
+	rm -rf $(VENV)
+
+# ----------------------------------------------------------------------------------------------------
+# The environment.
+
+$(READY): pyproject.toml constraints.txt
+	@$(call check_python)
+	@$(call install,.,what the demo needs)
+	@touch $@
+
+$(READY_DEV): pyproject.toml constraints.txt
+	@$(call check_python)
+	@$(call install,.[train$(comma)dev],everything for tests and training)
+	@touch $(READY) $@
+
+comma := ,
+
+# The environment, if it is there and works; else a new one, from an interpreter that is new enough.
+define check_python
+	new='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	if $(PY) -c "$$new" >/dev/null 2>&1; then \
+		$(PY) -c 'import pip' >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null; exit $$?; fi; \
+	if ! command -v "$(PYTHON)" >/dev/null 2>&1; then \
+		echo "make: there is no '$(PYTHON)': install Python 3.11 or newer, or name it: make PYTHON=python3.12" >&2; \
+		exit 1; fi; \
+	if ! "$(PYTHON)" -c "$$new" >/dev/null 2>&1; then \
+		echo "make: stylefusion-hf needs Python 3.11 or newer, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1);" \
+			"name another: make PYTHON=python3.12" >&2; \
+		exit 1; fi; \
+	echo "==> making the environment $(VENV) with $$("$(PYTHON)" --version 2>&1)"; \
+	"$(PYTHON)" -m venv --clear $(VENV) || { \
+		echo "make: $(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+endef
+
+# $(1): what to install, $(2): in words. An installation that was killed can leave packages that pip takes for whole;
+# where the environment does not import, a clean one puts that right.
+define install
+	get() { $(PY) -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '$(1)' || { \
+		echo "make: the installation failed (see above); the next make continues it" >&2; exit 1; }; }; \
+	check() { $(PY) -c 'import torch, diffusers, accelerate, stylefusion_hf'; }; \
+	echo "==> installing $(2) into $(VENV)"; \
+	get; check || { \
+		echo "==> the environment does not work: making it anew"; \
+		"$(PYTHON)" -m venv --clear $(VENV) && get && check; }
+endef

@@ -1,0 +1,193 @@
+"""Whether a converted folder is what its source was: it is loaded as a user would load it, rendered, and compared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stylefusion_hf.conversion.inert import ConversionError
+from stylefusion_hf.conversion.rendering import LARGEST, render, render_size
+from stylefusion_hf.conversion.safe_pickle import load
+from stylefusion_hf.latents import seeds_to_z
+from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.models.fusion import FusionHierarchy
+from stylefusion_hf.models.generator import StyleGAN2Generator
+
+CODE_TOLERANCE = 1e-4  # of the largest number of a code
+IMAGE_TOLERANCE = 1e-3  # of a picture's standard deviation
+PIXEL_TOLERANCE = 2.0  # of 255 levels, for pictures that were rounded, perhaps on another device
+USUAL_PSI = (1.0, 0.7, 0.5)
+
+
+@dataclass
+class Comparison:
+    """One line of a comparison: `error` is in the units of `tolerance`."""
+
+    what: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+
+def first_label(generator: StyleGAN2Generator, batch: int) -> torch.Tensor | None:
+    """(batch, label_dim) of the first class, or None for an unconditional generator."""
+    if not generator.config.label_dim:
+        return None
+    return torch.eye(1, generator.config.label_dim).expand(batch, -1)
+
+
+@torch.inference_mode()
+def sample_statistics(generator: StyleGAN2Generator, seed: int = 0) -> dict[str, float]:
+    """A sample's mean, standard deviation, least and largest value. ConversionError if it is no picture at all."""
+    config = generator.config
+    if render_size(config) > LARGEST:
+        return {"not rendered, too large for a check": render_size(config)}
+    w = generator.mapping(seeds_to_z([seed], config.z_dim), first_label(generator, 1))
+    image = render(generator, generator.to_style(generator.truncate(w, config.truncation_psi)))
+    if not image.isfinite().all() or float(image.std()) == 0:
+        raise ConversionError(f"the converted generator renders no picture from seed {seed}: the weights are broken")
+    figures = {"mean": image.mean(), "std": image.std(), "min": image.min(), "max": image.max()}
+    return {"seed": seed, "psi": config.truncation_psi} | {k: round(float(v), 4) for k, v in figures.items()}
+
+
+@torch.inference_mode()
+def check_fusion(generator: StyleGAN2Generator, folder: Path) -> dict[str, float]:
+    """The converted nets: equal codes give that code out, different ones a finite mixture."""
+    fusion = FusionHierarchy.from_pretrained(folder / "fusion")
+    nodes = fusion.tree.nodes
+    z = seeds_to_z(range(len(nodes)), generator.config.z_dim)
+    codes = generator.to_style(generator.truncate(generator.mapping(z, first_label(generator, len(nodes))), 0.7))
+    same = fusion.fuse(dict.fromkeys(nodes, codes[:1]))
+    mixed = fusion.fuse({node: codes[i : i + 1] for i, node in enumerate(nodes)})
+    if not torch.equal(same, codes[:1]) or not mixed.isfinite().all():
+        raise ConversionError("the converted fusion nets do not give equal codes back: their weights are broken")
+    return {"fusion nets": len(fusion.tree.fused), "fused std": round(float(mixed.std()), 4)}
+
+
+# --- Comparison with a reference --------------------------------------------------------------------
+
+
+def compare(folder: Path, reference: Path, seed: int | None = None) -> list[Comparison]:
+    """Hold a converted generator against what its original code computed.
+
+    Args:
+        folder: with `generator/`, and perhaps `discriminator/`.
+        reference: a .safetensors of `z` (B, z_dim), perhaps `c` (B, labels) and `mean_latent`, and any of `w` or `ws`,
+            `ws_psi{p}[_cutoff{n}]`, `s.conv{i}`, `s.rgb{i}`, `image` or `image_const`, `image_none`, `logits`; or the
+            picture of a seed (.png).
+        seed: of the picture; else the last number in its name, as in NVIDIA's seed0085.png.
+
+    Where the truncation of a reference is not in its name, the usual ones are tried and the one that fits is named.
+    """
+    generator = StyleGAN2Generator.from_pretrained(folder / "generator")
+    if render_size(generator.config) > LARGEST:
+        raise ConversionError(f"{reference}: the generator is too large to be rendered for a comparison")
+    if reference.suffix.lower() in (".png", ".webp"):
+        return [_compare_picture(generator, reference, seed)]
+    data = load(reference)
+    if not isinstance(data, Mapping) or not all(isinstance(value, torch.Tensor) for value in data.values()):
+        raise ConversionError(f"{reference}: a reference is a .safetensors, or the .png of a seed")
+    z = data.get("z")
+    if z is None or tuple(z.shape[1:]) != (generator.config.z_dim,):
+        raise ConversionError(f"{reference}: has no z of shape (batch, {generator.config.z_dim}) to render from")
+    results = _compare_codes(generator, data, z.float())
+    pictures = data.get("image_const", data.get("image"))
+    if pictures is not None and "logits" in data and (folder / "discriminator").is_dir():
+        judge = StyleGAN2Discriminator.from_pretrained(folder / "discriminator")
+        with torch.inference_mode():
+            logits = judge(pictures.float(), data.get("c")).logits
+        results.append(Comparison("logits", _relative(logits, data["logits"]), 10 * CODE_TOLERANCE))
+    if not results:
+        raise ConversionError(f"{reference}: holds nothing to compare with; see docs/convert.md for the names")
+    return results
+
+
+@torch.inference_mode()
+def _compare_codes(generator: Any, data: Mapping[str, torch.Tensor], z: torch.Tensor) -> list[Comparison]:
+    results = []
+    if "mean_latent" in data:
+        results.append(Comparison("mean of w", _relative(generator.w_avg, data["mean_latent"].reshape(-1)), 1.0))
+        generator.w_avg.copy_(data["mean_latent"].reshape(-1))  # the mean that the reference was truncated towards
+    w = generator.mapping(z, data.get("c"))
+    # Every truncation that can be meant, by name: the codes are (B, num_ws, w_dim).
+    candidates: dict[str, torch.Tensor] = {}
+    for psi in dict.fromkeys((*USUAL_PSI, generator.config.truncation_psi)):
+        candidates[f"psi {psi:g}"] = generator.truncate(w, psi)[:, None].expand(-1, generator.num_ws, -1)
+    for name in data:
+        if match := re.fullmatch(r"ws_psi([\d.]+)(?:_cutoff(\d+))?", name):
+            cutoff = None if match[2] is None else int(match[2])
+            codes = generator.truncate(w, float(match[1]), cutoff)
+            codes = codes if codes.ndim == 3 else codes[:, None].expand(-1, generator.num_ws, -1)
+            candidates[name.removeprefix("ws_").replace("psi", "psi ").replace("_cutoff", ", cutoff ")] = codes
+            results.append(Comparison(name, _relative(codes, data[name]), CODE_TOLERANCE))
+    for name in ("w", "ws"):
+        if name in data:
+            expected = data[name] if data[name].ndim == 3 else data[name][:, None].expand(-1, generator.num_ws, -1)
+            errors = {k: _relative(codes, expected) for k, codes in candidates.items()}
+            results.append(_best(name, errors, CODE_TOLERANCE))
+    styles = {k: generator.to_style(codes) for k, codes in candidates.items()}
+    vectors = [f"s.{name}" for name in generator.split_style(next(iter(styles.values()))) if f"s.{name}" in data]
+    if vectors:
+        parts = {k: generator.split_style(s) for k, s in styles.items()}
+        errors = {k: max(_relative(part[name[2:]], data[name]) for name in vectors) for k, part in parts.items()}
+        results.append(_best(f"{len(vectors)} style vectors", errors, CODE_TOLERANCE))
+    for name, mode in (("image", "const"), ("image_const", "const"), ("image_none", "none")):
+        if name in data:
+            expected = data[name].float()
+            pictures = {k: render(generator, s, mode) for k, s in styles.items()}
+            errors = {k: _distance(picture, expected) for k, picture in pictures.items()}
+            results.append(_best(name, errors, IMAGE_TOLERANCE))
+    return results
+
+
+@torch.inference_mode()
+def _compare_picture(generator: Any, path: Path, seed: int | None) -> Comparison:
+    numbers = re.findall(r"\d+", path.stem)
+    if seed is None and not numbers:
+        raise ConversionError(f"{path}: which seed is it? Name it seed0085.png, or give --reference-seed")
+    seed = int(numbers[-1]) if seed is None else seed
+    config = generator.config
+    if config.label_dim:
+        raise ConversionError(f"{path}: the picture does not say the class that this conditional model drew it for")
+    try:
+        with Image.open(path, formats=["PNG", "WEBP"]) as picture:
+            if picture.size != (config.resolution, config.resolution):
+                raise ConversionError(f"{path}: is of {picture.size} pixels, the generator's are {config.resolution}")
+            levels = torch.from_numpy(np.array(picture.convert("RGB"))).float()
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ConversionError(f"{path}: is no picture that can be read ({error})") from None
+    expected = levels.permute(2, 0, 1)[None]
+    w = generator.mapping(seeds_to_z([seed], config.z_dim))
+    errors = {}
+    for psi in dict.fromkeys((*USUAL_PSI, config.truncation_psi)):
+        image = render(generator, generator.to_style(generator.truncate(w, psi)))
+        errors[f"psi {psi:g}"] = float(((image * 127.5 + 127.5).clamp(0, 255) - expected).abs().mean())
+    return _best(f"picture of seed {seed}, mean difference in levels", errors, PIXEL_TOLERANCE)
+
+
+def _best(what: str, errors: Mapping[str, float], tolerance: float) -> Comparison:
+    """The candidate that fits best, named."""
+    name = min(errors, key=lambda key: errors[key])
+    return Comparison(f"{what} at {name}", errors[name], tolerance)
+
+
+def _relative(given: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, relative to the largest expected number; infinite where the shapes differ."""
+    if given.shape != expected.shape:
+        return float("inf")
+    return float((given - expected).abs().max() / expected.abs().max())
+
+
+def _distance(given: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference in units of the expected pictures' standard deviation."""
+    return float("inf") if given.shape != expected.shape else float((given - expected).abs().max() / expected.std())

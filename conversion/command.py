@@ -1,0 +1,85 @@
+"""Convert a StyleGAN2 checkpoint of any known format into a folder that this package and diffusers load.
+
+    stylefusion convert ffhq.pkl converted/ffhq --with-discriminator
+    stylefusion convert weights/ffhq_weights.json converted/ffhq --generator stylegan2-ffhq-config-f.pt
+    stylefusion convert interfacegan/boundaries converted/directions
+
+Nothing in a checkpoint is executed, and nothing is uploaded. See docs/convert.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+KINDS = ("auto", "nvidia", "tensorflow", "rosinality", "e4e", "stylefusion", "directions")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="the checkpoint, JSON of nets or directions")
+    parser.add_argument("destination", metavar="DEST", type=Path, help="the folder to write")
+    parser.add_argument("--kind", choices=KINDS, default="auto", help="what SOURCE is (default: detected)")
+    parser.add_argument("--with-discriminator", action="store_true", help="convert the discriminator too")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "fp16"), default="fp32", help="fp16 writes that variant beside the float32 files"
+    )
+    parser.add_argument("--psi", type=float, metavar="NUMBER", help="the model's default truncation")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="split larger weights (default: 5GB)")
+    parser.add_argument("--overwrite", action="store_true", help="replace DEST if it is not empty")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
+    check = parser.add_argument_group("check")
+    check.add_argument(
+        "--reference", type=Path, metavar="FILE", help="what the original computed: .safetensors, or a seed's .png"
+    )
+    check.add_argument("--reference-seed", type=int, metavar="N", help="the picture's seed, if its name does not say")
+    nets = parser.add_argument_group("fusion nets and directions")
+    nets.add_argument(
+        "--generator",
+        type=Path,
+        metavar="PATH",
+        help="the nets' generator checkpoint; the directions' converted model",
+    )
+    nets.add_argument("--tree", metavar="TREE", help="ffhq, car, church or a tree's text, if the JSON leaves it open")
+    nets.add_argument("--space", choices=("z", "w", "w+", "s"), help="of the directions, if their files leave it open")
+    nets.add_argument("--layers", metavar="0-3,7", help="rows of w+ that the directions are meant for")
+
+
+def run(args: argparse.Namespace) -> None:
+    from stylefusion_hf.conversion.convert import convert
+
+    report = convert(
+        args.source,
+        args.destination,
+        kind=args.kind,
+        generator=args.generator,
+        with_discriminator=args.with_discriminator,
+        dtype=args.dtype,
+        truncation_psi=args.psi,
+        tree=args.tree,
+        space=args.space,
+        layers=_rows(args.layers),
+        reference=args.reference,
+        reference_seed=args.reference_seed,
+        overwrite=args.overwrite,
+        max_shard_size=args.max_shard_size,
+        progress=not args.no_progress,
+    )
+    print(f"converted {args.source} to {args.destination}")
+    print(report.table())
+    if report.mismatches:
+        raise ValueError(
+            f"{args.destination} was written, but differs from {args.reference} in {'; '.join(report.mismatches)}"
+        )
+
+
+def _rows(text: str | None) -> list[int] | None:
+    """ "0-3,7" -> [0, 1, 2, 3, 7]"""
+    if text is None:
+        return None
+    rows: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or int(last or first) > 64:
+            raise ValueError(f"--layers: expected rows such as 0-3,7, got {text!r}")
+        rows += range(int(first), int(last or first) + 1)
+    return sorted(set(rows))

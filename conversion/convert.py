@@ -1,0 +1,327 @@
+"""`convert(source, destination)`: a checkpoint of the field -> a folder that `from_pretrained` loads.
+
+Reading (`safe_pickle`), recognising (`sources`), renaming (`layouts`), writing (`writing`, `destination`), checking
+(`checks`) and telling (`report`) are modules of their own; this one is their order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import __version__ as diffusers_version
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from stylefusion_hf.conversion import checks, directions, hierarchy
+from stylefusion_hf.conversion.destination import check_destination, whole_folder
+from stylefusion_hf.conversion.inert import ConversionError
+from stylefusion_hf.conversion.layouts import Converted
+from stylefusion_hf.conversion.rendering import LARGEST
+from stylefusion_hf.conversion.report import Report, model_card
+from stylefusion_hf.conversion.safe_pickle import load_mapped
+from stylefusion_hf.conversion.sources import KINDS, Source, read_source
+from stylefusion_hf.conversion.writing import release, save_model
+from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.models.fusion import FusionHierarchy
+from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.regions import RegionTree
+
+PSI = 0.7  # the usual truncation, where a source does not say its own
+MEAN_SAMPLES = 4096  # as many as the StyleFusion authors draw
+TREE_ROOT = "all"  # the one region of a generator without fusion nets
+
+
+@dataclass
+class Options:
+    """How to convert; the defaults suit every kind.
+
+    Attributes:
+        kind: "auto" or one of `sources.KINDS`.
+        generator: for fusion nets, the generator's checkpoint; for directions, the converted model they are for.
+        with_discriminator: convert the discriminator too.
+        dtype: "fp32", or "fp16" to write the fp16 variant beside the float32 files.
+        truncation_psi: the model's default truncation; None: the source's own, or 0.7.
+        tree: for fusion nets, where the JSON leaves it open.
+        space, layers: of directions, where their files leave them open.
+        reference, reference_seed: what to compare with, see `checks.compare`.
+        overwrite: replace a destination that is not empty.
+        max_shard_size: diffusers' own.
+        progress: show a progress bar.
+    """
+
+    kind: str = "auto"
+    generator: Path | None = None
+    with_discriminator: bool = False
+    dtype: str = "fp32"
+    truncation_psi: float | None = None
+    tree: str | None = None
+    space: str | None = None
+    layers: list[int] | None = None
+    reference: Path | None = None
+    reference_seed: int | None = None
+    overwrite: bool = False
+    max_shard_size: str = "5GB"
+    progress: bool = True
+
+
+def convert(source: str | Path, destination: str | Path, options: Options | None = None, **changes: Any) -> Report:
+    """Convert `source` into the folder `destination`.
+
+    The folder is a pipeline: `StyleFusionPipeline.from_pretrained(destination)`, and each part by itself, as
+    `StyleGAN2Generator.from_pretrained(destination, subfolder="generator")`. A generator without fusion nets gets a
+    region tree of one node. Directions become `destination/directions.safetensors`.
+
+    Args:
+        options, changes: `Options`, whole or by field.
+
+    Raises:
+        ConversionError: names the file and what is wrong; nothing is written then.
+    """
+    options = Options(**{**vars(options or Options()), **changes})
+    source, destination = Path(source), Path(destination)
+    if options.kind not in ("auto", *KINDS) or options.dtype not in ("fp32", "fp16"):
+        got = f"{options.kind!r}, {options.dtype!r}"
+        raise ConversionError(f"kind is auto or one of {', '.join(KINDS)}, dtype is fp32 or fp16; got {got}")
+    if options.truncation_psi is not None and not 0 <= options.truncation_psi <= 2:
+        raise ConversionError(f"truncation_psi is between 0 and 2, got {options.truncation_psi}")
+    if not source.exists():
+        raise ConversionError(f"{source}: there is no such file")
+    given = [path for path in (source, options.generator, options.reference) if path is not None]
+    for path in given[1:]:
+        if not path.exists():
+            raise ConversionError(f"{path}: there is no such file")
+    check_destination(destination, options.overwrite, given)  # before the long work, not after it
+    with tqdm(total=6, unit="step", disable=not options.progress, leave=False) as bar:
+        job = _Job(source, destination, options, Report(options.kind), bar)
+        if source.suffix.lower() == ".json" or options.kind == "stylefusion":
+            job.fusion_nets()
+        elif source.is_dir() or options.kind == "directions":
+            job.directions()
+        else:
+            job.checkpoint()
+        bar.update(bar.total - bar.n)
+    return job.report
+
+
+@dataclass
+class _Job:
+    """One conversion: what it reads, where it writes, and what it has to tell."""
+
+    source: Path
+    destination: Path
+    options: Options
+    report: Report
+    bar: Any
+
+    def step(self, what: str) -> None:
+        self.bar.set_description(what)
+        self.bar.update()
+
+    # --- One method a family of sources -----------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """A file with a generator, or with directions if that is what is found."""
+        self.step("reading")
+        content, buffer = load_mapped(self.source)
+        if self.options.kind == "auto" and directions.looks_like_directions(content):
+            del content
+            self.directions()
+            return
+        source = read_source(content, str(self.source), self.options.kind)
+        del content
+        self.report.kind = source.kind
+        with self._folder([self.source]) as work:
+            self._describe_files({"source": self.source})
+            generator = self._generator(source, work)
+            release(buffer)
+            self._discriminator(source, work)
+            del source
+            release(buffer)
+            tree = RegionTree(TREE_ROOT, {})
+            shape = {"padded_width": max(*generator["conv_sizes"], *generator["rgb_sizes"])}
+            shape["num_indicators"] = max(len(generator["conv_sizes"]), len(generator["rgb_sizes"])) + 1
+            self._save("fusion", FusionHierarchy, Converted({"tree": tree.to_dict(), **generator, **shape}, {}), work)
+            self._finish(work)
+
+    def fusion_nets(self) -> None:
+        """The authors' JSON with a generator."""
+        self.report.kind = "stylefusion"
+        self.step("reading")
+        files = hierarchy.read_json(self.source)
+        path = self.options.generator or files.generator
+        if path is None:
+            raise ConversionError(
+                f"{self.source}: the fusion nets need their generator: give its checkpoint as --generator FILE, or"
+                ' name it in the JSON under "generator"'
+            )
+        content, buffer = load_mapped(path)
+        source = read_source(content, str(path))
+        del content
+        with self._folder([self.source, path, *files.nets.values()]) as work:
+            named = {f"net {node}": file for node, file in files.nets.items()}
+            self._describe_files({"source": self.source, "generator": path, **named})
+            converted = self._converted(source)
+            resolution = converted.config["resolution"]
+            domain, tree = hierarchy.choose_tree(list(files.nets), resolution, self.source, self.options.tree)
+            if self.options.truncation_psi is None and domain in hierarchy.DOMAINS:
+                converted.config["truncation_psi"] = hierarchy.DOMAINS[domain][1]
+            generator = self._generator(source, work, converted)
+            del converted
+            release(buffer)
+            self._discriminator(source, work)
+            del source
+            release(buffer)
+            missing = [node for node in tree.inner if node not in tree.fused]
+            if missing:
+                self.report.notes.append(f"without nets, and so not fused: {', '.join(missing)}")
+            self._save("fusion", FusionHierarchy, hierarchy.convert_hierarchy(files.nets, tree, generator), work)
+            self._finish(work)
+
+    def directions(self) -> None:
+        """Direction files, into one safetensors."""
+        self.report.kind = "directions"
+        sizes = _generator_sizes(self.options.generator)
+        found = directions.read_directions(self.source, self.options.space, self.options.layers, sizes)
+        files = [self.source] if self.source.is_file() else sorted(f for f in self.source.iterdir() if f.is_file())
+        self._describe_files({"source" if len(files) == 1 else file.name: file for file in files})
+        self.report.unused, self.report.notes = found.unused, found.notes
+        spaces = sorted({d.space for d in found.found.values()})
+        listed = ", ".join(list(found.found)[:12]) + (", ..." if len(found.found) > 12 else "")
+        self.report.parts["directions"] = {"lines": [f"{len(found.found)} in {', '.join(spaces)}: {listed}"]}
+        vectors = {name: d.vector for name, d in found.found.items()}
+        with self._folder([self.source]) as work:
+            save_file(vectors, work / "directions.safetensors", metadata=directions.metadata(found))
+            self._finish(work)
+
+    # --- Their steps ------------------------------------------------------------------------------
+
+    def _folder(self, sources: list[Path]) -> Any:
+        given = [path for path in (self.options.generator, self.options.reference) if path is not None]
+        return whole_folder(self.destination, self.options.overwrite, [*sources, *given])
+
+    def _describe_files(self, files: dict[str, Path]) -> None:
+        self.step("hashing")
+        for name, path in files.items():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            self.report.sources[name] = {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+    def _converted(self, source: Source) -> Converted:
+        own = self.options.truncation_psi
+        converted = source.generator(PSI if own is None else own)
+        if own is not None:
+            converted.config["truncation_psi"] = own
+        return converted
+
+    def _generator(self, source: Source, work: Path, converted: Converted | None = None) -> dict[str, list[int]]:
+        """Write it; returns its style sizes, which fusion nets need."""
+        self.step("generator")
+        converted = converted or self._converted(source)
+        self.report.unused += [*converted.unused, *source.unused]
+        if "w_avg" not in converted.state:
+            converted.state["w_avg"] = _estimated_mean(converted)
+            self.report.notes.append(
+                f"the source stores no mean of w: it was estimated from {MEAN_SAMPLES} samples of seed 0"
+            )
+        self._save("generator", StyleGAN2Generator, converted, work)
+        self.report.notes += source.notes
+        config = converted.config
+        conv = [
+            converted.state[f"synthesis.convs.{i}.weight"].shape[1] for i in range(2 * len(config["channels"]) - 1)
+        ]
+        rgb = list(config["channels"])
+        s, rows = sum(conv) + sum(rgb), len(conv) + 1
+        self.report.parts["generator"]["lines"] += [
+            f"spaces z ({config['z_dim']}), w ({config['w_dim']}), w+ ({rows} x {config['w_dim']}), s ({s})",
+            f"noise inputs {'on' if config['use_noise'] else 'off'}, conv_clamp {config['conv_clamp']},"
+            f" truncation {config['truncation_psi']:g}, {config['label_dim'] or 'no'} classes",
+        ]
+        return {"conv_sizes": conv, "rgb_sizes": rgb}
+
+    def _discriminator(self, source: Source, work: Path) -> None:
+        self.step("discriminator")
+        if not self.options.with_discriminator:
+            self.report.unused += source.judge
+            if source.discriminator is not None:
+                self.report.notes.append("there is a discriminator too: --with-discriminator converts it")
+        elif source.discriminator is None:
+            raise ConversionError(f"{self.source}: has no discriminator; convert without --with-discriminator")
+        else:
+            converted = source.discriminator()
+            self.report.unused += converted.unused
+            self._save("discriminator", StyleGAN2Discriminator, converted, work)
+
+    def _save(self, part: str, cls: Any, converted: Converted, work: Path) -> None:
+        half, what = self.options.dtype == "fp16", f"{self.source}: {part}"
+        self.report.notes += save_model(cls, converted, work / part, what, half, self.options.max_shard_size)
+        config, lines = converted.config, []
+        if "channels" in config:
+            lines.append(f"{config['resolution']} px, channels {'-'.join(map(str, config['channels']))}")
+        else:
+            lines.append(f"tree {RegionTree.from_dict(config['tree'])}")
+        count = sum(tensor.numel() for tensor in converted.state.values())
+        lines.append(f"{count:,} numbers in {len(converted.state)} tensors, every parameter filled")
+        self.report.parts[part] = {"config": config, "lines": lines}
+
+    def _finish(self, work: Path) -> None:
+        """The check, the comparison, the index, the card."""
+        self.step("checking")
+        if self.report.kind != "directions":
+            generator = StyleGAN2Generator.from_pretrained(work / "generator")
+            self.report.check = checks.sample_statistics(generator)
+            if self.report.kind == "stylefusion":
+                self.report.check |= checks.check_fusion(generator, work)
+            del generator
+            index = {
+                "_class_name": "StyleFusionPipeline",
+                "_diffusers_version": diffusers_version,
+                "encoder": [None, None],
+                "fusion": [FusionHierarchy.__module__, FusionHierarchy.__name__],
+                "generator": [StyleGAN2Generator.__module__, StyleGAN2Generator.__name__],
+                "segmenter": [None, None],
+            }
+            (work / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        if self.options.reference is not None:
+            lines = checks.compare(work, self.options.reference, self.options.reference_seed)
+            self.report.comparison = [(line.what, line.error, line.tolerance) for line in lines]
+        files = sorted(path for path in work.rglob("*") if path.is_file())
+        self.report.files = {path.relative_to(work).as_posix(): path.stat().st_size for path in files}
+        (work / "README.md").write_text(model_card(self.report, self.destination.name), encoding="utf-8")
+        self.report.save(work)
+
+
+@torch.no_grad()
+def _estimated_mean(converted: Converted) -> torch.Tensor:
+    """The mean of w over a seeded draw; of all classes alike, for a conditional generator."""
+    labels, needed = None, converted.config["label_dim"]
+    widest = max([needed, *(tensor.shape[0] for n, tensor in converted.state.items() if n.startswith("mapping."))])
+    if widest * MEAN_SAMPLES > LARGEST:
+        raise ConversionError(
+            f"the mapping network is {widest:,} wide: too large to estimate the mean of w that is missing"
+        )
+    if needed:
+        labels = torch.nn.functional.one_hot(torch.arange(MEAN_SAMPLES) % needed, needed).float()
+    with init_empty_weights(include_buffers=False):
+        generator = StyleGAN2Generator(**converted.config)
+    state = {name: tensor.float() for name, tensor in converted.state.items()}
+    generator.load_state_dict(state, strict=False, assign=True)
+    return generator.estimate_w_avg(MEAN_SAMPLES, seed=0, class_labels=labels)
+
+
+def _generator_sizes(folder: Path | None) -> dict[str, Any] | None:
+    """Sizes of a converted generator, from its config."""
+    if folder is None:
+        return None
+    path = next((p for p in (folder / "generator" / "config.json", folder / "config.json") if p.is_file()), None)
+    if path is None:
+        raise ConversionError(f"{folder}: for directions, --generator is a folder that holds a converted generator")
+    with init_empty_weights():
+        generator = StyleGAN2Generator.from_config(json.loads(path.read_text(encoding="utf-8")))
+    sizes = {key: generator.config[key] for key in ("z_dim", "w_dim")}
+    return {**sizes, "num_ws": generator.num_ws, "conv_sizes": generator.conv_sizes, "rgb_sizes": generator.rgb_sizes}

@@ -1,0 +1,81 @@
+"""A folder that appears whole or not at all: written beside its place, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stylefusion_hf.conversion.inert import ConversionError
+
+
+def check_destination(target: Path, overwrite: bool, sources: Iterable[Path] = ()) -> Path:
+    """The real path to write to.
+
+    Raises:
+        ConversionError: it exists and `overwrite` is not given, is no folder, or holds what is to be read.
+    """
+    real = Path(os.path.realpath(target))
+    if real.exists() and not real.is_dir():
+        raise ConversionError(f"{target}: is a file; give the name of a folder")
+    if real.is_dir() and any(real.iterdir()):
+        if not overwrite:
+            raise ConversionError(
+                f"{target}: exists and is not empty; give another name, or --overwrite to replace it"
+            )
+        for source in sources:
+            if real in Path(os.path.realpath(source)).parents:
+                raise ConversionError(f"{target}: holds {source}, which --overwrite would remove; give another name")
+    for above in real.parents:
+        if above.exists():
+            if not above.is_dir() or not os.access(above, os.W_OK):
+                raise ConversionError(f"{target}: cannot be written, {above} is no folder that may be written to")
+            break
+    return real
+
+
+@contextmanager
+def whole_folder(target: Path, overwrite: bool, sources: Iterable[Path] = ()) -> Iterator[Path]:
+    """`with whole_folder(target, ...) as work:` fills `work`, which becomes `target` if nothing is raised.
+
+    What stood at `target` stays until the new folder is complete, and stays for good if anything fails.
+    """
+    real = check_destination(target, overwrite, sources)
+    real.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{real.name}.", suffix=".part", dir=real.parent))
+    try:
+        yield work
+        os.chmod(work, 0o777 & ~_umask())  # mkdtemp makes it private
+        _swap(work, real)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _swap(work: Path, real: Path) -> None:
+    if not real.exists():
+        os.rename(work, real)
+        return
+    if not any(real.iterdir()):
+        real.rmdir()
+        os.rename(work, real)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{real.name}.", suffix=".old", dir=real.parent))
+    old = aside / real.name
+    os.rename(real, old)
+    try:
+        os.rename(work, real)
+    except OSError:
+        os.rename(old, real)
+        raise
+    finally:
+        if real.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

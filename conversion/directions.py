@@ -1,0 +1,263 @@
+"""Editing directions of other projects -> one safetensors file of named directions.
+
+The file, which `editing.py` reads: each tensor is a direction, under its name, in float32, as the source has it:
+
+    space "z" or "w"   (dim,)         added to a code, or to every row of w+ (only to those in `layers`, where given)
+    space "w+"         (rows, dim)    added row by row
+    space "s"          (S,)           added to a packed style code; (S_conv,) where it covers the convolutions only
+
+Its metadata hold `format` = "stylefusion-directions", `version` = "1", and `directions`, a JSON of
+{name: {"space": ..., "layers": [row, ...] or null, "scale": number, "source": file name}}. An edit of strength a
+adds a * scale * vector; `scale` is 1 but for principal components, where it is the standard deviation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
+from stylefusion_hf.conversion.safe_pickle import load
+
+FORMAT, VERSION = "stylefusion-directions", "1"
+SPACES = ("z", "w", "w+", "s")
+SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".safetensors")
+MAX_DIRECTIONS = 10_000
+LARGEST_LATENT = 2048  # a vector that is longer is a style code
+
+
+@dataclass
+class Direction:
+    """One direction: see the table above."""
+
+    vector: torch.Tensor
+    space: str
+    scale: float = 1.0
+    source: str = ""
+    layers: list[int] | None = None
+
+
+@dataclass
+class Directions:
+    """What a file or folder held: directions by name, arrays that are none, and what to tell the user."""
+
+    found: dict[str, Direction] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, direction: Direction) -> None:
+        name = re.sub(r"[^a-z0-9_+-]+", "_", name.lower()).strip("_") or "direction"
+        if name in self.found:
+            raise ConversionError(f"{direction.source}: there are two directions {name!r}; rename a file or a key")
+        if len(self.found) >= MAX_DIRECTIONS:
+            raise ConversionError(f"{direction.source}: holds more than {MAX_DIRECTIONS:,} directions")
+        if not torch.isfinite(direction.vector).all() or not direction.vector.any():
+            raise ConversionError(f"{direction.source}: the direction {name!r} is zero, or not finite")
+        self.found[name] = direction
+
+
+def looks_like_directions(content: Any) -> bool:
+    """Whether a file's content is arrays of a few dimensions rather than a network's weights."""
+    if _array(content) is not None or isinstance(content, (list, tuple)):
+        return isinstance(content, (list, tuple)) is False or _layers(content) is not None
+    if not isinstance(content, Mapping) or not content:
+        return False
+    values = [_array(value) for value in content.values()]
+    if {"lat_comp", "comp"} & set(map(str, content)):
+        return True
+    return len(values) <= MAX_DIRECTIONS and all(value is not None and 1 <= value.ndim <= 3 for value in values)
+
+
+def read_directions(
+    path: Path, space: str | None = None, layers: list[int] | None = None, sizes: Mapping[str, Any] | None = None
+) -> Directions:
+    """All directions of a file, or of all files in a folder.
+
+    Args:
+        space: of all of them, where the files' names and shapes do not say it.
+        layers: the rows of w+ that they are meant for.
+        sizes: `w_dim`, `num_ws`, `conv_sizes`, `rgb_sizes` of the generator they are for, to be held against.
+
+    Raises:
+        ConversionError: no directions, or some that do not fit.
+    """
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    if not files:
+        raise ConversionError(f"{path}: holds none of {', '.join(SUFFIXES)}")
+    result = Directions()
+    for file in files:
+        content = load(file)
+        before = len(result.found)
+        for name, vector, scale, meant in _unpack(content, file, result, sizes):
+            chosen = space or meant or _space_of(file, vector, result, sizes)
+            for label, part in _split(name, vector, chosen, file):
+                result.add(label, Direction(_checked(part, chosen, file, sizes), chosen, scale, file.name, layers))
+        if len(result.found) == before:
+            raise ConversionError(f"{file}: holds no directions that are known here")
+    return result
+
+
+def metadata(directions: Directions) -> dict[str, str]:
+    """The safetensors file's metadata."""
+    table = {
+        name: {"space": d.space, "layers": d.layers, "scale": d.scale, "source": d.source}
+        for name, d in directions.found.items()
+    }
+    return {"format": FORMAT, "version": VERSION, "directions": json.dumps(table)}
+
+
+# --- What a file holds ------------------------------------------------------------------------------
+
+
+def _array(value: Any) -> np.ndarray | None:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().float().numpy() if value.is_floating_point() else value.numpy()
+    if isinstance(value, (np.ndarray, LazyArray)):
+        array = np.asarray(value)
+        return array if array.dtype.kind in "fiu" else None
+    return None
+
+
+def _layers(content: Any) -> list[np.ndarray] | None:
+    """A style code as a list of vectors, one a layer."""
+    arrays = [_array(x) for x in content] if 2 <= len(content) <= 64 else []
+    flat = [a.reshape(-1) for a in arrays if a is not None and a.size == max(a.shape, default=0)]
+    return flat if flat and len(flat) == len(content) else None
+
+
+def _unpack(
+    content: Any, file: Path, result: Directions, sizes: Any
+) -> Iterator[tuple[str, np.ndarray, float, str | None]]:
+    """(name, array, scale, space if it is certain) of every direction in a file."""
+    stem = re.sub(r"^(pggan|stylegan\d?)_[a-z0-9]+_|(_[wz])?_boundary$", "", file.stem.lower())
+    content = content.entries() if isinstance(content, Record) else content
+    if (array := _array(content)) is not None:
+        yield stem, array, 1.0, None
+    elif isinstance(content, (list, tuple)):
+        if (vectors := _layers(content)) is None:
+            raise ConversionError(f"{file}: is a list, but not of one style vector a layer")
+        yield stem, _pack(vectors, file, sizes), 1.0, "s"
+    elif isinstance(content, Mapping):
+        keys = {str(key): value for key, value in content.items()}
+        component = next((key for key in ("lat_comp", "comp") if key in keys), None)
+        if component is not None:
+            yield from _components(keys, component, file, result)
+        elif all(re.fullmatch(r"(conv|rgb)\d+", key) for key in keys):
+            ordered = sorted(keys, key=lambda k: (k[0], int(re.sub(r"\D", "", k))))
+            arrays = [_array(keys[key]) for key in ordered]
+            yield stem, np.concatenate([array.reshape(-1) for array in arrays if array is not None]), 1.0, "s"
+        else:
+            for key, value in keys.items():
+                if (array := _array(value)) is not None and 1 <= array.ndim <= 3:
+                    yield (stem if key in ("boundary", "direction") else key), array, 1.0, None
+                elif isinstance(value, (list, tuple)) and (vectors := _layers(value)) is not None:
+                    yield key, _pack(vectors, file, sizes), 1.0, "s"
+                else:
+                    result.unused.append(f"{file.name}/{key[:80]}")
+
+
+def _components(keys: Mapping[str, Any], component: str, file: Path, result: Directions) -> Iterator[tuple]:
+    """GANSpace: principal components of w with their standard deviations."""
+    array = _array(keys[component])
+    deviation = _array(keys.get("lat_stdev" if component == "lat_comp" else "std"))
+    if array is None or array.ndim < 2 or array.size != len(array) * array.shape[-1]:
+        raise ConversionError(f"{file}: its {component!r} is no list of components")
+    scales = np.ones(len(array)) if deviation is None or deviation.size != len(array) else deviation.reshape(-1)
+    for i, row in enumerate(array.reshape(len(array), -1)):
+        yield f"pc{i:03d}", row, float(scales[i]), None
+    result.unused += [f"{file.name}/{key}" for key in keys if key not in (component, "lat_stdev", "std")]
+    result.notes.append("principal components are taken to be of w, as GANSpace's --use_w (else --space z)")
+
+
+def _pack(vectors: list[np.ndarray], file: Path, sizes: Any) -> np.ndarray:
+    """One vector a layer -> the packed code: all convolutions, then all toRGBs.
+
+    Other projects list the layers in the network's order: conv, rgb, then conv, conv, rgb for every further block; or
+    the convolutions alone.
+    """
+    n, widths = len(vectors), [len(v) for v in vectors]
+    rgb = range(1, n, 3)
+    orders = []
+    if n % 3 == 2 and all(widths[i - 1] == widths[i] == (widths[i + 1 : i + 2] or [widths[i]])[0] for i in rgb):
+        orders.append([i for i in range(n) if i not in rgb] + list(rgb))
+    if n % 2 == 1:
+        orders.append(list(range(n)))
+    if sizes:
+        expected = [*sizes["conv_sizes"], *sizes["rgb_sizes"]]
+        orders = [order for order in orders if [widths[i] for i in order] in (expected, list(sizes["conv_sizes"]))]
+    if len(orders) != 1:
+        problem = "could be convolutions alone or not: give --generator" if orders else "fit no such list"
+        raise ConversionError(f"{file}: its {n} style vectors (of lengths {widths}) {problem}")
+    return np.concatenate([vectors[i] for i in orders[0]])
+
+
+# --- Spaces and shapes ------------------------------------------------------------------------------
+
+
+def _space_of(file: Path, array: np.ndarray, result: Directions, sizes: Any) -> str:
+    """From the file's name (InterFaceGAN: `..._w_boundary`, `..._boundary` for z), else from the shape."""
+    shape = [n for n in array.shape if n != 1]
+    if len(shape) == 1 and (shape[0] > LARGEST_LATENT or (sizes and shape[0] in style_lengths(sizes))):
+        return "s"
+    if len(shape) == 2:
+        rows = {sizes["num_ws"]} if sizes else range(4, 21, 2)
+        if shape[0] in rows:
+            result.notes.append(f"{file.name}: {shape[0]} rows are taken for one direction in w+ (else --space w)")
+            return "w+"
+    if re.search(r"_w(_|$)", file.stem.lower()):
+        return "w"
+    if file.stem.lower().endswith("_boundary"):
+        result.notes.append(f"{file.name}: taken for a direction in z, as InterFaceGAN names them (else --space w)")
+        return "z"
+    return "w"
+
+
+def style_lengths(sizes: Mapping[str, Any]) -> tuple[int, int]:
+    """(S, the convolutions' share of it)"""
+    return sum(sizes["conv_sizes"]) + sum(sizes["rgb_sizes"]), sum(sizes["conv_sizes"])
+
+
+def _split(name: str, array: np.ndarray, space: str, file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """One direction, or the rows of an array of several."""
+    shape = [n for n in array.shape if n != 1]
+    dims = 2 if space == "w+" else 1
+    if len(shape) == 2 and shape[0] > LARGEST_LATENT // 4 and space != "w+":
+        raise ConversionError(
+            f"{file}: an array of {shape[0]} x {shape[1]} is no list of directions; StyleCLIP's fs3.npy becomes one"
+            " when it is multiplied with the CLIP difference of two texts: save that product"
+        )
+    if len(shape) == dims or not shape:
+        yield name, array.reshape(shape or [1])
+    elif len(shape) == dims + 1:
+        for i, row in enumerate(array.reshape(shape)):
+            yield f"{name}_{i:03d}", row
+    else:
+        raise ConversionError(f"{file}: {name!r} of the shape {tuple(array.shape)} is no direction in {space}")
+
+
+def _checked(array: np.ndarray, space: str, file: Path, sizes: Any) -> torch.Tensor:
+    vector = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).clone()
+    if sizes:
+        shapes: dict[str, list[tuple[int, ...]]] = {
+            "z": [(sizes["z_dim"],)],
+            "w": [(sizes["w_dim"],)],
+            "w+": [(sizes["num_ws"], sizes["w_dim"])],
+            "s": [(n,) for n in style_lengths(sizes)],
+        }
+        wanted = shapes[space]
+        if tuple(vector.shape) not in wanted:
+            raise ConversionError(
+                f"{file}: a direction in {space} of this generator has the shape {' or '.join(map(str, wanted))}, this"
+                f" one {tuple(vector.shape)}"
+            )
+    if math.prod(vector.shape) > 2**24:
+        raise ConversionError(f"{file}: a direction of {math.prod(vector.shape):,} numbers")
+    return vector

@@ -1,0 +1,314 @@
+"""StyleGAN2 checkpoints in the field's three layouts, renamed to this package's models.
+
+Pure functions on flat dictionaries `name -> tensor`: every size is read off the tensors, and every tensor that is not
+used is reported by name. Reading the files themselves, safely, is `convert.py`'s job.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+Tensors = Mapping[str, torch.Tensor]
+
+# Tensors that the architecture itself determines: FIR kernels. They are checked, not stored.
+FIXED = re.compile(r"(^|\.)(resample_filter|kernel)$")
+
+
+class LayoutError(ValueError):
+    """The tensors are not those of the layout they were taken for."""
+
+
+@dataclass
+class Converted:
+    """What `from_pretrained` needs: a model's config and state, and the source's names that found no use."""
+
+    config: dict
+    state: dict[str, torch.Tensor]
+    unused: list[str] = field(default_factory=list)
+
+
+class Reader:
+    """Takes tensors by name, remembers which were taken, and names what is missing or has another shape."""
+
+    def __init__(self, tensors: Tensors, what: str):
+        self.tensors, self.what = tensors, what
+        self.taken: set[str] = set()
+
+    def has(self, name: str) -> bool:
+        return name in self.tensors
+
+    def take(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """The tensor, reshaped if only dimensions of size one differ from `shape`."""
+        if name not in self.tensors:
+            raise LayoutError(f"{self.what}: the checkpoint lacks {name!r}; it may be cut off or of another kind")
+        self.taken.add(name)
+        x = self.tensors[name]
+        if shape is None:
+            return x
+        if [n for n in x.shape if n != 1] != [n for n in shape if n != 1]:
+            raise LayoutError(f"{self.what}: {name!r} has shape {tuple(x.shape)}, expected {tuple(shape)}")
+        return x.reshape(shape)
+
+    def count(self, pattern: str) -> int:
+        """How many consecutive integers from `pattern.format(0)` on name a tensor."""
+        n = 0
+        while pattern.format(n) in self.tensors:
+            n += 1
+        return n
+
+    def unused(self) -> list[str]:
+        """Names that were not taken, in order. A FIR kernel that is not [1, 3, 3, 1] is an error: it would be lost."""
+        left = [name for name in self.tensors if name not in self.taken]
+        for name in left:
+            if FIXED.search(name) and not _is_standard_fir(self.tensors[name]):
+                raise LayoutError(
+                    f"{self.what}: {name!r} is not the filter [1, 3, 3, 1]; other filters are not supported"
+                )
+        return [name for name in left if not FIXED.search(name)]
+
+
+def _is_standard_fir(kernel: torch.Tensor) -> bool:
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    outer = torch.outer(taps, taps)
+    kernel = kernel.float()
+    if kernel.shape not in (outer.shape, taps.shape):
+        return False
+    wanted = outer if kernel.ndim == 2 else taps
+    return torch.allclose(
+        kernel / kernel.sum(), wanted / wanted.sum(), atol=1e-4
+    )  # any gain, as up-sampling layers fold one in
+
+
+# --- What every layout of a generator comes down to ------------------------------------------------------------------
+
+
+def _generator(
+    read: Reader,
+    *,
+    const: str,
+    conv: Callable[[int, str], str],
+    rgb: Callable[[int, str], str],
+    num_blocks: int,
+    mapping: list[str],
+    embed: str | None,
+    w_avg: torch.Tensor | None,
+    noise: Callable[[int], str],
+    strength: Callable[[int], str],
+    conv_clamp: float | None,
+    psi: float,
+) -> Converted:
+    """`conv(i, part)` and `rgb(k, part)` name the part (weight, bias, affine.weight, affine.bias) of a layer."""
+    num_convs = 2 * num_blocks - 1
+    first = read.take(const)
+    channels4 = first.shape[-3]
+    state = {"synthesis.const": read.take(const, (channels4, 4, 4))}
+    channels, affine_w, affine_b = [], [], []
+    w_dim = read.take(conv(0, "affine.weight")).shape[-1]
+    use_noise = read.has(strength(0))
+    width = channels4
+    for i in range(num_convs):
+        out = read.take(conv(i, "weight")).shape[-4]
+        size = 4 * 2 ** ((i + 1) // 2)
+        state[f"synthesis.convs.{i}.weight"] = read.take(conv(i, "weight"), (out, width, 3, 3))
+        state[f"synthesis.convs.{i}.bias"] = read.take(conv(i, "bias"), (out,))
+        if use_noise:
+            state[f"synthesis.convs.{i}.noise_strength"] = read.take(strength(i), ())
+            state[f"synthesis.convs.{i}.noise_const"] = read.take(noise(i), (size, size))
+        affine_w.append(read.take(conv(i, "affine.weight"), (width, w_dim)))
+        affine_b.append(read.take(conv(i, "affine.bias"), (width,)))
+        width = out
+        if i % 2 == 0:
+            channels.append(out)
+    img_channels = read.take(rgb(0, "weight")).shape[-4]
+    for k, c in enumerate(channels):
+        state[f"synthesis.rgbs.{k}.weight"] = read.take(rgb(k, "weight"), (img_channels, c, 1, 1))
+        state[f"synthesis.rgbs.{k}.bias"] = read.take(rgb(k, "bias"), (img_channels,))
+        affine_w.append(read.take(rgb(k, "affine.weight"), (c, w_dim)))
+        affine_b.append(read.take(rgb(k, "affine.bias"), (c,)))
+    state["affine_weight"], state["affine_bias"] = torch.cat(affine_w), torch.cat(affine_b)
+    label_dim = embed_dim = 0
+    if embed is not None:
+        embed_dim, label_dim = read.take(f"{embed}.weight").shape
+        state["mapping.embed.weight"] = read.take(f"{embed}.weight")
+        state["mapping.embed.bias"] = read.take(f"{embed}.bias", (embed_dim,))
+    for j, name in enumerate(mapping):
+        state[f"mapping.layers.{j}.weight"] = read.take(f"{name}.weight")
+        state[f"mapping.layers.{j}.bias"] = read.take(f"{name}.bias")
+    z_dim = state["mapping.layers.0.weight"].shape[1] - embed_dim
+    if w_avg is not None:
+        state["w_avg"] = w_avg.reshape(w_dim)
+    config = {
+        "resolution": 4 * 2 ** (num_blocks - 1),
+        "channels": channels,
+        "z_dim": z_dim,
+        "w_dim": w_dim,
+        "label_dim": label_dim,
+        "mapping_layers": len(mapping),
+        "mapping_width": state["mapping.layers.0.weight"].shape[0] if len(mapping) > 1 else None,
+        "img_channels": img_channels,
+        "use_noise": use_noise,
+        "conv_clamp": conv_clamp,
+        "truncation_psi": psi,
+    }
+    return Converted(config, state, read.unused())
+
+
+# --- NVIDIA, PyTorch: stylegan2-ada-pytorch, and stylegan3's StyleGAN2 configurations --------------------------------
+
+
+def nvidia_generator(tensors: Tensors, conv_clamp: float | None = None, psi: float = 0.7) -> Converted:
+    """`G_ema`'s tensors. `conv_clamp` is no tensor: it comes from the snapshot's own arguments."""
+    read = Reader(tensors, "NVIDIA generator")
+    num_blocks = 0
+    while read.has(f"synthesis.b{4 * 2**num_blocks}.conv1.weight"):
+        num_blocks += 1
+    if num_blocks == 0:
+        raise LayoutError("NVIDIA generator: there is no 'synthesis.b4.conv1.weight'; this is no StyleGAN2 generator")
+    if read.has("synthesis.b8.skip.weight") or not read.has("synthesis.b4.torgb.weight"):
+        raise LayoutError(
+            "NVIDIA generator: only the 'skip' architecture is supported (the one of all published StyleGAN2 models)"
+        )
+
+    def conv(i: int, part: str) -> str:
+        return f"synthesis.b{4 * 2 ** ((i + 1) // 2)}.conv{0 if i % 2 else 1}.{part}"
+
+    def rgb(k: int, part: str) -> str:
+        return f"synthesis.b{4 * 2**k}.torgb.{part}"
+
+    return _generator(
+        read,
+        const="synthesis.b4.const",
+        conv=conv,
+        rgb=rgb,
+        num_blocks=num_blocks,
+        mapping=[f"mapping.fc{j}" for j in range(read.count("mapping.fc{}.weight"))],
+        embed="mapping.embed" if read.has("mapping.embed.weight") else None,
+        w_avg=read.take("mapping.w_avg") if read.has("mapping.w_avg") else None,
+        noise=lambda i: conv(i, "noise_const"),
+        strength=lambda i: conv(i, "noise_strength"),
+        conv_clamp=conv_clamp,
+        psi=psi,
+    )
+
+
+def nvidia_discriminator(tensors: Tensors, conv_clamp: float | None = None, mbstd_group_size: int = 4) -> Converted:
+    """`D`'s tensors (residual architecture). Clamp and group size are no tensors: they come from the snapshot's
+    arguments.
+    """
+    read = Reader(tensors, "NVIDIA discriminator")
+    sizes = sorted({int(m[1]) for n in tensors if (m := re.match(r"b(\d+)\.conv1\.weight$", n))}, reverse=True)
+    if not sizes or sizes != [2**i for i in range(int(math.log2(sizes[0])), 2, -1)]:
+        raise LayoutError(f"NVIDIA discriminator: its blocks are {sizes}, expected every power of two from 8 up")
+    blocks = [
+        [f"b{r}.{part}" for part in ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight")]
+        for r in sizes
+    ]
+    labels = read.has("mapping.embed.weight")
+    mapping = [f"mapping.fc{j}" for j in range(read.count("mapping.fc{}.weight"))]
+    names = {
+        "fromrgb": (f"b{sizes[0]}.fromrgb.weight", f"b{sizes[0]}.fromrgb.bias"),
+        "conv": ("b4.conv.weight", "b4.conv.bias"),
+        "fc": ("b4.fc.weight", "b4.fc.bias"),
+        "out": ("b4.out.weight", "b4.out.bias"),
+    }
+    return _discriminator(
+        read, names, blocks, mapping, "mapping.embed" if labels else None, conv_clamp, mbstd_group_size
+    )
+
+
+def _discriminator(read, names, blocks, mapping, embed, conv_clamp, mbstd_group_size) -> Converted:
+    state = {}
+    for ours, (weight, bias) in names.items():
+        w = read.take(weight)
+        state[f"{ours}.weight"], state[f"{ours}.bias"] = w, read.take(bias, (w.shape[0],))
+    channels = [state["fromrgb.weight"].shape[0]]
+    for j, block in enumerate(blocks):
+        c, out = channels[-1], read.take(block[2]).shape[0]
+        shapes = [(c, c, 3, 3), (c,), (out, c, 3, 3), (out,), (out, c, 1, 1)]
+        parts = ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight")
+        for part, name, shape in zip(parts, block, shapes, strict=True):
+            state[f"blocks.{j}.{part}"] = read.take(name, shape)
+        channels.append(out)
+    label_dim, layers = 0, 8
+    if embed is not None:
+        label_dim, layers = read.take(f"{embed}.weight").shape[1], len(mapping)
+        state["mapping.embed.weight"], state["mapping.embed.bias"] = (
+            read.take(f"{embed}.weight"),
+            read.take(f"{embed}.bias"),
+        )
+        for j, name in enumerate(mapping):
+            state[f"mapping.layers.{j}.weight"] = read.take(f"{name}.weight")
+            state[f"mapping.layers.{j}.bias"] = read.take(f"{name}.bias")
+    config = {
+        "resolution": 4 * 2 ** len(blocks),
+        "channels": channels[::-1],
+        "label_dim": label_dim,
+        "mapping_layers": layers,
+        "label_embed_dim": state["out.weight"].shape[0] if label_dim else None,
+        "img_channels": state["fromrgb.weight"].shape[1],
+        "mbstd_group_size": mbstd_group_size,
+        "mbstd_channels": state["conv.weight"].shape[1] - channels[-1],
+        "conv_clamp": conv_clamp,
+    }
+    return Converted(config, state, read.unused())
+
+
+# --- rosinality/stylegan2-pytorch, which the StyleFusion authors, e4e, pSp and HyperStyle use ------------------------
+
+
+def rosinality_generator(tensors: Tensors, latent_avg: torch.Tensor | None = None, psi: float = 0.7) -> Converted:
+    """`g_ema`'s tensors (or a `decoder`'s, its prefix cut off) with the checkpoint's `latent_avg`, (w_dim) or (rows,
+    w_dim).
+    """
+    read = Reader(tensors, "rosinality generator")
+
+    def conv(i: int, part: str) -> str:
+        layer = "conv1" if i == 0 else f"convs.{i - 1}"
+        part = {"bias": "activate.bias"}.get(part, "conv." + part.replace("affine", "modulation"))
+        return f"{layer}.{part}"
+
+    def rgb(k: int, part: str) -> str:
+        layer = "to_rgb1" if k == 0 else f"to_rgbs.{k - 1}"
+        return f"{layer}.{part}" if part == "bias" else f"{layer}.conv.{part.replace('affine', 'modulation')}"
+
+    depth = 0
+    while read.has(f"style.{depth + 1}.weight"):  # style.0 is the normalisation of z and holds no tensor
+        depth += 1
+    if latent_avg is not None and latent_avg.ndim == 2:
+        latent_avg = latent_avg[0]
+    return _generator(
+        read,
+        const="input.input",
+        conv=conv,
+        rgb=rgb,
+        num_blocks=1 + read.count("to_rgbs.{}.bias"),
+        mapping=[f"style.{j + 1}" for j in range(depth)],
+        embed=None,
+        w_avg=latent_avg,
+        noise=lambda i: f"noises.noise_{i}",
+        strength=lambda i: ("conv1" if i == 0 else f"convs.{i - 1}") + ".noise.weight",
+        conv_clamp=None,
+        psi=psi,
+    )
+
+
+def rosinality_discriminator(tensors: Tensors) -> Converted:
+    """`d`'s tensors."""
+    read = Reader(tensors, "rosinality discriminator")
+    blocks = [
+        [
+            f"convs.{j}.{part}"
+            for part in ("conv1.0.weight", "conv1.1.bias", "conv2.1.weight", "conv2.2.bias", "skip.1.weight")
+        ]
+        for j in range(1, 1 + sum(read.has(f"convs.{j}.skip.1.weight") for j in range(1, 16)))
+    ]
+    names = {
+        "fromrgb": ("convs.0.0.weight", "convs.0.1.bias"),
+        "conv": ("final_conv.0.weight", "final_conv.1.bias"),
+        "fc": ("final_linear.0.weight", "final_linear.0.bias"),
+        "out": ("final_linear.1.weight", "final_linear.1.bias"),
+    }
+    return _discriminator(read, names, blocks, [], None, None, 4)

@@ -1,0 +1,264 @@
+"""From a checkpoint file to networks: which kind it is, which networks it holds, and what else is in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from stylefusion_hf.conversion import nvidia, tensorflow
+from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
+from stylefusion_hf.conversion.layouts import (
+    Converted,
+    LayoutError,
+    nvidia_discriminator,
+    nvidia_generator,
+    rosinality_discriminator,
+    rosinality_generator,
+)
+from stylefusion_hf.conversion.modules import module_state, take_apart, tensor_names
+
+KINDS = {
+    "nvidia": "NVIDIA .pkl of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2 configurations",
+    "tensorflow": "NVIDIA .pkl of the TensorFlow era: stylegan2, stylegan2-ada",
+    "rosinality": "rosinality/stylegan2-pytorch .pt: g_ema, latent_avg, d",
+    "e4e": "e4e, pSp, ReStyle or HyperStyle .pt: the generator as decoder.* under state_dict",
+    "stylefusion": "the StyleFusion authors' JSON, node -> .pt, with --generator",
+    "directions": "directions of InterFaceGAN, StyleCLIP, GANSpace: .npy, .npz, .pt, .pkl, or a folder of them",
+}
+
+
+@dataclass
+class Source:
+    """The networks of a checkpoint, each made only when it is asked for, so that no two are in memory at once.
+
+    Attributes:
+        kind: one of KINDS.
+        generator: gives the generator's config and weights, with a default truncation.
+        discriminator: the same for the discriminator; None where the file has none.
+        unused: names of all tensors that belong to neither.
+        notes: what a user should know.
+        judge: names of the discriminator's tensors.
+    """
+
+    kind: str
+    generator: Callable[[float], Converted]
+    discriminator: Callable[[], Converted] | None = None
+    unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    judge: list[str] = field(default_factory=list)
+
+
+def looks_like_rosinality(tensors: Any) -> bool:
+    return isinstance(tensors, Mapping) and "conv1.conv.weight" in tensors and "to_rgb1.bias" in tensors
+
+
+def looks_like_nvidia(tensors: Any) -> bool:
+    return isinstance(tensors, Mapping) and any(str(n).startswith("synthesis.b4.conv1.") for n in tensors)
+
+
+def read_source(content: Any, name: str, kind: str = "auto") -> Source:
+    """The networks in what `safe_pickle.load` gave.
+
+    Raises:
+        ConversionError: no StyleGAN2 generator in it, another kind than the one asked for, or a damaged one.
+    """
+    source = _recognise(content, name)
+    if kind not in ("auto", source.kind):
+        raise ConversionError(f"{name}: is of the kind {source.kind!r}, not {kind!r}; leave out --kind to detect it")
+    return source
+
+
+def _recognise(content: Any, name: str) -> Source:
+    if isinstance(content, Record):
+        content = content.items or content.entries() if module_state(content) is None else {"G_ema": content}
+    networks = [content] if tensorflow.is_network(content) else content
+    if isinstance(networks, (tuple, list)) and networks and all(tensorflow.is_network(x) for x in networks):
+        return _tensorflow(networks, name)
+    if not isinstance(content, Mapping):
+        raise ConversionError(f"{name}: holds a {_describe(content)}, not the networks of a StyleGAN2")
+    if any(isinstance(content.get(key), Record) and module_state(content[key]) for key in ("G_ema", "G")):
+        return _nvidia(content, name)
+    states = {key: value for key, value in content.items() if isinstance(value, Mapping)}
+    inside = states.get("state_dict", content)
+    if any(str(key).startswith("decoder.") for key in inside):
+        return _encoder(content, inside, name)
+    for key in ("g_ema", "G_ema", "generator", "g", "G", "state_dict", "params_ema"):
+        tensors = _without_prefix(states.get(key))
+        if looks_like_rosinality(tensors):
+            return _rosinality(content, key, tensors, name)
+        if looks_like_nvidia(tensors):
+            return _nvidia_state(content, key, tensors, name)
+    flat = {key: value for key, value in content.items() if key != "latent_avg"}
+    tensors = _without_prefix(flat)
+    if looks_like_rosinality(tensors):
+        return _rosinality({"": flat, "latent_avg": content.get("latent_avg")}, "", tensors, name)
+    if looks_like_nvidia(tensors):
+        return _nvidia_state({"": flat}, "", tensors, name)
+    nets = inside if isinstance(inside, Mapping) else content
+    if any(str(key).startswith("blender_") for key in nets):
+        raise ConversionError(f"{name}: is one fusion net; give the authors' JSON, node -> file, with --generator")
+    raise ConversionError(f"{name}: holds no StyleGAN2 generator that is known here; it has {_describe(content)}")
+
+
+def _describe(content: Any) -> str:
+    if isinstance(content, Mapping):
+        keys = ", ".join(repr(str(key)[:40]) for key in list(content)[:6])
+        return f"a dictionary of {keys}{', ...' if len(content) > 6 else ''}" if content else "an empty dictionary"
+    if isinstance(content, Record):
+        return f"{content!r}"
+    return type(content).__name__
+
+
+def _without_prefix(tensors: Any) -> Any:
+    """Names without the prefix that all share: "module." of data parallelism, "generator." and the like."""
+    if not isinstance(tensors, Mapping) or not tensors or not all(type(key) is str for key in tensors):
+        return tensors
+    for prefix in ("module.", "generator.", "G_ema.", "g_ema."):
+        if all(key.startswith(prefix) for key in tensors):
+            return _without_prefix({key.removeprefix(prefix): value for key, value in tensors.items()})
+    return tensors
+
+
+def checked_tensors(tensors: Mapping[Any, Any], name: str) -> dict[str, torch.Tensor]:
+    """A flat dictionary of tensors, or an error that names the entry that is none."""
+    result: dict[str, torch.Tensor] = {}
+    for key, value in tensors.items():
+        if isinstance(value, (np.ndarray, LazyArray)):
+            value = torch.from_numpy(np.array(value))
+        if not isinstance(value, torch.Tensor) or type(key) is not str:
+            raise ConversionError(f"{name}: its entry {str(key)[:80]!r} is no tensor; damaged, or of another kind")
+        result[key] = value
+    return result
+
+
+def guarded(make: Callable[..., Converted], name: str, *args: Any) -> Converted:
+    """`make(...)`, with whatever the layout finds wrong as an error that names the file."""
+    try:
+        return make(*args)
+    except ConversionError:
+        raise
+    except (LayoutError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        raise ConversionError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+
+
+# --- One function a kind ----------------------------------------------------------------------------
+
+
+def _nvidia(content: Mapping[Any, Any], name: str) -> Source:
+    key = "G_ema" if isinstance(content.get("G_ema"), Record) else "G"
+    notes = [] if key == "G_ema" else ["there is no G_ema: the generator is G, whose weights are not averaged"]
+
+    def generator(psi: float) -> Converted:
+        return guarded(nvidia.convert_generator, name, take_apart(content[key], name), name, psi)
+
+    def discriminator() -> Converted:
+        return guarded(nvidia.convert_discriminator, name, take_apart(content["D"], name), name)
+
+    taken = (key, "D") if module_state(content.get("D")) else (key,)
+    unused = tensor_names({k: v for k, v in content.items() if k not in taken})
+    judge = tensor_names(content["D"], "D") if "D" in taken else []
+    return Source("nvidia", generator, discriminator if judge else None, unused, notes, judge)
+
+
+def _nvidia_state(content: Mapping[Any, Any], key: str, tensors: Any, name: str) -> Source:
+    """NVIDIA's names in a plain dictionary of tensors, as some ports save them."""
+    own = content.get("D") if isinstance(content.get("D"), Mapping) else None
+    notes = ["a plain dictionary of tensors does not say conv_clamp: none is set"]
+
+    def generator(psi: float) -> Converted:
+        return guarded(nvidia_generator, name, checked_tensors(tensors, name), None, psi)
+
+    def discriminator() -> Converted:
+        return guarded(nvidia_discriminator, name, checked_tensors(_without_prefix(own), name))
+
+    unused = tensor_names({k: v for k, v in content.items() if k not in (key, "D" if own else key)})
+    return Source("nvidia", generator, discriminator if own else None, unused, notes, tensor_names(own, "D"))
+
+
+def _tensorflow(networks: Any, name: str) -> Source:
+    """(G, D, Gs), or fewer of them; told apart by what they hold, as their names are free text."""
+    variables = [tensorflow.variables_of(network, name) for network in networks]
+    makers = [i for i, found in enumerate(variables) if any(v.startswith("synthesis/") for v in found)]
+    judges = [i for i, found in enumerate(variables) if any(v.startswith("4x4/") for v in found)]
+    if not makers:
+        raise ConversionError(f"{name}: none of its {len(networks)} TensorFlow networks is a StyleGAN2 generator")
+    chosen = makers[-1]  # (G, D, Gs): the averaged one comes last
+
+    def generator(psi: float) -> Converted:
+        return guarded(tensorflow.convert_generator, name, networks[chosen], name, psi)
+
+    def discriminator() -> Converted:
+        return guarded(tensorflow.convert_discriminator, name, networks[judges[0]], name)
+
+    names = [[f"network {i}/{variable}" for variable in found] for i, found in enumerate(variables)]
+    unused = [n for i, listed in enumerate(names) if i not in (chosen, *judges[:1]) for n in listed]
+    judge = names[judges[0]] if judges else []
+    return Source("tensorflow", generator, discriminator if judges else None, unused, [], judge)
+
+
+def _latent_avg(content: Mapping[Any, Any], name: str, notes: list[str]) -> torch.Tensor | None:
+    """(w_dim), from the checkpoint's latent_avg of (w_dim), (1, w_dim) or one row for each layer."""
+    mean = content.get("latent_avg")
+    mean = torch.from_numpy(np.array(mean)) if isinstance(mean, (np.ndarray, LazyArray)) else mean
+    if mean is None:
+        return None
+    if not isinstance(mean, torch.Tensor) or mean.ndim not in (1, 2, 3) or not mean.is_floating_point():
+        raise ConversionError(f"{name}: its latent_avg is no vector")
+    rows = mean.reshape(-1, mean.shape[-1])
+    if len(rows) > 1 and not torch.equal(rows, rows[:1].expand_as(rows)):
+        spread = float((rows - rows[:1]).abs().max())
+        notes.append(f"the rows of latent_avg differ by up to {spread:.2g}: the first one is kept as the mean")
+    return rows[0]
+
+
+def _rosinality(content: Mapping[Any, Any], key: str, tensors: Any, name: str) -> Source:
+    notes: list[str] = [] if key in ("g_ema", "") else [f"there is no g_ema: the generator is {key!r}"]
+    mean = _latent_avg(content, name, notes)
+    judge = _without_prefix(content.get("d")) if isinstance(content.get("d"), Mapping) else None
+
+    def generator(psi: float) -> Converted:
+        return guarded(rosinality_generator, name, with_noise(checked_tensors(tensors, name), notes), mean, psi)
+
+    def discriminator() -> Converted:
+        return guarded(rosinality_discriminator, name, checked_tensors(judge or {}, name))
+
+    used = {key, "latent_avg", *(["d"] if judge else [])}
+    unused = tensor_names({k: v for k, v in content.items() if k not in used})
+    return Source("rosinality", generator, discriminator if judge else None, unused, notes, tensor_names(judge, "d"))
+
+
+def _encoder(content: Mapping[Any, Any], inside: Mapping[Any, Any], name: str) -> Source:
+    decoder = {str(k).removeprefix("decoder."): v for k, v in inside.items() if str(k).startswith("decoder.")}
+    if not looks_like_rosinality(decoder):
+        raise ConversionError(f"{name}: its decoder.* is no StyleGAN2 generator of rosinality's layout")
+    notes = ["the encoder itself is not converted: train one with `stylefusion train encoder`"]
+    mean = _latent_avg(content, name, notes)
+
+    def generator(psi: float) -> Converted:
+        return guarded(rosinality_generator, name, with_noise(checked_tensors(decoder, name), notes), mean, psi)
+
+    others = {k: v for k, v in inside.items() if not str(k).startswith("decoder.")}
+    unused = tensor_names(others)
+    if inside is not content:
+        unused += tensor_names({k: v for k, v in content.items() if k != "latent_avg" and v is not inside})
+    else:
+        unused = [key for key in unused if key != "latent_avg"]
+    return Source("e4e", generator, None, unused, notes)
+
+
+def with_noise(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+    """Early rosinality checkpoints store no noise images: they are drawn, from a seed, and the report says so."""
+    layers = [n for n in tensors if re.fullmatch(r"(conv1|convs\.\d+)\.noise\.weight", n)]
+    if not layers or any(n.startswith("noises.") for n in tensors):
+        return tensors
+    notes.append("the checkpoint stores no noise images: they were drawn from seed 0")
+    random, tensors = torch.Generator().manual_seed(0), dict(tensors)
+    for i in range(min(len(layers), 19)):
+        size = 4 * 2 ** ((i + 1) // 2)
+        tensors[f"noises.noise_{i}"] = torch.randn(size, size, generator=random)
+    return tensors

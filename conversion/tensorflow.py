@@ -1,0 +1,208 @@
+"""NVIDIA's TensorFlow era: stylegan2 and stylegan2-ada snapshots, a pickled tuple of `dnnlib.tflib.network.Network`s.
+
+Their variables are renamed and turned into those of NVIDIA's PyTorch code, which `layouts.py` knows: dense kernels are
+(in, out), convolutions (height, width, in, out), those that follow an upsampling are turned by 180 degrees, style
+biases lack a one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
+from stylefusion_hf.conversion.layouts import Converted, nvidia_discriminator, nvidia_generator
+from stylefusion_hf.conversion.modules import is_plain
+
+MIN_VERSION = 4  # the first of StyleGAN2; StyleGAN and ProGAN wrote 2 and 3
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    return x.t()
+
+
+def _kernel(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(3, 2, 0, 1)
+
+
+def _turned(x: torch.Tensor) -> torch.Tensor:
+    return x.flip(0, 1).permute(3, 2, 0, 1)
+
+
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def _plus_one(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+def _noise(m: re.Match) -> str:
+    i = int(m[1])
+    return f"synthesis.b{4 * 2 ** ((i + 1) // 2)}.conv{0 if i % 2 else 1}.noise_const" if i < 32 else "\0"
+
+
+def _conv_name(m: re.Match) -> str:
+    return f"synthesis.b{m[1]}.{'conv0' if m[2] == '0_up' else 'conv1'}"
+
+
+GENERATOR_RULES: list[tuple[str, Any, Any]] = [
+    (r"dlatent_avg", "mapping.w_avg", _same),
+    (r"mapping/Dense(\d+)/weight", r"mapping.fc\1.weight", _dense),
+    (r"mapping/Dense(\d+)/bias", r"mapping.fc\1.bias", _same),
+    (r"mapping/LabelEmbed/weight", "mapping.embed.weight", _dense),
+    (r"mapping/LabelEmbed/bias", "mapping.embed.bias", _same),
+    (r"synthesis/4x4/Const/const", "synthesis.b4.const", _same),
+    (r"synthesis/noise(\d+)", _noise, _same),
+    (r"synthesis/(\d+)x\1/Conv(0_up)/weight", lambda m: f"{_conv_name(m)}.weight", _turned),
+    (r"synthesis/(\d+)x\1/Conv(1|)/weight", lambda m: f"{_conv_name(m)}.weight", _kernel),
+    (r"synthesis/(\d+)x\1/Conv(0_up|1|)/(bias|noise_strength)", lambda m: f"{_conv_name(m)}.{m[3]}", _same),
+    (r"synthesis/(\d+)x\1/Conv(0_up|1|)/mod_weight", lambda m: f"{_conv_name(m)}.affine.weight", _dense),
+    (r"synthesis/(\d+)x\1/Conv(0_up|1|)/mod_bias", lambda m: f"{_conv_name(m)}.affine.bias", _plus_one),
+    (r"synthesis/(\d+)x\1/ToRGB/weight", r"synthesis.b\1.torgb.weight", _kernel),
+    (r"synthesis/(\d+)x\1/ToRGB/bias", r"synthesis.b\1.torgb.bias", _same),
+    (r"synthesis/(\d+)x\1/ToRGB/mod_weight", r"synthesis.b\1.torgb.affine.weight", _dense),
+    (r"synthesis/(\d+)x\1/ToRGB/mod_bias", r"synthesis.b\1.torgb.affine.bias", _plus_one),
+    (r"synthesis/(\d+)x\1/Skip/weight", r"synthesis.b\1.skip.weight", _turned),
+]
+DISCRIMINATOR_RULES: list[tuple[str, Any, Any]] = [
+    (r"LabelEmbed/weight", "mapping.embed.weight", _dense),
+    (r"LabelEmbed/bias", "mapping.embed.bias", _same),
+    (r"Mapping(\d+)/weight", r"mapping.fc\1.weight", _dense),
+    (r"Mapping(\d+)/bias", r"mapping.fc\1.bias", _same),
+    (r"(\d+)x\1/FromRGB/weight", r"b\1.fromrgb.weight", _kernel),
+    (r"(\d+)x\1/FromRGB/bias", r"b\1.fromrgb.bias", _same),
+    (r"(\d+)x\1/Conv(0|1)(?:_down)?/weight", r"b\1.conv\2.weight", _kernel),
+    (r"(\d+)x\1/Conv(0|1)(?:_down)?/bias", r"b\1.conv\2.bias", _same),
+    (r"(\d+)x\1/Skip/weight", r"b\1.skip.weight", _kernel),
+    (r"4x4/Conv/weight", "b4.conv.weight", _kernel),
+    (r"4x4/Conv/bias", "b4.conv.bias", _same),
+    (r"4x4/Dense0/weight", "b4.fc.weight", _dense),
+    (r"4x4/Dense0/bias", "b4.fc.bias", _same),
+    (r"Output/weight", "b4.out.weight", _dense),
+    (r"Output/bias", "b4.out.bias", _same),
+]
+
+
+def renamed(variables: Mapping[str, Any], rules: list, name: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Variables as float32 tensors under NVIDIA's PyTorch names, and the names of those that have no counterpart.
+
+    Arrays are decoded one by one, so that a file that holds them as text costs no second copy of all.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    left = []
+    for variable, value in variables.items():
+        rule = next((rule for rule in rules if re.fullmatch(rule[0], variable)), None)
+        if rule is None:
+            left.append(variable)
+            continue
+        pattern, target, change = rule
+        new = re.sub(pattern, target, variable, count=1)  # the target is a template or a function of the match
+        if not isinstance(value, (np.ndarray, LazyArray, int, float)) or new in tensors:
+            raise ConversionError(f"{name}: its variable {variable!r} holds no numbers, or the same as another one")
+        array = np.asarray(value)
+        tensor = torch.from_numpy(array.astype(np.float32, copy=array.dtype.byteorder not in "=|<"))
+        try:
+            tensors[new] = change(tensor)
+        except (RuntimeError, IndexError):
+            raise ConversionError(f"{name}: {variable!r} has an unfit shape, {tuple(tensor.shape)}") from None
+    return tensors, left
+
+
+# --- Networks -------------------------------------------------------------------------------------
+
+
+def is_network(value: Any) -> bool:
+    return isinstance(value, Record) and re.fullmatch(r"(.*\.)?tflib\.network\.Network", value.name) is not None
+
+
+def variables_of(network: Record, name: str, depth: int = 0) -> dict[str, Any]:
+    """The variables of a network and its components, `component/variable` -> array (not yet read from the file)."""
+    state, variables = network.entries(), {}
+    version = state.get("version")
+    if type(version) is not int or version < MIN_VERSION:
+        shown = version if type(version) is int else "none"
+        raise ConversionError(
+            f"{name}: is a TensorFlow network of version {shown}; StyleGAN2's begin with {MIN_VERSION}"
+        )
+    listed = state.get("variables", [])
+    for entry in listed if isinstance(listed, list) else []:
+        if type(entry) in (tuple, list) and len(entry) == 2 and type(entry[0]) is str:
+            variables[entry[0]] = entry[1]
+    components = state.get("components", {})
+    for key, component in components.items() if isinstance(components, dict) else ():
+        if is_network(component) and depth < 4:
+            inner = variables_of(component, name, depth + 1)
+            variables.update((f"{key}/{variable}", value) for variable, value in inner.items())
+    return variables
+
+
+def settings_of(network: Record) -> dict[str, Any]:
+    """The arguments that the network and its components were built with."""
+    settings: dict[str, Any] = {}
+    components = network.entries().get("components", {})
+    for part in (*(components.values() if isinstance(components, dict) else ()), network):
+        given = part.entries().get("static_kwargs", {}) if is_network(part) else {}
+        given = given.entries() if isinstance(given, Record) else given
+        settings.update(given if isinstance(given, dict) else {})
+    return settings
+
+
+def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str) -> None:
+    wanted = {"nonlinearity": "lrelu", "act": "lrelu", "mapping_nonlinearity": "lrelu", "mapping_lrmul": 0.01}
+    wanted |= {"resample_kernel": [1, 3, 3, 1], "normalize_latents": True, "demodulate": True, "fused_modconv": None}
+    for key, value in wanted.items():
+        given = settings.get(key, value)
+        given = list(given) if type(given) is tuple else given
+        plain = is_plain(given) and given is not None
+        if value is not None and plain and given != value:
+            shown = given[:80] if isinstance(given, str) else given
+            raise ConversionError(f"{name}: its networks were built with {key}={shown!r}; only {value!r} is supported")
+    for key in variables:
+        if re.search(r"(To|From)RGB_lod\d", key):
+            raise ConversionError(f"{name}: is a StyleGAN or ProGAN snapshot ({key!r}), not a StyleGAN2")
+        if "LabelConcat" in key:
+            raise ConversionError(
+                f"{name}: is class-conditional the way of the first StyleGAN2 in TensorFlow ({key!r}): z and label are"
+                " normalised together, which the mapping network here cannot express; stylegan2-ada's conditional"
+                " models can be converted"
+            )
+
+
+def convert_generator(network: Record, name: str, psi: float) -> Converted:
+    """`Gs`. ConversionError for what is no StyleGAN2 of the configurations e and f."""
+    variables, settings = variables_of(network, name), settings_of(network)
+    _check(settings, variables, name)
+    tensors, left = renamed(variables, GENERATOR_RULES, name)
+    own_psi = _number(settings.get("truncation_psi"))
+    converted = nvidia_generator(tensors, _number(settings.get("conv_clamp")), min(own_psi, 1.0) if own_psi else psi)
+    converted.unused += left
+    return converted
+
+
+def convert_discriminator(network: Record, name: str) -> Converted:
+    """`D`, of the residual architecture."""
+    variables, settings = variables_of(network, name), settings_of(network)
+    _check(settings, variables, name)
+    sizes = {match[1] for key in variables if (match := re.match(r"(\d+)x\1/FromRGB/", key))}
+    if len(sizes) != 1 or not any(key.endswith("/Skip/weight") for key in variables):
+        raise ConversionError(f"{name}: its discriminator is not of the 'resnet' architecture; only that is supported")
+    tensors, left = renamed(variables, DISCRIMINATOR_RULES, name)
+    outputs = variables.get("Output/bias")
+    if "mapping.embed.weight" not in tensors and getattr(outputs, "shape", (1,)) not in ((1,), (1, 1)):
+        raise ConversionError(
+            f"{name}: its discriminator has one output a class, as in the first StyleGAN2's code; convert without it"
+        )
+    group = settings.get("mbstd_group_size", 4)
+    group = group if type(group) is int and group > 0 else 4
+    converted = nvidia_discriminator(tensors, _number(settings.get("conv_clamp")), group)
+    converted.unused += left
+    return converted
+
+
+def _number(value: Any) -> float | None:
+    return value if type(value) in (int, float) and value > 0 else None

@@ -1,0 +1,224 @@
+"""torch's own file formats, read by `safe_pickle`'s rules: the legacy one, the zip one, and the tensors in both.
+
+A storage is a checked view of the file; a tensor is a view of its storage. `torch.load` is never called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stylefusion_hf.conversion.inert import Budget, Global, Record
+from stylefusion_hf.conversion.machine import CONSTRUCTORS, Machine
+from stylefusion_hf.conversion.rebuild import checked_shape, stands_in_for
+from stylefusion_hf.conversion.zip_reader import ZipReader
+
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a legacy file
+VERSION = 1001
+MAX_NESTED = 1  # NVIDIA's snapshots hold torch.save bytes; torch.save bytes within those would be an attack
+
+DTYPES = {
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Byte": torch.uint8,
+    "Char": torch.int8,
+    "Short": torch.int16,
+    "Int": torch.int32,
+    "Long": torch.int64,
+    "Bool": torch.bool,
+    "ComplexFloat": torch.complex64,
+    "ComplexDouble": torch.complex128,
+}
+STORAGES = {f"{module}.{name}Storage": kind for name, kind in DTYPES.items() for module in ("torch", "torch.cuda")}
+STORAGES |= {"torch.storage.UntypedStorage": torch.uint8}
+NAMED_DTYPES = {str(kind): kind for kind in DTYPES.values()}
+
+
+@dataclass(eq=False)
+class Storage:
+    """`numel` numbers of a dtype at `view`; None while a legacy file's first pass looks only for names."""
+
+    dtype: torch.dtype
+    numel: int
+    view: memoryview | None
+
+    def __post_init__(self) -> None:
+        if self.view is not None and self.view.readonly:  # inflated, or short: torch wants memory that it may write to
+            self.view = memoryview(bytearray(self.view))
+
+    def __repr__(self) -> str:
+        return f"<storage of {self.numel:,} {self.dtype}>"
+
+
+# --- Tensors --------------------------------------------------------------------------------------
+
+
+def make_tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, kind: Any = None) -> Any:
+    """A tensor over a storage: every number must lie inside, and there may be no more numbers than the storage has."""
+    if not isinstance(storage, Storage):
+        return NotImplemented
+    if storage.view is None:
+        return Record("torch.Tensor")
+    size, stride = checked_shape(machine, size, "a tensor"), checked_shape(machine, stride, "a tensor")
+    kind = kind or storage.dtype
+    held = storage.numel * storage.dtype.itemsize // kind.itemsize
+    numel = math.prod(size)
+    if len(size) != len(stride) or type(offset) is not int or offset < 0:
+        raise machine.damaged("a tensor with impossible dimensions")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if numel > held or (numel and last >= held):
+        raise machine.damaged(f"a tensor of shape {size} reaches beyond its storage of {held:,} numbers")
+    machine.budget.charge(1000)
+    machine.budget.charge_data(numel * kind.itemsize)
+    if not numel:
+        return torch.empty(size, dtype=kind)
+    return torch.frombuffer(storage.view, dtype=kind, count=held).as_strided(size, stride, offset)
+
+
+@stands_in_for("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
+def tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
+    return make_tensor(machine, storage, offset, size, stride)
+
+
+@stands_in_for("torch._utils._rebuild_tensor_v3")
+def typed_tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Any:
+    kind = next((NAMED_DTYPES[x.path] for x in more if isinstance(x, Global) and x.path in NAMED_DTYPES), None)
+    return NotImplemented if kind is None else make_tensor(machine, storage, offset, size, stride, kind)
+
+
+@stands_in_for("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+def parameter(machine: Machine, data: Any, *_: Any) -> Any:
+    return data if isinstance(data, (torch.Tensor, Record)) else NotImplemented
+
+
+@stands_in_for("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type")
+def tensor_of_type(machine: Machine, function: Any, kind: Any, args: Any, *_: Any) -> Any:
+    known = isinstance(function, Global) and function.path.startswith("torch._utils._rebuild_") and type(args) is tuple
+    return CONSTRUCTORS[function.path](machine, *args) if known and function.path in CONSTRUCTORS else NotImplemented
+
+
+@stands_in_for("torch.storage._load_from_bytes")
+def nested_file(machine: Machine, data: Any) -> Any:
+    """torch.save bytes inside a pickle. The same bytes are read once, however often a file refers to them."""
+    if not isinstance(data, (bytes, memoryview)) or machine.nested >= MAX_NESTED:
+        return NotImplemented
+    cache = machine.budget.nested
+    if id(data) not in cache:
+        cache[id(data)] = (data, read_torch(memoryview(data), machine.budget, machine.nested + 1))
+    return cache[id(data)][1]
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def read_torch(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
+    """The object of a torch file of either format. ConversionError if it is neither."""
+    if bytes(buffer[:2]) == b"PK":
+        return read_zip(ZipReader(buffer, budget), budget, nested)
+    return read_legacy(buffer, budget, nested)
+
+
+def is_legacy(buffer: memoryview) -> bool:
+    """Whether a pickle is the magic number with which a legacy file begins."""
+    return MAGIC.to_bytes(10, "little") in bytes(buffer[:32])
+
+
+def _storage_id(budget: Budget, key: Any) -> tuple[str, torch.dtype, int, Any]:
+    """(key, dtype, numel, view) of torch's persistent id ("storage", type, key, device, numel[, view])."""
+    if type(key) is not tuple or len(key) < 5 or key[0] != "storage" or not isinstance(key[1], Global):
+        raise budget.error("damaged (a persistent object that is no storage)")
+    kind = STORAGES.get(key[1].path)
+    if kind is None or type(key[2]) is not str or type(key[4]) is not int or not 0 <= key[4] < 2**48:
+        raise budget.error(f"damaged, or a storage of an unknown kind ({key[1].path[:60]})")
+    return key[2], kind, key[4], key[5] if len(key) > 5 else None
+
+
+def read_zip(archive: ZipReader, budget: Budget, nested: int = 0) -> Any:
+    """The object of a zip file as torch.save writes it since 1.6: data.pkl, and every storage an entry of its own."""
+    pickles = [name for name in archive.names if name.endswith("/data.pkl") or name == "data.pkl"]
+    if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in archive.names):
+        kind = "a TorchScript archive, which holds code" if pickles else "a zip file, but not one of torch.save"
+        raise budget.error(f"is {kind}: give the checkpoint itself, as torch.save or numpy.savez wrote it")
+    root = pickles[0].removesuffix("data.pkl")
+    if f"{root}byteorder" in archive.names and bytes(archive.read(f"{root}byteorder")) != b"little":
+        raise budget.error("was written on a big-endian machine: save it again on an ordinary one")
+    known: dict[str, Storage] = {}
+
+    def persistent(key: Any) -> Storage:
+        name, kind, numel, _ = _storage_id(budget, key)
+        if name not in known:
+            view = archive.read(f"{root}data/{name}")
+            if len(view) < numel * kind.itemsize:
+                raise budget.error(f"damaged: storage {name[:80]!r} claims {numel:,} numbers, has {len(view):,} bytes")
+            known[name] = Storage(kind, numel, view)
+        found = known[name]
+        if (found.dtype, found.numel) != (kind, numel):
+            raise budget.error(f"damaged (two descriptions of storage {name[:80]!r})")
+        return found
+
+    return Machine(archive.read(pickles[0]), budget, 0, persistent, nested).load()
+
+
+def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
+    """The object of a legacy file: pickles of magic, version, machine and object, then the storages' keys and data."""
+    position = 0
+
+    def load(persistent: Callable[[Any], Any] | None = None) -> Any:
+        nonlocal position
+        machine = Machine(buffer, budget, position, persistent, nested)
+        result = machine.load()
+        position = machine.position
+        return result
+
+    if load() != MAGIC:
+        raise budget.error("is no checkpoint of torch.save (wrong magic number)")
+    if load() != VERSION:
+        raise budget.error("is a torch.save file of an unknown version")
+    system = load()
+    if not isinstance(system, Mapping) or system.get("little_endian") is not True:
+        raise budget.error("was written on a big-endian machine, or is damaged")
+    # The object comes before the data it refers to: read once for the names, then again with the data at hand.
+    begin, described = position, {}  # type: ignore[var-annotated]
+
+    def describe(key: Any) -> Storage:
+        name, kind, numel, _ = _storage_id(budget, key)
+        if described.setdefault(name, (kind, numel)) != (kind, numel):
+            raise budget.error(f"damaged (two descriptions of storage {name[:80]!r})")
+        return Storage(kind, numel, None)
+
+    load(describe)
+    keys = load()
+    known: dict[str, Storage] = {}
+    if type(keys) is not list or any(type(key) is not str or key not in described for key in keys):
+        raise budget.error("damaged (its storages are not those that it describes)")
+    for key in keys:
+        kind, numel = described[key]
+        stored = int.from_bytes(bytes(buffer[position : position + 8]), "little")
+        start, position = position + 8, position + 8 + numel * kind.itemsize
+        if stored != numel or position > len(buffer):
+            raise budget.error(
+                f"truncated or damaged: storage {key[:80]!r} claims {numel:,} numbers, the file ends before"
+            )
+        known[key] = Storage(kind, numel, buffer[start:position])
+
+    def persistent(key: Any) -> Storage:
+        name, kind, _, view = _storage_id(budget, key)
+        if name not in known:
+            raise budget.error(f"truncated or damaged: the data of storage {name[:80]!r} are missing")
+        if view is None:
+            return known[name]
+        # A part of a storage: (name, first number, how many).
+        if type(view) is not tuple or len(view) != 3 or any(type(n) is not int or n < 0 for n in view[1:]):
+            raise budget.error(f"damaged (a part of storage {name[:80]!r})")
+        whole, first, count = known[name], view[1], view[2]
+        if first + count > whole.numel or whole.view is None:
+            raise budget.error(f"damaged (a part of storage {name[:80]!r} reaches beyond it)")
+        return Storage(kind, count, whole.view[first * kind.itemsize : (first + count) * kind.itemsize])
+
+    return Machine(buffer, budget, begin, persistent, nested).load()

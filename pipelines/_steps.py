@@ -1,0 +1,204 @@
+"""The steps that pipelines share: from a recipe to style codes, from style codes to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stylefusion_hf import latents
+from stylefusion_hf.latents import Row
+from stylefusion_hf.models.fusion import FusionHierarchy
+from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.recipes import Recipe
+from stylefusion_hf.regions import RegionTree
+
+
+@dataclass(frozen=True, eq=False)
+class NodeSetting:
+    """What a node is given: its codes, and how far it moves to them from the base."""
+
+    rows: tuple[Row, ...]
+    strength: float = 1.0
+
+
+def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None:
+    """ValueError unless fusion nets and segmenter are of this generator's and this tree's kind; names both sides."""
+    for name, model, attribute in (("generator", generator, "conv_sizes"), ("fusion", fusion, "tree")):
+        if not hasattr(model, attribute):
+            expected = {"generator": "StyleGAN2Generator", "fusion": "FusionHierarchy"}[name]
+            raise ValueError(f"{name} is a {expected}, got {type(model).__name__}")
+    for sizes in ("conv_sizes", "rgb_sizes"):
+        of_generator, of_fusion = list(getattr(generator, sizes)), list(fusion.config[sizes])
+        if of_generator != of_fusion:
+            raise ValueError(
+                f"the generator's {sizes} are {of_generator}, the fusion nets' {of_fusion}: fusion nets fit the"
+                " generator that they were trained for"
+            )
+    if segmenter is not None:
+        regions, leaves = segmenter.config.regions, fusion.tree.leaves
+        if missing := [leaf for leaf in leaves if leaf not in regions]:
+            raise ValueError(
+                f"the segmenter does not know the regions {', '.join(missing)}: it has {', '.join(regions)}, the"
+                f" tree's leaves are {', '.join(leaves)}"
+            )
+
+
+# ----------------------------------------------------------------------------------------------------
+# Batches and random numbers.
+
+
+def input_batch(lengths: Mapping[str, int], generator: Any, each: int) -> int:
+    """How many inputs there are; a list of generators counts as a list with `each` entries an input.
+
+    Args:
+        lengths: of the arguments, by name.
+        generator: a `torch.Generator`, a list of them (one a picture), or None.
+        each: pictures for each input.
+    """
+    if isinstance(generator, (list, tuple)):
+        if not generator or not all(isinstance(item, torch.Generator) for item in generator):
+            raise ValueError("generator is a torch.Generator or a list of them, one a picture")
+        if len(generator) > 1:
+            if len(generator) % each:
+                raise ValueError(
+                    f"generator has length {len(generator)}, which num_images_per_prompt={each} does not divide"
+                )
+            lengths = {**lengths, "generator": len(generator) // each}
+    elif not (generator is None or isinstance(generator, torch.Generator)):
+        raise ValueError(
+            f"generator is a torch.Generator or a list of them, got {type(generator).__name__}; for a seed give base="
+        )
+    return latents.common_batch({"base": 1, **lengths})
+
+
+def draw_seeds(generator: Any, count: int) -> tuple[int, ...]:
+    """A seed a picture, each from its own generator where there is a list."""
+    sources = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+    sources = sources if len(sources) == count else sources * count
+    high = latents.MAX_SEED + 1
+    return tuple(int(torch.randint(high, (1,), generator=g, device=None if g is None else g.device)) for g in sources)
+
+
+# ----------------------------------------------------------------------------------------------------
+# From a recipe to style codes.
+
+
+def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
+    """What every node that takes part is given; ValueError for a name that can have no effect."""
+    strength = recipe.strength
+    for argument, codes in (("regions", recipe.regions), ("nodes", recipe.nodes)):
+        for node in codes:
+            if tree.resolve(node) not in tree.active:
+                above = next(name for name in tree.ancestors(node)[::-1] if name not in tree.fused)
+                raise ValueError(
+                    f"{argument}[{node!r}] can have no effect: {above!r} above it has no fusion net and gives its own"
+                    f" code for all below. Set {above!r}; the nodes with an effect are {', '.join(tree.active)}"
+                )
+    if recipe.global_code is not None and tree.root not in tree.branches:
+        raise ValueError(f"global_code can have no effect: the tree is the single region {tree.root!r}")
+    if isinstance(strength, Mapping):
+        named = {*recipe.regions, *recipe.nodes, *([tree.root] if recipe.global_code is not None else [])}
+        for node in strength:
+            if tree.resolve(node) not in named:
+                listed = ", ".join(sorted(named)) or "no node"
+                raise ValueError(
+                    f"strength[{node!r}] can have no effect: this call gives codes for {listed}"
+                    f" (a strength under {tree.root!r} is that of global_code)"
+                )
+
+    def setting(node: str, rows: tuple[Row, ...]) -> NodeSetting:
+        return NodeSetting(rows, strength.get(node, 1.0) if isinstance(strength, Mapping) else strength)
+
+    assigned = tree.assign(
+        base=NodeSetting(recipe.base),
+        regions={node: setting(node, rows) for node, rows in recipe.regions.items()},
+        nodes={node: setting(node, rows) for node, rows in recipe.nodes.items()},
+        global_code=None if recipe.global_code is None else setting(tree.root, recipe.global_code),
+    )
+    return {node: assigned[node] for node in tree.active}
+
+
+def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
+    """The fused style codes (num_images, S), float32: one mapping batch, one pass of the fusion nets.
+
+    ValueError for names, shapes and labels that these models do not have. The recipe's `truncation_psi` is a number.
+    """
+    latents.check_shapes(generator, recipe.groups())
+    settings = node_settings(fusion.tree, recipe)
+    batch, labels = recipe.num_images, recipe.class_labels
+    # Every different pair of a code and a label becomes a style code once, whatever nodes and pictures take it.
+    index: dict[Any, int] = {}
+    distinct: list[tuple[Row, int]] = []
+
+    def places(rows: tuple[Row, ...]) -> list[int]:  # where the style codes of these rows stand: 1 or `batch` of them
+        found = []
+        for i in range(batch if len(rows) > 1 or (labels is not None and len(labels) > 1) else 1):
+            row, label = rows[i % len(rows)], 0 if labels is None else i % len(labels)
+            key = (row if isinstance(row, int) else id(row.tensor), isinstance(row, int), label)
+            if key not in index:
+                index[key] = len(distinct)
+                distinct.append((row, label))
+            found.append(index[key])
+        return found
+
+    moved = {node: setting.strength for node, setting in settings.items() if setting.strength != 1.0}
+    base = places(recipe.base) if moved else []
+    at = {node: places(setting.rows) for node, setting in settings.items()}
+    table = None
+    if labels is not None:
+        table = latents.labels_to_tensor(labels, generator.config.label_dim)[[label for _, label in distinct]]
+    psi = 1.0 if recipe.truncation_psi is None else recipe.truncation_psi
+    onload(generator)
+    rows = [row for row, _ in distinct]
+    codes = latents.codes_to_style(generator, rows, table, psi, recipe.truncation_cutoff, device)
+    if len({tuple(place) for place in at.values()}) == 1 and not moved:
+        return codes[at[fusion.tree.root]].expand(batch, -1).clone()  # fusing equal codes gives that code
+    given = {node: codes[place] for node, place in at.items()}
+    for node, strength in moved.items():
+        given[node] = codes[base] + strength * (given[node] - codes[base])
+    onload(fusion)
+    return fusion.fuse(given).expand(batch, -1).clone()
+
+
+# ----------------------------------------------------------------------------------------------------
+# From style codes to pictures.
+
+
+def synthesize(
+    generator: StyleGAN2Generator,
+    style: torch.Tensor,
+    noise_mode: str = "const",
+    noise_seeds: Sequence[int] | None = None,
+    slice_size: int | None = None,
+) -> torch.Tensor:
+    """Pictures (B, C, H, W), float32 in [-1, 1], of style codes (B, S), `slice_size` at a time.
+
+    Random noise has a seed a picture, so that it is the same in every batch.
+    """
+    alone = noise_seeds is not None and generator.config.use_noise
+    size = 1 if alone else slice_size or len(style)
+    onload(generator)
+    pictures = []
+    for k, part in enumerate(style.to(generator.dtype).split(size)):
+        noise = torch.Generator().manual_seed(noise_seeds[k % len(noise_seeds)]) if alone and noise_seeds else None
+        image = generator.synthesis(part, noise_mode=noise_mode, generator=noise)
+        pictures.append(image.float().clamp(-1, 1))
+    return torch.cat(pictures)
+
+
+def segment(segmenter: Any, images: torch.Tensor, slice_size: int | None = None) -> dict[str, torch.Tensor]:
+    """region -> (B, H, W), bool, of pictures in [-1, 1]: every pixel belongs to the region with the largest logit."""
+    onload(segmenter)
+    parts = images.to(getattr(segmenter, "dtype", images.dtype)).split(slice_size or len(images))
+    labels = torch.cat([segmenter.segment(part).argmax(dim=1) for part in parts])
+    return {name: labels == i for i, name in enumerate(segmenter.config.regions)}
+
+
+def onload(model: Any) -> None:
+    """Brings an offloaded model to its device; accelerate's hooks do it for `forward` alone."""
+    hook = getattr(model, "_hf_hook", None)
+    if hook is not None and hasattr(hook, "pre_forward"):
+        hook.pre_forward(model)

@@ -1,0 +1,230 @@
+"""StyleFusionPipeline: one latent code per region, fused into one harmonised picture (arXiv 2107.07437)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+
+from stylefusion_hf import latents
+from stylefusion_hf.hub import HubMixin
+from stylefusion_hf.models.fusion import FusionHierarchy
+from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.pipelines import _steps
+from stylefusion_hf.pipelines.output import StyleFusionPipelineOutput
+from stylefusion_hf.recipes import Recipe, check_count
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class StyleFusionPipeline(HubMixin, DiffusionPipeline):
+    """Fuses codes of regions, and codes of what regions share, into pictures.
+
+    Args:
+        generator: a StyleGAN2.
+        fusion: the region tree and its nets, of the generator's style sizes.
+        segmenter: finds the regions of a picture; needed for masks only.
+        encoder: turns images into codes, `encode(images in [-1, 1]) -> w+`; needed for image codes only.
+
+    Raises:
+        ValueError: components that do not fit each other.
+
+    Example:
+        >>> from stylefusion_hf import FusionHierarchy, StyleFusionPipeline, StyleGAN2Generator
+        >>> generator = StyleGAN2Generator(resolution=8, channels=[8, 8], z_dim=16, w_dim=16, mapping_layers=2)
+        >>> fusion = FusionHierarchy(
+        ...     tree="all*(face, hair)", conv_sizes=[8, 8, 8], rgb_sizes=[8, 8], padded_width=8, hidden_width=16
+        ... )
+        >>> pipe = StyleFusionPipeline(generator, fusion)
+        >>> pipe(base=1, regions={"hair": [7, 8]}).images[1].size
+        (8, 8)
+    """
+
+    model_cpu_offload_seq = "encoder->generator->fusion->segmenter"
+    _optional_components = ["segmenter", "encoder"]  # noqa: RUF012  # diffusers' own way
+
+    def __init__(
+        self,
+        generator: StyleGAN2Generator,
+        fusion: FusionHierarchy,
+        segmenter: RegionSegmenter | None = None,
+        encoder: Any = None,
+    ):
+        super().__init__()
+        _steps.check_components(generator, fusion, segmenter)
+        self.register_modules(generator=generator, fusion=fusion, segmenter=segmenter, encoder=encoder)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
+        self._slice_size: int | None = None
+
+    def enable_slicing(self, slice_size: int = 1) -> None:
+        """Render so many pictures at a time: the same pictures in less memory."""
+        check_count("slice_size", slice_size, 2**31)
+        self._slice_size = slice_size
+
+    def disable_slicing(self) -> None:
+        """Render a whole batch at once."""
+        self._slice_size = None
+
+    # ------------------------------------------------------------------------------------------------
+    # Pictures from codes.
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        base: Any = None,
+        regions: Mapping[str, Any] | None = None,
+        global_code: Any = None,
+        nodes: Mapping[str, Any] | None = None,
+        *,
+        latent_type: str = "z",
+        class_labels: Any = None,
+        strength: float | Mapping[str, float] = 1.0,
+        truncation_psi: float | None = None,
+        truncation_cutoff: int | None = None,
+        noise_mode: str = "const",
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_images_per_prompt: int = 1,
+        output_type: str = "pil",
+        output_masks: bool = False,
+        return_dict: bool = True,
+    ) -> StyleFusionPipelineOutput:
+        """Pictures whose regions follow codes of their own.
+
+        A code is a seed (int), a PIL image (where there is an encoder), a tensor of the space `latent_type`, a
+        `Code`, or a list of these. The longest list sets the batch, length 1 repeats.
+
+        Args:
+            base: the code of every node that nothing else sets; None draws a seed a picture from `generator`.
+            regions: a node of the tree -> the code of its whole subtree; the more specific name wins.
+            global_code: the code of every inner node that `regions` set neither by name nor through an ancestor.
+            nodes: a node -> its code alone; wins over both.
+            latent_type: the space of bare tensors: "z", "w", "w+" or "s".
+            class_labels: for seeds and z of a conditional generator: classes, or vectors (B, label_dim).
+            strength: 0 to 1, how far style codes move from the base's to those that were given. A dict says so for
+                each name of `regions` and `nodes`, and under the root's name for `global_code`.
+            truncation_psi: of seeds and z: 1 for none, 0 for the mean picture; None for the model's own.
+            truncation_cutoff: truncate only so many rows of w+.
+            noise_mode: "const" (the stored noise), "random" (from `generator`) or "none".
+            generator: random numbers; a list has one for each picture, which then equals its single run.
+            num_images_per_prompt: pictures for each input, one after the other; they differ in what is drawn.
+            output_type: "pil", "np" (B, H, W, C), "pt" (B, C, H, W), both in [0, 1], or "latent": the style codes.
+            output_masks: also give each region's mask.
+            return_dict: False for a plain tuple of the same (which the annotated type leaves out).
+
+        Returns:
+            `images`, `style_codes`, `recipe` and, where asked for, `masks`.
+
+        Raises:
+            ValueError: names the argument and what it may be.
+        """
+        self._check_outputs(output_type, output_masks)
+        check_count("num_images_per_prompt", num_images_per_prompt, 1024)
+        latents.check_space(latent_type)
+        regions, nodes = {} if regions is None else regions, {} if nodes is None else nodes
+        given = {} if base is None else {"base": latents.parse_code(base, latent_type, "base")}
+        if global_code is not None:
+            given["global_code"] = latents.parse_code(global_code, latent_type, "global_code")
+        for argument, codes in (("regions", regions), ("nodes", nodes)):
+            if not isinstance(codes, Mapping):
+                raise ValueError(f"{argument} is a dict, node -> code, not {type(codes).__name__}")
+            for node, code in codes.items():
+                self.fusion.tree.resolve(node)
+                name = f"{argument}[{node!r}]"
+                given[name] = latents.parse_code(code, latent_type, name)
+        labels = latents.parse_labels(class_labels)
+        config, device = self.generator.config, None
+        if any(isinstance(row, Image.Image) for group in given.values() for row in group):
+            _steps.onload(self.encoder)
+            device = self._execution_device
+        rows = latents.encode_images(given, self.encoder, config.resolution, config.img_channels, device)
+
+        lengths = {name: len(group) for name, group in rows.items()}
+        if labels is not None:
+            lengths["class_labels"] = len(labels)
+        each = num_images_per_prompt
+        batch = _steps.input_batch(lengths, generator, each) * each
+
+        def repeat(group: Any) -> Any:  # every input's pictures lie side by side
+            return group if group is None or len(group) == 1 else tuple(row for row in group for _ in range(each))
+
+        recipe = Recipe(
+            base=repeat(rows["base"]) if "base" in rows else _steps.draw_seeds(generator, batch),
+            num_images=batch,
+            regions={node: repeat(rows[f"regions[{node!r}]"]) for node in regions},
+            nodes={node: repeat(rows[f"nodes[{node!r}]"]) for node in nodes},
+            global_code=repeat(rows.get("global_code")),
+            class_labels=repeat(labels),
+            truncation_psi=config.truncation_psi if truncation_psi is None else truncation_psi,
+            truncation_cutoff=truncation_cutoff,
+            strength=strength,
+            noise_mode=noise_mode,
+            noise_seeds=_steps.draw_seeds(generator, batch) if noise_mode == "random" else None,
+        )
+        return self._make(recipe, output_type, output_masks, return_dict)
+
+    @torch.no_grad()
+    def from_recipe(
+        self,
+        recipe: Recipe | Mapping[str, Any] | str,
+        *,
+        check_model: bool = True,
+        output_type: str = "pil",
+        output_masks: bool = False,
+        return_dict: bool = True,
+    ) -> StyleFusionPipelineOutput:
+        """The pictures that a recipe describes.
+
+        Args:
+            recipe: an output's `recipe`, or its JSON text.
+            check_model: refuse a recipe that was written with other weights; False makes the pictures of these.
+            output_type, output_masks, return_dict: as in a call.
+
+        Raises:
+            ValueError: not a recipe (names the field), or one of another model.
+        """
+        self._check_outputs(output_type, output_masks)
+        if isinstance(recipe, str):
+            recipe = Recipe.from_json(recipe)
+        elif not isinstance(recipe, Recipe):
+            recipe = Recipe.from_dict(recipe)
+        written = recipe.model or {}
+        if check_model and written.get("sha256"):
+            here = self.model_identity()
+            other = [name for name, digits in written["sha256"].items() if here["sha256"].get(name, digits) != digits]
+            if other:
+                raise ValueError(
+                    f"the recipe was written with the model {written.get('name')!r}, this is {here['name']!r}, and"
+                    f" {' and '.join(other)} have other weights: load that model, or pass check_model=False"
+                )
+        return self._make(recipe, output_type, output_masks, return_dict)
+
+    # ------------------------------------------------------------------------------------------------
+    # Steps.
+
+    def _make(self, recipe: Recipe, output_type: str, output_masks: bool, return_dict: bool) -> Any:
+        psi = self.generator.config.truncation_psi if recipe.truncation_psi is None else recipe.truncation_psi
+        recipe = replace(recipe, truncation_psi=psi, model=self.model_identity())
+        style = _steps.fuse_recipe(self.generator, self.fusion, recipe, self._execution_device)
+        images: Any = style
+        masks = None
+        if output_type != "latent" or output_masks:
+            noise, size = (recipe.noise_mode, recipe.noise_seeds), self._slice_size
+            pictures = _steps.synthesize(self.generator, style, *noise, slice_size=size)
+            masks = _steps.segment(self.segmenter, pictures, size) if output_masks else None
+            if output_type != "latent":
+                images = self.image_processor.postprocess(pictures, output_type=output_type)
+        self.maybe_free_model_hooks()
+        output = StyleFusionPipelineOutput(images=images, style_codes=style, recipe=recipe.to_dict(), masks=masks)
+        return output if return_dict else output.to_tuple()
+
+    def _check_outputs(self, output_type: str, output_masks: bool) -> None:
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"unknown output_type {output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
+        if output_masks and self.segmenter is None:
+            raise ValueError("output_masks needs a segmenter, and this pipeline has none: load it with segmenter=...")

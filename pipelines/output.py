@@ -1,0 +1,26 @@
+"""What the pipelines return."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils import BaseOutput
+
+
+@dataclass
+class StyleFusionPipelineOutput(BaseOutput):
+    """Pictures, and what they were made from.
+
+    Args:
+        images: a list of PIL images; an array (B, H, W, C) or a tensor (B, C, H, W) of numbers in [0, 1]; or, with
+            `output_type="latent"`, the style codes.
+        style_codes: the fused codes, (B, S), float32.
+        recipe: JSON-able; `pipe.from_recipe(recipe)` makes the pictures again.
+        masks: region -> (B, H, W), bool: where the segmenter sees it. Every pixel belongs to one region. None unless
+            asked for.
+    """
+
+    images: Any  # its type is the caller's choice
+    style_codes: torch.Tensor
+    recipe: dict[str, Any]
+    masks: dict[str, torch.Tensor] | None = None

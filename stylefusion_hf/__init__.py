@@ -1,0 +1,57 @@
+"""StyleFusion for the Hugging Face ecosystem: one latent code per region, fused into one harmonised picture.
+
+Names are imported when they are first used, so that `import stylefusion_hf` itself is instant and needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# What users import from here -> where it lives. Saved pipelines record "stylefusion_hf" as the home of components,
+# so a name stays even where its file moves; ModelMixin is here since diffusers looks for it in that same module.
+_HOMES = {
+    "Code": "stylefusion_hf.latents",
+    "FusionHierarchy": "stylefusion_hf.models.fusion",
+    "ModelMixin": "diffusers",
+    "RegionSegmenter": "stylefusion_hf.models.segmenter",
+    "RegionTree": "stylefusion_hf.regions",
+    "StyleFusionPipeline": "stylefusion_hf.pipelines.fuse",
+    "StyleGAN2Discriminator": "stylefusion_hf.models.discriminator",
+    "StyleGAN2Generator": "stylefusion_hf.models.generator",
+}
+
+__all__ = [
+    "Code",
+    "FusionHierarchy",
+    "ModelMixin",
+    "RegionSegmenter",
+    "RegionTree",
+    "StyleFusionPipeline",
+    "StyleGAN2Discriminator",
+    "StyleGAN2Generator",
+    "__version__",
+]
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+    from stylefusion_hf.latents import Code
+    from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+    from stylefusion_hf.models.fusion import FusionHierarchy
+    from stylefusion_hf.models.generator import StyleGAN2Generator
+    from stylefusion_hf.models.segmenter import RegionSegmenter
+    from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
+    from stylefusion_hf.regions import RegionTree
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,177 @@
+"""What several commands share: the model, codes and `NAME=VALUE` pairs as arguments, pictures as files."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+if TYPE_CHECKING:
+    from stylefusion_hf import StyleFusionPipeline
+
+T = TypeVar("T")
+
+MAX_SEED = 2**32 - 1
+RECIPE_KEY = "stylefusion"  # the PNG text chunk that holds a picture's recipe
+
+
+# --- The model --------------------------------------------------------------------------------------
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--model` and `--device`, for every command that uses a model."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="FOLDER|ID", help="a folder or a Hub id (default: the embedded model)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda where there is one, else cpu)")
+
+
+def load_pipeline(args: argparse.Namespace) -> StyleFusionPipeline:
+    """The pipeline that `--model` and `--device` ask for.
+
+    Raises:
+        ValueError, OSError: no such model, a damaged one, or no such device.
+    """
+    import torch
+    from diffusers.utils import logging
+
+    from stylefusion_hf import StyleFusionPipeline
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways to say no
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"--device {device}: {reason}") from error
+    logging.disable_progress_bar()  # three small parts: only a download, which has its own bars, takes long
+    try:
+        pipe = StyleFusionPipeline.from_pretrained(args.model) if args.model else StyleFusionPipeline.from_embedded()
+    finally:
+        logging.enable_progress_bar()
+    return pipe.to(device)
+
+
+# --- Arguments --------------------------------------------------------------------------------------
+
+
+def seed(text: str) -> int:
+    """An argument that is a seed."""
+    if not text.strip().isdecimal() or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give an integer from 0 to {MAX_SEED}")
+    return int(text)
+
+
+def seeds(text: str) -> list[int]:
+    """An argument that is a list of seeds: `1,2,3`."""
+    return [seed(part) for part in text.split(",")]
+
+
+def number(text: str) -> float:
+    """An argument that is a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return value
+
+
+def positive(text: str) -> int:
+    """An argument that is an integer from 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 1")
+    return int(text)
+
+
+def code(text: str) -> int | Image.Image:
+    """A code: a seed, or a picture file, which is opened."""
+    if text.strip().isdecimal():
+        return seed(text)
+    if not os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a seed (an integer from 0) nor a picture file")
+    try:
+        with Image.open(text) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")  # as the photographer held the camera
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read as a picture: {error}") from error
+
+
+def pairs(values: Iterable[str] | None, option: str, convert: Callable[[str], T]) -> dict[str, T]:
+    """`["hair=7", "eyes=3"]` -> `{"hair": 7, "eyes": 3}`.
+
+    Raises:
+        ValueError: no `=`, the same name twice, or a value that `convert` refuses; names the option.
+    """
+    found: dict[str, T] = {}
+    for text in values or ():
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not (name and equals and value):
+            raise ValueError(f"{option} {text}: expected NAME=VALUE, such as {option} hair=7")
+        if name in found:
+            raise ValueError(f"{option} sets {name!r} twice")
+        found[name] = checked(value, f"{option} {text}", convert)
+    return found
+
+
+def checked(text: str, option: str, convert: Callable[[str], T]) -> T:
+    """`convert(text)`, with an error that names the option."""
+    try:
+        return convert(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{option}: {error}") from error
+
+
+# --- Files ------------------------------------------------------------------------------------------
+
+
+def output_file(path: str, suffixes: Sequence[str]) -> Path:
+    """`path` with its parent folder made, checked before the long work rather than after it.
+
+    Raises:
+        ValueError: another suffix. OSError: a folder of that name, or a place that cannot be written.
+    """
+    file = Path(path)
+    if file.suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: expected a file name that ends in {' or '.join(suffixes)}")
+    if file.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    output_folder(str(file.parent))
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: permission denied")
+    return file
+
+
+def output_folder(path: str) -> Path:
+    """`path`, made with its parents.
+
+    Raises:
+        OSError: it cannot be made; says why.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(f"{path} is a file, not a folder") from error
+    except OSError as error:
+        raise OSError(f"the folder {path} cannot be made: {error.strerror or error}") from error
+    return folder
+
+
+def save_png(image: Image.Image, path: Path, recipe: str | None = None) -> None:
+    """Write a PNG, with the picture's recipe as a text chunk."""
+    info = PngInfo()
+    if recipe is not None:
+        info.add_text(RECIPE_KEY, recipe)  # not compressed: PIL refuses to read large chunks that are
+    image.save(path, format="PNG", pnginfo=info)
+
+
+def wrote(path: str | os.PathLike[str], what: str = "") -> None:
+    """Say what was written, and where."""
+    print(f"wrote {os.path.abspath(path)}" + (f" ({what})" if what else ""))

@@ -1,0 +1,139 @@
+"""Fuse one picture from a base and a code for each region.
+
+A code is a seed, or a picture file where the model has an encoder. --region, --node and --strength are repeatable. The
+picture carries its recipe, from which --from-recipe makes it again.
+
+    stylefusion fuse --base 1 --region hair=7 --region eyes=3 --global 5 --out fused.png
+    stylefusion fuse --base 1 --node face=5 --strength 0.7 --masks masks --out fused.png
+    stylefusion fuse --from-recipe fused.png --out again.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from stylefusion_hf.commands._shared import (
+    RECIPE_KEY,
+    add_model_arguments,
+    checked,
+    code,
+    load_pipeline,
+    number,
+    output_file,
+    output_folder,
+    pairs,
+    save_png,
+    wrote,
+)
+
+CODE_OPTIONS = ("base", "region", "node", "global", "strength", "psi", "noise_mode")  # what a recipe says by itself
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    codes = parser.add_argument_group("codes")
+    codes.add_argument("--base", metavar="CODE", help="every node that nothing else sets (default: a random seed)")
+    codes.add_argument("--region", action="append", metavar="NAME=CODE", help="a region, or a node with all below it")
+    codes.add_argument("--node", action="append", metavar="NAME=CODE", help="exactly this node of the tree")
+    codes.add_argument("--global", metavar="CODE", help="what the regions share: pose and layout")
+    codes.add_argument(
+        "--from-recipe", metavar="FILE", help="all of this from a recipe, or from a picture that has one"
+    )
+    codes.add_argument("--any-model", action="store_true", help="accept a recipe that was written with other weights")
+    look = parser.add_argument_group("look")
+    look.add_argument(
+        "--strength", action="append", metavar="[NAME=]NUMBER", help="0 to 1, from the base to the codes (default: 1)"
+    )
+    look.add_argument("--psi", type=number, help="truncation (default: the model's own)")
+    look.add_argument("--noise-mode", choices=("const", "random", "none"), help="(default: const)")
+    files = parser.add_argument_group("files")
+    files.add_argument("--out", default="fused.png", metavar="PNG", help="where to write it (default: fused.png)")
+    files.add_argument("--masks", metavar="DIR", help="also write a mask for each region")
+    files.add_argument("--recipe", metavar="JSON", help="also write the recipe")
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    recipe = _read_recipe(args) if args.from_recipe else None
+    call = {} if args.from_recipe else _call(args)
+    out = output_file(args.out, [".png"])
+    recipe_out = output_file(args.recipe, [".json"]) if args.recipe else None
+    masks_out = output_folder(args.masks) if args.masks else None
+
+    pipe, with_masks = load_pipeline(args), masks_out is not None
+    result: Any
+    if recipe is not None:
+        result = pipe.from_recipe(recipe, check_model=not args.any_model, output_masks=with_masks)
+    else:
+        result = pipe(**call, output_masks=with_masks)
+    if len(result.images) != 1:
+        raise ValueError(f"this recipe makes {len(result.images)} pictures, and --out names one")
+
+    text = json.dumps(result.recipe)
+    save_png(result.images[0], out, text)
+    wrote(out, f"{result.images[0].width} x {result.images[0].height} pixels, with its recipe")
+    if recipe_out is not None:
+        recipe_out.write_text(json.dumps(result.recipe, indent=2) + "\n", encoding="utf-8")
+        wrote(recipe_out)
+    if masks_out is not None:
+        names = _write_masks(result.masks, masks_out)
+        wrote(masks_out, f"masks of {', '.join(names)}")
+
+
+def _call(args: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline's arguments."""
+    given = vars(args)
+    call: dict[str, Any] = {
+        "base": None if args.base is None else checked(args.base, f"--base {args.base}", code),
+        "regions": pairs(args.region, "--region", code),
+        "nodes": pairs(args.node, "--node", code),
+        "truncation_psi": args.psi,
+        "noise_mode": args.noise_mode or "const",
+    }
+    if given["global"] is not None:
+        call["global_code"] = checked(given["global"], f"--global {given['global']}", code)
+    if args.strength:
+        call["strength"] = _strength(args.strength)
+    return call
+
+
+def _strength(values: list[str]) -> float | dict[str, float]:
+    """One number for all nodes, or a number for each named one."""
+    if all("=" in text for text in values):
+        return pairs(values, "--strength", number)
+    if len(values) > 1:
+        raise ValueError("--strength is one number, or NAME=NUMBER once for each node: not both, and not two numbers")
+    return checked(values[0], f"--strength {values[0]}", number)
+
+
+def _read_recipe(args: argparse.Namespace) -> str:
+    """The recipe in a JSON file, or in the text chunk of a PNG that `stylefusion fuse` wrote."""
+    others = [name for name in CODE_OPTIONS if vars(args)[name] is not None]
+    if others:
+        flags = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise ValueError(f"--from-recipe says what goes into the picture: leave out {flags}")
+    path = Path(args.from_recipe)
+    if path.suffix.lower() != ".png":
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no recipe: it is not text") from error
+    with Image.open(path) as picture:
+        picture.load()  # text chunks may stand behind the pixels
+        text = picture.info.get(RECIPE_KEY)
+    if not isinstance(text, str):
+        raise ValueError(f"{path} carries no recipe: it was not written by `stylefusion fuse`, or lost it since")
+    return text
+
+
+def _write_masks(masks: Mapping[str, Any], folder: Path) -> list[str]:
+    """{region: (1, H, W), from 0 to 1} as grey PNGs; returns the regions."""
+    for name, mask in masks.items():
+        levels = mask[0].float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
+        save_png(Image.fromarray(levels, mode="L"), folder / f"{name}.png")
+    return list(masks)

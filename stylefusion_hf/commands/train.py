@@ -1,0 +1,28 @@
+"""Train a model. Every flag goes to the trainer, and `stylefusion train JOB --help` is the trainer's own help.
+
+    stylefusion train generator --avatars 40000 --output_dir runs/avatars
+
+On several processes or devices the same trainer is started as `accelerate launch -m stylefusion_hf.training.JOB`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+# job -> what it trains; the module is stylefusion_hf.training.<job>, with a function main(argv)
+JOBS = {
+    "generator": "a StyleGAN2 and its discriminator, on avatars or on your pictures",
+    "segmenter": "the network that finds the regions in a picture",
+    "fusion": "the fusion nets of a region tree, for a trained generator",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    listed = "; ".join(f"{job}: {what}" for job, what in JOBS.items())
+    parser.add_argument("job", metavar="JOB", choices=JOBS, help=listed)
+    parser.add_argument("flags", metavar="...", nargs=argparse.REMAINDER, help="the trainer's flags")
+
+
+def run(args: argparse.Namespace) -> None:
+    import_module(f"stylefusion_hf.training.{args.job}").main(args.flags)

@@ -1,0 +1,203 @@
+"""A folder of a user's own pictures as a dataset."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
+
+
+class ImageFolder(Dataset[dict[str, torch.Tensor]]):
+    """All pictures below a folder, sorted by path, as square tensors.
+
+    Items: {"image": float (channels, resolution, resolution) in [-1, 1]}. In a folder laid out as by `write_dataset`
+    (``images/`` and ``labels/`` with the same names, as .png) an item also has {"labels": long (resolution,
+    resolution)}, resized without mixing ids.
+
+    Args:
+        root: the folder, searched recursively; hidden files and folders are passed over.
+        resolution: side of the items in pixels.
+        crop: "center" cuts the largest square from the middle; "none" takes square pictures only.
+        channels: 3 for colour, 1 for grey. Transparent pictures are put on white.
+        mirror: adds every picture's mirror image: item i + n/2 mirrors item i.
+        upscale: accept pictures smaller than `resolution`.
+        skip_broken: leave unreadable pictures out (`skipped` lists them) instead of failing at them; reads all
+            pictures once, with a progress bar.
+
+    Sizes are looked up in the files' headers here, so that a picture of a wrong size is an error before a training
+    has begun; a picture cut off further down is an OSError with its name when its item is read. Raises OSError for a
+    missing or unreadable folder or picture and ValueError for a bad argument, an empty folder, or pictures of a wrong
+    size.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        resolution: int,
+        crop: Literal["center", "none"] = "center",
+        channels: int = 3,
+        mirror: bool = False,
+        upscale: bool = False,
+        skip_broken: bool = False,
+        progress: bool = True,
+    ) -> None:
+        if resolution < 1:
+            raise ValueError(f"resolution must be at least 1, got {resolution}")
+        if crop not in ("center", "none"):
+            raise ValueError(f'crop must be "center" or "none", got {crop!r}')
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 3 (colour) or 1 (grey), got {channels}")
+        self.root = Path(root)
+        self.resolution, self.crop, self.channels, self.mirror = resolution, crop, channels, mirror
+        if not self.root.is_dir():
+            raise NotADirectoryError(f"{self.root} is not a folder")
+        has_labels = (self.root / "images").is_dir() and (self.root / "labels").is_dir()
+        pictures = self.root / "images" if has_labels else self.root
+        self.paths = _pictures_below(pictures)
+        self.label_paths: list[Path] | None = None
+        self.skipped: list[Path] = []
+        if not self.paths:
+            kinds = ", ".join(sorted(SUFFIXES))
+            raise ValueError(f"no pictures in {pictures} (looked for {kinds}){_others(pictures)}")
+        if skip_broken:
+            self.skipped = [path for path in tqdm(self.paths, desc="reading", disable=not progress) if _broken(path)]
+            broken = set(self.skipped)
+            self.paths = [path for path in self.paths if path not in broken]
+            if not self.paths:
+                raise ValueError(f"none of the {len(self.skipped)} pictures in {pictures} can be read")
+        self._check_sizes(upscale)
+        if has_labels:
+            maps = self.root / "labels"
+            self.label_paths = [maps / path.relative_to(pictures).with_suffix(".png") for path in self.paths]
+            lost = [path for path in self.label_paths if not path.is_file()]
+            if lost:
+                raise ValueError(f"{len(lost)} of {len(self.paths)} pictures have no label map, first {lost[0]}")
+        self.regions = _regions(self.root)
+
+    def __len__(self) -> int:
+        return len(self.paths) * (2 if self.mirror else 1)
+
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
+        if not -len(self) <= item < len(self):
+            raise IndexError(f"item {item} of {len(self)}")
+        item %= len(self)
+        number, flip = item % len(self.paths), item >= len(self.paths)
+        picture = self._square(_read(self.paths[number], self.channels), Image.Resampling.LANCZOS)
+        pixels = np.array(picture, dtype=np.float32).reshape(self.resolution, self.resolution, self.channels)
+        image = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
+        result = {"image": (image.flip(-1) if flip else image).contiguous()}
+        if self.label_paths is not None:
+            labels = self._labels(number)
+            result["labels"] = labels.flip(-1) if flip else labels
+        return result
+
+    def _labels(self, number: int) -> torch.Tensor:
+        assert self.label_paths is not None
+        path = self.label_paths[number]
+        with Image.open(path) as opened, Image.open(self.paths[number]) as picture:
+            if opened.mode not in ("P", "L"):
+                raise ValueError(f"{path} has mode {opened.mode}: label maps are palette or grey, their values ids")
+            size = ImageOps.exif_transpose(picture).size
+            if opened.size != size:
+                raise ValueError(f"{path} is {opened.size[0]} x {opened.size[1]}, its picture {size[0]} x {size[1]}")
+            labels = self._square(opened.copy(), Image.Resampling.NEAREST)
+        ids = np.array(labels, dtype=np.int64)
+        if self.regions is not None and ids.max() >= len(self.regions):
+            raise ValueError(f"{path} has label {ids.max()}, but the dataset's regions are {', '.join(self.regions)}")
+        return torch.from_numpy(ids)
+
+    def _square(self, picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        if side == self.resolution:
+            return picture.crop((left, top, left + side, top + side))
+        target = (self.resolution, self.resolution)
+        return picture.resize(target, resampling, box=(left, top, left + side, top + side))
+
+    def _check_sizes(self, upscale: bool) -> None:
+        small, oblong = [], []
+        for path in self.paths:
+            width, height = _size(path)
+            if min(width, height) < self.resolution:
+                small.append(f"{path} ({width} x {height})")
+            if width != height:
+                oblong.append(f"{path} ({width} x {height})")
+        if small and not upscale:
+            raise ValueError(
+                f"{len(small)} of {len(self.paths)} pictures are smaller than {self.resolution} pixels, first "
+                f"{small[0]}: leave them out, lower the resolution, or allow upscale=True"
+            )
+        if oblong and self.crop == "none":
+            raise ValueError(
+                f'{len(oblong)} of {len(self.paths)} pictures are not square, first {oblong[0]}: use crop="center"'
+            )
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    found = []
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+            found.append(path)
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _others(folder: Path) -> str:
+    """What lies in the folder instead, for the message."""
+    kinds = Counter(path.suffix.lower() or "no suffix" for path in folder.rglob("*") if path.is_file())
+    return f"; it holds {', '.join(f'{count} x {kind}' for kind, count in kinds.most_common(4))}" if kinds else ""
+
+
+def _regions(root: Path) -> tuple[str, ...] | None:
+    try:
+        names = json.loads((root / "dataset.json").read_text())["regions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return tuple(str(name) for name in names)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _broken(path: Path) -> bool:
+    try:
+        _read(path, 3)
+    except OSError:
+        return True
+    return False
+
+
+def _read(path: Path, channels: int) -> Image.Image:
+    """The upright picture in mode RGB or L; OSError with its name if it cannot be read to the end."""
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            picture: Image.Image = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip instead of scaling
+                picture = Image.fromarray((np.asarray(picture, dtype=np.uint32) >> 8).astype(np.uint8))
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture)
+            return picture.convert("RGB" if channels == 3 else "L")
+    # Pillow's decoders raise SyntaxError and ValueError, too, for files that are cut off or forged
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> OSError:
+    reason = "not a picture that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+    return OSError(f"cannot read the picture {path}: {reason}; remove it, or skip such files with skip_broken=True")

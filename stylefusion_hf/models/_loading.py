@@ -1,0 +1,90 @@
+"""Strict loading for every model of the package.
+
+diffusers only warns about weights that a checkpoint lacks, and leaves those parameters on the meta device, where the
+first call fails with a message that names nothing. Here an incomplete or damaged checkpoint is one clear error.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from diffusers import ModelMixin
+
+
+class StrictModelMixin(ModelMixin):
+    """A diffusers `ModelMixin` whose `from_pretrained` returns a complete model or raises.
+
+    Raises:
+        OSError: a file is missing, truncated or not what its name says; names it and says what to do.
+        ValueError: the files are sound, but lack weights that the config asks for, or have them in another shape.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
+        path, subfolder = os.fspath(pretrained_model_name_or_path or ""), kwargs.get("subfolder")
+        where = os.path.join(path, subfolder) if subfolder else path
+        wants_info = kwargs.pop("output_loading_info", False)
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True  # diffusers falls back to pickles where there are no safetensors
+        try:
+            with _undisturbed():
+                model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
+        except OSError as error:
+            problem = " ".join(str(error).split())
+            if "Unable to load weights" in problem:
+                problem = f"its weights are truncated or in another format ({problem})"
+            elif "Error no file named" in problem and "diffusion_pytorch_model" in problem:
+                problem = "there is no diffusion_pytorch_model.safetensors"
+            elif not os.path.isdir(where):
+                raise  # a matter of the Hub or the network, which diffusers explains
+            raise OSError(
+                f"{cls.__name__} cannot be loaded from {where}: {problem}. Download, convert or save the model again"
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            if "size mismatch" not in str(error) and "expected shape" not in str(error):
+                raise
+            problem = " ".join(str(error).split(" If you want to instead")[0].split()).rstrip(".")
+            raise ValueError(
+                f"the weights in {where} do not fit {cls.__name__}'s config.json: {problem}. Use the config.json that"
+                " was saved with the weights"
+            ) from error
+
+        missing = set(info.get("missing_keys", ()))
+        if getattr(model, "hf_device_map", None) is None:  # else offloaded weights are on meta by design
+            tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+            missing |= {name for name, tensor in tensors if tensor.is_meta}
+        if missing:
+            raise ValueError(
+                f"the checkpoint {where} is incomplete: {cls._describe_missing(model, sorted(missing))}."
+                " Download or convert it again, or correct its config.json"
+            )
+        return (model, info) if wants_info else model  # type: ignore[return-value]
+
+    @classmethod
+    def _describe_missing(cls, model: Any, keys: Sequence[str]) -> str:
+        """What the missing keys mean to a user; a model of several parts overrides it to name them."""
+        listed = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+        return f"{cls.__name__} lacks {len(keys)} of its weights ({listed})"
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without diffusers' warning on missing weights (an error follows), and with torch's default dtype put back, which
+    diffusers leaves at `dtype` where a model's constructor raises."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "are newly initialized: " not in record.getMessage()
+
+    logger, default = logging.getLogger("diffusers.models.modeling_utils"), torch.get_default_dtype()
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+        torch.set_default_dtype(default)

@@ -1,0 +1,128 @@
+"""StyleGAN2's discriminator (Karras et al., arXiv 1912.04958; residual architecture) as a diffusers model."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from stylefusion_hf.models._loading import StrictModelMixin
+from stylefusion_hf.models.layers import (
+    EqualizedConv,
+    EqualizedLinear,
+    MappingNetwork,
+    channel_schedule,
+    check_channels,
+    to_fast_layout,
+)
+
+
+@dataclass
+class DiscriminatorOutput(BaseOutput):
+    """`logits`: (B, 1), higher for images taken for real."""
+
+    logits: torch.Tensor
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual block that halves the resolution: (B, in, H, W) -> (B, out, H / 2, W / 2)."""
+
+    def __init__(self, in_channels, out_channels, clamp=None):
+        super().__init__()
+        self.conv0 = EqualizedConv(in_channels, in_channels, 3, clamp=clamp)
+        self.conv1 = EqualizedConv(in_channels, out_channels, 3, down=2, clamp=clamp)
+        self.skip = EqualizedConv(in_channels, out_channels, 1, act="linear", down=2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = math.sqrt(0.5)  # the sum of two branches keeps the variance of one
+        return self.conv1(self.conv0(x), gain=half) + self.skip(x, gain=half)
+
+
+def minibatch_std(x: torch.Tensor, group_size: int, num_channels: int) -> torch.Tensor:
+    """Append channels with the standard deviation over groups of samples (Karras et al., arXiv 1710.10196, section 3).
+
+    x is (B, C, H, W), the result (B, C + num_channels, H, W). Groups are of `group_size` samples, or of the largest
+    number below it that divides the batch. Sample i shares its group with samples i + B / group, as in NVIDIA's code.
+    """
+    b, c, h, w = x.shape
+    group = next(g for g in range(min(group_size, b), 0, -1) if b % g == 0)
+    y = x.reshape(group, -1, num_channels, c // num_channels, h, w)
+    y = ((y - y.mean(dim=0)).square().mean(dim=0) + 1e-8).sqrt().mean(dim=(2, 3, 4))  # (B / group, num_channels)
+    y = y.reshape(-1, num_channels, 1, 1).repeat(group, 1, h, w)
+    return torch.cat([x, y.to(x.dtype)], dim=1)
+
+
+class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
+    """Images (B, C, H, W) in [-1, 1] -> logits (B, 1).
+
+    Args:
+        resolution: a power of two from 8.
+        channels: one count per block, from 4 x 4 up; None takes NVIDIA's schedule of `channel_base` 32768, at most
+        512.
+        label_dim: size of the class-label vector; 0 for an unconditional model.
+        mapping_layers: depth of the MLP that maps labels for the projection (class-conditional models only).
+        label_embed_dim: width of that projection; None takes the channels at 4 x 4.
+        mbstd_group_size, mbstd_channels: the minibatch standard deviation; 0 channels switch it off, after which a
+            sample's logit does not depend on the rest of its batch.
+        conv_clamp: limit of activations, for half precision.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        resolution: int = 64,
+        channels: Sequence[int] | None = None,
+        label_dim: int = 0,
+        mapping_layers: int = 8,
+        label_embed_dim: int | None = None,
+        img_channels: int = 3,
+        mbstd_group_size: int = 4,
+        mbstd_channels: int = 1,
+        conv_clamp: float | None = None,
+    ):
+        super().__init__()
+        channels = check_channels(channel_schedule(resolution) if channels is None else channels, resolution)
+        if resolution < 8:
+            raise ValueError(f"a discriminator needs a resolution of at least 8, got {resolution}")
+        if mbstd_channels < 0 or mbstd_group_size < 1 or (mbstd_channels and channels[0] % mbstd_channels):
+            raise ValueError(
+                f"mbstd_channels must be 0 or divide the {channels[0]} channels at 4 x 4, the group size be positive; "
+                f"got {mbstd_channels=}, {mbstd_group_size=}"
+            )
+        self.register_to_config(channels=channels)
+        c4 = channels[0]
+        embed = label_embed_dim or c4
+        self.fromrgb = EqualizedConv(img_channels, channels[-1], 1, clamp=conv_clamp)
+        # From the image's resolution down to 8 x 8.
+        pairs = zip(channels[:0:-1], channels[-2::-1], strict=True)
+        self.blocks = nn.ModuleList(DiscriminatorBlock(i, o, conv_clamp) for i, o in pairs)
+        self.mapping = MappingNetwork(0, label_dim, embed, mapping_layers, embed_dim=embed) if label_dim else None
+        self.conv = EqualizedConv(c4 + mbstd_channels, c4, 3, clamp=conv_clamp)
+        self.fc = EqualizedLinear(c4 * 16, c4, act="lrelu")
+        self.out = EqualizedLinear(c4, embed if label_dim else 1)
+
+    def forward(
+        self, images: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
+    ) -> DiscriminatorOutput | tuple:
+        """`logits` (B, 1). ValueError if the images have another shape than the model's."""
+        expected = (self.config.img_channels, self.config.resolution, self.config.resolution)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
+            )
+        x = self.fromrgb(to_fast_layout(images))
+        for block in self.blocks:
+            x = block(x)
+        if self.config.mbstd_channels:
+            x = minibatch_std(x, self.config.mbstd_group_size, self.config.mbstd_channels)
+        x = self.out(self.fc(self.conv(x).flatten(1)))
+        if self.mapping is not None:
+            # Projection (Miyato & Koyama, arXiv 1802.05637).
+            x = (x * self.mapping(None, class_labels).to(x.dtype)).sum(dim=1, keepdim=True) / math.sqrt(x.shape[1])
+        return DiscriminatorOutput(logits=x) if return_dict else (x,)
+
+
+StyleGAN2Discriminator.__module__ = "stylefusion_hf"

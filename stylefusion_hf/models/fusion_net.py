@@ -1,0 +1,184 @@
+"""One fusion net: two gating MLPs that blend style codes channel by channel.
+
+A net takes the codes of two children and the code that they share, and returns one code (StyleFusion, arXiv
+2107.07437, section 3). The arithmetic is that of the authors' published inference code, with every layer of the MLP
+one matrix product for all style vectors of the batch; `fuse_reference` is the same arithmetic written plainly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stylefusion_hf.models.style_rows import FusionSpec, StyleLayout, StyleRows
+
+SLOPE = 0.2  # of the leaky ReLU
+GAIN = math.sqrt(2)  # of the leaky ReLU
+
+# ----------------------------------------------------------------------------------------------------
+# The gating MLP.
+
+
+class FoldedLinear(nn.Module):
+    """Linear layer of equalised learning rate: stored as N(0, 1) / lr_multiplier, scaled in use (arXiv 1710.10196).
+
+    These layers are large and their input is small, so the scale goes into the product and no scaled copy is made.
+    """
+
+    def __init__(self, in_features: int, out_features: int, lr_multiplier: float, *, zero: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        nn.init.normal_(self.weight, std=0.0 if zero else 1 / lr_multiplier)
+        nn.init.zeros_(self.bias)
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+
+    def product(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """gain * (W x + b) for x (rows, C); C may leave out the last inputs. Both gains are factors of the product."""
+        weight = self.weight[:, : x.shape[1]].t()
+        return torch.addmm(self.bias, x, weight, beta=self.bias_gain * gain, alpha=self.weight_gain * gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+
+
+class Blender(nn.Module):
+    """The gate q in (0, 1) of a + q (b - a), for every channel of every row.
+
+    Args:
+        spec: the shapes.
+        codes: how many codes enter: a, b and, in the segments blender, extra.
+        rows: how many style vectors it serves (R).
+    """
+
+    def __init__(self, spec: FusionSpec, codes: int, rows: int):
+        super().__init__()
+        width, lr = spec.padded_width, spec.lr_multiplier
+        inputs = codes * width + spec.num_indicators * spec.indicator_repeats
+        widths = [inputs, *[spec.hidden_width] * spec.hidden_layers, width, width]
+        last = len(widths) - 2
+        self.layers = nn.ModuleList(
+            FoldedLinear(a, b, lr, zero=spec.gate_bias and i == last) for i, (a, b) in enumerate(pairwise(widths))
+        )
+        self.gate_bias = nn.Parameter(torch.empty(rows, width)) if spec.gate_bias else None
+        if self.gate_bias is not None:
+            nn.init.zeros_(self.gate_bias)
+        self.indicator_repeats, self.linear_end = spec.indicator_repeats, spec.final_activation == "linear"
+
+    def forward(self, codes: Sequence[Tensor], indicators: Tensor) -> Tensor:
+        """Codes (B, R, P) each, indicators (R, N) -> (B, R, P), in the weights' dtype."""
+        first, *inner, last = cast("list[FoldedLinear]", list(self.layers))
+        rows = torch.cat([code.to(first.weight.dtype) for code in codes], -1)  # (B, R, C)
+        batch, count, width = rows.shape
+        # The tiled indicator's share of the first layer is the same for the whole batch: a bias per row.
+        tiles = first.weight[:, width:].unflatten(1, (self.indicator_repeats, -1)).sum(1)  # (hidden, N)
+        row_bias = indicators.to(tiles.dtype) @ tiles.t() * (first.weight_gain * GAIN)  # (R, hidden)
+        x = (first.product(rows.flatten(0, 1), GAIN).unflatten(0, (batch, count)) + row_bias).flatten(0, 1)
+        x = F.leaky_relu(x, SLOPE)  # its gain is inside the product: gain * lrelu(x) = lrelu(gain * x)
+        for layer in inner:
+            x = F.leaky_relu(layer.product(x, GAIN), SLOPE)
+        x = last.product(x) if self.linear_end else F.leaky_relu(last.product(x, GAIN), SLOPE)
+        x = x.unflatten(0, (batch, count))
+        return torch.sigmoid(x if self.gate_bias is None else x + self.gate_bias)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The net.
+
+
+class FusionNet(nn.Module):
+    """`blender_common` aligns the children to their common code, `blender_segments` fuses them."""
+
+    def __init__(self, spec: FusionSpec):
+        super().__init__()
+        self.blender_segments = Blender(spec, codes=3, rows=len(spec.sizes))
+        self.blender_common = Blender(spec, codes=2, rows=len(spec.common_rows))
+
+    def forward(self, layout: StyleLayout, s0: Tensor, s1: Tensor | None, sc: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Fuses style codes (B, S).
+
+        Args:
+            layout: the hierarchy's index tables.
+            s0, s1: the children's codes; without s1 the net only aligns s0 to sc.
+            sc: the code that the children share; without it the net only fuses s0 and s1.
+
+        Returns:
+            The fused code and the gate that gave it from the two (aligned) children, or, where there is no s1, from s0
+            and sc; (B, S) both.
+        """
+        if s1 is None:
+            if sc is None:
+                raise ValueError("a fusion net needs a second child's code, a common code, or both")
+            return self._align(layout, s0, sc, layout.only_common_indicators)
+        if sc is None:
+            extra = torch.zeros_like(layout.all.expand(s0))
+        else:
+            both, _ = self._align(layout, torch.cat([s0, s1]), torch.cat([sc, sc]), layout.common_indicators)
+            s0, s1 = both.chunk(2)
+            shared = layout.all.expand(sc)
+            extra = torch.where(layout.is_common, shared, torch.zeros_like(shared))
+        gate = self.blender_segments([layout.all.expand(s0), layout.all.expand(s1), extra], layout.indicators)
+        return _blend(layout.all, s0, s1, gate)
+
+    def _align(self, layout: StyleLayout, code: Tensor, shared: Tensor, indicators: Tensor) -> tuple[Tensor, Tensor]:
+        rows = layout.common
+        if not rows.rows:
+            return code, torch.zeros_like(code)
+        return _blend(rows, code, shared, self.blender_common([rows.expand(code), rows.expand(shared)], indicators))
+
+
+def _blend(rows: StyleRows, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """a + q (b - a) and q; equal codes give that code out exactly, in any dtype."""
+    difference = b - a
+    gate = rows.pool(gate.to(a.dtype), difference)
+    return a + gate * difference, gate
+
+
+# ----------------------------------------------------------------------------------------------------
+# The plain reference: vector by vector, as the authors' code goes about it.
+
+
+def fuse_reference(net: FusionNet, spec: FusionSpec, s0: Tensor, s1: Tensor | None, sc: Tensor | None) -> Tensor:
+    """What `FusionNet.forward` computes, one style vector after the other; slow, for tests. Codes (B, S) -> (B, S)."""
+    width, fused = spec.padded_width, []
+
+    def up(x: Tensor) -> Tensor:  # (B, w) -> (B, P)
+        return x[:, [i * x.shape[1] // width for i in range(width)]]
+
+    def pool(x: Tensor, size: int) -> Tensor:  # (B, P) -> (B, w)
+        groups = [[i for i in range(width) if i * size // width == j] for j in range(size)]
+        columns = [x[:, group].amax(1) if spec.pooling == "max" else x[:, group].mean(1) for group in groups]
+        return torch.stack(columns, 1)
+
+    def blend(blender: Blender, row: int, codes: list[Tensor], indicator: Tensor) -> Tensor:
+        tiled = indicator.repeat(spec.indicator_repeats).expand(len(codes[0]), -1)
+        x = torch.cat([*map(up, codes), tiled], 1)
+        for layer in blender.layers:
+            x = layer(x)
+            if layer is not blender.layers[-1] or spec.final_activation == "lrelu":
+                x = F.leaky_relu(x, SLOPE) * GAIN
+        q = torch.sigmoid(x if blender.gate_bias is None else x + blender.gate_bias[row])
+        return pool(up(codes[0]) + q * (up(codes[1]) - up(codes[0])), codes[0].shape[1])
+
+    vectors = [None if s is None else s.split(spec.sizes, 1) for s in (s0, s1, sc)]
+    for v in range(len(spec.sizes)):
+        a, b, c = (None if s is None else s[v] for s in vectors)
+        assert a is not None
+        common = spec.common_rows.index(v) if v in spec.common_rows else None
+        indicator = spec.indicators([v], only_common=b is None)[0].to(a)
+        if b is None:
+            fused.append(a if common is None or c is None else blend(net.blender_common, common, [a, c], indicator))
+            continue
+        extra = torch.zeros_like(a)
+        if common is not None and c is not None:
+            a, b = (blend(net.blender_common, common, [child, c], indicator) for child in (a, b))
+            extra = c
+        fused.append(blend(net.blender_segments, v, [a, b, extra], indicator))
+    return torch.cat(fused, 1)

@@ -1,0 +1,129 @@
+"""Layers that StyleGAN2's networks share: equalised learning rate, the mapping MLP, the channel schedule."""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from stylefusion_hf.ops import bias_act, conv2d_resample, setup_filter
+
+FIR_TAPS = (1, 3, 3, 1)
+
+
+def block_resolutions(resolution: int) -> list[int]:
+    """[4, 8, ..., resolution]; ValueError unless it is a power of two of at least 4 (and not absurd)."""
+    if not isinstance(resolution, int) or resolution < 4 or resolution > 2**14 or resolution & (resolution - 1):
+        raise ValueError(f"resolution must be a power of two between 4 and 16384, got {resolution!r}")
+    return [2**i for i in range(2, resolution.bit_length())]
+
+
+def channel_schedule(resolution: int, channel_base: int = 32768, channel_max: int = 512) -> list[int]:
+    """Channels at 4, 8, ..., resolution as NVIDIA's configurations count them: min(base / resolution, max)."""
+    return [max(min(channel_base // r, channel_max), 1) for r in block_resolutions(resolution)]
+
+
+def check_channels(channels, resolution: int) -> list[int]:
+    """The channel counts as a list, one per block from 4 x 4 up; ValueError for too few, too many or odd ones."""
+    blocks = block_resolutions(resolution)
+    channels = list(channels)
+    if len(channels) != len(blocks) or not all(isinstance(c, int) and c > 0 for c in channels):
+        raise ValueError(
+            f"a network of resolution {resolution} needs {len(blocks)} positive channel counts, for {blocks};"
+            f" got {channels}"
+        )
+    return channels
+
+
+def register_fir(module: nn.Module) -> None:
+    """The low-pass filter as a buffer that follows `.to(device)`; not saved, the architecture fixes it."""
+    module.register_buffer("fir", setup_filter(FIR_TAPS), persistent=False)
+
+
+def to_fast_layout(x: torch.Tensor) -> torch.Tensor:
+    """Channels-last where it is faster: on CPUs always (2-4x for depthwise filters), on GPUs in half precision."""
+    if x.device.type == "cpu" or x.dtype in (torch.float16, torch.bfloat16):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+# --- Equalised learning rate: weights of unit variance, scaled when used (arXiv 1710.10196, section 4.1) -------------
+
+
+class EqualizedLinear(nn.Module):
+    """(B, in) -> (B, out). `lr_multiplier` slows this layer's learning: stored values are larger by its inverse."""
+
+    def __init__(self, in_features, out_features, act="linear", lr_multiplier=1.0, bias_init=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((out_features,), float(bias_init) / lr_multiplier))
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+        self.act = act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x @ (self.weight * self.weight_gain).t().to(x.dtype)
+        return bias_act(x, self.bias * self.bias_gain, self.act)
+
+
+class EqualizedConv(nn.Module):
+    """(B, in, H, W) -> (B, out, H / down, W / down)."""
+
+    fir: torch.Tensor
+
+    def __init__(self, in_channels, out_channels, kernel_size, act="lrelu", down=1, bias=True, clamp=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
+        self.act, self.down, self.clamp = act, down, clamp
+        register_fir(self)
+
+    def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+        x = conv2d_resample(x, self.weight * self.weight_gain, self.fir, down=self.down)
+        gain_total = gain * (math.sqrt(2) if self.act == "lrelu" else 1.0)
+        return bias_act(x, self.bias, self.act, gain_total, None if self.clamp is None else self.clamp * gain)
+
+
+# --- Mapping: z (and a label) -> w, an MLP of leaky-ReLU layers at a hundredth of the learning rate (arXiv 1812.04948)
+
+
+def normalize_2nd_moment(x: torch.Tensor) -> torch.Tensor:
+    """(B, C) with a mean square of one per sample ("pixel norm")."""
+    return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+class MappingNetwork(nn.Module):
+    """z (B, z_dim) and labels (B, label_dim) -> (B, w_dim). `z_dim=0` (labels only) is the discriminator's use."""
+
+    def __init__(self, z_dim, label_dim, w_dim, num_layers, width=None, embed_dim=None, lr_multiplier=0.01):
+        super().__init__()
+        width, embed_dim = width or w_dim, embed_dim or w_dim
+        if num_layers < 1 or w_dim < 1 or z_dim + label_dim < 1:
+            raise ValueError(
+                f"a mapping needs layers, w_dim and an input; got {num_layers=}, {w_dim=}, {z_dim=}, {label_dim=}"
+            )
+        self.z_dim, self.label_dim = z_dim, label_dim
+        self.embed = EqualizedLinear(label_dim, embed_dim) if label_dim else None
+        widths = [z_dim + (embed_dim if label_dim else 0)] + [width] * (num_layers - 1) + [w_dim]
+        self.layers = nn.ModuleList(EqualizedLinear(i, o, "lrelu", lr_multiplier) for i, o in pairwise(widths))
+
+    def forward(self, z: torch.Tensor | None, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+        parts = []
+        if self.z_dim:
+            if z is None or z.ndim != 2 or z.shape[1] != self.z_dim:
+                raise ValueError(f"z must be (batch, {self.z_dim}), got {None if z is None else tuple(z.shape)}")
+            parts.append(normalize_2nd_moment(z))
+        if self.embed is not None:
+            if class_labels is None or class_labels.ndim != 2 or class_labels.shape[1] != self.label_dim:
+                shape = None if class_labels is None else tuple(class_labels.shape)
+                raise ValueError(
+                    f"this model is class-conditional: class_labels must be (batch, {self.label_dim}), got {shape}"
+                )
+            parts.append(normalize_2nd_moment(self.embed(class_labels.to(self.embed.weight.dtype))))
+        elif class_labels is not None and class_labels.numel():
+            raise ValueError("class_labels were given, but this model was trained without labels")
+        x = torch.cat([p.expand(max(q.shape[0] for q in parts), -1) for p in parts], dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        return x

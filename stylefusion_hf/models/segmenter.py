@@ -1,0 +1,97 @@
+"""A small U-Net (Ronneberger et al., arXiv 1505.04597) that tells the regions of generated images apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from stylefusion_hf.models._loading import StrictModelMixin
+from stylefusion_hf.models.layers import to_fast_layout
+
+
+@dataclass
+class SegmenterOutput(BaseOutput):
+    """`logits`: (B, R, H, W), one map a region in the order of `config.regions`."""
+
+    logits: torch.Tensor
+
+
+class ConvBlock(nn.Module):
+    """Two 3 x 3 convolutions, each with group norm (no batch statistics) and SiLU: (B, in, ...) -> (B, out, ...)."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(groups, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(groups, out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.silu(self.norm1(self.conv1(x)))
+        return F.silu(self.norm2(self.conv2(x)))
+
+
+class RegionSegmenter(StrictModelMixin, ConfigMixin):
+    """Images (B, 3, H, W) in [-1, 1] -> region logits (B, R, H, W).
+
+    Args:
+        regions: names of the regions, in the order of the logits; a tree's leaves must be among them.
+        channels: width of each level; every level after the first works at half the resolution of the one before.
+        groups: of the group normalisation; must divide every width.
+        img_channels: 3 for RGB.
+
+    Images of any size are taken; sides that the levels do not halve evenly are padded inside and cropped again.
+
+    Raises:
+        ValueError: fewer than two regions, a name twice, or a width that `groups` does not divide.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        regions: Sequence[str] = ("background", "foreground"),
+        channels: Sequence[int] = (16, 32, 64, 96),
+        groups: int = 8,
+        img_channels: int = 3,
+    ):
+        super().__init__()
+        regions, channels = list(regions), list(channels)
+        if len(regions) < 2 or len(set(regions)) != len(regions):
+            raise ValueError(f"a segmenter needs two or more different region names, got {regions}")
+        if not channels or any(c < 1 or c % groups for c in channels):
+            raise ValueError(f"every width must be a positive multiple of groups={groups}, got {channels}")
+        widths = [img_channels, *channels]
+        self.down = nn.ModuleList(ConvBlock(i, o, groups) for i, o in pairwise(widths))
+        ups = range(len(channels) - 2, -1, -1)
+        self.up = nn.ModuleList(ConvBlock(channels[k + 1] + channels[k], channels[k], groups) for k in ups)
+        self.head = nn.Conv2d(channels[0], len(regions), 1)
+
+    def segment(self, images: torch.Tensor, return_features: bool = False):
+        """Logits (B, R, H, W); with `return_features` also the features of the lowest level, (B, C, h, w)."""
+        if images.ndim != 4 or images.shape[1] != self.config.img_channels:
+            raise ValueError(f"expected images (batch, {self.config.img_channels}, H, W), got {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        step = 2 ** (len(self.down) - 1)
+        x = F.pad(images, (0, -width % step, 0, -height % step), mode="replicate")
+        x, skips = to_fast_layout(x), []
+        for k, block in enumerate(self.down):
+            x = block(F.avg_pool2d(x, 2) if k else x)
+            skips.append(x)
+        features = skips.pop()
+        for block, skip in zip(self.up, reversed(skips), strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skip], dim=1))
+        logits = self.head(x)[..., :height, :width]
+        return (logits, features) if return_features else logits
+
+    def forward(self, images: torch.Tensor, return_dict: bool = True) -> SegmenterOutput | tuple:
+        """`logits` (B, R, H, W) of images (B, 3, H, W) in [-1, 1]."""
+        logits = self.segment(images)
+        return SegmenterOutput(logits=logits) if return_dict else (logits,)
+
+
+RegionSegmenter.__module__ = "stylefusion_hf"

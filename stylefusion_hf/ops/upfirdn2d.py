@@ -1,0 +1,97 @@
+"""Resampling with a small low-pass filter (FIR), the operation that StyleGAN2 puts around every change of resolution.
+
+`upfirdn2d` keeps the contract of NVIDIA's operator of that name (Karras et al., arXiv 1912.04958;
+`torch_utils/ops/upfirdn2d.py` in stylegan3): insert zeros, pad, filter, keep every n-th pixel. Nothing is compiled.
+`impl="fast"` never writes the inserted zeros: upsampling is a transposed grouped convolution, downsampling a strided
+one. `impl="ref"` does it by the book.
+"""
+
+import torch
+import torch.nn.functional as F
+
+IMPLEMENTATIONS = ("fast", "ref")
+
+
+def setup_filter(taps) -> torch.Tensor:
+    """Normalised one-dimensional float32 FIR taps, (N,). The 2-D filter is their outer product with themselves."""
+    f = torch.as_tensor(taps, dtype=torch.float32)
+    if f.ndim != 1 or f.numel() == 0 or float(f.sum()) == 0.0:
+        raise ValueError(
+            f"a resampling filter is a flat list of taps with a non-zero sum, such as [1, 3, 3, 1]; got {taps!r}"
+        )
+    return f / f.sum()
+
+
+def check_impl(impl: str) -> None:
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown implementation {impl!r}; choose from {', '.join(IMPLEMENTATIONS)}")
+
+
+def upfirdn2d(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    up: int = 1,
+    down: int = 1,
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    gain: float = 1.0,
+    impl: str = "fast",
+) -> torch.Tensor:
+    """Upsample by zero insertion, pad, convolve with a separable filter, downsample.
+
+    Args:
+        x: images or features, (B, C, H, W).
+        f: one-dimensional taps, (N,), see [`setup_filter`]; applied along both axes.
+        up, down: integer factors, >= 1.
+        padding: pixels added (or, if negative, cut) at left, right, top, bottom of the upsampled image.
+        gain: scales the result; `up * up` keeps the brightness when upsampling.
+        impl: `"fast"` or `"ref"`; the same values within float tolerance.
+
+    Returns:
+        (B, C, (H * up + top + bottom - N) // down + 1, likewise for W).
+    """
+    check_impl(impl)
+    if x.ndim != 4 or f.ndim != 1:
+        raise ValueError(
+            f"expected images (B, C, H, W) and taps (N,); got shapes {tuple(x.shape)} and {tuple(f.shape)}"
+        )
+    # Half the gain goes into each axis. Flipped, because a convolution in the mathematical sense is meant.
+    taps = (f.flip(0) * gain**0.5).to(dtype=x.dtype, device=x.device)
+    if impl == "ref":
+        return _by_the_book(x, taps, up, down, padding)
+    if up > 1 and down == 1:
+        return _upsample(x, taps, up, padding)
+    left, right, top, bottom = padding
+    if up > 1 or min(padding) < 0 or left != right or top != bottom:
+        x, top, left = F.pad(_insert_zeros(x, up), padding), 0, 0
+    return _separable(x, taps, down, top, left)
+
+
+def _insert_zeros(x: torch.Tensor, up: int) -> torch.Tensor:
+    if up == 1:
+        return x
+    b, c, h, w = x.shape
+    x = F.pad(x.reshape(b, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1))
+    return x.reshape(b, c, h * up, w * up)
+
+
+def _by_the_book(x: torch.Tensor, taps: torch.Tensor, up: int, down: int, padding: tuple) -> torch.Tensor:
+    x = F.pad(_insert_zeros(x, up), padding)
+    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(x, kernel, groups=x.shape[1])[:, :, ::down, ::down]
+
+
+def _separable(x: torch.Tensor, taps: torch.Tensor, down: int, pad_y: int, pad_x: int) -> torch.Tensor:
+    """Two one-dimensional depthwise passes; N + N instead of N * N multiplications a pixel."""
+    c, n = x.shape[1], taps.numel()
+    x = F.conv2d(x, taps.view(1, 1, n, 1).expand(c, 1, n, 1), stride=(down, 1), padding=(pad_y, 0), groups=c)
+    return F.conv2d(x, taps.view(1, 1, 1, n).expand(c, 1, 1, n), stride=(1, down), padding=(0, pad_x), groups=c)
+
+
+def _upsample(x: torch.Tensor, taps: torch.Tensor, up: int, padding: tuple) -> torch.Tensor:
+    """Zero insertion and filtering in one transposed convolution; what `padding` does not want is cropped."""
+    c, n = x.shape[1], taps.numel()
+    left, right, top, bottom = padding
+    kernel = torch.outer(taps.flip(0), taps.flip(0)).expand(c, 1, n, n)
+    y = F.conv_transpose2d(x, kernel, stride=up, groups=c)  # pads by n - 1 in front and n - 1 - (up - 1) behind
+    front, back = n - 1, n - up
+    return F.pad(y, (left - front, right - back, top - front, bottom - back))

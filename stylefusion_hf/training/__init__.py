@@ -1,0 +1,1 @@
+"""Training: one module a job, each started with `accelerate launch -m stylefusion_hf.training.<job>`."""

@@ -1,0 +1,320 @@
+"""Train a StyleGAN2 on avatars or on a folder of pictures.
+
+    accelerate launch -m stylefusion_hf.training.generator --output_dir runs/avatars64 --avatars 40000
+    accelerate launch -m stylefusion_hf.training.generator --output_dir runs/mine --train_data_dir photos
+
+The recipe is StyleGAN2's (Karras et al., arXiv 1912.04958): non-saturating logistic loss, lazy R1, optional lazy
+path-length regularisation, style mixing, equalised learning rates, averaged weights with ramp-up. In one respect it is
+thriftier: the discriminator's step reuses the images of the generator's step instead of drawing new ones.
+"""
+
+import argparse
+import copy
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from tqdm.auto import tqdm
+
+from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.layers import check_channels
+from stylefusion_hf.training.augment import augment, parse_policy
+from stylefusion_hf.training.common import (
+    ArrayDataset,
+    Log,
+    State,
+    build_schedule,
+    common_parser,
+    ema_update,
+    finishing,
+    image_grid,
+    push_to_hub,
+    resume,
+    save_checkpoint,
+    start,
+    step_batches,
+    step_generator,
+    sync_when,
+)
+
+# The embedded generator's channels at 4, 8, ..., 64 pixels; larger resolutions go on halving.
+SMALL_CHANNELS = (128, 128, 128, 64, 32)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    p = common_parser("stylefusion train generator", "Train a StyleGAN2 generator and its discriminator.")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--avatars", type=int, metavar="N", help="train on the first N avatars, rendered here")
+    source.add_argument("--train_data_dir", help="train on the pictures of this folder")
+    p.add_argument("--data_seed", type=int, default=0, help="of the avatars")
+    p.add_argument("--cache_dir", help="where rendered avatars are kept; --output_dir/data if left out")
+    p.add_argument("--mirror", action="store_true", help="also train on mirrored pictures")
+    p.add_argument("--augment", default="none", help="none, or some of color,translation,cutout (for small data sets)")
+    p.add_argument("--dataloader_num_workers", type=int, default=0)
+    p.add_argument(
+        "--channels", help="comma-separated channels from 4 x 4 up; 128,128,128,64,32 at 64 pixels if left out"
+    )
+    p.add_argument("--latent_dim", type=int, default=128, help="numbers in z and in w")
+    p.add_argument("--mapping_layers", type=int, default=4)
+    p.add_argument("--use_noise", action="store_true", help="noise inputs; flat artwork is better without")
+    p.add_argument(
+        "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (see docs/train.md before lowering it)"
+    )
+    p.add_argument("--r1_interval", type=int, default=16, help="steps between two R1 penalties")
+    p.add_argument(
+        "--path_length_weight", type=float, default=0.0, help="weight of path-length regularisation (StyleGAN2: 2)"
+    )
+    p.add_argument("--path_length_interval", type=int, default=4)
+    p.add_argument("--mixing_prob", type=float, default=0.9, help="share of samples with two codes")
+    p.add_argument(
+        "--ema_kimg",
+        type=float,
+        help="half-life of the averaged weights in thousands of images; batch / 3.2 if left out",
+    )
+    p.add_argument(
+        "--ema_rampup", type=float, default=0.05, help="half-life as a share of the images seen, early on; 0 for none"
+    )
+    return p.parse_args(argv)
+
+
+# --- Losses ----------------------------------------------------------------------------------------------------------
+
+
+class TrainingGenerator(nn.Module):
+    """The generator with style mixing as ONE forward pass, so that wrappers for processes see every gradient."""
+
+    def __init__(self, model: StyleGAN2Generator, w_avg_decay: float = 0.998):
+        super().__init__()
+        self.model, self.w_avg_decay = model, w_avg_decay
+
+    def forward(self, z: torch.Tensor, crossover: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """z: (2, B, z_dim), two codes a sample; crossover: (B,), the first row of w+ that takes the second.
+
+        Returns images (B, C, H, W) and the w+ (B, num_ws, w_dim) they came from.
+        """
+        g = self.model
+        first, second = g.mapping(z.flatten(0, 1)).float().unflatten(0, z.shape[:2])
+        if self.training:
+            g.w_avg.lerp_(first.detach().mean(dim=0), 1 - self.w_avg_decay)
+        rows = torch.arange(g.num_ws, device=z.device)
+        ws = torch.where((rows < crossover[:, None])[..., None], first[:, None], second[:, None])
+        return g.synthesis(g.to_style(ws), noise_mode="random"), ws
+
+
+class RunningMean(nn.Module):
+    """One number that checkpoints keep."""
+
+    value: torch.Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("value", torch.zeros([]))
+
+
+def draw_codes(
+    g: StyleGAN2Generator, batch: int, mixing_prob: float, draw: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """z (2, B, z_dim) and crossover rows (B,); a sample that is not mixed crosses over behind the last row."""
+    z = torch.randn(2, batch, g.config.z_dim, generator=draw)
+    rows = torch.randint(1, g.num_ws, (batch,), generator=draw)
+    mixed = torch.rand(batch, generator=draw) < mixing_prob
+    return z, torch.where(mixed, rows, g.num_ws)
+
+
+def r1_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Mean squared norm of the gradient of the logits at real images, (Mescheder et al., arXiv 1801.04406)."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def path_length(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Length of J^T y per sample, (B,): arXiv 1912.04958, section 3.2; `noise` is y before its normalisation."""
+    y = noise / math.sqrt(images.shape[2] * images.shape[3])
+    (gradient,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
+    return gradient.square().sum(dim=2).mean(dim=1).sqrt()
+
+
+# --- The run ---------------------------------------------------------------------------------------------------------
+
+
+def build_models(args: argparse.Namespace) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator]:
+    """New models, or those of `--pretrained_model_name_or_path` (its folders generator/ and discriminator/)."""
+    if args.pretrained_model_name_or_path:
+        where = {"revision": args.revision, "variant": args.variant}
+        g = StyleGAN2Generator.from_pretrained(args.pretrained_model_name_or_path, subfolder="generator", **where)
+        d = StyleGAN2Discriminator.from_pretrained(
+            args.pretrained_model_name_or_path, subfolder="discriminator", **where
+        )
+        if g.config.resolution != args.resolution:
+            raise ValueError(
+                f"--resolution is {args.resolution}, but the given generator makes {g.config.resolution} px images"
+            )
+        if g.config.label_dim:
+            raise ValueError("this trainer is for unconditional models; the given generator wants class labels")
+        return g, d
+    if args.channels:
+        try:
+            channels = check_channels([int(c) for c in args.channels.split(",")], args.resolution)
+        except ValueError as error:
+            raise ValueError(f"--channels {args.channels}: {error}") from None
+    else:
+        blocks = max(int(math.log2(max(args.resolution, 4))) - 1, 1)
+        more = [max(SMALL_CHANNELS[-1] >> (k + 1), 8) for k in range(max(0, blocks - len(SMALL_CHANNELS)))]
+        channels = [*SMALL_CHANNELS, *more][:blocks]
+    g = StyleGAN2Generator(
+        resolution=args.resolution,
+        channels=channels,
+        z_dim=args.latent_dim,
+        w_dim=args.latent_dim,
+        mapping_layers=args.mapping_layers,
+        use_noise=args.use_noise,
+    )
+    return g, StyleGAN2Discriminator(resolution=args.resolution, channels=channels)
+
+
+def build_dataset(args: argparse.Namespace, accelerator: Accelerator):
+    if args.train_data_dir:
+        from stylefusion_hf.data.folders import ImageFolder
+
+        return ImageFolder(args.train_data_dir, args.resolution)
+    from stylefusion_hf.data.avatars import cached_arrays
+
+    cache = Path(args.cache_dir or Path(args.output_dir) / "data")
+    with accelerator.main_process_first():
+        images, _ = cached_arrays(cache, args.avatars, args.resolution, args.data_seed)
+    return ArrayDataset(images)
+
+
+def train(args: argparse.Namespace) -> Path:
+    """Run the training and return the folder of the finished model (generator/ and discriminator/)."""
+    policy = parse_policy(args.augment)
+    accelerator = start(args)
+    torch.manual_seed(args.seed)  # the same initial weights on every process
+    g, d = build_models(args)
+    ema = copy.deepcopy(g).eval().requires_grad_(False).to(accelerator.device)
+    batch = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    gamma = args.r1_gamma
+    ema_images = 1000 * (batch / 3.2 if args.ema_kimg is None else args.ema_kimg)
+
+    def optimizer(model: nn.Module, interval: int) -> torch.optim.Optimizer:
+        # Lazy regularisation adds a step's worth of gradient every `interval` steps; rate and betas make up for it
+        # (1912.04958, B).
+        c = interval / (interval + 1) if interval else 1.0
+        return torch.optim.Adam(model.parameters(), lr=args.learning_rate * c, betas=(0.0, 0.99**c), eps=1e-8)
+
+    g_optimizer = optimizer(g, args.path_length_interval if args.path_length_weight else 0)
+    d_optimizer = optimizer(d, args.r1_interval if gamma else 0)
+    schedules = [build_schedule(args, o) for o in (g_optimizer, d_optimizer)]
+    tg, d, g_optimizer, d_optimizer = accelerator.prepare(TrainingGenerator(g), d, g_optimizer, d_optimizer)
+    plain_d = accelerator.unwrap_model(d)
+    path_mean = RunningMean().to(accelerator.device)
+    state = State(ema=ema, path_mean=path_mean, schedules=schedules)
+    accelerator.register_for_checkpointing(state)
+    dataset = build_dataset(args, accelerator)
+    first = resume(accelerator, args)
+    batches = step_batches(dataset, args, accelerator, first, args.dataloader_num_workers)
+    log, folder = Log(accelerator, args), Path(args.output_dir)
+    rank, n = accelerator.process_index, args.gradient_accumulation_steps
+    bar = tqdm(total=args.max_train_steps, initial=first, disable=not accelerator.is_main_process, desc="generator")
+    with finishing(accelerator):
+        for step in range(first, args.max_train_steps):
+            draw = step_generator(args.seed, step, rank)
+            if args.use_noise:  # noise inputs are drawn from the global state, which this pins to the step
+                torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))
+            real = next(batches)["image"].to(accelerator.device)
+            if args.mirror:
+                flip = torch.rand(len(real), 1, 1, 1, generator=draw).to(real) < 0.5
+                real = torch.where(flip, real.flip(3), real)
+            codes = [draw_codes(g, args.train_batch_size, args.mixing_prob, draw) for _ in range(n)]
+            codes = [(z.to(accelerator.device), rows.to(accelerator.device)) for z, rows in codes]
+
+            # Generator: make the discriminator say "real".
+            d.requires_grad_(False)
+            g_optimizer.zero_grad()
+            fakes = []
+            for i, (z, rows) in enumerate(codes):
+                with sync_when(accelerator, tg, i == n - 1):
+                    fake, ws = tg(z, rows)
+                    # Not through the wrapper of several processes, which would wait for gradients of d.
+                    loss = F.softplus(-plain_d(augment(fake, policy, draw)).logits).mean()
+                    total = loss
+                    if args.path_length_weight and step % args.path_length_interval == 0:
+                        noise = torch.randn(fake.shape, generator=draw).to(fake.device)
+                        lengths = path_length(fake, ws, noise)
+                        path_mean.value.lerp_(lengths.detach().mean(), 0.01)
+                        penalty = (lengths - path_mean.value).square().mean()
+                        total = total + penalty * args.path_length_weight * args.path_length_interval
+                        log.add(path_length=lengths.mean())
+                    accelerator.backward(total / n)
+                fakes.append(fake.detach())
+                log.add(g_loss=loss)
+            if args.max_grad_norm:
+                accelerator.clip_grad_norm_(tg.parameters(), args.max_grad_norm)
+            g_optimizer.step()
+
+            # Discriminator: tell them apart; every r1_interval steps also R1.
+            d.requires_grad_(True)
+            d_optimizer.zero_grad()
+            for i, (fake, x) in enumerate(zip(fakes, real.chunk(n), strict=True)):
+                with sync_when(accelerator, d, i == n - 1):
+                    regularise = gamma > 0 and step % args.r1_interval == 0
+                    x = x.requires_grad_(regularise)
+                    # Two passes, so that the minibatch deviation sees real and generated images apart.
+                    real_logits = d(augment(x, policy, draw)).logits
+                    fake_logits = d(augment(fake, policy, draw)).logits
+                    loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+                    total = loss
+                    if regularise:
+                        penalty = r1_penalty(real_logits, x)
+                        total = total + penalty * (gamma / 2 * args.r1_interval)
+                        log.add(r1=penalty)
+                    accelerator.backward(total / n)
+                log.add(d_loss=loss, real=real_logits.sigmoid().mean(), fake=fake_logits.sigmoid().mean())
+            if args.max_grad_norm:
+                accelerator.clip_grad_norm_(d.parameters(), args.max_grad_norm)
+            d_optimizer.step()
+            for schedule in schedules:
+                schedule.step()
+
+            half_life = min(ema_images, (step + 1) * batch * args.ema_rampup) if args.ema_rampup else ema_images
+            ema_update(ema, g, 0.5 ** (batch / max(half_life, 1e-8)) if args.use_ema else 0.0)
+            done = step + 1
+            bar.update()
+            if done % args.logging_steps == 0 or done == args.max_train_steps:
+                log.report(done, bar)
+            if args.validation_steps and done % args.validation_steps == 0 and accelerator.is_main_process:
+                save_samples(ema, folder / "samples" / f"{done:07d}.png")
+            if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
+                save_checkpoint(accelerator, args, done)
+                if accelerator.is_main_process:  # the model so far, for use beside a run that goes on
+                    ema.save_pretrained(folder / "generator")
+                    plain_d.save_pretrained(folder / "discriminator")
+        if accelerator.is_main_process:
+            push_to_hub(args, folder / "generator")
+    bar.close()
+    return folder
+
+
+@torch.no_grad()
+def save_samples(g: StyleGAN2Generator, path: Path, count: int = 64, psi: float = 1.0) -> None:
+    """A grid of the seeds 0 .. count - 1, drawn as pipelines draw them."""
+    from stylefusion_hf.latents import seeds_to_z
+
+    z = seeds_to_z(range(count), g.config.z_dim).to(g.w_avg)
+    s = g.to_style(g.truncate(g.mapping(z), psi))
+    images = torch.cat([g.synthesis(part) for part in s.split(16)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image_grid(images, math.ceil(math.sqrt(count))).save(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    print(f"wrote {train(args)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""The trainers on tiny models: they run, they resume to the bit, they refuse what makes no sense."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from stylefusion_hf import (
+    FusionHierarchy,
+    RegionSegmenter,
+    StyleFusionPipeline,
+    StyleGAN2Discriminator,
+    StyleGAN2Generator,
+)
+from stylefusion_hf.training import common, fusion, generator, segmenter
+from stylefusion_hf.training.augment import augment, parse_policy
+from tests.tiny import tiny_generator, tiny_segmenter
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A labelled data set of 12 pictures: a disc on a background."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.RandomState(0)
+    for kind in ("images", "labels"):
+        (root / kind).mkdir()
+    ys, xs = np.mgrid[:16, :16]
+    for i in range(12):
+        cy, cx = random.randint(5, 11, 2)
+        disc = (ys - cy) ** 2 + (xs - cx) ** 2 < 16
+        colours = random.randint(0, 255, (2, 3))
+        Image.fromarray(np.where(disc[..., None], colours[0], colours[1]).astype(np.uint8)).save(
+            root / f"images/{i:06d}.png"
+        )
+        Image.fromarray(disc.astype(np.uint8)).save(root / f"labels/{i:06d}.png")
+    (root / "dataset.json").write_text(json.dumps({"regions": ["background", "disc"], "size": 16, "count": 12}))
+    return root
+
+
+def generator_args(pictures, out, *more):
+    flags = f"--output_dir {out} --train_data_dir {pictures} --resolution 16 --channels 8,8,8 --latent_dim 8"
+    return generator.parse_args(
+        [
+            *flags.split(),
+            "--mapping_layers",
+            "2",
+            "--train_batch_size",
+            "4",
+            "--logging_steps",
+            "1",
+            "--validation_steps",
+            "2",
+            *more,
+        ]
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def assert_same(a: Path, b: Path) -> None:
+    x, y = weights(a), weights(b)
+    assert x.keys() == y.keys()
+    assert [k for k in x if not torch.equal(x[k], y[k])] == []
+
+
+OPTIONS = (
+    "--use_noise",
+    "--path_length_weight",
+    "2",
+    "--augment",
+    "color,translation,cutout",
+    "--mirror",
+    "--r1_interval",
+    "2",
+)
+
+
+def test_generator_runs_and_resumes_to_the_bit(pictures, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    generator.train(generator_args(pictures, whole, "--max_train_steps", "4", *OPTIONS))
+    generator.train(generator_args(pictures, halves, "--max_train_steps", "2", *OPTIONS))
+    torch.randn(7)  # whatever happens between two runs
+    again = ("--max_train_steps", "4", "--resume_from_checkpoint", "latest", *OPTIONS)
+    generator.train(generator_args(pictures, halves, *again))
+    for part in ("generator", "discriminator"):
+        assert_same(whole / part, halves / part)
+    assert (whole / "samples" / "0000004.png").is_file()
+    rows = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [1, 2, 3, 4]
+    assert {"g_loss", "d_loss", "r1", "path_length"} <= set().union(*rows)
+    g = StyleGAN2Generator.from_pretrained(whole, subfolder="generator")
+    d = StyleGAN2Discriminator.from_pretrained(whole, subfolder="discriminator")
+    assert torch.isfinite(d(g(torch.randn(2, 8)).sample).logits).all()
+    # A further run starts from the trained model.
+    more = generator_args(pictures, tmp_path / "more", "--max_train_steps", "1", "--model", str(whole))
+    generator.train(more)
+    assert not torch.equal(
+        weights(tmp_path / "more" / "generator")["synthesis.const"], weights(whole / "generator")["synthesis.const"]
+    )
+
+
+def test_gradient_accumulation_covers_the_same_batch(pictures, tmp_path):
+    generator.train(generator_args(pictures, tmp_path, "--max_train_steps", "1", "--gradient_accumulation_steps", "2"))
+    assert (tmp_path / "generator").is_dir()
+
+
+def test_segmenter_learns(pictures, tmp_path):
+    flags = f"--output_dir {tmp_path} --train_data_dir {pictures} --resolution 16 --channels 8,16 --train_batch_size 8"
+    args = segmenter.parse_args(
+        [*flags.split(), "--max_train_steps", "60", "--logging_steps", "10", "--degrade", "0.5"]
+    )
+    segmenter.train(args)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    model = RegionSegmenter.from_pretrained(tmp_path, subfolder="segmenter")
+    assert model.config.regions == ["background", "disc"]
+
+
+def test_region_iou_counts_pixels():
+    model = tiny_segmenter("all(left, right)")
+    model.segment = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
+    images, labels = torch.ones(1, 3, 2, 2), torch.tensor([[[0, 0], [0, 1]]])
+    iou = segmenter.region_iou(model, images, labels)
+    assert iou == pytest.approx({"left": 0.75, "right": 0.0, "mean": 0.375})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("base")
+    g = tiny_generator(use_noise=False)
+    g.save_pretrained(root / "generator")
+    tiny_segmenter().save_pretrained(root / "segmenter")
+    StyleGAN2Discriminator(resolution=32, channels=[8] * 4).save_pretrained(root / "discriminator")
+    return root
+
+
+def fusion_args(base, out, *more):
+    flags = f"--model {base} --output_dir {out} --pool_size 16 --train_batch_size 6 --hidden_width 8 --hidden_layers 1"
+    return fusion.parse_args(
+        [*flags.split(), "--logging_steps", "1", "--validation_steps", "2", "--lr_scheduler", "constant", *more]
+    )
+
+
+def test_fusion_runs_and_resumes_to_the_bit(base, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    fusion.train(fusion_args(base, whole, "--max_train_steps", "4"))
+    fusion.train(fusion_args(base, halves, "--max_train_steps", "2"))
+    fusion.train(fusion_args(base, halves, "--max_train_steps", "4", "--resume_from_checkpoint", "checkpoint-2"))
+    assert_same(whole / "fusion", halves / "fusion")
+    nets = FusionHierarchy.from_pretrained(whole, subfolder="fusion")
+    code = torch.randn(2, nets.style_width)
+    assert torch.equal(nets.fuse(dict.fromkeys(nets.tree.nodes, code)), code)
+    assert (whole / "samples" / "000004.png").is_file()
+    pipe = StyleFusionPipeline.from_pretrained(whole)
+    assert pipe(base=1, regions={"hair": 2}, output_masks=True).masks["hair"].shape == (1, 32, 32)
+
+
+def test_fusion_learns_on_any_tree(base, tmp_path):
+    tree = "all*(face*(eyes, mouth), rest*(skin, stuff*(hair, more*(clothes, background))))"
+    more = ("--tree", tree, "--realism_weight", "0", "--layout_weight", "0", "--no-use_ema", "--pool_size", "32")
+    losses = []
+    for name, steps, rate in (("untrained", 1, "1e-9"), ("trained", 40, "0.05")):
+        args = fusion_args(base, tmp_path / name, *more, "--max_train_steps", str(steps), "--gate_learning_rate", rate)
+        fusion.train(args)
+        nets = FusionHierarchy.from_pretrained(tmp_path / name, subfolder="fusion")
+        accelerator = common.start(args)
+        objective = fusion.Objective(args, nets.tree, *fusion.load_frozen(args, accelerator), accelerator)
+        with torch.no_grad():  # the same 60 samples for both
+            samples = [objective.sample(common.step_generator(1, i)) for i in range(10)]
+            fused = [nets.fuse(fusion.mix(nets.tree, objective.pool.styles[index], a)) for index, a in samples]
+            values = [objective.total(objective.losses(f, *x)[0]) for f, x in zip(fused, samples, strict=True)]
+        losses.append(float(torch.stack(values).mean()))
+    assert losses[1] < 0.99 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--tree", "all*(nose, chin)"), "segmenter knows .* but not the tree's nose, chin"),
+        (("--tree", "all*(face(eyes, mouth), hair)"), "nothing to train for eyes, mouth"),
+        (("--pose_regions", "nose"), "--pose_regions: 'nose'"),
+        (("--tree", "all*(a"), "all"),
+        (("--learning_rate", "0"), "--learning_rate must be positive"),
+        (("--max_train_steps", "0"), "--max_train_steps must be at least 1"),
+        (("--report_to", "clearml2"), "--report_to 'clearml2' is unknown"),
+        (("--mixed_precision", "fp16"), "does not train on a CPU"),
+        (("--resume_from_checkpoint", "checkpoint-9"), "checkpoint-9' is not in"),
+    ],
+)
+def test_fusion_refuses(base, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        fusion.train(fusion_args(base, tmp_path, *flags))
+
+
+def test_generator_refuses(pictures, tmp_path):
+    for flags, message in (
+        (("--channels", "8,8"), "--channels 8,8: .* needs 3"),
+        (("--resolution", "24"), "power of two"),
+        (("--augment", "blur"), "unknown augmentation 'blur'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generator.train(generator_args(pictures, tmp_path / "x", *flags))
+    (tmp_path / "y" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(ValueError, match="already holds checkpoints"):
+        generator.train(generator_args(pictures, tmp_path / "y"))
+
+
+def test_step_generators_differ_in_every_argument():
+    draws = {
+        tuple(torch.randn(2, generator=common.step_generator(*key)).tolist())
+        for key in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (1, 1, 0, 0)]
+    }
+    assert len(draws) == 6
+    again = [torch.randn(2, generator=common.step_generator(3, 4, 5)) for _ in range(2)]
+    assert torch.equal(*again)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    args = common.common_parser("x", "x").parse_args(["--output_dir", str(tmp_path)])
+    log = common.Log(common.start(args), args)
+    log.add(loss=float("nan"))
+    with pytest.raises(FloatingPointError, match="loss is not finite at step 7"):
+        log.report(7)
+
+
+def test_augmentation_is_differentiable_and_off_by_default():
+    x = torch.rand(3, 3, 16, 16, requires_grad=True)
+    assert augment(x, parse_policy("none")) is x
+    y = augment(x, parse_policy("color,translation,cutout"), torch.Generator().manual_seed(1))
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert x.grad is not None and (x.grad != 0).any()
+    still = augment(torch.ones(2, 1, 8, 8), ("translation",), torch.Generator().manual_seed(0))
+    assert set(still.unique().tolist()) <= {0.0, 1.0}  # what is shifted in is black

@@ -1,0 +1,58 @@
+"""Tiny models with random weights: whole pipelines that are built in milliseconds."""
+
+from typing import Any
+
+import torch
+
+from stylefusion_hf import FusionHierarchy, RegionSegmenter, RegionTree, StyleFusionPipeline, StyleGAN2Generator
+
+RESOLUTION, Z_DIM, W_DIM = 32, 16, 16
+NUM_WS, STYLE_DIM = 8, 88  # of `tiny_generator`
+
+
+def tiny_generator(seed: int = 0, **changes: Any) -> StyleGAN2Generator:
+    """32 px, 8 channels everywhere, z = w = 16; noise inputs and a mean w that matter."""
+    torch.manual_seed(seed)
+    config: dict[str, Any] = {"resolution": RESOLUTION, "channels": [8] * 4, "z_dim": Z_DIM, "w_dim": W_DIM}
+    generator = StyleGAN2Generator(**(config | {"mapping_layers": 2} | changes))
+    generator.w_avg.normal_()
+    for name, parameter in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            torch.nn.init.constant_(parameter, 0.3)
+    return generator.eval()
+
+
+def tiny_fusion(generator: StyleGAN2Generator, tree: Any = "avatar", seed: int = 0, **changes: Any) -> FusionHierarchy:
+    """Fusion nets with gates that differ from number to number."""
+    torch.manual_seed(seed)
+    sizes = {"conv_sizes": generator.conv_sizes, "rgb_sizes": generator.rgb_sizes}
+    config = {"padded_width": 8, "hidden_width": 16, "num_indicators": 8, "indicator_repeats": 1, "lr_multiplier": 1.0}
+    fusion = FusionHierarchy(tree=tree, **(sizes | config | changes))
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter)
+    return fusion.eval()
+
+
+def tiny_segmenter(tree: Any = "avatar", seed: int = 0) -> RegionSegmenter:
+    """The leaves of a tree."""
+    torch.manual_seed(seed)
+    return RegionSegmenter(regions=list(RegionTree.of(tree).leaves), channels=[4, 4], groups=2).eval()
+
+
+class TinyEncoder(torch.nn.Module):
+    """A stand-in for an image encoder: w+ rows that say how bright the image is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(images))
+        return images.mean((1, 2, 3))[:, None, None].expand(-1, NUM_WS, W_DIM)
+
+
+def tiny_pipeline(tree: Any = "avatar", segmenter: bool = False, **changes: Any) -> StyleFusionPipeline:
+    """A whole pipeline; `changes` go to the generator."""
+    generator = tiny_generator(**changes)
+    parts = {"segmenter": tiny_segmenter(tree)} if segmenter else {}
+    return StyleFusionPipeline(generator, tiny_fusion(generator, tree), **parts)
