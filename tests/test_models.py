@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.autograd import gradcheck, gradgradcheck
 
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator, minibatch_std
 from stylefusion_hf.models.generator import StyleGAN2Generator
@@ -171,6 +172,15 @@ def test_gradients_reach_everything():
     d(images, c).logits.sum().backward()
     for name, p in [*g.named_parameters(), *d.named_parameters()]:
         assert p.grad is not None and p.grad.abs().sum() > 0, name
+
+
+def test_gradients_and_double_gradients_of_the_discriminator():
+    torch.manual_seed(0)
+    d = StyleGAN2Discriminator(resolution=8, channels=[2, 2], label_dim=2, mapping_layers=1).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    c = torch.eye(2, dtype=torch.float64)
+    assert gradcheck(lambda x: d(x, c).logits, x, fast_mode=True)
+    assert gradgradcheck(lambda x: d(x, c).logits, x, fast_mode=True)
 
 
 @torch.no_grad()

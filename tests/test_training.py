@@ -105,6 +105,27 @@ def test_generator_runs_and_resumes_to_the_bit(pictures, tmp_path):
     )
 
 
+def test_a_tracker_and_an_upload(pictures, tmp_path, monkeypatch):
+    uploads = []
+
+    class Api:
+        def __init__(self, token=None):
+            assert token == "secret"
+
+        def create_repo(self, name, exist_ok):
+            return type("Repo", (), {"repo_id": f"user/{name}"})
+
+        def upload_folder(self, repo_id, folder_path):
+            uploads.append((repo_id, Path(folder_path).name, (Path(folder_path) / "config.json").is_file()))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    flags = "--max_train_steps 1 --report_to tensorboard --push_to_hub --hub_token secret --hub_model_id avatars"
+    generator.train(generator_args(pictures, tmp_path, *flags.split()))
+    assert uploads == [("user/avatars", "generator", True)]
+    assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
+    assert "secret" not in (tmp_path / "arguments.json").read_text()
+
+
 def test_gradient_accumulation_covers_the_same_batch(pictures, tmp_path):
     generator.train(generator_args(pictures, tmp_path, "--max_train_steps", "1", "--gradient_accumulation_steps", "2"))
     assert (tmp_path / "generator").is_dir()
