@@ -105,6 +105,16 @@ def test_generator_runs_and_resumes_to_the_bit(pictures, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("limit", "kept"), [("2", [2, 3]), ("1", [3]), ("5", [1, 2, 3]), ("0", [1, 2, 3])])
+def test_old_checkpoints_go_and_half_written_ones_do_not_count(pictures, tmp_path, limit, kept):
+    (tmp_path / ".partial-checkpoint-9").mkdir()
+    (tmp_path / "checkpoint-tmp").mkdir()
+    more = ("--max_train_steps", "3", "--checkpointing_steps", "1", "--checkpoints_total_limit", limit)
+    generator.train(generator_args(pictures, tmp_path, *more, "--resume_from_checkpoint", "latest"))
+    assert [int(c.name[-1]) for c in common.list_checkpoints(tmp_path)] == kept
+    assert not list(tmp_path.glob(".partial*"))
+
+
 def test_a_tracker_and_an_upload(pictures, tmp_path, monkeypatch):
     uploads = []
 

@@ -214,18 +214,15 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: int) -> Path:
-    """Write `checkpoint-{step}` under another name, then rename it: a checkpoint is whole or not there."""
+    """Write `checkpoint-{step}` under another name, then rename it: a checkpoint is whole or not there.
+
+    Older ones than `--checkpoints_total_limit` allows go last, so that at no moment there is none.
+    """
     output = Path(args.output_dir)
     path, partial = output / f"checkpoint-{step}", output / f".partial-checkpoint-{step}"
     if accelerator.is_main_process:
         for old in output.glob(".partial-checkpoint-*"):
             shutil.rmtree(old)
-        keep = args.checkpoints_total_limit
-        if keep:
-            for old in [c for c in list_checkpoints(output) if c != path][
-                : max(0, len(list_checkpoints(output)) - keep + 1)
-            ]:
-                shutil.rmtree(old)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
@@ -233,6 +230,10 @@ def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: in
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)
+        others = [c for c in list_checkpoints(output) if c != path]
+        if args.checkpoints_total_limit:
+            for old in others[: max(0, len(others) + 1 - args.checkpoints_total_limit)]:
+                shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return path
 
