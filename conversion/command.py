@@ -78,8 +78,9 @@ def _rows(text: str | None) -> list[int] | None:
         return None
     rows: list[int] = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or int(last or first) > 64:
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not first.isdecimal() or not last.isdecimal() or not int(first) <= int(last) <= 64:
             raise ValueError(f"--layers: expected rows such as 0-3,7, got {text!r}")
-        rows += range(int(first), int(last or first) + 1)
+        rows += range(int(first), int(last) + 1)
     return sorted(set(rows))

@@ -188,7 +188,7 @@ class _Job:
         self.report.kind = "directions"
         sizes = _generator_sizes(self.options.generator)
         found = directions.read_directions(self.source, self.options.space, self.options.layers, sizes)
-        files = [self.source] if self.source.is_file() else sorted(f for f in self.source.iterdir() if f.is_file())
+        files = directions.files_of(self.source)
         self._describe_files({"source" if len(files) == 1 else file.name: file for file in files})
         self.report.unused, self.report.notes = found.unused, found.notes
         spaces = sorted({d.space for d in found.found.values()})

@@ -70,10 +70,21 @@ def looks_like_directions(content: Any) -> bool:
         return isinstance(content, (list, tuple)) is False or _layers(content) is not None
     if not isinstance(content, Mapping) or not content:
         return False
-    values = [_array(value) for value in content.values()]
-    if {"lat_comp", "comp"} & set(map(str, content)):
+    names = [str(key) for key in content]
+    if {"lat_comp", "comp"} & set(names):
         return True
+    if any(name.endswith((".weight", ".bias")) for name in names):
+        return False
+    values = [_array(value) for value in content.values()]
     return len(values) <= MAX_DIRECTIONS and all(value is not None and 1 <= value.ndim <= 3 for value in values)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file, or those of a folder that can hold directions."""
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    if not files:
+        raise ConversionError(f"{path}: holds none of {', '.join(SUFFIXES)}")
+    return files
 
 
 def read_directions(
@@ -89,11 +100,8 @@ def read_directions(
     Raises:
         ConversionError: no directions, or some that do not fit.
     """
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-    if not files:
-        raise ConversionError(f"{path}: holds none of {', '.join(SUFFIXES)}")
     result = Directions()
-    for file in files:
+    for file in files_of(path):
         content = load(file)
         before = len(result.found)
         for name, vector, scale, meant in _unpack(content, file, result, sizes):
@@ -244,7 +252,8 @@ def _split(name: str, array: np.ndarray, space: str, file: Path) -> Iterator[tup
 
 
 def _checked(array: np.ndarray, space: str, file: Path, sizes: Any) -> torch.Tensor:
-    vector = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).clone()
+    with np.errstate(over="ignore"):  # what is too large becomes inf, which is refused
+        vector = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     if sizes:
         shapes: dict[str, list[tuple[int, ...]]] = {
             "z": [(sizes["z_dim"],)],

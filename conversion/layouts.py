@@ -40,12 +40,14 @@ class Reader:
     def has(self, name: str) -> bool:
         return name in self.tensors
 
-    def take(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """The tensor, reshaped if only dimensions of size one differ from `shape`."""
+    def take(self, name: str, shape: tuple[int, ...] | None = None, least: int = 0) -> torch.Tensor:
+        """The tensor, reshaped if only dimensions of size one differ from `shape`; of `least` dimensions at least."""
         if name not in self.tensors:
             raise LayoutError(f"{self.what}: the checkpoint lacks {name!r}; it may be cut off or of another kind")
         self.taken.add(name)
         x = self.tensors[name]
+        if x.ndim < least:
+            raise LayoutError(f"{self.what}: {name!r} has shape {tuple(x.shape)}, expected {least} dimensions")
         if shape is None:
             return x
         if [n for n in x.shape if n != 1] != [n for n in shape if n != 1]:
@@ -104,13 +106,15 @@ def _generator(
     num_convs = 2 * num_blocks - 1
     first = read.take(const)
     channels4 = first.shape[-3]
+    if not mapping:
+        raise LayoutError(f"{read.what}: the checkpoint lacks the layers of the mapping network; it may be cut off")
     state = {"synthesis.const": read.take(const, (channels4, 4, 4))}
     channels, affine_w, affine_b = [], [], []
-    w_dim = read.take(conv(0, "affine.weight")).shape[-1]
+    w_dim = read.take(conv(0, "affine.weight"), least=2).shape[-1]
     use_noise = read.has(strength(0))
     width = channels4
     for i in range(num_convs):
-        out = read.take(conv(i, "weight")).shape[-4]
+        out = read.take(conv(i, "weight"), least=4).shape[-4]
         size = 4 * 2 ** ((i + 1) // 2)
         state[f"synthesis.convs.{i}.weight"] = read.take(conv(i, "weight"), (out, width, 3, 3))
         state[f"synthesis.convs.{i}.bias"] = read.take(conv(i, "bias"), (out,))
@@ -122,7 +126,7 @@ def _generator(
         width = out
         if i % 2 == 0:
             channels.append(out)
-    img_channels = read.take(rgb(0, "weight")).shape[-4]
+    img_channels = read.take(rgb(0, "weight"), least=4).shape[-4]
     for k, c in enumerate(channels):
         state[f"synthesis.rgbs.{k}.weight"] = read.take(rgb(k, "weight"), (img_channels, c, 1, 1))
         state[f"synthesis.rgbs.{k}.bias"] = read.take(rgb(k, "bias"), (img_channels,))
@@ -222,11 +226,11 @@ def nvidia_discriminator(tensors: Tensors, conv_clamp: float | None = None, mbst
 def _discriminator(read, names, blocks, mapping, embed, conv_clamp, mbstd_group_size) -> Converted:
     state = {}
     for ours, (weight, bias) in names.items():
-        w = read.take(weight)
+        w = read.take(weight, least=2)
         state[f"{ours}.weight"], state[f"{ours}.bias"] = w, read.take(bias, (w.shape[0],))
     channels = [state["fromrgb.weight"].shape[0]]
     for j, block in enumerate(blocks):
-        c, out = channels[-1], read.take(block[2]).shape[0]
+        c, out = channels[-1], read.take(block[2], least=4).shape[0]
         shapes = [(c, c, 3, 3), (c,), (out, c, 3, 3), (out,), (out, c, 1, 1)]
         parts = ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight")
         for part, name, shape in zip(parts, block, shapes, strict=True):
@@ -234,7 +238,7 @@ def _discriminator(read, names, blocks, mapping, embed, conv_clamp, mbstd_group_
         channels.append(out)
     label_dim, layers = 0, 8
     if embed is not None:
-        label_dim, layers = read.take(f"{embed}.weight").shape[1], len(mapping)
+        label_dim, layers = read.take(f"{embed}.weight", least=2).shape[1], len(mapping)
         state["mapping.embed.weight"], state["mapping.embed.bias"] = (
             read.take(f"{embed}.weight"),
             read.take(f"{embed}.bias"),

@@ -80,8 +80,18 @@ class Machine:
                 function(self)
         except ConversionError:
             raise
-        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error) as error:
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            ArithmeticError,
+            AttributeError,
+            RuntimeError,
+            struct.error,
+        ) as error:
             raise self.damaged(" ".join(str(error).split())[:200]) from None
+        except MemoryError:
+            raise self.error("needs more memory than there is") from None
 
     # --- what the opcodes use ---
 

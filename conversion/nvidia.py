@@ -59,9 +59,7 @@ def clamp_of(taken: Taken, name: str, skip: str = "\0") -> float | None:
 def _expect(taken: Taken, key: str, wanted: Any, name: str, what: str) -> None:
     other = [value for value in taken.values(key) if value != wanted]
     if other:
-        raise ConversionError(
-            f"{name}: its {what} has {key} {str(other[0])[:80]!r}; only {wanted!r} is supported"
-        )
+        raise ConversionError(f"{name}: its {what} has {key} {str(other[0])[:80]!r}; only {wanted!r} is supported")
 
 
 def _expect_layers(taken: Taken, name: str) -> None:

@@ -42,7 +42,8 @@ def checked_shape(machine: Machine, shape: Any, what: str) -> tuple[int, ...]:
         shape = (shape,)
     if type(shape) not in (tuple, list) or len(shape) > MAX_DIMS:
         raise machine.damaged(f"{what} without a shape")
-    if any(type(n) is not int or not 0 <= n < 2**48 for n in shape):
+    # Also where one is 0: libraries multiply the others.
+    if any(type(n) is not int or n < 0 for n in shape) or math.prod(max(n, 1) for n in shape) > 2**48:
         raise machine.damaged(f"{what} with impossible dimensions")
     return tuple(shape)
 

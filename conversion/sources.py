@@ -136,10 +136,22 @@ def checked_tensors(tensors: Mapping[Any, Any], name: str) -> dict[str, torch.Te
     return result
 
 
+# Names that only layers of the network itself have. One that finds no use shows that its layer's other tensors are
+# missing: the network would come out as a smaller one.
+STRUCTURE = re.compile(
+    r"(synthesis|mapping|style|conv1|convs|to_rgb1|to_rgbs|noises|final_conv|final_linear|b\d+)\.|(mapping|synthesis)/"
+    r"|(\d+)x\d+/|Mapping\d+/|Output/"
+)
+
+
 def guarded(make: Callable[..., Converted], name: str, *args: Any) -> Converted:
     """`make(...)`, with whatever the layout finds wrong as an error that names the file."""
     try:
-        return make(*args)
+        converted = make(*args)
+        if loose := [key for key in converted.unused if STRUCTURE.match(key)]:
+            shown = ", ".join(repr(key[:80]) for key in loose[:4]) + (", ..." if len(loose) > 4 else "")
+            raise LayoutError(f"{len(loose)} tensors belong to no complete layer ({shown}): it is cut off or damaged")
+        return converted
     except ConversionError:
         raise
     except (LayoutError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:

@@ -65,7 +65,9 @@ def make_tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: 
         return NotImplemented
     if storage.view is None:
         return Record("torch.Tensor")
-    size, stride = checked_shape(machine, size, "a tensor"), checked_shape(machine, stride, "a tensor")
+    size = checked_shape(machine, size, "a tensor")
+    if type(stride) is not tuple or any(type(step) is not int or not 0 <= step < 2**48 for step in stride):
+        raise machine.damaged("a tensor with impossible strides")
     kind = kind or storage.dtype
     held = storage.numel * storage.dtype.itemsize // kind.itemsize
     numel = math.prod(size)
