@@ -12,21 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import init_empty_weights
 from diffusers import __version__ as diffusers_version
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from stylefusion_hf.conversion import checks, directions, hierarchy
 from stylefusion_hf.conversion.destination import check_destination, whole_folder
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
-from stylefusion_hf.conversion.rendering import LARGEST
 from stylefusion_hf.conversion.report import Report, model_card
 from stylefusion_hf.conversion.safe_pickle import load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
-from stylefusion_hf.conversion.writing import release, save_model
+from stylefusion_hf.conversion.writing import estimated_mean, release, save_model, write_tensors
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
@@ -165,7 +161,7 @@ class _Job:
         del content
         with self._folder([self.source, path, *files.nets.values()]) as work:
             named = {f"net {node}": file for node, file in files.nets.items()}
-            self._describe_files({"source": self.source, "generator": path, **named})
+            self._describe_files({"source": self.source, "generator file": path, **named})
             converted = self._converted(source)
             resolution = converted.config["resolution"]
             domain, tree = hierarchy.choose_tree(list(files.nets), resolution, self.source, self.options.tree)
@@ -186,7 +182,9 @@ class _Job:
     def directions(self) -> None:
         """Direction files, into one safetensors."""
         self.report.kind = "directions"
-        sizes = _generator_sizes(self.options.generator)
+        if self.options.reference is not None:
+            raise ConversionError(f"{self.options.reference}: directions render nothing that a reference could be of")
+        sizes = directions.generator_sizes(self.options.generator)
         found = directions.read_directions(self.source, self.options.space, self.options.layers, sizes)
         files = directions.files_of(self.source)
         self._describe_files({"source" if len(files) == 1 else file.name: file for file in files})
@@ -196,7 +194,7 @@ class _Job:
         self.report.parts["directions"] = {"lines": [f"{len(found.found)} in {', '.join(spaces)}: {listed}"]}
         vectors = {name: d.vector for name, d in found.found.items()}
         with self._folder([self.source]) as work:
-            save_file(vectors, work / "directions.safetensors", metadata=directions.metadata(found))
+            write_tensors(vectors, work / "directions.safetensors", directions.metadata(found))
             self._finish(work)
 
     # --- Their steps ------------------------------------------------------------------------------
@@ -225,7 +223,7 @@ class _Job:
         converted = converted or self._converted(source)
         self.report.unused += [*converted.unused, *source.unused]
         if "w_avg" not in converted.state:
-            converted.state["w_avg"] = _estimated_mean(converted)
+            converted.state["w_avg"] = estimated_mean(converted, str(self.source), MEAN_SAMPLES)
             self.report.notes.append(
                 f"the source stores no mean of w: it was estimated from {MEAN_SAMPLES} samples of seed 0"
             )
@@ -266,7 +264,8 @@ class _Job:
         else:
             lines.append(f"tree {RegionTree.from_dict(config['tree'])}")
         count = sum(tensor.numel() for tensor in converted.state.values())
-        lines.append(f"{count:,} numbers in {len(converted.state)} tensors, every parameter filled")
+        filled = f"{count:,} numbers in {len(converted.state)} tensors, every parameter filled"
+        lines.append(filled if converted.state else "no nets: the region is the whole picture")
         self.report.parts[part] = {"config": config, "lines": lines}
 
     def _finish(self, work: Path) -> None:
@@ -294,34 +293,3 @@ class _Job:
         self.report.files = {path.relative_to(work).as_posix(): path.stat().st_size for path in files}
         (work / "README.md").write_text(model_card(self.report, self.destination.name), encoding="utf-8")
         self.report.save(work)
-
-
-@torch.no_grad()
-def _estimated_mean(converted: Converted) -> torch.Tensor:
-    """The mean of w over a seeded draw; of all classes alike, for a conditional generator."""
-    labels, needed = None, converted.config["label_dim"]
-    widest = max([needed, *(tensor.shape[0] for n, tensor in converted.state.items() if n.startswith("mapping."))])
-    if widest * MEAN_SAMPLES > LARGEST:
-        raise ConversionError(
-            f"the mapping network is {widest:,} wide: too large to estimate the mean of w that is missing"
-        )
-    if needed:
-        labels = torch.nn.functional.one_hot(torch.arange(MEAN_SAMPLES) % needed, needed).float()
-    with init_empty_weights(include_buffers=False):
-        generator = StyleGAN2Generator(**converted.config)
-    state = {name: tensor.float() for name, tensor in converted.state.items()}
-    generator.load_state_dict(state, strict=False, assign=True)
-    return generator.estimate_w_avg(MEAN_SAMPLES, seed=0, class_labels=labels)
-
-
-def _generator_sizes(folder: Path | None) -> dict[str, Any] | None:
-    """Sizes of a converted generator, from its config."""
-    if folder is None:
-        return None
-    path = next((p for p in (folder / "generator" / "config.json", folder / "config.json") if p.is_file()), None)
-    if path is None:
-        raise ConversionError(f"{folder}: for directions, --generator is a folder that holds a converted generator")
-    with init_empty_weights():
-        generator = StyleGAN2Generator.from_config(json.loads(path.read_text(encoding="utf-8")))
-    sizes = {key: generator.config[key] for key in ("z_dim", "w_dim")}
-    return {**sizes, "num_ws": generator.num_ws, "conv_sizes": generator.conv_sizes, "rgb_sizes": generator.rgb_sizes}

@@ -23,9 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 
 from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
 from stylefusion_hf.conversion.safe_pickle import load
+from stylefusion_hf.models.generator import StyleGAN2Generator
 
 FORMAT, VERSION = "stylefusion-directions", "1"
 SPACES = ("z", "w", "w+", "s")
@@ -120,6 +122,19 @@ def metadata(directions: Directions) -> dict[str, str]:
         for name, d in directions.found.items()
     }
     return {"format": FORMAT, "version": VERSION, "directions": json.dumps(table)}
+
+
+def generator_sizes(folder: Path | None) -> dict[str, Any] | None:
+    """Sizes of the generator in a converted folder, from its config."""
+    if folder is None:
+        return None
+    path = next((p for p in (folder / "generator" / "config.json", folder / "config.json") if p.is_file()), None)
+    if path is None:
+        raise ConversionError(f"{folder}: for directions, --generator is a folder that holds a converted generator")
+    with init_empty_weights():
+        generator = StyleGAN2Generator.from_config(json.loads(path.read_text(encoding="utf-8")))
+    sizes = {key: generator.config[key] for key in ("z_dim", "w_dim")}
+    return {**sizes, "num_ws": generator.num_ws, "conv_sizes": generator.conv_sizes, "rgb_sizes": generator.rgb_sizes}
 
 
 # --- What a file holds ------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Report:
 
     Attributes:
         kind: one of `sources.KINDS`.
-        sources: file -> its name, size and sha256, as "source", "generator", "net all".
+        sources: file -> its name, size and sha256, as "source", "generator file", "net all".
         parts: what was written, as "generator" -> config and parameter count.
         unused: names of the source's tensors that are in none of them.
         notes: what the user should know.

@@ -19,6 +19,7 @@ from stylefusion_hf.conversion.layouts import Converted, nvidia_discriminator, n
 from stylefusion_hf.conversion.modules import is_plain
 
 MIN_VERSION = 4  # the first of StyleGAN2; StyleGAN and ProGAN wrote 2 and 3
+MAX_COMPONENTS, MAX_DEPTH, MAX_VARIABLES = 8, 2, 10_000
 
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
@@ -122,7 +123,8 @@ def is_network(value: Any) -> bool:
 
 def variables_of(network: Record, name: str, depth: int = 0) -> dict[str, Any]:
     """The variables of a network and its components, `component/variable` -> array (not yet read from the file)."""
-    state, variables = network.entries(), {}
+    state = network.entries()
+    variables: dict[str, Any] = {}
     version = state.get("version")
     if type(version) is not int or version < MIN_VERSION:
         shown = version if type(version) is int else "none"
@@ -133,33 +135,42 @@ def variables_of(network: Record, name: str, depth: int = 0) -> dict[str, Any]:
     for entry in listed if isinstance(listed, list) else []:
         if type(entry) in (tuple, list) and len(entry) == 2 and type(entry[0]) is str:
             variables[entry[0]] = entry[1]
-    components = state.get("components", {})
-    for key, component in components.items() if isinstance(components, dict) else ():
-        if is_network(component) and depth < 4:
+    for key, component in _components(network).items():
+        if depth < MAX_DEPTH:
             inner = variables_of(component, name, depth + 1)
             variables.update((f"{key}/{variable}", value) for variable, value in inner.items())
+    if len(variables) > MAX_VARIABLES:
+        raise ConversionError(f"{name}: has more variables than any StyleGAN2; it is damaged")
     return variables
+
+
+def _components(network: Record) -> dict[Any, Record]:
+    """Real networks have two; a file could refer to one network any number of times."""
+    parts = {k: v for k, v in _entries(network.entries().get("components")).items() if is_network(v)}
+    return parts if len(parts) <= MAX_COMPONENTS else {}
 
 
 def settings_of(network: Record) -> dict[str, Any]:
     """The arguments that the network and its components were built with."""
     settings: dict[str, Any] = {}
-    components = network.entries().get("components", {})
-    for part in (*(components.values() if isinstance(components, dict) else ()), network):
-        given = part.entries().get("static_kwargs", {}) if is_network(part) else {}
-        given = given.entries() if isinstance(given, Record) else given
-        settings.update(given if isinstance(given, dict) else {})
+    for part in (*_components(network).values(), network):
+        settings.update(_entries(part.entries().get("static_kwargs")))
     return settings
+
+
+def _entries(value: Any) -> dict[Any, Any]:
+    """A dictionary, or a pickled subclass of one (EasyDict); else an empty one."""
+    value = value.entries() if isinstance(value, Record) else value
+    return value if isinstance(value, dict) else {}
 
 
 def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str) -> None:
     wanted = {"nonlinearity": "lrelu", "act": "lrelu", "mapping_nonlinearity": "lrelu", "mapping_lrmul": 0.01}
-    wanted |= {"resample_kernel": [1, 3, 3, 1], "normalize_latents": True, "demodulate": True, "fused_modconv": None}
+    wanted |= {"resample_kernel": [1, 3, 3, 1], "normalize_latents": True, "demodulate": True}
     for key, value in wanted.items():
         given = settings.get(key, value)
         given = list(given) if type(given) is tuple else given
-        plain = is_plain(given) and given is not None
-        if value is not None and plain and given != value:
+        if is_plain(given) and given is not None and given != value:
             shown = given[:80] if isinstance(given, str) else given
             raise ConversionError(f"{name}: its networks were built with {key}={shown!r}; only {value!r} is supported")
     for key in variables:

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
+from stylefusion_hf.conversion.rendering import LARGEST
+from stylefusion_hf.models.generator import StyleGAN2Generator
 
 WEIGHTS = "diffusion_pytorch_model"
 HALF = "fp16"  # the variant's name, as in diffusers
@@ -46,6 +49,14 @@ def plain_weights(converted: Converted, what: str) -> dict[str, torch.Tensor]:
     return state
 
 
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """A safetensors file; OSError where the library has an error of its own, as on a full disk."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path.name} cannot be written: {error}") from error
+
+
 def save_model(cls: Any, converted: Converted, folder: Path, what: str, half: bool, shard: str) -> list[str]:
     """Write config.json and weights of a model class, float32, and beside them the fp16 variant if `half`.
 
@@ -68,15 +79,42 @@ def save_model(cls: Any, converted: Converted, folder: Path, what: str, half: bo
         model.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConversionError(f"{what}: {' '.join(str(error).split())[:300]}") from None
-    model.eval().save_pretrained(folder, safe_serialization=True, max_shard_size=shard)
+    _save(model.eval(), folder, shard)
     notes = []
     if half:
         small = {name: tensor.to(torch.float16) for name, tensor in state.items()}
         if overflowing := [name for name, tensor in small.items() if not tensor.isfinite().all()]:
             notes.append(f"too large for fp16, saved as inf there: {', '.join(overflowing)}; use the float32 files")
         model.load_state_dict(small, strict=True, assign=True)
-        model.save_pretrained(folder, safe_serialization=True, max_shard_size=shard, variant=HALF)
+        _save(model, folder, shard, variant=HALF)
     if not state:  # a region tree without any net: diffusers writes no file, and then misses it
         for name in (WEIGHTS, f"{WEIGHTS}.{HALF}") if half else (WEIGHTS,):
-            save_file({}, folder / f"{name}.safetensors", metadata={"format": "pt"})
+            write_tensors({}, folder / f"{name}.safetensors", {"format": "pt"})
     return notes
+
+
+def _save(model: Any, folder: Path, shard: str, **kwargs: Any) -> None:
+    try:
+        model.save_pretrained(folder, safe_serialization=True, max_shard_size=shard, **kwargs)
+    except SafetensorError as error:  # as on a full disk
+        raise OSError(f"the weights cannot be written to {folder.name}: {error}") from error
+
+
+@torch.no_grad()
+def estimated_mean(converted: Converted, name: str, samples: int) -> torch.Tensor:
+    """(w_dim): the mean of w over a seeded draw; of all classes alike, for a conditional generator."""
+    labels, classes = None, converted.config["label_dim"]
+    mapping = [tensor for key, tensor in converted.state.items() if key.startswith("mapping.")]
+    widest = max([classes, *(size for tensor in mapping for size in tensor.shape)])
+    if widest * samples > LARGEST:
+        raise ConversionError(f"{name}: stores no mean of w, and its mapping network is too large to estimate it")
+    if classes:
+        labels = torch.nn.functional.one_hot(torch.arange(samples) % classes, classes).float()
+    try:
+        with init_empty_weights(include_buffers=False):
+            generator = StyleGAN2Generator(**converted.config)
+        state = {key: tensor.to(torch.float32) for key, tensor in converted.state.items()}
+        generator.load_state_dict(state, strict=False, assign=True)
+        return generator.estimate_w_avg(samples, seed=0, class_labels=labels)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise ConversionError(f"{name}: {' '.join(str(error).split())[:300]}") from None

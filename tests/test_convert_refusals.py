@@ -259,7 +259,7 @@ def test_fusion_nets_of_any_width(tmp_path, shape):
     assert torch.equal(given.fuse(codes), fusion.fuse(codes))
     assert report.parts["generator"]["config"]["truncation_psi"] == 0.5
     assert report.check["fusion nets"] == 1
-    assert set(report.sources) == {"source", "generator", "net all"}
+    assert set(report.sources) == {"source", "generator file", "net all"}
 
 
 def test_missing_nets_become_unfused_nodes(tmp_path):
