@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from stylefusion_hf.alignment import fit_similarity
+from stylefusion_hf.features import channel_energies
 from stylefusion_hf.regions import RegionTree
 from stylefusion_hf.training import objectives as obj
 from stylefusion_hf.training.fusion import CODES, draw_assignment, mix, start_gates
@@ -22,21 +24,21 @@ def test_fit_similarity_finds_the_one_that_was_applied(angle, scale, dx, dy):
     points = torch.tensor([[[0.1, -0.4], [0.0, 0.5], [-0.3, 0.1]]])
     moved = points @ theta[0, :, :2].T + theta[0, :, 2]
     weight = torch.tensor([[1.0, 2.0, 0.5]])
-    torch.testing.assert_close(obj.fit_similarity(points, moved, weight), theta, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fit_similarity(points, moved, weight), theta, atol=1e-5, rtol=1e-5)
 
 
 def test_fit_similarity_with_too_little_to_go_by():
     one = torch.tensor([[[0.2, 0.3], [9.0, 9.0]]])
     other = torch.tensor([[[0.5, 0.1], [-9.0, 4.0]]])
-    moved = obj.fit_similarity(one, other, torch.tensor([[1.0, 0.0]]))
+    moved = fit_similarity(one, other, torch.tensor([[1.0, 0.0]]))
     torch.testing.assert_close(moved, similarity(0, 1, 0.3, -0.2), atol=1e-6, rtol=0)
-    nothing = obj.fit_similarity(one, other, torch.zeros(1, 2))
+    nothing = fit_similarity(one, other, torch.zeros(1, 2))
     torch.testing.assert_close(nothing, similarity(0, 1, 0, 0), atol=1e-6, rtol=0)
 
 
 def test_fit_similarity_limits_the_scale():
     points = torch.tensor([[[0.5, 0.0], [-0.5, 0.0]]])
-    theta = obj.fit_similarity(points, points * 3, torch.ones(1, 2), scale_limit=1.2)
+    theta = fit_similarity(points, points * 3, torch.ones(1, 2), scale_limit=1.2)
     torch.testing.assert_close(torch.hypot(theta[0, 0, 0], theta[0, 1, 0]), torch.tensor(1.2))
 
 
@@ -127,7 +129,7 @@ def test_channel_energies_and_the_gates_that_start_from_them():
     s = torch.randn(8, g.style_dim)
     labels = torch.zeros(8, 32, 32, dtype=torch.long)
     labels[:, :, 16:] = 1
-    energies = obj.channel_energies(g.synthesis, s, labels, 2)
+    energies = channel_energies(g.synthesis, s, labels, 2)
     assert energies.shape == (2, g.style_dim)
     assert (energies > 0).float().mean() > 0.9
     assert all(p.grad is None for p in g.parameters())

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stylefusion_hf.features import channel_energies
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
@@ -231,7 +232,7 @@ class Objective:
 def start_gates(fusion: FusionHierarchy, energies: Tensor, regions: list[str], floor: float = 0.02) -> None:
     """Constant gates that give every style channel to the child whose regions it drives most.
 
-    energies: (R, S) from `objectives.channel_energies`, rows as `regions`. Alignment starts undecided, at one half.
+    energies: (R, S) from `features.channel_energies`, rows as `regions`. Alignment starts undecided, at one half.
     """
     tree, row = fusion.tree, {name: i for i, name in enumerate(regions)}
     for name in tree.fused:
@@ -290,7 +291,7 @@ def train(args: argparse.Namespace) -> Path:
     fusion = build_fusion(args, g).to(accelerator.device)
     probe = slice(0, min(64, args.pool_size))
     pool = objective.pool
-    energies = obj.channel_energies(
+    energies = channel_energies(
         g.synthesis, pool.styles[probe], pool.labels[probe], len(objective.regions), seed=args.seed
     )
     start_gates(fusion, energies, objective.regions)

@@ -1,0 +1,73 @@
+"""The pairs that everything is measured on: a base, a source, their pictures and their regions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from stylefusion_hf.latents import seeds_to_z
+
+# Seeds of the three sets. No training draws from seeds, so none has seen them; a method is fitted, its strengths are
+# chosen and its figures are taken on different ones.
+FITTING_SEED, VALIDATION_SEED, TEST_SEED = 3_000_000, 2_000_000, 1_000_000
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """B pairs of plain samples.
+
+    `base`, `source`: style codes (B, S). `plain` (I0), `other` (Ib): their pictures (B, 3, H, W) in [-1, 1].
+    `base_probs`, `source_probs`: (B, R, H, W), what the MODEL's own segmenter says of them, in the order of
+    `segmenter.config.regions`: the masks that methods may use. The ruler judges by another segmenter.
+    """
+
+    base: Tensor
+    source: Tensor
+    plain: Tensor
+    other: Tensor
+    base_probs: Tensor
+    source_probs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: slice | Tensor) -> Pairs:
+        return Pairs(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def split(self, size: int) -> Iterator[Pairs]:
+        """In parts of `size` pairs, the last perhaps smaller."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+
+def style_codes(generator, seeds: range, psi: float | None = None) -> Tensor:
+    """Style codes (B, S) of seeds; `psi` None is the generator's own truncation."""
+    psi = generator.config.truncation_psi if psi is None else psi
+    z = seeds_to_z(seeds, generator.config.z_dim).to(generator.w_avg)
+    return generator.to_style(generator.truncate(generator.mapping(z), psi))
+
+
+@torch.no_grad()
+def draw_pairs(pipe, count: int, first_seed: int = TEST_SEED, psi: float | None = None, batch: int = 64) -> Pairs:
+    """Pairs of seeds `first_seed`, `first_seed + 1`, ... taken two by two.
+
+    Raises:
+        ValueError: the pipeline has no segmenter, is class-conditional, or `count` is not positive.
+    """
+    if pipe.segmenter is None:
+        raise ValueError("this model has no segmenter, so there is no telling inside from outside")
+    if pipe.generator.config.label_dim:
+        raise ValueError("class-conditional generators cannot be evaluated yet: their samples need labels")
+    if count < 1:
+        raise ValueError(f"pairs must be at least 1, got {count}")
+    parts = []
+    for start in range(0, count, batch):
+        n = min(batch, count - start)
+        seed = first_seed + 2 * start
+        codes = [style_codes(pipe.generator, range(seed + k, seed + 2 * n, 2), psi) for k in (0, 1)]
+        images = [pipe.generator.synthesis(s).clamp(-1, 1) for s in codes]
+        probs = [pipe.segmenter.segment(x).softmax(dim=1) for x in images]
+        parts.append(Pairs(*codes, *images, *probs))
+    return Pairs(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Pairs)))
