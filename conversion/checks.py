@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ CODE_TOLERANCE = 1e-4  # of the largest number of a code
 IMAGE_TOLERANCE = 1e-3  # of a picture's standard deviation
 PIXEL_TOLERANCE = 2.0  # of 255 levels, for pictures that were rounded, perhaps on another device
 USUAL_PSI = (1.0, 0.7, 0.5)
+MAX_SAMPLES = 1024  # of a reference
 
 
 @dataclass
@@ -88,7 +90,20 @@ def compare(folder: Path, reference: Path, seed: int | None = None) -> list[Comp
         seed: of the picture; else the last number in its name, as in NVIDIA's seed0085.png.
 
     Where the truncation of a reference is not in its name, the usual ones are tried and the one that fits is named.
+
+    Raises:
+        ConversionError: the reference cannot be read, or is of another model or form.
     """
+    try:
+        return _compare(folder, reference, seed)
+    except ConversionError:
+        raise
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise ConversionError(f"{reference}: does not fit this generator ({problem}); see docs/convert.md") from None
+
+
+def _compare(folder: Path, reference: Path, seed: int | None) -> list[Comparison]:
     generator = StyleGAN2Generator.from_pretrained(folder / "generator")
     if render_size(generator.config) > LARGEST:
         raise ConversionError(f"{reference}: the generator is too large to be rendered for a comparison")
@@ -98,8 +113,9 @@ def compare(folder: Path, reference: Path, seed: int | None = None) -> list[Comp
     if not isinstance(data, Mapping) or not all(isinstance(value, torch.Tensor) for value in data.values()):
         raise ConversionError(f"{reference}: a reference is a .safetensors, or the .png of a seed")
     z = data.get("z")
-    if z is None or tuple(z.shape[1:]) != (generator.config.z_dim,):
-        raise ConversionError(f"{reference}: has no z of shape (batch, {generator.config.z_dim}) to render from")
+    if z is None or tuple(z.shape[1:]) != (generator.config.z_dim,) or not 1 <= len(z) <= MAX_SAMPLES:
+        wanted = f"(batch, {generator.config.z_dim}), of at most {MAX_SAMPLES} samples"
+        raise ConversionError(f"{reference}: has no z of shape {wanted}, to render from")
     results = _compare_codes(generator, data, z.float())
     pictures = data.get("image_const", data.get("image"))
     if pictures is not None and "logits" in data and (folder / "discriminator").is_dir():
@@ -132,7 +148,9 @@ def _compare_codes(generator: Any, data: Mapping[str, torch.Tensor], z: torch.Te
             results.append(Comparison(name, _relative(codes, data[name]), CODE_TOLERANCE))
     for name in ("w", "ws"):
         if name in data:
-            expected = data[name] if data[name].ndim == 3 else data[name][:, None].expand(-1, generator.num_ws, -1)
+            expected = data[name]
+            if expected.ndim == 2:
+                expected = expected[:, None].expand(-1, generator.num_ws, -1)
             errors = {k: _relative(codes, expected) for k, codes in candidates.items()}
             results.append(_best(name, errors, CODE_TOLERANCE))
     styles = {k: generator.to_style(codes) for k, codes in candidates.items()}
@@ -143,7 +161,10 @@ def _compare_codes(generator: Any, data: Mapping[str, torch.Tensor], z: torch.Te
         results.append(_best(f"{len(vectors)} style vectors", errors, CODE_TOLERANCE))
     for name, mode in (("image", "const"), ("image_const", "const"), ("image_none", "none")):
         if name in data:
-            expected = data[name].float()
+            expected, config = data[name].float(), generator.config
+            if expected.shape != (len(z), config.img_channels, config.resolution, config.resolution):
+                results.append(Comparison(f"{name}, of another shape", math.inf, IMAGE_TOLERANCE))
+                continue
             pictures = {k: render(generator, s, mode) for k, s in styles.items()}
             errors = {k: _distance(picture, expected) for k, picture in pictures.items()}
             results.append(_best(name, errors, IMAGE_TOLERANCE))

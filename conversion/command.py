@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.conversion.convert import convert
+    from stylefusion_hf.conversion.report import printable
 
     report = convert(
         args.source,
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         max_shard_size=args.max_shard_size,
         progress=not args.no_progress,
     )
-    print(f"converted {args.source} to {args.destination}")
+    print(printable(f"converted {args.source} to {args.destination}"))
     print(report.table())
     if report.mismatches:
         raise ValueError(

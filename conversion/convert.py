@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from stylefusion_hf.conversion import checks, directions, hierarchy
 from stylefusion_hf.conversion.destination import check_destination, whole_folder
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
-from stylefusion_hf.conversion.report import Report, model_card
-from stylefusion_hf.conversion.safe_pickle import load_mapped
+from stylefusion_hf.conversion.report import Report, model_card, printable
+from stylefusion_hf.conversion.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
 from stylefusion_hf.conversion.writing import estimated_mean, release, save_model, write_tensors
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
@@ -86,12 +87,13 @@ def convert(source: str | Path, destination: str | Path, options: Options | None
         raise ConversionError(f"kind is auto or one of {', '.join(KINDS)}, dtype is fp32 or fp16; got {got}")
     if options.truncation_psi is not None and not 0 <= options.truncation_psi <= 2:
         raise ConversionError(f"truncation_psi is between 0 and 2, got {options.truncation_psi}")
-    if not source.exists():
-        raise ConversionError(f"{source}: there is no such file")
+    if re.fullmatch(r"\d+(\.\d+)?[KMGT]B", options.max_shard_size.upper()) is None:
+        raise ConversionError(f"max_shard_size is a size such as 5GB or 200MB, got {options.max_shard_size!r}")
     given = [path for path in (source, options.generator, options.reference) if path is not None]
-    for path in given[1:]:
+    for path in given:
         if not path.exists():
             raise ConversionError(f"{path}: there is no such file")
+        check_ordinary(path)
     check_destination(destination, options.overwrite, given)  # before the long work, not after it
     with tqdm(total=6, unit="step", disable=not options.progress, leave=False) as bar:
         job = _Job(source, destination, options, Report(options.kind), bar)
@@ -208,7 +210,11 @@ class _Job:
         for name, path in files.items():
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            self.report.sources[name] = {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+            self.report.sources[printable(name)] = {
+                "name": printable(path.name),
+                "bytes": path.stat().st_size,
+                "sha256": digest,
+            }
 
     def _converted(self, source: Source) -> Converted:
         own = self.options.truncation_psi

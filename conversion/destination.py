@@ -18,7 +18,13 @@ def check_destination(target: Path, overwrite: bool, sources: Iterable[Path] = (
     Raises:
         ConversionError: it exists and `overwrite` is not given, is no folder, or holds what is to be read.
     """
+    if not str(target).isprintable():  # safetensors opens no path that is not UTF-8
+        raise ConversionError(
+            f"{str(target)!r}: is no name for a folder that every program can show; give another one"
+        )
     real = Path(os.path.realpath(target))
+    if real.is_symlink():  # realpath follows every link but those that lead to themselves
+        raise ConversionError(f"{target}: is a symbolic link that leads nowhere; give another name")
     if real.exists() and not real.is_dir():
         raise ConversionError(f"{target}: is a file; give the name of a folder")
     if real.is_dir() and any(real.iterdir()):
@@ -27,8 +33,12 @@ def check_destination(target: Path, overwrite: bool, sources: Iterable[Path] = (
                 f"{target}: exists and is not empty; give another name, or --overwrite to replace it"
             )
         for source in sources:
-            if real in Path(os.path.realpath(source)).parents:
-                raise ConversionError(f"{target}: holds {source}, which --overwrite would remove; give another name")
+            read = Path(os.path.realpath(source))
+            if real == read or real in read.parents:
+                raise ConversionError(
+                    f"{target}: {'is' if real == read else 'holds'} {source}, which --overwrite would remove; give"
+                    " another name"
+                )
     for above in real.parents:
         if above.exists():
             if not above.is_dir() or not os.access(above, os.W_OK):
@@ -44,8 +54,11 @@ def whole_folder(target: Path, overwrite: bool, sources: Iterable[Path] = ()) ->
     What stood at `target` stays until the new folder is complete, and stays for good if anything fails.
     """
     real = check_destination(target, overwrite, sources)
-    real.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{real.name}.", suffix=".part", dir=real.parent))
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        work = _beside(real, ".part")
+    except OSError as error:
+        raise ConversionError(f"{target}: cannot be written ({error.strerror or error})") from None
     try:
         yield work
         os.chmod(work, 0o777 & ~_umask())  # mkdtemp makes it private
@@ -62,7 +75,7 @@ def _swap(work: Path, real: Path) -> None:
         real.rmdir()
         os.rename(work, real)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{real.name}.", suffix=".old", dir=real.parent))
+    aside = _beside(real, ".old")
     old = aside / real.name
     os.rename(real, old)
     try:
@@ -73,6 +86,11 @@ def _swap(work: Path, real: Path) -> None:
     finally:
         if real.exists():
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _beside(real: Path, suffix: str) -> Path:
+    """A new hidden folder on the same file system; its name stays legal where `real`'s is as long as can be."""
+    return Path(tempfile.mkdtemp(prefix=f".{real.name[:40]}.", suffix=suffix, dir=real.parent))
 
 
 def _umask() -> int:

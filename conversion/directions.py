@@ -56,12 +56,13 @@ class Directions:
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, direction: Direction) -> None:
-        name = re.sub(r"[^a-z0-9_+-]+", "_", name.lower()).strip("_") or "direction"
+        name = re.sub(r"[^a-z0-9_+-]+", "_", name.lower()).strip("_")[:100] or "direction"
         if name in self.found:
             raise ConversionError(f"{direction.source}: there are two directions {name!r}; rename a file or a key")
         if len(self.found) >= MAX_DIRECTIONS:
             raise ConversionError(f"{direction.source}: holds more than {MAX_DIRECTIONS:,} directions")
-        if not torch.isfinite(direction.vector).all() or not direction.vector.any():
+        finite = torch.isfinite(direction.vector).all() and math.isfinite(direction.scale)
+        if not finite or not direction.vector.any():
             raise ConversionError(f"{direction.source}: the direction {name!r} is zero, or not finite")
         self.found[name] = direction
 
@@ -79,6 +80,18 @@ def looks_like_directions(content: Any) -> bool:
         return False
     values = [_array(value) for value in content.values()]
     return len(values) <= MAX_DIRECTIONS and all(value is not None and 1 <= value.ndim <= 3 for value in values)
+
+
+def _looks_like_network(content: Any) -> bool:
+    """Whether a dictionary holds weights: by a layer's name for one, or dictionaries of tensors."""
+    entries = content.items() if isinstance(content, Mapping) else ()
+    return any(str(key).endswith((".weight", ".bias")) or _holds_tensors(value) for key, value in entries)
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(
+        isinstance(x, (torch.Tensor, np.ndarray, LazyArray)) for x in value.values()
+    )
 
 
 def files_of(path: Path) -> list[Path]:
@@ -105,6 +118,8 @@ def read_directions(
     result = Directions()
     for file in files_of(path):
         content = load(file)
+        if _looks_like_network(content):
+            raise ConversionError(f"{file}: holds a network's weights, no directions; convert it by its own name")
         before = len(result.found)
         for name, vector, scale, meant in _unpack(content, file, result, sizes):
             chosen = space or meant or _space_of(file, vector, result, sizes)
@@ -131,8 +146,15 @@ def generator_sizes(folder: Path | None) -> dict[str, Any] | None:
     path = next((p for p in (folder / "generator" / "config.json", folder / "config.json") if p.is_file()), None)
     if path is None:
         raise ConversionError(f"{folder}: for directions, --generator is a folder that holds a converted generator")
-    with init_empty_weights():
-        generator = StyleGAN2Generator.from_config(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is no dictionary")
+        with init_empty_weights():
+            generator = StyleGAN2Generator.from_config(config)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise ConversionError(f"{path}: is no generator's config ({problem})") from None
     sizes = {key: generator.config[key] for key in ("z_dim", "w_dim")}
     return {**sizes, "num_ws": generator.num_ws, "conv_sizes": generator.conv_sizes, "rgb_sizes": generator.rgb_sizes}
 
@@ -173,10 +195,12 @@ def _unpack(
         component = next((key for key in ("lat_comp", "comp") if key in keys), None)
         if component is not None:
             yield from _components(keys, component, file, result)
-        elif all(re.fullmatch(r"(conv|rgb)\d+", key) for key in keys):
+        elif keys and all(re.fullmatch(r"(conv|rgb)\d{1,3}", key) for key in keys):
             ordered = sorted(keys, key=lambda k: (k[0], int(re.sub(r"\D", "", k))))
-            arrays = [_array(keys[key]) for key in ordered]
-            yield stem, np.concatenate([array.reshape(-1) for array in arrays if array is not None]), 1.0, "s"
+            arrays = [array.reshape(-1) for key in ordered if (array := _array(keys[key])) is not None]
+            if len(arrays) != len(keys):
+                raise ConversionError(f"{file}: some of its {len(keys)} style vectors are no arrays of numbers")
+            yield stem, np.concatenate(arrays), 1.0, "s"
         else:
             for key, value in keys.items():
                 if (array := _array(value)) is not None and 1 <= array.ndim <= 3:
@@ -191,7 +215,7 @@ def _components(keys: Mapping[str, Any], component: str, file: Path, result: Dir
     """GANSpace: principal components of w with their standard deviations."""
     array = _array(keys[component])
     deviation = _array(keys.get("lat_stdev" if component == "lat_comp" else "std"))
-    if array is None or array.ndim < 2 or array.size != len(array) * array.shape[-1]:
+    if array is None or array.ndim < 2 or not array.size or array.size != len(array) * array.shape[-1]:
         raise ConversionError(f"{file}: its {component!r} is no list of components")
     scales = np.ones(len(array)) if deviation is None or deviation.size != len(array) else deviation.reshape(-1)
     for i, row in enumerate(array.reshape(len(array), -1)):
@@ -257,13 +281,15 @@ def _split(name: str, array: np.ndarray, space: str, file: Path) -> Iterator[tup
             f"{file}: an array of {shape[0]} x {shape[1]} is no list of directions; StyleCLIP's fs3.npy becomes one"
             " when it is multiplied with the CLIP difference of two texts: save that product"
         )
-    if len(shape) == dims or not shape:
+    if array.ndim and (len(shape) == dims or not shape):
         yield name, array.reshape(shape or [1])
     elif len(shape) == dims + 1:
         for i, row in enumerate(array.reshape(shape)):
             yield f"{name}_{i:03d}", row
     else:
-        raise ConversionError(f"{file}: {name!r} of the shape {tuple(array.shape)} is no direction in {space}")
+        raise ConversionError(
+            f"{file}: {name!r} of the shape {tuple(array.shape)} is no direction in {space}; see --space"
+        )
 
 
 def _checked(array: np.ndarray, space: str, file: Path, sizes: Any) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ from stylefusion_hf.regions import PRESETS, RegionTree
 DOMAINS = {"ffhq": (1024, 0.7), "car": (512, 0.5), "church": (256, 0.5)}
 GENERATOR_KEYS = ("generator", "stylegan", "stylegan_weights")  # where a JSON of one's own may name the generator
 AUTHORS_INDICATORS, AUTHORS_REPEATS = 19, 10
+MAX_NETS, MAX_NAME = 64, 1024  # nodes in a JSON, characters in a name or path
 
 
 @dataclass
@@ -47,12 +48,15 @@ def read_json(path: Path) -> NetFiles:
         if path.stat().st_size > MiB:
             raise ConversionError(f"{path}: is {path.stat().st_size:,} bytes long, too long for a table of nets")
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConversionError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, numbers of any length
+        raise ConversionError(f"{path}: cannot be read as JSON ({str(error)[:200]})") from None
+    names = [*table, *table.values()] if isinstance(table, dict) else [None]
+    if not all(isinstance(name, str) and name.isprintable() and len(name) < MAX_NAME for name in names):
         raise ConversionError(f'{path}: expected node -> file, such as {{"all": "weights/church/all.pt"}}')
+    if len(table) > MAX_NETS:
+        raise ConversionError(f"{path}: names {len(table):,} nets, more than {MAX_NETS}")
     found = {node: _find(path, file) for node, file in table.items()}
-    if missing := ", ".join(f"{node} ({table[node]})" for node, file in found.items() if file is None):
+    if missing := _listed(f"{node} ({table[node][:80]})" for node, file in found.items() if file is None):
         raise ConversionError(f"{path}: these files do not exist: {missing}; leave a net out to do without it")
     files = {node: file for node, file in found.items() if file is not None}
     generator = next((files.pop(key) for key in GENERATOR_KEYS if key in files), None)
@@ -62,9 +66,18 @@ def read_json(path: Path) -> NetFiles:
 def _find(json_path: Path, file: str) -> Path | None:
     for folder in (*json_path.absolute().parents, Path.cwd()):
         candidate = folder / os.path.expanduser(file)
-        if candidate.is_file():
-            return candidate
+        try:
+            if candidate.is_file():
+                return candidate
+        except OSError:  # a name too long for the file system
+            return None
     return None
+
+
+def _listed(names: Iterable[str], most: int = 6) -> str:
+    """Names for an error, which a hostile JSON must not fill at will."""
+    shown = [name[:120] for name in names]
+    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
 
 
 def choose_tree(
@@ -92,7 +105,7 @@ def choose_tree(
             return choice[0], _fuse(RegionTree.preset(choice[0]), nodes, json_path)
     problem = f"fits the trees {', '.join(fitting)}" if fitting else "names nodes of no known tree"
     raise ConversionError(
-        f"{json_path}: {problem} (nodes: {', '.join(nodes) or 'none'}); say which with --tree, one of"
+        f"{json_path}: {problem} (nodes: {_listed(nodes) or 'none'}); say which with --tree, one of"
         f" {', '.join(PRESETS)}, or a tree's text such as 'all*(church, background)'"
     )
 

@@ -143,6 +143,8 @@ def _generator(
         state[f"mapping.layers.{j}.bias"] = read.take(f"{name}.bias")
     z_dim = state["mapping.layers.0.weight"].shape[1] - embed_dim
     if w_avg is not None:
+        if w_avg.numel() != w_dim:
+            raise LayoutError(f"{read.what}: the stored mean of w has {w_avg.numel()} numbers, w has {w_dim}")
         state["w_avg"] = w_avg.reshape(w_dim)
     config = {
         "resolution": 4 * 2 ** (num_blocks - 1),

@@ -76,12 +76,17 @@ class Report:
         rows += [("written" if i == 0 else "", line) for i, line in enumerate(files)]
         rows.append(("licence", LICENCES[self.kind]))
         width = max(len(name) for name, _ in rows)
-        return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
+        return "\n".join(f"  {printable(name):<{width}}  {printable(text)}" for name, text in rows)
 
     def save(self, folder: Path) -> None:
         """conversion.json: the whole report, with every unused name."""
         text = json.dumps(asdict(self), indent=2, default=str)
         (folder / "conversion.json").write_text(text + "\n", encoding="utf-8")
+
+
+def printable(text: str) -> str:
+    """One line that any terminal and file can hold: names in checkpoints and of files can be anything."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def size(n: int) -> str:

@@ -48,9 +48,9 @@ WEB_PAGE = "is a web page, not a checkpoint: the download was refused or needs a
 # What people have by mistake in a file that should be a checkpoint.
 MISTAKES = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file itself: run `git lfs pull`, or download it again",
-    b"<!DOCTYPE": WEB_PAGE,
     b"<!doctype": WEB_PAGE,
     b"<html": WEB_PAGE,
+    b"<?xml": WEB_PAGE,
     b"\x1f\x8b": "is compressed with gzip: unpack it first",
     b"BZh": "is compressed with bzip2: unpack it first",
     b"\xfd7zXZ": "is compressed with xz: unpack it first",
@@ -65,6 +65,7 @@ def map_file(path: str | os.PathLike) -> memoryview:
     path = Path(path)
     if path.is_dir():
         raise ConversionError(f"{path}: is a folder, expected a checkpoint file")
+    check_ordinary(path)
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
@@ -72,6 +73,12 @@ def map_file(path: str | os.PathLike) -> memoryview:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     except OSError as error:
         raise ConversionError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def check_ordinary(path: Path) -> None:
+    """ConversionError for devices and pipes, which may have no end, and may block for ever when they are opened."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ConversionError(f"{path}: is no ordinary file but a device, pipe or socket; save it to a file first")
 
 
 def load(path: str | os.PathLike) -> Any:
@@ -106,8 +113,9 @@ def loads(data: bytes | memoryview, name: str = "<bytes>") -> Any:
     buffer = memoryview(data)
     budget = Budget(name, len(buffer))
     start = bytes(buffer[:64])
+    prose = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for magic, problem in MISTAKES.items():
-        if start.startswith(magic):
+        if start.startswith(magic) or prose.startswith(magic):
             raise budget.error(problem)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         archive = ZipReader(buffer, budget)
@@ -119,5 +127,5 @@ def loads(data: bytes | memoryview, name: str = "<bytes>") -> Any:
     if is_legacy(buffer):
         return read_legacy(buffer, budget)
     if start[:1] != b"\x80" and start[:1] not in (b"(", b"c", b"]", b"}"):  # protocols 0 and 1 have no magic
-        raise budget.error(f"is no checkpoint: it begins with {start[:8]!r}; .pkl, .pt, .npy, .npz... can be read")
+        raise budget.error(f"is no checkpoint: it begins with {start[:8]!r}; .pkl, .pt, .npz and the like can be read")
     return Machine(buffer, budget).load()

@@ -32,6 +32,9 @@ KINDS = {
 }
 
 
+MAX_WRAPPING, MAX_WRAPPERS = 3, 64  # dictionaries around the checkpoint that are looked into: how deep, how many
+
+
 @dataclass
 class Source:
     """The networks of a checkpoint, each made only when it is asked for, so that no two are in memory at once.
@@ -81,28 +84,66 @@ def _recognise(content: Any, name: str) -> Source:
         return _tensorflow(networks, name)
     if not isinstance(content, Mapping):
         raise ConversionError(f"{name}: holds a {_describe(content)}, not the networks of a StyleGAN2")
+    if (source := _of_dictionary(content, name)) is not None:
+        return source
+    inside = content.get("state_dict")
+    if any(str(key).startswith("blender_") for key in (inside if isinstance(inside, Mapping) else content)):
+        raise ConversionError(f"{name}: is one fusion net; give the authors' JSON, node -> file, with --generator")
+    raise ConversionError(f"{name}: holds no StyleGAN2 generator that is known here; it has {_describe(content)}")
+
+
+def _of_dictionary(content: Mapping[Any, Any], name: str) -> Source | None:
+    """The networks of a dictionary, or of one inside of it that wraps the checkpoint ({"model": {"g_ema": ...}})."""
+    pending: list[tuple[Mapping[Any, Any], list[str]]] = [(content, [])]  # each with the keys that lead to it
+    for inside, keys in pending:
+        if (source := _known_layout(inside, name)) is not None:
+            path = "".join(f"{key}/" for key in keys)
+            source.unused, source.judge = ([f"{path}{n}" for n in names] for names in (source.unused, source.judge))
+            beside = [n for n in tensor_names(content) if not n.startswith(path)] if keys else []
+            source.unused += beside
+            return source
+        if len(keys) < MAX_WRAPPING:
+            inner = [(value, [*keys, str(key)[:80]]) for key, value in inside.items() if isinstance(value, Mapping)]
+            pending += inner[
+                : max(0, MAX_WRAPPERS - len(pending))
+            ]  # one dictionary may be in a file any number of times
+    return None
+
+
+def _known_layout(content: Mapping[Any, Any], name: str) -> Source | None:
     if any(isinstance(content.get(key), Record) and module_state(content[key]) for key in ("G_ema", "G")):
         return _nvidia(content, name)
     states = {key: value for key, value in content.items() if isinstance(value, Mapping)}
     inside = states.get("state_dict", content)
     if any(str(key).startswith("decoder.") for key in inside):
         return _encoder(content, inside, name)
-    for key in ("g_ema", "G_ema", "generator", "g", "G", "state_dict", "params_ema"):
-        tensors = _without_prefix(states.get(key))
-        if looks_like_rosinality(tensors):
-            return _rosinality(content, key, tensors, name)
-        if looks_like_nvidia(tensors):
-            return _nvidia_state(content, key, tensors, name)
+    for parts in (content, _by_prefix(content)):
+        for key in ("g_ema", "G_ema", "generator", "g", "G", "state_dict", "params_ema"):
+            tensors = _without_prefix(parts.get(key))
+            if looks_like_rosinality(tensors):
+                return _rosinality(parts, key, tensors, name)
+            if looks_like_nvidia(tensors):
+                return _nvidia_state(parts, key, tensors, name)
     flat = {key: value for key, value in content.items() if key != "latent_avg"}
     tensors = _without_prefix(flat)
     if looks_like_rosinality(tensors):
         return _rosinality({"": flat, "latent_avg": content.get("latent_avg")}, "", tensors, name)
     if looks_like_nvidia(tensors):
         return _nvidia_state({"": flat}, "", tensors, name)
-    nets = inside if isinstance(inside, Mapping) else content
-    if any(str(key).startswith("blender_") for key in nets):
-        raise ConversionError(f"{name}: is one fusion net; give the authors' JSON, node -> file, with --generator")
-    raise ConversionError(f"{name}: holds no StyleGAN2 generator that is known here; it has {_describe(content)}")
+    return None
+
+
+def _by_prefix(content: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A flat dictionary of several networks, by the part of the names before the first dot ("g_ema.", "d.")."""
+    plain: dict[Any, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in content.items():
+        head, dot, rest = key.partition(".") if type(key) is str else ("", "", "")
+        if dot and head not in content:
+            groups.setdefault(head, {})[rest] = value
+        else:
+            plain[key] = value
+    return plain | groups
 
 
 def _describe(content: Any) -> str:
@@ -115,12 +156,16 @@ def _describe(content: Any) -> str:
 
 
 def _without_prefix(tensors: Any) -> Any:
-    """Names without the prefix that all share: "module." of data parallelism, "generator." and the like."""
-    if not isinstance(tensors, Mapping) or not tensors or not all(type(key) is str for key in tensors):
-        return tensors
-    for prefix in ("module.", "generator.", "G_ema.", "g_ema."):
-        if all(key.startswith(prefix) for key in tensors):
-            return _without_prefix({key.removeprefix(prefix): value for key, value in tensors.items()})
+    """Names without the prefixes that all share: "module." of data parallelism, "generator." and the like."""
+    for _ in range(MAX_WRAPPING):
+        if not isinstance(tensors, Mapping) or not tensors or not all(type(key) is str for key in tensors):
+            break
+        shared = [
+            p for p in ("module.", "generator.", "G_ema.", "g_ema.") if all(key.startswith(p) for key in tensors)
+        ]
+        if not shared:
+            break
+        tensors = {key.removeprefix(shared[0]): value for key, value in tensors.items()}
     return tensors
 
 
@@ -219,7 +264,12 @@ def _latent_avg(content: Mapping[Any, Any], name: str, notes: list[str]) -> torc
     mean = torch.from_numpy(np.array(mean)) if isinstance(mean, (np.ndarray, LazyArray)) else mean
     if mean is None:
         return None
-    if not isinstance(mean, torch.Tensor) or mean.ndim not in (1, 2, 3) or not mean.is_floating_point():
+    if (
+        not isinstance(mean, torch.Tensor)
+        or not mean.numel()
+        or not 1 <= mean.ndim <= 3
+        or not mean.is_floating_point()
+    ):
         raise ConversionError(f"{name}: its latent_avg is no vector")
     rows = mean.reshape(-1, mean.shape[-1])
     if len(rows) > 1 and not torch.equal(rows, rows[:1].expand_as(rows)):
@@ -248,7 +298,7 @@ def _encoder(content: Mapping[Any, Any], inside: Mapping[Any, Any], name: str) -
     decoder = {str(k).removeprefix("decoder."): v for k, v in inside.items() if str(k).startswith("decoder.")}
     if not looks_like_rosinality(decoder):
         raise ConversionError(f"{name}: its decoder.* is no StyleGAN2 generator of rosinality's layout")
-    notes = ["the encoder itself is not converted: train one with `stylefusion train encoder`"]
+    notes = ["the encoder itself is not converted: codes that it computed can be used as they are, in w+"]
     mean = _latent_avg(content, name, notes)
 
     def generator(psi: float) -> Converted:

@@ -31,7 +31,7 @@ def _kernel(x: torch.Tensor) -> torch.Tensor:
 
 
 def _turned(x: torch.Tensor) -> torch.Tensor:
-    return x.flip(0, 1).permute(3, 2, 0, 1)
+    return _kernel(x).contiguous().flip(2, 3)  # contiguous first: what comes out then needs no second copy
 
 
 def _same(x: torch.Tensor) -> torch.Tensor:

@@ -38,15 +38,25 @@ def plain_weights(converted: Converted, what: str) -> dict[str, torch.Tensor]:
     for name, tensor in converted.state.items():
         if not tensor.is_floating_point():
             raise ConversionError(f"{what}: {name} holds {tensor.dtype}, expected real numbers")
-        state[name] = tensor.detach().to(torch.float32).contiguous()
+        state[name] = converted.state[name] = tensor.detach().to(torch.float32).contiguous()  # drops what it replaces
         # One number decides: a sum is finite only if no term is inf or nan (or it overflows, which the second look
         # settles).
         if not state[name].sum().isfinite() and not state[name].isfinite().all():
             broken.append(name)
+    _separate(state)
     if broken:
         listed = ", ".join(broken[:4]) + (" and others" if len(broken) > 4 else "")
         raise ConversionError(f"{what}: {len(broken)} of its tensors hold inf or nan: {listed}")
     return state
+
+
+def _separate(state: dict[str, torch.Tensor]) -> None:
+    """Copy tensors that share memory with another one (layers that were tied): safetensors refuses to store those."""
+    end = 0
+    for name, tensor in sorted(state.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            state[name] = tensor.clone()
+        end = max(end, tensor.data_ptr() + tensor.numel() * tensor.itemsize)
 
 
 def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:

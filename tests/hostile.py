@@ -219,6 +219,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "no end": lambda: b"\x80\x03N",
     "out of band": lambda: b"\x80\x05\x97.",
     "html": lambda: b"<!DOCTYPE html><html>Google Drive - Virus scan warning</html>",
+    "html after a byte order mark": lambda: b"\xef\xbb\xbf\r\n <!DocType HTML><HTML>",
+    "an error of a server": lambda: b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
     "lfs": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
     "gzip": lambda: b"\x1f\x8b\x08" + bytes(30),
     "png": lambda: b"\x89PNG\r\n\x1a\n" + bytes(30),

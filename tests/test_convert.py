@@ -281,6 +281,51 @@ def test_rosinality_discriminator_computes_what_its_code_does(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------
+# Other containers of the same weights.
+
+
+@pytest.mark.parametrize("layout", ["nested", "deeper", "prefixes", "data parallel", "numpy", "tied", "one storage"])
+def test_wrapped_and_shared_weights(tmp_path, layout):
+    g, d = checkpoints.generator(channels=[5, 5, 5]), checkpoints.discriminator()
+    weights, judge = checkpoints.rosinality_generator(g), checkpoints.rosinality_discriminator(d)
+    if layout == "tied":  # one tensor under two names
+        g.synthesis.convs[3].load_state_dict({"weight": weights["convs.0.conv.weight"][0]}, strict=False)
+        weights["convs.2.conv.weight"] = weights["convs.0.conv.weight"]
+    elif layout == "one storage":
+        flat = torch.cat([tensor.reshape(-1) for tensor in weights.values()])
+        parts = flat.split([tensor.numel() for tensor in weights.values()])
+        weights = {name: p.view(weights[name].shape) for name, p in zip(weights, parts, strict=True)}
+    whole = {"g_ema": weights, "latent_avg": g.w_avg, "d": judge}
+    content = {
+        "nested": {"state_dict": whole, "epoch": torch.tensor(3)},
+        "deeper": {"epoch": torch.tensor(3), "model": {"nets": whole}},
+        "prefixes": {
+            **{f"g_ema.{name}": tensor for name, tensor in weights.items()},
+            **{f"d.{name}": tensor for name, tensor in judge.items()},
+            "latent_avg": g.w_avg,
+        },
+        "data parallel": whole | {"g_ema": {f"module.{name}": tensor for name, tensor in weights.items()}},
+        "numpy": whole | {"g_ema": {name: tensor.numpy() for name, tensor in weights.items()}},
+    }
+    torch.save(content.get(layout, whole), tmp_path / "x.pt")
+    report = convert(tmp_path / "x.pt", tmp_path / "out", with_discriminator=True, **QUIET)
+    same_weights(loaded(tmp_path / "out"), g)
+    same_weights(loaded(tmp_path / "out", "discriminator"), d)
+    assert report.unused == (["epoch"] if layout in ("nested", "deeper") else [])
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_other_precisions(tmp_path, kind):
+    g = checkpoints.generator()
+    for tensor in g.state_dict().values():
+        tensor.copy_(tensor.to(kind))
+    weights = {name: tensor.to(kind) for name, tensor in checkpoints.rosinality_generator(g).items()}
+    torch.save({"g_ema": weights, "latent_avg": g.w_avg.to(kind)}, tmp_path / "x.pt")
+    convert(tmp_path / "x.pt", tmp_path / "out", **QUIET)
+    same_weights(loaded(tmp_path / "out"), g)
+
+
+# ----------------------------------------------------------------------------------------------------
 # What is written.
 
 
@@ -347,6 +392,18 @@ def test_card_and_record(tmp_path):
     assert set(load_file(tmp_path / "out" / "generator" / "diffusion_pytorch_model.safetensors")) == set(
         checkpoints.generator().state_dict()
     )
+
+
+def test_names_that_no_terminal_can_show(tmp_path):
+    """File names and keys need not be text: what is written and printed stays readable, and one line each."""
+    g = checkpoints.generator()
+    weights = checkpoints.rosinality_generator(g)
+    torch.save({"g_ema": weights, "latent_avg": g.w_avg, "\ud800\n": torch.ones(1)}, tmp_path / "x.pt")
+    source = (tmp_path / "x.pt").rename(tmp_path / "a\n|\udcff.pt")
+    report = convert(source, tmp_path / "out", **QUIET)
+    assert "a?|?.pt" in (tmp_path / "out" / "README.md").read_text()
+    lines = report.table().encode().decode().splitlines()
+    assert any(line.split() == ["unused", "keys", "??"] for line in lines)
 
 
 @pytest.mark.parametrize("noise", [True, False])

@@ -154,6 +154,23 @@ def test_directions_of_another_generator(tmp_path, model):
     refused(tmp_path, tmp_path / "x.npy", "holds a converted generator", generator=tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", '{"resolution": 1e9, "channels": ["x"]}', '{"resolution": null}'])
+def test_a_generator_whose_config_is_none(tmp_path, text):
+    np.save(tmp_path / "x.npy", RANDOM.randn(512))
+    (tmp_path / "config.json").write_text(text)
+    refused(tmp_path, tmp_path / "x.npy", r"config\.json: is no generator's config", generator=tmp_path)
+
+
+def test_a_folder_with_a_network_in_it(tmp_path):
+    """Its mean of w is no direction, nor are its biases."""
+    g = checkpoints.generator()
+    weights = checkpoints.rosinality_generator(g)
+    (tmp_path / "folder").mkdir()
+    for content in ({"g_ema": weights, "latent_avg": g.w_avg}, weights):
+        torch.save(content, tmp_path / "folder" / "x.pt")
+        refused(tmp_path, tmp_path / "folder", r"x\.pt: holds a network's weights, no directions")
+
+
 def test_nothing_to_be_found(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path, tmp_path / "empty", "holds none of .npy")
@@ -161,6 +178,15 @@ def test_nothing_to_be_found(tmp_path):
     refused(tmp_path, tmp_path / "x.pkl", "is a list", kind="directions")
     (tmp_path / "y.pkl").write_bytes(pickle.dumps([RANDOM.randn(3)] * 4))
     refused(tmp_path, tmp_path / "y.pkl", "fit no such list")
+    for content, problem in (
+        ({}, "holds no directions"),
+        ({"lat_comp": np.zeros((0, 1, 512))}, "is no list of components"),
+        ({"lat_comp": RANDOM.randn(2, 1, 9), "lat_stdev": np.array([1, np.nan])}, "'pc001' is zero, or not finite"),
+        ({"conv0": RANDOM.randn(5), "rgb0": "x"}, "2 style vectors are no arrays"),
+        (np.float32(1.5).reshape(()), "is no direction|holds no directions"),
+    ):
+        (tmp_path / "z.pkl").write_bytes(pickle.dumps(content))
+        refused(tmp_path, tmp_path / "z.pkl", rf"z\.pkl: .*{problem}", kind="directions")
     np.save(tmp_path / "o.npy", np.array([object()]), allow_pickle=True)
     refused(tmp_path, tmp_path / "o.npy", "no plain array of numbers|not plain numbers")
     folder = tmp_path / "twice"

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stylefusion_hf.conversion import command
 from stylefusion_hf.conversion import convert as convert_module
@@ -195,6 +197,7 @@ def test_kinds_and_options(tmp_path):
         ([1, 2], "holds a list"),
         ("text", "holds a str"),
         ({"state_dict": {"decoder.conv.weight": torch.zeros(2)}}, "no StyleGAN2 generator of rosinality's layout"),
+        ({"module." * 10_000 + "a.weight": torch.zeros(2)}, "no StyleGAN2 generator that is known"),
         ({"blender_segments.disentangle_net.0.weight": torch.zeros(2)}, "one fusion net"),
         ({"g_ema": {"conv1.conv.weight": 3, "to_rgb1.bias": torch.zeros(2)}}, r"'conv1\.conv\.weight' is no tensor"),
     ],
@@ -223,6 +226,36 @@ def test_a_small_file_that_describes_a_huge_picture_is_not_rendered(tmp_path):
     torch.save({"G_ema": checkpoints.nvidia_generator(g)}, tmp_path / "x.pt")
     report = convert(tmp_path / "x.pt", tmp_path / "out", **QUIET)
     assert "not rendered, too large for a check" in report.check
+
+
+@pytest.mark.parametrize("name", ["x.pkl", "w.json", "seed1.png"])
+def test_pipes_are_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    if name == "seed1.png":
+        refused(tmp_path, snapshot(tmp_path), "is no ordinary file", reference=tmp_path / name)
+    else:
+        refused(tmp_path, tmp_path / name, "is no ordinary file")
+
+
+@pytest.mark.parametrize("size", ["0", "5", "-1GB", "huge", "10MiB", ""])
+def test_shard_sizes_that_are_none(tmp_path, size):
+    refused(tmp_path, snapshot(tmp_path), "max_shard_size is a size such as 5GB", max_shard_size=size)
+
+
+@pytest.mark.parametrize(
+    ("mean", "match"),
+    [
+        (torch.zeros(0), "latent_avg is no vector"),
+        (torch.zeros(0, 9), "latent_avg is no vector"),
+        (torch.zeros(11), "mean of w has 11 numbers, w has 9"),
+        ([0.0] * 9, "latent_avg is no vector"),
+    ],
+    ids=["empty", "no rows", "too long", "a list"],
+)
+def test_means_that_are_none(tmp_path, mean, match):
+    weights = checkpoints.rosinality_generator(checkpoints.generator())
+    torch.save({"g_ema": weights, "latent_avg": mean}, tmp_path / "x.pt")
+    refused(tmp_path, tmp_path / "x.pt", match)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -300,9 +333,14 @@ def test_trees(tmp_path):
         ({"all": "weights/nets/all.pt", "nose": "weights/nets/all.pt"}, "nodes of no known tree"),
         ({"all": "g.pt"}, r"g\.pt: .*unknown tensor"),
         ({"all": 3}, "expected node -> file"),
+        ({"all": "x" * 300}, "do not exist: all"),  # no file system has such names
+        ({"all": "x" * 5000}, "expected node -> file"),
+        ({"a\nb": "g.pt"}, "expected node -> file"),
+        ({f"node{i}": "g.pt" for i in range(60)}, r"nodes of no known tree \(nodes: node0, .*node5, \.\.\.\)"),
+        ({f"node{i}": "g.pt" for i in range(100)}, "names 100 nets"),
         ([1], "expected node -> file"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_tables(tmp_path, table, match):
     source, *_ = fusion_files(tmp_path)
@@ -313,8 +351,9 @@ def test_tables(tmp_path, table, match):
 def test_fusion_nets_need_their_generator(tmp_path):
     source, *_ = fusion_files(tmp_path)
     refused(tmp_path, source, "--generator FILE")
-    source.write_text("{")
-    refused(tmp_path, source, "cannot be read as JSON", generator=tmp_path / "g.pt")
+    for text in ("{", '{"all": ' + "9" * 10_000 + "}", "[" * 100_000):
+        source.write_text(text)
+        refused(tmp_path, source, r"church_weights\.json: cannot be read as JSON", generator=tmp_path / "g.pt")
 
 
 def test_nets_of_different_shapes(tmp_path):
@@ -351,6 +390,32 @@ def test_overwriting_never_removes_the_source(tmp_path):
     with pytest.raises(ConversionError, match="which --overwrite would remove"):
         convert(source, tmp_path / "out", overwrite=True, **QUIET)
     assert source.exists()
+
+
+def test_overwriting_never_removes_the_source_folder(tmp_path):
+    np.save(tmp_path / "age.npy", np.ones((1, 512)))
+    with pytest.raises(ConversionError, match="is .*, which --overwrite would remove"):
+        convert(tmp_path, tmp_path, overwrite=True, **QUIET)
+    assert (tmp_path / "age.npy").exists()
+
+
+def test_links_and_long_names(tmp_path):
+    source = snapshot(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    convert(source, tmp_path / "link", **QUIET)  # a link is followed, also to what is not there yet
+    assert (tmp_path / "there" / "model_index.json").is_file()
+    convert(source, tmp_path / ("n" * 255), **QUIET)
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(ConversionError, match="symbolic link that leads nowhere"):
+        convert(source, tmp_path / "a", **QUIET)
+
+
+@pytest.mark.parametrize("name", ["a\udcff", "a\nb", "a\0b"])
+def test_destinations_that_are_no_text(tmp_path, name):
+    with pytest.raises(ConversionError, match="is no name for a folder"):
+        convert(snapshot(tmp_path), tmp_path / name, **QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pkl"]
 
 
 def test_a_file_in_the_way(tmp_path):
@@ -428,13 +493,39 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_a_reference_that_differs_is_an_error_after_the_fact(tmp_path):
-    from safetensors.torch import save_file
-
     z = torch.randn(1, 7)
     save_file({"z": z, "image": torch.randn(1, 3, 16, 16)}, tmp_path / "r.safetensors")
     with pytest.raises(ValueError, match="was written, but differs from .*in image"):
         run(snapshot(tmp_path), tmp_path / "out", "--reference", tmp_path / "r.safetensors")
     assert (tmp_path / "out" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ({}, "has no z"),
+        ({"z": torch.zeros(0, 7), "w": torch.zeros(0, 9)}, "has no z"),
+        ({"z": torch.zeros(2000, 7)}, "has no z .* at most 1024"),
+        ({"z": torch.zeros(1, 7), "mean_latent": torch.zeros(4)}, "does not fit this generator"),
+        ({"z": torch.zeros(1, 7), "ws_psi1.2.3": torch.zeros(1, 6, 9)}, "does not fit this generator"),
+        ({"z": torch.zeros(1, 7), "ws_psi1_cutoff9": torch.zeros(1, 6, 9)}, "does not fit this generator"),
+        ({"z": torch.zeros(1, 7), "c": torch.zeros(1, 3), "w": torch.zeros(1, 9)}, "does not fit this generator"),
+        ({"z": torch.zeros(1, 7), "logits": torch.zeros(1, 1)}, "holds nothing to compare with"),
+    ],
+    ids=range(8),
+)
+def test_references_that_fit_no_generator(tmp_path, data, match):
+    save_file(data, tmp_path / "r.safetensors")
+    refused(tmp_path, snapshot(tmp_path), rf"r\.safetensors: .*{match}", reference=tmp_path / "r.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("w", (3,)), ("w", ()), ("ws", (1, 5, 9)), ("image", (1,)), ("image", (2, 3, 16, 16))], ids=str
+)
+def test_references_of_another_shape_differ(tmp_path, name, shape):
+    save_file({"z": torch.randn(1, 7), name: torch.ones(shape)}, tmp_path / "r.safetensors")
+    report = convert(snapshot(tmp_path), tmp_path / "out", reference=tmp_path / "r.safetensors", **QUIET)
+    assert len(report.mismatches) == 1
 
 
 @pytest.mark.parametrize("text", ["a", "3-", "-3", "1,,2", "0-999"])
