@@ -58,7 +58,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(READY_DEV): pyproject.toml constraints.txt
 	@$(call check_python)
-	@$(call install,.[train$(comma)dev],everything for tests and training)
+	@$(call install,.[train$(comma)evaluation$(comma)dev],everything for tests and training)
 	@touch $(READY) $@
 
 comma := ,

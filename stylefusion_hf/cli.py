@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": ("stylefusion_hf.conversion.command", "turn a StyleGAN2 or StyleFusion checkpoint into a folder"),
     "data": ("stylefusion_hf.commands.data", "make training data: avatars with exact region maps"),
     "train": ("stylefusion_hf.commands.train", "train a generator, a segmenter or fusion nets"),
+    "evaluate": ("stylefusion_hf.commands.evaluate", "measure a model, and other methods on the same pairs"),
     "env": ("stylefusion_hf.commands.env", "show versions, devices and the embedded model"),
 }
 

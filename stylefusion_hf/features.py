@@ -21,60 +21,52 @@ def pooled(x: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("bchw,bhw->bc", x, w) / w.sum(dim=(1, 2)).clamp_min(1e-6)[:, None]
 
 
-def colour(images: Tensor, weight: Tensor) -> Tensor:
-    """Mean and standard deviation of red, green and blue in the region, (B, 6), in units of the images' -1 to 1."""
-    mean, square = pooled(images, weight), pooled(images.square(), weight)
-    return torch.cat([mean, (square - mean.square()).clamp_min(1e-8).sqrt()], dim=1)
+def core(weight: Tensor, power: int = 8) -> Tensor:
+    """Weights (B, H, W) that fade towards the region's border, where its colours mix with its neighbours'.
 
-
-def texture(images: Tensor, weight: Tensor, floor: float = 0.02, smallest: int = 32) -> Tensor:
-    """Where a region's edges lie and which way they run, whatever their colours: (B, 9 L), numbers of the order of 1.
-
-    At each of L scales (full size, then halves down to `smallest` pixels; two at least) the gradient of the channel
-    with the steepest one is taken, as histograms of oriented gradients do (Dalal and Triggs, 2005). Its strength,
-    divided by the region's total, is pooled against the 2nd and 4th harmonics of its direction and the first two
-    moments of its place in the region; the last number of a scale is its share of the total. A uniform change of
-    contrast cancels; `floor` is the mean strength below which a region counts as flat.
+    Each weight times the mean of its 3 x 3 neighbourhood to the given power: thin regions keep their middle line.
     """
-    parts, totals = [], []
-    levels = max(2, (images.shape[-1] // smallest).bit_length())
+    w = weight if weight.is_floating_point() else weight.float()
+    near = F.avg_pool2d(w[:, None], 3, stride=1, padding=1, count_include_pad=False)[:, 0]
+    return w * near.clamp(0, 1) ** power
+
+
+def colour(images: Tensor, weight: Tensor) -> Tensor:
+    """Mean red, green and blue in the region's core, (B, 3), in units of the images' -1 to 1."""
+    return pooled(images, core(weight))
+
+
+def texture(images: Tensor, weight: Tensor, cells: int = 8, floor: float = 0.05, smallest: int = 64) -> Tensor:
+    """Where the edges inside a region lie, whatever their colours: (B, L cells^2), numbers of the order of 1.
+
+    The region's core is put on its own mean colour, which takes its neighbours' colours away, and smoothed a little;
+    the gradient of the channel with the steepest one (as in histograms of oriented gradients, Dalal and Triggs, 2005),
+    divided by its mean over the region, is averaged in overlapping cells of the picture. So a change of colours or of
+    contrast cancels, and a shift within a cell changes little. At L scales, from full size down to `smallest` pixels.
+
+    floor: the mean gradient below which a region counts as flat.
+    """
+    parts = []
     x, w = images, weight.to(images.dtype)[:, None]
-    for level in range(levels):
+    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=x.device, dtype=x.dtype) / 16
+    blur = torch.outer(taps, taps).expand(x.shape[1], 1, 5, 5)
+    for level in range(max(1, (x.shape[-1] // smallest).bit_length())):
         if level:
             x, w = F.avg_pool2d(x, 2), F.avg_pool2d(w, 2)
-        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-        dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
-        dy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-        squared, steepest = (dx.square() + dy.square()).max(dim=1, keepdim=True)
-        dx, dy = dx.gather(1, steepest), dy.gather(1, steepest)
-        strength = (squared + 1e-8).sqrt() - 1e-4
-        # cos and sin of twice and four times the gradient's angle
-        c2, s2 = (dx.square() - dy.square()) / (squared + 1e-8), 2 * dx * dy / (squared + 1e-8)
-        u, v = standard_places(w[:, 0])
-        place = [u[:, None], v[:, None], u[:, None].square() - 1, v[:, None].square() - 1]
-        harmonics = torch.cat([c2, s2, c2.square() - s2.square(), 2 * c2 * s2, *(0.5 * p for p in place)], dim=1)
-        total = pooled(strength, w[:, 0])
-        parts.append(pooled(strength * harmonics, w[:, 0]) / (total + floor))
-        totals.append(total)
-    total = torch.cat(totals, dim=1)
-    return torch.cat([*parts, total / (total.sum(dim=1, keepdim=True) + floor)], dim=1)
+        inner = core(w[:, 0])[:, None]
+        own = pooled(x, inner[:, 0])[..., None, None]
+        smooth = F.conv2d(F.pad(own + inner * (x - own), (3, 3, 3, 3), mode="replicate"), blur, groups=x.shape[1])
+        dx = (smooth[..., 1:-1, 2:] - smooth[..., 1:-1, :-2]) / 2
+        dy = (smooth[..., 2:, 1:-1] - smooth[..., :-2, 1:-1]) / 2
+        steepness = ((dx.square() + dy.square()).amax(dim=1, keepdim=True) + 1e-8).sqrt() * w
+        parts.append(layout((steepness / (pooled(steepness, w[:, 0])[..., None, None] + floor))[:, 0], cells))
+    return torch.cat(parts, dim=1)
 
 
-def standard_places(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixel coordinates relative to the region's middle in units of its spread, clamped to 3: two (B, H, W)."""
-    b, h, w = weight.shape
-    ys, xs = (torch.linspace(-1, 1, n, device=weight.device, dtype=weight.dtype) for n in (h, w))
-    grid = torch.stack([xs.expand(h, w), ys[:, None].expand(h, w)]).expand(b, -1, -1, -1)
-    mean = pooled(grid, weight)[..., None, None]
-    spread = pooled((grid - mean).square(), weight).clamp_min(1e-4).sqrt()[..., None, None]
-    u, v = ((grid - mean) / spread).clamp(-3, 3).unbind(dim=1)
-    return u, v
+def layout(weight: Tensor, cells: int = 8) -> Tensor:
+    """Means of (B, H, W) in `cells` x `cells` places, (B, cells^2): a region's outline, but for a small shift.
 
-
-def layout(weight: Tensor, cells: int = 16) -> Tensor:
-    """The region's share of each of `cells` x `cells` cells, (B, cells^2): its outline, but for a shift within a cell.
-
-    Overlapping cells (each as wide as two) keep what a small shift changes small.
+    The cells are twice as wide as their distance, so that a small shift changes little.
     """
     side = max(1, weight.shape[-1] // cells)
     soft = F.avg_pool2d(weight[:, None].float(), 2 * side, stride=side, padding=side // 2, count_include_pad=False)
@@ -113,6 +105,7 @@ class PooledMaps:
 # --- Which style channels drive a region -----------------------------------------------------------------------------
 
 
+@torch.enable_grad()
 def channel_energies(synthesis, s: Tensor, labels: Tensor, num_regions: int, probes: int = 2, seed: int = 0) -> Tensor:
     """How strongly each style channel drives each region, (R, S), rows and columns in no particular unit.
 

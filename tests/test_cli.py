@@ -146,7 +146,7 @@ def test_train_forwards_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given == [["--output_dir", "runs/x", "--avatars", "9", "--help"]]
 
 
-@pytest.mark.parametrize("job", ["generator", "segmenter", "fusion"])
+@pytest.mark.parametrize("job", ["generator", "segmenter", "fusion", "judges"])
 def test_train_shows_the_trainers_own_help(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["train", job, "--help"])

@@ -1,104 +1,138 @@
-"""How close generated pictures come to held-out renders: KID, precision and recall.
+"""How plausible fused pictures are beside plain ones: KID against real pictures, precision, recall, a discriminator.
 
-    python -m stylefusion_hf.evaluation.realism --judge FOLDER [--model FOLDER] [--count 2000]
+    excess = (KID(fused, real) - KID(plain, real)) / KID(plain, real)
 
-KID is the unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al., arXiv
-1801.01401); precision and recall use the k-nearest-neighbour manifolds of Kynkaanniemi et al. (arXiv 1904.06991). The
-usual Inception features know photographs and cannot be had without a download, so the features are those of a
-segmenter of the same domain, pooled to means and deviations per channel: figures compare models of this domain with
-one another and with the two lines printed beside them (other renders, and blurred renders), not with published KIDs.
+The usual Inception features know photographs and cannot be had without a download, so the features are the portrait
+judge's (avatars) or the evaluation segmenter's: figures compare pictures of one domain with one another, not with
+published KIDs. Without real pictures a second plain draw takes their place, and the plain difference is given.
 """
 
-import argparse
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylefusion_hf.evaluation.report import report
+from stylefusion_hf.evaluation.measuring import Subject
+from stylefusion_hf.evaluation.pairs import style_codes
+from stylefusion_hf.evaluation.statistics import Estimate, coverage, kid_subsets, ratio, resamples
 
-# --- Statistics on features (N, D) -----------------------------------------------------------------------------------
-
-
-def kid(x: Tensor, y: Tensor) -> float:
-    """Unbiased squared MMD with the cubic polynomial kernel; may be slightly negative for equal distributions."""
-    d = x.shape[1]
-    kxx, kyy, kxy = ((a @ b.t() / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-    n, m = len(x), len(y)
-    own_x, own_y = (kxx.sum() - kxx.diag().sum()) / (n * (n - 1)), (kyy.sum() - kyy.diag().sum()) / (m * (m - 1))
-    return float(own_x + own_y - 2 * kxy.mean())
+PLAIN_SEED, REAL_START = 6_000_000, 2_000_000
+LOW = 0.05  # the quantile of the plain pictures' logits below which a picture counts as implausible
 
 
-def coverage(support: Tensor, points: Tensor, k: int = 3) -> float:
-    """Share of `points` that lie within the k-th nearest-neighbour distance of some point of `support`.
+@torch.no_grad()
+def seen(subject: Subject, images: Callable[[range], Tensor], count: int, what: str) -> tuple[Tensor, Tensor | None]:
+    """Features (count, D) and discriminator logits (count,) of pictures that `images` makes of consecutive numbers."""
+    features, logits = [], []
+    d = subject.judges.discriminator
+    for start in tqdm(range(0, count, subject.batch), desc=what, unit="batch", leave=False):
+        x = images(range(start, min(start + subject.batch, count))).to(subject.pipe.generator.device)
+        features.append(subject.ruler.look(x).features.float().cpu())
+        if d is not None and x.shape[-1] == d.config.resolution:
+            logits.append(d(x).logits[:, 0].float().cpu())
+    return torch.cat(features), torch.cat(logits) if logits else None
 
-    `coverage(real, fake)` is precision, `coverage(fake, real)` recall.
+
+def real_pictures(source: str, size: int, count: int) -> Callable[[range], Tensor]:
+    """Pictures by number: `"avatars"` are drawn, anything else is a folder as `data.folders` reads it.
+
+    Raises:
+        ValueError: the folder holds fewer than `count` pictures. ImportError: the extra `train` is missing.
     """
-    radius = torch.cdist(support, support).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
-    return float((torch.cdist(points, support) <= radius).any(dim=1).float().mean())
+    if source == "avatars":
+        from stylefusion_hf.data.avatars import render_arrays
 
+        arrays, _ = render_arrays(count, size, start=REAL_START)
+        return lambda numbers: torch.from_numpy(arrays[list(numbers)]).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    from stylefusion_hf.data.folders import ImageFolder
 
-# --- Features --------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def pooled_features(judge, images: Tensor, batch: int = 64) -> Tensor:
-    """Channel means and deviations of the judge's lowest level: images (N, 3, H, W) in [-1, 1] -> (N, 2 C)."""
-    out = []
-    for x in images.split(batch):
-        _, f = judge.segment(x.clamp(-1, 1), return_features=True)
-        out.append(torch.cat([f.mean(dim=(2, 3)), f.std(dim=(2, 3))], dim=1).float().cpu())
-    return torch.cat(out)
-
-
-def compare(judge, real: Tensor, fake: Tensor) -> dict[str, float]:
-    """KID (times 1000), precision and recall of fake against real images, both (N, 3, H, W) in [-1, 1]."""
-    x, y = pooled_features(judge, real), pooled_features(judge, fake)
-    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
-    x, y = (x - mean) / std, (y - mean) / std
-    return {"KID x 1000": 1000 * kid(x, y), "precision": coverage(x, y), "recall": coverage(y, x)}
+    folder = ImageFolder(Path(source), size)
+    if len(folder) < count:
+        raise ValueError(f"--real {source} holds {len(folder)} pictures, fewer than --realism-count {count}")
+    return lambda numbers: torch.stack([folder[i]["image"] for i in numbers])
 
 
 @torch.no_grad()
-def sample_images(g, count: int, first_seed: int, psi: float, batch: int = 64) -> Tensor:
-    """Plain samples of consecutive seeds, (count, 3, H, W)."""
-    from stylefusion_hf.latents import seeds_to_z
+def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, Any]:
+    """Rows for one swapped region and for every region from another code, beside plain samples.
 
-    images = []
-    for start in tqdm(range(0, count, batch), desc="samples"):
-        z = seeds_to_z(range(first_seed + start, first_seed + min(start + batch, count)), g.config.z_dim)
-        images.append(g.synthesis(g.to_style(g.truncate(g.mapping(z.to(g.w_avg)), psi))).clamp(-1, 1))
-    return torch.cat(images)
+    `count` pictures on each side. Intervals: KID's error is that of 100 subsets, scaled to `count`; shares are
+    bootstrapped over the pictures.
+
+    Raises:
+        ValueError: fewer than 10 pictures.
+    """
+    if count < 10:
+        raise ValueError(f"realism needs 10 pictures a side or more, got {count}")
+    g, fusion = subject.pipe.generator, subject.pipe.fusion
+    leaves = subject.leaves
+
+    def codes(numbers: range, draw: int) -> Tensor:
+        first = PLAIN_SEED + subject.seed + draw * 100_000
+        return style_codes(g, range(first + numbers.start, first + numbers.stop), subject.psi)
+
+    def plain(numbers: range, draw: int = 0) -> Tensor:
+        return g.synthesis(codes(numbers, draw)).clamp(-1, 1)
+
+    def one_region(numbers: range) -> Tensor:
+        a, b = codes(numbers, 0), codes(numbers, 1)
+        turn = torch.tensor([n % len(leaves) for n in numbers], device=a.device)[:, None]
+        given = {n: torch.where(turn == leaves.index(n), b, a) if n in leaves else a for n in fusion.tree.nodes}
+        return g.synthesis(fusion.fuse(given)).clamp(-1, 1)
+
+    def every_region(numbers: range) -> Tensor:
+        base = codes(numbers, 0)
+        given = {n: codes(numbers, 1 + leaves.index(n)) if n in leaves else base for n in fusion.tree.nodes}
+        return g.synthesis(fusion.fuse(given)).clamp(-1, 1)
+
+    drawn = real == "avatars"  # of which there are as many as one likes: a second draw shows what equality reads as
+    pictures = real_pictures(real, g.config.resolution, count * (1 + drawn)) if real else lambda n: plain(n, 99)
+    reference, _ = seen(subject, pictures, count, "real")
+    mean, std = reference.mean(dim=0), reference.std(dim=0).clamp_min(1e-6)
+    reference = (reference - mean) / std
+    kinds = {"plain samples": plain, "one region swapped": one_region, "every region another's": every_region}
+    if drawn:
+        kinds["other real pictures"] = lambda numbers: pictures(range(count + numbers.start, count + numbers.stop))
+    counts = resamples(count)
+    rows: dict[str, Any] = {}
+    # From the spread of subsets to that of all pictures; the subsets are drawn from a finite number of them.
+    size = min(1000, max(2, count // 5))
+    scale = math.sqrt(size / count / (1 - size / count))
+    low = subsets = None
+    for name, make in kinds.items():
+        features, logits = seen(subject, make, count, name)
+        features = (features - mean) / std
+        found = kid_subsets(features, reference, size=size)
+        error = scale * float(found.std())
+        row: dict[str, Any] = {"KID x 1000": around(1000 * float(found.mean()), 1000 * error, count)}
+        if subsets is None:
+            subsets, plain_error = found, error
+        else:
+            change = found - subsets
+            spread = scale * float(change.std())
+            base = float(subsets.mean())
+            if real is None:
+                row["KID x 1000 - plain's"] = around(1000 * float(change.mean()), 1000 * spread, count)
+            elif base > 2 * plain_error:
+                row["excess"] = around(float(change.mean()) / base, spread / base, count)
+            else:  # plain pictures cannot be told from real ones: a ratio to nothing
+                row["excess"] = Estimate(math.nan, math.nan, math.nan, count)
+        some = slice(0, 2000)  # distances between all pictures: the square of their number
+        row["precision"] = coverage(reference[some], features[some])
+        row["recall"] = coverage(features[some], reference[some])
+        if logits is not None:
+            low = logits.quantile(LOW) if low is None else low
+            row["below the 5th percentile"] = Estimate.of(ratio(counts, logits < low, torch.ones(count)), count)
+        rows[name] = row
+    return {"real": real or "a second plain draw", "count": count, "rows": rows}
 
 
-def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(
-        description="KID, precision and recall of a generator against held-out avatar renders."
-    )
-    p.add_argument("--model", help="folder or Hub id of a pipeline; the embedded model if left out")
-    p.add_argument("--judge", required=True, help="folder of the segmenter whose features judge")
-    p.add_argument("--count", type=int, default=2000, help="pictures on each side")
-    p.add_argument("--json", help="also write the figures to this file")
-    args = p.parse_args(argv)
-    from stylefusion_hf import RegionSegmenter, StyleFusionPipeline
-    from stylefusion_hf.data.avatars import render_arrays
-
-    pipe = StyleFusionPipeline.from_pretrained(args.model) if args.model else StyleFusionPipeline.from_embedded()
-    judge = RegionSegmenter.from_pretrained(args.judge).eval()
-    arrays, _ = render_arrays(2 * args.count, pipe.generator.config.resolution, start=2_000_000)
-    renders = torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-    real, more = renders.split(args.count)
-    half = F.interpolate(F.avg_pool2d(more, 2), scale_factor=2, mode="bilinear", align_corners=False)
-    rows = {
-        "samples, psi 1": sample_images(pipe.generator, args.count, 1_000_000, 1.0),
-        "samples, psi 0.7": sample_images(pipe.generator, args.count, 1_000_000, 0.7),
-        "other renders": more,
-        "renders at half the resolution": half,
-    }
-    result = {name: compare(judge, real, images) for name, images in rows.items()}
-    report("pictures", result, args.json)
-
-
-if __name__ == "__main__":
-    main()
+def around(value: float, error: float, n: int) -> Estimate:
+    """An estimate from a standard error."""
+    return Estimate(value, value - 1.96 * error, value + 1.96 * error, n)

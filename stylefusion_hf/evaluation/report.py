@@ -1,17 +1,139 @@
-"""Figures as a markdown table and as JSON."""
+"""The ruler's figures as tables (markdown, on screen and in a file), as JSON and as a picture."""
+
+from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import Any
+
+from stylefusion_hf.evaluation.statistics import Estimate
+
+# --- Tables ----------------------------------------------------------------------------------------------------------
 
 
-def report(title: str, rows: Mapping[str, Mapping[str, float]], json_file: str | None = None) -> None:
-    """Print rows {name: {column: figure}} as a table headed `title`; also write them to `json_file`, if given."""
-    columns = list(next(iter(rows.values())))
-    print(f"| {title} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
-    for name, row in rows.items():
-        cells = (f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns)
-        print(f"| {name} | {' | '.join(cells)} |")
-    if json_file:
-        Path(json_file).write_text(json.dumps(rows, indent=2) + "\n")
-        print(f"wrote {json_file}")
+def cell(value: Any) -> str:
+    """A figure as text: `0.143 [0.131, 0.156]`; undefined ones and missing ones say so."""
+    if isinstance(value, Estimate):
+        if not math.isfinite(value.value):
+            return "undefined"
+        places = 0 if abs(value.value) >= 100 else 3
+        return f"{value.value:.{places}f} [{value.low:.{places}f}, {value.high:.{places}f}]"
+    if isinstance(value, float):
+        return f"{value:.3f}" if math.isfinite(value) else "undefined"
+    return "" if value is None else str(value)
+
+
+def table(corner: str, rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Rows {name: {column: figure}} as a markdown table; columns in order of appearance if not given."""
+    if columns is None:
+        columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    lines = [f"| {corner} | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
+    lines += [f"| {name} | {' | '.join(cell(row.get(c)) for c in columns)} |" for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+def not_reached(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows in which an undefined figure means that a method never gets there."""
+
+    def text(value: Any) -> Any:
+        missing = isinstance(value, Estimate) and not math.isfinite(value.value)
+        return "not reached" if missing else value
+
+    return {name: {c: text(v) for c, v in row.items()} for name, row in rows.items()}
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """Anything of a report as JSON's types; NaN is null."""
+    if isinstance(value, Estimate):
+        return value.to_json()
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(report: Mapping[str, Any], path: Path) -> None:
+    """The whole report."""
+    path.write_text(json.dumps(plain(report), indent=1, allow_nan=False) + "\n")
+
+
+# --- The picture -----------------------------------------------------------------------------------------------------
+
+
+def draw(
+    path: Path, curves: Mapping[str, Mapping[str, Iterable[Mapping[str, float]]]], swaps: Mapping[str, Any], title: str
+) -> None:
+    """Outside change against transfer, a panel a region and a curve a method; then transfer by head, and outside.
+
+    Args:
+        curves: {method: {region: [{"outside", "transfer"}, ...]}}; may be empty.
+        swaps: {region: {figure: Estimate}} of the model's own swaps.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("the report's picture needs matplotlib: pip install stylefusion-hf[evaluation]") from error
+    regions = list(swaps or next(iter(curves.values())))
+    panels = (len(regions) if curves else 0) + (2 if swaps else 0)
+    columns = min(3, panels)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure.suptitle(title)
+    if curves:
+        for axis, region in zip(axes, regions, strict=False):
+            for i, (name, by_region) in enumerate(curves.items()):
+                points = sorted(by_region.get(region, []), key=lambda p: p["transfer"])
+                if not points:
+                    continue
+                x, y = [0.0, *(p["transfer"] for p in points)], [0.0, *(p["outside"] for p in points)]
+                ours = name == "stylefusion"
+                style = {"color": "black", "linewidth": 2.5, "zorder": 5} if ours else {"color": f"C{i % 10}"}
+                dashes = "--" if name.startswith("limit") else "-"
+                axis.plot(x, y, dashes, marker="o", markersize=3, label=name, **style)
+            axis.set(title=region, xlabel="transfer T", ylabel="outside change O", xlim=(0, 1))
+            axis.set_yscale("symlog", linthresh=0.01)
+            axis.set_ylim(0, 1.5)
+            axis.grid(alpha=0.3)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    if swaps:
+        bars(
+            axes[panels - 2],
+            swaps,
+            ["transfer", "transfer_colour", "transfer_texture", "transfer_outline"],
+            "transfer",
+        )
+        bars(axes[panels - 1], swaps, ["outside", "noticed", "flips", "leak"], "outside the region")
+    for axis in axes[panels:]:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
+def bars(axis: Any, rows: Mapping[str, Mapping[str, Estimate]], names: Sequence[str], title: str) -> None:
+    """Groups of bars with their intervals, a group a region."""
+    for i, name in enumerate(names):
+        found = [
+            (k, row[name]) for k, row in enumerate(rows.values()) if name in row and math.isfinite(row[name].value)
+        ]
+        at = [k + 0.8 * (i + 0.5) / len(names) - 0.4 for k, _ in found]
+        values = [e.value for _, e in found]
+        errors = [[max(0.0, e.value - e.low) for _, e in found], [max(0.0, e.high - e.value) for _, e in found]]
+        axis.bar(at, values, width=0.8 / len(names), yerr=errors, capsize=2, label=name.replace("_", ", "))
+    axis.set_xticks(range(len(rows)), list(rows), rotation=20)
+    axis.set_title(title)
+    axis.legend(fontsize=7)
+    axis.grid(axis="y", alpha=0.3)

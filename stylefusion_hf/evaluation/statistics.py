@@ -1,0 +1,119 @@
+"""Ratios of sums with bootstrap intervals, kernel distances, and curves compared at equal transfer.
+
+A figure here is a function of per-pair sums. Its 95 % interval comes from drawing the pairs again with replacement
+(the percentile bootstrap, Efron 1979): `resamples` gives how often each pair is drawn, and a figure is computed from
+`counts @ sums` for all resamples at once. Row 0 counts every pair once, so it is the figure itself. Two methods
+measured on the same pairs share the counts, which makes their comparison a paired one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROUNDS = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval; `n` pairs (or images) stand behind it. NaN where it is undefined."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, draws: Tensor, n: int) -> Estimate:
+        """From the figure of every resample (ROUNDS + 1,), the first of all pairs."""
+        finite = draws[1:][draws[1:].isfinite()].double()
+        if not math.isfinite(float(draws[0])) or not len(finite):
+            return cls(math.nan, math.nan, math.nan, n)
+        low, high = finite.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64, device=finite.device)).tolist()
+        return cls(float(draws[0]), low, high, n)
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain numbers; null for an undefined one (JSON has no NaN)."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        return {**{k: v if math.isfinite(v) else None for k, v in numbers.items()}, "n": self.n}
+
+
+def resamples(n: int, rounds: int = ROUNDS, seed: int = 0) -> Tensor:
+    """(rounds + 1, n), float64: how often each of n pairs is drawn; row 0 is ones."""
+    drawn = np.random.RandomState(seed).multinomial(n, np.full(n, 1 / n), size=rounds)
+    return torch.cat([torch.ones(1, n, dtype=torch.float64), torch.from_numpy(drawn).double()])
+
+
+def ratio(counts: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
+    """sum(numerator) / sum(denominator) of every resample: (rounds + 1, n), (n,) and (n,) -> (rounds + 1,)."""
+    below = counts @ denominator.double().cpu()
+    return torch.where(below > 0, (counts @ numerator.double().cpu()) / below.clamp_min(1e-300), math.nan)
+
+
+# --- Feature distributions -------------------------------------------------------------------------------------------
+
+
+def kid(x: Tensor, y: Tensor) -> float:
+    """Unbiased squared MMD of features (N, D) with the kernel (x.y / D + 1)^3 (Binkowski et al., arXiv 1801.01401).
+
+    May be slightly negative for equal distributions.
+    """
+    d = x.shape[1]
+    kxx, kyy, kxy = ((a @ b.t() / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    n, m = len(x), len(y)
+    own_x, own_y = (kxx.sum() - kxx.diag().sum()) / (n * (n - 1)), (kyy.sum() - kyy.diag().sum()) / (m * (m - 1))
+    return float(own_x + own_y - 2 * kxy.mean())
+
+
+def kid_subsets(x: Tensor, y: Tensor, size: int, subsets: int = 100, seed: int = 0) -> Tensor:
+    """`kid` of random subsets, as the paper estimates its error: (subsets,). Equal shapes give the same draws."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def some(features: Tensor) -> Tensor:
+        return features[torch.randperm(len(features), generator=draw)[:size]]
+
+    return torch.tensor([kid(some(x), some(y)) for _ in range(subsets)])
+
+
+def coverage(support: Tensor, points: Tensor, k: int = 3) -> float:
+    """Share of `points` that lie within the k-th nearest-neighbour distance of some point of `support`.
+
+    `coverage(real, fake)` is precision, `coverage(fake, real)` recall (Kynkaanniemi et al., arXiv 1904.06991).
+    """
+    radius = torch.cdist(support, support).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
+    return float((torch.cdist(points, support) <= radius).any(dim=1).float().mean())
+
+
+# --- Curves of outside change against transfer -----------------------------------------------------------------------
+
+
+def pareto(outside: Sequence[float], transfer: Sequence[float]) -> list[int]:
+    """Indices of the settings that no other beats (as much transfer for less outside change), by rising transfer."""
+    best, kept = math.inf, []
+    for i in sorted(range(len(transfer)), key=lambda i: (-transfer[i], outside[i])):
+        if outside[i] < best and transfer[i] > 0:
+            best = outside[i]
+            kept.append(i)
+    return kept[::-1]
+
+
+def outside_at(outside: Sequence[float], transfer: Sequence[float], wanted: float) -> float:
+    """Outside change at a wanted transfer: a rising fit through (0, 0) and the settings, joined by lines.
+
+    NaN where no setting reaches the transfer: nothing is extrapolated.
+    """
+    from scipy.optimize import isotonic_regression
+
+    order = np.argsort(transfer)
+    t = np.concatenate([[0.0], np.asarray(transfer, dtype=float)[order]])
+    o = np.concatenate([[0.0], np.asarray(outside, dtype=float)[order]])
+    if not np.isfinite(wanted) or wanted > t.max():
+        return math.nan
+    # (0, 0) is exact, no measurement: it gets a weight that holds it.
+    fitted = isotonic_regression(o, weights=np.concatenate([[1e6], np.ones(len(o) - 1)])).x
+    return float(np.interp(wanted, t, fitted))

@@ -1,0 +1,60 @@
+"""What the unseen discriminator learns: real pictures from plain samples of a frozen generator."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.training.augment import augment
+from stylefusion_hf.training.generator import r1_penalty
+
+
+def realness_loss(
+    d: nn.Module, real: Tensor, fake: Tensor, policy: tuple[str, ...], r1_gamma: float, draw: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The logistic loss on real and generated images (B, 3, H, W), plus R1 where its weight is not 0; and log values.
+
+    Both are augmented by `policy`, each picture in its own way.
+    """
+    real = real.requires_grad_(r1_gamma > 0)
+    real_logits, fake_logits = (d(augment(x, policy, draw)).logits.float() for x in (real, fake))
+    loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+    logged = {"real": real_logits.mean(), "fake": fake_logits.mean()}
+    if not r1_gamma:
+        return loss, logged
+    penalty = r1_penalty(real_logits, real)
+    return loss + penalty * (r1_gamma / 2), {**logged, "r1": penalty}
+
+
+def default_channels(resolution: int) -> list[int]:
+    """96, 96, 64, 48, 32 at 64 pixels; larger resolutions go on halving, to no less than 8."""
+    known = [96, 96, 64, 48, 32]
+    blocks = max(resolution.bit_length() - 2, 1)
+    return [known[k] if k < len(known) else max(known[-1] >> (k - len(known) + 1), 8) for k in range(blocks)]
+
+
+@torch.no_grad()
+def plain_samples(g: StyleGAN2Generator, count: int, draw: torch.Generator, batch: int = 64) -> Tensor:
+    """Fresh samples (count, 3, H, W) in [-1, 1], each truncated by its own psi between 0.5 and 1."""
+    if g.config.use_noise:  # noise inputs are drawn from the global state, which this pins to the draw
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))
+    z = torch.randn(count, g.config.z_dim, generator=draw).to(g.w_avg)
+    psi = (torch.rand(count, 1, generator=draw) * 0.5 + 0.5).to(g.w_avg)
+    w = g.mapping(z)
+    styles = g.to_style(g.w_avg + psi * (w - g.w_avg))
+    return torch.cat([g.synthesis(s, noise_mode="random").clamp(-1, 1) for s in styles.split(batch)])
+
+
+@torch.no_grad()
+def telling_apart(d: StyleGAN2Discriminator, real: Tensor, fake: Tensor) -> dict[str, float]:
+    """How well real pictures rank above generated ones: "AUC" (0.5 is chance), the mean logits, and the logit below
+    which a twentieth of the generated ones lies."""
+    logits = [torch.cat([d(x.to(d.device)).logits[:, 0].cpu() for x in images.split(64)]) for images in (real, fake)]
+    higher = (logits[0][:, None] > logits[1]).float().mean()
+    return {
+        "AUC": float(higher),
+        "mean logit, real": float(logits[0].mean()),
+        "mean logit, generated": float(logits[1].mean()),
+        "5th percentile, generated": float(logits[1].quantile(0.05)),
+    }

@@ -1,0 +1,234 @@
+"""The ways to swap a region that StyleFusion is measured against, on a tiny pipeline whose regions are known."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from stylefusion_hf.evaluation import channels
+from stylefusion_hf.evaluation.baselines import (
+    METHODS,
+    ConstantInterpolation,
+    EditingInStyle,
+    FeatureBlending,
+    LocalChannels,
+    PixelPaste,
+    StyleFusionSwap,
+    StyleMixing,
+    blend_features,
+    build_methods,
+    move,
+    render,
+)
+from stylefusion_hf.evaluation.gates import LearnedGates
+from stylefusion_hf.evaluation.pairs import VALIDATION_SEED, Pairs, draw_pairs
+from tests.planted import planted_pipeline
+from tests.tiny import STYLE_DIM, tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return planted_pipeline()
+
+
+@pytest.fixture(scope="module")
+def pairs(pipe):
+    return draw_pairs(pipe, 3, VALIDATION_SEED)
+
+
+def same(pairs: Pairs) -> Pairs:
+    """Every source is its base."""
+    return Pairs(pairs.base, pairs.base, pairs.plain, pairs.plain, pairs.base_probs, pairs.base_probs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_source_that_is_the_base_changes_nothing(pipe, pairs, name):
+    method = build_methods(pipe, [name])[name]
+    if isinstance(method, LearnedGates):
+        method.logits = torch.randn(len(method.lambdas), len(method.regions), STYLE_DIM)
+    assert len(method.strengths) >= 10
+    for strength in (method.strengths[0], method.strengths[-1]):
+        images = method.swap(same(pairs), "b", strength)
+        torch.testing.assert_close(images, pairs.plain, rtol=0, atol=1e-5)
+        assert not images.requires_grad
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_at_full_strength_changes_the_picture_within_bounds(pipe, pairs, name):
+    method = build_methods(pipe, [name])[name]
+    if isinstance(method, LearnedGates):
+        method.logits = torch.zeros(len(method.lambdas), len(method.regions), STYLE_DIM)
+    images = method.swap(pairs, "b", method.strengths[-1])
+    assert images.shape == pairs.plain.shape and images.abs().max() <= 1
+    assert ((images - pairs.plain).abs().amax(dim=(1, 2, 3)) > 0.01).all()
+
+
+def test_names_are_checked(pipe, pairs):
+    with pytest.raises(ValueError, match="unknown method 'gan': choose from stylefusion, stylefusion-wider,"):
+        build_methods(pipe, ["stylefusion", "gan"])
+    with pytest.raises(ValueError, match="unknown region 'nose': the segmenter knows a, b, right"):
+        ConstantInterpolation(pipe).swap(pairs, "nose", 1)
+    with pytest.raises(ValueError, match="no segmenter"):
+        build_methods(tiny_pipeline(), ["stylefusion"])
+
+
+def test_move_is_exact_at_both_ends():
+    a, b = torch.randn(2, 1000) * 100, torch.randn(2, 1000) * 1e-3
+    assert torch.equal(move(a, b, 0.0), a) and torch.equal(move(a, b, 1.0), b)
+    gate = torch.tensor([0.0, 1.0]).repeat(500)
+    assert torch.equal(move(a, b, gate), torch.where(gate == 1, b, a))
+
+
+# --- StyleFusion -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wider", "region", "nodes"), [
+    (False, "b", ["b"]),
+    (True, "b", ["b", "left"]),
+    (True, "right", ["right"]),
+])  # fmt: skip
+def test_stylefusion_swaps_as_the_pipeline_does(pipe, pairs, wider, region, nodes):
+    for strength in (0.3, 1.0):
+        given = dict.fromkeys(nodes, pairs.source)
+        out = pipe(base=pairs.base, nodes=given, strength=strength, latent_type="s", output_type="pt").images
+        images = StyleFusionSwap(pipe, wider).swap(pairs, region, strength)
+        torch.testing.assert_close(images / 2 + 0.5, out, rtol=0, atol=1e-5)
+
+
+# --- Gates -----------------------------------------------------------------------------------------------------------
+
+
+def test_interpolation_goes_from_base_to_source(pipe, pairs):
+    method = ConstantInterpolation(pipe)
+    torch.testing.assert_close(method.swap(pairs, "a", 0.0), pairs.plain)
+    torch.testing.assert_close(method.swap(pairs, "a", 1.0), pairs.other)
+    torch.testing.assert_close(method.swap(pairs, "a", 0.25), render(pipe, pairs.base.lerp(pairs.source, 0.25)))
+
+
+def test_style_mixing_mixes_rows_of_w_plus(pipe, pairs):
+    method, g = StyleMixing(pipe), pipe.generator
+    assert len(method.ranges) == g.num_ws * (g.num_ws + 1) // 2 and method.ranges[-1] == (0, g.num_ws)
+    w = torch.randn(2, g.num_ws, g.config.w_dim)
+    a, b = g.to_style(w)
+    for strength in method.strengths:
+        first, end = method.ranges[int(strength)]
+        mixed = w[:1].clone()
+        mixed[:, first:end] = w[1, first:end]
+        torch.testing.assert_close(move(a, b, method.gate("a", strength)), g.to_style(mixed)[0])
+    torch.testing.assert_close(method.swap(pairs, "a", method.strengths[-1]), pairs.other)
+
+
+@pytest.fixture
+def stripes():
+    """A pipeline whose first layer's channel 0 is active in the leftmost quarter alone."""
+    pipe = planted_pipeline()
+    with torch.no_grad():
+        pipe.generator.synthesis.const[0] = torch.tensor([1.0, 0, 0, 0])
+    return pipe
+
+
+def test_memberships_are_shares_of_energy(stripes):
+    found = EditingInStyle(stripes, samples=8).membership
+    assert found.shape == (3, STYLE_DIM)
+    torch.testing.assert_close(found.sum(dim=0), torch.ones(STYLE_DIM))
+    # By hand: columns of 1, 0, 0, 0 have energies 9, 1, 1, 1 about their mean; region a has 1 1/2 of them, b another
+    # 1 1/2, right the last.
+    torch.testing.assert_close(found[:, 0], torch.tensor([9.5, 1.5, 1.0]) / 12)
+
+
+def test_a_channel_without_energy_belongs_to_all_alike(stripes):
+    with torch.no_grad():
+        stripes.generator.synthesis.const[1] = 0.5
+    found = channels.memberships(stripes, 4)
+    torch.testing.assert_close(found[:, 1], torch.full((3,), 1 / 3))
+
+
+def test_editing_in_style_takes_the_members_first(pipe):
+    method = EditingInStyle(pipe)
+    widths = pipe.generator.synthesis.sizes
+    first = torch.tensor([0.9, 0.05, 0.3, 0.8, 0.0, 0.6, 0.2, 0.1])
+    method.membership = torch.stack([torch.cat([first, torch.zeros(STYLE_DIM - 8)])] * 3)
+
+    def chosen(rho: float, epsilon: float) -> list[int]:
+        method.settings = [(rho, epsilon)]
+        gate = method.gate("a", 0)
+        assert not gate[widths[0] :].any() or rho < 0
+        return gate[: widths[0]].nonzero().flatten().tolist()
+
+    assert chosen(0.0, 0.05) == []
+    assert chosen(0.0, 0.2) == [0]
+    assert chosen(0.0, 0.31) == [0, 3]  # shortfalls .1 and .2
+    assert chosen(0.0, 8.0) == [0, 1, 2, 3, 5, 6, 7]
+    assert chosen(0.25, 8.0) == [0, 2, 3, 5]
+
+
+def test_editing_in_style_all_at_once(pipe):
+    method = EditingInStyle(pipe, form="simultaneous")
+    method.membership = torch.rand(3, STYLE_DIM)
+    torch.testing.assert_close(method.gate("b", 2.0), (2 * method.membership[1]).clamp(max=1))
+    with pytest.raises(ValueError, match="unknown form 'both' of Editing in Style: choose sequential or simultaneous"):
+        EditingInStyle(pipe, form="both")
+
+
+def test_local_channels_are_those_that_paint_the_region(monkeypatch):
+    """A stand-in for a generator, whose channel j paints column j and nothing else."""
+    pipe = SimpleNamespace(
+        generator=SimpleNamespace(synthesis=lambda s: s[:, None, None].expand(-1, 3, 32, -1), style_dim=32),
+        segmenter=SimpleNamespace(config=SimpleNamespace(regions=["a", "b", "right"])),
+    )
+    labels = torch.tensor([0] * 12 + [1] * 12 + [2] * 8).expand(6, 32, 32)
+    monkeypatch.setattr(channels, "fitting_samples", lambda _, count: (torch.randn(6, 32), labels))
+    method = LocalChannels(pipe)
+    torch.testing.assert_close(method.shares.sum(dim=0), torch.ones(32))
+    assert method.gate("b", 12).nonzero().flatten().tolist() == list(range(12, 24))
+
+
+def test_every_local_channel_is_the_source(pipe, pairs):
+    method = LocalChannels(pipe, samples=4)
+    assert method.strengths[-1] == STYLE_DIM
+    assert [int(method.gate("a", k).sum()) for k in method.strengths] == [int(k) for k in method.strengths]
+    torch.testing.assert_close(method.swap(pairs, "a", STYLE_DIM), pairs.other)
+
+
+# --- Masks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_features_blended_everywhere_are_coarse_styles_of_the_source(pipe, pairs, block):
+    everywhere = torch.ones(3, 32, 32)
+    images = blend_features(pipe, pairs.base, pairs.source, everywhere, 4 * 2**block)
+    a, b = pipe.generator.split_style(pairs.base), pipe.generator.split_style(pairs.source)
+    coarse = [*(f"conv{i}" for i in range(2 * block + 1)), *(f"rgb{k}" for k in range(block + 1))]
+    mixed = [b[name] if name in coarse else a[name] for name in a]
+    torch.testing.assert_close(images, render(pipe, torch.cat(mixed, dim=1)), rtol=0, atol=1e-5)
+    nowhere = blend_features(pipe, pairs.base, pairs.source, 0 * everywhere, 4 * 2**block)
+    torch.testing.assert_close(nowhere, pairs.plain, rtol=0, atol=1e-5)
+
+
+def test_features_blended_at_the_end_are_pixels(pipe, pairs):
+    method = FeatureBlending(pipe)
+    strength = method.settings.index((1.0, 0.0, 32))
+    images = method.swap(pairs, "b", strength)
+    torch.testing.assert_close(images[..., 12:24], pairs.other[..., 12:24], rtol=0, atol=1e-5)
+    torch.testing.assert_close(images[..., :12], pairs.plain[..., :12], rtol=0, atol=1e-5)
+    wide = method.swap(pairs, "b", method.settings.index((1.0, 1 / 32, 32)))
+    torch.testing.assert_close(wide[..., 11:25], pairs.other[..., 11:25], rtol=0, atol=1e-5)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in pipe.generator.synthesis.modules())
+
+
+def test_blending_refuses_a_size_without_a_block(pipe, pairs):
+    for size in (0, 2, 7, 64):
+        with pytest.raises(ValueError, match=f"no block of this generator has {size} pixels; there are 4, 8, 16, 32"):
+            blend_features(pipe, pairs.base, pairs.source, torch.ones(3, 32, 32), size)
+
+
+def test_pixels_are_pasted_exactly(pipe, pairs):
+    images = PixelPaste(pipe).swap(pairs, "right", 1.0)
+    assert torch.equal(images[..., 24:], pairs.other[..., 24:]) and torch.equal(
+        images[..., :24], pairs.plain[..., :24]
+    )
+    half = PixelPaste(pipe).swap(pairs, "right", 0.5)
+    torch.testing.assert_close(half[..., 24:], (pairs.plain + pairs.other)[..., 24:] / 2)
+    gone = Pairs(*(getattr(pairs, n) for n in ("base", "source", "plain", "other", "base_probs")),
+                 pairs.source_probs * torch.tensor([1.0, 1.0, 0.0]).view(1, 3, 1, 1))  # fmt: skip
+    assert torch.equal(PixelPaste(pipe).swap(gone, "right", 1.0), pairs.plain)

@@ -1,0 +1,222 @@
+"""`stylefusion evaluate` from end to end, on a tiny model with tiny judges."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from stylefusion_hf import RegionSegmenter, StyleGAN2Discriminator
+from stylefusion_hf.cli import main
+from stylefusion_hf.evaluation import sections
+from stylefusion_hf.evaluation.baselines import StyleFusionSwap
+from stylefusion_hf.evaluation.evaluate import SECTIONS, Settings, build_subject
+from stylefusion_hf.evaluation.judges import Judges
+from stylefusion_hf.evaluation.measuring import measure_jobs
+from stylefusion_hf.evaluation.pairs import TEST_SEED, VALIDATION_SEED, draw_pairs
+from stylefusion_hf.evaluation.realism import realism_rows
+from tests.command_line import fails
+from tests.planted import PlantedSegmenter, planted_pipeline
+from tests.tiny import RESOLUTION, tiny_pipeline, tiny_segmenter
+
+COUNT = 12
+
+
+class JudgingSegmenter(PlantedSegmenter):
+    """The planted map with a border that moves with the picture, and features."""
+
+    def segment(self, images: torch.Tensor, return_features: bool = False):
+        logits = super().segment(images)
+        return (logits, torch.nn.functional.avg_pool2d(images, 4)) if return_features else logits
+
+
+@pytest.fixture(scope="module")
+def subject():
+    torch.manual_seed(0)
+    d = StyleGAN2Discriminator(RESOLUTION, channels=[8] * 4, mbstd_channels=0).eval()
+    judges = Judges(JudgingSegmenter(), None, d, Path("planted"))
+    return build_subject(planted_pipeline(), judges, batch=5)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A tiny model and tiny judges as folders."""
+    model, judges = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("judges")
+    tiny_pipeline(segmenter=True).save_pretrained(model)
+    tiny_segmenter(seed=1).save_pretrained(judges / "segmenter")
+    return str(model), str(judges)
+
+
+# --- Pairs and jobs --------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_the_same_whatever_the_batch(subject):
+    one = next(iter(subject.pairs(5)))
+    other = draw_pairs(subject.pipe, 5, TEST_SEED, subject.psi, batch=2)
+    torch.testing.assert_close(one.base, other.base)
+    torch.testing.assert_close(one.other, other.other, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(one.base, draw_pairs(subject.pipe, 5, VALIDATION_SEED, subject.psi).base)
+
+
+def test_jobs_see_the_same_pairs_and_a_strength_of_zero_changes_nothing(subject):
+    methods = {"ours": StyleFusionSwap(subject.pipe)}
+    jobs = [("ours", "a", 0.0), ("ours", "a", 1.0)]
+    still, moved = measure_jobs(subject, methods, jobs, COUNT, thorough=True).values()
+    assert still["outside"].shape == (COUNT,)
+    assert still["all"].abs().max() == 0
+    assert moved["all"].min() > 0
+    # Outside of what: the mask differs with the swap, the pairs do not.
+    torch.testing.assert_close(still["gap"], moved["gap"])
+    torch.testing.assert_close(still["agree_plain"], moved["agree_plain"])
+    assert moved["agree_plain"].min() > 0.9  # both segmenters are the planted one
+
+
+# --- Sections --------------------------------------------------------------------------------------------------------
+
+
+def test_swaps(subject):
+    found = sections.swap_rows(subject, COUNT)
+    assert list(found) == ["leaf", "wider"]
+    for row in found["leaf"].values():
+        assert row["outside"].low <= row["outside"].value <= row["outside"].high
+        assert 0 <= row["dead"].value <= 1
+        assert "transfer q4" in row
+    # `right` hangs on the root, which is not widened to; a and b have a parent of their own.
+    assert found["leaf"]["right"]["outside"].value == pytest.approx(found["wider"]["right"]["outside"].value)
+    assert found["leaf"]["a"]["outside"].value != pytest.approx(found["wider"]["a"]["outside"].value)
+
+
+def test_a_dead_dial_is_called_dead(subject, monkeypatch):
+    monkeypatch.setattr(StyleFusionSwap, "swap", lambda self, pairs, region, strength: pairs.plain)
+    for row in sections.swap_rows(subject, COUNT)["leaf"].values():
+        assert row["dead"].value == 1
+        assert row["response"].value == row["outside"].value == 0
+
+
+def test_global_control(subject):
+    found = sections.global_rows(subject, COUNT)
+    assert list(found) == ["all common codes", "the root's alone", "layers to 8 px", "layers to 16 px"]
+    for row in found.values():
+        assert row["looks kept"].value <= 1
+    # All style vectors of a 32 px generator but the last block's are within 16 px.
+    assert found["layers to 16 px"]["looks kept"].value < found["the root's alone"]["looks kept"].value
+
+
+def test_interpolation_ends_at_the_swap_and_identity_is_exact(subject):
+    found = sections.interpolation_rows(subject, COUNT)
+    for row in found.values():
+        assert row["unevenness"].value >= 1
+        assert row["outside"].value > 0
+    assert sections.identity_error(subject, 8) < 1e-6
+
+
+def test_gates_lie_between_the_children(subject):
+    found = sections.gate_table(subject, 8)
+    assert list(found) == ["left", "all"]
+    for gate in found["all"].values():
+        assert 0 <= gate["mean"] <= 1
+        assert 0 <= gate["open"] <= 1
+
+
+def test_diversity_of_a_swap_that_pastes_is_the_sources_own(subject, monkeypatch):
+    monkeypatch.setattr(StyleFusionSwap, "swap", lambda self, pairs, region, strength: pairs.other)
+    monkeypatch.setattr(sections, "SOURCES", 10)
+    found = sections.diversity_rows(subject, 2)
+    assert found
+    for row in found.values():
+        assert row["diversity"].value == pytest.approx(1, abs=0.15)  # but for the resampling
+
+
+def test_realism_without_real_pictures_gives_the_difference(subject):
+    rows = realism_rows(subject, 30, None)["rows"]
+    assert set(rows) == {"plain samples", "one region swapped", "every region another's"}
+    assert "KID x 1000 - plain's" in rows["one region swapped"]
+    assert rows["plain samples"]["below the 5th percentile"].value <= 0.1
+    with pytest.raises(ValueError, match="10 pictures"):
+        realism_rows(subject, 9, None)
+
+
+def test_realism_against_a_folder(subject, tmp_path):
+    from PIL import Image
+
+    for i in range(12):
+        Image.new("RGB", (RESOLUTION, RESOLUTION), (20 * i, 0, 99)).save(tmp_path / f"{i}.png")
+    found = realism_rows(subject, 12, str(tmp_path))
+    assert "excess" in found["rows"]["every region another's"]
+    with pytest.raises(ValueError, match="holds 12 pictures, fewer than"):
+        realism_rows(subject, 13, str(tmp_path))
+
+
+def test_without_a_pose_judge_masks_tell_the_pose(subject):
+    pairs = next(iter(subject.pairs(5)))
+    c = subject.compare(pairs)
+    assert subject.ruler.pose(c.base).shape == (5, 2, 2)  # of a and b: the leaves under the root's first child
+    assert subject.ruler.pose_gap(c.base, c.base).abs().max() == 0
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_whole_report(folders, tmp_path, capsys):
+    model, judges = folders
+    out = tmp_path / "report"
+    names = ["swaps", "global", "realism", "interpolation", "gates", "diversity", "curves", "limits"]
+    args = ["evaluate", "--model", model, "--judges", judges, "--out", str(out), "--device", "cpu", "--quick"]
+    args += ["--sections", ",".join(names), "--pairs", "8", "--curve-pairs", "6", "--realism-count", "20"]
+    args += ["--limit-pairs", "2", "--limit-steps", "2", "--methods", "stylefusion,interpolation,pixel-paste"]
+    assert main(args) == 0
+    text = capsys.readouterr().out
+    assert "QUICK" in text
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["seconds"]) == names
+    assert set(report["curves"]["points"]) == {"stylefusion", "interpolation", "pixel-paste"}
+    assert report["settings"]["curve_pairs"] == 6
+    assert "NaN" not in (out / "report.json").read_text()
+    assert (out / "report.md").read_text().count("\n## ") == len(names)
+    assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--sections", "swap"], "unknown section 'swap': choose from calibration, swaps"),
+        (
+            ["--sections", "curves", "--methods", "stylefusion,magic"],
+            "unknown method 'magic': choose from stylefusion",
+        ),
+        (["--sections", "curves", "--methods", "interpolation"], "needs the method 'stylefusion'"),
+        (["--pairs", "0"], "no integer from 1"),
+        (["--quick", "--full"], "not allowed with"),
+        (["--judges", "nowhere"], "nowhere holds no judges"),
+        (["--sections", "calibration"], "calibration needs judges with a portrait judge"),
+        (["--sections", "realism", "--real", "nowhere"], "nowhere"),
+    ],
+)
+def test_one_line_for_bad_input(folders, tmp_path, capsys, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
+    model, judges = folders
+    args = ["evaluate", "--model", model, "--device", "cpu", "--quick", "--curve-pairs", "2", "--realism-count", "10"]
+    given = args if "--judges" in more else [*args, "--judges", judges]
+    assert message in fails(capsys, *given, *more)
+
+
+def test_judges_of_other_regions_are_refused(folders, tmp_path, capsys):
+    RegionSegmenter(regions=["sky", "ground"], channels=[4, 4], groups=2).save_pretrained(tmp_path / "segmenter")
+    message = fails(capsys, "evaluate", "--model", folders[0], "--device", "cpu", "--judges", str(tmp_path))
+    assert "know sky, ground, not the tree's mouth" in message
+
+
+def test_a_model_without_a_segmenter_is_refused(tmp_path, capsys, folders):
+    tiny_pipeline().save_pretrained(tmp_path / "plain")
+    args = ["evaluate", "--model", str(tmp_path / "plain"), "--device", "cpu", "--judges", folders[1]]
+    assert "has no segmenter" in fails(capsys, *args)
+
+
+def test_the_quick_look_is_smaller_in_everything():
+    whole, quick = Settings(), Settings().quickened()
+    for name in ("pairs", "validation_pairs", "curve_pairs", "limit_pairs", "walks", "realism_count"):
+        assert getattr(quick, name) < getattr(whole, name)
+    assert set(quick.methods) < set(whole.methods)
+    assert math.isfinite(whole.limit_steps)
+    assert list(SECTIONS)[0] == "calibration"

@@ -1,0 +1,143 @@
+"""Ratios of sums, their intervals, kernel distances and curves, on numbers whose answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from stylefusion_hf.evaluation.curves import BASELINE, LEVELS, LIMITS, OURS, ROUNDS, Curve, compare, shares
+from stylefusion_hf.evaluation.realism import around
+from stylefusion_hf.evaluation.report import cell, not_reached, plain, table
+from stylefusion_hf.evaluation.statistics import (
+    Estimate,
+    coverage,
+    kid,
+    kid_subsets,
+    outside_at,
+    pareto,
+    ratio,
+    resamples,
+)
+
+
+def test_the_first_resample_is_every_pair_once():
+    counts = resamples(20, rounds=50)
+    assert counts.shape == (51, 20)
+    assert (counts[0] == 1).all()
+    assert (counts.sum(dim=1) == 20).all()
+    assert not torch.equal(counts[1], counts[2])
+    torch.testing.assert_close(counts, resamples(20, rounds=50), rtol=0, atol=0)
+
+
+def test_an_interval_covers_as_often_as_it_says():
+    """95 % intervals of a ratio whose truth is 0.5 contain it in most of 100 samples of 80."""
+    draw = torch.Generator().manual_seed(0)
+    counts = resamples(80, rounds=300)
+    hits = 0
+    for _ in range(100):
+        below = torch.rand(80, generator=draw) + 0.5
+        above = 0.5 * below + 0.2 * torch.randn(80, generator=draw)
+        e = Estimate.of(ratio(counts, above, below), 80)
+        hits += e.low <= 0.5 <= e.high
+    assert 85 <= hits <= 100
+
+
+def test_a_ratio_to_nothing_is_undefined():
+    counts = resamples(4, rounds=10)
+    e = Estimate.of(ratio(counts, torch.ones(4), torch.zeros(4)), 4)
+    assert math.isnan(e.value)
+    assert e.to_json() == {"value": None, "low": None, "high": None, "n": 4}
+    assert cell(e) == "undefined"
+
+
+def test_kid_and_coverage():
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(400, 8, generator=draw), torch.randn(400, 8, generator=draw)
+    assert abs(kid(x, y)) < 0.02 < kid(x, y + 1)
+    assert coverage(x, y) > 0.8
+    assert coverage(x, y + 20) == 0.0
+    half = y.clone()
+    half[:, 0] = half[:, 0].abs() + 30
+    assert coverage(x, half) == 0.0
+
+
+def test_subsets_tell_the_error_of_kid():
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(500, 8, generator=draw), torch.randn(500, 8, generator=draw)
+    small, large = (kid_subsets(x, y, size) for size in (50, 200))
+    assert large.std() < small.std()
+    assert abs(float(large.mean()) - kid(x, y)) < 0.05
+
+
+def test_the_envelope_keeps_what_nothing_beats():
+    outside, transfer = [0.5, 0.1, 0.2, 0.4, 0.3], [0.2, 0.2, 0.5, 0.5, 0.0]
+    assert pareto(outside, transfer) == [1, 2]  # 0 and 3 cost more for as much, 4 transfers nothing
+    assert pareto([0.1], [-0.2]) == []
+
+
+def test_outside_change_is_read_off_a_rising_curve():
+    transfer, outside = [0.2, 0.4, 0.6], [0.1, 0.3, 0.2]
+    assert outside_at(outside, transfer, 0.0) == 0.0
+    assert outside_at(outside, transfer, 0.1) == pytest.approx(0.05)  # a line from (0, 0)
+    assert outside_at(outside, transfer, 0.5) == pytest.approx(0.25)  # .3 and .2 are pooled: it never falls
+    assert outside_at(outside, transfer, 0.6) == pytest.approx(0.25)
+    assert math.isnan(outside_at(outside, transfer, 0.61))  # never extrapolated
+    assert math.isnan(outside_at([], [], 0.1))
+
+
+def straight(slope: float, longest: float) -> Curve:
+    """O = slope T, measured without noise."""
+    curve = Curve()
+    for strength in (0.5, 1.0):
+        t = torch.full((ROUNDS + 1,), strength * longest, dtype=torch.float64)
+        curve.strengths.append(strength)
+        curve.outside.append(slope * t)
+        curve.transfer.append(t)
+    return curve
+
+
+def test_methods_are_compared_at_equal_transfer():
+    curves = {
+        OURS: {"a": straight(0.1, 0.6), "b": straight(0.2, 0.4)},
+        "worse": {"a": straight(0.4, 0.9), "b": straight(0.2, 0.9)},
+        "short": {"a": straight(0.1, 0.1), "b": straight(0.1, 0.1)},
+    }
+    found = compare(curves, 10)
+    assert list(found) == [*map(str, LEVELS), "ours", "transfer, ours"]
+    assert found["transfer, ours"]["a"].value == pytest.approx(0.6)
+    quarter = found["0.25"]
+    assert quarter["worse"]["a"].value == pytest.approx(0.1)
+    assert quarter["worse"]["ratio"].value == pytest.approx(2.0)  # sqrt(4 * 1)
+    assert quarter[OURS]["ratio"].value == pytest.approx(1.0)
+    assert quarter["short"]["regions"] == 0
+    assert not_reached(quarter)["short"]["a"] == "not reached"
+    assert found["0.5"]["worse"]["regions"] == 1  # ours reaches .5 in a alone
+    assert found["ours"]["worse"]["b"].value == pytest.approx(0.08)
+
+
+def test_the_share_of_what_a_gate_per_pair_could_gain():
+    curves = {
+        OURS: {"a": straight(0.2, 0.6)},
+        BASELINE: {"a": straight(0.5, 1.0)},
+        LIMITS["gate"]: {"a": straight(0.1, 0.9)},
+        "short": {"a": straight(0.1, 0.1)},
+    }
+    found = shares(curves, 10)["ours"]
+    assert found[OURS]["share"].value == pytest.approx(0.75)
+    assert found[BASELINE]["share"].value == pytest.approx(0.0)
+    assert found[LIMITS["gate"]]["share"].value == pytest.approx(1.0)
+    assert "short" not in found
+    assert shares({OURS: curves[OURS]}, 10) == {}
+
+
+def test_tables_and_json():
+    e = around(0.5, 0.1, 9)
+    assert cell(e) == "0.500 [0.304, 0.696]"
+    text = table("region", {"hair": {"outside": e, "n": 3}, "eyes": {"outside": 0.25}})
+    assert text.splitlines() == [
+        "| region | outside | n |",
+        "|---|---|---|",
+        "| hair | 0.500 [0.304, 0.696] | 3 |",
+        "| eyes | 0.250 |  |",
+    ]
+    assert plain({"a": [math.nan, e]})["a"] == [None, e.to_json()]
