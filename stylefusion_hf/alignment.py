@@ -23,6 +23,26 @@ def region_centroids(labels: Tensor, num_regions: int) -> tuple[Tensor, Tensor]:
     return centroid, area / (h * w)
 
 
+def region_axes(labels: Tensor, num_regions: int) -> Tensor:
+    """Ends of each region's major axis, (B, R, 2, 2) as two (x, y), in no particular order: where it lies, how it
+    leans, how large it is. One standard deviation to either side of the centroid; the centroid for an absent region.
+    """
+    _, h, w = labels.shape
+    centroid, _ = region_centroids(labels, num_regions)
+    masks = F.one_hot(labels.long(), num_regions).to(torch.float32).flatten(1, 2)
+    ys = (torch.arange(h, device=labels.device) * 2 + 1) / h - 1
+    xs = (torch.arange(w, device=labels.device) * 2 + 1) / w - 1
+    grid = torch.stack([xs.expand(h, w), ys[:, None].expand(h, w)], dim=-1).reshape(-1, 2)
+    products = torch.stack([grid[:, 0] ** 2, grid[:, 1] ** 2, grid[:, 0] * grid[:, 1]], dim=1)
+    mean = torch.einsum("bpr,pc->brc", masks, products) / masks.sum(dim=1).clamp_min(1)[..., None]
+    x, y = centroid.unbind(dim=-1)
+    xx, yy, xy = mean[..., 0] - x * x, mean[..., 1] - y * y, mean[..., 2] - x * y
+    angle = torch.atan2(2 * xy, xx - yy) / 2
+    longest = (xx + yy) / 2 + torch.hypot((xx - yy) / 2, xy)
+    half = torch.stack([angle.cos(), angle.sin()], dim=-1) * longest.clamp_min(0).sqrt()[..., None]
+    return torch.stack([centroid - half, centroid + half], dim=2)
+
+
 def fit_similarity(target: Tensor, source: Tensor, weight: Tensor, scale_limit: float = 1.15) -> Tensor:
     """Similarities that take points of `target` to those of `source`, by least squares (Umeyama, 1991, in 2-D).
 

@@ -1,7 +1,8 @@
 """`stylefusion evaluate` from end to end, on a tiny model with tiny judges."""
 
 import json
-import math
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,17 @@ import torch
 from stylefusion_hf import RegionSegmenter, StyleGAN2Discriminator
 from stylefusion_hf.cli import main
 from stylefusion_hf.evaluation import sections
+from stylefusion_hf.evaluation.backbone import Backbone
 from stylefusion_hf.evaluation.baselines import StyleFusionSwap
-from stylefusion_hf.evaluation.evaluate import SECTIONS, Settings, build_subject
+from stylefusion_hf.evaluation.evaluate import MAX_SEED, Settings, build_subject
 from stylefusion_hf.evaluation.judges import Judges
-from stylefusion_hf.evaluation.measuring import measure_jobs
-from stylefusion_hf.evaluation.pairs import TEST_SEED, VALIDATION_SEED, draw_pairs
-from stylefusion_hf.evaluation.realism import realism_rows
+from stylefusion_hf.evaluation.measuring import SEED_STRIDE, measure_jobs
+from stylefusion_hf.evaluation.pairs import FITTING_SEED, TEST_SEED, VALIDATION_SEED, draw_pairs
+from stylefusion_hf.evaluation.realism import MAX_COUNT, PLAIN_SEED, realism_rows
+from stylefusion_hf.evaluation.ruler import Ruler
 from tests.command_line import fails
 from tests.planted import PlantedSegmenter, planted_pipeline
-from tests.tiny import RESOLUTION, tiny_pipeline, tiny_segmenter
+from tests.tiny import RESOLUTION, tiny_fusion, tiny_pipeline, tiny_segmenter
 
 COUNT = 12
 
@@ -53,10 +56,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def test_pairs_are_the_same_whatever_the_batch(subject):
     one = next(iter(subject.pairs(5)))
-    other = draw_pairs(subject.pipe, 5, TEST_SEED, subject.psi, batch=2)
+    other = draw_pairs(subject.pipe, 5, TEST_SEED, batch=2)
     torch.testing.assert_close(one.base, other.base)
     torch.testing.assert_close(one.other, other.other, atol=1e-5, rtol=1e-5)
-    assert not torch.equal(one.base, draw_pairs(subject.pipe, 5, VALIDATION_SEED, subject.psi).base)
+    assert not torch.equal(one.base, draw_pairs(subject.pipe, 5, VALIDATION_SEED).base)
 
 
 def test_jobs_see_the_same_pairs_and_a_strength_of_zero_changes_nothing(subject):
@@ -70,6 +73,27 @@ def test_jobs_see_the_same_pairs_and_a_strength_of_zero_changes_nothing(subject)
     torch.testing.assert_close(still["gap"], moved["gap"])
     torch.testing.assert_close(still["agree_plain"], moved["agree_plain"])
     assert moved["agree_plain"].min() > 0.9  # both segmenters are the planted one
+
+
+def test_no_two_purposes_and_no_two_seeds_share_a_seed():
+    count = 1_000_000  # far more pairs than anyone takes
+    for one, other in pairwise(sorted([TEST_SEED, VALIDATION_SEED, FITTING_SEED, sections.GLOBAL_SEED, PLAIN_SEED])):
+        assert other - one >= count
+    assert PLAIN_SEED + 61 * MAX_COUNT < SEED_STRIDE
+    assert PLAIN_SEED + 61 * MAX_COUNT + SEED_STRIDE * MAX_SEED < 2**32
+
+
+def test_another_seed_draws_other_pairs(subject):
+    mine, other = (next(iter(replace(subject, seed=s).pairs(4))) for s in (0, 1))
+    assert not set(map(tuple, mine.base.tolist())) & set(map(tuple, torch.cat([other.base, other.source]).tolist()))
+
+
+def test_a_half_precision_pipeline_is_measured_in_float(subject):
+    pipe = planted_pipeline()
+    pipe.generator.half(), pipe.fusion.half()
+    half = build_subject(pipe, subject.judges, batch=5)
+    ours, theirs = (sections.swap_rows(s, 8)["leaf"]["a"]["outside"].value for s in (half, subject))
+    assert ours == pytest.approx(theirs, rel=0.05)
 
 
 # --- Sections --------------------------------------------------------------------------------------------------------
@@ -103,6 +127,12 @@ def test_global_control(subject):
     assert found["layers to 16 px"]["looks kept"].value < found["the root's alone"]["looks kept"].value
 
 
+def test_a_global_dial_that_does_nothing_keeps_every_look(subject, monkeypatch):
+    monkeypatch.setattr(subject.pipe.fusion, "fuse", lambda codes: codes["a"])
+    row = sections.global_rows(subject, COUNT)["the root's alone"]
+    assert row["looks kept"].value > 0.97
+
+
 def test_interpolation_ends_at_the_swap_and_identity_is_exact(subject):
     found = sections.interpolation_rows(subject, COUNT)
     for row in found.values():
@@ -128,12 +158,19 @@ def test_diversity_of_a_swap_that_pastes_is_the_sources_own(subject, monkeypatch
         assert row["diversity"].value == pytest.approx(1, abs=0.15)  # but for the resampling
 
 
+def test_diversity_of_a_dead_dial_is_nothing(subject, monkeypatch):
+    monkeypatch.setattr(StyleFusionSwap, "swap", lambda self, pairs, region, strength: pairs.plain)
+    monkeypatch.setattr(sections, "SOURCES", 10)
+    for row in sections.diversity_rows(subject, 2).values():
+        assert row["diversity"].value == pytest.approx(0, abs=1e-5)
+
+
 def test_realism_without_real_pictures_gives_the_difference(subject):
     rows = realism_rows(subject, 30, None)["rows"]
     assert set(rows) == {"plain samples", "one region swapped", "every region another's"}
     assert "KID x 1000 - plain's" in rows["one region swapped"]
     assert rows["plain samples"]["below the 5th percentile"].value <= 0.1
-    with pytest.raises(ValueError, match="10 pictures"):
+    with pytest.raises(ValueError, match="needs 10 to"):
         realism_rows(subject, 9, None)
 
 
@@ -151,8 +188,28 @@ def test_realism_against_a_folder(subject, tmp_path):
 def test_without_a_pose_judge_masks_tell_the_pose(subject):
     pairs = next(iter(subject.pairs(5)))
     c = subject.compare(pairs)
-    assert subject.ruler.pose(c.base).shape == (5, 2, 2)  # of a and b: the leaves under the root's first child
+    assert [subject.ruler.regions[i] for i in subject.ruler.posing] == ["a", "b"]  # under the root's first child
     assert subject.ruler.pose_gap(c.base, c.base).abs().max() == 0
+
+
+def test_a_backbone_gives_the_features(subject, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, intermediate_size=16
+    )
+    torch.manual_seed(0)
+    transformers.Dinov2Model(config).save_pretrained(tmp_path)
+    backbone = Backbone(str(tmp_path), size=28)
+    ruler = Ruler(subject.ruler.segmenter, backbone=backbone)
+    x, y = torch.rand(2, 3, RESOLUTION, RESOLUTION) * 2 - 1, torch.zeros(1, 3, RESOLUTION, RESOLUTION)
+    features = ruler.look(torch.cat([x, y])).features
+    assert features.shape == (3, 32)
+    torch.testing.assert_close(ruler.look(y).features, features[2:], atol=1e-5, rtol=1e-4)
+    assert (features[0] - features[1]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="multiple of the patch size 14"):
+        Backbone(str(tmp_path), size=30)
+    with pytest.raises(OSError):
+        Backbone(str(tmp_path / "nowhere"))
 
 
 # --- The command -----------------------------------------------------------------------------------------------------
@@ -164,17 +221,20 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys):
     names = ["swaps", "global", "realism", "interpolation", "gates", "diversity", "curves", "limits"]
     args = ["evaluate", "--model", model, "--judges", judges, "--out", str(out), "--device", "cpu", "--quick"]
     args += ["--sections", ",".join(names), "--pairs", "8", "--curve-pairs", "6", "--realism-count", "20"]
-    args += ["--limit-pairs", "2", "--limit-steps", "2", "--methods", "stylefusion,interpolation,pixel-paste"]
+    args += ["--limit-pairs", "6", "--limit-steps", "2", "--methods", "stylefusion,interpolation,pixel-paste"]
     assert main(args) == 0
     text = capsys.readouterr().out
     assert "QUICK" in text
     report = json.loads((out / "report.json").read_text())
     assert list(report["seconds"]) == names
+    assert set(report["heads of transfer"]) == set(report["swaps"]["leaf"])
+    assert report["settings"]["model"] == model
     assert set(report["curves"]["points"]) == {"stylefusion", "interpolation", "pixel-paste"}
     assert report["settings"]["curve_pairs"] == 6
     assert "NaN" not in (out / "report.json").read_text()
     assert (out / "report.md").read_text().count("\n## ") == len(names)
-    assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("report.png", "limits.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -191,6 +251,11 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys):
         (["--judges", "nowhere"], "nowhere holds no judges"),
         (["--sections", "calibration"], "calibration needs judges with a portrait judge"),
         (["--sections", "realism", "--real", "nowhere"], "nowhere"),
+        (["--sections", "realism", "--realism-count", "9"], "10 to 100000 pictures"),
+        (["--sections", "limits"], "give --limit-pairs"),
+        (["--seed", "201"], "0 to 200; got 201"),
+        (["--psi", "0"], "at 0 all pictures are the same"),
+        (["--pairs", "1"], "two pairs or more"),
     ],
 )
 def test_one_line_for_bad_input(folders, tmp_path, capsys, monkeypatch, more, message):
@@ -204,7 +269,22 @@ def test_one_line_for_bad_input(folders, tmp_path, capsys, monkeypatch, more, me
 def test_judges_of_other_regions_are_refused(folders, tmp_path, capsys):
     RegionSegmenter(regions=["sky", "ground"], channels=[4, 4], groups=2).save_pretrained(tmp_path / "segmenter")
     message = fails(capsys, "evaluate", "--model", folders[0], "--device", "cpu", "--judges", str(tmp_path))
-    assert "know sky, ground, not the tree's mouth" in message
+    assert "knows sky, ground, not the tree's mouth" in message
+
+
+def test_judges_of_another_size_are_refused(folders, tmp_path, capsys):
+    StyleGAN2Discriminator(64, channels=[8] * 5).save_pretrained(tmp_path / "discriminator")
+    tiny_segmenter(seed=1).save_pretrained(tmp_path / "segmenter")
+    args = ["evaluate", "--model", folders[0], "--device", "cpu", "--judges", str(tmp_path)]
+    assert "were trained at 64 pixels, this model has 32" in fails(capsys, *args)
+
+
+@pytest.mark.parametrize("tree", ["all*(left(a, b), right)", "all"])
+def test_leaves_that_no_net_stands_above_are_refused(subject, tree):
+    pipe = planted_pipeline()
+    pipe.fusion = tiny_fusion(pipe.generator, tree)
+    with pytest.raises(ValueError, match="cannot be swapped"):
+        build_subject(pipe, subject.judges)
 
 
 def test_a_model_without_a_segmenter_is_refused(tmp_path, capsys, folders):
@@ -218,5 +298,3 @@ def test_the_quick_look_is_smaller_in_everything():
     for name in ("pairs", "validation_pairs", "curve_pairs", "limit_pairs", "walks", "realism_count"):
         assert getattr(quick, name) < getattr(whole, name)
     assert set(quick.methods) < set(whole.methods)
-    assert math.isfinite(whole.limit_steps)
-    assert list(SECTIONS)[0] == "calibration"

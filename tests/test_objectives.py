@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stylefusion_hf.alignment import fit_similarity
+from stylefusion_hf.alignment import fit_similarity, region_axes
 from stylefusion_hf.features import channel_energies
 from stylefusion_hf.regions import RegionTree
 from stylefusion_hf.training import objectives as obj
@@ -158,3 +158,16 @@ def test_assignments_follow_the_tree():
     styles = torch.arange(6.0).view(2, 3, 1).expand(2, 3, 4)
     codes = mix(tree, styles, torch.full((2, len(names)), 2))
     assert torch.equal(codes["hair"], styles[:, 2])
+
+
+def test_a_bars_axis_leans_as_the_bar_does():
+    ys, xs = torch.meshgrid(torch.linspace(-1, 1, 65), torch.linspace(-1, 1, 65), indexing="ij")
+    for degrees in (0, 30, 90, 120):
+        c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        along, across = (xs - 0.1) * c + ys * s, ys * c - (xs - 0.1) * s
+        labels = ((along.abs() < 0.6) & (across.abs() < 0.1)).long()[None]
+        first, second = region_axes(labels, 2)[0, 1]
+        torch.testing.assert_close((first + second) / 2, torch.tensor([0.1, 0.0]), atol=0.02, rtol=0)
+        x, y = (second - first).tolist()
+        assert abs(math.hypot(x, y) / 2 - 0.6 / math.sqrt(3)) < 0.02  # deviation of a uniform bar
+        assert abs((math.degrees(math.atan2(y, x)) - degrees + 90) % 180 - 90) < 2

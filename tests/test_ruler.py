@@ -99,6 +99,19 @@ def test_what_moves_outside_is_counted_and_what_moves_inside_is_not(ruler, compa
     assert found["leak"] > 0.1
 
 
+def test_the_outside_figure_is_a_ratio_of_sums_with_a_mask_for_each_picture(ruler):
+    """Two unlike pairs, by hand: O = (w1 d1 + w2 d2) / (w1 + w2), neither a mean of ratios nor one mask for all."""
+    base = torch.cat([scene(1), scene(1, at=(24, 8))])
+    source = torch.cat([scene(1, body_red=-0.5, hat_red=0.9), scene(1, body_red=0.3, hat_red=0.9, at=(24, 8))])
+    after = torch.cat([scene(1, body_red=0.0, hat_red=0.9), scene(1, hat_red=0.9, at=(24, 8))])
+    for x in (base, source, after):
+        x[:, 2] = 0
+    found = read(ruler, ruler.compare(ruler.look(base), ruler.look(source)), "hat", after)
+    # Equally many pixels of body lie outside in both. Red goes from .5 to 0, the source's is -.5; and from .5 nowhere,
+    # the source's is .3.
+    assert found["outside"] == pytest.approx(0.5**2 / (1.0**2 + 0.2**2), rel=1e-4)
+
+
 def test_a_region_that_vanishes_transfers_nothing(ruler, comparison):
     found = read(ruler, comparison, "hat", scene(12, hat=(0, 0)))
     assert found["transfer"] == pytest.approx(0)

@@ -83,6 +83,34 @@ def test_outside_change_is_read_off_a_rising_curve():
     assert outside_at(outside, transfer, 0.6) == pytest.approx(0.25)
     assert math.isnan(outside_at(outside, transfer, 0.61))  # never extrapolated
     assert math.isnan(outside_at([], [], 0.1))
+    # Settings that transfer less than nothing, or what is not known, play no part.
+    assert outside_at([0.05, 0.1, 0.3], [-0.1, 0.2, 0.5], 0.1) == pytest.approx(0.05)
+    assert outside_at([0.9, 0.2], [math.nan, 0.5], 0.25) == pytest.approx(0.1)
+
+
+def test_what_half_of_the_resamples_reach_is_not_reached():
+    draw = torch.Generator().manual_seed(0)
+    barely = straight(0.4, 1.0)
+    barely.strengths, barely.outside = [1.0], barely.outside[1:]
+    barely.transfer = [0.251 + 0.02 * torch.randn(ROUNDS + 1, generator=draw, dtype=torch.float64)]
+    barely.transfer[0][0] = 0.251
+    curves = {OURS: {"a": straight(0.1, 0.6)}, "barely": {"a": barely}}
+    row = compare(curves, 10)["0.25"]["barely"]
+    assert row["regions"] == 0
+    assert math.isnan(row["a"].value)
+    assert math.isnan(row["ratio"].value)
+
+
+def test_a_comparison_is_paired():
+    """Both methods' O goes up and down with the resample; their ratio does not."""
+    draw = torch.Generator().manual_seed(0)
+    luck = 1 + 0.3 * torch.rand(ROUNDS + 1, generator=draw, dtype=torch.float64)
+    curves = {OURS: {"a": straight(0.1, 0.6)}, "twice": {"a": straight(0.2, 0.6)}}
+    for by_leaf in curves.values():
+        by_leaf["a"].outside = [o * luck for o in by_leaf["a"].outside]
+    row = compare(curves, 10)["0.25"]["twice"]
+    assert row["a"].high > 1.1 * row["a"].low
+    assert row["ratio"].high == pytest.approx(row["ratio"].low) == pytest.approx(2.0)
 
 
 def straight(slope: float, longest: float) -> Curve:

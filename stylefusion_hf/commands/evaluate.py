@@ -32,6 +32,12 @@ from stylefusion_hf.commands._shared import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="evaluation", metavar="FOLDER", help="for the report (default: evaluation)")
     parser.add_argument("--judges", metavar="FOLDER", help="the judges (default: those of the checkout)")
+    parser.add_argument(
+        "--backbone",
+        metavar="ID",
+        help="features for realism from a vision transformer on the Hub, such as facebook/dinov2-small (default: the"
+        " judges' own, which know avatars)",
+    )
     parser.add_argument("--sections", metavar="A,B", help="only these sections (default: all that apply)")
     parser.add_argument("--methods", metavar="A,B", help="only these methods; stylefusion must be one (default: all)")
     parser.add_argument("--pairs", type=positive, help="pairs of the swap figures (default: 500)")
@@ -47,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="real pictures for realism (default: avatars where the model draws them, else none: a second plain draw)",
     )
     parser.add_argument("--psi", type=number, help="truncation (default: the model's own)")
-    parser.add_argument("--seed", type=seed, default=0, help="shifts all seeds: other pairs (default: 0)")
-    parser.add_argument("--batch-size", type=positive, default=32, help="pairs at once (default: 32)")
+    parser.add_argument("--seed", type=seed, default=0, help="other pairs, 0 to 200 (default: 0)")
+    parser.add_argument("--batch-size", type=positive, help="pairs at once (default: 32, fewer above 128 pixels)")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a look of about two minutes, marked as one")
     size.add_argument("--full", action="store_true", help="more pairs for the limit of S")
@@ -60,10 +66,12 @@ def run(args: argparse.Namespace) -> None:
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"evaluation needs {package}: pip install stylefusion-hf[evaluation]")
 
+    from stylefusion_hf.evaluation.backbone import Backbone
     from stylefusion_hf.evaluation.evaluate import SECTIONS, Settings, build_subject, evaluate
     from stylefusion_hf.evaluation.judges import load_judges
+    from stylefusion_hf.evaluation.realism import check_real
 
-    settings = Settings(seed=args.seed)
+    settings = Settings(seed=args.seed, model=args.model or "the embedded model")
     if args.quick:
         settings = settings.quickened()
     if args.full:
@@ -73,26 +81,40 @@ def run(args: argparse.Namespace) -> None:
     if args.curve_pairs is not None:
         settings = replace(settings, validation_pairs=max(2, args.curve_pairs // 3))
     if args.methods:
-        settings = replace(settings, methods=tuple(dict.fromkeys(args.methods.split(","))))
+        settings = replace(settings, methods=tuple(dict.fromkeys(listed(args.methods))))
     out = output_folder(args.out)
     pipe = load_pipeline(args)
+    if args.psi is not None:
+        if not args.psi > 0:
+            raise ValueError(f"--psi {args.psi}: at 0 all pictures are the same; give a truncation above 0")
+        pipe.generator.register_to_config(truncation_psi=args.psi)  # for whatever draws samples, the methods too
     judges = load_judges(args.judges, pipe.device)
     avatars = draws_avatars(judges)
     real = args.real or ("avatars" if avatars else "none")
     settings = replace(settings, real=None if real == "none" else real)
-    subject = build_subject(pipe, judges, args.psi, args.seed, args.batch_size)
+    backbone = Backbone(args.backbone, pipe.device) if args.backbone else None
+    size = pipe.generator.config.resolution
+    batch = args.batch_size or max(1, min(32, 32 * 128**2 // size**2))
+    subject = build_subject(pipe, judges, args.seed, batch, backbone)
     skipped = [] if avatars else ["calibration"]
     skipped += [] if settings.limit_pairs else ["limits"]
-    names = args.sections.split(",") if args.sections else [n for n in SECTIONS if n not in skipped]
+    names = listed(args.sections) if args.sections else [n for n in SECTIONS if n not in skipped]
     if "calibration" in names and not avatars:
         raise ValueError(
             "the section calibration needs judges with a portrait judge of avatars, and pip install"
             " stylefusion-hf[train]: only avatars can be drawn with a region of another"
         )
+    if "realism" in names and settings.real:
+        check_real(settings.real, size, settings.realism_count)
     evaluate(subject, settings, names, out)
-    for file in ("report.md", "report.json", "report.png"):
+    for file in ("report.md", "report.json", "report.png", "limits.png"):
         if (out / file).exists():
             wrote(Path(out, file))
+
+
+def listed(text: str) -> list[str]:
+    """`"a, b,"` -> `["a", "b"]`."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def draws_avatars(judges) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stylefusion_hf.evaluation.channels import energy_shares, memberships
 from stylefusion_hf.evaluation.methods import Method
-from stylefusion_hf.evaluation.pairs import Pairs
+from stylefusion_hf.evaluation.pairs import Pairs, render
 from stylefusion_hf.evaluation.ruler import dilate
 from stylefusion_hf.ops import upfirdn2d
 
@@ -35,11 +35,6 @@ def region_index(pipe, region: str) -> int:
 def move(a: Tensor, b: Tensor, gate: float | Tensor) -> Tensor:
     """a + gate (b - a), and exactly b where the gate is 1: rounding must not pass for a change."""
     return torch.where(torch.as_tensor(gate, device=a.device) >= 1, b, a + gate * (b - a))
-
-
-def render(pipe, s: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W), float32 in [-1, 1], of style codes (B, S)."""
-    return pipe.generator.synthesis(s.to(pipe.generator.dtype)).float().clamp(-1, 1)
 
 
 def geometric(first: float, last: float, count: int) -> tuple[float, ...]:

@@ -33,7 +33,9 @@ def drawn(specs: list[AvatarSpec], size: int) -> Tensor:
 
 
 def calibrate(ruler: Ruler, count: int = 64, size: int = 64) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """{region: {"true swap", "recoloured", "unchanged": {figure: Estimate}}} over `count` pairs of avatars.
+    """{region: {"true swap", "recoloured", "unchanged", "a stranger's": {figure: Estimate}}} over pairs of avatars.
+
+    A stranger's region, neither a's nor b's, should read as no transfer: what it reads is T's floor.
 
     Raises:
         ValueError: the ruler's regions are not the avatars'. ImportError: the extra `train` is not installed.
@@ -42,6 +44,7 @@ def calibrate(ruler: Ruler, count: int = 64, size: int = 64) -> dict[str, dict[s
         raise ValueError(f"only avatars can be drawn: their regions are {', '.join(REGION_FIELDS)}")
     a = [avatar_spec(2 * i, CALIBRATION_SEED) for i in range(count)]
     b = [avatar_spec(2 * i + 1, CALIBRATION_SEED) for i in range(count)]
+    strangers = [avatar_spec(2 * count + i, CALIBRATION_SEED) for i in range(count)]
     device = ruler.segmenter.device
     comparison = ruler.compare(*(ruler.look(drawn(specs, size).to(device)) for specs in (a, b)))
     counts = resamples(count)
@@ -51,6 +54,7 @@ def calibrate(ruler: Ruler, count: int = 64, size: int = 64) -> dict[str, dict[s
             "true swap": [swap_region(x, y, region) for x, y in zip(a, b, strict=True)],
             "recoloured": [recolour(x, y, region) for x, y in zip(a, b, strict=True)],
             "unchanged": a,
+            "a stranger's": [swap_region(x, y, region) for x, y in zip(a, strangers, strict=True)],
         }
         out[region] = {}
         for name, specs in swaps.items():

@@ -15,18 +15,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.limits import all_limits
 from stylefusion_hf.evaluation.measuring import Columns, Job, Subject, measure_jobs
 from stylefusion_hf.evaluation.methods import Method
-from stylefusion_hf.evaluation.pairs import TEST_SEED, VALIDATION_SEED, draw_pairs
-from stylefusion_hf.evaluation.ruler import measurable, transfer
+from stylefusion_hf.evaluation.pairs import TEST_SEED, VALIDATION_SEED, draw_pairs, render
+from stylefusion_hf.evaluation.ruler import transfer
 from stylefusion_hf.evaluation.statistics import Estimate, outside_at, pareto, ratio, resamples
 
 OURS, BASELINE = "stylefusion", "editing-in-style-simultaneous"
 LIMITS = {"static": "limit: one gate a region", "gate": "limit: a gate a pair", "code": "limit: a free code a pair"}
 LEVELS = (0.25, 0.5)  # transfers at which methods are compared, besides our own at full strength
+SHARES = (0.25, 0.4, 0.6, 0.8, 1.0)
 ROUNDS = 400  # resamples: each fits every curve anew
 
 
@@ -59,11 +61,6 @@ class Curve:
         return [{"strength": s, "outside": float(o[0]), "transfer": float(t[0])} for s, o, t in rows]
 
 
-def heads_of(measured: Mapping[Job, Columns], leaves: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The heads that count for each region: a matter of the pairs, the same for every method."""
-    return {leaf: measurable(next(c for job, c in measured.items() if job[1] == leaf)) for leaf in leaves}
-
-
 def checked(methods: dict[str, Method]) -> dict[str, Method]:
     """The methods; ValueError if our own is not among them, since the others are compared with it."""
     if OURS not in methods:
@@ -79,7 +76,7 @@ def sweep(
     measured = measure_jobs(
         subject, methods, everything, validation, VALIDATION_SEED, progress="strengths, validation"
     )
-    heads, ones = heads_of(measured, subject.leaves), torch.ones(1, validation, dtype=torch.float64)
+    heads, ones = subject.heads, torch.ones(1, validation, dtype=torch.float64)
     kept: list[Job] = []
     chosen: dict[str, list[str]] = {}
     for name, method in methods.items():
@@ -94,11 +91,16 @@ def sweep(
             kept += [(name, leaf, s) for s in envelope]
             chosen.setdefault(name, []).append(f"{leaf}: {', '.join(f'{s:.3g}' for s in envelope)}")
     measured = measure_jobs(subject, methods, kept, test, TEST_SEED, progress="strengths, test")
-    heads, counts = heads_of(measured, subject.leaves), resamples(test, ROUNDS)
+    counts = resamples(test, ROUNDS)
     curves = {name: {leaf: Curve() for leaf in subject.leaves} for name in methods}
     for (name, leaf, strength), columns in measured.items():
         curves[name][leaf].add(strength, columns, counts, heads[leaf])
     return curves, chosen
+
+
+def reached(outside: Tensor) -> bool:
+    """Whether a curve gets to a transfer, in all pairs together and in nearly every resample."""
+    return math.isfinite(float(outside[0])) and float(outside.isfinite().double().mean()) >= 0.975
 
 
 def compare(curves: Mapping[str, Mapping[str, Curve]], test: int) -> dict[str, Any]:
@@ -119,12 +121,11 @@ def compare(curves: Mapping[str, Mapping[str, Curve]], test: int) -> dict[str, A
         for name, by_leaf in curves.items():
             theirs = {leaf: by_leaf[leaf].at(wanted[leaf]) for leaf in leaves}
             row: dict[str, Any] = {leaf: Estimate.of(o, test) for leaf, o in theirs.items()}
-            logs = [(theirs[leaf].clamp_min(1e-6) / ours[leaf].clamp_min(1e-6)).log() for leaf in leaves]
-            both = [x for x in logs if math.isfinite(float(x[0]))]
+            both = [leaf for leaf in leaves if reached(theirs[leaf]) and reached(ours[leaf])]
+            logs = [(theirs[leaf].clamp_min(1e-6) / ours[leaf].clamp_min(1e-6)).log() for leaf in both]
             row["regions"] = len(both)
-            row["ratio"] = Estimate.of(
-                torch.stack(both).nanmean(dim=0).exp() if both else torch.full((2,), math.nan), test
-            )
+            mean = torch.stack(logs).mean(dim=0).exp() if both else torch.full((ROUNDS + 1,), math.nan)
+            row["ratio"] = Estimate.of(mean, test)
             table[name] = row
         out[str(level)] = table
     out["transfer, ours"] = {leaf: Estimate.of(full[leaf], test) for leaf in leaves}
@@ -144,26 +145,29 @@ def limits(
 ) -> dict[str, dict[str, Curve]]:
     """Curves of the three limits (see `evaluation.limits`) and of the methods' kept strengths, on the same few pairs.
 
-    The limits are optimised on the model's own features and masks and scored here by the judges.
+    The limits are optimised on the model's own features and masks and scored here by the judges, each code also at
+    SHARES of its way from the base: a line from nothing to the weakest trade-off would be no limit below it.
     """
-    pairs = draw_pairs(subject.pipe, count, TEST_SEED + subject.seed, subject.psi, subject.batch)
+    pairs = draw_pairs(subject.pipe, count, subject.first(TEST_SEED), subject.batch)
     gates = methods.get("static-gates")
     start = gates if isinstance(gates, LearnedGates) else None
     found = all_limits(subject.pipe, pairs, subject.leaves, lambdas, steps, start, chunk=subject.batch)
-    comparison, g = subject.compare(pairs), subject.pipe.generator
-    measured: dict[Job, Columns] = {}
-    with torch.no_grad():
-        for kind, codes in found.items():
-            for (weight, leaf), s in codes.items():
-                after = subject.ruler.look(torch.cat([g.synthesis(x).clamp(-1, 1) for x in s.split(subject.batch)]))
-                measured[LIMITS[kind], leaf, weight] = subject.ruler.measure(comparison, leaf, after, thorough=False)
     jobs = [(m, leaf, s) for m in kept for leaf in subject.leaves for s in kept[m][leaf].strengths]
-    measured |= measure_jobs(subject, methods, jobs, count, TEST_SEED, progress="strengths, limit pairs")
-    heads, counts = heads_of(measured, subject.leaves), resamples(count, ROUNDS)
+    measured = [(*job, c) for job, c in measure_jobs(subject, methods, jobs, count, progress="limit pairs").items()]
+    comparison = subject.compare(pairs)
+    for kind, codes in found.items():
+        for (weight, leaf), s in tqdm(codes.items(), desc=f"judging {kind}", leave=False):
+            for share in SHARES:
+                parts = (pairs.base + share * (s - pairs.base)).split(subject.batch)
+                with torch.no_grad():
+                    after = subject.ruler.look(torch.cat([render(subject.pipe, x) for x in parts]))
+                    columns = subject.ruler.measure(comparison, leaf, after, thorough=False)
+                measured.append((LIMITS[kind], leaf, weight, columns))
+    counts = resamples(count, ROUNDS)
     curves: dict[str, dict[str, Curve]] = {}
-    for (name, leaf, strength), columns in measured.items():
+    for name, leaf, strength, columns in measured:
         by_leaf = curves.setdefault(name, {leaf: Curve() for leaf in subject.leaves})
-        by_leaf[leaf].add(strength, columns, counts, heads[leaf])
+        by_leaf[leaf].add(strength, columns, counts, subject.heads[leaf])
     return curves
 
 
@@ -184,12 +188,12 @@ def shares(curves: Mapping[str, Mapping[str, Curve]], count: int) -> dict[str, d
             for leaf in leaves:
                 wanted = full[leaf] if level == "ours" else torch.full_like(full[leaf], float(level))
                 three = [c[leaf].at(wanted) for c in (curves[LIMITS["gate"]], curves[BASELINE], by_leaf)]
-                if all(math.isfinite(float(x[0])) for x in three):
+                if all(reached(x) for x in three):
                     for key, x in zip(logs, three, strict=True):
                         logs[key].append(x.clamp_min(1e-6).log())
             if not logs["own"]:
                 continue
-            low, high, own = (torch.stack(x).nanmean(dim=0).exp() for x in logs.values())
+            low, high, own = (torch.stack(x).mean(dim=0).exp() for x in logs.values())
             gained = torch.where(high > low, (high - own) / (high - low), math.nan)
             table[name] = {"share": Estimate.of(gained, count), "regions": len(logs["own"])}
         out[str(level)] = table

@@ -14,6 +14,7 @@ import torch
 from stylefusion_hf import __version__
 from stylefusion_hf.evaluation import curves as at_equal_transfer
 from stylefusion_hf.evaluation import sections
+from stylefusion_hf.evaluation.backbone import Backbone
 from stylefusion_hf.evaluation.baselines import METHODS, build_methods
 from stylefusion_hf.evaluation.judges import Judges
 from stylefusion_hf.evaluation.measuring import Subject
@@ -22,16 +23,20 @@ from stylefusion_hf.evaluation.realism import realism_rows
 from stylefusion_hf.evaluation.report import draw, not_reached, plain, table, write_json
 from stylefusion_hf.evaluation.ruler import Ruler
 
+MAX_SEED = 200  # of `measuring.SEED_STRIDE` each, below 2^32
 SWAP_COLUMNS = (
-    "outside", "transfer", "transfer_colour", "transfer_texture", "transfer_outline", "response", "dead", "leak",
-    "flips", "noticed", "area", "became", "stayed", "agree", "agree_plain",
+    "outside", "transfer", "transfer, noisy", "transfer_colour", "transfer_texture", "transfer_outline", "response",
+    "dead", "leak", "flips", "noticed", "area", "became", "stayed", "agree", "agree_plain",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of a run. `methods` are names of `baselines.METHODS`; `real` is "avatars", a folder, or None."""
+    """Sizes of a run. `methods` are names of `baselines.METHODS`; `real` is "avatars", a folder, or None; `model` is
+    its name in the report.
+    """
 
+    model: str = "the embedded model"
     pairs: int = 500
     validation_pairs: int = 48
     curve_pairs: int = 128
@@ -65,6 +70,7 @@ class Run:
     text: list[str] = field(default_factory=list)
     methods: dict[str, Method] = field(default_factory=dict)
     kept: dict[str, dict[str, at_equal_transfer.Curve]] = field(default_factory=dict)
+    limited: dict[str, dict[str, at_equal_transfer.Curve]] = field(default_factory=dict)
     swaps: dict[str, Any] = field(default_factory=dict)
 
     def show(self, *lines: str) -> None:
@@ -85,7 +91,9 @@ class Run:
             region: {f"{figure}, {swap}": kinds[swap][figure] for swap in kinds for figure in ("transfer", "outside")}
             for region, kinds in found.items()
         }
-        self.show(table("region", rows))
+        self.show(table("region", rows), "")
+        noisy = {region: {"transfer": kinds["true swap"]["transfer, noisy"]} for region, kinds in found.items()}
+        self.show(table("true swap, the noise left in", noisy))
 
     def swaps_section(self) -> None:
         """One region from b: outside change O, transfer T (see the head of ruler.py), and what stands beside them.
@@ -144,7 +152,7 @@ class Run:
             self.subject, self.methods, settings.validation_pairs, settings.curve_pairs
         )
         found = at_equal_transfer.compare(self.kept, settings.curve_pairs)
-        self.report["curves"] = {"at": found, "chosen on validation pairs": chosen, "points": self.points()}
+        self.report["curves"] = {"at": found, "chosen on validation pairs": chosen, "points": points_of(self.kept)}
         self._show_levels(found)
 
     def limits(self) -> None:
@@ -156,14 +164,10 @@ class Run:
         compared = at_equal_transfer.compare(found, s.limit_pairs)
         gained = at_equal_transfer.shares(found, s.limit_pairs)
         self.report["limits"] = {"at": compared, "share": gained, "points": points_of(found)}
-        self.kept |= {name: c for name, c in found.items() if name.startswith("limit")}
+        self.limited = found
         self._show_levels(compared)
         for level, rows in gained.items():
             self.show("", table(f"share of the limit's gain at T = {level}", rows))
-
-    def points(self) -> dict[str, Any]:
-        """Curves as plain numbers."""
-        return points_of(self.kept)
 
     def _show_levels(self, found: dict[str, Any]) -> None:
         rows = {"T": found["transfer, ours"]}
@@ -191,30 +195,41 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def build_subject(pipe, judges: Judges, psi: float | None = None, seed: int = 0, batch: int = 32) -> Subject:
+def build_subject(pipe, judges: Judges, seed: int = 0, batch: int = 32, backbone: Backbone | None = None) -> Subject:
     """The pipeline with its ruler.
 
     Raises:
-        ValueError: the pipeline has no segmenter, or the evaluation segmenter does not know the tree's leaves.
+        ValueError: the pipeline has no segmenter or no regions, the judges are of another size or know other regions
+            than the tree's leaves, or the seed is not from 0 to 200.
     """
     if pipe.segmenter is None:
         raise ValueError("this model has no segmenter, so there is no telling inside from outside: add segmenter/")
-    tree = pipe.fusion.tree
-    known = list(judges.segmenter.config.regions)
-    if missing := [leaf for leaf in tree.leaves if leaf not in known]:
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed chooses one of {MAX_SEED + 1} sets of pairs, 0 to {MAX_SEED}; got {seed}")
+    tree, size = pipe.fusion.tree, pipe.generator.config.resolution
+    if dead := [leaf for leaf in tree.leaves if leaf not in tree.active or leaf == tree.root]:
         raise ValueError(
-            f"the judges in {judges.folder} know {', '.join(known)}, not the tree's {', '.join(missing)}: make judges"
-            " for these regions with `stylefusion train judges` and name their folder with --judges"
+            f"{', '.join(dead)} cannot be swapped, since no fusion net stands above: train nets for the tree {tree}"
         )
-    children = tree.children(tree.root) if tree.root in tree.branches else ()
-    posing = [n for n in tree.subtree(children[0]) if n in tree.leaves] if children else None
-    ruler = Ruler(judges.segmenter, judges.portrait, posing)
-    psi = pipe.generator.config.truncation_psi if psi is None else psi
-    return Subject(pipe, judges, ruler, psi, seed, batch)
+    for name, network in (("evaluation segmenter", judges.segmenter), ("model's segmenter", pipe.segmenter)):
+        known = list(network.config.regions)
+        if missing := [leaf for leaf in tree.leaves if leaf not in known]:
+            raise ValueError(
+                f"the {name} knows {', '.join(known)}, not the tree's {', '.join(missing)}: make judges for these"
+                " regions with `stylefusion train judges` and name their folder with --judges"
+            )
+    for judge in (judges.portrait, judges.discriminator):
+        if judge is not None and judge.config.resolution != size:
+            raise ValueError(
+                f"the judges in {judges.folder} were trained at {judge.config.resolution} pixels, this model has"
+                f" {size}: make judges of its size with `stylefusion train judges` and name their folder with --judges"
+            )
+    posing = [n for n in tree.subtree(tree.children(tree.root)[0]) if n in tree.leaves]
+    return Subject(pipe, judges, Ruler(judges.segmenter, judges.portrait, posing, backbone), seed, batch)
 
 
 def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Path) -> dict[str, Any]:
-    """Run sections in order, print their tables, and write report.json, report.md and report.png into `out`.
+    """Run sections in order, print their tables, and write report.json, report.md and pictures into `out`.
 
     The files are written anew after every section, so that an interrupted run leaves what it measured.
 
@@ -223,21 +238,30 @@ def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Pa
     """
     if unknown := [n for n in names if n not in SECTIONS]:
         raise ValueError(f"unknown section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
+    if min(settings.pairs, settings.curve_pairs) < 2:
+        raise ValueError("an interval needs two pairs or more")
+    if "limits" in names and not settings.limit_pairs:
+        raise ValueError("a quick look has no limits unless it is told how many pairs: give --limit-pairs")
     run = Run(subject, settings)
     if "curves" in names or "limits" in names:  # an unknown name is told now, not after the other sections
         run.methods = at_equal_transfer.checked(build_methods(subject.pipe, settings.methods))
-    run.report |= {"settings": asdict(settings), "psi": subject.psi, "judges": list(judge_names(subject.judges))}
-    run.report["versions"] = {
-        "stylefusion-hf": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+    backbone = subject.ruler.backbone
+    run.report |= {
+        "settings": asdict(settings),
+        "truncation_psi": subject.pipe.generator.config.truncation_psi,
+        "judges": {"folder": str(subject.judges.folder), "there": list(judge_names(subject.judges))},
+        "features": backbone.name if isinstance(backbone, Backbone) else "the judges'",
+        "heads of transfer": subject.heads,
+        "versions": {"stylefusion-hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     kind = (
         "a QUICK look: few pairs, wide intervals, not for publication"
         if settings.quick
         else "95 % intervals in brackets"
     )
-    run.show(f"# stylefusion evaluate ({kind})", "")
+    run.show(f"# stylefusion evaluate {settings.model} ({kind})", "")
+    heads = "; ".join(f"{leaf}: {', '.join(found) or 'none'}" for leaf, found in subject.heads.items())
+    run.show(f"Heads that make the transfer: {heads}.", "")
     run.report["seconds"] = {}
     for name in [n for n in SECTIONS if n in names]:
         started = time.monotonic()
@@ -249,8 +273,11 @@ def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Pa
         run.show("", f"({seconds:.0f} s)", "")
         write_json(run.report, out / "report.json")
         (out / "report.md").write_text("\n".join(run.text) + "\n")
+    title = settings.model + (" (quick look)" if settings.quick else "")
     if run.swaps or run.kept:
-        draw(out / "report.png", run.points(), run.swaps, "quick look" if settings.quick else "stylefusion evaluate")
+        draw(out / "report.png", points_of(run.kept), run.swaps, title)
+    if run.limited:
+        draw(out / "limits.png", points_of(run.limited), {}, f"{title}: the limit of S, {settings.limit_pairs} pairs")
     result: dict[str, Any] = plain(run.report)
     return result
 

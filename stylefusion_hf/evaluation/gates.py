@@ -116,7 +116,7 @@ class LearnedGates(GateMethod):
             gate = own[-1].sigmoid()
             return move(gate, torch.ones_like(gate), strength - last)
         i = int(strength) - 1
-        return torch.lerp(own[i], own[i + 1], strength - 1 - i).sigmoid()
+        return move(own[i], own[i + 1], strength - 1 - i).sigmoid()
 
     def strength_of(self, weight: float) -> float:
         """The strength at which the gates are those of a lambda, by its logarithm; the nearest one beyond the ends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,24 +13,22 @@ from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.judges import Judges
 from stylefusion_hf.evaluation.methods import Method
-from stylefusion_hf.evaluation.pairs import TEST_SEED, Pairs, draw_pairs
-from stylefusion_hf.evaluation.ruler import Comparison, Ruler
+from stylefusion_hf.evaluation.pairs import FITTING_SEED, TEST_SEED, Pairs, draw_pairs
+from stylefusion_hf.evaluation.ruler import Comparison, Ruler, measurable
 
 Columns = dict[str, Tensor]
 Job = tuple[str, str, float]  # method, region, strength
+SEED_STRIDE = 20_000_000  # above all first seeds and counts; 2^32 holds 200 of them
+HEAD_PAIRS = 96
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured, by whom: a pipeline, the ruler and its judges, on samples of truncation `psi`.
-
-    `seed` shifts every seed of a run, for another draw of pairs. `batch`: pairs at once.
-    """
+    """What is measured, by whom: a pipeline, the ruler, its judges. `seed` chooses other pairs; `batch` at once."""
 
     pipe: Any
     judges: Judges
     ruler: Ruler
-    psi: float
     seed: int = 0
     batch: int = 32
 
@@ -43,11 +42,30 @@ class Subject:
         """`count` pairs in batches; the same pairs every time."""
         for start in range(0, count, self.batch):
             n = min(self.batch, count - start)
-            yield draw_pairs(self.pipe, n, first_seed + self.seed + 2 * start, self.psi, self.batch)
+            yield draw_pairs(self.pipe, n, self.first(first_seed) + 2 * start, self.batch)
+
+    def first(self, seed: int) -> int:
+        """The first of the seeds of one purpose; runs of different `seed` share none."""
+        return seed + SEED_STRIDE * self.seed
+
+    @cached_property
+    def heads(self) -> dict[str, tuple[str, ...]]:
+        """{leaf: the heads that make its transfer}, decided once, for all tables, on pairs that none is made of."""
+        parts: dict[str, list[Columns]] = {leaf: [] for leaf in self.leaves}
+        for pairs in self.pairs(HEAD_PAIRS, FITTING_SEED):
+            comparison = self.compare(pairs)
+            for leaf in self.leaves:
+                parts[leaf].append(self.ruler.measure(comparison, leaf, comparison.base, thorough=False))
+        return {leaf: measurable(joined(found)) for leaf, found in parts.items()}
 
     def compare(self, pairs: Pairs) -> Comparison:
         """Base and source as the ruler sees them."""
         return self.ruler.compare(self.ruler.look(pairs.plain), self.ruler.look(pairs.other))
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """Columns of consecutive batches as one."""
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
 @torch.no_grad()
@@ -79,11 +97,12 @@ def measure_jobs(
                 after = subject.ruler.look(methods[name].swap(pairs, region, strength))
                 columns = subject.ruler.measure(comparison, region, after, thorough)
                 if thorough:
-                    probs = subject.pipe.segmenter.segment(after.images)
+                    own = subject.pipe.segmenter
+                    probs = own.segment(after.images.to(getattr(own, "dtype", torch.float32)))
                     extra["agree"] = agreement(subject, probs, after.labels)
                 parts[job].append({**columns, **extra})
                 bar.update(len(pairs))
-    return {job: {k: torch.cat([p[k] for p in found]) for k in found[0]} for job, found in parts.items()}
+    return {job: joined(found) for job, found in parts.items()}
 
 
 def agreement(subject: Subject, own: Tensor, labels: Tensor) -> Tensor:

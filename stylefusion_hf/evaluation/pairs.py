@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -37,20 +36,20 @@ class Pairs:
     def __getitem__(self, index: slice | Tensor) -> Pairs:
         return Pairs(*(getattr(self, f.name)[index] for f in fields(self)))
 
-    def split(self, size: int) -> Iterator[Pairs]:
-        """In parts of `size` pairs, the last perhaps smaller."""
-        return (self[start : start + size] for start in range(0, len(self), size))
 
-
-def style_codes(generator, seeds: range, psi: float | None = None) -> Tensor:
-    """Style codes (B, S) of seeds; `psi` None is the generator's own truncation."""
-    psi = generator.config.truncation_psi if psi is None else psi
+def style_codes(generator, seeds: range) -> Tensor:
+    """Style codes (B, S) of seeds, at the generator's own truncation."""
     z = seeds_to_z(seeds, generator.config.z_dim).to(generator.w_avg)
-    return generator.to_style(generator.truncate(generator.mapping(z), psi))
+    return generator.to_style(generator.truncate(generator.mapping(z), generator.config.truncation_psi))
+
+
+def render(pipe, s: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W), float32 in [-1, 1], of style codes (B, S)."""
+    return pipe.generator.synthesis(s.to(pipe.generator.dtype)).float().clamp(-1, 1)
 
 
 @torch.no_grad()
-def draw_pairs(pipe, count: int, first_seed: int = TEST_SEED, psi: float | None = None, batch: int = 64) -> Pairs:
+def draw_pairs(pipe, count: int, first_seed: int = TEST_SEED, batch: int = 64) -> Pairs:
     """Pairs of seeds `first_seed`, `first_seed + 1`, ... taken two by two.
 
     Raises:
@@ -62,12 +61,12 @@ def draw_pairs(pipe, count: int, first_seed: int = TEST_SEED, psi: float | None 
         raise ValueError("class-conditional generators cannot be evaluated yet: their samples need labels")
     if count < 1:
         raise ValueError(f"pairs must be at least 1, got {count}")
-    parts = []
+    parts, dtype = [], getattr(pipe.segmenter, "dtype", torch.float32)
     for start in range(0, count, batch):
         n = min(batch, count - start)
         seed = first_seed + 2 * start
-        codes = [style_codes(pipe.generator, range(seed + k, seed + 2 * n, 2), psi) for k in (0, 1)]
-        images = [pipe.generator.synthesis(s).clamp(-1, 1) for s in codes]
-        probs = [pipe.segmenter.segment(x).softmax(dim=1) for x in images]
+        codes = [style_codes(pipe.generator, range(seed + k, seed + 2 * n, 2)) for k in (0, 1)]
+        images = [render(pipe, s) for s in codes]
+        probs = [pipe.segmenter.segment(x.to(dtype)).float().softmax(dim=1) for x in images]
         parts.append(Pairs(*codes, *images, *probs))
     return Pairs(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Pairs)))

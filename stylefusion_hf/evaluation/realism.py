@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.measuring import Subject
-from stylefusion_hf.evaluation.pairs import style_codes
+from stylefusion_hf.evaluation.pairs import render, style_codes
 from stylefusion_hf.evaluation.statistics import Estimate, coverage, kid_subsets, ratio, resamples
 
-PLAIN_SEED, REAL_START = 6_000_000, 2_000_000
+PLAIN_SEED, REAL_START, MAX_COUNT = 6_000_000, 2_000_000, 100_000
 LOW = 0.05  # the quantile of the plain pictures' logits below which a picture counts as implausible
 
 
@@ -58,6 +58,14 @@ def real_pictures(source: str, size: int, count: int) -> Callable[[range], Tenso
     return lambda numbers: torch.stack([folder[i]["image"] for i in numbers])
 
 
+def check_real(source: str, size: int, count: int) -> None:
+    """The errors of `real_pictures` and `realism_rows` ahead of long work."""
+    if not 10 <= count <= MAX_COUNT:
+        raise ValueError(f"realism needs 10 to {MAX_COUNT} pictures a side, got {count}")
+    if source != "avatars":
+        real_pictures(source, size, count)
+
+
 @torch.no_grad()
 def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, Any]:
     """Rows for one swapped region and for every region from another code, beside plain samples.
@@ -66,33 +74,32 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
     bootstrapped over the pictures.
 
     Raises:
-        ValueError: fewer than 10 pictures.
+        ValueError: fewer than 10 pictures, or more than 100 000.
     """
-    if count < 10:
-        raise ValueError(f"realism needs 10 pictures a side or more, got {count}")
+    check_real(real or "avatars", subject.pipe.generator.config.resolution, count)
     g, fusion = subject.pipe.generator, subject.pipe.fusion
     leaves = subject.leaves
 
     def codes(numbers: range, draw: int) -> Tensor:
-        first = PLAIN_SEED + subject.seed + draw * 100_000
-        return style_codes(g, range(first + numbers.start, first + numbers.stop), subject.psi)
+        first = subject.first(PLAIN_SEED) + draw * MAX_COUNT
+        return style_codes(g, range(first + numbers.start, first + numbers.stop))
 
     def plain(numbers: range, draw: int = 0) -> Tensor:
-        return g.synthesis(codes(numbers, draw)).clamp(-1, 1)
+        return render(subject.pipe, codes(numbers, draw))
 
     def one_region(numbers: range) -> Tensor:
         a, b = codes(numbers, 0), codes(numbers, 1)
         turn = torch.tensor([n % len(leaves) for n in numbers], device=a.device)[:, None]
         given = {n: torch.where(turn == leaves.index(n), b, a) if n in leaves else a for n in fusion.tree.nodes}
-        return g.synthesis(fusion.fuse(given)).clamp(-1, 1)
+        return render(subject.pipe, fusion.fuse(given))
 
     def every_region(numbers: range) -> Tensor:
         base = codes(numbers, 0)
         given = {n: codes(numbers, 1 + leaves.index(n)) if n in leaves else base for n in fusion.tree.nodes}
-        return g.synthesis(fusion.fuse(given)).clamp(-1, 1)
+        return render(subject.pipe, fusion.fuse(given))
 
     drawn = real == "avatars"  # of which there are as many as one likes: a second draw shows what equality reads as
-    pictures = real_pictures(real, g.config.resolution, count * (1 + drawn)) if real else lambda n: plain(n, 99)
+    pictures = real_pictures(real, g.config.resolution, count * (1 + drawn)) if real else lambda n: plain(n, 60)
     reference, _ = seen(subject, pictures, count, "real")
     mean, std = reference.mean(dim=0), reference.std(dim=0).clamp_min(1e-6)
     reference = (reference - mean) / std

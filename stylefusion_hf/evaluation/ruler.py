@@ -14,7 +14,7 @@ taken off both. All masks come from the evaluation segmenter, whose regions are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.alignment import fit_similarity, inside, pose_between, region_centroids, warp
+from stylefusion_hf.alignment import fit_similarity, inside, pose_between, region_axes, region_centroids, warp
 from stylefusion_hf.evaluation.statistics import ratio
 from stylefusion_hf.features import colour, layout, texture
 
@@ -39,19 +39,25 @@ LEAST_DIFFERENCE, LEAST_SIGNAL = {"colour": 0.05, "texture": 0.4, "outline": 0.1
 class Scene:
     """B pictures as the judges see them: `images` (B, 3, H, W), `probs` (B, R, H, W), `points` (B, P, 2) or None.
 
-    `kinds`: {attribute: (B, classes)}, how probable the portrait judge finds each. `features`: (B, D), its own.
+    `kinds`: {attribute: (B, classes)}, how probable the portrait judge finds each. `own_features`: (B, D), a judge's.
     """
 
     images: Tensor
     probs: Tensor
-    features: Tensor
+    own_features: Tensor
     points: Tensor | None = None
     kinds: dict[str, Tensor] = field(default_factory=dict)
+    backbone: Callable[[Tensor], Tensor] | None = None
 
     @cached_property
     def labels(self) -> Tensor:
         """(B, H, W), the most probable region of every pixel."""
         return most_probable(self.probs)
+
+    @cached_property
+    def features(self) -> Tensor:
+        """(B, D), the backbone's where there is one. It takes longer than all else: it runs where it is used."""
+        return self.own_features if self.backbone is None else self.backbone(self.images)
 
 
 @dataclass
@@ -89,40 +95,52 @@ class Ruler:
         portrait: the pose and attribute judge; without it pose is read from the segmenter's masks.
         pose_regions: regions whose middles then tell the pose: those that are much alike in all pictures, such as eyes
             and mouth. All that move if left out.
+        backbone: images (B, 3, H, W) -> features (B, D), for what is noticed and for realism; the portrait judge's,
+            or else the segmenter's, if left out.
 
     Regions named bg... or background... do not move with the pose.
     """
 
-    def __init__(self, segmenter, portrait=None, pose_regions: Sequence[str] | None = None):
-        self.segmenter, self.portrait = segmenter, portrait
+    def __init__(
+        self,
+        segmenter,
+        portrait=None,
+        pose_regions: Sequence[str] | None = None,
+        backbone: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.segmenter, self.portrait, self.backbone = segmenter, portrait, backbone
         self.regions = list(segmenter.config.regions)
         self.static = [n for n in self.regions if n.lower().startswith(("bg", "background"))]
         moving = [n for n in self.regions if n not in self.static]
-        self.posing = [self.regions.index(n) for n in (pose_regions or moving) if n in moving]
+        posing = [n for n in pose_regions or () if n in moving] or moving
+        self.posing = [self.regions.index(n) for n in posing]
 
     # --- seeing ---
 
     @torch.no_grad()
     def look(self, images: Tensor) -> Scene:
         """Images (B, 3, H, W) in [-1, 1] as the judges see them."""
-        logits, features = self.segmenter.segment(images, return_features=True)
-        scene = Scene(images, logits.softmax(dim=1), pooled_features(features))
+        logits, maps = self.segmenter.segment(images, return_features=True)
+        scene = Scene(images, logits.softmax(dim=1), pooled_features(maps), backbone=self.backbone)
         if self.portrait is not None:
             seen = self.portrait.judge(images)
-            scene.points, scene.features = seen.points, seen.features
+            scene.points, scene.own_features = seen.points, seen.features
             scene.kinds = {name: x.softmax(dim=1) for name, x in seen.attributes.items()}
         return scene
 
-    def pose(self, scene: Scene) -> Tensor:
-        """(B, P, 2): where the judge's points lie; else the regions' centroids, NaN for regions that are not there."""
-        if scene.points is not None:
-            return scene.points
-        centroids, areas = region_centroids(scene.labels, len(self.regions))
-        return centroids.masked_fill((areas <= 1e-3)[..., None], torch.nan)[:, self.posing]
-
     def pose_gap(self, one: Scene, other: Scene) -> Tensor:
-        """(B,), how far apart two poses are: mean distance of their points, in picture widths; NaN where unknown."""
-        return (self.pose(one) - self.pose(other)).norm(dim=-1).nanmean(dim=1) / 2
+        """(B,), how far apart two poses are, in picture widths; NaN where unknown.
+
+        Mean distance of the judge's points; without a judge, of the ends of the posing regions' major axes (which tell
+        place, lean and size), regions under a thousandth of the picture left out.
+        """
+        if one.points is not None and other.points is not None:
+            return (one.points - other.points).norm(dim=-1).mean(dim=1) / 2
+        ends = [region_axes(x.labels, len(self.regions))[:, self.posing] for x in (one, other)]
+        areas = [region_centroids(x.labels, len(self.regions))[1][:, self.posing] for x in (one, other)]
+        either = [(ends[0] - e).norm(dim=-1).mean(dim=-1) for e in (ends[1], ends[1].flip(2))]
+        gap = torch.minimum(*either) / 2
+        return gap.masked_fill(torch.minimum(*areas) <= 1e-3, torch.nan).nanmean(dim=1)
 
     @torch.no_grad()
     def compare(self, base: Scene, source: Scene) -> Comparison:
@@ -177,7 +195,8 @@ class Ruler:
         own = dilate((c.source.labels > r) | (c.back.labels > r), 1) | ~inside(c.way_back, *labels.shape[1:])
         there = self.descriptors(c.source.images, c.source.probs, r, own)
         and_back = self.descriptors(c.back.images, c.back.probs, r, own)
-        noise = {h: (there[h] - and_back[h]).abs().sum(dim=1) for h in HEADS}
+        moves = 0.0 if name in self.static else 1.0  # what is not brought into pose has no noise of it
+        noise = {h: (there[h] - and_back[h]).abs().sum(dim=1) * moves for h in HEADS}
         heads = {h: (ours[h], theirs[h], noise[h]) for h in HEADS}
         c.described[name] = Described(hidden, counts, counts & seen[0] & seen[1], heads)
         return c.described[name]
@@ -214,8 +233,9 @@ class Ruler:
             "inside_of": total(m * by_source.abs()),
             "flips": total(((after_labels != before_labels) & ~mask).float()),
             "flips_of": total((~mask).float()),
-            "pose": self.pose_gap(after, c.base).nan_to_num(),
         }
+        gap = self.pose_gap(after, c.base)
+        out["pose"], out["pose_known"] = gap.nan_to_num(), gap.isfinite().float()
         area, wanted = (total((x == r).float()) for x in (after_labels, c.source.labels))
         out["area"] = ((area + 1) / (wanted + 1)).log().abs()
         if thorough:
@@ -232,8 +252,9 @@ class Ruler:
             out[f"{head}_size"] = total((start.abs() + goal.abs()) / 2) * seen
             out[f"{head}_raw"] = total((start - goal).abs()) * seen
             out[f"{head}_of"] = (total((start - goal).abs()) - noise).clamp_min(0) * seen
-            left = (total((mine[head] - goal).abs()) - noise).clamp_min(0) * seen
-            out[head] = torch.where(vanished, out[f"{head}_of"], left)
+            rest = total((mine[head] - goal).abs()) * seen
+            out[head] = torch.where(vanished, out[f"{head}_of"], (rest - noise).clamp_min(0) * seen)
+            out[f"{head}_rest"] = torch.where(vanished, out[f"{head}_raw"], rest)
         return {k: v.float().cpu() for k, v in out.items()}
 
     def _kinds(self, c: Comparison, name: str, after: Scene) -> dict[str, Tensor]:
@@ -285,18 +306,20 @@ def measurable(columns: dict[str, Tensor]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def transfer(columns: dict[str, Tensor], counts: Tensor, heads: tuple[str, ...]) -> Tensor:
+def transfer(columns: dict[str, Tensor], counts: Tensor, heads: tuple[str, ...], noisy: bool = False) -> Tensor:
     """T of every resample, (rounds + 1,): the mean over the heads; NaN without any.
 
-    columns: from `Ruler.measure` over all pairs, (N,) each. A head's lowest tenth of denominators is dropped.
+    columns: from `Ruler.measure` over all pairs, (N,) each. A head's lowest tenth of denominators is dropped. `noisy`:
+    without taking the noise off.
     """
     parts = []
     for head in heads:
-        below = columns[f"{head}_of"].double() * columns["counts"]
+        below = columns[f"{head}_raw" if noisy else f"{head}_of"].double() * columns["counts"]
+        above = columns[f"{head}_rest" if noisy else head]
         present = below > 0
         if present.any():
             present &= below >= below[present].quantile(DROPPED)
-        parts.append(1 - ratio(counts, columns[head] * present, below * present))
+        parts.append(1 - ratio(counts, above * present, below * present))
     return torch.stack(parts).mean(dim=0) if parts else torch.full((len(counts),), torch.nan, dtype=torch.float64)
 
 
@@ -312,11 +335,12 @@ def figures(columns: dict[str, Tensor], counts: Tensor, heads: tuple[str, ...] |
     return {
         "outside": ratio(w, c["outside"], c["outside_of"]),
         "transfer": transfer(c, w, heads),
+        "transfer, noisy": transfer(c, w, heads, noisy=True),
         **{f"transfer_{h}": transfer(c, w, (h,) if h in heads else ()) for h in HEADS},
         "leak": ratio(w, c["outside"], c["all"]),
         "flips": ratio(w, c["flips"], c["flips_of"]),
         **{k: ratio(w, c[k], c[f"{k}_of"]) for k in ("noticed", "became", "stayed") if k in c},
         "area": ratio(w, c["area"], one),
         "response": ratio(w, c["inside"], c["inside_of"]),
-        "pose": ratio(w, c["pose"], one),
+        "pose": ratio(w, c["pose"], c["pose_known"]),
     }

@@ -140,7 +140,7 @@ class TrainingScore:
 
     Args:
         pipe: a pipeline with a segmenter.
-        pose: names of the regions that tell the pose; None: the leaves of the root's first child.
+        pose: names of the regions that tell the pose; None: the leaves of the root's first child that move.
         static: names of those that do not move with it; None: names that begin with bg or background.
         samples: pictures that the maps' deviations are taken from.
         resolutions: of the maps.
@@ -162,11 +162,12 @@ class TrainingScore:
         self.pipe = pipe
         self.regions = list(pipe.segmenter.config.regions)
         tree = pipe.fusion.tree
-        if pose is None:
-            first = (tree.children(tree.root) or (tree.root,))[0]
-            pose = [name for name in tree.subtree(first) if name in tree.leaves]
         if static is None:
             static = [name for name in self.regions if name.lower().startswith(("bg", "background"))]
+        if pose is None:
+            first = (tree.children(tree.root) or (tree.root,))[0]
+            moving = [name for name in tree.leaves if name not in static]
+            pose = [name for name in tree.subtree(first) if name in moving] or moving
         if unknown := [name for name in (*pose, *static) if name not in self.regions]:
             raise ValueError(f"unknown region {unknown[0]!r}: the segmenter knows {', '.join(self.regions)}")
         self.pose = [self.regions.index(name) for name in pose]

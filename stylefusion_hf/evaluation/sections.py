@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.baselines import StyleFusionSwap
-from stylefusion_hf.evaluation.measuring import Columns, Subject, measure_jobs
-from stylefusion_hf.evaluation.pairs import style_codes
-from stylefusion_hf.evaluation.ruler import HEADS, figures, measurable, transfer
+from stylefusion_hf.evaluation.measuring import Columns, Subject, joined, measure_jobs
+from stylefusion_hf.evaluation.pairs import render, style_codes
+from stylefusion_hf.evaluation.ruler import HEADS, dilate, figures, transfer
 from stylefusion_hf.evaluation.statistics import Estimate, ratio, resamples
 
 Rows = dict[str, dict[str, Estimate]]
@@ -45,18 +45,18 @@ def swap_rows(subject: Subject, count: int) -> dict[str, Rows]:
     out: dict[str, Rows] = {name: {} for name in methods}
     for (method, leaf, _), columns in measured.items():
         n = int(columns["counts"].sum())
-        draws = figures(columns, counts)
+        draws = figures(columns, counts, subject.heads[leaf])
         weights = counts * columns["counts"].double()
         dead = columns["inside"] < COLLAPSED * columns["inside_of"]
         for name, values in (("dead", dead), ("agree", columns["agree"]), ("agree_plain", columns["agree_plain"])):
             draws[name] = ratio(weights, values, torch.ones(count))
-        out[method][leaf] = estimates(draws, n) | by_gap(columns, counts)
+        out[method][leaf] = estimates(draws, n) | by_gap(columns, counts, subject.heads[leaf])
     return out
 
 
-def by_gap(columns: Columns, counts: Tensor) -> dict[str, Estimate]:
+def by_gap(columns: Columns, counts: Tensor, heads: tuple[str, ...]) -> dict[str, Estimate]:
     """Transfer by quartile of the pose gap, `transfer q1` (nearly the same pose) to `transfer q4`."""
-    heads, out = measurable(columns), {}
+    out = {}
     known = columns["gap"].isfinite() & (columns["counts"] > 0)
     if int(known.sum()) < 8:
         return {}
@@ -77,7 +77,9 @@ def global_rows(subject: Subject, count: int) -> Rows:
     """How far pose follows the common codes, and how much of the looks stays.
 
     pose    G = sum |pose(I) - pose(Ic)| / sum |pose(I0) - pose(Ic)|       0: c's pose, 1: still a's
-    REGION  1 - sum |f(I) - f(I0')| / sum |f(Ic) - f(I0')|, I0' in c's pose  1: a's look, 0: c's
+    REGION  1 - sum |f(I) - f(I0')| / sum |f(Ic') - f(I0')|, both in I's pose  1: a's look, 0: c's
+
+    Beside the regions: their mean, and that of each head.
 
     Rows: every common code from c; the root's alone; and, for comparison, style mixing of the coarse layers: all style
     vectors up to 8, up to 16 pixels from c.
@@ -100,14 +102,15 @@ def global_rows(subject: Subject, count: int) -> Rows:
     done = 0
     with tqdm(total=count * len(ways), desc="global", unit="picture", leave=False) as bar:
         for pairs in subject.pairs(count):
-            first = GLOBAL_SEED + subject.seed + done
-            c = style_codes(g, range(first, first + len(pairs)), subject.psi)
-            at_c = subject.ruler.look(g.synthesis(c).clamp(-1, 1))
+            first = subject.first(GLOBAL_SEED) + done
+            c = style_codes(g, range(first, first + len(pairs)))
+            at_c = subject.ruler.look(render(subject.pipe, c))
             at_a = subject.ruler.look(pairs.plain)
-            comparison = subject.ruler.compare(at_c, at_a)
             for way, make in ways.items():
-                images = g.synthesis(make(pairs.base, c)).clamp(-1, 1)
-                seen = subject.ruler.look(images)
+                seen = subject.ruler.look(render(subject.pipe, make(pairs.base, c)))
+                # Looks are compared in I's own pose, whichever that became: pose has its own column.
+                moved = subject.ruler.look(subject.ruler.compare(seen, at_c).moved_images)
+                comparison = subject.ruler.compare(moved, at_a)
                 pose = {
                     "pose": subject.ruler.pose_gap(seen, at_c).cpu(),
                     "pose_of": subject.ruler.pose_gap(at_a, at_c).cpu(),
@@ -124,15 +127,12 @@ def global_rows(subject: Subject, count: int) -> Rows:
         found = {leaf: joined(parts[way, leaf]) for leaf in subject.leaves}
         any_leaf = found[subject.leaves[0]]
         row = {"pose": Estimate.of(ratio(counts, any_leaf["pose"], any_leaf["pose_of"]), count)}
-        kept = {leaf: figures(columns, counts)["transfer"] for leaf, columns in found.items()}
-        row["looks kept"] = Estimate.of(torch.stack(list(kept.values())).nanmean(dim=0), count)
-        rows[way] = row | estimates(kept, count)
+        kept = {leaf: figures(columns, counts, subject.heads[leaf]) for leaf, columns in found.items()}
+        for key in ("transfer", *(f"transfer_{h}" for h in HEADS)):
+            mean = torch.stack([draws[key] for draws in kept.values()]).nanmean(dim=0)
+            row["looks kept" if key == "transfer" else key.removeprefix("transfer_")] = Estimate.of(mean, count)
+        rows[way] = row | estimates({leaf: draws["transfer"] for leaf, draws in kept.items()}, count)
     return rows
-
-
-def joined(parts: list[Columns]) -> Columns:
-    """Columns of consecutive batches as one."""
-    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
 # --- One region moved step by step -----------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def joined(parts: list[Columns]) -> Columns:
 def interpolation_rows(subject: Subject, count: int) -> Rows:
     """A region's code moved to the source's in 16 steps.
 
-    outside: O of the step at which it is largest; unevenness: the largest step inside the region over the mean step.
+    outside: the O of each step, the largest of them; unevenness: the largest step inside the region over their mean.
     """
     method, counts, rows = StyleFusionSwap(subject.pipe), resamples(count), {}
     with tqdm(total=count * len(subject.leaves), desc="interpolation", unit="walk", leave=False) as bar:
@@ -151,33 +151,27 @@ def interpolation_rows(subject: Subject, count: int) -> Rows:
             comparison = subject.compare(pairs)
             for leaf in subject.leaves:
                 r = subject.ruler.regions.index(leaf)
-                last, steps, outside = pairs.plain, [], []
+                last, steps, outside, outside_of = pairs.plain, [], [], []
                 inside = (comparison.base.labels == r) | (comparison.source.labels == r)
                 for step in range(1, STEPS + 1):
                     images = method.swap(pairs, leaf, step / STEPS)
                     after = subject.ruler.look(images)
                     columns = subject.ruler.measure(comparison, leaf, after, thorough=False)
                     outside.append(columns["outside"])
+                    outside_of.append(columns["outside_of"])
                     steps.append(((images - last).abs().sum(dim=1) * inside).sum(dim=(1, 2)).cpu())
                     last = images
                 moves = torch.stack(steps)
-                parts[leaf].append(
-                    {
-                        "counts": columns["counts"],
-                        "outside": torch.stack(outside).amax(dim=0),
-                        "outside_of": columns["outside_of"],
-                        "largest": moves.amax(dim=0),
-                        "mean": moves.mean(dim=0),
-                    }
-                )
+                own = {"counts": columns["counts"], "largest": moves.amax(dim=0), "mean": moves.mean(dim=0)}
+                by_step = {"outside": torch.stack(outside, dim=1), "outside_of": torch.stack(outside_of, dim=1)}
+                parts[leaf].append({**own, **by_step})
                 bar.update(len(pairs))
     for leaf, found in parts.items():
         c = joined(found)
         w = counts * c["counts"].double()
-        rows[leaf] = estimates(
-            {"outside": ratio(w, c["outside"], c["outside_of"]), "unevenness": ratio(w, c["largest"], c["mean"])},
-            int(c["counts"].sum()),
-        )
+        each = [ratio(w, c["outside"][:, k], c["outside_of"][:, k]) for k in range(STEPS)]
+        draws = {"outside": torch.stack(each).amax(dim=0), "unevenness": ratio(w, c["largest"], c["mean"])}
+        rows[leaf] = estimates(draws, int(c["counts"].sum()))
     return rows
 
 
@@ -247,12 +241,13 @@ def diversity_rows(subject: Subject, bases: int) -> Rows:
             if int(counts.sum()) < 8:
                 continue
             after = subject.ruler.look(method.swap(same, leaf, 1.0))
-            heads = measurable(subject.ruler.measure(comparison, leaf, after, thorough=False))
             images, probs = subject.ruler.in_pose(comparison, leaf)
-            fused = subject.ruler.descriptors(after.images[counts], after.probs[counts], r, hidden[counts])
-            plain_looks = subject.ruler.descriptors(images[counts], probs[counts], r, hidden[counts])
-            for head in heads:
-                ours, theirs = (float(torch.pdist(x[head].float(), p=1).mean()) for x in (fused, plain_looks))
+            # The fused pictures share what the base puts in front; each source has its own.
+            front = dilate(comparison.base.labels > r, 1)
+            fused = subject.ruler.descriptors(after.images[counts], after.probs[counts], r, front[counts])
+            own_looks = subject.ruler.descriptors(images[counts], probs[counts], r, hidden[counts])
+            for head in subject.heads[leaf]:
+                ours, theirs = (float(torch.pdist(x[head].float().cpu(), p=1).mean()) for x in (fused, own_looks))
                 sums[leaf][head].append((ours, theirs))
     rows: Rows = {}
     for leaf, found in sums.items():

@@ -32,7 +32,8 @@ class Estimate:
     def of(cls, draws: Tensor, n: int) -> Estimate:
         """From the figure of every resample (ROUNDS + 1,), the first of all pairs."""
         finite = draws[1:][draws[1:].isfinite()].double()
-        if not math.isfinite(float(draws[0])) or not len(finite):
+        # Undefined in more than one resample of forty, it is undefined: the others' interval would lack an end.
+        if not math.isfinite(float(draws[0])) or len(finite) < 0.975 * len(draws[1:]):
             return cls(math.nan, math.nan, math.nan, n)
         low, high = finite.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64, device=finite.device)).tolist()
         return cls(float(draws[0]), low, high, n)
@@ -51,8 +52,8 @@ def resamples(n: int, rounds: int = ROUNDS, seed: int = 0) -> Tensor:
 
 def ratio(counts: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
     """sum(numerator) / sum(denominator) of every resample: (rounds + 1, n), (n,) and (n,) -> (rounds + 1,)."""
-    below = counts @ denominator.double().cpu()
-    return torch.where(below > 0, (counts @ numerator.double().cpu()) / below.clamp_min(1e-300), math.nan)
+    below = counts @ denominator.cpu().double()
+    return torch.where(below > 0, (counts @ numerator.cpu().double()) / below.clamp_min(1e-300), math.nan)
 
 
 # --- Feature distributions -------------------------------------------------------------------------------------------
@@ -109,9 +110,10 @@ def outside_at(outside: Sequence[float], transfer: Sequence[float], wanted: floa
     """
     from scipy.optimize import isotonic_regression
 
-    order = np.argsort(transfer)
-    t = np.concatenate([[0.0], np.asarray(transfer, dtype=float)[order]])
-    o = np.concatenate([[0.0], np.asarray(outside, dtype=float)[order]])
+    o, t = np.asarray(outside, dtype=float), np.asarray(transfer, dtype=float)
+    o, t = o[t > 0], t[t > 0]  # below 0 a setting is worse than none; an undefined one says nothing
+    order = np.argsort(t)
+    o, t = np.concatenate([[0.0], o[order]]), np.concatenate([[0.0], t[order]])
     if not np.isfinite(wanted) or wanted > t.max():
         return math.nan
     # (0, 0) is exact, no measurement: it gets a weight that holds it.
