@@ -88,6 +88,17 @@ def test_outside_change_is_read_off_a_rising_curve():
     assert outside_at([0.9, 0.2], [math.nan, 0.5], 0.25) == pytest.approx(0.1)
 
 
+def test_an_envelope_is_what_no_other_setting_beats():
+    curve = straight(0.1, 0.6)
+    curve.strengths.append(9.0)
+    curve.outside.append(torch.full((ROUNDS + 1,), 0.5, dtype=torch.float64))
+    curve.transfer.append(torch.full((ROUNDS + 1,), 0.4, dtype=torch.float64))
+    wanted = torch.full((ROUNDS + 1,), 0.45, dtype=torch.float64)
+    assert float(curve.at(wanted)[0]) > 0.1  # the fit goes through the bad setting as well
+    assert curve.envelope().strengths == [0.5, 1.0]
+    assert float(curve.envelope().at(wanted)[0]) == pytest.approx(0.045)
+
+
 def test_what_half_of_the_resamples_reach_is_not_reached():
     draw = torch.Generator().manual_seed(0)
     barely = straight(0.4, 1.0)

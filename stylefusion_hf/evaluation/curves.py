@@ -55,6 +55,12 @@ class Curve:
         rows = zip(o, t, wanted.tolist(), strict=True)
         return torch.tensor([outside_at(a, b, level) for a, b, level in rows], dtype=torch.float64)
 
+    def envelope(self) -> Curve:
+        """Without the settings that another beats: of codes optimised for these very pairs, the best are the limit."""
+        kept = pareto([float(o[0]) for o in self.outside], [float(t[0]) for t in self.transfer])
+        lists = (self.strengths, self.outside, self.transfer)
+        return Curve(*([values[i] for i in kept] for values in lists))  # type: ignore[arg-type]
+
     def points(self) -> list[dict[str, float]]:
         """For the plot and the JSON."""
         rows = zip(self.strengths, self.outside, self.transfer, strict=True)
@@ -168,6 +174,8 @@ def limits(
     for name, leaf, strength, columns in measured:
         by_leaf = curves.setdefault(name, {leaf: Curve() for leaf in subject.leaves})
         by_leaf[leaf].add(strength, columns, counts, subject.heads[leaf])
+    for name in LIMITS.values():
+        curves[name] = {leaf: curve.envelope() for leaf, curve in curves[name].items()}
     return curves
 
 
