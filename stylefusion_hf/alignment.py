@@ -4,6 +4,8 @@ All functions are pure and batched. Label maps are (B, H, W) integers, images (B
 in `affine_grid`'s units, -1 to 1 from edge to edge.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,28 +13,34 @@ from torch import Tensor
 # --- Pose: a similarity that brings the regions of one image onto those of another -----------------------------------
 
 
+def static_regions(names: Iterable[str]) -> list[str]:
+    """Of region names, those that do not move with the pose: named bg... or background..."""
+    return [n for n in names if n.lower().startswith(("bg", "background"))]
+
+
 def region_centroids(labels: Tensor, num_regions: int) -> tuple[Tensor, Tensor]:
     """Centroids (B, R, 2) as (x, y) and areas (B, R) as shares of the image; both 0 for an absent region."""
+    masks, grid = _masks_and_places(labels, num_regions)
+    area = masks.sum(dim=1)
+    centroid = torch.einsum("bpr,pc->brc", masks, grid) / area.clamp_min(1)[..., None]
+    return centroid, area / masks.shape[1]
+
+
+def _masks_and_places(labels: Tensor, num_regions: int) -> tuple[Tensor, Tensor]:
+    """Masks (B, HW, R) and the pixels' (x, y), (HW, 2)."""
     _, h, w = labels.shape
-    masks = F.one_hot(labels.long(), num_regions).to(torch.float32).flatten(1, 2)  # (B, HW, R)
     ys = (torch.arange(h, device=labels.device) * 2 + 1) / h - 1
     xs = (torch.arange(w, device=labels.device) * 2 + 1) / w - 1
     grid = torch.stack([xs.expand(h, w), ys[:, None].expand(h, w)], dim=-1).reshape(-1, 2)
-    area = masks.sum(dim=1)
-    centroid = torch.einsum("bpr,pc->brc", masks, grid) / area.clamp_min(1)[..., None]
-    return centroid, area / (h * w)
+    return F.one_hot(labels.long(), num_regions).to(torch.float32).flatten(1, 2), grid
 
 
 def region_axes(labels: Tensor, num_regions: int) -> Tensor:
     """Ends of each region's major axis, (B, R, 2, 2) as two (x, y), in no particular order: where it lies, how it
     leans, how large it is. One standard deviation to either side of the centroid; the centroid for an absent region.
     """
-    _, h, w = labels.shape
+    masks, grid = _masks_and_places(labels, num_regions)
     centroid, _ = region_centroids(labels, num_regions)
-    masks = F.one_hot(labels.long(), num_regions).to(torch.float32).flatten(1, 2)
-    ys = (torch.arange(h, device=labels.device) * 2 + 1) / h - 1
-    xs = (torch.arange(w, device=labels.device) * 2 + 1) / w - 1
-    grid = torch.stack([xs.expand(h, w), ys[:, None].expand(h, w)], dim=-1).reshape(-1, 2)
     products = torch.stack([grid[:, 0] ** 2, grid[:, 1] ** 2, grid[:, 0] * grid[:, 1]], dim=1)
     mean = torch.einsum("bpr,pc->brc", masks, products) / masks.sum(dim=1).clamp_min(1)[..., None]
     x, y = centroid.unbind(dim=-1)

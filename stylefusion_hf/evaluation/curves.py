@@ -58,8 +58,9 @@ class Curve:
     def envelope(self) -> Curve:
         """Without the settings that another beats: of codes optimised for these very pairs, the best are the limit."""
         kept = pareto([float(o[0]) for o in self.outside], [float(t[0]) for t in self.transfer])
-        lists = (self.strengths, self.outside, self.transfer)
-        return Curve(*([values[i] for i in kept] for values in lists))  # type: ignore[arg-type]
+        return Curve(
+            [self.strengths[i] for i in kept], [self.outside[i] for i in kept], [self.transfer[i] for i in kept]
+        )
 
     def points(self) -> list[dict[str, float]]:
         """For the plot and the JSON."""
@@ -90,8 +91,7 @@ def sweep(
             curve = Curve()
             for s in method.strengths:
                 curve.add(s, measured[name, leaf, s], ones, heads[leaf])
-            outside, arrived = [float(o) for o in curve.outside], [float(t) for t in curve.transfer]
-            envelope = [method.strengths[i] for i in pareto(outside, arrived)]
+            envelope = curve.envelope().strengths
             if name == OURS and 1.0 not in envelope:
                 envelope.append(1.0)  # the model as it is used
             kept += [(name, leaf, s) for s in envelope]
@@ -109,6 +109,16 @@ def reached(outside: Tensor) -> bool:
     return math.isfinite(float(outside[0])) and float(outside.isfinite().double().mean()) >= 0.975
 
 
+def at_full_strength(ours: Mapping[str, Curve]) -> dict[str, Tensor]:
+    """{region: our transfer as the model is used, of every resample}."""
+    return {leaf: curve.transfer[curve.strengths.index(1.0)] for leaf, curve in ours.items()}
+
+
+def transfers(full: Mapping[str, Tensor], level: float | str) -> dict[str, Tensor]:
+    """{region: the transfer to compare at}: a number of `LEVELS`, or "ours" for what we reach at full strength."""
+    return {leaf: t if level == "ours" else torch.full_like(t, float(level)) for leaf, t in full.items()}
+
+
 def compare(curves: Mapping[str, Mapping[str, Curve]], test: int) -> dict[str, Any]:
     """O of every method at equal transfer: {level: {method: {region: Estimate, "ratio": Estimate, "regions": n}}}.
 
@@ -116,12 +126,10 @@ def compare(curves: Mapping[str, Mapping[str, Curve]], test: int) -> dict[str, A
     resample (a paired comparison), over the "regions" that both reach; above 1 we move less outside.
     """
     leaves = list(curves[OURS])
-    full = {leaf: curves[OURS][leaf].transfer[curves[OURS][leaf].strengths.index(1.0)] for leaf in leaves}
+    full = at_full_strength(curves[OURS])
     out: dict[str, Any] = {}
     for level in (*LEVELS, "ours"):
-        wanted = {
-            leaf: full[leaf] if level == "ours" else torch.full_like(full[leaf], float(level)) for leaf in leaves
-        }
+        wanted = transfers(full, level)
         ours = {leaf: curves[OURS][leaf].at(wanted[leaf]) for leaf in leaves}
         table: dict[str, Any] = {}
         for name, by_leaf in curves.items():
@@ -157,7 +165,8 @@ def limits(
     pairs = draw_pairs(subject.pipe, count, subject.first(TEST_SEED), subject.batch)
     gates = methods.get("static-gates")
     start = gates if isinstance(gates, LearnedGates) else None
-    found = all_limits(subject.pipe, pairs, subject.leaves, lambdas, steps, start, chunk=subject.batch)
+    score = start.score if start else None
+    found = all_limits(subject.pipe, pairs, subject.leaves, lambdas, steps, start, score, chunk=subject.batch)
     jobs = [(m, leaf, s) for m in kept for leaf in subject.leaves for s in kept[m][leaf].strengths]
     measured = [(*job, c) for job, c in measure_jobs(subject, methods, jobs, count, progress="limit pairs").items()]
     comparison = subject.compare(pairs)
@@ -188,13 +197,13 @@ def shares(curves: Mapping[str, Mapping[str, Curve]], count: int) -> dict[str, d
     if BASELINE not in curves:
         return {}
     leaves, out = list(curves[OURS]), {}
-    full = {leaf: curves[OURS][leaf].transfer[curves[OURS][leaf].strengths.index(1.0)] for leaf in leaves}
+    full = at_full_strength(curves[OURS])
     for level in (*LEVELS, "ours"):
         table: dict[str, Any] = {}
         for name, by_leaf in curves.items():
             logs: dict[str, list[Tensor]] = {"low": [], "high": [], "own": []}
             for leaf in leaves:
-                wanted = full[leaf] if level == "ours" else torch.full_like(full[leaf], float(level))
+                wanted = transfers(full, level)[leaf]
                 three = [c[leaf].at(wanted) for c in (curves[LIMITS["gate"]], curves[BASELINE], by_leaf)]
                 if all(reached(x) for x in three):
                     for key, x in zip(logs, three, strict=True):

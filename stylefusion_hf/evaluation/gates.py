@@ -60,7 +60,7 @@ class LearnedGates(GateMethod):
         if not lambdas or sorted(lambdas) != list(lambdas) or lambdas[0] <= 0:
             raise ValueError(f"lambdas must be positive and ascending, got {list(lambdas)}")
         self.lambdas, self.steps, self.batch = tuple(map(float, lambdas)), steps, batch
-        self.pool, self.seed, self.learning_rate, self._score = pool, seed, learning_rate, score
+        self.pool, self.seed, self.learning_rate, self.score = pool, seed, learning_rate, score
         self.regions = [name for name in pipe.segmenter.config.regions if name in pipe.fusion.tree.leaves]
         self.logits: Tensor | None = None  # (L, R, S)
         self.history: list[float] = []  # loss per item, step by step
@@ -72,7 +72,7 @@ class LearnedGates(GateMethod):
     @torch.enable_grad()  # a method may be fitted on first use, in the middle of measuring
     def fit(self) -> LearnedGates:
         """Learn the gates (anew), with a progress bar."""
-        score = self._score or TrainingScore(self.pipe)
+        score = self.score = self.score or TrainingScore(self.pipe)
         looks = score.pool(self.pool)
         device, regions, lambdas = looks.codes.device, len(self.regions), len(self.lambdas)
         channel = torch.tensor([score.regions.index(name) for name in self.regions], device=device)

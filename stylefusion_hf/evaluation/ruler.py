@@ -15,7 +15,7 @@ taken off both. All masks come from the evaluation segmenter, whose regions are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -23,7 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.alignment import fit_similarity, inside, pose_between, region_axes, region_centroids, warp
+from stylefusion_hf.alignment import (
+    fit_similarity,
+    inside,
+    pose_between,
+    region_axes,
+    region_centroids,
+    static_regions,
+    warp,
+)
 from stylefusion_hf.evaluation.statistics import ratio
 from stylefusion_hf.features import colour, layout, texture
 
@@ -67,8 +75,7 @@ class Comparison:
     base: Scene
     source: Scene
     theta: Tensor  # (B, 2, 3), samples the sources in the bases' pose
-    moved_images: Tensor  # Ib', sources in the bases' pose
-    moved_probs: Tensor
+    moved: Scene  # Ib', sources in the bases' pose; their probabilities moved along, not judged anew
     way_back: Tensor  # (B, 2, 3), samples Ib' in Ib's own pose
     back: Scene  # the sources there and back again
     described: dict[str, Described] = field(default_factory=dict)
@@ -110,7 +117,7 @@ class Ruler:
     ):
         self.segmenter, self.portrait, self.backbone = segmenter, portrait, backbone
         self.regions = list(segmenter.config.regions)
-        self.static = [n for n in self.regions if n.lower().startswith(("bg", "background"))]
+        self.static = static_regions(self.regions)
         moving = [n for n in self.regions if n not in self.static]
         posing = [n for n in pose_regions or () if n in moving] or moving
         self.posing = [self.regions.index(n) for n in posing]
@@ -146,10 +153,11 @@ class Ruler:
     def compare(self, base: Scene, source: Scene) -> Comparison:
         """Sources brought into the bases' poses."""
         theta = self._similarity(base, source)
-        moved = warp(source.images, theta, "bicubic")
-        way_back = self._similarity(source, self.look(moved))  # judged anew: the error of judging is part of the noise
-        back = self.look(warp(moved, way_back, "bicubic"))
-        return Comparison(base, source, theta, moved, warp(source.probs, theta), way_back, back)
+        judged = self.look(warp(source.images, theta, "bicubic"))
+        way_back = self._similarity(source, judged)  # judged anew: the error of judging is part of the noise
+        back = self.look(warp(judged.images, way_back, "bicubic"))
+        moved = replace(judged, probs=warp(source.probs, theta))
+        return Comparison(base, source, theta, moved, way_back, back)
 
     def _similarity(self, target: Scene, source: Scene) -> Tensor:
         """(B, 2, 3), how to sample the sources in the targets' poses."""
@@ -160,21 +168,19 @@ class Ruler:
             theta = pose_between(target.labels, source.labels, self.posing, len(self.regions))
         return theta.to(target.images)
 
-    def in_pose(self, c: Comparison, name: str) -> tuple[Tensor, Tensor]:
-        """Ib' for a region: images and probabilities of the sources in the bases' poses, or as they are."""
-        if name in self.static:
-            return c.source.images, c.source.probs
-        return c.moved_images, c.moved_probs
+    def in_pose(self, c: Comparison, name: str) -> Scene:
+        """Ib' for a region: the sources in the bases' poses, or as they are."""
+        return c.source if name in self.static else c.moved
 
     # --- describing ---
 
-    def descriptors(self, images: Tensor, probs: Tensor, region: int, hidden: Tensor) -> dict[str, Tensor]:
+    def descriptors(self, scene: Scene, region: int, hidden: Tensor) -> dict[str, Tensor]:
         """The heads' features, each (B, D), of a region where nothing hides it."""
-        mask = (most_probable(probs) == region) & ~hidden
+        mask = (scene.labels == region) & ~hidden
         return {
-            "colour": colour(images, mask),
-            "texture": texture(images, mask),
-            "outline": layout(probs[:, region] * ~hidden),
+            "colour": colour(scene.images, mask),
+            "texture": texture(scene.images, mask),
+            "outline": layout(scene.probs[:, region] * ~hidden),
         }
 
     def described(self, c: Comparison, name: str) -> Described:
@@ -182,19 +188,19 @@ class Ruler:
         if name in c.described:
             return c.described[name]
         r = self.regions.index(name)
-        images, probs = self.in_pose(c, name)
-        base_labels, labels = c.base.labels, most_probable(probs)
+        goal = self.in_pose(c, name)
+        base_labels, labels = c.base.labels, goal.labels
         hidden = dilate((base_labels > r) | (labels > r), 1)  # with the border, where colours and probabilities mix
         if name not in self.static:
             hidden |= ~inside(c.theta, *labels.shape[1:])
         in_base, in_source = ((x == r).sum(dim=(1, 2)) for x in (base_labels, c.source.labels))
         counts = (in_base >= MIN_PIXELS) & (in_source >= MIN_PIXELS)
         seen = [((x == r) & ~hidden).sum(dim=(1, 2)) >= MIN_PIXELS for x in (base_labels, labels)]
-        ours = self.descriptors(c.base.images, c.base.probs, r, hidden)
-        theirs = self.descriptors(images, probs, r, hidden)
+        ours = self.descriptors(c.base, r, hidden)
+        theirs = self.descriptors(goal, r, hidden)
         own = dilate((c.source.labels > r) | (c.back.labels > r), 1) | ~inside(c.way_back, *labels.shape[1:])
-        there = self.descriptors(c.source.images, c.source.probs, r, own)
-        and_back = self.descriptors(c.back.images, c.back.probs, r, own)
+        there = self.descriptors(c.source, r, own)
+        and_back = self.descriptors(c.back, r, own)
         moves = 0.0 if name in self.static else 1.0  # what is not brought into pose has no noise of it
         noise = {h: (there[h] - and_back[h]).abs().sum(dim=1) * moves for h in HEADS}
         heads = {h: (ours[h], theirs[h], noise[h]) for h in HEADS}
@@ -246,7 +252,7 @@ class Ruler:
         # Transfer
         out["seen"] = seen.float()
         vanished = ((after_labels == r) & ~hidden).sum(dim=(1, 2)) == 0
-        mine = self.descriptors(i1, after.probs, r, hidden)
+        mine = self.descriptors(after, r, hidden)
         for head in HEADS:
             start, goal, noise = heads[head]
             out[f"{head}_size"] = total((start.abs() + goal.abs()) / 2) * seen

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from stylefusion_hf.alignment import pose_between, warp
+from stylefusion_hf.alignment import pose_between, static_regions, warp
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, draw_pairs, style_codes
 from stylefusion_hf.evaluation.ruler import MIN_PIXELS, dilate
 from stylefusion_hf.features import PooledMaps, colour, layout
@@ -163,7 +163,7 @@ class TrainingScore:
         self.regions = list(pipe.segmenter.config.regions)
         tree = pipe.fusion.tree
         if static is None:
-            static = [name for name in self.regions if name.lower().startswith(("bg", "background"))]
+            static = static_regions(self.regions)
         if pose is None:
             first = (tree.children(tree.root) or (tree.root,))[0]
             moving = [name for name in tree.leaves if name not in static]

@@ -109,7 +109,7 @@ def global_rows(subject: Subject, count: int) -> Rows:
             for way, make in ways.items():
                 seen = subject.ruler.look(render(subject.pipe, make(pairs.base, c)))
                 # Looks are compared in I's own pose, whichever that became: pose has its own column.
-                moved = subject.ruler.look(subject.ruler.compare(seen, at_c).moved_images)
+                moved = subject.ruler.look(subject.ruler.compare(seen, at_c).moved.images)
                 comparison = subject.ruler.compare(moved, at_a)
                 pose = {
                     "pose": subject.ruler.pose_gap(seen, at_c).cpu(),
@@ -241,13 +241,14 @@ def diversity_rows(subject: Subject, bases: int) -> Rows:
             if int(counts.sum()) < 8:
                 continue
             after = subject.ruler.look(method.swap(same, leaf, 1.0))
-            images, probs = subject.ruler.in_pose(comparison, leaf)
             # The fused pictures share what the base puts in front; each source has its own.
             front = dilate(comparison.base.labels > r, 1)
-            fused = subject.ruler.descriptors(after.images[counts], after.probs[counts], r, front[counts])
-            own_looks = subject.ruler.descriptors(images[counts], probs[counts], r, hidden[counts])
+            fused = subject.ruler.descriptors(after, r, front)
+            own_looks = subject.ruler.descriptors(subject.ruler.in_pose(comparison, leaf), r, hidden)
             for head in subject.heads[leaf]:
-                ours, theirs = (float(torch.pdist(x[head].float().cpu(), p=1).mean()) for x in (fused, own_looks))
+                ours, theirs = (
+                    float(torch.pdist(x[head][counts].float().cpu(), p=1).mean()) for x in (fused, own_looks)
+                )
                 sums[leaf][head].append((ours, theirs))
     rows: Rows = {}
     for leaf, found in sums.items():

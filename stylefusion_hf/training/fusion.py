@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stylefusion_hf.alignment import static_regions
 from stylefusion_hf.features import channel_energies
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion import FusionHierarchy
@@ -182,8 +183,7 @@ class Objective:
         self.regions = [name for name in names if name in tree.leaves]  # back to front
         self.order = [names.index(name) for name in self.regions]
         self.pose = self._choose(args.pose_regions, "--pose_regions", self._default_pose())
-        static = [n for n in self.regions if n.lower().startswith(("bg", "background"))]
-        self.static = self._choose(args.static_regions, "--static_regions", static)
+        self.static = self._choose(args.static_regions, "--static_regions", static_regions(self.regions))
         self.device = accelerator.device
         self.leaf_columns = torch.tensor([tree.nodes.index(n) for n in self.regions], device=self.device)
         self.root_column = tree.nodes.index(tree.root)
