@@ -1,9 +1,10 @@
 """What a region looks like, as numbers: pooled colour, pooled texture and layout, and what drives them.
 
 Everything here is batched and differentiable. `weight` is (B, H, W), not negative: a mask or a segmenter's
-probabilities; a region without weight gives zeros. Colour, texture and layout are read off pictures alone, so that
-pictures without a style code (drawings, pasted pixels, photographs) can be described as well; `PooledMaps` reads a
-generator's own feature maps, which know more about its pictures but exist for no others.
+probabilities; a region without weight gives zeros. Where said, it may be (B, R, H, W), for R regions at once. Colour,
+texture and layout are read off pictures alone, so that pictures without a style code (drawings, pasted pixels,
+photographs) can be described as well; `PooledMaps` reads a generator's own feature maps, which know more about its
+pictures but exist for no others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,23 +17,26 @@ from torch import Tensor
 
 
 def pooled(x: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over the pixels: (B, C, H, W) and (B, H, W) -> (B, C)."""
+    """Weighted mean over the pixels: (B, C, H, W) and (B, H, W) -> (B, C), or (B, R, H, W) -> (B, R, C)."""
     w = weight.to(x.dtype)
+    if w.ndim == 4:
+        return torch.einsum("bchw,brhw->brc", x, w) / w.sum(dim=(2, 3)).clamp_min(1e-6)[..., None]
     return torch.einsum("bchw,bhw->bc", x, w) / w.sum(dim=(1, 2)).clamp_min(1e-6)[:, None]
 
 
 def core(weight: Tensor, power: int = 8) -> Tensor:
-    """Weights (B, H, W) that fade towards the region's border, where its colours mix with its neighbours'.
+    """Weights that fade towards the region's border, where its colours mix with its neighbours'; shaped as `weight`.
 
     Each weight times the mean of its 3 x 3 neighbourhood to the given power: thin regions keep their middle line.
     """
     w = weight if weight.is_floating_point() else weight.float()
-    near = F.avg_pool2d(w[:, None], 3, stride=1, padding=1, count_include_pad=False)[:, 0]
+    planes = w if w.ndim == 4 else w[:, None]
+    near = F.avg_pool2d(planes, 3, stride=1, padding=1, count_include_pad=False).view_as(w)
     return w * near.clamp(0, 1) ** power
 
 
 def colour(images: Tensor, weight: Tensor) -> Tensor:
-    """Mean red, green and blue in the region's core, (B, 3), in units of the images' -1 to 1."""
+    """Mean red, green and blue in the region's core, (B, 3) or (B, R, 3), in units of the images' -1 to 1."""
     return pooled(images, core(weight))
 
 
@@ -64,13 +68,15 @@ def texture(images: Tensor, weight: Tensor, cells: int = 8, floor: float = 0.05,
 
 
 def layout(weight: Tensor, cells: int = 8) -> Tensor:
-    """Means of (B, H, W) in `cells` x `cells` places, (B, cells^2): a region's outline, but for a small shift.
+    """Means of (B, H, W) or (B, R, H, W) in `cells` x `cells` places, (B, cells^2) or (B, R, cells^2): a region's
+    outline, but for a small shift.
 
     The cells are twice as wide as their distance, so that a small shift changes little.
     """
     side = max(1, weight.shape[-1] // cells)
-    soft = F.avg_pool2d(weight[:, None].float(), 2 * side, stride=side, padding=side // 2, count_include_pad=False)
-    return soft.flatten(1)
+    planes = weight.float() if weight.ndim == 4 else weight[:, None].float()
+    soft = F.avg_pool2d(planes, 2 * side, stride=side, padding=side // 2, count_include_pad=False)
+    return soft.flatten(2) if weight.ndim == 4 else soft.flatten(1)
 
 
 # --- A generator's own maps ------------------------------------------------------------------------------------------
@@ -93,13 +99,20 @@ class PooledMaps:
         self.std = {r: maps[r].detach().std(dim=(0, 2, 3)).clamp_min(1e-6) for r in self.resolutions}
 
     def __call__(self, maps: Mapping[int, Tensor], weight: Tensor) -> Tensor:
-        """(B, sum of channels): `maps` as above for B pictures, `weight` (B, H, W) of any size."""
+        """(B, D) or (B, R, D), D the sum of channels: `maps` as above for B pictures, `weight` of any size."""
         out = []
         for r in self.resolutions:
-            w = F.interpolate(weight[:, None].to(maps[r].dtype), size=maps[r].shape[-2:], mode="area")[:, 0]
-            present = (w.sum(dim=(1, 2)) > 0)[:, None]
+            planes = weight if weight.ndim == 4 else weight[:, None]
+            w = F.interpolate(planes.to(maps[r].dtype), size=maps[r].shape[-2:], mode="area")
+            w = w if weight.ndim == 4 else w[:, 0]
+            present = (w.sum(dim=(-2, -1)) > 0)[..., None]
             out.append((pooled(maps[r], w) - self.mean[r]) / self.std[r] * present)
-        return torch.cat(out, dim=1)
+        return torch.cat(out, dim=-1)
+
+    def standardised(self, maps: Mapping[int, Tensor], resolution: int) -> Tensor:
+        """One of the maps, (B, C, h, h), its channels in units of their deviation."""
+        mean, std = (x[resolution][:, None, None] for x in (self.mean, self.std))
+        return (maps[resolution] - mean) / std
 
 
 # --- Which style channels drive a region -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from stylefusion_hf.cli import main
 from stylefusion_hf.evaluation import sections
 from stylefusion_hf.evaluation.backbone import Backbone
 from stylefusion_hf.evaluation.baselines import StyleFusionSwap
+from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import MAX_SEED, Settings, build_subject
 from stylefusion_hf.evaluation.judges import Judges
 from stylefusion_hf.evaluation.measuring import SEED_STRIDE, measure_jobs
@@ -131,6 +132,16 @@ def test_a_global_dial_that_does_nothing_keeps_every_look(subject, monkeypatch):
     monkeypatch.setattr(subject.pipe.fusion, "fuse", lambda codes: codes["a"])
     row = sections.global_rows(subject, COUNT)["the root's alone"]
     assert row["looks kept"].value > 0.97
+
+
+def test_the_brief_look_reads_what_the_sections_read_on_other_pairs(subject):
+    found = brief(subject.pipe, subject.judges, COUNT)
+    assert set(found) == {*(f"{x} {leaf}" for x in "OT" for leaf in subject.leaves), "G", "kept"}
+    rows = sections.global_rows(subject, COUNT, VALIDATION_SEED)["all common codes"]
+    assert found["G"] == pytest.approx(rows["pose"].value)
+    assert found["kept"] == pytest.approx(rows["looks kept"].value)
+    other = sections.swap_rows(subject, COUNT)["leaf"]
+    assert 0 < found["O a"] != pytest.approx(other["a"]["outside"].value)  # these are the test pairs
 
 
 def test_interpolation_ends_at_the_swap_and_identity_is_exact(subject):

@@ -121,6 +121,11 @@ def test_renaming_rejects_what_is_no_fusion_net():
         {"common_conv_layers": 99, "common_rgb_layers": 0, "hidden_layers": 1, "shared_indicators": False},
         {"common_conv_layers": 0, "common_rgb_layers": 0},
         {"rgb_sizes": [], "gate_bias": True, "final_activation": "linear"},
+        ODD | {"pooling": "mean", "standardise": True},
+        ODD | {"pooling": "mean", "standardise": True, "gate_product": True, "gate_bias": True},
+        {"gate_product": True, "final_activation": "linear"},
+        ODD | {"gate_novelty": True, "standardise": True, "gate_bias": True},
+        {"gate_product": True, "gate_novelty": True, "final_activation": "linear", "pooling": "mean"},
     ],
     ids=str,
 )
@@ -133,13 +138,37 @@ def test_fast_path_equals_reference_in_values_and_gradients(changes, mode):
         (given[2] if mode != "only_common" else None),
     )
     inputs = [*given, *fusion.parameters()]
-    results = []
-    for fused in (fusion.blend("all", s0, s1, common), fuse_reference(fusion.net("all"), fusion.spec, s0, s1, common)):
+    results, statistics = [], None
+    if fusion.spec.standardise:
+        fusion.set_statistics(torch.randn(9, fusion.style_width) * torch.rand(fusion.style_width) * 3 + 1)
+        statistics = (fusion.layout.mean, fusion.layout.deviation)
+    plain = fuse_reference(fusion.net("all"), fusion.spec, s0, s1, common, statistics)
+    for fused in (fusion.blend("all", s0, s1, common), plain):
         weights = torch.linspace(-1, 2, fused.numel(), dtype=fused.dtype).view_as(fused)
         gradients = torch.autograd.grad((fused * weights).sum(), inputs, materialize_grads=True)
         results.append([fused, *gradients])
     for fast, plain in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_standardised_nets_do_not_depend_on_the_units_of_a_code(tmp_path):
+    fusion = small("all*(a, b)", standardise=True)
+    codes = draw_codes(fusion, 4)
+    scale, shift = torch.rand(fusion.style_width) + 0.5, torch.randn(fusion.style_width)
+    samples = torch.randn(50, fusion.style_width)
+    fusion.set_statistics(samples)
+    gate = fusion.gates(codes)["all"]
+    fusion.save_pretrained(tmp_path)
+    loaded = FusionHierarchy.from_pretrained(tmp_path)
+    assert torch.equal(loaded.gates(codes)["all"], gate)  # the statistics travel with the weights
+    assert torch.equal(loaded.fuse(dict.fromkeys(codes, codes["a"])), codes["a"])
+    fusion.set_statistics(samples * scale + shift)
+    again = fusion.gates({n: c * scale + shift for n, c in codes.items()})["all"]
+    torch.testing.assert_close(again, gate, atol=1e-4, rtol=1e-3)
+    with pytest.raises(ValueError, match="two or more codes"):
+        fusion.set_statistics(samples[:, 1:])
+    with pytest.raises(ValueError, match="standardise=False"):
+        small().set_statistics(samples)
 
 
 def test_gradients_are_those_of_finite_differences():

@@ -12,12 +12,16 @@ from safetensors.torch import load_file
 from stylefusion_hf import (
     FusionHierarchy,
     RegionSegmenter,
+    RegionTree,
     StyleFusionPipeline,
     StyleGAN2Discriminator,
     StyleGAN2Generator,
 )
 from stylefusion_hf.training import common, fusion, generator, segmenter
+from stylefusion_hf.training._fusion_parts import build_criterion, load_frozen, without_batch_statistics
 from stylefusion_hf.training.augment import augment, parse_policy
+from stylefusion_hf.training.card import model_card
+from stylefusion_hf.training.sampling import Shares
 from tests.tiny import tiny_generator, tiny_segmenter
 
 
@@ -125,7 +129,8 @@ def test_a_tracker_and_an_upload(pictures, tmp_path, monkeypatch):
         def create_repo(self, name, exist_ok):
             return type("Repo", (), {"repo_id": f"user/{name}"})
 
-        def upload_folder(self, repo_id, folder_path):
+        def upload_folder(self, repo_id, folder_path, ignore_patterns):
+            assert {"checkpoint-*", "logs/*", "arguments.json"} <= set(ignore_patterns)  # states and local paths
             uploads.append((repo_id, Path(folder_path).name, (Path(folder_path) / "config.json").is_file()))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
@@ -194,20 +199,131 @@ def test_fusion_runs_and_resumes_to_the_bit(base, tmp_path):
 
 def test_fusion_learns_on_any_tree(base, tmp_path):
     tree = "all*(face*(eyes, mouth), rest*(skin, stuff*(hair, more*(clothes, background))))"
-    more = ("--tree", tree, "--realism_weight", "0", "--layout_weight", "0", "--no-use_ema", "--pool_size", "32")
+    simple = [x for name in ("pose", "transfer", "regions") for x in (f"--{name}_weight", "0")]
+    more = ("--tree", tree, *simple, "--no-use_ema", "--pool_size", "32")
     losses = []
-    for name, steps, rate in (("untrained", 1, "1e-9"), ("trained", 40, "0.05")):
+    for name, steps, rate in (("untrained", 1, "1e-9"), ("trained", 40, "0.1")):
         args = fusion_args(base, tmp_path / name, *more, "--max_train_steps", str(steps), "--gate_learning_rate", rate)
         fusion.train(args)
         nets = FusionHierarchy.from_pretrained(tmp_path / name, subfolder="fusion")
-        accelerator = common.start(args)
-        objective = fusion.Objective(args, nets.tree, *fusion.load_frozen(args, accelerator), accelerator)
+        criterion = build_criterion(args, nets.tree, *load_frozen(args, common.start(args)))
         with torch.no_grad():  # the same 60 samples for both
-            samples = [objective.sample(common.step_generator(1, i)) for i in range(10)]
-            fused = [nets.fuse(fusion.mix(nets.tree, objective.pool.styles[index], a)) for index, a in samples]
-            values = [objective.total(objective.losses(f, *x)[0]) for f, x in zip(fused, samples, strict=True)]
+            values = []
+            for i in range(10):
+                sample = criterion.draw(6, common.step_generator(1, i), Shares())
+                view = criterion.eye(nets.fuse(criterion.codes(sample)))
+                values.append(criterion.total(criterion(sample, criterion.targets(sample), view)[0]))
         losses.append(float(torch.stack(values).mean()))
-    assert losses[1] < 0.99 * losses[0]
+    assert losses[1] < 0.8 * losses[0]  # of random nets, locality alone is what can be had
+
+
+EVERYTHING = (
+    "--outside_weight 1 --looks_weight 1 --layout_weight 0.1 --realism_weight 0.1"
+    " --pooled_weight 0.1 --spatial_weight 0.1 --features maps,texture --reference aligned"
+    " --twin_share 0.5 --discriminator_learning_rate 0.001 --no-rgb_indicators --no-standardise --static_steps 1"
+)
+
+
+def test_fusion_with_every_term_and_switch_resumes_to_the_bit(base, tmp_path):
+    for name, steps, more in (
+        ("whole", 3, []),
+        ("halves", 2, []),
+        ("halves", 3, ["--resume_from_checkpoint", "latest"]),
+    ):
+        flags = [*EVERYTHING.split(), "--max_train_steps", str(steps), "--checkpointing_steps", "2", *more]
+        fusion.train(fusion_args(base, tmp_path / name, *flags))
+    assert_same(tmp_path / "whole" / "fusion", tmp_path / "halves" / "fusion")
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    losses = {
+        "outside",
+        "looks",
+        "locality",
+        "transfer",
+        "regions",
+        "pooled",
+        "spatial",
+        "pose",
+        "layout",
+        "realism",
+        "judge",
+    }
+    assert losses <= {name for line in log for name in line}
+    assert {"s fusion", "s generator", "s segmenter", "s objective", "T hair"} <= set(log[0])
+    nets = FusionHierarchy.from_pretrained(tmp_path / "whole", subfolder="fusion")
+    assert nets.config.shared_indicators
+    assert not nets.config.standardise
+
+
+def test_the_ruler_watches_the_training(base, tmp_path):
+    tiny_segmenter(seed=1).save_pretrained(tmp_path / "judges" / "segmenter")
+    flags = ("--max_train_steps", "2", "--validation_pairs", "4", "--judges", str(tmp_path / "judges"))
+    fusion.train(fusion_args(base, tmp_path / "run", *flags))
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert "O hair" in log[-1]
+    assert "G" in log[-1]
+    assert "## Figures (4 validation pairs)" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_the_model_card_has_the_figures_and_the_flags(tmp_path):
+    args = fusion.parse_args(["--output_dir", "runs/mine/", "--seed", "3"])
+    tree = RegionTree.of("all*(head, rest)")
+    figures = {"O head": 0.0123, "T head": 0.456, "O rest": 0.2, "T rest": 0.9, "G": 0.71, "kept": 0.82}
+    card = model_card(args, tree, figures, 120)
+    for text in (
+        "# mine\n",
+        "`all*(head, rest)`",
+        "| head | 0.012 | 0.46 |",
+        "pose error 0.71",
+        "| `--seed` | 3 |",
+        "2 min",
+    ):
+        assert text in card, text
+    assert "reconstruction" in card
+    assert "## Figures" not in model_card(args, tree, {}, 120)
+
+
+def test_constant_gates_come_first(base, tmp_path):
+    for name, more in (("gates", ["--no-gate_novelty"]), ("novelty", [])):
+        flags = ("--static_steps", "3", "--max_train_steps", "3", "--validation_pairs", "0", *more)
+        fusion.train(fusion_args(base, tmp_path / name, *flags))
+        nets = FusionHierarchy.from_pretrained(tmp_path / name, subfolder="fusion")
+        for parameter, value in nets.named_parameters():
+            if ".layers.2." in parameter:  # the last layer starts at 0, and no MLP has moved yet
+                assert not value.any(), parameter
+            elif parameter.endswith("gate_bias"):
+                assert value.any(), parameter
+        codes = {n: torch.randn(8, nets.style_width) for n in nets.tree.nodes}
+        constant = all(torch.allclose(g, g[:1].expand_as(g), atol=1e-5) for g in nets.gates(codes).values())
+        assert constant == (name == "gates")
+
+
+def test_a_config_sets_flags_and_the_command_line_goes_before_it(tmp_path):
+    path = tmp_path / "row.json"
+    path.write_text('{"# why": "a note", "looks_weight": 3, "reference": "aligned", "code_shares": [0, 1, 0, 0]}')
+    args = fusion.parse_args(["--output_dir", "x", "--config", str(path), "--looks_weight", "2"])
+    assert (args.looks_weight, args.reference, list(args.code_shares)) == (2.0, "aligned", [0, 1, 0, 0])
+    for text, message in (
+        ("{", "cannot be read"),
+        ("[1]", "not list"),
+        ('{"look_weight": 1}', "no flag --look_weight"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            fusion.parse_args(["--output_dir", "x", "--config", str(path)])
+    with pytest.raises(ValueError, match="cannot be read"):
+        fusion.parse_args(["--output_dir", "x", "--config", str(tmp_path / "absent.json")])
+
+
+def test_the_discriminator_without_batch_statistics_judges_each_picture_by_itself():
+    torch.manual_seed(0)
+    d = StyleGAN2Discriminator(resolution=32, channels=[8] * 4)
+    plain = without_batch_statistics(d)
+    images = torch.rand(4, 3, 32, 32)
+    alone = torch.cat([plain(x[None]).logits for x in images])
+    torch.testing.assert_close(plain(images).logits, alone, atol=1e-5, rtol=1e-5)
+    same = images[:1].expand(4, -1, -1, -1)  # without deviation the two agree
+    torch.testing.assert_close(plain(same).logits, d(same).logits, atol=1e-3, rtol=1e-3)
+    assert without_batch_statistics(plain) is plain
 
 
 @pytest.mark.parametrize(
@@ -221,11 +337,18 @@ def test_fusion_learns_on_any_tree(base, tmp_path):
         (("--max_train_steps", "0"), "--max_train_steps must be at least 1"),
         (("--report_to", "clearml2"), "--report_to 'clearml2' is unknown"),
         (("--mixed_precision", "fp16"), "does not train on a CPU"),
+        (("--looks_weight", "-1"), "--looks_weight must not be negative"),
+        (("--features", "colour,edges"), "unknown features 'colour'"),
+        (("--code_shares", "1", "1", "0", "0"), "shares of codes"),
+        (("--min_psi", "2"), "--min_psi and --mixed_share"),
+        (("--pool_size", "2"), "--pool_size must be at least"),
+        (("--temperature", "0"), "--temperature must be positive"),
+        (("--judges", "nowhere"), "nowhere holds no judges"),
         (("--resume_from_checkpoint", "checkpoint-9"), "checkpoint-9' is not in"),
     ],
 )
 def test_fusion_refuses(base, tmp_path, flags, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         fusion.train(fusion_args(base, tmp_path, *flags))
 
 

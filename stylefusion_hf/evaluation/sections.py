@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.baselines import StyleFusionSwap
 from stylefusion_hf.evaluation.measuring import Columns, Subject, joined, measure_jobs
-from stylefusion_hf.evaluation.pairs import render, style_codes
+from stylefusion_hf.evaluation.pairs import TEST_SEED, render, style_codes
 from stylefusion_hf.evaluation.ruler import HEADS, dilate, figures, transfer
 from stylefusion_hf.evaluation.statistics import Estimate, ratio, resamples
 
@@ -73,7 +73,7 @@ def by_gap(columns: Columns, counts: Tensor, heads: tuple[str, ...]) -> dict[str
 
 
 @torch.no_grad()
-def global_rows(subject: Subject, count: int) -> Rows:
+def global_rows(subject: Subject, count: int, first_seed: int = TEST_SEED) -> Rows:
     """How far pose follows the common codes, and how much of the looks stays.
 
     pose    G = sum |pose(I) - pose(Ic)| / sum |pose(I0) - pose(Ic)|       0: c's pose, 1: still a's
@@ -101,7 +101,7 @@ def global_rows(subject: Subject, count: int) -> Rows:
     parts: dict[tuple[str, str], list[Columns]] = {}
     done = 0
     with tqdm(total=count * len(ways), desc="global", unit="picture", leave=False) as bar:
-        for pairs in subject.pairs(count):
+        for pairs in subject.pairs(count, first_seed):
             first = subject.first(GLOBAL_SEED) + done
             c = style_codes(g, range(first, first + len(pairs)))
             at_c = subject.ruler.look(render(subject.pipe, c))

@@ -57,6 +57,11 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         final_activation: before the sigmoid, "lrelu" (authors) or "linear".
         gate_bias: give each blender a learned logit per style vector and channel, and start the MLP's last layer at
             zero, so that untrained nets are constant gates (see `set_constant_gates`).
+        gate_product: let a logit depend on the sign of its channel's difference (`fusion_net.signed`).
+        gate_novelty: let it depend on which child differs from the common code there (`fusion_net.novelty`), and in
+            alignment on whether the sibling does, too (`fusion_net.company`).
+        standardise: show the MLPs every style channel as its deviation from its mean, in units of its standard
+            deviation (see `set_statistics`); what is blended stays the code itself.
 
     Raises:
         ValueError: for shapes that do not fit together, or an invalid tree.
@@ -90,6 +95,9 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         pooling: str = "max",
         final_activation: str = "lrelu",
         gate_bias: bool = False,
+        gate_product: bool = False,
+        gate_novelty: bool = False,
+        standardise: bool = False,
     ):
         super().__init__()
         self.tree = RegionTree.of(tree)
@@ -109,6 +117,9 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             pooling=pooling,
             final_activation=final_activation,
             gate_bias=gate_bias,
+            gate_product=gate_product,
+            gate_novelty=gate_novelty,
+            standardise=standardise,
         )
         self.layout = StyleLayout(spec)
         self.nets = nn.ModuleDict({NET_PREFIX + name: FusionNet(spec) for name in self.tree.fused})
@@ -230,6 +241,16 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
 
     # ------------------------------------------------------------------------------------------------
     # Constant gates: where training starts, and a baseline.
+
+    @torch.no_grad()
+    def set_statistics(self, codes: Tensor) -> None:
+        """Takes mean and standard deviation of each style channel from samples (N, S); `standardise` must be on."""
+        if self.layout.mean is None or self.layout.deviation is None:
+            raise ValueError(f"{type(self).__name__} has standardise=False: there are no statistics to set")
+        if codes.ndim != 2 or codes.shape[1] != self.style_width or len(codes) < 2:
+            raise ValueError(f"expected two or more codes, (N, {self.style_width}); given: {tuple(codes.shape)}")
+        self.layout.mean.copy_(codes.mean(dim=0))
+        self.layout.deviation.copy_(codes.std(dim=0).clamp_min(1e-4))
 
     @torch.no_grad()
     def set_constant_gates(

@@ -62,7 +62,7 @@ class Blender(nn.Module):
         super().__init__()
         width, lr = spec.padded_width, spec.lr_multiplier
         inputs = codes * width + spec.num_indicators * spec.indicator_repeats
-        widths = [inputs, *[spec.hidden_width] * spec.hidden_layers, width, width]
+        widths = [inputs, *[spec.hidden_width] * spec.hidden_layers, width, width * spec.heads]
         last = len(widths) - 2
         self.layers = nn.ModuleList(
             FoldedLinear(a, b, lr, zero=spec.gate_bias and i == last) for i, (a, b) in enumerate(pairwise(widths))
@@ -70,10 +70,12 @@ class Blender(nn.Module):
         self.gate_bias = nn.Parameter(torch.empty(rows, width)) if spec.gate_bias else None
         if self.gate_bias is not None:
             nn.init.zeros_(self.gate_bias)
+        self.gate_novelty = nn.Parameter(torch.zeros(rows, width)) if spec.gate_novelty else None
         self.indicator_repeats, self.linear_end = spec.indicator_repeats, spec.final_activation == "linear"
+        self.product = spec.gate_product
 
-    def forward(self, codes: Sequence[Tensor], indicators: Tensor) -> Tensor:
-        """Codes (B, R, P) each, indicators (R, N) -> (B, R, P), in the weights' dtype."""
+    def forward(self, codes: Sequence[Tensor], indicators: Tensor, novelty: Tensor | None = None) -> Tensor:
+        """Codes (B, R, P) each, indicators (R, N), `novelty` (B, R, P) -> (B, R, P), in the weights' dtype."""
         first, *inner, last = cast("list[FoldedLinear]", list(self.layers))
         rows = torch.cat([code.to(first.weight.dtype) for code in codes], -1)  # (B, R, C)
         batch, count, width = rows.shape
@@ -86,7 +88,37 @@ class Blender(nn.Module):
             x = F.leaky_relu(layer.product(x, GAIN), SLOPE)
         x = last.product(x) if self.linear_end else F.leaky_relu(last.product(x, GAIN), SLOPE)
         x = x.unflatten(0, (batch, count))
-        return torch.sigmoid(x if self.gate_bias is None else x + self.gate_bias)
+        logits, *factors = x.split(codes[0].shape[-1], dim=-1)
+        if self.product:
+            logits = logits + factors.pop(0) * signed(*codes[:2]).to(x.dtype)
+        if self.gate_novelty is not None and novelty is not None:
+            logits = logits + (self.gate_novelty + factors.pop(0)) * novelty.to(x.dtype)
+        return torch.sigmoid(logits if self.gate_bias is None else logits + self.gate_bias)
+
+
+# Two ways for a gate to know more than the authors' (config: gate_product, gate_novelty). To first order in d = b - a
+# the move that changes one region and no other is P d, P a projection, and the gate that makes it is (P d)_i / d_i: a
+# logit has to rise or fall with the sign of d_i, and a narrow MLP cannot form that many products. And a constant gate
+# must share each channel among the regions once and for all; where it knows which child holds what the common code
+# does not, it can leave the channel to whichever child brings something new. Alignment likewise: where only one child
+# differs from the common code, one region was swapped and should keep its look; where both do, the pose was.
+
+
+def signed(a: Tensor, b: Tensor) -> Tensor:
+    """d / sqrt(1 + d^2) in (-1, 1), d = b - a."""
+    d = b - a
+    return d * (1 + d.square()).rsqrt()
+
+
+def novelty(a: Tensor, b: Tensor, common: Tensor) -> Tensor:
+    """-1 where only a differs from the common code, 1 where only b does, 0 where both do as much (or neither)."""
+    da, db = (a - common).abs(), (b - common).abs()
+    return (db - da) / (db + da + 1e-3)
+
+
+def company(child: Tensor, sibling: Tensor, common: Tensor) -> Tensor:
+    """0 where only the child differs from the common code, 1 where only its sibling does, 1/2 where both do alike."""
+    return (1 - novelty(sibling, child, common)) / 2
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -117,21 +149,32 @@ class FusionNet(nn.Module):
             if sc is None:
                 raise ValueError("a fusion net needs a second child's code, a common code, or both")
             return self._align(layout, s0, sc, layout.only_common_indicators)
+        new = None
         if sc is None:
-            extra = torch.zeros_like(layout.all.expand(s0))
+            extra = torch.zeros_like(layout.all.expand(s0))  # "nothing", in either kind of units
         else:
-            both, _ = self._align(layout, torch.cat([s0, s1]), torch.cat([sc, sc]), layout.common_indicators)
+            both, siblings = torch.cat([s0, s1]), torch.cat([s1, s0])
+            both, _ = self._align(layout, both, torch.cat([sc, sc]), layout.common_indicators, siblings)
             s0, s1 = both.chunk(2)
-            shared = layout.all.expand(sc)
+            shared = layout.all.expand(layout.seen(sc))
             extra = torch.where(layout.is_common, shared, torch.zeros_like(shared))
-        gate = self.blender_segments([layout.all.expand(s0), layout.all.expand(s1), extra], layout.indicators)
+        a, b = (layout.all.expand(layout.seen(s)) for s in (s0, s1))
+        if sc is not None and self.blender_segments.gate_novelty is not None:
+            new = novelty(a, b, shared)
+        gate = self.blender_segments([a, b, extra], layout.indicators, new)
         return _blend(layout.all, s0, s1, gate)
 
-    def _align(self, layout: StyleLayout, code: Tensor, shared: Tensor, indicators: Tensor) -> tuple[Tensor, Tensor]:
+    def _align(
+        self, layout: StyleLayout, code: Tensor, shared: Tensor, indicators: Tensor, sibling: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         rows = layout.common
         if not rows.rows:
             return code, torch.zeros_like(code)
-        return _blend(rows, code, shared, self.blender_common([rows.expand(code), rows.expand(shared)], indicators))
+        both, new = [rows.expand(layout.seen(s)) for s in (code, shared)], None
+        if self.blender_common.gate_novelty is not None:  # a child without a sibling has company: the pose is meant
+            other = both[0] if sibling is None else rows.expand(layout.seen(sibling))
+            new = company(both[0], other, both[1])
+        return _blend(rows, code, shared, self.blender_common(both, indicators, new))
 
 
 def _blend(rows: StyleRows, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,9 +188,20 @@ def _blend(rows: StyleRows, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Tensor,
 # The plain reference: vector by vector, as the authors' code goes about it.
 
 
-def fuse_reference(net: FusionNet, spec: FusionSpec, s0: Tensor, s1: Tensor | None, sc: Tensor | None) -> Tensor:
-    """What `FusionNet.forward` computes, one style vector after the other; slow, for tests. Codes (B, S) -> (B, S)."""
+def fuse_reference(
+    net: FusionNet,
+    spec: FusionSpec,
+    s0: Tensor,
+    s1: Tensor | None,
+    sc: Tensor | None,
+    statistics: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """What `FusionNet.forward` computes, one style vector after the other; slow, for tests. Codes (B, S) -> (B, S).
+
+    statistics: mean and deviation (S,) of each channel, where the spec standardises.
+    """
     width, fused = spec.padded_width, []
+    mean, deviation = statistics or (torch.zeros(spec.style_width), torch.ones(spec.style_width))
 
     def up(x: Tensor) -> Tensor:  # (B, w) -> (B, P)
         return x[:, [i * x.shape[1] // width for i in range(width)]]
@@ -157,13 +211,31 @@ def fuse_reference(net: FusionNet, spec: FusionSpec, s0: Tensor, s1: Tensor | No
         columns = [x[:, group].amax(1) if spec.pooling == "max" else x[:, group].mean(1) for group in groups]
         return torch.stack(columns, 1)
 
-    def blend(blender: Blender, row: int, codes: list[Tensor], indicator: Tensor) -> Tensor:
+    def seen(x: Tensor, vector: int) -> Tensor:
+        return (x - mean.split(spec.sizes)[vector]) / deviation.split(spec.sizes)[vector]
+
+    def blend(
+        blender: Blender,
+        row: int,
+        codes: list[Tensor],
+        extra: Tensor | None,
+        indicator: Tensor,
+        new: Tensor | None = None,
+    ) -> Tensor:
         tiled = indicator.repeat(spec.indicator_repeats).expand(len(codes[0]), -1)
-        x = torch.cat([*map(up, codes), tiled], 1)
+        inputs = [seen(x, v) for x in codes] + ([] if extra is None else [extra])
+        x = torch.cat([*map(up, inputs), tiled], 1)
         for layer in blender.layers:
             x = layer(x)
             if layer is not blender.layers[-1] or spec.final_activation == "lrelu":
                 x = F.leaky_relu(x, SLOPE) * GAIN
+        first, second = up(inputs[0]), up(inputs[1])
+        logits = x[:, :width]
+        if spec.gate_product:
+            logits = logits + x[:, width : 2 * width] * signed(first, second)
+        if blender.gate_novelty is not None and new is not None:
+            logits = logits + (blender.gate_novelty[row] + x[:, -width:]) * new
+        x = logits
         q = torch.sigmoid(x if blender.gate_bias is None else x + blender.gate_bias[row])
         return pool(up(codes[0]) + q * (up(codes[1]) - up(codes[0])), codes[0].shape[1])
 
@@ -173,12 +245,17 @@ def fuse_reference(net: FusionNet, spec: FusionSpec, s0: Tensor, s1: Tensor | No
         assert a is not None
         common = spec.common_rows.index(v) if v in spec.common_rows else None
         indicator = spec.indicators([v], only_common=b is None)[0].to(a)
-        if b is None:
-            fused.append(a if common is None or c is None else blend(net.blender_common, common, [a, c], indicator))
-            continue
-        extra = torch.zeros_like(a)
+        pair = [a, a if b is None else b]
         if common is not None and c is not None:
-            a, b = (blend(net.blender_common, common, [child, c], indicator) for child in (a, b))
-            extra = c
-        fused.append(blend(net.blender_segments, v, [a, b, extra], indicator))
+            news = [company(*(up(seen(x, v)) for x in (child, other, c))) for child, other in (pair, pair[::-1])]
+            pair = [
+                blend(net.blender_common, common, [child, c], None, indicator, new)
+                for child, new in zip(pair, news, strict=True)
+            ]
+        a = pair[0]
+        if b is not None:
+            extra = torch.zeros_like(a) if common is None or c is None else seen(c, v)
+            new = None if c is None else novelty(*(up(seen(x, v)) for x in (*pair, c)))
+            a = blend(net.blender_segments, v, pair, extra, indicator, new)
+        fused.append(a)
     return torch.cat(fused, 1)

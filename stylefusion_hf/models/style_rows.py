@@ -31,6 +31,9 @@ class FusionSpec:
     pooling: str = "max"  # how the gate of a narrow vector comes from P numbers: "max" (authors) or "mean"
     final_activation: str = "lrelu"  # before the sigmoid: "lrelu" (authors) or "linear"
     gate_bias: bool = False  # a learned logit per row and channel; the MLP's last layer then starts at zero
+    gate_product: bool = False  # let logits depend on the sign of b - a ...
+    gate_novelty: bool = False  # ... and on which of a net's children differ from the common code
+    standardise: bool = False  # the MLPs see codes in units of each style channel's deviation from its mean
 
     def __post_init__(self) -> None:
         sizes = (*self.conv_sizes, *self.rgb_sizes)
@@ -67,6 +70,11 @@ class FusionSpec:
     def style_width(self) -> int:
         """S, the numbers in a style code."""
         return sum(self.sizes)
+
+    @property
+    def heads(self) -> int:
+        """Numbers that an MLP gives for each gate."""
+        return 1 + self.gate_product + self.gate_novelty
 
     @property
     def common_rows(self) -> tuple[int, ...]:
@@ -145,12 +153,14 @@ class StyleRows(nn.Module):
 
 
 class StyleLayout(nn.Module):
-    """Index tables that all nets of a hierarchy share; holds no weights."""
+    """Index tables that all nets of a hierarchy share, and the statistics of a style code where it is standardised."""
 
     indicators: Tensor
     common_indicators: Tensor
     only_common_indicators: Tensor
     is_common: Tensor
+    mean: Tensor | None
+    deviation: Tensor | None
 
     def __init__(self, spec: FusionSpec):
         super().__init__()
@@ -164,3 +174,9 @@ class StyleLayout(nn.Module):
         self.register_buffer("only_common_indicators", only_common, persistent=False)
         is_common = torch.tensor([[v in spec.common_rows] for v in rows])  # (R, 1)
         self.register_buffer("is_common", is_common, persistent=False)
+        self.register_buffer("mean", torch.zeros(spec.style_width) if spec.standardise else None)
+        self.register_buffer("deviation", torch.ones(spec.style_width) if spec.standardise else None)
+
+    def seen(self, code: Tensor) -> Tensor:
+        """A code (B, S) as the MLPs see it."""
+        return code if self.mean is None else (code - self.mean.to(code)) / self.deviation.to(code)  # type: ignore[union-attr]

@@ -308,6 +308,13 @@ class Log:
             total, n = self.sums.get(name, (0.0, 0))
             self.sums[name] = (total + value, n + 1)
 
+    def note(self, step: int, values: dict[str, float]) -> None:
+        """An entry of its own, of figures that are not averaged; the main process's."""
+        if values:
+            self.accelerator.log(values, step=step)
+            with open(self.path, "a") as f:
+                f.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
+
     def report(self, step: int, bar=None) -> dict[str, float]:
         means = {name: float(total) / n for name, (total, n) in self.sums.items()}
         self.sums = {}
@@ -344,7 +351,8 @@ def push_to_hub(args: argparse.Namespace, folder: Path) -> None:
 
     api = HfApi(token=args.hub_token)
     repo = api.create_repo(args.hub_model_id or Path(args.output_dir).resolve().name, exist_ok=True).repo_id
-    logger.info("uploaded to %s", api.upload_folder(repo_id=repo, folder_path=folder))
+    unwanted = ["checkpoint-*", ".partial-*", "samples/*", "logs/*", "log.jsonl", "arguments.json"]
+    logger.info("uploaded to %s", api.upload_folder(repo_id=repo, folder_path=folder, ignore_patterns=unwanted))
 
 
 @contextlib.contextmanager

@@ -2,32 +2,32 @@
 
     accelerate launch -m stylefusion_hf.training.fusion --model FOLDER --output_dir runs/fusion --tree avatar
 
-FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/). Latents are sampled; a pool of
-plain images with their label maps is drawn once; each step mixes codes of the pool by the tree and pulls the fused
-image towards the picture that `objectives.py` puts together from the sources' own images. An objective of our own
-making: the paper's training code was never published.
+FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/). Codes are sampled and a pool of
+their plain pictures is described once; each step mixes codes of the pool by the tree and asks of the fused pictures
+what `criterion.py` says. The objective is a reconstruction, found by measurement (docs/objective.md): the paper's
+training code was never published. `--config FILE` reads flags from JSON, as docs/objective.md's rows do.
 """
 
 import argparse
-from dataclasses import dataclass
+import json
+import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylefusion_hf.alignment import static_regions
+from stylefusion_hf.evaluation.brief import brief
+from stylefusion_hf.evaluation.evaluate import build_subject
+from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.features import channel_energies
-from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion import FusionHierarchy
-from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.regions import RegionTree
-from stylefusion_hf.training import objectives as obj
+from stylefusion_hf.training._fusion_parts import build_criterion, build_fusion, load_frozen, start_gates
+from stylefusion_hf.training._fusion_step import Clock, Transfers, backward, discriminator_step
+from stylefusion_hf.training.card import model_card
 from stylefusion_hf.training.common import (
     Log,
     State,
@@ -43,242 +43,131 @@ from stylefusion_hf.training.common import (
     step_generator,
     sync_when,
 )
+from stylefusion_hf.training.criterion import REFERENCES, TERMS, Criterion
+from stylefusion_hf.training.sampling import Shares
+from stylefusion_hf.training.views import FEATURES
 
-CODES = 3  # codes that meet in one training sample: the base and two others
+logger = logging.getLogger("stylefusion_hf")
+WEIGHTS = {"locality": 1.0, "transfer": 2.0, "regions": 0.3, "pose": 0.5}  # of the other terms 0
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     p = common_parser(
         "stylefusion train fusion",
         "Train fusion nets for a frozen generator.",
-        learning_rate=3e-3,
+        learning_rate=1e-2,
         train_batch_size=16,
-        max_train_steps=4000,
+        max_train_steps=1500,
         lr_scheduler="cosine",
         lr_warmup_steps=20,
         max_grad_norm=1.0,
+        validation_steps=250,
     )
+    p.add_argument("--config", metavar="FILE", help="JSON of flags; what the command line says goes before it")
     p.add_argument(
         "--tree",
         default="avatar",
         help="a preset (avatar, ffhq, car, church), or text such as 'all*(face*(mouth, skin), hair)'",
     )
-    p.add_argument("--pool_size", type=int, default=4096, help="plain images that are drawn once and mixed ever after")
-    p.add_argument(
-        "--pose_regions", help="regions whose places tell the pose; the leaves of the root's first child if left out"
-    )
-    p.add_argument(
-        "--static_regions",
-        help="regions that do not move with the pose; those named bg... or background... if left out",
-    )
-    p.add_argument("--min_psi", type=float, default=0.6, help="codes are truncated by a random psi between this and 1")
-    p.add_argument("--hidden_width", type=int, default=192, help="of the gating MLPs")
-    p.add_argument("--hidden_layers", type=int, default=2, help="of the gating MLPs")
-    p.add_argument(
+    nets = p.add_argument_group("nets")
+    nets.add_argument("--hidden_width", type=int, default=192, help="of the gating MLPs")
+    nets.add_argument("--hidden_layers", type=int, default=2, help="of the gating MLPs")
+    nets.add_argument(
         "--common_resolution",
         type=int,
         default=16,
-        help="layers up to this size in pixels are aligned to the common code",
+        help="layers up to this many pixels are aligned to the common code",
     )
-    p.add_argument("--transfer_weight", type=float, default=1.0)
-    p.add_argument("--locality_weight", type=float, default=1.0)
-    p.add_argument("--layout_weight", type=float, default=0.3)
-    p.add_argument("--realism_weight", type=float, default=0.02, help="0 needs no discriminator")
-    p.add_argument("--gate_learning_rate", type=float, default=2e-2, help="of the constant part of the gates")
-    p.add_argument("--ema_decay", type=float, default=0.995)
-    return p.parse_args(argv)
-
-
-# --- Pool and samples ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Pool:
-    """N plain samples: style codes (N, S), images (N, 3, H, W) as uint8, label maps (N, H, W) as uint8."""
-
-    styles: Tensor
-    images: Tensor
-    labels: Tensor
-
-    def pictures(self, index: Tensor) -> Tensor:
-        """Images in [-1, 1], shape of `index` + (3, H, W)."""
-        return self.images[index].float().div(127.5).sub(1)
-
-
-@torch.no_grad()
-def draw_pool(
-    g: StyleGAN2Generator, segmenter: RegionSegmenter, order: list[int], size: int, min_psi: float, seed: int
-) -> Pool:
-    """`order[i]` is the segmenter's channel of the tree's i-th region, back to front."""
-    draw = step_generator(seed, 0, purpose=2)
-    styles, images, labels = [], [], []
-    for first in tqdm(range(0, size, 64), desc="pool", leave=False):
-        n = min(64, size - first)
-        w = g.mapping(torch.randn(n, g.config.z_dim, generator=draw).to(g.w_avg))
-        psi = (torch.rand(n, 1, generator=draw) * (1 - min_psi) + min_psi).to(w)
-        s = g.to_style(g.w_avg + psi * (w - g.w_avg))
-        x = g.synthesis(s).clamp(-1, 1)
-        styles.append(s)
-        images.append(x.add(1).mul(127.5).round().to(torch.uint8))
-        labels.append(segmenter.segment(x)[:, order].argmax(1).to(torch.uint8))
-    return Pool(torch.cat(styles), torch.cat(images), torch.cat(labels))
-
-
-def draw_assignment(tree: RegionTree, batch: int, draw: torch.Generator) -> Tensor:
-    """Which of a sample's codes each node takes: (B, nodes) in 0 .. CODES - 1, nodes in `tree.nodes`' order; 0 is the
-    base.
-
-    40 % swap one leaf, 15 % a whole subtree, 25 % take every inner code (or the root's alone) from elsewhere, 20 % mix
-    all leaves.
-    """
-    nodes = {name: i for i, name in enumerate(tree.nodes)}
-    assignment = torch.zeros(batch, len(nodes), dtype=torch.long)
-
-    def pick(options) -> int:
-        return int(torch.randint(len(options), (1,), generator=draw))
-
-    subtrees = [n for n in tree.inner if n != tree.root]
-    for row, kind in zip(assignment, torch.rand(batch, generator=draw).tolist(), strict=True):
-        if kind < 0.4 or (kind < 0.55 and not subtrees):
-            row[nodes[tree.leaves[pick(tree.leaves)]]] = 1
-        elif kind < 0.55:
-            for name in tree.subtree(subtrees[pick(subtrees)]):
-                row[nodes[name]] = 1
-        elif kind < 0.8:
-            for name in tree.inner if kind < 0.675 else [tree.root]:
-                row[nodes[name]] = 1
-        else:
-            for name in tree.leaves:
-                row[nodes[name]] = pick(range(CODES))
-            common = pick(range(CODES))
-            for name in tree.inner:
-                row[nodes[name]] = common
-    return assignment
-
-
-def mix(tree: RegionTree, styles: Tensor, assignment: Tensor) -> dict[str, Tensor]:
-    """Codes (B, CODES, S) and an assignment (B, nodes) -> {node: (B, S)}."""
-    rows = torch.arange(len(styles), device=styles.device)
-    return {name: styles[rows, assignment[:, i]] for i, name in enumerate(tree.nodes)}
-
-
-# --- The step --------------------------------------------------------------------------------------------------------
-
-
-class Objective:
-    """The loss of fused codes: the frozen networks, the pool, the roles of the regions, the weights."""
-
-    def __init__(self, args, tree: RegionTree, g, segmenter, discriminator, accelerator: Accelerator):
-        self.args, self.tree, self.g, self.segmenter, self.d = args, tree, g, segmenter, discriminator
-        names = list(segmenter.config.regions)
-        missing = [leaf for leaf in tree.leaves if leaf not in names]
-        if missing:
-            raise ValueError(f"the segmenter knows {', '.join(names)}, but not the tree's {', '.join(missing)}")
-        inert = [leaf for leaf in tree.leaves if leaf not in tree.active]
-        if inert:
-            raise ValueError(
-                f"nothing to train for {', '.join(inert)}: a node above has no fusion net, so their codes play no"
-                f" part; mark it with * in --tree {tree}"
-            )
-        self.regions = [name for name in names if name in tree.leaves]  # back to front
-        self.order = [names.index(name) for name in self.regions]
-        self.pose = self._choose(args.pose_regions, "--pose_regions", self._default_pose())
-        self.static = self._choose(args.static_regions, "--static_regions", static_regions(self.regions))
-        self.device = accelerator.device
-        self.leaf_columns = torch.tensor([tree.nodes.index(n) for n in self.regions], device=self.device)
-        self.root_column = tree.nodes.index(tree.root)
-        self.pool = draw_pool(g, segmenter, self.order, args.pool_size, args.min_psi, args.seed)
-
-    def _default_pose(self) -> list[str]:
-        first = self.tree.children(self.tree.root)[0]
-        return [n for n in self.tree.subtree(first) if n in self.tree.leaves]
-
-    def _choose(self, given: str | None, flag: str, default: list[str]) -> list[int]:
-        names = default if given is None else [n.strip() for n in given.split(",") if n.strip()]
-        unknown = [n for n in names if n not in self.regions]
-        if unknown:
-            raise ValueError(f"{flag}: {unknown[0]!r} is no region of the tree; it has {', '.join(self.regions)}")
-        return [self.regions.index(n) for n in names]
-
-    def sample(self, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Indices of the pool (B, CODES) and an assignment (B, nodes)."""
-        size = (self.args.train_batch_size, CODES)
-        index = torch.randint(len(self.pool.styles), size, generator=draw).to(self.device)
-        return index, draw_assignment(self.tree, size[0], draw).to(self.device)
-
-    def losses(self, fused: Tensor, index: Tensor, assignment: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Mean losses by name, and the fused images."""
-        rows = torch.arange(len(index), device=self.device)
-        images, labels = self.pool.pictures(index), self.pool.labels[index].long()
-        source, pose = assignment[:, self.leaf_columns], assignment[:, self.root_column]
-        with torch.no_grad():
-            target, owner, layout = obj.compose_target(images, labels, source, pose, self.pose, self.static)
-            other = images[rows, torch.where(pose == 0, 1, 0)]
-            reference, pose_labels = images[rows, pose], labels[rows, pose]
-        image = self.g.synthesis(fused)
-        locality, transfer = obj.locality_and_transfer(image, target, owner, source != pose[:, None], reference, other)
-        out = {"transfer": transfer.mean(), "locality": locality.mean()}
-        if self.args.layout_weight:
-            out["layout"] = obj.layout_loss(self.segmenter.segment(image)[:, self.order], layout, pose_labels).mean()
-        if self.args.realism_weight and self.d is not None:
-            out["realism"] = F.softplus(-self.d(image).logits).mean()
-        return out, image
-
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
-        return torch.stack([getattr(self.args, f"{name}_weight") * value for name, value in losses.items()]).sum()
-
-
-@torch.no_grad()
-def start_gates(fusion: FusionHierarchy, energies: Tensor, regions: list[str], floor: float = 0.02) -> None:
-    """Constant gates that give every style channel to the child whose regions it drives most.
-
-    energies: (R, S) from `features.channel_energies`, rows as `regions`. Alignment starts undecided, at one half.
-    """
-    tree, row = fusion.tree, {name: i for i, name in enumerate(regions)}
-    for name in tree.fused:
-        first, second = (
-            energies[[row[leaf] for leaf in tree.subtree(child) if leaf in row]].sum(0).sqrt()
-            for child in tree.children(name)
-        )
-        gate = second / (first + second).clamp_min(1e-12)
-        fusion.set_constant_gates(name, segments=gate.clamp(floor, 1 - floor), common=0.5)
-
-
-def build_fusion(args: argparse.Namespace, g: StyleGAN2Generator) -> FusionHierarchy:
-    """New nets, small ones that start as constant gates."""
-    layers = sum(4 * 2 ** ((i + 1) // 2) <= args.common_resolution for i in range(len(g.conv_sizes)))
-    rgbs = sum(4 * 2**k <= args.common_resolution for k in range(len(g.rgb_sizes)))
-    return FusionHierarchy(
-        tree=RegionTree.of(args.tree).to_dict(),
-        conv_sizes=g.conv_sizes,
-        rgb_sizes=g.rgb_sizes,
-        padded_width=max(g.conv_sizes + g.rgb_sizes),
-        hidden_width=args.hidden_width,
-        hidden_layers=args.hidden_layers,
-        num_indicators=len(g.conv_sizes) + len(g.rgb_sizes),
-        indicator_repeats=1,
-        shared_indicators=False,
-        common_conv_layers=layers,
-        common_rgb_layers=rgbs,
-        lr_multiplier=1.0,
-        pooling="mean",
-        final_activation="linear",
-        gate_bias=True,
+    nets.add_argument(
+        "--standardise",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show the MLPs codes in units of each channel's deviation",
     )
+    nets.add_argument(
+        "--gate_product",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let a gate depend on the sign of its channel's difference",
+    )
+    nets.add_argument(
+        "--gate_novelty",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let a gate depend on which child differs from the common code",
+    )
+    nets.add_argument(
+        "--rgb_indicators",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="toRGB vectors have indicators of their own, instead of their convolution's",
+    )
+    what = p.add_argument_group("objective (see docs/objective.md)")
+    for name in TERMS:
+        what.add_argument(f"--{name}_weight", type=float, default=WEIGHTS.get(name, 0.0))
+    what.add_argument("--features", default="maps", help=f"looks besides colour: {', '.join(FEATURES)}, or both")
+    what.add_argument(
+        "--reference", choices=REFERENCES, default="warped", help="whose picture a region should be like"
+    )
+    what.add_argument("--outside_power", type=float, default=2.0, help="of the differences outside the region, 1 or 2")
+    what.add_argument("--temperature", type=float, default=0.1, help="of the contrasts")
+    what.add_argument("--deficit", type=float, default=2.0, help="exponent of the weights by lacking transfer")
+    what.add_argument(
+        "--discriminator_learning_rate",
+        type=float,
+        default=0.0,
+        help="fine-tune the discriminator on fused against plain pictures; 0 leaves it as it is",
+    )
+    what.add_argument(
+        "--pose_regions", help="regions whose places tell the pose; the leaves of the root's first child if left out"
+    )
+    what.add_argument(
+        "--static_regions",
+        help="regions that do not move with the pose; those named bg... or background... if left out",
+    )
+    how = p.add_argument_group("samples and schedule")
+    how.add_argument(
+        "--pool_size", type=int, default=3072, help="plain pictures that are drawn once and mixed ever after"
+    )
+    how.add_argument("--min_psi", type=float, default=0.5, help="codes are truncated by a random psi from this to 1")
+    how.add_argument("--mixed_share", type=float, default=0.2, help="of codes: style-mixed or jittered ones")
+    shares = Shares()
+    how.add_argument(
+        "--code_shares", type=float, nargs=4, default=shares.codes, help="samples with 1, 2, 3, one-a-leaf codes"
+    )
+    how.add_argument(
+        "--single_share", type=float, default=shares.single, help="of those with 2: one leaf from elsewhere, no more"
+    )
+    how.add_argument("--twin_share", type=float, default=shares.twin, help="mixes that come with a near twin")
+    how.add_argument("--static_steps", type=int, default=100, help="first steps, in which gates are constants")
+    how.add_argument("--gate_learning_rate", type=float, default=0.1, help="of the constant part of the gates")
+    how.add_argument("--ema_decay", type=float, default=0.995)
+    how.add_argument("--validation_pairs", type=int, default=32, help="for the ruler's figures; 0 for none")
+    how.add_argument("--judges", help="folder of the ruler's judges; the embedded ones where they fit if left out")
+    return p
 
 
-def load_frozen(args: argparse.Namespace, accelerator: Accelerator):
-    """Generator, segmenter and (if the realism term wants it) discriminator of the given folder, frozen."""
-    if not args.pretrained_model_name_or_path:
-        raise ValueError("--model is missing: a folder or Hub id that holds generator/ and segmenter/")
-    where = {"revision": args.revision, "variant": args.variant}
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = build_parser()
+    first, _ = parser.parse_known_args(argv)
+    if first.config:
+        parser.set_defaults(**read_config(Path(first.config), parser))
+    return parser.parse_args(argv)
 
-    def load(cls: Any, name: str) -> Any:
-        model = cls.from_pretrained(args.pretrained_model_name_or_path, subfolder=name, **where)
-        return model.eval().requires_grad_(False).to(accelerator.device)
 
-    g, segmenter = load(StyleGAN2Generator, "generator"), load(RegionSegmenter, "segmenter")
-    return g, segmenter, load(StyleGAN2Discriminator, "discriminator") if args.realism_weight else None
+def read_config(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Flags of a JSON file, by name; ValueError for a flag that does not exist, or for something else than JSON."""
+    known = {action.dest for action in parser._actions} - {"help", "config"}
+    try:
+        given = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"--config {path} must hold a JSON object of flags, not {type(given).__name__}")
+    given = {k: v for k, v in given.items() if not k.startswith("#")}
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"--config {path}: there is no flag --{unknown[0]}; the flags are listed by --help")
+    return given
 
 
 def train(args: argparse.Namespace) -> Path:
@@ -287,18 +176,19 @@ def train(args: argparse.Namespace) -> Path:
     torch.manual_seed(args.seed)
     tree = RegionTree.of(args.tree)
     g, segmenter, discriminator = load_frozen(args, accelerator)
-    objective = Objective(args, tree, g, segmenter, discriminator, accelerator)
+    criterion = build_criterion(args, tree, g, segmenter, discriminator)
+    shares = Shares(codes=tuple(args.code_shares), single=args.single_share, twin=args.twin_share)
+    pool, roles = criterion.pool, criterion.roles
     fusion = build_fusion(args, g).to(accelerator.device)
+    if args.standardise:
+        fusion.set_statistics(pool.codes)
     probe = slice(0, min(64, args.pool_size))
-    pool = objective.pool
-    energies = channel_energies(
-        g.synthesis, pool.styles[probe], pool.labels[probe], len(objective.regions), seed=args.seed
-    )
-    start_gates(fusion, energies, objective.regions)
+    energies = channel_energies(g.synthesis, pool.codes[probe], pool.labels[probe], len(roles.names), seed=args.seed)
+    start_gates(fusion, energies, roles.names)
     ema = FusionHierarchy.from_config(fusion.config).to(accelerator.device).requires_grad_(False).eval()
     ema.load_state_dict(fusion.state_dict())
-    constant = [p for name, p in fusion.named_parameters() if name.endswith("gate_bias")]
-    learned = [p for name, p in fusion.named_parameters() if not name.endswith("gate_bias")]
+    constant = [p for name, p in fusion.named_parameters() if name.endswith(("gate_bias", "gate_novelty"))]
+    learned = [p for name, p in fusion.named_parameters() if not name.endswith(("gate_bias", "gate_novelty"))]
     optimizer = torch.optim.Adam(
         [{"params": learned}, {"params": constant, "lr": args.gate_learning_rate}],
         lr=args.learning_rate,
@@ -306,9 +196,23 @@ def train(args: argparse.Namespace) -> Path:
     )
     schedule = build_schedule(args, optimizer)
     model, optimizer = accelerator.prepare(fusion, optimizer)
-    accelerator.register_for_checkpointing(State(ema=ema, schedule=schedule))
-    first = resume(accelerator, args)
-    log, folder = Log(accelerator, args), Path(args.output_dir)
+    judge, judge_optimizer = None, None
+    if discriminator is not None and args.discriminator_learning_rate:
+        adam = torch.optim.Adam(
+            discriminator.requires_grad_(True).parameters(), lr=args.discriminator_learning_rate, betas=(0.0, 0.99)
+        )
+        judge, judge_optimizer = accelerator.prepare(discriminator, adam)
+        discriminator.requires_grad_(False)
+    transfers = Transfers(len(roles.names), accelerator.device)
+    accelerator.register_for_checkpointing(State(ema=ema, schedule=schedule, transfers=transfers))
+    first, started = resume(accelerator, args), time.monotonic()
+    pipe = StyleFusionPipeline(g, ema, segmenter)
+    judges = find_judges(args, pipe) if accelerator.is_main_process else None
+
+    def validate() -> dict[str, float]:
+        return {} if judges is None else brief(pipe, judges, args.validation_pairs)
+
+    log, folder, clock = Log(accelerator, args), Path(args.output_dir), Clock(accelerator.device)
     with (
         finishing(accelerator),
         tqdm(total=args.max_train_steps, initial=first, disable=not accelerator.is_main_process, desc="fusion") as bar,
@@ -316,47 +220,78 @@ def train(args: argparse.Namespace) -> Path:
         for step in range(first, args.max_train_steps):
             draw = step_generator(args.seed, step, accelerator.process_index)
             optimizer.zero_grad()
-            for i in range(args.gradient_accumulation_steps):
-                index, assignment = objective.sample(draw)
-                with sync_when(accelerator, model, i == args.gradient_accumulation_steps - 1):
-                    fused = model(mix(tree, pool.styles[index], assignment)).style_codes
-                    losses, _ = objective.losses(fused, index, assignment)
-                    accelerator.backward(objective.total(losses) / args.gradient_accumulation_steps)
+            accumulated = args.gradient_accumulation_steps
+            for i in range(accumulated):
+                sample = criterion.draw(args.train_batch_size, draw, shares)
+                with sync_when(accelerator, model, i == accumulated - 1):
+                    losses, tally, images = backward(
+                        criterion, model, ema, sample, transfers.mean, clock, accelerator, 1 / accumulated
+                    )
+                transfers.update(tally, accelerator)
                 log.add(**losses)
+                if judge is not None:
+                    plain = pool.pictures(sample.base)
+                    log.add(judge=discriminator_step(judge, judge_optimizer, plain, images, accelerator))
+            if step < args.static_steps:
+                for p in learned:
+                    p.grad = None
             if args.max_grad_norm:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             schedule.step()
             ema_update(ema, fusion, min(args.ema_decay, (step + 1) / (step + 10)) if args.use_ema else 0.0)
             done = step + 1
+            clock.steps += 1
             bar.update()
             if done % args.logging_steps == 0 or done == args.max_train_steps:
+                carried = {f"T {name}": float(t) for name, t in zip(roles.names, transfers.mean, strict=True)}
+                log.add(**carried, **clock.read())
                 log.report(done, bar)
             if args.validation_steps and done % args.validation_steps == 0 and accelerator.is_main_process:
-                save_sheet(ema, objective, folder / "samples" / f"{done:06d}.png")
+                save_sheet(ema, criterion, folder / "samples" / f"{done:06d}.png")
+                log.note(done, validate())
             if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
                 save_checkpoint(accelerator, args, done)
                 if accelerator.is_main_process:
                     ema.save_pretrained(folder / "fusion")
         if accelerator.is_main_process:
-            StyleFusionPipeline(g, ema, segmenter).save_pretrained(folder)
-            push_to_hub(args, folder / "fusion")
+            pipe.save_pretrained(folder)
+            (folder / "README.md").write_text(model_card(args, tree, validate(), time.monotonic() - started))
+            push_to_hub(args, folder)
     return folder
 
 
 @torch.no_grad()
-def save_sheet(fusion: FusionHierarchy, objective: Objective, path: Path, rows: int = 6) -> None:
+def save_sheet(fusion: FusionHierarchy, criterion: Criterion, path: Path, rows: int = 6) -> None:
     """Rows of the pool: base, source, one swapped leaf a column, and the base with all inner codes of the source."""
-    tree, pool = objective.tree, objective.pool
-    base, source = pool.styles[:rows], pool.styles[rows : 2 * rows]
+    tree, pool = criterion.tree, criterion.pool
+    base, source = pool.codes[:rows], pool.codes[rows : 2 * rows]
     nodes = [[name] for name in tree.leaves] + [list(tree.inner)]
     codes = {name: torch.cat([source if name in swapped else base for swapped in nodes]) for name in tree.nodes}
     fused = fusion.fuse(codes)
-    images = objective.g.synthesis(torch.cat([base, source, fused]))
+    images = criterion.eye.g.synthesis(torch.cat([base, source, fused]))
     columns = len(images) // rows
     images = images.unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     image_grid(images, columns).save(path)
+
+
+def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline) -> Judges | None:
+    """The ruler's judges, which watch and never teach; None, with a line that says why, where none fit.
+
+    ValueError or FileNotFoundError for a folder that was named and does not do.
+    """
+    if not args.validation_pairs:
+        return None
+    try:
+        judges = load_judges(args.judges, pipe.generator.device)
+        build_subject(pipe, judges)
+    except (ValueError, FileNotFoundError) as error:
+        if args.judges:
+            raise
+        logger.info("no ruler's figures in this training: %s", error)
+        return None
+    return judges
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,140 @@
+"""The ablation table of docs/objective.md: one short training for each config, all read by the same ruler.
+
+    python -m benchmarks.objectives --model FOLDER --output_dir runs [--rows A,B] [--flags --max_train_steps 100]
+
+FOLDER holds generator/, segmenter/ and discriminator/. Every JSON file of benchmarks/objective is a row: flags of
+`stylefusion train fusion` over base.json's, which is none itself. A row that is there already is not trained again, so
+several processes may share the work by --rows; what is there is printed as a markdown table.
+
+The figures: O and T are means over regions, geometric and arithmetic, of single swaps on validation pairs; "gain" is
+the geometric mean over regions of the outside change of learned static gates at the row's own transfers, divided by
+the row's: above 1 the row is more local than these gates at equal transfer. G and "kept" are pose error and looks kept
+under all common codes from a third picture; "implausible" is the share of fully mixed pictures that the unseen
+discriminator finds worse than 95 % of plain samples; "minutes" are of one training on whatever ran it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from stylefusion_hf import StyleFusionPipeline
+from stylefusion_hf.evaluation.brief import brief
+from stylefusion_hf.evaluation.evaluate import build_subject
+from stylefusion_hf.evaluation.gates import LearnedGates
+from stylefusion_hf.evaluation.judges import Judges, load_judges
+from stylefusion_hf.evaluation.measuring import Subject, measure_jobs
+from stylefusion_hf.evaluation.pairs import VALIDATION_SEED, render, style_codes
+from stylefusion_hf.evaluation.ruler import figures
+from stylefusion_hf.evaluation.statistics import outside_at
+from stylefusion_hf.training import fusion
+
+ROWS = Path(__file__).parent / "objective"
+
+
+def row_flags(name: str) -> dict:
+    """Flags of a row: its own over those that all share."""
+    return json.loads((ROWS / "base.json").read_text()) | json.loads((ROWS / f"{name}.json").read_text())
+
+
+def train(name: str, args: argparse.Namespace) -> Path:
+    """Train a row, unless it is there; its folder."""
+    out = Path(args.output_dir) / name
+    if not (out / "model_index.json").is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        config = out / "config.json"
+        config.write_text(json.dumps(row_flags(name), indent=2))
+        started = time.monotonic()
+        command = ["--model", args.model, "--output_dir", str(out), "--config", str(config), *args.flags]
+        fusion.train(fusion.parse_args([*command, "--resume_from_checkpoint", "latest"]))
+        (out / "minutes.json").write_text(json.dumps((time.monotonic() - started) / 60))
+    return out
+
+
+def gate_curves(subject: Subject, pairs: int, cache: Path) -> dict[str, list[tuple[float, float]]]:
+    """{region: (O, T) of learned static gates at every strength} on the validation pairs; made once a generator."""
+    if not cache.is_file():
+        path, pipe = cache.with_name("gates.safetensors"), subject.pipe
+        if not path.is_file():
+            LearnedGates(pipe).fit().save(path)
+        method = LearnedGates.load(pipe, path)
+        jobs = [("gates", leaf, s) for leaf in subject.leaves for s in method.strengths]
+        measured = measure_jobs(subject, {"gates": method}, jobs, pairs, VALIDATION_SEED)
+        found: dict[str, list[tuple[float, float]]] = {leaf: [] for leaf in subject.leaves}
+        for (_, leaf, _), columns in measured.items():
+            row = figures(columns, torch.ones(1, pairs, dtype=torch.float64), subject.heads[leaf])
+            found[leaf].append((float(row["outside"][0]), float(row["transfer"][0])))
+        cache.write_text(json.dumps(found))
+    return json.loads(cache.read_text())
+
+
+@torch.no_grad()
+def implausible(pipe: StyleFusionPipeline, judges: Judges, count: int = 256) -> float:
+    """Share of pictures with every leaf another's that are below the plain samples' 5th percentile."""
+    if judges.discriminator is None:
+        return math.nan
+    g, tree = pipe.generator, pipe.fusion.tree
+    base = style_codes(g, range(VALIDATION_SEED, VALIDATION_SEED + count))
+    codes = {n: base.roll(tree.leaves.index(n) + 1, 0) if n in tree.leaves else base for n in tree.nodes}
+    plain, mixed = (
+        torch.cat([judges.discriminator(render(pipe, x)).logits[:, 0] for x in s.split(64)])
+        for s in (base, pipe.fusion.fuse(codes))
+    )
+    return float((mixed < plain.quantile(0.05)).float().mean())
+
+
+def measure(folder: Path, pairs: int, judges: Judges) -> dict[str, float]:
+    """The figures of a trained row, region by region."""
+    pipe = StyleFusionPipeline.from_pretrained(folder)
+    return brief(pipe, judges, pairs) | {"implausible": implausible(pipe, judges)}
+
+
+def summary(found: dict[str, float], curves: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
+    """O, T and gain over the regions."""
+    o, t = ([found[f"{figure} {leaf}"] for leaf in curves] for figure in "OT")
+    theirs = [outside_at(*zip(*points, strict=True), at) for points, at in zip(curves.values(), t, strict=True)]
+    gains = [math.log(x / max(own, 1e-6)) for x, own in zip(theirs, o, strict=True) if x > 0]  # nan: not reached
+    return {
+        "O": math.exp(sum(math.log(max(x, 1e-6)) for x in o) / len(o)),
+        "T": sum(t) / len(t),
+        "gain": math.exp(sum(gains) / len(gains)) if gains else math.nan,
+    }
+
+
+def main() -> None:
+    about = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser("python -m benchmarks.objectives", description=__doc__, formatter_class=about)
+    p.add_argument("--model", required=True)
+    p.add_argument("--output_dir", required=True)
+    p.add_argument("--rows", help="comma-separated; all if left out")
+    p.add_argument("--pairs", type=int, default=96)
+    p.add_argument("--judges")
+    p.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="for every training; must come last")
+    args = p.parse_args()
+    every = sorted(path.stem for path in ROWS.glob("*.json") if path.stem != "base")
+    rows = args.rows.split(",") if args.rows else every
+    if unknown := [name for name in rows if name not in every]:
+        p.error(f"no row {unknown[0]!r}; there are {', '.join(every)}")
+    judges = load_judges(args.judges)
+    for name in rows:
+        folder = train(name, args)
+        if not (folder / "figures.json").is_file():
+            (folder / "figures.json").write_text(json.dumps(measure(folder, args.pairs, judges), indent=2))
+    subject = build_subject(StyleFusionPipeline.from_pretrained(Path(args.output_dir) / rows[0]), judges)
+    curves = gate_curves(subject, args.pairs, Path(args.output_dir) / f"gates{args.pairs}.json")
+    columns = ("O", "T", "gain", "G", "kept", "implausible")
+    print(f"| row | {' | '.join(columns)} | minutes |\n|{'---|' * (len(columns) + 2)}")
+    for name in rows:
+        folder = Path(args.output_dir) / name
+        found, minutes = (json.loads((folder / f"{x}.json").read_text()) for x in ("figures", "minutes"))
+        found |= summary(found, curves)
+        print(f"| {name} | {' | '.join(f'{found[c]:.3f}' for c in columns)} | {minutes:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

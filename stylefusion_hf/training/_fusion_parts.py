@@ -1,0 +1,133 @@
+"""What a fusion training is made of: new nets, the frozen networks, and the objective that the flags describe."""
+
+import argparse
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.models.fusion import FusionHierarchy
+from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.regions import RegionTree
+from stylefusion_hf.training.common import step_generator
+from stylefusion_hf.training.criterion import TERMS, Criterion
+from stylefusion_hf.training.roles import Roles
+from stylefusion_hf.training.sampling import draw_codes
+from stylefusion_hf.training.views import Eye, Pool
+
+
+def build_fusion(args: argparse.Namespace, g: StyleGAN2Generator) -> FusionHierarchy:
+    """New nets, small ones that start as constant gates."""
+    layers = sum(4 * 2 ** ((i + 1) // 2) <= args.common_resolution for i in range(len(g.conv_sizes)))
+    rgbs = sum(4 * 2**k <= args.common_resolution for k in range(len(g.rgb_sizes)))
+    own = args.rgb_indicators
+    return FusionHierarchy(
+        tree=RegionTree.of(args.tree).to_dict(),
+        conv_sizes=g.conv_sizes,
+        rgb_sizes=g.rgb_sizes,
+        padded_width=max(g.conv_sizes + g.rgb_sizes),
+        hidden_width=args.hidden_width,
+        hidden_layers=args.hidden_layers,
+        num_indicators=len(g.conv_sizes) + (len(g.rgb_sizes) if own else 1),
+        indicator_repeats=1,
+        shared_indicators=not own,
+        common_conv_layers=layers,
+        common_rgb_layers=rgbs,
+        lr_multiplier=1.0,
+        pooling="mean",
+        final_activation="linear",
+        gate_bias=True,
+        gate_product=args.gate_product,
+        gate_novelty=args.gate_novelty,
+        standardise=args.standardise,
+    )
+
+
+@torch.no_grad()
+def start_gates(fusion: FusionHierarchy, energies: Tensor, regions: list[str], floor: float = 0.02) -> None:
+    """Constant gates that give every style channel to the child whose regions it drives most.
+
+    energies: (R, S) from `features.channel_energies`, rows as `regions`. Alignment starts nearly closed: the coarse
+    layers carry looks as well as pose, and what is half open loses looks before it finds the pose. Where gates know
+    of novelty, it starts more open for a child in company, for then it is the pose that is common.
+    """
+    tree, row = fusion.tree, {name: i for i, name in enumerate(regions)}
+    for name in tree.fused:
+        first, second = (
+            energies[[row[leaf] for leaf in tree.subtree(child) if leaf in row]].sum(0).sqrt()
+            for child in tree.children(name)
+        )
+        gate = second / (first + second).clamp_min(1e-12)
+        align = fusion.net(name).blender_common
+        fusion.set_constant_gates(
+            name, segments=gate.clamp(floor, 1 - floor), common=0.1 if align.gate_novelty is None else 0.02
+        )
+        if align.gate_novelty is not None:
+            torch.nn.init.constant_(align.gate_novelty, 4.0)
+
+
+def load_frozen(args: argparse.Namespace, accelerator: Accelerator):
+    """Generator, segmenter and (if the realism term wants it) discriminator of the given folder, frozen."""
+    if not args.pretrained_model_name_or_path:
+        raise ValueError("--model is missing: a folder or Hub id that holds generator/ and segmenter/")
+    where = {"revision": args.revision, "variant": args.variant}
+
+    def load(cls: Any, name: str) -> Any:
+        model = cls.from_pretrained(args.pretrained_model_name_or_path, subfolder=name, **where)
+        return model.eval().requires_grad_(False).to(accelerator.device)
+
+    g, segmenter = load(StyleGAN2Generator, "generator"), load(RegionSegmenter, "segmenter")
+    return g, segmenter, load_discriminator(args, accelerator) if args.realism_weight else None
+
+
+def load_discriminator(args: argparse.Namespace, accelerator: Accelerator) -> StyleGAN2Discriminator:
+    """The discriminator without its batch statistics: a picture's logit must not depend on its neighbours'."""
+    d = StyleGAN2Discriminator.from_pretrained(
+        args.pretrained_model_name_or_path, subfolder="discriminator", revision=args.revision, variant=args.variant
+    )
+    return without_batch_statistics(d).requires_grad_(False).eval().to(accelerator.device)
+
+
+def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminator:
+    """The same discriminator, its minibatch-deviation channels taken to be 0."""
+    extra = d.config.mbstd_channels
+    if not extra:
+        return d
+    config = {k: v for k, v in d.config.items() if not k.startswith("_")} | {"mbstd_channels": 0}
+    plain = StyleGAN2Discriminator(**config)
+    state = d.state_dict()
+    state["conv.weight"] = state["conv.weight"][:, :-extra]
+    # Equalised layers divide by the root of their inputs' number, which is smaller now.
+    state["conv.weight"] = state["conv.weight"] * math.sqrt((d.conv.weight.shape[1] - extra) / d.conv.weight.shape[1])
+    plain.load_state_dict(state)
+    return plain
+
+
+def build_criterion(args: argparse.Namespace, tree: RegionTree, g, segmenter, discriminator) -> Criterion:
+    """The objective that the flags describe, with its pool."""
+    weights = {name: getattr(args, f"{name}_weight") for name in TERMS}
+    if not any(weights.values()):
+        raise ValueError("every term's weight is 0: there is nothing to train for")
+    if bad := [name for name, w in weights.items() if w < 0]:
+        raise ValueError(f"--{bad[0]}_weight must not be negative, got {weights[bad[0]]}")
+    if not 0 <= args.min_psi <= 1 or not 0 <= args.mixed_share <= 1:
+        raise ValueError(f"--min_psi and --mixed_share are from 0 to 1, got {args.min_psi} and {args.mixed_share}")
+    if args.pool_size < 8:
+        raise ValueError(f"--pool_size must be at least 8, got {args.pool_size}")
+    if args.outside_power < 1:
+        raise ValueError(f"--outside_power must be at least 1, got {args.outside_power}")
+    if args.temperature <= 0:
+        raise ValueError(f"--temperature must be positive, got {args.temperature}")
+    known = list(segmenter.config.regions)
+    roles = Roles.of(tree, known, args.pose_regions, args.static_regions)
+    features = [name.strip() for name in args.features.split(",") if name.strip()]
+    eye = Eye(g, segmenter, [known.index(n) for n in roles.names], features, keep_maps=args.spatial_weight > 0)
+    codes = draw_codes(g, args.pool_size, step_generator(args.seed, 0, purpose=2), args.min_psi, args.mixed_share)
+    eye.calibrate(codes[:256])
+    pool = Pool.of(eye, codes)
+    settings = {"deficit": args.deficit, "temperature": args.temperature, "power": args.outside_power}
+    return Criterion(tree, roles, eye, pool, weights, args.reference, discriminator=discriminator, **settings)

@@ -1,0 +1,62 @@
+"""The model card of trained fusion nets: what they are, how they were trained, what the ruler read."""
+
+import argparse
+from collections.abc import Mapping
+
+from stylefusion_hf.regions import RegionTree
+
+HEAD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [stylegan2, stylefusion, image-editing]
+---
+# {title}
+
+Fusion nets (StyleFusion, [arXiv 2107.07437](https://arxiv.org/abs/2107.07437)) that turn one code per region into one
+picture of a frozen StyleGAN2. Trained with stylefusion-hf without a training picture, on an objective that is a
+reconstruction: the paper's authors published no training code.
+
+Regions: `{tree}`
+
+```python
+from stylefusion_hf import StyleFusionPipeline
+
+pipe = StyleFusionPipeline.from_pretrained("{title}")
+picture = pipe(base=1, regions={{"{leaf}": 2}}).images[0]
+```
+"""
+ABOUT = ("seed", "max_train_steps", "static_steps", "train_batch_size", "learning_rate", "reference", "features")
+
+
+def model_card(args: argparse.Namespace, tree: RegionTree, figures: Mapping[str, float], seconds: float) -> str:
+    """Markdown with the Hub's metadata. `figures`: those of `evaluation.brief`, or none."""
+    title = args.hub_model_id or str(args.output_dir).rstrip("/").rsplit("/", 1)[-1]
+    lines = [HEAD.format(title=title, tree=tree, leaf=tree.leaves[0])]
+    if figures:
+        lines += [
+            f"## Figures ({args.validation_pairs} validation pairs)",
+            "",
+            "Outside change O: 0 nothing but the region moved, 1 as if the whole code were swapped. Transfer T: 0 the"
+            " region kept its look, 1 it has the source's. Measured by the ruler of stylefusion-hf, whose judges took"
+            " no part in the training.",
+            "",
+            "| region | O | T |",
+            "|---|---|---|",
+            *(f"| {leaf} | {figures[f'O {leaf}']:.3f} | {figures[f'T {leaf}']:.2f} |" for leaf in tree.leaves),
+            "",
+            f"All common codes from a third picture: pose error {figures['G']:.2f} (0 that picture's pose, 1 still the"
+            f" base's), {figures['kept']:.2f} of the looks kept.",
+            "",
+        ]
+    names = [*ABOUT, *(k for k in vars(args) if k.endswith("_weight"))]
+    lines += [
+        "## Training",
+        "",
+        f"{seconds / 60:.0f} minutes since the run was last started.",
+        "",
+        "| flag | value |",
+        "|---|---|",
+        *(f"| `--{name}` | {getattr(args, name)} |" for name in names),
+        "",
+    ]
+    return "\n".join(lines)

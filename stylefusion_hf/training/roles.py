@@ -1,0 +1,59 @@
+"""Which regions play which part in a training: read off the tree and the regions' names, or told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stylefusion_hf.alignment import static_regions
+from stylefusion_hf.regions import RegionTree
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which regions (by number, back to front) do what.
+
+    `pose` tell the pose; `static` do not move with it; `groups`: (inner node, regions of its first child, of its
+    second), where the second of a child that does not move is the pose regions.
+    """
+
+    names: list[str]
+    pose: list[int]
+    static: list[int]
+    groups: list[tuple[str, list[int], list[int]]]
+
+    @classmethod
+    def of(cls, tree: RegionTree, known: list[str], pose: str | None = None, static: str | None = None) -> Roles:
+        """From the tree and the regions that the segmenter knows; `pose`, `static`: names, comma-separated.
+
+        None: the leaves under the root's first child that move; those named bg... or background...
+        """
+        missing = [leaf for leaf in tree.leaves if leaf not in known]
+        if missing:
+            raise ValueError(f"the segmenter knows {', '.join(known)}, but not the tree's {', '.join(missing)}")
+        inert = [leaf for leaf in tree.leaves if leaf not in tree.active]
+        if inert:
+            raise ValueError(
+                f"nothing to train for {', '.join(inert)}: a node above has no fusion net, so their codes play no"
+                f" part; mark it with * in --tree {tree}"
+            )
+        names = [name for name in known if name in tree.leaves]
+
+        def chosen(given: str | None, flag: str, default: list[str]) -> list[int]:
+            wanted = default if given is None else [n.strip() for n in given.split(",") if n.strip()]
+            unknown = [n for n in wanted if n not in names]
+            if unknown:
+                raise ValueError(f"{flag}: {unknown[0]!r} is no region of the tree; it has {', '.join(names)}")
+            return [names.index(n) for n in wanted]
+
+        fixed = chosen(static, "--static_regions", static_regions(names))
+        first = tree.children(tree.root)[0]
+        moving = [n for n in names if names.index(n) not in fixed] or names
+        posing = chosen(pose, "--pose_regions", [n for n in moving if n in tree.subtree(first)] or moving)
+        groups = []
+        for node in tree.inner:
+            if node == tree.root or node not in tree.fused:
+                continue
+            parts = [[names.index(n) for n in moving if n in tree.subtree(child)] for child in tree.children(node)]
+            if any(parts):
+                groups.append((node, parts[0] or posing, parts[1] or posing))
+        return cls(names, posing, fixed, groups)

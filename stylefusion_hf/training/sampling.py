@@ -1,0 +1,163 @@
+"""What fusion nets are trained on: sampled codes, and which node of the tree takes which. No picture at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.regions import RegionTree
+
+# --- Codes -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def draw_codes(
+    g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: float, mixed_share: float, batch: int = 64
+) -> Tensor:
+    """Style codes (count, S) of normal z, each truncated by its own psi, uniform between `min_psi` and 1.
+
+    `mixed_share` of them do not come from a single w: half are style-mixed (the rows of w+ change hands at a random
+    layer), half have every row jittered by a tenth of w's deviation. Codes of inverted pictures lie off W, too.
+    """
+
+    def some(n: int) -> Tensor:
+        w = g.mapping(torch.randn(n, g.config.z_dim, generator=draw).to(g.w_avg))
+        psi = (torch.rand(n, 1, generator=draw) * (1 - min_psi) + min_psi).to(w)
+        return g.w_avg + psi * (w - g.w_avg)
+
+    parts, rows = [], torch.arange(g.num_ws)
+    for first in range(0, count, batch):
+        n = min(batch, count - first)
+        w, other = some(n), some(n)
+        kind = torch.rand(n, generator=draw)
+        crossing = torch.randint(1, g.num_ws, (n, 1), generator=draw)
+        takes = ((kind[:, None] < mixed_share / 2) & (rows >= crossing)).to(w.device)
+        jitter = torch.randn(n, g.num_ws, w.shape[1], generator=draw).to(w) * (0.1 * w.std(dim=0) if n > 1 else 0)
+        jittered = ((kind >= mixed_share / 2) & (kind < mixed_share)).to(w)
+        wp = torch.where(takes[..., None], other[:, None], w[:, None]) + jittered[:, None, None] * jitter
+        parts.append(g.to_style(wp))
+    return torch.cat(parts)
+
+
+# --- Assignments -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How often what is drawn.
+
+    Args:
+        codes: samples whose leaves hold 1, 2, 3 codes, or one a leaf.
+        single: of those with 2 codes, the share in which one leaf differs and every inner code is the base's.
+        subtree: of the others with 2 or 3 codes, the share that swaps whole subtrees, inner codes too.
+        inner: inner codes are the base's; all one fresh code; all independent; or (the authors' expansion) each
+            swapped leaf's parent takes the leaf's. Samples whose leaves all hold the base never take the first.
+        root: of samples whose leaves all hold the base, the share in which the root's code alone differs.
+        twin: share of the other samples that are followed by a twin which differs in one leaf.
+    """
+
+    codes: tuple[float, float, float, float] = (0.12, 0.6, 0.1, 0.18)
+    single: float = 0.75
+    subtree: float = 0.5
+    inner: tuple[float, float, float, float] = (0.4, 0.25, 0.2, 0.15)
+    root: float = 0.4
+    twin: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("codes", "inner"):
+            given = getattr(self, name)
+            if len(given) != 4 or min(given) < 0 or abs(sum(given) - 1) > 1e-6:
+                raise ValueError(f"the shares of {name} must be four numbers from 0 that sum to 1, got {list(given)}")
+        if self.codes[0] and not self.inner[1] + self.inner[2]:
+            raise ValueError(
+                "samples with one code need inner codes that differ: give the second or third share of inner"
+            )
+        for name in ("single", "subtree", "root", "twin"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"the share {name} must be from 0 to 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which code each node of B samples takes, by number; 0 is the base, others are different from it.
+
+    `nodes`: (B, nodes), in the order of `tree.nodes`. `twin`: (B,), the row that this one differs from in a single
+    leaf, or -1.
+    """
+
+    nodes: Tensor
+    twin: Tensor
+
+
+def codes_of(tree: RegionTree) -> int:
+    """How many codes the numbers of an `Assignment` stand for: each node may have one of its own."""
+    return 2 * len(tree.nodes) + 1
+
+
+def draw_assignment(tree: RegionTree, batch: int, draw: torch.Generator, shares: Shares) -> Assignment:
+    """Assignments for a batch; which numbers mean which codes is drawn elsewhere."""
+    column = {name: i for i, name in enumerate(tree.nodes)}
+    leaves = list(tree.leaves)
+    parts = [n for n in tree.nodes if n != tree.root]
+    fresh = len(tree.nodes)  # numbers from here on are codes that no leaf has
+    nodes = torch.zeros(batch, len(column), dtype=torch.long)
+    twin = torch.full((batch,), -1)
+
+    def chance() -> float:
+        return float(torch.rand((), generator=draw))
+
+    def pick(options: Sequence[str]) -> str:
+        return options[int(torch.randint(len(options), (), generator=draw))]
+
+    def choose(weights: Sequence[float]) -> int:
+        return int(torch.multinomial(torch.tensor(weights, dtype=torch.float), 1, generator=draw))
+
+    row = 0
+    while row < batch:
+        own = nodes[row]
+        kind = choose(shares.codes)
+        single = kind == 1 and chance() < shares.single
+        if single:
+            own[column[pick(leaves)]] = 1
+        elif kind in (1, 2) and chance() < shares.subtree:
+            for code in range(1, kind + 1):
+                for name in tree.subtree(pick(parts)):
+                    own[column[name]] = code
+        elif kind:
+            order = torch.randperm(len(leaves), generator=draw).tolist()
+            for place, leaf in enumerate(order):  # every code is some leaf's
+                codes = len(leaves) if kind == 3 else kind + 1
+                code = place if place < codes else int(torch.randint(codes, (), generator=draw))
+                own[column[leaves[leaf]]] = code
+        if not single:
+            _draw_inner(tree, own, column, shares, fresh, bare=kind == 0, chance=chance, choose=choose)
+        row += 1
+        if not single and row < batch and chance() < shares.twin:
+            nodes[row] = own
+            nodes[row, column[pick(leaves)]] = 2 * len(tree.nodes)  # a number that no other node has
+            twin[row] = row - 1
+            row += 1
+    return Assignment(nodes, twin)
+
+
+def _draw_inner(tree: RegionTree, own: Tensor, column, shares: Shares, fresh: int, bare: bool, chance, choose) -> None:
+    """Sets the inner codes of one row. `bare`: all leaves hold the base."""
+    if bare and chance() < shares.root:
+        own[column[tree.root]] = fresh
+        return
+    kind = choose((0.0, shares.inner[1], shares.inner[2], 0.0) if bare else shares.inner)
+    if kind == 1:
+        for name in tree.inner:
+            own[column[name]] = fresh
+    elif kind == 2:
+        for i, name in enumerate(tree.inner):
+            own[column[name]] = fresh + i
+    elif kind == 3:
+        for leaf in tree.leaves:
+            parent = tree.parent(leaf)
+            if own[column[leaf]] and parent != tree.root:
+                own[column[parent]] = own[column[leaf]]
