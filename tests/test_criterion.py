@@ -94,7 +94,7 @@ def test_the_frame_is_the_roots_and_the_looks_are_the_leaves(pipe):
     assert (sample.owners == sample.base[:, None]).all()
     assert sample.counted.all()
     assert not sample.changed.any()
-    assert "outside" in losses(c, sample, c.pool.codes[sample.base])
+    assert losses(c, sample, c.pool.codes[sample.base + 1])["outside"] == 0  # nothing to compare with
     still, moved = (losses(c, sample, c.pool.codes[i])["pose"] for i in (sample.frame, sample.base))
     assert still < 1e-5 < moved
 

@@ -138,8 +138,8 @@ def test_the_brief_look_reads_what_the_sections_read_on_other_pairs(subject):
     found = brief(subject.pipe, subject.judges, COUNT)
     assert set(found) == {*(f"{x} {leaf}" for x in "OT" for leaf in subject.leaves), "G", "kept"}
     rows = sections.global_rows(subject, COUNT, VALIDATION_SEED)["all common codes"]
-    assert found["G"] == pytest.approx(rows["pose"].value)
-    assert found["kept"] == pytest.approx(rows["looks kept"].value)
+    assert found["G"] == pytest.approx(rows["pose"].value, nan_ok=True)  # the planted map has no pose
+    assert found["kept"] == pytest.approx(rows["looks kept"].value, nan_ok=True)
     other = sections.swap_rows(subject, COUNT)["leaf"]
     assert 0 < found["O a"] != pytest.approx(other["a"]["outside"].value)  # these are the test pairs
 

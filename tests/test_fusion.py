@@ -6,7 +6,7 @@ from accelerate import init_empty_weights
 
 from stylefusion_hf.conversion.fusion_nets import rename_fusion_net, rename_fusion_nets
 from stylefusion_hf.models.fusion import FusionHierarchy
-from stylefusion_hf.models.fusion_net import fuse_reference
+from stylefusion_hf.models.fusion_net import company, fuse_reference, novelty, signed
 from tests.parity import PlainStyles, draw_weights, load_case, manifest, relative_error, style_vectors
 
 SMALL = {"conv_sizes": [8, 8, 8, 4, 2], "rgb_sizes": [8, 4, 2], "padded_width": 8, "hidden_width": 24}
@@ -169,6 +169,27 @@ def test_standardised_nets_do_not_depend_on_the_units_of_a_code(tmp_path):
         fusion.set_statistics(samples[:, 1:])
     with pytest.raises(ValueError, match="standardise=False"):
         small().set_statistics(samples)
+
+
+def test_gates_know_signs_and_novelty_in_any_precision():
+    d = torch.tensor([-300.0, -1.0, 0.0, 1.0, 300.0])
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        found = signed(torch.zeros(5, dtype=dtype), d.to(dtype)).float()
+        torch.testing.assert_close(found, torch.tensor([-1.0, -(0.5**0.5), 0.0, 0.5**0.5, 1.0]), atol=5e-3, rtol=0)
+    common, other = torch.zeros(1), torch.full((1,), 2.0)
+    assert [float(novelty(a, b, common)) for a, b in ((common, common), (other, other))] == [0.0, 0.0]
+    assert float(novelty(common, other, common)) > 0.99
+    assert float(novelty(other, common, common)) < -0.99
+    assert float(company(other, common, common)) < 0.01  # alone: a region was swapped
+    assert float(company(common, other, common)) > 0.99
+    assert float(company(other, -other, common)) == 0.5
+
+
+def test_constant_gates_without_common_vectors():
+    fusion = small("all*(a, b)", gate_bias=True, common_conv_layers=0, common_rgb_layers=0)
+    fusion.set_constant_gates("all", segments=0.5, common=0.1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        fusion.set_constant_gates("all", segments=1.0)
 
 
 def test_gradients_are_those_of_finite_differences():

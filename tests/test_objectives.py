@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stylefusion_hf.alignment import fit_similarity, region_axes
+from stylefusion_hf.evaluation.ruler import dilate
 from stylefusion_hf.features import channel_energies
 from stylefusion_hf.regions import RegionTree
 from stylefusion_hf.training import objectives as obj
@@ -53,12 +54,12 @@ def squares(x: int) -> torch.Tensor:
 
 def test_outside_change_forgives_what_happens_inside():
     reference = torch.rand(1, 3, 32, 32)
-    inside = obj.widen(squares(0)[:, 2], 1)
-    image = reference + inside * 0.5
+    inside = dilate(squares(0)[:, 2], 1)
+    image = reference + inside[:, None] * 0.5
     assert float(obj.outside_change(image, reference, inside)) == 0.0
     image[..., 0, 0] += 2
     torch.testing.assert_close(obj.outside_change(image, reference, inside), torch.tensor([12.0]))
-    assert torch.equal(obj.widen(squares(0), 1)[:, 2], inside)
+    assert torch.equal(dilate(squares(0), 1)[:, 2], inside)
     assert inside.sum() == 8 * 8
 
 

@@ -18,7 +18,12 @@ from stylefusion_hf import (
     StyleGAN2Generator,
 )
 from stylefusion_hf.training import common, fusion, generator, segmenter
-from stylefusion_hf.training._fusion_parts import build_criterion, load_frozen, without_batch_statistics
+from stylefusion_hf.training._fusion_parts import (
+    build_criterion,
+    load_frozen,
+    pool_size,
+    without_batch_statistics,
+)
 from stylefusion_hf.training.augment import augment, parse_policy
 from stylefusion_hf.training.card import model_card
 from stylefusion_hf.training.sampling import Shares
@@ -199,7 +204,7 @@ def test_fusion_runs_and_resumes_to_the_bit(base, tmp_path):
 
 def test_fusion_learns_on_any_tree(base, tmp_path):
     tree = "all*(face*(eyes, mouth), rest*(skin, stuff*(hair, more*(clothes, background))))"
-    simple = [x for name in ("pose", "transfer", "regions") for x in (f"--{name}_weight", "0")]
+    simple = [x for name in ("pose", "transfer", "regions", "layout") for x in (f"--{name}_weight", "0")]
     more = ("--tree", tree, *simple, "--no-use_ema", "--pool_size", "32")
     losses = []
     for name, steps, rate in (("untrained", 1, "1e-9"), ("trained", 40, "0.1")):
@@ -245,7 +250,7 @@ def test_fusion_with_every_term_and_switch_resumes_to_the_bit(base, tmp_path):
         "pose",
         "layout",
         "realism",
-        "judge",
+        "discriminator",
     }
     assert losses <= {name for line in log for name in line}
     assert {"s fusion", "s generator", "s segmenter", "s objective", "T hair"} <= set(log[0])
@@ -282,6 +287,32 @@ def test_the_model_card_has_the_figures_and_the_flags(tmp_path):
     assert "## Figures" not in model_card(args, tree, {}, 120)
 
 
+def test_the_smallest_tree_and_pool_train(base, tmp_path):
+    flags = ("--tree", "all*(hair, skin)", "--pool_size", "8", "--max_train_steps", "2", "--static_steps", "1")
+    fusion.train(fusion_args(base, tmp_path / "small", *flags))
+    with Image.open(tmp_path / "small" / "samples" / "000002.png") as sheet:
+        assert sheet.size == (5 * 32, 4 * 32)  # base, source, two leaves, the common codes; half the pool in rows
+    assert "layout" not in json.loads((tmp_path / "small" / "log.jsonl").read_text().splitlines()[0])
+    alone = [x for name in ("locality", "transfer", "regions", "pose") for x in (f"--{name}_weight", "0")]
+    with pytest.raises(ValueError, match="nothing to train for"):  # no inner node below the root, nothing else asked
+        fusion.train(fusion_args(base, tmp_path / "layout", *flags, *alone))
+
+
+def test_codes_with_labels_are_refused(base, tmp_path):
+    tiny_generator(label_dim=3).save_pretrained(tmp_path / "model" / "generator")
+    tiny_segmenter().save_pretrained(tmp_path / "model" / "segmenter")
+    with pytest.raises(ValueError, match="class-conditional"):
+        fusion.train(fusion_args(tmp_path / "model", tmp_path / "out"))
+
+
+def test_pools_are_kept_to_what_memory_holds():
+    args = fusion.parse_args(["--output_dir", "x"])
+    assert pool_size(args, 64, 6) == 3072
+    assert pool_size(args, 1024, 6) == 512
+    args.pool_size = 5000
+    assert pool_size(args, 1024, 6) == 5000
+
+
 def test_constant_gates_come_first(base, tmp_path):
     for name, more in (("gates", ["--no-gate_novelty"]), ("novelty", [])):
         flags = ("--static_steps", "3", "--max_train_steps", "3", "--validation_pairs", "0", *more)
@@ -299,13 +330,18 @@ def test_constant_gates_come_first(base, tmp_path):
 
 def test_a_config_sets_flags_and_the_command_line_goes_before_it(tmp_path):
     path = tmp_path / "row.json"
-    path.write_text('{"# why": "a note", "looks_weight": 3, "reference": "aligned", "code_shares": [0, 1, 0, 0]}')
+    path.write_text(
+        '{"# why": "a note", "looks_weight": 3, "reference": "aligned", "code_shares": [0, 1, 0, 0],'
+        ' "standardise": false, "model": "base"}'
+    )
     args = fusion.parse_args(["--output_dir", "x", "--config", str(path), "--looks_weight", "2"])
     assert (args.looks_weight, args.reference, list(args.code_shares)) == (2.0, "aligned", [0, 1, 0, 0])
+    assert (args.standardise, args.pretrained_model_name_or_path) == (False, "base")
     for text, message in (
         ("{", "cannot be read"),
         ("[1]", "not list"),
         ('{"look_weight": 1}', "no flag --look_weight"),
+        ('{"looks_weight": null}', "looks_weight is None"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -329,7 +365,7 @@ def test_the_discriminator_without_batch_statistics_judges_each_picture_by_itsel
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--tree", "all*(nose, chin)"), "segmenter knows .* but not the tree's nose, chin"),
+        (("--tree", "all*(nose, chin)"), "does not know the regions nose, chin"),
         (("--tree", "all*(face(eyes, mouth), hair)"), "nothing to train for eyes, mouth"),
         (("--pose_regions", "nose"), "--pose_regions: 'nose'"),
         (("--tree", "all*(a"), "all"),
@@ -343,6 +379,10 @@ def test_the_discriminator_without_batch_statistics_judges_each_picture_by_itsel
         (("--min_psi", "2"), "--min_psi and --mixed_share"),
         (("--pool_size", "2"), "--pool_size must be at least"),
         (("--temperature", "0"), "--temperature must be positive"),
+        (("--deficit", "-1"), "--deficit must not be negative"),
+        (("--common_resolution", "2"), "--common_resolution must be at least 4"),
+        (("--discriminator_learning_rate", "0.1"), "give --realism_weight too"),
+        (("--pose_regions", ","), "--pose_regions names no region"),
         (("--judges", "nowhere"), "nowhere holds no judges"),
         (("--resume_from_checkpoint", "checkpoint-9"), "checkpoint-9' is not in"),
     ],

@@ -282,8 +282,8 @@ class Ruler:
 
 
 def dilate(mask: Tensor, radius: int) -> Tensor:
-    """Masks (B, H, W), widened by `radius` pixels in every direction; each picture by itself."""
-    return F.max_pool2d(mask[:, None].float(), 2 * radius + 1, stride=1, padding=radius)[:, 0] > 0
+    """Masks (B, H, W) or (B, R, H, W), widened by `radius` pixels in every direction; each by itself."""
+    return F.max_pool2d(mask.float(), 2 * radius + 1, stride=1, padding=radius) > 0
 
 
 def most_probable(probs: Tensor) -> Tensor:

@@ -118,8 +118,8 @@ class Scores(_Rows):
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean, over all but the first dimension of (B, D): (B,); smooth where it is 0."""
-    return ((x - y).square().sum(dim=1) + 1e-8).sqrt() - 1e-4
+    """Euclidean, over the last dimension; smooth where it is 0."""
+    return ((x - y).square().sum(dim=-1) + 1e-8).sqrt() - 1e-4
 
 
 class TrainingScore:

@@ -45,7 +45,8 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         conv_sizes: widths of the generator's style vectors of the convolutions ...
         rgb_sizes: ... and of the toRGB layers; a style code packs all of these, then all of those: S numbers.
         padded_width: width to which every vector is brought.
-        hidden_width: width of the gating MLPs, which go in -> hidden_width x hidden_layers -> padded_width x 2.
+        hidden_width: width of the gating MLPs, which go in -> hidden_width x hidden_layers -> padded_width ->
+            padded_width for each number that makes a logit (one, and one more for each of the switches below).
         hidden_layers: see hidden_width.
         num_indicators: length of the one-hot layer indicator.
         indicator_repeats: how often the indicator is tiled.
@@ -286,6 +287,8 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
 
     @classmethod
     def _describe_missing(cls, model: Any, keys: Sequence[str]) -> str:
+        if lost := [key for key in keys if key.startswith("layout.")]:
+            return f"it standardises codes, but {', '.join(lost)} are missing"
         nets = dict.fromkeys(key.split(".")[1].removeprefix(NET_PREFIX) for key in keys if key.startswith("nets."))
         return f"its tree {model.tree} has fusion nets whose weights are missing or incomplete: {', '.join(nets)}"
 

@@ -107,7 +107,7 @@ class Blender(nn.Module):
 def signed(a: Tensor, b: Tensor) -> Tensor:
     """d / sqrt(1 + d^2) in (-1, 1), d = b - a."""
     d = b - a
-    return d * (1 + d.square()).rsqrt()
+    return d / torch.hypot(d, torch.ones_like(d))  # half precision cannot square 256
 
 
 def novelty(a: Tensor, b: Tensor, common: Tensor) -> Tensor:

@@ -100,6 +100,11 @@ class FusionSpec:
 # maximum; a and b are constant over these positions, so that is the largest gate where b > a, else the smallest.
 
 
+def integers(values: Sequence) -> Tensor:
+    """A table of indices; of none, too, which `torch.tensor` would take for numbers."""
+    return torch.tensor(values, dtype=torch.long)
+
+
 class StyleRows(nn.Module):
     """Some vectors of a packed style code (B, S) as rows (B, R, P), and gates (B, R, P) as (B, S) again.
 
@@ -127,9 +132,9 @@ class StyleRows(nn.Module):
         inside = [[True] * len(group) + [False] * (most - len(group)) for group in groups.values()]
         everything = len(channels) == spec.style_width
         self.pooling, self.rows, self.width = spec.pooling, len(rows), width
-        self.register_buffer("up", None if everything and most == 1 else torch.tensor(up), persistent=False)
-        self.register_buffer("channels", None if everything else torch.tensor(channels), persistent=False)
-        self.register_buffer("members", None if most == 1 else torch.tensor(members), persistent=False)
+        self.register_buffer("up", None if everything and most == 1 else integers(up), persistent=False)
+        self.register_buffer("channels", None if everything else integers(channels), persistent=False)
+        self.register_buffer("members", None if most == 1 else integers(members), persistent=False)
         self.register_buffer("inside", torch.tensor(inside), persistent=False)
 
     def expand(self, code: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What a fusion training is made of: new nets, the frozen networks, and the objective that the flags describe."""
 
 import argparse
+import logging
 import math
 from typing import Any
 
@@ -18,6 +19,8 @@ from stylefusion_hf.training.criterion import TERMS, Criterion
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.sampling import draw_codes
 from stylefusion_hf.training.views import Eye, Pool
+
+logger = logging.getLogger("stylefusion_hf")
 
 
 def build_fusion(args: argparse.Namespace, g: StyleGAN2Generator) -> FusionHierarchy:
@@ -81,6 +84,8 @@ def load_frozen(args: argparse.Namespace, accelerator: Accelerator):
         return model.eval().requires_grad_(False).to(accelerator.device)
 
     g, segmenter = load(StyleGAN2Generator, "generator"), load(RegionSegmenter, "segmenter")
+    if g.config.label_dim:
+        raise ValueError("fusion nets of class-conditional generators cannot be trained yet: their codes need labels")
     return g, segmenter, load_discriminator(args, accelerator) if args.realism_weight else None
 
 
@@ -107,8 +112,8 @@ def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminato
     return plain
 
 
-def build_criterion(args: argparse.Namespace, tree: RegionTree, g, segmenter, discriminator) -> Criterion:
-    """The objective that the flags describe, with its pool."""
+def check_objective(args: argparse.Namespace) -> None:
+    """ValueError for flags of the objective that make no sense, before anything is computed."""
     weights = {name: getattr(args, f"{name}_weight") for name in TERMS}
     if not any(weights.values()):
         raise ValueError("every term's weight is 0: there is nothing to train for")
@@ -116,17 +121,40 @@ def build_criterion(args: argparse.Namespace, tree: RegionTree, g, segmenter, di
         raise ValueError(f"--{bad[0]}_weight must not be negative, got {weights[bad[0]]}")
     if not 0 <= args.min_psi <= 1 or not 0 <= args.mixed_share <= 1:
         raise ValueError(f"--min_psi and --mixed_share are from 0 to 1, got {args.min_psi} and {args.mixed_share}")
-    if args.pool_size < 8:
+    if args.pool_size is not None and args.pool_size < 8:
         raise ValueError(f"--pool_size must be at least 8, got {args.pool_size}")
+    if args.common_resolution < 4:
+        raise ValueError(f"--common_resolution must be at least 4, the smallest layer, got {args.common_resolution}")
+    if args.deficit < 0:
+        raise ValueError(f"--deficit must not be negative, got {args.deficit}: it would favour what lacks least")
+    if args.discriminator_learning_rate and not args.realism_weight:
+        raise ValueError("--discriminator_learning_rate fine-tunes the realism term: give --realism_weight too")
     if args.outside_power < 1:
         raise ValueError(f"--outside_power must be at least 1, got {args.outside_power}")
     if args.temperature <= 0:
         raise ValueError(f"--temperature must be positive, got {args.temperature}")
+
+
+def pool_size(args: argparse.Namespace, resolution: int, regions: int) -> int:
+    """--pool_size; if left out 3072, or as many pictures as 8 GiB hold (512 of six regions at 1024 pixels)."""
+    picture = resolution**2 * (3 + 2 * regions + 1)  # uint8 image, half-precision probabilities, labels
+    return args.pool_size or max(8, min(3072, 2**33 // picture))
+
+
+def build_criterion(args: argparse.Namespace, tree: RegionTree, g, segmenter, discriminator) -> Criterion:
+    """The objective that the flags describe, with its pool."""
+    weights = {name: getattr(args, f"{name}_weight") for name in TERMS}
     known = list(segmenter.config.regions)
     roles = Roles.of(tree, known, args.pose_regions, args.static_regions)
+    if args.layout_weight and not roles.groups:
+        logger.info("--layout_weight plays no part: the tree %s has no fused inner node below the root", tree)
+        weights["layout"] = 0.0
+        if not any(weights.values()):
+            raise ValueError("every other term's weight is 0: there is nothing to train for")
     features = [name.strip() for name in args.features.split(",") if name.strip()]
     eye = Eye(g, segmenter, [known.index(n) for n in roles.names], features, keep_maps=args.spatial_weight > 0)
-    codes = draw_codes(g, args.pool_size, step_generator(args.seed, 0, purpose=2), args.min_psi, args.mixed_share)
+    size = pool_size(args, g.config.resolution, len(roles.names))
+    codes = draw_codes(g, size, step_generator(args.seed, 0, purpose=2), args.min_psi, args.mixed_share)
     eye.calibrate(codes[:256])
     pool = Pool.of(eye, codes)
     settings = {"deficit": args.deficit, "temperature": args.temperature, "power": args.outside_power}

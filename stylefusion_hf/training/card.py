@@ -28,6 +28,11 @@ picture = pipe(base=1, regions={{"{leaf}": 2}}).images[0]
 ABOUT = ("seed", "max_train_steps", "static_steps", "train_batch_size", "learning_rate", "reference", "features")
 
 
+def number(value: float, digits: int = 2) -> str:
+    """As text; a figure that these pictures do not give is undefined."""
+    return f"{value:.{digits}f}" if value == value else "undefined"
+
+
 def model_card(args: argparse.Namespace, tree: RegionTree, figures: Mapping[str, float], seconds: float) -> str:
     """Markdown with the Hub's metadata. `figures`: those of `evaluation.brief`, or none."""
     title = args.hub_model_id or str(args.output_dir).rstrip("/").rsplit("/", 1)[-1]
@@ -42,10 +47,13 @@ def model_card(args: argparse.Namespace, tree: RegionTree, figures: Mapping[str,
             "",
             "| region | O | T |",
             "|---|---|---|",
-            *(f"| {leaf} | {figures[f'O {leaf}']:.3f} | {figures[f'T {leaf}']:.2f} |" for leaf in tree.leaves),
+            *(
+                f"| {leaf} | {number(figures[f'O {leaf}'], 3)} | {number(figures[f'T {leaf}'])} |"
+                for leaf in tree.leaves
+            ),
             "",
-            f"All common codes from a third picture: pose error {figures['G']:.2f} (0 that picture's pose, 1 still the"
-            f" base's), {figures['kept']:.2f} of the looks kept.",
+            f"All common codes from a third picture: pose error {number(figures['G'])} (0 that picture's pose, 1"
+            f" still the base's), {number(figures['kept'])} of the looks kept.",
             "",
         ]
     names = [*ABOUT, *(k for k in vars(args) if k.endswith("_weight"))]

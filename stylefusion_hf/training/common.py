@@ -309,7 +309,8 @@ class Log:
             self.sums[name] = (total + value, n + 1)
 
     def note(self, step: int, values: dict[str, float]) -> None:
-        """An entry of its own, of figures that are not averaged; the main process's."""
+        """An entry of its own, of figures that are not averaged; the main process's. Undefined ones are left out."""
+        values = {k: v for k, v in values.items() if np.isfinite(v)}
         if values:
             self.accelerator.log(values, step=step)
             with open(self.path, "a") as f:

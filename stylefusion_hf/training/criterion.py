@@ -16,19 +16,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylefusion_hf.alignment import inside, warp
+from stylefusion_hf.evaluation import ruler, score
+from stylefusion_hf.evaluation.ruler import MIN_PIXELS, dilate
+from stylefusion_hf.evaluation.score import distance
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.regions import RegionTree
 from stylefusion_hf.training import objectives as obj
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment
-from stylefusion_hf.training.views import MIN_PIXELS, Eye, Pool, Views, moved, outlines
+from stylefusion_hf.training.views import Eye, Pool, Views, moved, outlines
 
 TERMS = ("outside", "looks", "locality", "transfer", "regions", "pooled", "spatial", "pose", "layout", "realism")
 COMPOSED = ("locality", "transfer", "regions")  # terms that need a whole picture put together from the owners
 REFERENCES = ("warped", "aligned", "unaligned")
-# A head on which a region hardly differs from picture to picture would measure noise. It counts for nothing where the
-# median distance is less than this share of the mean norm. Maps are in units of their deviation: they differ.
-LEAST_DIFFERENCE = {"colour": 0.05, "maps": 0.0, "texture": 0.4, "outline": 0.1}
+# As in the training score and the ruler, a head counts for nothing for a region that hardly differs in it.
+LEAST_DIFFERENCE = dict(zip(("colour", "maps", "outline"), score.LEAST_DIFFERENCE, strict=True))
+LEAST_DIFFERENCE["texture"] = ruler.LEAST_DIFFERENCE["texture"]
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,11 @@ class Criterion:
         tree, roles: the regions.
         eye: frozen networks.
         pool: plain pictures.
-        weights: of `TERMS`; a term of weight 0 is not computed, but for the looks, which are watched anyway.
+        weights: of `TERMS`. Terms of weight 0 are not computed, but for the looks, which are watched anyway, and for
+            those that one of `COMPOSED` brings along.
         reference: what owns a region's look: "unaligned", the plain picture of its code; "warped", that picture in
             the frame's pose by a similarity; "aligned", the picture that the nets themselves make when every leaf
-            holds that code (`align`).
+            holds that code.
         deficit: exponent of the weights by lacking transfer (0: all regions alike).
         temperature: of the contrasts.
         discriminator: for realism.
@@ -233,10 +237,10 @@ class Criterion:
             wanted = {**t.looks, "outline": t.outline}
             for h, x in found.items():
                 sums.setdefault(f"size {h}", []).append(torch.where(valid, wanted[h].norm(dim=-1), torch.nan))
-                sums.setdefault(h, []).append(torch.where(valid, obj.distance(x, wanted[h]), torch.nan))
+                sums.setdefault(h, []).append(torch.where(valid, distance(x, wanted[h]), torch.nan))
             plain, other = pool.pictures(base), pool.pictures(source)
             either = [pool.labels[i][:, None] == self.ids[:, None, None] for i in (base, source)]
-            out = 1 - obj.widen(either[0] | either[1], self.radius)
+            out = (~dilate(either[0] | either[1], self.radius)).float()
             sums.setdefault("outside", []).append(
                 torch.einsum("brhw,bhw->br", out, (other - plain).abs().pow(self.power).sum(dim=1))
             )
@@ -245,7 +249,7 @@ class Criterion:
             sums.setdefault("pose", []).append(apart[:, None])
             if self.roles.groups:
                 near, far = (self._offsets(pool.middles[i]) for i in (base, source))
-                sums.setdefault("layout", []).append(obj.distance(near, far))
+                sums.setdefault("layout", []).append(distance(near, far))
         found = {name: torch.cat(parts) for name, parts in sums.items()}
         mean = {name: x.nanmean(dim=0).nan_to_num(1.0).clamp_min(1e-6) for name, x in found.items()}
         self.heads = [*pool.looks, "outline"]
@@ -286,7 +290,7 @@ class Criterion:
         share = counted * weight / counted.sum(dim=1, keepdim=True).clamp_min(1)  # of a sample's regions
         found = {**view.looks, "outline": outlines(view.probs, t.visible)}
         wanted = {**t.looks, "outline": t.outline}
-        left = torch.stack([obj.distance(found[h], wanted[h]) for h in self.heads], dim=2) / self.whole
+        left = torch.stack([distance(found[h], wanted[h]) for h in self.heads], dim=2) / self.whole
         gone = (masks.sum(dim=(2, 3)) < MIN_PIXELS)[..., None]
         not_outline = torch.tensor([h != "outline" for h in self.heads], device=gone.device)
         left = torch.where(gone & not_outline, left.detach().clamp_min(1), left)  # its outline pulls it back
@@ -321,7 +325,7 @@ class Criterion:
             ]
             out["pooled"] = (share * torch.stack(each).mean(dim=0)).sum(dim=1).mean()
         if t.maps:
-            both = obj.widen(~(masks & t.masks), 1) < 1  # eroded
+            both = ~dilate(~(masks & t.masks), 1)  # eroded
             each = []
             for r, refs in t.maps.items():
                 inner = F.adaptive_avg_pool2d(both.float(), r) > 0.99
@@ -336,7 +340,7 @@ class Criterion:
             each_group = torch.arange(owners.shape[1], device=owners.device)
             goal = self._offsets(self.pool.middles[owners.flatten()]).view(*owners.shape, -1, 2)
             goal = goal[:, each_group, each_group]
-            off = obj.distance(self._offsets(view.middles), goal) / self.layout_whole
+            off = distance(self._offsets(view.middles), goal) / self.layout_whole
             out["layout"] = mean_where(off, owners != s.base[:, None])
         if self.weights["realism"] and self.discriminator is not None:
             out["realism"] = obj.implausibility(self.discriminator(view.images).logits).mean()
@@ -351,7 +355,7 @@ class Criterion:
         before = self.pool.labels[s.base][:, None] == self.ids[:, None, None]
         before = torch.where(is_twin[:, None, None, None], masks[partner], before)
         either = ((before | masks) & s.changed[..., None, None]).any(dim=1)
-        change = obj.outside_change(view.images, reference, obj.widen(either, self.radius), self.power)
+        change = obj.outside_change(view.images, reference, dilate(either, self.radius), self.power)
         count = s.changed.sum(dim=1)
         whole = (s.changed * self.outside_whole).sum(dim=1) / count.clamp_min(1)
         return mean_where(change / whole.clamp_min(1e-6), count > 0)

@@ -11,9 +11,9 @@ training code was never published. `--config FILE` reads flags from JSON, as doc
 import argparse
 import json
 import logging
+import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -25,7 +25,13 @@ from stylefusion_hf.features import channel_energies
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.regions import RegionTree
-from stylefusion_hf.training._fusion_parts import build_criterion, build_fusion, load_frozen, start_gates
+from stylefusion_hf.training._fusion_parts import (
+    build_criterion,
+    build_fusion,
+    check_objective,
+    load_frozen,
+    start_gates,
+)
 from stylefusion_hf.training._fusion_step import Clock, Transfers, backward, discriminator_step
 from stylefusion_hf.training.card import model_card
 from stylefusion_hf.training.common import (
@@ -48,7 +54,7 @@ from stylefusion_hf.training.sampling import Shares
 from stylefusion_hf.training.views import FEATURES
 
 logger = logging.getLogger("stylefusion_hf")
-WEIGHTS = {"locality": 1.0, "transfer": 2.0, "regions": 0.3, "pose": 0.5}  # of the other terms 0
+WEIGHTS = {"locality": 1.0, "transfer": 1.5, "regions": 0.3, "pose": 0.4, "layout": 0.05}  # of the other terms 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--outside_power", type=float, default=2.0, help="of the differences outside the region, 1 or 2")
     what.add_argument("--temperature", type=float, default=0.1, help="of the contrasts")
-    what.add_argument("--deficit", type=float, default=2.0, help="exponent of the weights by lacking transfer")
+    what.add_argument("--deficit", type=float, default=1.0, help="exponent of the weights by lacking transfer")
     what.add_argument(
         "--discriminator_learning_rate",
         type=float,
@@ -127,7 +133,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how = p.add_argument_group("samples and schedule")
     how.add_argument(
-        "--pool_size", type=int, default=3072, help="plain pictures that are drawn once and mixed ever after"
+        "--pool_size",
+        type=int,
+        help="plain pictures that are drawn once and mixed ever after; 3072, or what 8 GiB hold, if left out",
     )
     how.add_argument("--min_psi", type=float, default=0.5, help="codes are truncated by a random psi from this to 1")
     how.add_argument("--mixed_share", type=float, default=0.2, help="of codes: style-mixed or jittered ones")
@@ -139,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--single_share", type=float, default=shares.single, help="of those with 2: one leaf from elsewhere, no more"
     )
     how.add_argument("--twin_share", type=float, default=shares.twin, help="mixes that come with a near twin")
-    how.add_argument("--static_steps", type=int, default=100, help="first steps, in which gates are constants")
+    how.add_argument("--static_steps", type=int, default=100, help="first steps, in which no MLP learns")
     how.add_argument("--gate_learning_rate", type=float, default=0.1, help="of the constant part of the gates")
     how.add_argument("--ema_decay", type=float, default=0.995)
     how.add_argument("--validation_pairs", type=int, default=32, help="for the ruler's figures; 0 for none")
@@ -149,40 +157,57 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
-    first, _ = parser.parse_known_args(argv)
-    if first.config:
-        parser.set_defaults(**read_config(Path(first.config), parser))
-    return parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    config = first.parse_known_args(argv)[0].config
+    return parser.parse_args([*read_config(Path(config), parser), *argv] if config else argv)
 
 
-def read_config(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Flags of a JSON file, by name; ValueError for a flag that does not exist, or for something else than JSON."""
-    known = {action.dest for action in parser._actions} - {"help", "config"}
+def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    """The flags of a JSON file as on a command line: numbers, texts, lists, true and false. Names that begin with #
+    are notes. ValueError for a flag that does not exist, or for something else than that.
+    """
+    known = {flag.removeprefix("--") for flag in parser._option_string_actions} - {"help", "-h", "config"}
     try:
         given = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(given, dict):
         raise ValueError(f"--config {path} must hold a JSON object of flags, not {type(given).__name__}")
-    given = {k: v for k, v in given.items() if not k.startswith("#")}
-    if unknown := [name for name in given if name not in known]:
-        raise ValueError(f"--config {path}: there is no flag --{unknown[0]}; the flags are listed by --help")
-    return given
+    words = []
+    for name, value in given.items():
+        if name.startswith("#"):
+            continue
+        if name not in known:
+            raise ValueError(f"--config {path}: there is no flag --{name}; the flags are listed by --help")
+        values = value if isinstance(value, list) else [value]
+        if any(not isinstance(x, (str, int, float)) for x in values):
+            raise ValueError(
+                f"--config {path}: {name} is {value!r}, not a number, a text, a list of these, true or false"
+            )
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", *map(str, values)]
+    return words
 
 
 def train(args: argparse.Namespace) -> Path:
     """Run the training and return the output folder: a pipeline that `from_pretrained` loads."""
+    check_objective(args)
+    shares = Shares(codes=tuple(args.code_shares), single=args.single_share, twin=args.twin_share)
+    tree = RegionTree.of(args.tree)
     accelerator = start(args)
     torch.manual_seed(args.seed)
-    tree = RegionTree.of(args.tree)
     g, segmenter, discriminator = load_frozen(args, accelerator)
-    criterion = build_criterion(args, tree, g, segmenter, discriminator)
-    shares = Shares(codes=tuple(args.code_shares), single=args.single_share, twin=args.twin_share)
-    pool, roles = criterion.pool, criterion.roles
     fusion = build_fusion(args, g).to(accelerator.device)
+    judges = find_judges(args, StyleFusionPipeline(g, fusion, segmenter)) if accelerator.is_main_process else None
+    criterion = build_criterion(args, tree, g, segmenter, discriminator)
+    pool, roles = criterion.pool, criterion.roles
     if args.standardise:
         fusion.set_statistics(pool.codes)
-    probe = slice(0, min(64, args.pool_size))
+    probe = slice(0, min(criterion.eye.batch, len(pool)))
     energies = channel_energies(g.synthesis, pool.codes[probe], pool.labels[probe], len(roles.names), seed=args.seed)
     start_gates(fusion, energies, roles.names)
     ema = FusionHierarchy.from_config(fusion.config).to(accelerator.device).requires_grad_(False).eval()
@@ -207,11 +232,11 @@ def train(args: argparse.Namespace) -> Path:
     accelerator.register_for_checkpointing(State(ema=ema, schedule=schedule, transfers=transfers))
     first, started = resume(accelerator, args), time.monotonic()
     pipe = StyleFusionPipeline(g, ema, segmenter)
-    judges = find_judges(args, pipe) if accelerator.is_main_process else None
 
     def validate() -> dict[str, float]:
         return {} if judges is None else brief(pipe, judges, args.validation_pairs)
 
+    figures: dict[str, float] = {}  # of the step at hand; the last step's go into the model card
     log, folder, clock = Log(accelerator, args), Path(args.output_dir), Clock(accelerator.device)
     with (
         finishing(accelerator),
@@ -220,6 +245,7 @@ def train(args: argparse.Namespace) -> Path:
         for step in range(first, args.max_train_steps):
             draw = step_generator(args.seed, step, accelerator.process_index)
             optimizer.zero_grad()
+            figures = {}
             accumulated = args.gradient_accumulation_steps
             for i in range(accumulated):
                 sample = criterion.draw(args.train_batch_size, draw, shares)
@@ -231,7 +257,7 @@ def train(args: argparse.Namespace) -> Path:
                 log.add(**losses)
                 if judge is not None:
                     plain = pool.pictures(sample.base)
-                    log.add(judge=discriminator_step(judge, judge_optimizer, plain, images, accelerator))
+                    log.add(discriminator=discriminator_step(judge, judge_optimizer, plain, images, accelerator))
             if step < args.static_steps:
                 for p in learned:
                     p.grad = None
@@ -249,14 +275,17 @@ def train(args: argparse.Namespace) -> Path:
                 log.report(done, bar)
             if args.validation_steps and done % args.validation_steps == 0 and accelerator.is_main_process:
                 save_sheet(ema, criterion, folder / "samples" / f"{done:06d}.png")
-                log.note(done, validate())
+                figures = validate()
+                log.note(done, figures)
             if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
                 save_checkpoint(accelerator, args, done)
                 if accelerator.is_main_process:
                     ema.save_pretrained(folder / "fusion")
         if accelerator.is_main_process:
             pipe.save_pretrained(folder)
-            (folder / "README.md").write_text(model_card(args, tree, validate(), time.monotonic() - started))
+            (folder / "README.md").write_text(
+                model_card(args, tree, figures or validate(), time.monotonic() - started)
+            )
             push_to_hub(args, folder)
     return folder
 
@@ -265,11 +294,13 @@ def train(args: argparse.Namespace) -> Path:
 def save_sheet(fusion: FusionHierarchy, criterion: Criterion, path: Path, rows: int = 6) -> None:
     """Rows of the pool: base, source, one swapped leaf a column, and the base with all inner codes of the source."""
     tree, pool = criterion.tree, criterion.pool
+    rows = min(rows, len(pool) // 2)
     base, source = pool.codes[:rows], pool.codes[rows : 2 * rows]
     nodes = [[name] for name in tree.leaves] + [list(tree.inner)]
     codes = {name: torch.cat([source if name in swapped else base for swapped in nodes]) for name in tree.nodes}
     fused = fusion.fuse(codes)
-    images = criterion.eye.g.synthesis(torch.cat([base, source, fused]))
+    every = torch.cat([base, source, fused]).split(criterion.eye.batch)
+    images = torch.cat([criterion.eye.g.synthesis(s) for s in every])
     columns = len(images) // rows
     images = images.unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,34 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylefusion_hf.evaluation.score import distance
+
 # --- Locality --------------------------------------------------------------------------------------------------------
 
 
-def widen(masks: Tensor, radius: int) -> Tensor:
-    """Masks (B, H, W) or (B, R, H, W), widened by `radius` pixels in every direction; floats, 0 or 1."""
-    planes = masks.float() if masks.ndim == 4 else masks[:, None].float()
-    wide = F.max_pool2d(planes, 2 * radius + 1, stride=1, padding=radius)
-    return wide if masks.ndim == 4 else wide[:, 0]
-
-
 def outside_change(image: Tensor, reference: Tensor, changed: Tensor, power: float = 2) -> Tensor:
-    """Change where nothing should: sum of ((1 - changed)|image - reference|)^power, (B,).
+    """Change where nothing should: sum of |image - reference|^power elsewhere than in `changed`, (B,).
 
     The ruler squares; a power of 1 is as hard on a faint change everywhere as on a strong one in few places.
 
     Args:
         image, reference: two pictures whose codes differ in some leaves only.
-        changed: (B, H, W), 1 where those leaves' regions are in either picture, widened.
+        changed: (B, H, W), true where those leaves' regions are in either picture, widened.
     """
-    return ((1 - changed)[:, None] * (image - reference).abs().pow(power)).sum(dim=(1, 2, 3))
+    return ((image - reference).abs().pow(power) * ~changed[:, None]).sum(dim=(1, 2, 3))
 
 
 # --- Transfer --------------------------------------------------------------------------------------------------------
-
-
-def distance(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean, over the last dimension; smooth where it is 0."""
-    return ((x - y).square().sum(dim=-1) + 1e-8).sqrt() - 1e-4
 
 
 def compose(claims: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

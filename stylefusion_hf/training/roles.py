@@ -43,6 +43,8 @@ class Roles:
             unknown = [n for n in wanted if n not in names]
             if unknown:
                 raise ValueError(f"{flag}: {unknown[0]!r} is no region of the tree; it has {', '.join(names)}")
+            if not wanted and flag == "--pose_regions":
+                raise ValueError(f"{flag} names no region: poses must be read from somewhere")
             return [names.index(n) for n in wanted]
 
         fixed = chosen(static, "--static_regions", static_regions(names))

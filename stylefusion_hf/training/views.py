@@ -16,7 +16,6 @@ from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.training.objectives import soft_middles
 
 FEATURES = ("maps", "texture")
-MIN_PIXELS = 8  # a region of fewer says nothing
 
 
 @dataclass
@@ -44,7 +43,8 @@ class Eye:
     """Frozen generator and segmenter, and how to read their output.
 
     Args:
-        order: the segmenter's channel of each region.
+        order: the segmenter's channel of each region. What else it knows counts for nothing: such a pixel goes to the
+            most probable region of these.
         features: which looks besides colour: some of `FEATURES`.
         resolutions: of the generator's maps.
         keep_maps: whether views carry the maps themselves, for the spatial contrast.
@@ -66,10 +66,13 @@ class Eye:
         self.pooled: PooledMaps | None = None
 
     @torch.no_grad()
-    def calibrate(self, codes: Tensor, batch: int = 64) -> None:
+    def calibrate(self, codes: Tensor) -> None:
         """Take the maps' means and deviations from samples (N, S)."""
-        parts = [self.g.synthesis(s, return_features=True)[1] for s in codes.split(batch)]
-        maps = {r: torch.cat([p[r] for p in parts]).float() for r in parts[0] if r in self.resolutions}
+        parts = []
+        for s in codes.split(self.batch):
+            found = self.g.synthesis(s, return_features=True)[1]
+            parts.append({r: x.float() for r, x in found.items() if r in self.resolutions})  # the others are large
+        maps = {r: torch.cat([p[r] for p in parts]) for r in parts[0]}
         if maps:
             self.pooled = PooledMaps(maps, self.resolutions)
         elif "maps" in self.features or self.keep_maps:
@@ -77,6 +80,11 @@ class Eye:
                 f"a generator of {self.g.config.resolution} px has no maps of {list(self.resolutions)} px: train with"
                 " --features texture and without --spatial_weight"
             )
+
+    @property
+    def batch(self) -> int:
+        """Pictures that are rendered at once where there is no gradient: 64 at 64 pixels, fewer at larger sizes."""
+        return max(1, min(64, 64 * 128**2 // self.g.config.resolution**2))
 
     def render(self, codes: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """Images in [-1, 1] and feature maps of style codes (B, S)."""
@@ -128,10 +136,10 @@ class Pool:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, eye: Eye, codes: Tensor, batch: int = 64) -> Pool:
+    def of(cls, eye: Eye, codes: Tensor) -> Pool:
         """Render and describe style codes (N, S)."""
         parts = []
-        for s in tqdm(codes.split(batch), desc="pool", leave=False):
+        for s in tqdm(codes.split(eye.batch), desc="pool", leave=False):
             view = eye(s)
             labels = view.probs.argmax(dim=1)
             where, area = region_centroids(labels, view.probs.shape[1])
