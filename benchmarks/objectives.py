@@ -26,13 +26,11 @@ from pathlib import Path
 import torch
 
 from stylefusion_hf import StyleFusionPipeline
-from stylefusion_hf.evaluation.brief import brief
+from stylefusion_hf.evaluation.brief import brief, locality_and_transfer
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.judges import Judges, load_judges
-from stylefusion_hf.evaluation.measuring import Subject, measure_jobs
 from stylefusion_hf.evaluation.pairs import VALIDATION_SEED, render, style_codes
-from stylefusion_hf.evaluation.ruler import figures
 from stylefusion_hf.evaluation.statistics import outside_at
 from stylefusion_hf.training import fusion
 
@@ -58,19 +56,22 @@ def train(name: str, args: argparse.Namespace) -> Path:
     return out
 
 
-def gate_curves(subject: Subject, pairs: int, cache: Path) -> dict[str, list[tuple[float, float]]]:
-    """{region: (O, T) of learned static gates at every strength} on the validation pairs; made once a generator."""
+def gate_curves(folder: Path, pairs: int, judges: Judges, cache: Path) -> dict[str, list[tuple[float, float]]]:
+    """{region: (O, T) of learned static gates at every strength} on the validation pairs; made once a generator.
+
+    folder: any row, for its generator and segmenter.
+    """
     if not cache.is_file():
-        path, pipe = cache.with_name("gates.safetensors"), subject.pipe
+        pipe = StyleFusionPipeline.from_pretrained(folder)
+        subject = build_subject(pipe, judges)
+        path = cache.with_name("gates.safetensors")
         if not path.is_file():
             LearnedGates(pipe).fit().save(path)
         method = LearnedGates.load(pipe, path)
         jobs = [("gates", leaf, s) for leaf in subject.leaves for s in method.strengths]
-        measured = measure_jobs(subject, {"gates": method}, jobs, pairs, VALIDATION_SEED)
         found: dict[str, list[tuple[float, float]]] = {leaf: [] for leaf in subject.leaves}
-        for (_, leaf, _), columns in measured.items():
-            row = figures(columns, torch.ones(1, pairs, dtype=torch.float64), subject.heads[leaf])
-            found[leaf].append((float(row["outside"][0]), float(row["transfer"][0])))
+        for (_, leaf, _), point in locality_and_transfer(subject, {"gates": method}, jobs, pairs).items():
+            found[leaf].append(point)
         cache.write_text(json.dumps(found))
     return json.loads(cache.read_text())
 
@@ -131,19 +132,22 @@ def main() -> None:
         figures = folder / f"figures{args.pairs}.json"
         if not figures.is_file():
             figures.write_text(json.dumps(measure(folder, args.pairs, judges), indent=2))
-    subject = build_subject(StyleFusionPipeline.from_pretrained(Path(args.output_dir) / rows[0]), judges)
-    curves = gate_curves(subject, args.pairs, Path(args.output_dir) / f"gates{args.pairs}.json")
+    out = Path(args.output_dir)
+    curves = gate_curves(out / rows[0], args.pairs, judges, out / f"gates{args.pairs}.json")
     columns = ("O", "T", "gain", "worst", "G", "kept", "implausible")
+
+    def show(name: str, found: dict[str, float], minutes: str) -> None:
+        found = found | summary(found, curves)
+        print(f"| {name} | {' | '.join(f'{found[c]:.3f}' for c in columns)} | {minutes} |")
+
     print(f"| row | {' | '.join(columns)} | minutes |\n|{'---|' * (len(columns) + 2)}")
     for name in rows:
-        folder = Path(args.output_dir) / name
-        found, minutes = (json.loads((folder / f"{x}.json").read_text()) for x in (f"figures{args.pairs}", "minutes"))
-        found |= summary(found, curves)
-        print(f"| {name} | {' | '.join(f'{found[c]:.3f}' for c in columns)} | {minutes:.1f} |")
+        found, minutes = (
+            json.loads((out / name / f"{x}.json").read_text()) for x in (f"figures{args.pairs}", "minutes")
+        )
+        show(name, found, f"{minutes:.1f}")
     if args.also:
-        found = measure(Path(args.also), args.pairs, judges)
-        found |= summary(found, curves)
-        print(f"| {args.also} | {' | '.join(f'{found[c]:.3f}' for c in columns)} | |")
+        show(args.also, measure(Path(args.also), args.pairs, judges), "")
 
 
 if __name__ == "__main__":

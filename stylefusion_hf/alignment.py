@@ -4,11 +4,13 @@ All functions are pure and batched. Label maps are (B, H, W) integers, images (B
 in `affine_grid`'s units, -1 to 1 from edge to edge.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from stylefusion_hf.regions import RegionTree
 
 # --- Pose: a similarity that brings the regions of one image onto those of another -----------------------------------
 
@@ -16,6 +18,18 @@ from torch import Tensor
 def static_regions(names: Iterable[str]) -> list[str]:
     """Of region names, those that do not move with the pose: named bg... or background..."""
     return [n for n in names if n.lower().startswith(("bg", "background"))]
+
+
+def pose_regions(tree: RegionTree, static: Collection[str]) -> list[str]:
+    """Leaves whose places tell the pose: those under the root's first child that move, or all that move."""
+    first = (tree.children(tree.root) or (tree.root,))[0]
+    moving = [leaf for leaf in tree.leaves if leaf not in static]
+    return [leaf for leaf in moving if leaf in tree.subtree(first)] or moving
+
+
+def pixel_places(count: int, device: torch.device) -> Tensor:
+    """Where the middles of `count` pixels in a row lie, (count,), from edge to edge -1 to 1."""
+    return (torch.arange(count, device=device) * 2 + 1) / count - 1
 
 
 def region_centroids(labels: Tensor, num_regions: int) -> tuple[Tensor, Tensor]:
@@ -29,8 +43,7 @@ def region_centroids(labels: Tensor, num_regions: int) -> tuple[Tensor, Tensor]:
 def _masks_and_places(labels: Tensor, num_regions: int) -> tuple[Tensor, Tensor]:
     """Masks (B, HW, R) and the pixels' (x, y), (HW, 2)."""
     _, h, w = labels.shape
-    ys = (torch.arange(h, device=labels.device) * 2 + 1) / h - 1
-    xs = (torch.arange(w, device=labels.device) * 2 + 1) / w - 1
+    xs, ys = (pixel_places(n, labels.device) for n in (w, h))
     grid = torch.stack([xs.expand(h, w), ys[:, None].expand(h, w)], dim=-1).reshape(-1, 2)
     return F.one_hot(labels.long(), num_regions).to(torch.float32).flatten(1, 2), grid
 
@@ -84,8 +97,12 @@ def fit_similarity(target: Tensor, source: Tensor, weight: Tensor, scale_limit: 
 
 def pose_between(target_labels: Tensor, source_labels: Tensor, pose_regions: list[int], num_regions: int) -> Tensor:
     """(B, 2, 3): how to sample the sources so that their `pose_regions` lie where the targets' do."""
-    ct, at = region_centroids(target_labels, num_regions)
-    cs, as_ = region_centroids(source_labels, num_regions)
+    target, source = (region_centroids(labels, num_regions) for labels in (target_labels, source_labels))
+    return pose_between_centroids(*target, *source, pose_regions)
+
+
+def pose_between_centroids(ct: Tensor, at: Tensor, cs: Tensor, as_: Tensor, pose_regions: Sequence[int]) -> Tensor:
+    """`pose_between` for centroids (B, R, 2) and areas (B, R) that are known already: targets', then sources'."""
     # A small region's centroid says where it is; a large one's also says what hides part of it. Fewer than a
     # thousandth of the pixels say nothing.
     seen, area = torch.minimum(at, as_)[:, pose_regions] > 1e-3, torch.maximum(at, as_)[:, pose_regions]

@@ -19,9 +19,7 @@ from torch import Tensor
 def pooled(x: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean over the pixels: (B, C, H, W) and (B, H, W) -> (B, C), or (B, R, H, W) -> (B, R, C)."""
     w = weight.to(x.dtype)
-    if w.ndim == 4:
-        return torch.einsum("bchw,brhw->brc", x, w) / w.sum(dim=(2, 3)).clamp_min(1e-6)[..., None]
-    return torch.einsum("bchw,bhw->bc", x, w) / w.sum(dim=(1, 2)).clamp_min(1e-6)[:, None]
+    return torch.einsum("bchw,b...hw->b...c", x, w) / w.sum(dim=(-2, -1)).clamp_min(1e-6)[..., None]
 
 
 def core(weight: Tensor, power: int = 8) -> Tensor:
@@ -30,8 +28,7 @@ def core(weight: Tensor, power: int = 8) -> Tensor:
     Each weight times the mean of its 3 x 3 neighbourhood to the given power: thin regions keep their middle line.
     """
     w = weight if weight.is_floating_point() else weight.float()
-    planes = w if w.ndim == 4 else w[:, None]
-    near = F.avg_pool2d(planes, 3, stride=1, padding=1, count_include_pad=False).view_as(w)
+    near = F.avg_pool2d(w, 3, stride=1, padding=1, count_include_pad=False)
     return w * near.clamp(0, 1) ** power
 
 
@@ -74,9 +71,8 @@ def layout(weight: Tensor, cells: int = 8) -> Tensor:
     The cells are twice as wide as their distance, so that a small shift changes little.
     """
     side = max(1, weight.shape[-1] // cells)
-    planes = weight.float() if weight.ndim == 4 else weight[:, None].float()
-    soft = F.avg_pool2d(planes, 2 * side, stride=side, padding=side // 2, count_include_pad=False)
-    return soft.flatten(2) if weight.ndim == 4 else soft.flatten(1)
+    soft = F.avg_pool2d(weight.float(), 2 * side, stride=side, padding=side // 2, count_include_pad=False)
+    return soft.flatten(-2)
 
 
 # --- A generator's own maps ------------------------------------------------------------------------------------------
@@ -102,9 +98,7 @@ class PooledMaps:
         """(B, D) or (B, R, D), D the sum of channels: `maps` as above for B pictures, `weight` of any size."""
         out = []
         for r in self.resolutions:
-            planes = weight if weight.ndim == 4 else weight[:, None]
-            w = F.interpolate(planes.to(maps[r].dtype), size=maps[r].shape[-2:], mode="area")
-            w = w if weight.ndim == 4 else w[:, 0]
+            w = F.adaptive_avg_pool2d(weight.to(maps[r].dtype), (maps[r].shape[-2], maps[r].shape[-1]))
             present = (w.sum(dim=(-2, -1)) > 0)[..., None]
             out.append((pooled(maps[r], w) - self.mean[r]) / self.std[r] * present)
         return torch.cat(out, dim=-1)

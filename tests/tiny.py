@@ -1,8 +1,10 @@
 """Tiny models with random weights: whole pipelines that are built in milliseconds."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from stylefusion_hf import FusionHierarchy, RegionSegmenter, RegionTree, StyleFusionPipeline, StyleGAN2Generator
 
@@ -56,3 +58,13 @@ def tiny_pipeline(tree: Any = "avatar", segmenter: bool = False, **changes: Any)
     generator = tiny_generator(**changes)
     parts = {"segmenter": tiny_segmenter(tree)} if segmenter else {}
     return StyleFusionPipeline(generator, tiny_fusion(generator, tree), **parts)
+
+
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    x, y = saved_weights(a), saved_weights(b)
+    assert x.keys() == y.keys()
+    assert [k for k in x if not torch.equal(x[k], y[k])] == []

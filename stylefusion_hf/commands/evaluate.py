@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.evaluation.backbone import Backbone
     from stylefusion_hf.evaluation.evaluate import SECTIONS, Settings, build_subject, evaluate
     from stylefusion_hf.evaluation.judges import load_judges
+    from stylefusion_hf.evaluation.pairs import at_once
     from stylefusion_hf.evaluation.realism import check_real
 
     settings = Settings(seed=args.seed, model=args.model or "the embedded model")
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     settings = replace(settings, real=None if real == "none" else real)
     backbone = Backbone(args.backbone, pipe.device) if args.backbone else None
     size = pipe.generator.config.resolution
-    batch = args.batch_size or max(1, min(32, 32 * 128**2 // size**2))
+    batch = args.batch_size or at_once(size, 32)
     subject = build_subject(pipe, judges, args.seed, batch, backbone)
     skipped = [] if avatars else ["calibration"]
     skipped += [] if settings.limit_pairs else ["limits"]

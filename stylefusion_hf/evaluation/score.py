@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from stylefusion_hf.alignment import pose_between, static_regions, warp
+from stylefusion_hf.alignment import pose_between, pose_regions, static_regions, warp
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, draw_pairs, style_codes
 from stylefusion_hf.evaluation.ruler import MIN_PIXELS, dilate
 from stylefusion_hf.features import PooledMaps, colour, layout
@@ -165,9 +165,7 @@ class TrainingScore:
         if static is None:
             static = static_regions(self.regions)
         if pose is None:
-            first = (tree.children(tree.root) or (tree.root,))[0]
-            moving = [name for name in tree.leaves if name not in static]
-            pose = [name for name in tree.subtree(first) if name in moving] or moving
+            pose = pose_regions(tree, static)
         if unknown := [name for name in (*pose, *static) if name not in self.regions]:
             raise ValueError(f"unknown region {unknown[0]!r}: the segmenter knows {', '.join(self.regions)}")
         self.pose = [self.regions.index(name) for name in pose]

@@ -8,6 +8,7 @@ from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.training.augment import augment
 from stylefusion_hf.training.generator import r1_penalty
+from stylefusion_hf.training.sampling import draw_w
 
 
 def realness_loss(
@@ -39,10 +40,7 @@ def plain_samples(g: StyleGAN2Generator, count: int, draw: torch.Generator, batc
     """Fresh samples (count, 3, H, W) in [-1, 1], each truncated by its own psi between 0.5 and 1."""
     if g.config.use_noise:  # noise inputs are drawn from the global state, which this pins to the draw
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))
-    z = torch.randn(count, g.config.z_dim, generator=draw).to(g.w_avg)
-    psi = (torch.rand(count, 1, generator=draw) * 0.5 + 0.5).to(g.w_avg)
-    w = g.mapping(z)
-    styles = g.to_style(g.w_avg + psi * (w - g.w_avg))
+    styles = g.to_style(draw_w(g, count, draw, min_psi=0.5))
     return torch.cat([g.synthesis(s, noise_mode="random").clamp(-1, 1) for s in styles.split(batch)])
 
 

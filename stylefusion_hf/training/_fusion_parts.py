@@ -80,25 +80,23 @@ def load_frozen(args: argparse.Namespace, accelerator: Accelerator):
     where = {"revision": args.revision, "variant": args.variant}
 
     def load(cls: Any, name: str) -> Any:
-        model = cls.from_pretrained(args.pretrained_model_name_or_path, subfolder=name, **where)
+        return cls.from_pretrained(args.pretrained_model_name_or_path, subfolder=name, **where)
+
+    def frozen(model: Any) -> Any:
         return model.eval().requires_grad_(False).to(accelerator.device)
 
-    g, segmenter = load(StyleGAN2Generator, "generator"), load(RegionSegmenter, "segmenter")
+    g, segmenter = frozen(load(StyleGAN2Generator, "generator")), frozen(load(RegionSegmenter, "segmenter"))
     if g.config.label_dim:
         raise ValueError("fusion nets of class-conditional generators cannot be trained yet: their codes need labels")
-    return g, segmenter, load_discriminator(args, accelerator) if args.realism_weight else None
-
-
-def load_discriminator(args: argparse.Namespace, accelerator: Accelerator) -> StyleGAN2Discriminator:
-    """The discriminator without its batch statistics: a picture's logit must not depend on its neighbours'."""
-    d = StyleGAN2Discriminator.from_pretrained(
-        args.pretrained_model_name_or_path, subfolder="discriminator", revision=args.revision, variant=args.variant
-    )
-    return without_batch_statistics(d).requires_grad_(False).eval().to(accelerator.device)
+    if not args.realism_weight:
+        return g, segmenter, None
+    return g, segmenter, frozen(without_batch_statistics(load(StyleGAN2Discriminator, "discriminator")))
 
 
 def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminator:
-    """The same discriminator, its minibatch-deviation channels taken to be 0."""
+    """The same discriminator, its minibatch-deviation channels taken to be 0: a picture's logit must not depend on its
+    neighbours'.
+    """
     extra = d.config.mbstd_channels
     if not extra:
         return d

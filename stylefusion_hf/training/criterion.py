@@ -115,6 +115,7 @@ class Criterion:
             raise ValueError(f"unknown term {unknown[0]!r}: choose from {', '.join(TERMS)}")
         self.tree, self.roles, self.eye, self.pool = tree, roles, eye, pool
         self.weights = {name: float(weights.get(name, 0)) for name in TERMS}
+        self.composes = any(self.weights[name] for name in COMPOSED)
         self.reference, self.deficit, self.temperature = reference, deficit, temperature
         self.discriminator, self.negatives, self.power = discriminator, negatives, power
         device = pool.codes.device
@@ -177,8 +178,9 @@ class Criterion:
             masks = labels[place] == rows[:, None, None]
             maps = {r: x[place] for r, x in view.maps.items()} if wants_maps else {}
             t = Targets(looks, outlines(probs, visible), visible, masks, maps)
-            everywhere = torch.ones_like(masks)
-            return self._composed(t, sample, view.images[place], labels[place], everywhere)
+            if self.composes:
+                self._compose(t, sample, view.images[place], labels[place], torch.ones_like(masks))
+            return t
         identity = torch.eye(2, 3, device=own.device)
         theta = pool.poses(sample.frame[:, None].expand_as(own), own, self.roles.pose)
         stays = still | self.is_static | (self.reference == "unaligned")
@@ -190,24 +192,20 @@ class Criterion:
         maps = {r: moved(x[own], theta) for r, x in pool.maps.items()} if wants_maps else {}
         masks = planes[:, :, 0] > 0.5
         t = Targets(looks, outlines(planes[:, :, 0], visible), visible, masks, maps)
-        if not any(self.weights[name] for name in COMPOSED):
-            return t
-        labels = warp(pool.labels[own].flatten(0, 1)[:, None].float(), theta.flatten(0, 1), "nearest")
-        within = inside(theta.flatten(0, 1), *labels.shape[-2:]).view_as(masks)
-        images = moved(pool.pictures(own), theta)
-        return self._composed(t, sample, images, labels.view_as(masks).long(), within)
+        if self.composes:
+            labels = warp(pool.labels[own].flatten(0, 1)[:, None].float(), theta.flatten(0, 1), "nearest")
+            within = inside(theta.flatten(0, 1), *labels.shape[-2:]).view_as(masks)
+            self._compose(t, sample, moved(pool.pictures(own), theta), labels.view_as(masks).long(), within)
+        return t
 
-    def _composed(self, t: Targets, s: Sample, images: Tensor, labels: Tensor, within: Tensor) -> Targets:
-        """The targets with a whole picture: each region from its reference's image (B, R, 3, H, W) and labels."""
-        if not any(self.weights[name] for name in COMPOSED):
-            return t
+    def _compose(self, t: Targets, s: Sample, images: Tensor, labels: Tensor, within: Tensor) -> None:
+        """Gives the targets a whole picture: each region from its reference's image (B, R, 3, H, W) and labels."""
         depth = self.ids[:, None, None]
         claims = (labels == depth) & within
         hidden = (self.pool.labels[s.frame][:, None] == depth) & ((labels > depth) | ~within)
         t.region, t.colour_of = obj.compose(claims, hidden)
         place = t.colour_of.clamp_min(0)[:, None, None].expand(-1, 1, 3, -1, -1)
         t.picture = images.gather(1, place)[:, 0]
-        return t
 
     def _aligned(self, sample: Sample, fuse: Callable) -> tuple[Views, Tensor]:
         """Pictures of each sample's distinct owners under its common codes, and each region's among them, (B, R)."""
@@ -298,7 +296,7 @@ class Criterion:
         if not self.weights["looks"]:
             left = left.detach()  # watched all the same: it says in one number how the training goes
         out = {"looks": (share * left).sum(dim=1).mean()}
-        tally = torch.stack([(left.detach() * counted)[s.single].sum(dim=0), counted[s.single].sum(dim=0)])
+        lacking = left  # (1 - T): of looks, unless another transfer is asked for
         if self.weights["outside"]:
             out["outside"] = self._outside(s, view, masks)
         if t.picture is not None and t.region is not None and t.colour_of is not None:
@@ -309,11 +307,10 @@ class Criterion:
             known = t.colour_of >= 0
             out["locality"] = obj.relative_distance(view.images, t.picture, stranger, known & ~swapped).mean()
             carried = obj.relative_distance(view.images, t.picture, frame, known & swapped)
-            lacking = (foreign * weight).sum(dim=1) / foreign.sum(dim=1).clamp_min(1)
-            out["transfer"] = (carried * lacking).mean()
-            if self.weights["transfer"]:  # what is asked for is what is found lacking
-                mine = (counted * s.changed)[s.single]
-                tally = torch.stack([(mine * carried.detach()[s.single, None]).sum(dim=0), mine.sum(dim=0)])
+            mean_weight = (foreign * weight).sum(dim=1) / foreign.sum(dim=1).clamp_min(1)
+            out["transfer"] = (carried * mean_weight).mean()
+            if self.weights["transfer"]:
+                lacking = carried[:, None]
             labels = self.pool.labels[s.frame].long()
             out["regions"] = obj.segmentation_loss(view.probs, t.region, labels).mean()
         if self.weights["pooled"]:
@@ -344,7 +341,8 @@ class Criterion:
             out["layout"] = mean_where(off, owners != s.base[:, None])
         if self.weights["realism"] and self.discriminator is not None:
             out["realism"] = obj.implausibility(self.discriminator(view.images).logits).mean()
-        return out, tally
+        alone = counted * s.single[:, None]
+        return out, torch.stack([(lacking.detach() * alone).sum(dim=0), alone.sum(dim=0)])
 
     def _outside(self, s: Sample, view: Views, masks: Tensor) -> Tensor:
         """Change outside the regions that differ from the reference, 0 where there is none."""

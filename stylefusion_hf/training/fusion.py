@@ -55,6 +55,12 @@ from stylefusion_hf.training.views import FEATURES
 
 logger = logging.getLogger("stylefusion_hf")
 WEIGHTS = {"locality": 1.0, "transfer": 1.5, "regions": 0.3, "pose": 0.4, "layout": 0.05}  # of the other terms 0
+SWITCHES = {
+    "standardise": "show the MLPs codes in units of each channel's deviation",
+    "gate_product": "let a gate depend on the sign of its channel's difference",
+    "gate_novelty": "let a gate depend on which child differs from the common code",
+    "rgb_indicators": "toRGB vectors have indicators of their own, instead of their convolution's",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,30 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
         default=16,
         help="layers up to this many pixels are aligned to the common code",
     )
-    nets.add_argument(
-        "--standardise",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="show the MLPs codes in units of each channel's deviation",
-    )
-    nets.add_argument(
-        "--gate_product",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="let a gate depend on the sign of its channel's difference",
-    )
-    nets.add_argument(
-        "--gate_novelty",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="let a gate depend on which child differs from the common code",
-    )
-    nets.add_argument(
-        "--rgb_indicators",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="toRGB vectors have indicators of their own, instead of their convolution's",
-    )
+    for name, about in SWITCHES.items():
+        nets.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=about)
     what = p.add_argument_group("objective (see docs/objective.md)")
     for name in TERMS:
         what.add_argument(f"--{name}_weight", type=float, default=WEIGHTS.get(name, 0.0))
@@ -202,7 +186,9 @@ def train(args: argparse.Namespace) -> Path:
     torch.manual_seed(args.seed)
     g, segmenter, discriminator = load_frozen(args, accelerator)
     fusion = build_fusion(args, g).to(accelerator.device)
-    judges = find_judges(args, StyleFusionPipeline(g, fusion, segmenter)) if accelerator.is_main_process else None
+    ema = FusionHierarchy.from_config(fusion.config).to(accelerator.device).requires_grad_(False).eval()
+    pipe = StyleFusionPipeline(g, ema, segmenter)
+    judges = find_judges(args, pipe) if accelerator.is_main_process else None
     criterion = build_criterion(args, tree, g, segmenter, discriminator)
     pool, roles = criterion.pool, criterion.roles
     if args.standardise:
@@ -210,7 +196,6 @@ def train(args: argparse.Namespace) -> Path:
     probe = slice(0, min(criterion.eye.batch, len(pool)))
     energies = channel_energies(g.synthesis, pool.codes[probe], pool.labels[probe], len(roles.names), seed=args.seed)
     start_gates(fusion, energies, roles.names)
-    ema = FusionHierarchy.from_config(fusion.config).to(accelerator.device).requires_grad_(False).eval()
     ema.load_state_dict(fusion.state_dict())
     constant = [p for name, p in fusion.named_parameters() if name.endswith(("gate_bias", "gate_novelty"))]
     learned = [p for name, p in fusion.named_parameters() if not name.endswith(("gate_bias", "gate_novelty"))]
@@ -231,7 +216,6 @@ def train(args: argparse.Namespace) -> Path:
     transfers = Transfers(len(roles.names), accelerator.device)
     accelerator.register_for_checkpointing(State(ema=ema, schedule=schedule, transfers=transfers))
     first, started = resume(accelerator, args), time.monotonic()
-    pipe = StyleFusionPipeline(g, ema, segmenter)
 
     def validate() -> dict[str, float]:
         return {} if judges is None else brief(pipe, judges, args.validation_pairs)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylefusion_hf.alignment import pixel_places
 from stylefusion_hf.evaluation.score import distance
 
 # --- Locality --------------------------------------------------------------------------------------------------------
@@ -145,9 +146,7 @@ def spatial_contrast(
 
 def soft_middles(probs: Tensor) -> Tensor:
     """Middles (B, R, 2) of probabilities as (x, y), in `affine_grid`'s units; they move when the picture does."""
-    h, w = probs.shape[-2:]
-    ys = (torch.arange(h, device=probs.device, dtype=probs.dtype) * 2 + 1) / h - 1
-    xs = (torch.arange(w, device=probs.device, dtype=probs.dtype) * 2 + 1) / w - 1
+    ys, xs = (pixel_places(n, probs.device).to(probs.dtype) for n in probs.shape[-2:])
     sure = probs.square()  # a pixel that nobody is sure of should not pull a middle
     total = sure.sum(dim=(2, 3)).clamp_min(1e-6)
     return torch.stack([(sure.sum(dim=2) * xs).sum(-1) / total, (sure.sum(dim=3) * ys).sum(-1) / total], dim=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stylefusion_hf.alignment import static_regions
+from stylefusion_hf.alignment import pose_regions, static_regions
 from stylefusion_hf.regions import RegionTree
 
 
@@ -48,9 +48,9 @@ class Roles:
             return [names.index(n) for n in wanted]
 
         fixed = chosen(static, "--static_regions", static_regions(names))
-        first = tree.children(tree.root)[0]
         moving = [n for n in names if names.index(n) not in fixed] or names
-        posing = chosen(pose, "--pose_regions", [n for n in moving if n in tree.subtree(first)] or moving)
+        telling = pose_regions(tree, [n for n in names if n not in moving])
+        posing = chosen(pose, "--pose_regions", [n for n in names if n in telling])
         groups = []
         for node in tree.inner:
             if node == tree.root or node not in tree.fused:

@@ -14,25 +14,26 @@ from stylefusion_hf.regions import RegionTree
 # --- Codes -----------------------------------------------------------------------------------------------------------
 
 
+def draw_w(g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: float) -> Tensor:
+    """w (count, w_dim) of normal z, each truncated by its own psi, uniform between `min_psi` and 1."""
+    w = g.mapping(torch.randn(count, g.config.z_dim, generator=draw).to(g.w_avg))
+    psi = (torch.rand(count, 1, generator=draw) * (1 - min_psi) + min_psi).to(w)
+    return g.w_avg + psi * (w - g.w_avg)
+
+
 @torch.no_grad()
 def draw_codes(
     g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: float, mixed_share: float, batch: int = 64
 ) -> Tensor:
-    """Style codes (count, S) of normal z, each truncated by its own psi, uniform between `min_psi` and 1.
+    """Style codes (count, S) of `draw_w`.
 
     `mixed_share` of them do not come from a single w: half are style-mixed (the rows of w+ change hands at a random
     layer), half have every row jittered by a tenth of w's deviation. Codes of inverted pictures lie off W, too.
     """
-
-    def some(n: int) -> Tensor:
-        w = g.mapping(torch.randn(n, g.config.z_dim, generator=draw).to(g.w_avg))
-        psi = (torch.rand(n, 1, generator=draw) * (1 - min_psi) + min_psi).to(w)
-        return g.w_avg + psi * (w - g.w_avg)
-
     parts, rows = [], torch.arange(g.num_ws)
     for first in range(0, count, batch):
         n = min(batch, count - first)
-        w, other = some(n), some(n)
+        w, other = (draw_w(g, n, draw, min_psi) for _ in range(2))
         kind = torch.rand(n, generator=draw)
         crossing = torch.randint(1, g.num_ws, (n, 1), generator=draw)
         takes = ((kind[:, None] < mixed_share / 2) & (rows >= crossing)).to(w.device)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylefusion_hf.alignment import fit_similarity, region_centroids, warp
+from stylefusion_hf.alignment import pose_between_centroids, region_centroids, warp
+from stylefusion_hf.evaluation.pairs import at_once
 from stylefusion_hf.features import PooledMaps, colour, layout, texture
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.segmenter import RegionSegmenter
@@ -83,8 +84,8 @@ class Eye:
 
     @property
     def batch(self) -> int:
-        """Pictures that are rendered at once where there is no gradient: 64 at 64 pixels, fewer at larger sizes."""
-        return max(1, min(64, 64 * 128**2 // self.g.config.resolution**2))
+        """Pictures that are rendered at once where there is no gradient."""
+        return at_once(self.g.config.resolution, 64)
 
     def render(self, codes: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """Images in [-1, 1] and feature maps of style codes (B, S)."""
@@ -174,11 +175,9 @@ class Pool:
 
         As `alignment.pose_between`, from centroids that are known already.
         """
-        at, as_ = self.areas[target][..., regions], self.areas[source][..., regions]
-        weight = (torch.minimum(at, as_) > 1e-3) / torch.maximum(at, as_).clamp_min(1e-3)
-        ct, cs = self.centroids[target][..., regions, :], self.centroids[source][..., regions, :]
-        flat = fit_similarity(ct.flatten(0, -3), cs.flatten(0, -3), weight.flatten(0, -2))
-        return flat.unflatten(0, target.shape)
+        to, by = target.flatten(), source.flatten()
+        poses = pose_between_centroids(self.centroids[to], self.areas[to], self.centroids[by], self.areas[by], regions)
+        return poses.unflatten(0, target.shape)
 
 
 def outlines(probs: Tensor, visible: Tensor) -> Tensor:
