@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stylefusion_hf.models._loading import StrictModelMixin
 from stylefusion_hf.models.fusion_net import FusionNet
+from stylefusion_hf.models.open_rows import fuse_open_rows
 from stylefusion_hf.models.style_rows import FusionSpec, StyleLayout
 from stylefusion_hf.regions import RegionTree
 
@@ -168,7 +169,11 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         Raises:
             ValueError: for unknown nodes, wrong shapes, mixed dtypes, devices or batch sizes, or a missing code.
         """
-        return self.fuse_with_gates(codes)[0]
+        checked = self._checked(codes)
+        learning = torch.is_grad_enabled() and any(x.requires_grad for x in (*self.parameters(), *checked.values()))
+        if learning or torch.compiler.is_compiling():
+            return self._evaluate(self.tree.root, checked, {})
+        return self._evaluate(self.tree.root, checked, None)
 
     def gates(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """node -> gate of the node's segments blender, (B, S) in (0, 1): 0 keeps the first child, 1 takes the second.
@@ -192,7 +197,8 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         checked = self._broadcast({key: code for key, code in given.items() if code is not None})
         return self.net(name)(self.layout, checked["s0"], checked.get("s1"), checked.get("common"))[0]
 
-    def _evaluate(self, name: str, codes: Mapping[str, Tensor], gates: dict[str, Tensor]) -> Tensor:
+    def _evaluate(self, name: str, codes: Mapping[str, Tensor], gates: dict[str, Tensor] | None) -> Tensor:
+        """The code of a node. Without a dict for gates every net computes only what its inputs leave open."""
         own = codes.get(name)
         if name not in self.tree.fused:
             if own is None:
@@ -204,7 +210,10 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         if own is not None and not (first in codes and second in codes):
             return own
         s0, s1 = self._evaluate(first, codes, gates), self._evaluate(second, codes, gates)
-        fused, gates[name] = self.net(name)(self.layout, s0, s1, own)
+        net = self.net(name)
+        if gates is None:
+            return fuse_open_rows(net, self.layout, s0, s1, own)
+        fused, gates[name] = net(self.layout, s0, s1, own)
         return fused
 
     def _checked(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stylefusion_hf.models.prepared import Prepared
 from stylefusion_hf.models.style_rows import FusionSpec, StyleLayout, StyleRows
 
 SLOPE = 0.2  # of the leaky ReLU
@@ -41,12 +43,20 @@ class FoldedLinear(nn.Module):
         self.bias_gain = lr_multiplier
 
     def product(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """gain * (W x + b) for x (rows, C); C may leave out the last inputs. Both gains are factors of the product."""
-        weight = self.weight[:, : x.shape[1]].t()
-        return torch.addmm(self.bias, x, weight, beta=self.bias_gain * gain, alpha=self.weight_gain * gain)
+        """gain * (W x + b) for x (rows, C); C may leave out the last inputs. Both gains are factors of the product.
+
+        Written as (W x^T)^T: with few rows, CPU libraries read a large left factor a fifth faster than a right one.
+        """
+        bias, weight = self.bias[:, None], self.weight[:, : x.shape[1]]
+        return torch.addmm(bias, weight, x.t(), beta=self.bias_gain * gain, alpha=self.weight_gain * gain).t()
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+
+
+def untiled(weight: Tensor, start: int, repeats: int) -> Tensor:
+    """(hidden, start + repeats * N) -> (hidden, N): the columns of a tiled input, for the input without its tiling."""
+    return weight[:, start:].unflatten(1, (repeats, -1)).sum(1)
 
 
 class Blender(nn.Module):
@@ -71,22 +81,23 @@ class Blender(nn.Module):
         if self.gate_bias is not None:
             nn.init.zeros_(self.gate_bias)
         self.gate_novelty = nn.Parameter(torch.zeros(rows, width)) if spec.gate_novelty else None
-        self.indicator_repeats, self.linear_end = spec.indicator_repeats, spec.final_activation == "linear"
+        self.linear_end = spec.final_activation == "linear"
         self.product = spec.gate_product
+        # The tiled indicator's share of the first layer is the same for the whole batch: a bias per row.
+        self._tiles = Prepared(partial(untiled, start=codes * width, repeats=spec.indicator_repeats))
 
     def forward(self, codes: Sequence[Tensor], indicators: Tensor, novelty: Tensor | None = None) -> Tensor:
         """Codes (B, R, P) each, indicators (R, N), `novelty` (B, R, P) -> (B, R, P), in the weights' dtype."""
         first, *inner, last = cast("list[FoldedLinear]", list(self.layers))
         rows = torch.cat([code.to(first.weight.dtype) for code in codes], -1)  # (B, R, C)
-        batch, count, width = rows.shape
-        # The tiled indicator's share of the first layer is the same for the whole batch: a bias per row.
-        tiles = first.weight[:, width:].unflatten(1, (self.indicator_repeats, -1)).sum(1)  # (hidden, N)
+        batch, count, _ = rows.shape
+        tiles = self._tiles(first.weight)  # (hidden, N)
         row_bias = indicators.to(tiles.dtype) @ tiles.t() * (first.weight_gain * GAIN)  # (R, hidden)
-        x = (first.product(rows.flatten(0, 1), GAIN).unflatten(0, (batch, count)) + row_bias).flatten(0, 1)
-        x = F.leaky_relu(x, SLOPE)  # its gain is inside the product: gain * lrelu(x) = lrelu(gain * x)
+        x = first.product(rows.flatten(0, 1), GAIN) + row_bias.repeat(batch, 1)
+        x = F.leaky_relu_(x, SLOPE)  # its gain is inside the product: gain * lrelu(x) = lrelu(gain * x)
         for layer in inner:
-            x = F.leaky_relu(layer.product(x, GAIN), SLOPE)
-        x = last.product(x) if self.linear_end else F.leaky_relu(last.product(x, GAIN), SLOPE)
+            x = F.leaky_relu_(layer.product(x, GAIN), SLOPE)
+        x = last.product(x) if self.linear_end else F.leaky_relu_(last.product(x, GAIN), SLOPE)
         x = x.unflatten(0, (batch, count))
         logits, *factors = x.split(codes[0].shape[-1], dim=-1)
         if self.product:
@@ -133,13 +144,16 @@ class FusionNet(nn.Module):
         self.blender_segments = Blender(spec, codes=3, rows=len(spec.sizes))
         self.blender_common = Blender(spec, codes=2, rows=len(spec.common_rows))
 
-    def forward(self, layout: StyleLayout, s0: Tensor, s1: Tensor | None, sc: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, layout: StyleLayout, s0: Tensor, s1: Tensor | None, sc: Tensor | None, skip_equal: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Fuses style codes (B, S).
 
         Args:
             layout: the hierarchy's index tables.
             s0, s1: the children's codes; without s1 the net only aligns s0 to sc.
             sc: the code that the children share; without it the net only fuses s0 and s1.
+            skip_equal: do not align children that are their common code anyway. It looks at values: not for training.
 
         Returns:
             The fused code and the gate that gave it from the two (aligned) children, or, where there is no s1, from s0
@@ -153,8 +167,14 @@ class FusionNet(nn.Module):
         if sc is None:
             extra = torch.zeros_like(layout.all.expand(s0))  # "nothing", in either kind of units
         else:
-            both, siblings = torch.cat([s0, s1]), torch.cat([s1, s0])
-            both, _ = self._align(layout, both, torch.cat([sc, sc]), layout.common_indicators, siblings)
+            both, siblings, twice = torch.cat([s0, s1]), torch.cat([s1, s0]), torch.cat([sc, sc])
+            rows = differing(both, twice) if skip_equal else None
+            if rows is None:
+                both, _ = self._align(layout, both, twice, layout.common_indicators, siblings)
+            elif len(rows):
+                child, shared, sibling = (x.index_select(0, rows) for x in (both, twice, siblings))
+                moved, _ = self._align(layout, child, shared, layout.common_indicators, sibling)
+                both = both.index_copy(0, rows, moved)
             s0, s1 = both.chunk(2)
             shared = layout.all.expand(layout.seen(sc))
             extra = torch.where(layout.is_common, shared, torch.zeros_like(shared))
@@ -175,6 +195,12 @@ class FusionNet(nn.Module):
             other = both[0] if sibling is None else rows.expand(layout.seen(sibling))
             new = company(both[0], other, both[1])
         return _blend(rows, code, shared, self.blender_common(both, indicators, new))
+
+
+def differing(a: Tensor, b: Tensor) -> Tensor | None:
+    """Indices of the rows in which a and b (B, S) differ anywhere; None if all do."""
+    rows = (a != b).any(dim=1).nonzero().flatten()
+    return None if len(rows) == len(a) else rows
 
 
 def _blend(rows: StyleRows, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:

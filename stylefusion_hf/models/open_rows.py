@@ -1,0 +1,60 @@
+"""Which rows of a batch a fusion net has to compute: those that nothing decides beforehand.
+
+A net gives equal codes out as they are, so a row whose children and common code are the same needs no arithmetic; with
+one dial turned, that is most of the tree. Rows that occur twice (a sheet of hair by eyes) are computed once. Both are
+exact, and both look at values: training and compiled graphs go through every row instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stylefusion_hf.models.fusion_net import FusionNet
+from stylefusion_hf.models.style_rows import StyleLayout
+
+
+def fuse_open_rows(net: FusionNet, layout: StyleLayout, s0: Tensor, s1: Tensor, common: Tensor | None) -> Tensor:
+    """What `net` gives for codes (B, S), without gradients; only different inputs are computed, and each once."""
+    codes = [s0, s1] if common is None else [s0, s1, common]
+    if all(len(c) == 1 or c.stride(0) == 0 for c in codes):  # one row, repeated
+        fused = _fuse_few(net, layout, [c[:1] for c in codes])
+        return fused.expand(len(s0), -1)
+    rows, inverse = _distinct(codes)
+    if len(rows) == len(s0):
+        return _fuse_few(net, layout, codes)
+    chosen = torch.tensor(rows, device=s0.device)
+    fused = _fuse_few(net, layout, [c.index_select(0, chosen) for c in codes])
+    return fused.index_select(0, torch.tensor(inverse, device=s0.device))
+
+
+def _fuse_few(net: FusionNet, layout: StyleLayout, codes: list[Tensor]) -> Tensor:
+    """The same for rows that differ from each other."""
+    s0, s1, *common = codes
+    differs = [(s0 != x).any(dim=1) for x in codes[1:]]
+    undecided = torch.stack(differs).any(dim=0).tolist()
+    if not any(undecided):
+        return s0
+    if all(undecided):
+        return net(layout, s0, s1, common[0] if common else None, skip_equal=True)[0]
+    rows = torch.tensor([i for i, x in enumerate(undecided) if x], device=s0.device)
+    s0, s1, *common = (c.index_select(0, rows) for c in codes)
+    fused, _ = net(layout, s0, s1, common[0] if common else None, skip_equal=True)
+    return codes[0].index_copy(0, rows, fused)
+
+
+def _distinct(codes: list[Tensor]) -> tuple[list[int], list[int]]:
+    """The first occurrence of every different row of several codes side by side, and which of these each row is."""
+    if codes[0].device.type != "cpu":  # to compare on the device would cost more than the nets
+        return list(range(len(codes[0]))), []
+    seen: dict[bytes, int] = {}
+    rows: list[int] = []
+    inverse: list[int] = []
+    raw = [c.contiguous().view(torch.uint8).numpy() for c in codes]
+    for i, parts in enumerate(zip(*raw, strict=True)):
+        key = b"".join(part.tobytes() for part in parts)
+        if key not in seen:
+            seen[key] = len(rows)
+            rows.append(i)
+        inverse.append(seen[key])
+    return rows, inverse
