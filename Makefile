@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint env clean distclean
+.PHONY: help demo test lint bench env clean distclean
 
 help:  ## list the targets
 	@echo "stylefusion-hf: one latent code per region, fused into one picture"
@@ -38,11 +38,14 @@ lint: $(READY_DEV)  ## check style (ruff) and types (mypy)
 	@echo "==> ruff format --check" && $(PY) -m ruff format --check .
 	@echo "==> mypy" && $(PY) -m mypy
 
+bench: $(READY_DEV)  ## measure speed: ten minutes on an idle machine, into speed.md, speed.json and speed.png
+	@$(PY) -m benchmarks.speed --out speed
+
 env: $(READY)  ## show versions, devices and the embedded model
 	@$(VENV)/bin/stylefusion env
 
 clean:  ## remove what builds, tests and the demo left behind
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png speed.md speed.json speed.png
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the environment too

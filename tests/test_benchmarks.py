@@ -1,0 +1,62 @@
+"""What the benchmark compares with computes the same, and its floors count what they say."""
+
+import pytest
+import torch
+
+from benchmarks import speed
+from benchmarks.loops import authors_fusion, nvidia_synthesis
+from benchmarks.timing import medians
+from stylefusion_hf import FusionHierarchy
+from tests.tiny import tiny_generator
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_loops_give_our_numbers(batch):
+    g = tiny_generator().requires_grad_(False)
+    torch.manual_seed(1)
+    fusion = FusionHierarchy(
+        "avatar", g.conv_sizes, g.rgb_sizes, padded_width=16, hidden_width=8, common_conv_layers=3
+    )
+    codes = {node: torch.randn(batch if node != "eyes" else 1, g.style_dim) for node in fusion.tree.nodes}
+    fused = fusion.fuse(codes)
+    torch.testing.assert_close(authors_fusion(fusion, codes), fused, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(nvidia_synthesis(g, fused), g.synthesis(fused), rtol=1e-4, atol=1e-4)
+
+
+class Rates:
+    copy_rate, product_rate = 1e9, 1e9
+
+    def conv_rate(self, *shape):
+        return 1e9
+
+
+def test_floors_count_weights_and_products():
+    fusion = FusionHierarchy("a*(b, c)", [8], [8], padded_width=8, hidden_width=16, hidden_layers=1)
+    segments, common = (3 * 8 + 190) * 16 + 16 * 8 + 8 * 8, (2 * 8 + 190) * 16 + 16 * 8 + 8 * 8
+    biases = 2 * (16 + 8 + 8)
+    reading = 4 * (segments + common + biases) / 1e9
+    products = 2 * (2 * segments + 4 * common) / 1e9
+    assert speed.fusion_floor(fusion, 1, 1, Rates()) == pytest.approx(max(reading, products))
+    assert speed.fusion_floor(fusion, 3, 10**6, Rates()) == pytest.approx(3 * products)
+    g = tiny_generator()  # 8 channels: one convolution at 4 px, two a block above, the first of them at half the size
+    pixels = 4**2 + sum((r // 2) ** 2 + r**2 for r in (8, 16, 32))
+    assert speed.synthesis_floor(g, Rates()) == pytest.approx(2 * 9 * 64 * pixels / 1e9)
+
+
+def test_style_sizes_are_the_generators():
+    g = tiny_generator(channels=[8, 6, 4, 2])
+    assert speed.style_sizes([8, 6, 4, 2]) == (g.conv_sizes, g.rgb_sizes)
+
+
+def test_jobs_take_turns():
+    order = []
+    found = medians({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, rounds=3)
+    assert order == ["a", "b"] * 4 and found.keys() == {"a", "b"}  # the first turn warms up
+    assert len(found) == 2 and min(found.values()) >= 0
+
+
+def test_the_table_leaves_out_what_was_not_measured():
+    text = speed.table([speed.Row("fusion", "x", 0.002, 0.02, 0.001), speed.Row("call", "y", 0.1)])
+    assert "| fusion, x | 2.0 | 20.0 | 10.0 | 1.0 | 2.00 |" in text and "| call, y | 100.0 |  |  |  |  |" in text
