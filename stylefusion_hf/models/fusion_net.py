@@ -118,7 +118,8 @@ class Blender(nn.Module):
 def signed(a: Tensor, b: Tensor) -> Tensor:
     """d / sqrt(1 + d^2) in (-1, 1), d = b - a."""
     d = b - a
-    return d / torch.hypot(d, torch.ones_like(d))  # half precision cannot square 256
+    wide = d if d.dtype == torch.float64 else d.float()  # half precision cannot square 256
+    return (wide * (1 + wide.square()).rsqrt()).to(d.dtype)
 
 
 def novelty(a: Tensor, b: Tensor, common: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ class FusionNet(nn.Module):
                 child, shared, sibling = (x.index_select(0, rows) for x in (both, twice, siblings))
                 moved, _ = self._align(layout, child, shared, layout.common_indicators, sibling)
                 both = both.index_copy(0, rows, moved)
-            s0, s1 = both.chunk(2)
+            s0, s1 = both[: s0.shape[0]], both[s0.shape[0] :]
             shared = layout.all.expand(layout.seen(sc))
             extra = torch.where(layout.is_common, shared, torch.zeros_like(shared))
         a, b = (layout.all.expand(layout.seen(s)) for s in (s0, s1))
