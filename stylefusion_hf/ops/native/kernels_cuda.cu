@@ -124,7 +124,9 @@ int blocks(int64_t count) {
   return int(wanted < kMaxBlocks ? wanted : kMaxBlocks);
 }
 
-const char* failure() {
+template <typename Kernel, typename... Args>
+const char* launch(Kernel kernel, int64_t count, void* stream, const Args&... args) {
+  kernel<<<blocks(count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args...);
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
@@ -132,18 +134,17 @@ const char* failure() {
 template <typename F>
 const char* with_type(Dtype dtype, const F& f) {
   switch (dtype) {
-    case Dtype::f32: f(float()); return failure();
-    case Dtype::f16: f(__half()); return failure();
-    case Dtype::bf16: f(__nv_bfloat16()); return failure();
+    case Dtype::f32: return f(float());
+    case Dtype::f16: return f(__half());
+    case Dtype::bf16: return f(__nv_bfloat16());
     case Dtype::f64: break;
   }
   return "the CUDA kernels take float32, float16 and bfloat16";
 }
 
 template <typename F>
-void with_index(int64_t count, const F& f) {
-  if (count <= std::numeric_limits<int32_t>::max()) f(int32_t());
-  else f(int64_t());
+const char* with_index(int64_t count, const F& f) {
+  return count <= std::numeric_limits<int32_t>::max() ? f(int32_t()) : f(int64_t());
 }
 
 }  // namespace
@@ -155,14 +156,13 @@ const char* upfirdn2d(Dtype dtype, const void* x, void* y, const Image& in, cons
   if (count == 0) return nullptr;
   return with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    with_index(count, [&](auto index) {
+    return with_index(count, [&](auto index) {
       using Index = decltype(index);
       auto kernel = upfirdn2d_kernel<T, Index, 0, 0, 0>;
       if (fir.n == 4 && fir.up == 1 && fir.down == 1) kernel = upfirdn2d_kernel<T, Index, 4, 1, 1>;
       if (fir.n == 4 && fir.up == 2 && fir.down == 1) kernel = upfirdn2d_kernel<T, Index, 4, 2, 1>;
       if (fir.n == 4 && fir.up == 1 && fir.down == 2) kernel = upfirdn2d_kernel<T, Index, 4, 1, 2>;
-      kernel<<<blocks(count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-          static_cast<const T*>(x), static_cast<T*>(y), in, out, fir, f);
+      return launch(kernel, count, stream, static_cast<const T*>(x), static_cast<T*>(y), in, out, fir, f);
     });
   });
 }
@@ -172,9 +172,9 @@ const char* bias_act(Dtype dtype, const void* x, void* y, const Image& image, co
   if (count == 0) return nullptr;
   return with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    with_index(count, [&](auto index) {
-      bias_act_kernel<T, decltype(index)><<<blocks(count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-          static_cast<const T*>(x), static_cast<T*>(y), image, to_finish(epilogue));
+    return with_index(count, [&](auto index) {
+      return launch(bias_act_kernel<T, decltype(index)>, count, stream, static_cast<const T*>(x), static_cast<T*>(y),
+                    image, to_finish(epilogue));
     });
   });
 }
@@ -184,9 +184,9 @@ const char* act_grad(Dtype dtype, const void* grad, const void* y, void* out, in
   if (count == 0) return nullptr;
   return with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    act_grad_kernel<T><<<blocks(count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        static_cast<const T*>(grad), static_cast<const T*>(y), static_cast<T*>(out), count, float(e.gain),
-        float(e.gain * e.slope), float(e.clamp), std::isfinite(e.clamp));
+    return launch(act_grad_kernel<T>, count, stream, static_cast<const T*>(grad), static_cast<const T*>(y),
+                  static_cast<T*>(out), count, float(e.gain), float(e.gain * e.slope), float(e.clamp),
+                  std::isfinite(e.clamp));
   });
 }
 
