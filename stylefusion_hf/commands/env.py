@@ -1,4 +1,4 @@
-"""Show what a bug report needs: versions, devices, threads, and the embedded model."""
+"""Show what a bug report needs: versions, devices, threads, native operators, and the embedded model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import math
 import os
 import platform
+import sys
+import time
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
@@ -28,9 +30,16 @@ PACKAGES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--build-ops",
+        action="store_true",
+        help="first compile the native operators (half a minute, once; needs a C++ compiler) or repair them",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.build_ops:
+        _build_ops()
     found = environment()
     if args.json:
         print(json.dumps(found, indent=2))
@@ -52,8 +61,33 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES},
         "torch": _torch(),
+        "native operators": _native_operators(),
         "embedded model": _embedded(),
     }
+
+
+def _build_ops() -> None:
+    """Compile for every type of device that torch has here, and say where to; OSError if that fails."""
+    from stylefusion_hf.ops import native
+
+    for device in native.devices():
+        began = time.monotonic()
+        try:
+            library = native.build_and_load(device)
+        except OSError as error:
+            raise OSError(f"the native operators for {device} could not be built: {error}") from error
+        seconds = time.monotonic() - began
+        # On stderr, so that --json stays JSON.
+        print(f"native operators for {device}: {library} ({seconds:.1f} s)", file=sys.stderr)
+
+
+def _native_operators() -> dict[str, str] | None:
+    """By device type, which operators run and why; None without a torch to run them."""
+    try:
+        from stylefusion_hf.ops import native
+    except (ImportError, OSError):
+        return None
+    return {device: native.describe(device) for device in native.devices()}
 
 
 def _version(package: str) -> str | None:

@@ -24,7 +24,7 @@ from stylefusion_hf.models.layers import (
     register_fir,
     to_fast_layout,
 )
-from stylefusion_hf.ops import bias_act, modulated_conv2d, upfirdn2d
+from stylefusion_hf.ops import bias_act, modulated_conv2d, modulated_conv2d_act, upfirdn2d
 
 NOISE_MODES = ("const", "random", "none")
 
@@ -57,16 +57,15 @@ class SynthesisConv(nn.Module):
         register_fir(self)
 
     def forward(self, x, style, noise_mode, generator=None):
-        x, scale = modulated_conv2d(x, self.weight, style, f=self.fir, up=self.up)
-        bias = self.bias.view(1, -1, 1, 1)
+        noise = None
         if self.use_noise and noise_mode != "none":
             noise = self.noise_const.expand(1, 1, -1, -1)
             if noise_mode == "random":
                 shape = (x.shape[0], 1, self.resolution, self.resolution)
                 device = x.device if generator is None else generator.device
                 noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(x.device)
-            bias = bias + noise.to(bias.dtype) * self.noise_strength
-        return bias_act(x, bias, "lrelu", clamp=self.clamp, scale=scale)
+            noise = noise.to(self.bias.dtype) * self.noise_strength
+        return modulated_conv2d_act(x, self.weight, style, self.bias, noise, self.clamp, self.fir, self.up)
 
 
 class ToRGB(nn.Module):

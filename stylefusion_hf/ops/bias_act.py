@@ -1,8 +1,9 @@
-"""Scale, bias, activation, gain and clamp in as few passes over the feature map as plain PyTorch allows.
+"""Scale, bias, noise, activation, gain and clamp in one pass over the feature map, or in as few as PyTorch allows.
 
 The contract is that of NVIDIA's `bias_act` (stylegan3, `torch_utils/ops/bias_act.py`), with an optional scale per
 sample and channel in front, which is where the demodulation of a modulated convolution ends up (see
-`modulated_conv.py`).
+`modulated_conv.py`), and StyleGAN2's noise per pixel. `impl="fast"` takes the native operator where that is wanted and
+there (see `native/__init__.py`), else PyTorch's.
 """
 
 import math
@@ -10,7 +11,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from stylefusion_hf.ops.upfirdn2d import check_impl
+from stylefusion_hf.ops import native
+from stylefusion_hf.ops.upfirdn2d import check_fir, check_impl, upfirdn2d
 
 DEFAULT_GAIN = {"linear": 1.0, "lrelu": math.sqrt(2.0)}
 SLOPE = 0.2
@@ -24,34 +26,44 @@ def bias_act(
     clamp: float | None = None,
     scale: torch.Tensor | None = None,
     impl: str = "fast",
+    noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`clamp(act(x * scale + bias) * gain)`.
+    """`clamp(act(x * scale + bias + noise) * gain)`.
 
     Args:
         x: (B, C, H, W) or (B, C).
         bias: broadcastable to x once viewed as a channel vector when it has one dimension, (C,); or a full
-            (1 or B, 1 or C, H, W) map, as when noise was added to it.
+            (1 or B, 1 or C, H, W) map.
         act: `"linear"` or `"lrelu"` (slope 0.2).
         gain: default 1 for linear and sqrt(2) for lrelu, which keeps the variance.
         clamp: the result is limited to [-clamp, clamp]; None for no limit.
         scale: (B, C), multiplied onto x first.
         impl: `"fast"` or `"ref"`.
+        noise: (1 or B, 1, H, W), already times its strength.
+
+    Raises:
+        ValueError: an unknown `act` or `impl`, a negative gain, or shapes that do not fit.
     """
     check_impl(impl)
-    if act not in DEFAULT_GAIN:
-        raise ValueError(f"unknown activation {act!r}; choose from {', '.join(DEFAULT_GAIN)}")
-    gain = DEFAULT_GAIN[act] if gain is None else float(gain)
+    gain = _check(x.shape, act, gain, scale, bias, noise, impl)
+    # A native call costs some 50 us, which the (B, C) of a mapping network does not win back.
+    something = act == "lrelu" or any(t is not None for t in (scale, bias, noise))
+    if impl == "fast" and x.ndim == 4 and something and _is_vector(bias) and native.covers(x):
+        return native.bias_act(x, scale, bias, noise, act, gain, clamp)
     tail = (1,) * (x.ndim - 2)
     if bias is not None:
         bias = (bias.view(1, -1, *tail) if bias.ndim == 1 else bias).to(x.dtype)
     if scale is not None:
         scale = scale.view(*scale.shape, *tail).to(x.dtype)
+    if noise is not None:
+        noise = noise.to(x.dtype)
     if impl == "ref":
         y = x if scale is None else x * scale
         y = y if bias is None else y + bias
+        y = y if noise is None else y + noise
         y = (F.leaky_relu(y, SLOPE) if act == "lrelu" else y) * gain
     else:
-        y = _affine(x, scale, bias, gain)
+        y = _affine(x, scale, bias, noise, gain)
         # Both activations are positively homogeneous, so the gain was moved in front of them. In place only on a
         # tensor of our own.
         if act == "lrelu":
@@ -59,14 +71,69 @@ def bias_act(
     return y if clamp is None else y.clamp(-clamp, clamp)
 
 
-def _affine(x, scale, bias, gain):
-    """x * scale * gain + bias * gain in one pass."""
-    if gain < 0:
-        raise ValueError(f"the gain of an activation must not be negative, got {gain}")
+def upfirdn2d_bias_act(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    padding: tuple[int, int, int, int],
+    fir_gain: float,
+    bias: torch.Tensor | None = None,
+    act: str = "lrelu",
+    gain: float | None = None,
+    clamp: float | None = None,
+    scale: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    impl: str = "fast",
+) -> torch.Tensor:
+    """`bias_act(upfirdn2d(x, f, up, down, padding, fir_gain), bias, ...)`: what follows an upsampling convolution.
+
+    One pass over the feature map where native operators run and no gradient is asked for. Arguments and errors are
+    those of the two.
+    """
+    given = [t for t in (x, f, scale, bias, noise) if t is not None]
+    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    if impl == "fast" and not wants_gradient and _is_vector(bias) and native.covers(x):
+        gain = _check(check_fir(x, f, up, down, padding), act, gain, scale, bias, noise, impl)
+        f = f.to(x.device)
+        return native.upfirdn2d_bias_act(x, f, up, down, padding, fir_gain, scale, bias, noise, act, gain, clamp)
+    y = upfirdn2d(x, f, up, down, padding, fir_gain, impl)
+    return bias_act(y, bias, act, gain, clamp, scale, impl, noise)
+
+
+def _affine(x, scale, bias, noise, gain):
+    """(x * scale + bias + noise) * gain in one pass, or in two with noise: a map of bias + noise costs three."""
     if scale is not None and bias is not None:
-        return torch.addcmul(bias * gain, x, scale * gain)
-    if scale is not None:
-        return x * (scale * gain)
-    if bias is not None:
-        return torch.add(bias * gain, x, alpha=gain)
-    return x if gain == 1.0 else x * gain
+        y = torch.addcmul(bias * gain, x, scale * gain)
+    elif scale is not None:
+        y = x * (scale * gain)
+    elif bias is not None:
+        y = torch.add(bias * gain, x, alpha=gain)
+    else:
+        y = x if gain == 1.0 else x * gain
+    if noise is None:
+        return y
+    return y + noise * gain if y is x else y.add_(noise * gain)
+
+
+def _is_vector(bias: torch.Tensor | None) -> bool:
+    return bias is None or bias.ndim == 1
+
+
+def _check(shape, act, gain, scale, bias, noise, impl) -> float:
+    """The gain; ValueError for what does not fit features of that shape. Of a bias, only a vector is looked at."""
+    if act not in DEFAULT_GAIN:
+        raise ValueError(f"unknown activation {act!r}; choose from {', '.join(DEFAULT_GAIN)}")
+    gain = DEFAULT_GAIN[act] if gain is None else float(gain)
+    if gain < 0 and impl == "fast":
+        raise ValueError(f"the gain of an activation must not be negative, got {gain}")
+    b, c, *size = shape
+    if scale is not None and tuple(scale.shape) != (b, c):
+        raise ValueError(f"features {tuple(shape)} take a scale of {(b, c)}; got {tuple(scale.shape)}")
+    if bias is not None and bias.ndim == 1 and bias.shape[0] != c:
+        raise ValueError(f"features {tuple(shape)} take a bias of {(c,)}; got {tuple(bias.shape)}")
+    if noise is not None and tuple(noise.shape) not in ((1, 1, *size), (b, 1, *size)):
+        raise ValueError(
+            f"features {tuple(shape)} take noise of {(1, 1, *size)} or {(b, 1, *size)}; got {tuple(noise.shape)}"
+        )
+    return gain

@@ -1,13 +1,18 @@
 """Resampling with a small low-pass filter (FIR), the operation that StyleGAN2 puts around every change of resolution.
 
 `upfirdn2d` keeps the contract of NVIDIA's operator of that name (Karras et al., arXiv 1912.04958;
-`torch_utils/ops/upfirdn2d.py` in stylegan3): insert zeros, pad, filter, keep every n-th pixel. Nothing is compiled.
-`impl="fast"` never writes the inserted zeros: upsampling is a transposed grouped convolution, downsampling a strided
-one. `impl="ref"` does it by the book.
+`torch_utils/ops/upfirdn2d.py` in stylegan3): insert zeros, pad, filter, keep every n-th pixel. `impl="fast"` never
+writes the inserted zeros: it takes the native operator where that is wanted and there (see `native/__init__.py`), else
+PyTorch's convolutions: upsampling is a transposed grouped one, downsampling a strided one. `impl="ref"` does it by the
+book.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+
+from stylefusion_hf.ops import native
 
 IMPLEMENTATIONS = ("fast", "ref")
 
@@ -25,6 +30,23 @@ def setup_filter(taps) -> torch.Tensor:
 def check_impl(impl: str) -> None:
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"unknown implementation {impl!r}; choose from {', '.join(IMPLEMENTATIONS)}")
+
+
+def check_fir(x: torch.Tensor, f: torch.Tensor, up: int, down: int, padding: Sequence[int]) -> tuple[int, ...]:
+    """Shape of the result of [`upfirdn2d`], or ValueError."""
+    if x.ndim != 4 or f.ndim != 1:
+        raise ValueError(
+            f"expected images (B, C, H, W) and taps (N,); got shapes {tuple(x.shape)} and {tuple(f.shape)}"
+        )
+    if up < 1 or down < 1 or len(padding) != 4:
+        raise ValueError(
+            f"expected up and down of at least 1 and a padding of 4 numbers; got {up=}, {down=}, {padding=}"
+        )
+    left, right, top, bottom = padding
+    n, h, w = f.shape[0], x.shape[2] * up + top + bottom, x.shape[3] * up + left + right
+    if n > h or n > w:
+        raise ValueError(f"{n} taps do not fit on images {tuple(x.shape)} with {up=} and padding {tuple(padding)}")
+    return x.shape[0], x.shape[1], (h - n) // down + 1, (w - n) // down + 1
 
 
 def upfirdn2d(
@@ -48,12 +70,14 @@ def upfirdn2d(
 
     Returns:
         (B, C, (H * up + top + bottom - N) // down + 1, likewise for W).
+
+    Raises:
+        ValueError: shapes or factors that do not fit, or fewer padded pixels than taps.
     """
     check_impl(impl)
-    if x.ndim != 4 or f.ndim != 1:
-        raise ValueError(
-            f"expected images (B, C, H, W) and taps (N,); got shapes {tuple(x.shape)} and {tuple(f.shape)}"
-        )
+    check_fir(x, f, up, down, padding)
+    if impl == "fast" and not f.requires_grad and native.covers(x):
+        return native.upfirdn2d(x, f.to(x.device), up, down, padding, float(gain))
     # Half the gain goes into each axis. Flipped, because a convolution in the mathematical sense is meant.
     taps = (f.flip(0) * gain**0.5).to(dtype=x.dtype, device=x.device)
     if impl == "ref":

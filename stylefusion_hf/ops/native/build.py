@@ -1,0 +1,329 @@
+"""Building the native operators, and the cache they are kept in.
+
+A build runs in a process of its own with a time limit, in a temporary folder that is renamed into place once the
+library has loaded and computed something there: what is in the cache is whole. One process builds at a time; the lock
+is the operating system's, so a crash cannot leave it behind. Nothing here runs unless `native/__init__.py` asks.
+
+    $STYLEFUSION_CACHE (else $XDG_CACHE_HOME/stylefusion_hf, else ~/.cache/stylefusion_hf)
+      ops/<key>/stylefusion_ops.so, info.json     a build; the key names torch, device and a hash of all that went in
+      ops/<key>.failed                            why the last build failed, until one succeeds
+      ops/<key>.lock                              an empty file to lock
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+LIBRARY = "stylefusion_ops"
+TIMEOUT = 300.0  # seconds; STYLEFUSION_OPS_TIMEOUT changes it
+# By PyTorch's own name of what the processor can do, so that a build in a home shared between machines is only used
+# where it runs. `-march=native` would say less about itself.
+CPU_FLAGS = {
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+    "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c"],
+}
+
+
+class NotAvailable(OSError):
+    """Why there is no native operator, in one line."""
+
+
+class NotBuilt(NotAvailable):
+    """Nothing in the cache."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is built for one type of device."""
+
+    device: str
+    sources: tuple[str, ...]
+    cflags: tuple[str, ...]
+    cuda_cflags: tuple[str, ...]
+    ldflags: tuple[str, ...]
+    cuda_archs: str
+
+    @property
+    def key(self) -> str:
+        """Folder name of this build: readable in front, a hash of everything that can change the library behind."""
+        about: list[Any] = [asdict(self), torch.__version__, torch.version.git_version, torch.version.cuda]
+        about += [platform.system(), platform.machine()]
+        digest = hashlib.sha256(json.dumps(about).encode())
+        for name in sorted(file.name for file in HERE.iterdir() if file.suffix in (".h", ".cpp", ".cu")):
+            digest.update(name.encode() + b"\0" + (HERE / name).read_bytes())
+        for name in ("compile.py", "registration.py"):
+            digest.update((HERE / name).read_bytes())
+        return f"{self.device}-torch{torch.__version__}-{digest.hexdigest()[:16]}"
+
+
+def target(device: str) -> Target:
+    """What to build for `"cpu"` or `"cuda"` with this torch on this machine; NotAvailable where there is nothing."""
+    if os.name != "posix":
+        raise NotAvailable("native operators are for Linux and macOS; nobody has tried others")
+    omp = () if sys.platform == "darwin" else ("-fopenmp",)  # Apple's clang has no OpenMP: one thread there
+    if device == "cpu":
+        vector = CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
+        cflags = ("-O3", "-fno-math-errno", "-fno-trapping-math", *omp, *vector)
+        return Target("cpu", ("glue.cpp", "kernels_cpu.cpp"), cflags, (), omp, "")
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        raise NotAvailable("this torch sees no CUDA device")
+    archs = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    names = ";".join(f"{major}.{minor}" for major, minor in sorted(archs))
+    flags = ("-O3", "-DSTYLEFUSION_CUDA")
+    return Target("cuda", ("glue.cpp", "kernels_cuda.cu"), flags, flags, (), names)
+
+
+def cache_folder() -> Path:
+    """Where builds are kept; NotAvailable if there is no home folder to put them in."""
+    if named := os.environ.get("STYLEFUSION_CACHE"):
+        return Path(named).expanduser() / "ops"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    if base.startswith("~"):
+        raise NotAvailable("there is no home folder; STYLEFUSION_CACHE can name a folder for builds")
+    return Path(base) / "stylefusion_hf" / "ops"
+
+
+# --- What is in the cache --------------------------------------------------------------------------------------------
+
+
+def cached(wanted: Target) -> Path:
+    """The library in the cache; NotBuilt if there is none, NotAvailable if it is not what was written."""
+    folder = cache_folder() / wanted.key
+    library = folder / f"{LIBRARY}.so"
+    try:
+        info = json.loads((folder / "info.json").read_bytes())
+        content = library.read_bytes()
+    except FileNotFoundError:
+        if folder.is_dir():
+            raise NotAvailable(f"the build in {folder} is incomplete") from None
+        raise NotBuilt("not built") from None
+    except (OSError, ValueError) as error:
+        raise NotAvailable(f"the build in {folder} cannot be read: {one_line(error)}") from None
+    # Loading a truncated library can kill the process, so look first.
+    if not isinstance(info, dict) or hashlib.sha256(content).hexdigest() != info.get("sha256"):
+        raise NotAvailable(f"the build in {folder} is damaged")
+    return library
+
+
+def last_failure(wanted: Target) -> dict[str, Any] | None:
+    """`reason` and `time` of the last build, if it failed."""
+    try:
+        note = json.loads((cache_folder() / f"{wanted.key}.failed").read_bytes())
+        return note if {"reason", "time"} <= set(note) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+# --- Building --------------------------------------------------------------------------------------------------------
+
+
+def build(wanted: Target, repair: bool = False) -> Path:
+    """Build unless another process has just done so, and return the library.
+
+    Args:
+        repair: build even if the cache holds a whole library, because it does not load.
+
+    Raises:
+        NotAvailable: the reason in one line: no compiler, no ninja, out of time, the compiler's first error, a cache
+            that cannot be written to.
+    """
+    limit, began = time_limit(), time.time()
+    try:
+        root = cache_folder()
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root / f"{wanted.key}.lock", limit):
+            with contextlib.suppress(NotAvailable):
+                library = cached(wanted)
+                if not repair or library.stat().st_mtime >= began:
+                    return library
+            note = last_failure(wanted)
+            if note and note["time"] >= began:  # by the process that we waited for
+                raise NotAvailable(note["reason"])
+            for leftover in root.glob(f"{wanted.key}.tmp*"):  # of a process that was killed: we hold the lock
+                shutil.rmtree(leftover, ignore_errors=True)
+            try:
+                library = _build(wanted, root, limit)
+            except NotAvailable as error:
+                _write(root / f"{wanted.key}.failed", {"reason": one_line(error), "time": time.time()})
+                raise
+            (root / f"{wanted.key}.failed").unlink(missing_ok=True)
+            return library
+    except NotAvailable:
+        raise
+    except OSError as error:
+        raise NotAvailable(f"the cache cannot be written to: {one_line(error)}") from error
+
+
+def time_limit() -> float:
+    """Seconds a build may take."""
+    given = os.environ.get("STYLEFUSION_OPS_TIMEOUT")
+    try:
+        limit = float(given) if given else TIMEOUT
+    except ValueError:
+        limit = -1.0
+    if not limit > 0:
+        raise ValueError(f"STYLEFUSION_OPS_TIMEOUT must be a number of seconds above 0, got {given!r}")
+    return limit
+
+
+def _build(wanted: Target, root: Path, limit: float) -> Path:
+    environment = _environment(wanted)
+    began = time.monotonic()
+    work = Path(tempfile.mkdtemp(prefix=f"{wanted.key}.tmp", dir=root))
+    try:
+        spec = {**asdict(wanted), "sources": [str(HERE / name) for name in wanted.sources], "folder": str(work)}
+        command = [sys.executable, "-P", str(HERE / "compile.py"), json.dumps(spec)]
+        log = work / "build.log"
+        with log.open("wb") as output:
+            status = _run(command, environment, output, limit)
+        if status is None:
+            raise NotAvailable(f"it took longer than {limit:g} s (STYLEFUSION_OPS_TIMEOUT changes the limit)")
+        if status != 0:
+            raise NotAvailable(_first_error(log.read_text(errors="replace"), status))
+        made = work / f"{LIBRARY}.so"
+        digest = hashlib.sha256(made.read_bytes()).hexdigest()
+        _write(work / "info.json", {"sha256": digest, "seconds": round(time.monotonic() - began, 1), **asdict(wanted)})
+        for other in work.glob("*.o"):
+            other.unlink()
+        place = root / wanted.key
+        if place.exists():  # damaged, or does not load
+            old = Path(tempfile.mkdtemp(prefix=f"{wanted.key}.tmp", dir=root))
+            place.rename(old / "replaced")
+            shutil.rmtree(old, ignore_errors=True)
+        work.rename(place)
+        return place / made.name
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _environment(wanted: Target) -> dict[str, str]:
+    """The building process's environment; NotAvailable if a tool that it needs is missing."""
+    # ninja comes as a Python package, whose program is not on the PATH of an environment that was not activated.
+    folders = [str(Path(sys.executable).parent)] if sys.executable else []
+    with contextlib.suppress(ImportError, AttributeError):
+        import ninja
+
+        folders.append(ninja.BIN_DIR)
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *folders])
+    compiler = os.environ.get("CXX") or "c++"
+    if not sys.executable:
+        raise NotAvailable("there is no Python interpreter to build with")
+    if not shutil.which(shlex.split(compiler)[0], path=path):
+        raise NotAvailable(f"no C++ compiler: {compiler!r} was not found (CXX names another)")
+    if not shutil.which("ninja", path=path):
+        raise NotAvailable("ninja was not found (pip install ninja)")
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if wanted.cuda_archs:
+        environment["TORCH_CUDA_ARCH_LIST"] = wanted.cuda_archs
+    return environment
+
+
+def _run(command: list[str], environment: dict[str, str], output: Any, limit: float) -> int | None:
+    """Exit status, or None if the process and everything it started was killed for being out of time."""
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+    )
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:  # also when interrupted: the terminal's Ctrl-C does not reach another session
+        if process.poll() is None:
+            _kill(process)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """End a session. ninja gives every compiler a process group of its own, so killing one group is not enough."""
+    if not Path("/proc/self/stat").exists():  # macOS: leave it to ninja, which passes the signal on
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+    deadline = time.monotonic() + 5
+    while (members := _session(process.pid)) and time.monotonic() < deadline:  # until nobody could start another
+        for pid in members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _session(leader: int) -> list[int]:
+    """Living processes of a session, as Linux tells them: /proc/<pid>/stat is `pid (name) state ppid pgrp session`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[3] == str(leader) and fields[0] not in "ZX":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@contextlib.contextmanager
+def _lock(path: Path, limit: float) -> Iterator[None]:
+    """Hold an OS lock on a file. It ends with its process, however that ends."""
+    deadline = time.monotonic() + limit
+    with path.open("a+b") as file:
+        while not _try_lock(file.fileno()):
+            if time.monotonic() > deadline:
+                raise NotAvailable(f"another process has been building for {limit:g} s ({path})")
+            time.sleep(0.1)
+        yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    """True also where there are no locks: two builds then go on beside each other, and the last one stays."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """All or nothing."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(content))
+    part.replace(path)
+
+
+def _first_error(log: str, status: int) -> str:
+    """The line of a build's log that says most."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for mark in ("fatal error:", "error:", "Error:"):
+        for line in lines:
+            if mark in line:
+                return one_line(line)
+    last = one_line(lines[-1]) if lines else "it said nothing"
+    return f"the building process ended with status {status}: {last}"
+
+
+def one_line(text: object, length: int = 300) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= length else line[: length - 3] + "..."
