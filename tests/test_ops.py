@@ -60,9 +60,31 @@ def test_modulated_conv2d(demodulate, up, k):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("up", "k", "demodulate"), [(1, 3, True), (2, 3, True), (1, 1, False)])
+def test_a_single_sample_is_modulated_in_the_weights_where_they_are_fewer(up, k, demodulate):
+    w, s = rand(3, 4, k, k).requires_grad_(), rand(1, 4).requires_grad_()
+    for size in (2, 9):  # fewer features than weights, and more
+        x = rand(1, 4, size, size).requires_grad_()
+
+        def run(impl, x=x):
+            y, scale = modulated_conv2d(x, w, s, demodulate, FIR, up, impl)
+            return bias_act(y, scale=scale, act="linear", impl=impl)
+
+        fast, ref = run("fast"), run("ref")
+        torch.testing.assert_close(fast, ref)
+        g = rand(*fast.shape)
+        for a, b in zip(*(torch.autograd.grad(y, (x, w, s), g) for y in (fast, ref)), strict=True):
+            torch.testing.assert_close(a, b)
+    x = rand(1, 4, 9, 9)
+    _, scale = modulated_conv2d(x, w, s, demodulate, FIR, up)
+    assert scale is None  # which says that it was done so
+    assert gradgradcheck(lambda w, s: modulated_conv2d(x, w, s, demodulate, FIR, up)[0].sin(), (w, s))
+
+
+@pytest.mark.parametrize("size", [4, 32])
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_modulated_conv2d_survives_large_styles_in_half_precision(half):
-    x, w, s = rand(1, 4, 4, 4), rand(5, 4, 3, 3), rand(1, 4) * 5e4
+def test_modulated_conv2d_survives_large_styles_in_half_precision(half, size):
+    x, w, s = rand(1, 4, size, size), rand(5, 4, 3, 3), rand(1, 4) * 5e4
     y, scale = modulated_conv2d(x.to(half), w.to(half), s.float())
     assert torch.isfinite(bias_act(y, scale=scale)).all()
 
