@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylefusion_hf.models.fusion import FusionHierarchy
-from stylefusion_hf.models.fusion_net import GAIN, SLOPE, Blender, FoldedLinear, FusionNet, company, novelty, signed
+from stylefusion_hf.models.fusion_net import GAIN, SLOPE, Blender, FoldedLinear, FusionNet, company, novelty
 from stylefusion_hf.models.static import StaticLinear
 from stylefusion_hf.models.style_rows import FusionSpec, StyleLayout
 
@@ -92,7 +92,8 @@ class StaticBlender(nn.Module):
         x = x.unflatten(0, (-1, rows))
         logits, *factors = x.split(codes[0].shape[-1], dim=-1)
         if self.product:
-            logits = logits + factors.pop(0) * signed(*codes[:2])
+            d = codes[1] - codes[0]
+            logits = logits + factors.pop(0) * d * (1 + d * d).rsqrt()  # `signed`; ONNX has no hypot
         if self.gate_novelty is not None and new is not None:
             logits = logits + (self.gate_novelty + factors.pop(0)) * new
         return torch.sigmoid(logits if self.gate_bias is None else logits + self.gate_bias)
@@ -128,26 +129,26 @@ class StaticNet(nn.Module):
         self.common = StaticBlender(net.blender_common, layout.common_indicators) if aligns else None
 
     def forward(self, tables: StaticTables, s0: Tensor, s1: Tensor, shared: Tensor) -> Tensor:
-        both = torch.stack([s0, s1])  # (2, B, S): one product aligns them both
         if self.common is not None:
-            both = self._aligned(tables, self.common, both, torch.stack([s1, s0]), torch.stack([shared, shared]))
-        s0, s1 = both.unbind(0)
+            s0, s1 = self._aligned(tables, self.common, s0, s1, shared)
         a, b, c = (tables.all.expand(tables.seen(s)) for s in (s0, s1, shared))
         new = None if self.segments.gate_novelty is None else novelty(a, b, c)
         gate = self.segments([a, b, torch.where(tables.is_common, c, 0.0)], new)
         difference = s1 - s0
         return s0 + tables.all.pool(gate, difference) * difference
 
-    def _aligned(self, tables: StaticTables, blender: StaticBlender, codes, siblings, shared) -> Tensor:
-        """(2, B, S) each -> (2, B, S)"""
-        code, sibling, common = (s.flatten(0, 1) for s in (codes, siblings, shared))
+    def _aligned(
+        self, tables: StaticTables, blender: StaticBlender, s0: Tensor, s1: Tensor, shared: Tensor
+    ) -> Sequence[Tensor]:
+        """Both children, aligned to what they share as one batch of twice the size."""
+        code, common = torch.cat([s0, s1]), torch.cat([shared, shared])
         a, b = (tables.common.expand(tables.seen(s)) for s in (code, common))
         new = None
         if blender.gate_novelty is not None:
-            new = company(a, tables.common.expand(tables.seen(sibling)), b)
+            new = company(a, tables.common.expand(tables.seen(torch.cat([s1, s0]))), b)
         difference = common - code
         aligned = code + tables.common.pool(blender([a, b], new), difference) * difference
-        return aligned.unflatten(0, (2, -1))
+        return aligned.unflatten(0, (2, -1)).unbind(0)  # not `chunk`, which would fix the batch of the graph
 
 
 class StaticFusion(nn.Module):
