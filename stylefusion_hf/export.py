@@ -261,7 +261,7 @@ def describe(
             "file": item.path.name,
             "inputs": [port.to_dict() for port in graph.inputs],
             "outputs": [graph.output.to_dict()],
-            "check": {"batches": CHECKED, "max_error": item.error, "of_std": item.deviation} if compared else None,
+            "check": {"batches": CHECKED, "max_error": item.error, "output_std": item.deviation} if compared else None,
         }
     return {
         "format": MARK,

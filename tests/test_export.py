@@ -141,11 +141,11 @@ def check_folder(folder: Path, pipe: StyleFusionPipeline, form: str) -> dict[str
     for name, graph in graphs(pipe).items():
         told = about["graphs"][name]
         assert told["file"] == name + SUFFIXES[form]
-        assert 0 <= told["check"]["max_error"] <= 1e-3 * told["check"]["of_std"]
+        assert 0 <= told["check"]["max_error"] <= 1e-3 * told["check"]["output_std"]
         run = (open_onnx if form == "onnx" else open_torch)(folder / told["file"])
         inputs = graph.example(4)  # neither traced nor checked before
         error = (run(*inputs) - graph.original(*inputs)).abs().max()
-        assert float(error) <= 1e-3 * told["check"]["of_std"]
+        assert float(error) <= 1e-3 * told["check"]["output_std"]
     for path in folder.iterdir():
         assert str(ROOT).encode() not in path.read_bytes(), f"a local path in {path.name}"
     return about
