@@ -37,8 +37,6 @@ from stylefusion_hf.graph_files import (
 )
 from stylefusion_hf.latents import seeds_to_z
 from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.models.static import StaticConditionalMapping, StaticMapping, StaticSegmenter, StaticSynthesis
-from stylefusion_hf.models.static_fusion import StaticFusion
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 
 DESCRIPTION, MARK = "export.json", "stylefusion-export"
@@ -47,7 +45,18 @@ CHECKED = (1, 3)  # batch sizes; neither is the one that is traced
 RUNS = 9  # of which the latency is the median
 
 # ----------------------------------------------------------------------------------------------------
-# What there is to export.
+# What there is to export. A traced model goes through every net, and calls PyTorch's own operators only.
+
+
+class Traced(nn.Module):
+    """A function of a model as the `forward` that exporters trace."""
+
+    def __init__(self, model: nn.Module, function: Run):
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
 
 
 @dataclass(frozen=True)
@@ -82,13 +91,21 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
         z = seeds_to_z(range(100 * batch, 101 * batch), config.z_dim)
         return (z, *((labels,) if config.label_dim else ()), torch.tensor(1.0 if batch == 1 else 0.6))
 
+    def style(z: Tensor, *rest: Tensor) -> Tensor:
+        *labels, psi = rest
+        return generator.to_style(generator.truncate(generator.mapping(z, *labels), psi))
+
+    def fused(given: Tensor) -> Tensor:
+        # A tree without nets would give a view of its input.
+        return fusion.fuse({node: given[:, i] for i, node in enumerate(nodes)}).clone()
+
     def codes(batch: int) -> Tensor:
-        return _style(generator, *inputs(batch))
+        return style(*inputs(batch))
 
     found = {
         "mapping": Graph(
             "mapping",
-            (StaticConditionalMapping if config.label_dim else StaticMapping)(generator),
+            Traced(generator, style),
             (
                 Port("z", (None, config.z_dim), "normal numbers; numpy.random.RandomState(seed).randn(1, z_dim)"),
                 *(
@@ -99,23 +116,23 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
                 Port("truncation_psi", (), "1 for none, 0 for the mean's code; a scalar for the whole batch"),
             ),
             code,
-            lambda *given: _style(generator, *given),
+            style,
             inputs,
         ),
         "fusion": Graph(
             "fusion",
-            StaticFusion(fusion),
+            Traced(fusion, fused),
             (Port("codes", (None, len(nodes), width), "the code of every node, in the order of `nodes`"),),
             code,
-            lambda given: fusion.fuse({node: given[:, i] for i, node in enumerate(nodes)}),
+            fused,
             lambda batch: (codes(batch * len(nodes)).unflatten(0, (batch, len(nodes))),),
         ),
         "synthesis": Graph(
             "synthesis",
-            StaticSynthesis(generator),
+            Traced(generator, generator.synthesis),
             (code,),
             images,
-            lambda given: generator.synthesis(given, noise_mode="const"),
+            generator.synthesis,
             lambda batch: (codes(batch),),
         ),
     }
@@ -123,19 +140,13 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
         regions = segmenter.config.regions
         found["segmenter"] = Graph(
             "segmenter",
-            StaticSegmenter(segmenter),
+            Traced(segmenter, segmenter.segment),
             (replace(images, meaning="-1 to 1"),),
             Port("logits", (None, len(regions), size, size), "a map for each of `regions`; a pixel is the largest's"),
             segmenter.segment,
             lambda batch: (generator.synthesis(codes(batch)),),
         )
     return {name: replace(graph, module=graph.module.eval()) for name, graph in found.items()}
-
-
-def _style(generator: StyleGAN2Generator, z: Tensor, *rest: Tensor) -> Tensor:
-    """z (B, z_dim), labels (B, label_dim) where there are any, psi () -> s (B, S), as pipelines do it."""
-    *labels, psi = rest
-    return generator.to_style(generator.truncate(generator.mapping(z, *labels), float(psi)))
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 OPSET = 20  # of ONNX
+FOLDED = 2**31  # bytes of a constant
 TRACED = 2  # the batch size that is traced; PyTorch takes 0 and 1 for constants
 
 Run = Callable[..., Tensor]
@@ -72,11 +73,13 @@ def trace(graph: Graph) -> Any:
     batch = torch.export.Dim("batch", min=1)
     shapes = tuple({0: batch} if port.shape else None for port in graph.inputs)
     with _quietly():
-        return torch.export.export(graph.module, graph.example(TRACED), dynamic_shapes=shapes)
+        return torch.export.export(graph.module, graph.example(TRACED), dynamic_shapes=(shapes,))  # of *inputs
 
 
 def write_onnx(graph: Graph, program: Any, path: Path) -> None:
     """An ONNX file, its weights inside it up to ONNX's limit of 2 GB and in a file beside it above."""
+    import onnxscript
+
     names = [port.name for port in graph.inputs]
     shapes = tuple({0: "batch"} if port.shape else None for port in graph.inputs)
     with _quietly():
@@ -85,12 +88,14 @@ def write_onnx(graph: Graph, program: Any, path: Path) -> None:
             (),
             input_names=names,
             output_names=[graph.output.name],
-            dynamic_shapes=shapes,
+            dynamic_shapes=(shapes,),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
-    assert onnx is not None
+        assert onnx is not None
+        # What depends on weights alone is worked out now: the exporter by itself stops at a megabyte.
+        onnxscript.optimizer.optimize_ir(onnx.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     for node in onnx.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with the paths of this machine
     onnx.save(path)

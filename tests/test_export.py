@@ -17,8 +17,6 @@ from stylefusion_hf.cli import main
 from stylefusion_hf.commands import export as command
 from stylefusion_hf.export import check_target, export, graphs
 from stylefusion_hf.graph_files import SUFFIXES, open_onnx, open_torch, trace
-from stylefusion_hf.models.static import StaticSynthesis
-from stylefusion_hf.models.static_fusion import StaticFusion
 from stylefusion_hf.regions import RegionTree
 from tests.command_line import fails
 from tests.tiny import tiny_fusion, tiny_generator, tiny_segmenter
@@ -62,16 +60,24 @@ def close(given: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------
-# The static networks, before they are traced.
+# The traced networks.
+
+
+def check_traced(graph: Any, batches: tuple[int, ...] = (1, 3)) -> None:
+    """A batch is dynamic, shapes are as told, numbers those of the model."""
+    program = trace(graph).module()
+    for batch in batches:
+        inputs = graph.example(batch)
+        assert [tuple(tensor.shape) for tensor in inputs] == [
+            tuple(batch if size is None else size for size in port.shape) for port in graph.inputs
+        ]
+        close(program(*inputs), graph.original(*inputs))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("tree", TREES)
-def test_static_fusion_fuses_as_the_hierarchy_does(tree: str) -> None:
-    fusion = tiny_fusion(tiny_generator(), tree)
-    codes = torch.randn(3, len(fusion.tree.nodes), fusion.style_width)
-    expected = fusion.fuse({node: codes[:, i] for i, node in enumerate(fusion.tree.nodes)})
-    close(StaticFusion(fusion)(codes), expected)
+def test_fusion_of_any_tree(tree: str) -> None:
+    check_traced(graphs(small(tree))["fusion"])
 
 
 @torch.no_grad()
@@ -79,19 +85,14 @@ def test_static_fusion_fuses_as_the_hierarchy_does(tree: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         SWITCHES,
-        {"gate_novelty": True, "final_activation": "linear"},
         {"num_indicators": 16, "shared_indicators": False, "hidden_layers": 1, "lr_multiplier": 0.1},
         {"indicator_repeats": 3, "common_conv_layers": 2, "common_rgb_layers": 1, "padded_width": 11},
         {"common_conv_layers": 0, "common_rgb_layers": 0, "gate_novelty": True},
     ],
 )
-def test_static_fusion_has_every_switch(pooling: str, changes: dict[str, Any]) -> None:
-    pipe = small("all*(face*(mouth, skin), hair)", {"pooling": pooling, **changes})
-    codes = torch.randn(2, len(pipe.fusion.tree.nodes), pipe.fusion.style_width)
-    expected = pipe.fusion.fuse({node: codes[:, i] for i, node in enumerate(pipe.fusion.tree.nodes)})
-    close(StaticFusion(pipe.fusion)(codes), expected)
+def test_fusion_with_every_switch(pooling: str, changes: dict[str, Any]) -> None:
+    check_traced(graphs(small("all*(mouth, hair)", {"pooling": pooling, **changes}))["fusion"])
 
 
 @torch.no_grad()
@@ -99,30 +100,15 @@ def test_static_fusion_has_every_switch(pooling: str, changes: dict[str, Any]) -
     "changes",
     [
         {"resolution": 4, "channels": [8]},
-        {"resolution": 32, "channels": [8, 6, 7, 3], "use_noise": False},
         {"resolution": 16, "channels": [8, 6, 4], "conv_clamp": 0.5, "img_channels": 1},
         {"w_dim": 24, "mapping_width": 20, "mapping_layers": 3, "label_dim": 5},
     ],
 )
-def test_static_generators_agree(changes: dict[str, Any]) -> None:
+def test_generators(changes: dict[str, Any]) -> None:
     found = graphs(small("all", **changes))
     assert list(found) == ["mapping", "fusion", "synthesis"]
     for graph in found.values():
-        for batch in (1, 3):
-            inputs = graph.example(batch)
-            assert [tuple(tensor.shape) for tensor in inputs] == [
-                tuple(batch if size is None else size for size in port.shape) for port in graph.inputs
-            ]
-            close(graph.module(*inputs), graph.original(*inputs))
-
-
-@torch.no_grad()
-def test_the_traced_batch_is_dynamic_and_noise_stays_small() -> None:
-    pipe = small("all", use_noise=True)
-    stored = sum(tensor.numel() for tensor in StaticSynthesis(pipe.generator).state_dict().values())
-    assert stored < 1.3 * sum(tensor.numel() for tensor in pipe.generator.synthesis.state_dict().values())
-    program = trace(graphs(pipe)["synthesis"])
-    assert program.module()(torch.randn(5, pipe.generator.style_dim)).shape == (5, 3, 8, 8)
+        check_traced(graph)
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -219,12 +219,12 @@ class StyleGAN2Generator(StrictModelMixin, ConfigMixin):
 
     # --- from space to space ---
 
-    def truncate(self, w: torch.Tensor, psi: float, cutoff: int | None = None) -> torch.Tensor:
+    def truncate(self, w: torch.Tensor, psi: float | torch.Tensor, cutoff: int | None = None) -> torch.Tensor:
         """Move w towards the mean: mean + psi * (w - mean).
 
         Args:
             w: (B, w_dim) or w+ (B, num_ws, w_dim).
-            psi: 1 leaves w alone, 0 gives the mean.
+            psi: 1 leaves w alone, 0 gives the mean; a number, or a tensor of one.
             cutoff: truncate only the first so many rows; the result is then always w+.
         """
         self._check_w(w)

@@ -183,7 +183,7 @@ def _modulate(x, weight, style, demodulate, energy):
     scale = None
     if demodulate:
         scale = demodulation(energies(weight) if energy is None else energy.to(wide), style.to(wide))
-    if len(x) > 1 or weight.numel() >= x.numel():
+    if x.shape[0] > 1 or weight.numel() >= x.numel():
         return x * style[:, :, None, None].to(x.dtype), weight, scale
     own = weight.to(wide) * style.to(wide)[:, :, None, None]
     return x, own if scale is None else own * scale[0, :, None, None, None], None
