@@ -379,10 +379,10 @@ def test_exported_programs_hold_pytorch_operators_only():
 
 
 def test_transforms_without_rules_are_left_to_pytorch(calls):
-    x = rand(2, 3, 6, 6)
+    x, bias = rand(2, 3, 6, 6), rand(3)
 
     def call(x):
-        return bias_act(upfirdn2d(x, FIR), rand(3))
+        return bias_act(upfirdn2d(x, FIR), bias)
 
     value, tangent = torch.func.jvp(call, (x,), (x,))
     with native.use("reference"):
