@@ -102,6 +102,22 @@ def test_bias_act(act, gain, clamp, bias, scale):
     assert torch.equal(x, before), "the input must not be written to"
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("batch", "samples"), [(1, 1), (2, 1), (2, 2), (5, 1), (5, 5)])
+@pytest.mark.parametrize("vectors", [(), ("bias",), ("scale",), ("bias", "scale")])
+def test_noise(vectors, batch, samples, layout):
+    x = rand(batch, 3, 4, 4).contiguous(memory_format=layout).requires_grad_()
+    inputs = {"noise": rand(samples, 1, 4, 4), "bias": rand(3), "scale": rand(batch, 3)}
+    inputs = {name: inputs[name].requires_grad_() for name in ("noise", *vectors)}
+    before = x.clone()
+    fast, ref = (bias_act(x, impl=impl, **inputs) for impl in ("fast", "ref"))
+    torch.testing.assert_close(fast, ref)
+    assert torch.equal(x, before), "the input must not be written to"
+    wanted = (x, *inputs.values())
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), wanted) for y in (fast, ref)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_bias_act_takes_a_map_of_biases():
     x, noise = rand(2, 3, 4, 4), rand(2, 1, 4, 4)
     torch.testing.assert_close(bias_act(x, noise), bias_act(x, noise, impl="ref"))

@@ -378,6 +378,23 @@ def test_exported_programs_hold_pytorch_operators_only():
         assert "stylefusion." not in str(torch.export.export(Layer(), (x,)).graph)
 
 
+def test_transforms_without_rules_are_left_to_pytorch(calls):
+    x, bias = rand(2, 3, 6, 6), rand(3)
+
+    def call(x):
+        return bias_act(upfirdn2d(x, FIR), bias)
+
+    value, tangent = torch.func.jvp(call, (x,), (x,))
+    with native.use("reference"):
+        torch.testing.assert_close((value, tangent), torch.func.jvp(call, (x,), (x,)))
+    with torch.autograd.forward_ad.dual_level():
+        dual = call(torch.autograd.forward_ad.make_dual(x, x))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
+    assert torch.func.grad(lambda x: call(x).sum())(x).shape == x.shape
+    assert torch.func.vmap(call)(x[None]).shape == (1, *value.shape)
+    assert calls.names == []
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -102,7 +102,11 @@ def upfirdn2d_bias_act(
 
 
 def _affine(x, scale, bias, noise, gain):
-    """(x * scale + bias + noise) * gain in one pass, or in two with noise: a map of bias + noise costs three."""
+    """(x * scale + bias + noise) * gain: one pass over x, and a second for noise."""
+    if noise is not None and bias is not None and x.is_contiguous() and len(x) >= 4 * len(noise):
+        # A map of both costs three passes, of a sample that the batch shares. Never for channels-last, where it comes
+        # out channels-first and every later access goes astray.
+        bias, noise = bias + noise, None
     if scale is not None and bias is not None:
         y = torch.addcmul(bias * gain, x, scale * gain)
     elif scale is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from stylefusion_hf.ops.native import build, registration
 
@@ -80,7 +81,11 @@ def use(mode: str) -> Iterator[None]:
 
 
 def covers(x: torch.Tensor) -> bool:
-    """Whether native operators are to be used on x. Programs that are exported must run where there are none."""
+    """Whether native operators are to be used on x.
+
+    Not in programs that are exported, which must run where there are none, and not under forward-mode differentiation
+    and the transforms of `torch.func`, for which they have no rules.
+    """
     if x.dtype not in DTYPES.get(x.device.type, ()) or _is_exporting():
         return False
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
@@ -90,6 +95,8 @@ def covers(x: torch.Tensor) -> bool:
 
 @torch.compiler.assume_constant_result  # a compiled graph holds the answer, not files and locks
 def _enabled(device: str) -> bool:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
     choice = _choices.get(device)
     return (choice or choose(device)).native
 

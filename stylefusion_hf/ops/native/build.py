@@ -67,9 +67,7 @@ class Target:
         about: list[Any] = [asdict(self), torch.__version__, torch.version.git_version, torch.version.cuda]
         about += [platform.system(), platform.machine()]
         digest = hashlib.sha256(json.dumps(about).encode())
-        for name in sorted(file.name for file in HERE.iterdir() if file.suffix in (".h", ".cpp", ".cu")):
-            digest.update(name.encode() + b"\0" + (HERE / name).read_bytes())
-        for name in ("compile.py", "registration.py"):
+        for name in (*self.sources, "kernels.h", "compile.py", "registration.py"):
             digest.update((HERE / name).read_bytes())
         return f"{self.device}-torch{torch.__version__}-{digest.hexdigest()[:16]}"
 

@@ -53,6 +53,12 @@ struct Finish {
   // `pixels` pixels of plane `outer`, from pixel `start` on; src and dst point at the first of them.
   template <typename In, typename Out>
   void run(const In* __restrict__ src, Out* __restrict__ dst, int64_t outer, int64_t start, int64_t pixels) const {
+    const Finish f = *this;  // a copy, which the compiler knows that dst does not overwrite
+    f.run_here(src, dst, outer, start, pixels);
+  }
+
+  template <typename In, typename Out>
+  void run_here(const In* __restrict__ src, Out* __restrict__ dst, int64_t outer, int64_t start, int64_t pixels) const {
     if (!channels_last) {
       const A s = scale ? scale[outer] : A(1), b = bias ? bias[outer % channels] : A(0);
       if (noise) {
@@ -305,15 +311,23 @@ const char* act_grad(Dtype dtype, const void* grad, const void* y, void* out, in
     using A = Acc<T>;
     const A gain = static_cast<A>(e.gain), low = static_cast<A>(e.gain * e.slope), clamp = static_cast<A>(e.clamp);
     const bool clamped = std::isfinite(e.clamp);
-    const auto* g = static_cast<const T*>(grad);
-    const auto* v = static_cast<const T*>(y);
-    auto* d = static_cast<T*>(out);
-    at::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
+    // By value: what the loop reads through a reference could be what it writes, and it would not be vectorised.
+    at::parallel_for(0, count, kGrain, [=](int64_t begin, int64_t end) {
+      const T* __restrict__ g = static_cast<const T*>(grad) + begin;
+      const T* __restrict__ v = static_cast<const T*>(y) + begin;
+      T* __restrict__ d = static_cast<T*>(out) + begin;
+      const A positive = gain, negative = low, limit = clamp;
+      if (!clamped) {
+        for (int64_t i = 0; i < end - begin; ++i) {
+          d[i] = static_cast<T>(static_cast<A>(g[i]) * (static_cast<A>(v[i]) > A(0) ? positive : negative));
+        }
+        return;
+      }
+      for (int64_t i = 0; i < end - begin; ++i) {
         const A at = static_cast<A>(v[i]);
-        const A factor = at > A(0) ? gain : low;
+        const A inside = static_cast<A>(g[i]) * (at > A(0) ? positive : negative);
         // Selected, not multiplied by zero: as PyTorch's clamp, whose gradient outside is 0 even for an infinite one.
-        d[i] = static_cast<T>(!clamped || std::abs(at) < clamp ? static_cast<A>(g[i]) * factor : A(0));
+        d[i] = static_cast<T>(std::abs(at) < limit ? inside : A(0));
       }
     });
   });
