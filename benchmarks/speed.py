@@ -6,7 +6,8 @@ Weights are random but for the embedded model's: time does not depend on them. W
 process, and medians count; a time of another day or machine is not comparable, a ratio is. (a) and (b) are the loops
 of `benchmarks/loops.py`. The floor of a row is what the machine needs at least: every weight read once at the rate at
 which it copies memory, or the multiplications at the rate of its own matrix product or of a 3 x 3 convolution of
-that size and width, whichever is longer. Writes OUT.json, OUT.md and, with matplotlib, OUT.png.
+that size and width, whichever is longer. Native operators are built first where they can be. Writes OUT.json, OUT.md
+and, with matplotlib, OUT.png.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from benchmarks.loops import authors_fusion, nvidia_synthesis
 from benchmarks.timing import Machine, medians
 from stylefusion_hf import FusionHierarchy, RegionTree, StyleFusionPipeline, StyleGAN2Generator
 from stylefusion_hf.models.layers import channel_schedule
+from stylefusion_hf.ops import native
 
 TREES = {"ffhq": 1024, "car": 512, "church": 256, "avatar": 64}  # and the sizes of their generators
 BUDGET = 12.0  # seconds of rounds for a row
@@ -131,6 +133,11 @@ def fusion_rows(device: torch.device, machine: Machine) -> list[Row]:
     return rows
 
 
+def without_native(job: Callable[[], Tensor]) -> Tensor:
+    with native.use("reference"):
+        return job()
+
+
 def synthesis_rows(device: torch.device, machine: Machine) -> list[Row]:
     rows = []
     for resolution, batches in ((64, (1, 8)), (256, (1, 8)), (512, (1, 2)), (1024, (1, 2))):
@@ -138,9 +145,12 @@ def synthesis_rows(device: torch.device, machine: Machine) -> list[Row]:
         floor = synthesis_floor(g, machine)
         for batch in batches:
             s = torch.randn(batch, g.style_dim, device=device) + 1
-            jobs = {"ours": lambda g=g, s=s: g.synthesis(s), "loop": lambda g=g, s=s: nvidia_synthesis(g, s)}
+            jobs = {"native": lambda g=g, s=s: g.synthesis(s), "loop": lambda g=g, s=s: nvidia_synthesis(g, s)}
+            jobs["PyTorch"] = lambda g=g, s=s: without_native(lambda: g.synthesis(s))
             found = {name: seconds / batch for name, seconds in medians(jobs, device, budget=BUDGET).items()}
-            rows.append(Row("synthesis", f"{resolution} px, batch {batch}", found["ours"], found["loop"], floor))
+            for operators in ("native", "PyTorch"):
+                what = f"{resolution} px, batch {batch}, {operators} operators"
+                rows.append(Row("synthesis", what, found[operators], found["loop"], floor))
     return rows
 
 
@@ -321,6 +331,10 @@ def main() -> None:
     if unknown := [name for name in only if name not in (*SECTIONS, "process", "linear")]:
         p.error(f"unknown section {unknown[0]!r}; choose from {', '.join((*SECTIONS, 'process', 'linear'))}")
     device, started = torch.device(args.device), time.monotonic()
+    try:
+        native.build_and_load(device.type)
+    except OSError as error:
+        print(f"no native operators: {error}", file=sys.stderr)
     machine = Machine(device)
     found: dict = {
         "machine": {
@@ -329,6 +343,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "operators": native.describe(device.type).split(",")[0].split(":")[0],
             "copy GB/s": machine.copy_rate / 1e9,
             "product GFLOP/s": machine.product_rate / 1e9,
         }

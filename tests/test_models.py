@@ -10,6 +10,7 @@ from stylefusion_hf.models.discriminator import StyleGAN2Discriminator, minibatc
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from tests.parity import relative_error
+from tests.tiny import tiny_generator
 
 
 def generator(**kwargs):
@@ -81,6 +82,27 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 
 @torch.no_grad()
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("half", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.06)])
+def test_half_precision(half, tolerance, batch):
+    g = tiny_generator(conv_clamp=256.0)
+    s = g.to_style(torch.randn(batch, g.config.w_dim)) * 30  # demodulation takes out what would overflow
+    whole = g.synthesis(s)
+    found = g.to(half).synthesis(s.to(half))
+    assert found.dtype == half and found.isfinite().all()
+    assert float((found.float() - whole).std() / whole.std()) < tolerance
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 2])
+def test_synthesis_compiles_whole(batch):
+    g = tiny_generator()
+    s = torch.randn(batch, g.style_dim) + 1
+    compiled = torch.compile(g.synthesis, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(s), g.synthesis(s), rtol=1e-4, atol=1e-4)
+
+
 def test_truncation():
     g = generator()
     w = torch.randn(2, 10)
