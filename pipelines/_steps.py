@@ -16,7 +16,6 @@ from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.recipes import Recipe
 from stylefusion_hf.regions import RegionTree
 
-
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 

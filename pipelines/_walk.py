@@ -1,0 +1,184 @@
+"""Walks between codes: which frame stands where, and the code there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from stylefusion_hf import latents
+from stylefusion_hf.latents import Code, Row, seeds_to_z
+from stylefusion_hf.recipes import check_count
+
+MAX_FRAMES = 10**6
+DEFAULT_STEPS = 30
+
+# What a walk goes straight in -> the spaces of the codes that it can take (a seed is a z).
+SPACES = {"w": ("z", "w", "w+"), "s": latents.LATENT_SPACES, "z": ("z",)}
+
+# From the time between two keyframes to the way gone between them, both 0 to 1.
+EASINGS: dict[str, Callable[[float], float]] = {
+    "linear": lambda t: t,
+    "smooth": lambda t: t * t * (3 - 2 * t),  # at rest at every keyframe
+}
+
+
+# ----------------------------------------------------------------------------------------------------
+# Time.
+
+
+@dataclass(frozen=True)
+class Position:
+    """A frame's place: from keyframe `start` towards keyframe `end`, `t` of the way; `t` is below 1."""
+
+    start: int
+    end: int
+    t: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The frames of a walk through keyframes. A frame stands on every keyframe, the others evenly between.
+
+    Args:
+        keyframes: how many there are, at least 2.
+        frames: of the whole walk; those between two keyframes may differ by one from pair to pair.
+        loop: the walk goes on from the last keyframe to the first, which is not shown again at the end.
+        easing: a name of EASINGS.
+    """
+
+    keyframes: int
+    frames: int
+    loop: bool = False
+    easing: str = "linear"
+
+    def marks(self) -> list[int]:
+        """The frame on each keyframe."""
+        return self._marks()[: self.keyframes]
+
+    def positions(self) -> Iterator[Position]:
+        """One a frame, in order."""
+        marks, way = self._marks(), EASINGS[self.easing]
+        for k, (first, after) in enumerate(pairwise(marks)):
+            for frame in range(first, after):
+                yield Position(k, (k + 1) % self.keyframes, way((frame - first) / (after - first)))
+        if not self.loop:
+            yield Position(self.keyframes - 1, self.keyframes - 1, 0.0)
+
+    def _marks(self) -> list[int]:  # with the end of the last stretch
+        stretches = self.keyframes - (not self.loop)
+        intervals = self.frames - (not self.loop)
+        return [(2 * k * intervals + stretches) // (2 * stretches) for k in range(stretches + 1)]  # rounded
+
+
+def timeline(keyframes: int, frames: int | None, steps: int | None, loop: bool, easing: str) -> Timeline:
+    """The timeline of `frames` in all, or of `steps` from keyframe to keyframe; ValueError if there is none."""
+    if keyframes < 2:
+        raise ValueError(
+            "every code is a single one, so nothing moves: give base, a region or a node a list of two codes or more"
+        )
+    if easing not in EASINGS:
+        raise ValueError(f"unknown easing {easing!r}: choose from {', '.join(EASINGS)}")
+    if frames is not None and steps is not None:
+        raise ValueError(f"frames={frames} and steps={steps} each say how long the walk is: give one of them")
+    if frames is None:
+        steps = DEFAULT_STEPS if steps is None else steps
+        check_count("steps", steps, MAX_FRAMES)
+        frames = steps * keyframes if loop else steps * (keyframes - 1) + 1
+    check_count("frames", frames, MAX_FRAMES)
+    if frames < keyframes:
+        raise ValueError(f"frames is {frames}, fewer than the {keyframes} keyframes, each of which is a frame")
+    return Timeline(keyframes, frames, bool(loop), easing)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Codes.
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
+    """From a to b (each (1, D)) along the great circle; the length goes from the one's to the other's in a line.
+
+        sin((1 - t) angle) / sin(angle) a/|a| + sin(t angle) / sin(angle) b/|b|
+
+    (Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985; White, arXiv 1609.04468, for latents), in the
+    equal form cos(t angle) u + sin(t angle) v with u = a/|a| and v the unit vector towards b at right angles to it,
+    which does not divide by a small sine where a and b are parallel. Opposite vectors have no shortest way: theirs
+    turns through the axis that a has least of, the same in every run. A zero vector has no direction: from or to it
+    the way is straight.
+
+    Computed in float64 on the CPU; returned in a's dtype and on its device.
+    """
+    x, y = a.detach().to("cpu", torch.float64), b.detach().to("cpu", torch.float64)
+    long_x, long_y = x.norm(), y.norm()
+    if long_x == 0 or long_y == 0:
+        return (x + t * (y - x)).to(a)
+    u, target = x / long_x, y / long_y
+    cosine = (u * target).sum()
+    across = target - cosine * u
+    sine = across.norm()
+    if sine < 1e-9 and cosine < 0:  # opposite
+        across = torch.zeros_like(u)
+        across[0, u.abs().argmin()] = 1.0
+        across = across - (across * u).sum() * u
+    angle = torch.atan2(sine, cosine)
+    v = across / across.norm().clamp_min(1e-300)
+    return ((torch.cos(t * angle) * u + torch.sin(t * angle) * v) * (long_x + t * (long_y - long_x))).to(a)
+
+
+def check_rows(space: str, name: str, rows: Sequence[Row]) -> None:
+    """ValueError that begins with `name` where a keyframe is of a space that the walk cannot go through."""
+    for row in rows:
+        given = row.space if isinstance(row, Code) else "z"
+        if given not in SPACES[space]:
+            reason = {
+                "z": "only seeds and z have a place on its sphere (an image is encoded to w+, which no z leads to)",
+                "w": "a style code was not made from one w",
+            }[space]
+            fitting = [other for other, taken in SPACES.items() if given in taken]
+            raise ValueError(
+                f"{name} has a keyframe in {given}, and the walk goes through {space}: {reason}. Choose"
+                f" space={' or '.join(map(repr, fitting))}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """One code of the walk.
+
+    Args:
+        keys: its style codes at the keyframes, (K, S).
+        zs: the z (1, z_dim) that they came from, where the walk goes along the sphere of z; else None.
+    """
+
+    keys: torch.Tensor
+    zs: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def moves(self) -> bool:
+        return bool((self.keys != self.keys[:1]).any())
+
+    def at(
+        self, positions: Sequence[Position], to_style: Callable[[list[Row]], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The style codes (B, S) there, or (1, S) of a code that does not move.
+
+        On a keyframe they are the keyframe's own numbers. Between them lines in w are lines in s, since style codes
+        are affine in w (as truncation is), so that both are computed in s. `to_style` is needed along z.
+        """
+        if not self.moves:
+            return self.keys[:1]
+        start, end = self.keys[[p.start for p in positions]], self.keys[[p.end for p in positions]]
+        if self.zs is None or to_style is None:
+            return start + torch.tensor([[p.t] for p in positions], device=start.device) * (end - start)
+        ends = [(self.zs[p.start], self.zs[p.end], p.t) for p in positions]
+        between = [i for i, (a, b, t) in enumerate(ends) if t > 0 and not torch.equal(a, b)]
+        if between:
+            start[between] = to_style([Code(slerp(*ends[i]), "z") for i in between])
+        return start
+
+
+def row_to_z(row: Row, z_dim: int) -> torch.Tensor:
+    """z (1, z_dim) of a seed or of a code in z."""
+    return row.tensor if isinstance(row, Code) else seeds_to_z([row], z_dim)
