@@ -41,6 +41,24 @@ class _Walk:
     output_type: str
 
 
+class FrameStream(Iterator[Any]):
+    """The frames of a walk, a batch at a time.
+
+    Args:
+        batches: lists of PIL images, arrays, tensors or style codes.
+        frames: how many frames they have together.
+        keyframes: the frame on each keyframe.
+        recipe: of the keyframes, as in the output of a call.
+    """
+
+    def __init__(self, batches: Iterator[Any], frames: int, keyframes: list[int], recipe: dict[str, Any]):
+        self.frames, self.keyframes, self.recipe = frames, keyframes, recipe
+        self._batches = batches
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+
 class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
     """Walks through keyframes of codes: of the whole picture, of regions, of what regions share, several at once.
 
@@ -165,7 +183,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         )
         return output if return_dict else output.to_tuple()
 
-    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def stream(self, *args: Any, **kwargs: Any) -> FrameStream:
         """The frames of the same call, `batch_size` at a time, each batch of the type `output_type`.
 
         A batch is computed when it is asked for and not kept: memory does not grow with the number of frames.
@@ -174,8 +192,8 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
             *args, **kwargs: as in a call.
 
         Returns:
-            An iterator over lists of PIL images, arrays, tensors or style codes of `batch_size` frames; the last
-            batch may have fewer.
+            An iterator over lists of PIL images, arrays, tensors or style codes of `batch_size` frames (the last may
+            have fewer), which knows the number of `frames`, the `keyframes` among them and their `recipe`.
 
         Raises:
             ValueError: as in a call, at once rather than with the first frame.
@@ -192,7 +210,9 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         call = signature(type(self).__call__).bind(self, *args, **kwargs)  # one list of arguments and defaults
         call.apply_defaults()
         arguments = {name: value for name, value in call.arguments.items() if name not in ("self", "return_dict")}
-        return (pictures for pictures, _ in self._frames(self._plan(**arguments)))
+        walk = self._plan(**arguments)
+        batches = (pictures for pictures, _ in self._frames(walk))
+        return FrameStream(batches, walk.timeline.frames, walk.timeline.marks(), walk.recipe.to_dict())
 
     # ------------------------------------------------------------------------------------------------
     # Steps.
