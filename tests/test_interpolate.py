@@ -82,6 +82,13 @@ def test_between_keyframes_the_line_in_w_is_the_line_in_s(fuse, pipe, space):
         assert torch.allclose(style, expected.images[0], atol=1e-5)
 
 
+def test_a_walk_from_the_bases_own_code_turns_the_strength(fuse, pipe):
+    found = pipe(base=1, regions={"hair": [1, 8]}, steps=4, output_type="latent")
+    for step, style in enumerate(found.frames):
+        expected = fuse(base=1, regions={"hair": 8}, strength=step / 4, output_type="latent")
+        assert torch.allclose(style, expected.images[0], atol=1e-5)
+
+
 def test_in_z_a_frame_is_the_picture_of_the_z_there(fuse, pipe):
     found = pipe(base=1, regions={"face": [7, 8]}, steps=4, space="z", output_type="latent", truncation_cutoff=3)
     a, b = seeds_to_z([7, 8], Z_DIM).split(1)

@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> None:
 
     pipe = StyleFusionInterpolationPipeline.from_pipe(load_pipeline(args))
     stream = pipe.stream(**call)
+    if args.base is None:
+        print(f"drawn: --base {stream.recipe['base']}")
     with tqdm(desc="interpolate", unit="frame", total=stream.frames) as bar:
 
         def frames() -> Any:
