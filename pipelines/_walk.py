@@ -1,17 +1,22 @@
-"""Walks between codes: which frame stands where, and the code there."""
+"""Walks between codes: which frame stands where, the codes there, and what fusing them gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 
 from stylefusion_hf import latents
 from stylefusion_hf.latents import Code, Row, seeds_to_z
-from stylefusion_hf.recipes import check_count
+from stylefusion_hf.models.fusion import FusionHierarchy
+from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.pipelines import _steps
+from stylefusion_hf.recipes import Recipe, check_count
 
+BASE = ""  # where a node's name stands; no node is called so
 MAX_FRAMES = 10**6
 DEFAULT_STEPS = 30
 
@@ -79,7 +84,7 @@ def timeline(keyframes: int, frames: int | None, steps: int | None, loop: bool, 
         raise ValueError(
             "every code is a single one, so nothing moves: give base, a region or a node a list of two codes or more"
         )
-    if easing not in EASINGS:
+    if not isinstance(easing, str) or easing not in EASINGS:
         raise ValueError(f"unknown easing {easing!r}: choose from {', '.join(EASINGS)}")
     if frames is not None and steps is not None:
         raise ValueError(f"frames={frames} and steps={steps} each say how long the walk is: give one of them")
@@ -127,20 +132,23 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
     return ((torch.cos(t * angle) * u + torch.sin(t * angle) * v) * (long_x + t * (long_y - long_x))).to(a)
 
 
-def check_rows(space: str, name: str, rows: Sequence[Row]) -> None:
-    """ValueError that begins with `name` where a keyframe is of a space that the walk cannot go through."""
-    for row in rows:
-        given = row.space if isinstance(row, Code) else "z"
-        if given not in SPACES[space]:
-            reason = {
-                "z": "only seeds and z have a place on its sphere (an image is encoded to w+, which no z leads to)",
-                "w": "a style code was not made from one w",
-            }[space]
-            fitting = [other for other, taken in SPACES.items() if given in taken]
-            raise ValueError(
-                f"{name} has a keyframe in {given}, and the walk goes through {space}: {reason}. Choose"
-                f" space={' or '.join(map(repr, fitting))}"
-            )
+def check_recipe(recipe: Recipe, space: str) -> None:
+    """ValueError where a keyframe is of a space, or has a label, that the walk cannot go through; names the code."""
+    for name, rows in recipe.groups().items():
+        for row in rows if len(rows) > 1 else ():
+            given = row.space if isinstance(row, Code) else "z"
+            if given not in SPACES[space]:
+                reason = {
+                    "z": "only seeds and z lie on its sphere (an image is encoded to w+, which no z leads to)",
+                    "w": "a style code was not made from one w",
+                }[space]
+                fitting = [other for other, taken in SPACES.items() if given in taken]
+                raise ValueError(
+                    f"{name} has a keyframe in {given}, and the walk goes through {space}: {reason}. Choose"
+                    f" space={' or '.join(map(repr, fitting))}"
+                )
+    if space == "z" and recipe.class_labels is not None and len(recipe.class_labels) > 1:
+        raise ValueError("class_labels are mapped with z, and between two of them there is none: choose space='w'")
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +187,84 @@ class Track:
         return start
 
 
-def row_to_z(row: Row, z_dim: int) -> torch.Tensor:
-    """z (1, z_dim) of a seed or of a code in z."""
-    return row.tensor if isinstance(row, Code) else seeds_to_z([row], z_dim)
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """A walk whose keyframes were mapped: all that frames are made from.
+
+    Args:
+        recipe: of the keyframes.
+        timeline: which frame stands where.
+        nodes: node -> its code; nodes with the same keyframes share a track.
+        strengths: node -> how far it moves from the base to its code.
+        base: the base's code, where a strength needs it.
+    """
+
+    recipe: Recipe
+    timeline: Timeline
+    nodes: dict[str, Track]
+    strengths: dict[str, float]
+    base: Track | None
+
+
+def plan(
+    generator: StyleGAN2Generator,
+    fusion: FusionHierarchy,
+    recipe: Recipe,
+    timeline: Timeline,
+    space: str,
+    device: Any,
+) -> Walk:
+    """Maps every keyframe by itself, as the fuse pipeline maps that one picture, so that its numbers are the same.
+
+    ValueError for names, shapes and labels that these models do not have.
+    """
+    latents.check_shapes(generator, recipe.groups())
+    settings = _steps.node_settings(fusion.tree, recipe)
+    keyframes: list[dict[str, torch.Tensor]] = []
+    for k in range(recipe.num_images):
+        one = recipe.select(k)
+        codes, at, base = _steps.style_codes(generator, one, _steps.node_settings(fusion.tree, one), device)
+        places = {**at, BASE: base} if base else at
+        keyframes.append({node: codes[place] for node, place in places.items()})
+    tracks: dict[int, Track] = {}
+
+    def track(node: str, rows: tuple[Row, ...]) -> Track:
+        if id(rows) not in tracks:
+            zs = None
+            if space == "z" and len(rows) > 1:
+                z_dim = generator.mapping.z_dim
+                zs = tuple(row.tensor if isinstance(row, Code) else seeds_to_z([row], z_dim) for row in rows)
+            tracks[id(rows)] = Track(torch.cat([keyframe[node] for keyframe in keyframes]), zs)
+        return tracks[id(rows)]
+
+    return Walk(
+        recipe=recipe,
+        timeline=timeline,
+        nodes={node: track(node, setting.rows) for node, setting in settings.items()},
+        strengths={node: setting.strength for node, setting in settings.items()},
+        base=track(BASE, recipe.base) if BASE in keyframes[0] else None,
+    )
+
+
+def fuse_positions(
+    generator: StyleGAN2Generator, fusion: FusionHierarchy, walk: Walk, positions: Sequence[Position], device: Any
+) -> torch.Tensor:
+    """The fused style codes (B, S) there, float32."""
+    labels, psi = walk.recipe.class_labels, walk.recipe.truncation_psi
+
+    def to_style(rows: list[Row]) -> torch.Tensor:  # of z between keyframes
+        table = None
+        if labels is not None:
+            table = latents.labels_to_tensor(labels, generator.config.label_dim).expand(len(rows), -1)
+        _steps.onload(generator)
+        cutoff = walk.recipe.truncation_cutoff
+        return latents.codes_to_style(generator, rows, table, 1.0 if psi is None else psi, cutoff, device)
+
+    tracks = {id(track): track for track in (*walk.nodes.values(), walk.base) if track is not None}
+    codes = {key: track.at(positions, to_style) for key, track in tracks.items()}
+    if len(codes) == 1:
+        return next(iter(codes.values())).expand(len(positions), -1).clone()  # fusing equal codes gives that code
+    base = None if walk.base is None else codes[id(walk.base)]
+    given = {node: _steps.move(codes[id(track)], base, walk.strengths[node]) for node, track in walk.nodes.items()}
+    _steps.onload(fusion)
+    return fusion.fuse(given).expand(len(positions), -1).clone()

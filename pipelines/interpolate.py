@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from inspect import signature
 from itertools import islice
 from typing import Any
@@ -15,30 +14,15 @@ from diffusers.image_processor import VaeImageProcessor
 
 from stylefusion_hf import latents
 from stylefusion_hf.hub import HubMixin
-from stylefusion_hf.latents import Row
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.pipelines import _steps, _walk
-from stylefusion_hf.pipelines._walk import Position, Timeline, Track
+from stylefusion_hf.pipelines._walk import Walk
 from stylefusion_hf.pipelines.output import StyleFusionInterpolationPipelineOutput
 from stylefusion_hf.recipes import Recipe, check_count
 
 NOISE_MODES = ("const", "none")
-BASE = ""  # no node's name
-
-
-@dataclass(frozen=True, eq=False)
-class _Walk:
-    """A call that was checked and whose keyframes were mapped: all that frames are made from."""
-
-    recipe: Recipe  # of the keyframes
-    timeline: Timeline
-    nodes: dict[str, Track]  # nodes with the same codes share a track
-    strengths: dict[str, float]
-    base: Track | None  # where a strength needs it
-    batch_size: int
-    output_type: str
 
 
 class FrameStream(Iterator[Any]):
@@ -167,7 +151,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         pictures: list[Any] = []
         codes = []
         with self.progress_bar(total=walk.timeline.frames) as bar:
-            for part, style in self._frames(walk):
+            for part, style in self._frames(walk, batch_size, output_type):
                 pictures.append(part)
                 codes.append(style)
                 bar.update(len(style))
@@ -211,7 +195,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         call.apply_defaults()
         arguments = {name: value for name, value in call.arguments.items() if name not in ("self", "return_dict")}
         walk = self._plan(**arguments)
-        batches = (pictures for pictures, _ in self._frames(walk))
+        batches = (pictures for pictures, _ in self._frames(walk, arguments["batch_size"], arguments["output_type"]))
         return FrameStream(batches, walk.timeline.frames, walk.timeline.marks(), walk.recipe.to_dict())
 
     # ------------------------------------------------------------------------------------------------
@@ -239,11 +223,11 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         generator: Any,
         batch_size: int,
         output_type: str,
-    ) -> _Walk:
+    ) -> Walk:
         """Checks the whole call and maps its keyframes."""
         _steps.check_output_type(output_type)
         check_count("batch_size", batch_size, 2**16)
-        if space not in _walk.SPACES:
+        if not isinstance(space, str) or space not in _walk.SPACES:
             raise ValueError(f"unknown space {space!r}: a walk goes through {', '.join(_walk.SPACES)}")
         if noise_mode not in NOISE_MODES:
             raise ValueError(
@@ -269,85 +253,21 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
             model=self.model_identity(),
         )
         timeline = _walk.timeline(recipe.num_images, frames, steps, loop, easing)
-        for name, group in recipe.groups().items():
-            if len(group) > 1:
-                _walk.check_rows(space, name, group)
-        if space == "z" and labels is not None and len(labels) > 1:
-            raise ValueError("class_labels are mapped with z, and between two of them there is none: choose space='w'")
-        return self._map(recipe, timeline, space, batch_size, output_type)
-
-    def _map(self, recipe: Recipe, timeline: Timeline, space: str, batch_size: int, output_type: str) -> _Walk:
-        """Every keyframe is mapped by itself, as `StyleFusionPipeline` maps that picture: its numbers are the same."""
-        latents.check_shapes(self.generator, recipe.groups())
-        settings = _steps.node_settings(self.fusion.tree, recipe)
-        keyframes: list[dict[str, torch.Tensor]] = []
-        for k in range(recipe.num_images):
-            one = recipe.select(k)
-            codes, at, base = _steps.style_codes(
-                self.generator, one, _steps.node_settings(self.fusion.tree, one), self._execution_device
-            )
-            keyframes.append(
-                {node: codes[places] for node, places in {**at, **({BASE: base} if base else {})}.items()}
-            )
-        tracks: dict[int, Track] = {}
-
-        def track(node: str, rows: tuple[Row, ...]) -> Track:
-            if id(rows) not in tracks:
-                zs = None
-                if space == "z" and len(rows) > 1:
-                    zs = tuple(_walk.row_to_z(row, self.generator.mapping.z_dim) for row in rows)
-                tracks[id(rows)] = Track(torch.cat([keyframe[node] for keyframe in keyframes]), zs)
-            return tracks[id(rows)]
-
-        return _Walk(
-            recipe=recipe,
-            timeline=timeline,
-            nodes={node: track(node, setting.rows) for node, setting in settings.items()},
-            strengths={node: setting.strength for node, setting in settings.items()},
-            base=track(BASE, recipe.base) if BASE in keyframes[0] else None,
-            batch_size=batch_size,
-            output_type=output_type,
-        )
+        _walk.check_recipe(recipe, space)
+        return _walk.plan(self.generator, self.fusion, recipe, timeline, space, self._execution_device)
 
     @torch.no_grad()
-    def _frames(self, walk: _Walk) -> Iterator[tuple[Any, torch.Tensor]]:
+    def _frames(self, walk: Walk, batch_size: int, output_type: str) -> Iterator[tuple[Any, torch.Tensor]]:
         """(pictures, style codes) of a batch of frames after the other."""
         positions = walk.timeline.positions()
         try:
-            while batch := list(islice(positions, walk.batch_size)):
-                style = self._fuse(walk, batch)
+            while batch := list(islice(positions, batch_size)):
+                style = _walk.fuse_positions(self.generator, self.fusion, walk, batch, self._execution_device)
                 pictures: Any = style
-                if walk.output_type != "latent":
+                if output_type != "latent":
                     pictures = _steps.synthesize(self.generator, style, walk.recipe.noise_mode)
-                    pictures = self.image_processor.postprocess(pictures, output_type=walk.output_type)
+                    pictures = self.image_processor.postprocess(pictures, output_type=output_type)
                 yield pictures, style
                 del pictures, style  # not held while the next batch is computed
         finally:
             self.maybe_free_model_hooks()
-
-    def _fuse(self, walk: _Walk, batch: list[Position]) -> torch.Tensor:
-        """The fused style codes (B, S) at these positions."""
-        codes: dict[int, torch.Tensor] = {}  # by track
-
-        def at(track: Track) -> torch.Tensor:
-            if id(track) not in codes:
-                codes[id(track)] = track.at(batch, lambda rows: self._to_style(walk.recipe, rows))
-            return codes[id(track)]
-
-        base = None if walk.base is None else at(walk.base)
-        if base is None and len({id(track) for track in walk.nodes.values()}) == 1:
-            return at(walk.nodes[self.fusion.tree.root]).expand(len(batch), -1).clone()  # equal codes give that code
-        given = {node: _steps.move(at(track), base, walk.strengths[node]) for node, track in walk.nodes.items()}
-        _steps.onload(self.fusion)
-        return self.fusion.fuse(given).expand(len(batch), -1).clone()
-
-    def _to_style(self, recipe: Recipe, rows: list[Row]) -> torch.Tensor:
-        """Style codes (N, S) of z between keyframes."""
-        labels, psi = recipe.class_labels, recipe.truncation_psi
-        table = None
-        if labels is not None:
-            table = latents.labels_to_tensor(labels, self.generator.config.label_dim).expand(len(rows), -1)
-        _steps.onload(self.generator)
-        return latents.codes_to_style(
-            self.generator, rows, table, 1.0 if psi is None else psi, recipe.truncation_cutoff, self._execution_device
-        )

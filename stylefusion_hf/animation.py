@@ -43,21 +43,23 @@ def write_animation(path: str | os.PathLike[str], frames: Iterable[Image.Image],
         path: `.gif` (256 colours a frame), `.webp` (lossless), `.mp4` (H.264; extra `video`), a folder, which gets
             0000.png, 0001.png, ..., or a pattern of PNG files such as `frames/hair-%03d.png`.
         frames: pictures of one size, at least one.
-        fps: frames a second, 0.1 to 120, in a GIF up to 50; GIF and WebP play for ever.
+        fps: frames a second, 0.1 to 120, in a GIF up to 50; PNG files have none. GIF and WebP play for ever.
 
     Returns:
         How many frames there were.
 
     Raises:
-        ValueError: another suffix or fps, or no frames. ImportError: MP4 without imageio-ffmpeg. OSError: a place that
-        cannot be written, or a folder with files in it.
+        ValueError: another suffix or fps, no frames, or two sizes. ImportError: MP4 without imageio-ffmpeg.
+        OSError: a place that cannot be written, or a folder with files in it.
     """
-    target = check_target(path, fps)
-    count = 0
+    target = Path(os.path.abspath(check_target(path, fps)))  # "." and ".." get their names
+    count, size = 0, None
     with _beside(target) as place:
         writer = _writer(place, fps)
         try:
             for frame in frames:
+                if frame.size != (size := size or frame.size):
+                    raise ValueError(f"frame {count} has {frame.size} pixels, those before it {size}: give one size")
                 writer.add(frame.convert("RGB"))
                 count += 1
         finally:
@@ -122,12 +124,16 @@ def _beside(target: Path) -> Iterator[Path]:
 
 def _move(place: Path, target: Path) -> None:
     if target.suffix.lower() == ".png":
-        for file in sorted(place.parent.iterdir()):
-            os.replace(file, target.parent / file.name)
-        return
-    if target.is_dir():
-        target.rmdir()  # empty; elsewhere than on POSIX nothing moves over a folder
-    os.replace(place, target)
+        _move_files(place.parent, target.parent)
+    elif target.is_dir():  # an empty one
+        _move_files(place, target)
+    else:
+        os.replace(place, target)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for file in sorted(source.iterdir()):
+        os.replace(file, target / file.name)
 
 
 def _writer(place: Path, fps: float) -> Writer:

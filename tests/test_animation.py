@@ -103,8 +103,16 @@ def test_png_frames_in_a_folder_and_by_a_pattern() -> None:
                 assert np.array_equal(np.asarray(image), np.asarray(picture))
     assert len(list(Path("new/frames").iterdir())) == 12
     Path("empty").mkdir()
-    write_animation("empty", given[:2])
-    assert len(list(Path("empty").iterdir())) == 2
+    os.chdir("empty")  # the fixture goes back
+    write_animation(".", given[:2])
+    assert sorted(path.name for path in Path().iterdir()) == ["0000.png", "0001.png"]
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "frames"])
+def test_frames_of_two_sizes_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"frame 2 has \(3, 4\) pixels, those before it \(34, 21\)"):
+        write_animation(name, [*pictures(2), *pictures(1, (3, 4))])
+    assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize("size", [(34, 21), (64, 64)])

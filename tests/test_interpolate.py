@@ -306,6 +306,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no frames": ({"base": [1, 2], "frames": 0}, "frames is an integer from 1"),
     "no steps": ({"base": [1, 2], "steps": 0}, "steps is an integer from 1"),
     "space": ({"base": [1, 2], "space": "x"}, "unknown space 'x': a walk goes through w, s, z"),
+    "spaces": ({"base": [1, 2], "space": ["w"]}, "unknown space"),
     "easing": ({"base": [1, 2], "easing": "bounce"}, "unknown easing 'bounce'"),
     "noise": ({"base": [1, 2], "noise_mode": "random"}, "would flicker"),
     "batch": ({"base": [1, 2], "batch_size": 0}, "batch_size is an integer from 1"),
