@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
 from stylefusion_hf import latents
 from stylefusion_hf.latents import Row
@@ -14,6 +15,8 @@ from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.recipes import Recipe
 from stylefusion_hf.regions import RegionTree
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +49,14 @@ def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None
             )
 
 
+def check_output_type(output_type: Any) -> None:
+    """ValueError unless it is one of OUTPUT_TYPES."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"unknown output_type {output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
+
+
 # ----------------------------------------------------------------------------------------------------
-# Batches and random numbers.
+# Codes, batches and random numbers.
 
 
 def input_batch(lengths: Mapping[str, int], generator: Any, each: int) -> int:
@@ -80,6 +89,39 @@ def draw_seeds(generator: Any, count: int) -> tuple[int, ...]:
     sources = sources if len(sources) == count else sources * count
     high = latents.MAX_SEED + 1
     return tuple(int(torch.randint(high, (1,), generator=g, device=None if g is None else g.device)) for g in sources)
+
+
+def read_codes(
+    pipe: Any, base: Any, regions: Any, global_code: Any, nodes: Any, latent_type: str
+) -> tuple[dict[str, tuple[Row, ...]], dict[str, Any]]:
+    """The codes of a call, images encoded.
+
+    Returns:
+        given: the rows of all that were given, under the names that errors give them.
+        fields: `regions`, `nodes` and `global_code` as a recipe has them.
+    """
+    latents.check_space(latent_type)
+    regions, nodes = {} if regions is None else regions, {} if nodes is None else nodes
+    given = {} if base is None else {"base": latents.parse_code(base, latent_type, "base")}
+    if global_code is not None:
+        given["global_code"] = latents.parse_code(global_code, latent_type, "global_code")
+    for argument, codes in (("regions", regions), ("nodes", nodes)):
+        if not isinstance(codes, Mapping):
+            raise ValueError(f"{argument} is a dict, node -> code, not {type(codes).__name__}")
+        for node, code in codes.items():
+            pipe.fusion.tree.resolve(node)
+            name = f"{argument}[{node!r}]"
+            given[name] = latents.parse_code(code, latent_type, name)
+    config, device = pipe.generator.config, None
+    if any(isinstance(row, Image.Image) for group in given.values() for row in group):
+        onload(pipe.encoder)
+        device = pipe._execution_device
+    rows = latents.encode_images(given, pipe.encoder, config.resolution, config.img_channels, device)
+    fields: dict[str, Any] = {
+        argument: {node: rows[f"{argument}[{node!r}]"] for node in codes}
+        for argument, codes in (("regions", regions), ("nodes", nodes))
+    }
+    return rows, {**fields, "global_code": rows.get("global_code")}
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -121,15 +163,17 @@ def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
     return {node: assigned[node] for node in tree.active}
 
 
-def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
-    """The fused style codes (num_images, S), float32: one mapping batch, one pass of the fusion nets.
+def style_codes(
+    generator: StyleGAN2Generator, recipe: Recipe, settings: Mapping[str, NodeSetting], device: Any
+) -> tuple[torch.Tensor, dict[str, list[int]], list[int]]:
+    """What nodes are given, as style codes of one mapping batch.
 
-    ValueError for names, shapes and labels that these models do not have. The recipe's `truncation_psi` is a number.
+    Returns:
+        codes: (N, S), float32: every different pair of a code and a label once, whatever nodes and pictures take it.
+        at: node -> where its codes stand among them, one place or one a picture.
+        base: where the base's stand; empty unless a strength needs them.
     """
-    latents.check_shapes(generator, recipe.groups())
-    settings = node_settings(fusion.tree, recipe)
     batch, labels = recipe.num_images, recipe.class_labels
-    # Every different pair of a code and a label becomes a style code once, whatever nodes and pictures take it.
     index: dict[Any, int] = {}
     distinct: list[tuple[Row, int]] = []
 
@@ -144,8 +188,7 @@ def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: 
             found.append(index[key])
         return found
 
-    moved = {node: setting.strength for node, setting in settings.items() if setting.strength != 1.0}
-    base = places(recipe.base) if moved else []
+    base = places(recipe.base) if any(setting.strength != 1.0 for setting in settings.values()) else []
     at = {node: places(setting.rows) for node, setting in settings.items()}
     table = None
     if labels is not None:
@@ -153,12 +196,27 @@ def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: 
     psi = 1.0 if recipe.truncation_psi is None else recipe.truncation_psi
     onload(generator)
     rows = [row for row, _ in distinct]
-    codes = latents.codes_to_style(generator, rows, table, psi, recipe.truncation_cutoff, device)
-    if len({tuple(place) for place in at.values()}) == 1 and not moved:
+    return latents.codes_to_style(generator, rows, table, psi, recipe.truncation_cutoff, device), at, base
+
+
+def move(given: torch.Tensor, base: torch.Tensor | None, strength: float) -> torch.Tensor:
+    """From the base's style codes so far to those that were given."""
+    return given if strength == 1.0 or base is None else base + strength * (given - base)
+
+
+def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
+    """The fused style codes (num_images, S), float32: one mapping batch, one pass of the fusion nets.
+
+    ValueError for names, shapes and labels that these models do not have. The recipe's `truncation_psi` is a number.
+    """
+    latents.check_shapes(generator, recipe.groups())
+    settings = node_settings(fusion.tree, recipe)
+    batch = recipe.num_images
+    codes, at, base = style_codes(generator, recipe, settings, device)
+    if len({tuple(place) for place in at.values()}) == 1 and not base:
         return codes[at[fusion.tree.root]].expand(batch, -1).clone()  # fusing equal codes gives that code
-    given = {node: codes[place] for node, place in at.items()}
-    for node, strength in moved.items():
-        given[node] = codes[base] + strength * (given[node] - codes[base])
+    start = codes[base] if base else None
+    given = {node: move(codes[at[node]], start, setting.strength) for node, setting in settings.items()}
     onload(fusion)
     return fusion.fuse(given).expand(batch, -1).clone()
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image
 
 from stylefusion_hf import latents
 from stylefusion_hf.hub import HubMixin
@@ -19,8 +18,6 @@ from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.pipelines import _steps
 from stylefusion_hf.pipelines.output import StyleFusionPipelineOutput
 from stylefusion_hf.recipes import Recipe, check_count
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class StyleFusionPipeline(HubMixin, DiffusionPipeline):
@@ -125,25 +122,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         """
         self._check_outputs(output_type, output_masks)
         check_count("num_images_per_prompt", num_images_per_prompt, 1024)
-        latents.check_space(latent_type)
-        regions, nodes = {} if regions is None else regions, {} if nodes is None else nodes
-        given = {} if base is None else {"base": latents.parse_code(base, latent_type, "base")}
-        if global_code is not None:
-            given["global_code"] = latents.parse_code(global_code, latent_type, "global_code")
-        for argument, codes in (("regions", regions), ("nodes", nodes)):
-            if not isinstance(codes, Mapping):
-                raise ValueError(f"{argument} is a dict, node -> code, not {type(codes).__name__}")
-            for node, code in codes.items():
-                self.fusion.tree.resolve(node)
-                name = f"{argument}[{node!r}]"
-                given[name] = latents.parse_code(code, latent_type, name)
         labels = latents.parse_labels(class_labels)
-        config, device = self.generator.config, None
-        if any(isinstance(row, Image.Image) for group in given.values() for row in group):
-            _steps.onload(self.encoder)
-            device = self._execution_device
-        rows = latents.encode_images(given, self.encoder, config.resolution, config.img_channels, device)
-
+        rows, fields = _steps.read_codes(self, base, regions, global_code, nodes, latent_type)
         lengths = {name: len(group) for name, group in rows.items()}
         if labels is not None:
             lengths["class_labels"] = len(labels)
@@ -156,11 +136,11 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         recipe = Recipe(
             base=repeat(rows["base"]) if "base" in rows else _steps.draw_seeds(generator, batch),
             num_images=batch,
-            regions={node: repeat(rows[f"regions[{node!r}]"]) for node in regions},
-            nodes={node: repeat(rows[f"nodes[{node!r}]"]) for node in nodes},
-            global_code=repeat(rows.get("global_code")),
+            regions={node: repeat(group) for node, group in fields["regions"].items()},
+            nodes={node: repeat(group) for node, group in fields["nodes"].items()},
+            global_code=repeat(fields["global_code"]),
             class_labels=repeat(labels),
-            truncation_psi=config.truncation_psi if truncation_psi is None else truncation_psi,
+            truncation_psi=self.generator.config.truncation_psi if truncation_psi is None else truncation_psi,
             truncation_cutoff=truncation_cutoff,
             strength=strength,
             noise_mode=noise_mode,
@@ -224,7 +204,6 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         return output if return_dict else output.to_tuple()
 
     def _check_outputs(self, output_type: str, output_masks: bool) -> None:
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"unknown output_type {output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
+        _steps.check_output_type(output_type)
         if output_masks and self.segmenter is None:
             raise ValueError("output_masks needs a segmenter, and this pipeline has none: load it with segmenter=...")

@@ -24,3 +24,21 @@ class StyleFusionPipelineOutput(BaseOutput):
     style_codes: torch.Tensor
     recipe: dict[str, Any]
     masks: dict[str, torch.Tensor] | None = None
+
+
+@dataclass
+class StyleFusionInterpolationPipelineOutput(BaseOutput):
+    """The frames of a walk, and what they were made from.
+
+    Args:
+        frames: a list of PIL images; an array (F, H, W, C) or a tensor (F, C, H, W) of numbers in [0, 1]; or, with
+            `output_type="latent"`, the style codes.
+        style_codes: the fused codes, (F, S), float32.
+        keyframes: the frame on each keyframe.
+        recipe: of the keyframes, JSON-able; `StyleFusionPipeline.from_recipe(recipe)` makes their pictures.
+    """
+
+    frames: Any  # its type is the caller's choice
+    style_codes: torch.Tensor
+    keyframes: list[int]
+    recipe: dict[str, Any]

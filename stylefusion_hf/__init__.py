@@ -16,6 +16,7 @@ _HOMES = {
     "ModelMixin": "diffusers",
     "RegionSegmenter": "stylefusion_hf.models.segmenter",
     "RegionTree": "stylefusion_hf.regions",
+    "StyleFusionInterpolationPipeline": "stylefusion_hf.pipelines.interpolate",
     "StyleFusionPipeline": "stylefusion_hf.pipelines.fuse",
     "StyleGAN2Discriminator": "stylefusion_hf.models.discriminator",
     "StyleGAN2Generator": "stylefusion_hf.models.generator",
@@ -27,6 +28,7 @@ __all__ = [
     "ModelMixin",
     "RegionSegmenter",
     "RegionTree",
+    "StyleFusionInterpolationPipeline",
     "StyleFusionPipeline",
     "StyleGAN2Discriminator",
     "StyleGAN2Generator",
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from stylefusion_hf.models.generator import StyleGAN2Generator
     from stylefusion_hf.models.segmenter import RegionSegmenter
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
+    from stylefusion_hf.pipelines.interpolate import StyleFusionInterpolationPipeline
     from stylefusion_hf.regions import RegionTree
 
 

@@ -19,6 +19,7 @@ from stylefusion_hf import __version__
 COMMANDS = {
     "sheet": ("stylefusion_hf.commands.sheet", "draw a contact sheet: every region swapped by its own code"),
     "fuse": ("stylefusion_hf.commands.fuse", "fuse one picture from a code per region"),
+    "interpolate": ("stylefusion_hf.commands.interpolate", "walk from code to code: a film in which regions change"),
     "convert": ("stylefusion_hf.conversion.command", "turn a StyleGAN2 or StyleFusion checkpoint into a folder"),
     "export": ("stylefusion_hf.commands.export", "write a model as ONNX or torch.export graphs"),
     "data": ("stylefusion_hf.commands.data", "make training data: avatars with exact region maps"),

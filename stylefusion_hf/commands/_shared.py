@@ -102,6 +102,11 @@ def code(text: str) -> int | Image.Image:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be read as a picture: {error}") from error
 
 
+def codes(text: str) -> list[int | Image.Image]:
+    """An argument that is one code or several: `7,8,9`, `me.png,7`."""
+    return [code(part) for part in ([text] if os.path.isfile(text) else text.split(","))]
+
+
 def pairs(values: Iterable[str] | None, option: str, convert: Callable[[str], T]) -> dict[str, T]:
     """`["hair=7", "eyes=3"]` -> `{"hair": 7, "eyes": 3}`.
 
@@ -126,6 +131,15 @@ def checked(text: str, option: str, convert: Callable[[str], T]) -> T:
         return convert(text)
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"{option}: {error}") from error
+
+
+def strength(values: list[str]) -> float | dict[str, float]:
+    """One number for all nodes, or a number for each named one."""
+    if all("=" in text for text in values):
+        return pairs(values, "--strength", number)
+    if len(values) > 1:
+        raise ValueError("--strength is one number, or NAME=NUMBER once for each node: not both, and not two numbers")
+    return checked(values[0], f"--strength {values[0]}", number)
 
 
 # --- Files ------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ PACKAGES = (
     "numpy",
     "pillow",
     "gradio",
+    "imageio-ffmpeg",
     "python-avatars",
     "resvg-py",
 )

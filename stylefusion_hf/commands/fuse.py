@@ -29,6 +29,7 @@ from stylefusion_hf.commands._shared import (
     output_folder,
     pairs,
     save_png,
+    strength,
     wrote,
 )
 
@@ -98,17 +99,8 @@ def _call(args: argparse.Namespace) -> dict[str, Any]:
     if given["global"] is not None:
         call["global_code"] = checked(given["global"], f"--global {given['global']}", code)
     if args.strength:
-        call["strength"] = _strength(args.strength)
+        call["strength"] = strength(args.strength)
     return call
-
-
-def _strength(values: list[str]) -> float | dict[str, float]:
-    """One number for all nodes, or a number for each named one."""
-    if all("=" in text for text in values):
-        return pairs(values, "--strength", number)
-    if len(values) > 1:
-        raise ValueError("--strength is one number, or NAME=NUMBER once for each node: not both, and not two numbers")
-    return checked(values[0], f"--strength {values[0]}", number)
 
 
 def _read_recipe(args: argparse.Namespace) -> str:

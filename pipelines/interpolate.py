@@ -1,0 +1,273 @@
+"""StyleFusionInterpolationPipeline: walks from code to code, region by region; everything else keeps its code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from inspect import signature
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+
+from stylefusion_hf import latents
+from stylefusion_hf.hub import HubMixin
+from stylefusion_hf.models.fusion import FusionHierarchy
+from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.pipelines import _steps, _walk
+from stylefusion_hf.pipelines._walk import Walk
+from stylefusion_hf.pipelines.output import StyleFusionInterpolationPipelineOutput
+from stylefusion_hf.recipes import Recipe, check_count
+
+NOISE_MODES = ("const", "none")
+
+
+class FrameStream(Iterator[Any]):
+    """The frames of a walk, a batch at a time.
+
+    Args:
+        batches: lists of PIL images, arrays, tensors or style codes.
+        frames: how many frames they have together.
+        keyframes: the frame on each keyframe.
+        recipe: of the keyframes, as in the output of a call.
+    """
+
+    def __init__(self, batches: Iterator[Any], frames: int, keyframes: list[int], recipe: dict[str, Any]):
+        self.frames, self.keyframes, self.recipe = frames, keyframes, recipe
+        self._batches = batches
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+
+class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
+    """Walks through keyframes of codes: of the whole picture, of regions, of what regions share, several at once.
+
+    The components are those of `StyleFusionPipeline`, and either loads what the other saved; `from_pipe` makes the
+    one from the other around the same weights.
+
+    Args:
+        generator: a StyleGAN2.
+        fusion: the region tree and its nets, of the generator's style sizes.
+        segmenter: not used; kept so that nothing is lost on the way between pipelines.
+        encoder: turns images into codes, `encode(images in [-1, 1]) -> w+`; needed for image codes only.
+
+    Raises:
+        ValueError: components that do not fit each other.
+
+    Example:
+        >>> from stylefusion_hf import FusionHierarchy, StyleFusionInterpolationPipeline, StyleGAN2Generator
+        >>> generator = StyleGAN2Generator(resolution=8, channels=[8, 8], z_dim=16, w_dim=16, mapping_layers=2)
+        >>> fusion = FusionHierarchy(
+        ...     tree="all*(face, hair)", conv_sizes=[8, 8, 8], rgb_sizes=[8, 8], padded_width=8, hidden_width=16
+        ... )
+        >>> pipe = StyleFusionInterpolationPipeline(generator, fusion)
+        >>> out = pipe(base=1, regions={"hair": [7, 8, 9]}, steps=4, loop=True)
+        >>> len(out.frames), out.keyframes
+        (12, [0, 4, 8])
+    """
+
+    model_cpu_offload_seq = "encoder->generator->fusion->segmenter"
+    _optional_components = ["segmenter", "encoder"]  # noqa: RUF012  # diffusers' own way
+
+    def __init__(
+        self,
+        generator: StyleGAN2Generator,
+        fusion: FusionHierarchy,
+        segmenter: RegionSegmenter | None = None,
+        encoder: Any = None,
+    ):
+        super().__init__()
+        _steps.check_components(generator, fusion, segmenter)
+        self.register_modules(generator=generator, fusion=fusion, segmenter=segmenter, encoder=encoder)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
+
+    def __call__(
+        self,
+        base: Any = None,
+        regions: Mapping[str, Any] | None = None,
+        global_code: Any = None,
+        nodes: Mapping[str, Any] | None = None,
+        *,
+        frames: int | None = None,
+        steps: int | None = None,
+        loop: bool = False,
+        space: str = "w",
+        easing: str = "linear",
+        latent_type: str = "z",
+        class_labels: Any = None,
+        strength: float | Mapping[str, float] = 1.0,
+        truncation_psi: float | None = None,
+        truncation_cutoff: int | None = None,
+        noise_mode: str = "const",
+        generator: torch.Generator | None = None,
+        batch_size: int = 8,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> StyleFusionInterpolationPipelineOutput:
+        """All frames of a walk; `stream` gives them without holding them all.
+
+        A code is what it is for `StyleFusionPipeline`: a seed, a PIL image, a tensor, a `Code`. A list of K of them
+        are K keyframes; every list of a call has the same length, and a single code stays where it is. On a keyframe
+        the frame is the picture that `StyleFusionPipeline` makes of these codes (with `batch_size=1` to the bit; else
+        within 1/255), and only the codes of lists differ from frame to frame.
+
+        Args:
+            base: the code of every node that nothing else sets; None draws one seed from `generator`.
+            regions: a node of the tree -> the code of its whole subtree; the more specific name wins.
+            global_code: the code of every inner node that `regions` set neither by name nor through an ancestor.
+            nodes: a node -> its code alone; wins over both.
+            frames: of the whole walk.
+            steps: instead of `frames`: from each keyframe to the next (default: 30).
+            loop: walk on from the last keyframe to the first; the first frame is not repeated at the end.
+            space: "w" (straight; w and w+, to which images are encoded), "s" (the same line, and style codes may be
+                keyframes too) or "z" (along the sphere, then mapped and truncated; seeds and z only).
+            easing: "linear", or "smooth": slow near every keyframe.
+            latent_type: the space of bare tensors: "z", "w", "w+" or "s".
+            class_labels: for seeds and z of a conditional generator; one, or one a keyframe (not with "z").
+            strength: as in `StyleFusionPipeline`, the same in every frame.
+            truncation_psi, truncation_cutoff: as in `StyleFusionPipeline`.
+            noise_mode: "const" (the stored noise, the same in every frame) or "none".
+            generator: draws the base where none is given.
+            batch_size: frames computed at once.
+            output_type: "pil", "np" (F, H, W, C), "pt" (F, C, H, W), both in [0, 1], or "latent": the style codes.
+            return_dict: False for a plain tuple of the same (which the annotated type leaves out).
+
+        Returns:
+            `frames`, `style_codes`, `keyframes` and the keyframes' `recipe`.
+
+        Raises:
+            ValueError: names the argument and what it may be; lists of different lengths, both of them.
+        """
+        walk = self._plan(
+            base, regions, global_code, nodes, frames=frames, steps=steps, loop=loop, space=space, easing=easing,
+            latent_type=latent_type, class_labels=class_labels, strength=strength, truncation_psi=truncation_psi,
+            truncation_cutoff=truncation_cutoff, noise_mode=noise_mode, generator=generator, batch_size=batch_size,
+            output_type=output_type,
+        )  # fmt: skip
+        pictures: list[Any] = []
+        codes = []
+        with self.progress_bar(total=walk.timeline.frames) as bar:
+            for part, style in self._frames(walk, batch_size, output_type):
+                pictures.append(part)
+                codes.append(style)
+                bar.update(len(style))
+        joined: Any = {
+            "pil": lambda: [frame for part in pictures for frame in part],
+            "np": lambda: np.concatenate(pictures),
+        }.get(output_type, lambda: torch.cat(pictures))()
+        output = StyleFusionInterpolationPipelineOutput(
+            frames=joined,
+            style_codes=torch.cat(codes),
+            keyframes=walk.timeline.marks(),
+            recipe=walk.recipe.to_dict(),
+        )
+        return output if return_dict else output.to_tuple()
+
+    def stream(self, *args: Any, **kwargs: Any) -> FrameStream:
+        """The frames of the same call, `batch_size` at a time, each batch of the type `output_type`.
+
+        A batch is computed when it is asked for and not kept: memory does not grow with the number of frames.
+
+        Args:
+            *args, **kwargs: as in a call.
+
+        Returns:
+            An iterator over lists of PIL images, arrays, tensors or style codes of `batch_size` frames (the last may
+            have fewer), which knows the number of `frames`, the `keyframes` among them and their `recipe`.
+
+        Raises:
+            ValueError: as in a call, at once rather than with the first frame.
+
+        Example:
+            >>> from stylefusion_hf import StyleFusionInterpolationPipeline
+            >>> pipe = StyleFusionInterpolationPipeline.from_embedded()
+            >>> for batch in pipe.stream(base=[1, 4], frames=5, batch_size=2):
+            ...     print(len(batch), batch[0].size)
+            2 (64, 64)
+            2 (64, 64)
+            1 (64, 64)
+        """
+        call = signature(type(self).__call__).bind(self, *args, **kwargs)  # one list of arguments and defaults
+        call.apply_defaults()
+        arguments = {name: value for name, value in call.arguments.items() if name not in ("self", "return_dict")}
+        walk = self._plan(**arguments)
+        batches = (pictures for pictures, _ in self._frames(walk, arguments["batch_size"], arguments["output_type"]))
+        return FrameStream(batches, walk.timeline.frames, walk.timeline.marks(), walk.recipe.to_dict())
+
+    # ------------------------------------------------------------------------------------------------
+    # Steps.
+
+    @torch.no_grad()
+    def _plan(
+        self,
+        base: Any,
+        regions: Any,
+        global_code: Any,
+        nodes: Any,
+        *,
+        frames: int | None,
+        steps: int | None,
+        loop: bool,
+        space: str,
+        easing: str,
+        latent_type: str,
+        class_labels: Any,
+        strength: Any,
+        truncation_psi: float | None,
+        truncation_cutoff: int | None,
+        noise_mode: str,
+        generator: Any,
+        batch_size: int,
+        output_type: str,
+    ) -> Walk:
+        """Checks the whole call and maps its keyframes."""
+        _steps.check_output_type(output_type)
+        check_count("batch_size", batch_size, 2**16)
+        if not isinstance(space, str) or space not in _walk.SPACES:
+            raise ValueError(f"unknown space {space!r}: a walk goes through {', '.join(_walk.SPACES)}")
+        if noise_mode not in NOISE_MODES:
+            raise ValueError(
+                f"noise_mode is {' or '.join(map(repr, NOISE_MODES))}, got {noise_mode!r}: other noise in every frame"
+                " would flicker"
+            )
+        labels = latents.parse_labels(class_labels)
+        rows, fields = _steps.read_codes(self, base, regions, global_code, nodes, latent_type)
+        lengths = {name: len(group) for name, group in rows.items()}
+        if labels is not None:
+            lengths["class_labels"] = len(labels)
+        if isinstance(generator, (list, tuple)):
+            raise ValueError("generator is one torch.Generator: it draws the base, one for all frames")
+        recipe = Recipe(
+            num_images=_steps.input_batch(lengths, generator, 1),
+            base=rows["base"] if "base" in rows else _steps.draw_seeds(generator, 1),
+            **fields,
+            class_labels=labels,
+            truncation_psi=self.generator.config.truncation_psi if truncation_psi is None else truncation_psi,
+            truncation_cutoff=truncation_cutoff,
+            strength=strength,
+            noise_mode=noise_mode,
+            model=self.model_identity(),
+        )
+        timeline = _walk.timeline(recipe.num_images, frames, steps, loop, easing)
+        _walk.check_recipe(recipe, space)
+        return _walk.plan(self.generator, self.fusion, recipe, timeline, space, self._execution_device)
+
+    @torch.no_grad()
+    def _frames(self, walk: Walk, batch_size: int, output_type: str) -> Iterator[tuple[Any, torch.Tensor]]:
+        """(pictures, style codes) of a batch of frames after the other."""
+        positions = walk.timeline.positions()
+        try:
+            while batch := list(islice(positions, batch_size)):
+                style = _walk.fuse_positions(self.generator, self.fusion, walk, batch, self._execution_device)
+                pictures: Any = style
+                if output_type != "latent":
+                    pictures = _steps.synthesize(self.generator, style, walk.recipe.noise_mode)
+                    pictures = self.image_processor.postprocess(pictures, output_type=output_type)
+                yield pictures, style
+                del pictures, style  # not held while the next batch is computed
+        finally:
+            self.maybe_free_model_hooks()
