@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from stylefusion_hf import latents
+from stylefusion_hf.editing import style_offsets
 from stylefusion_hf.latents import Row
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
@@ -89,7 +90,7 @@ def draw_seeds(generator: Any, count: int) -> tuple[int, ...]:
 def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
     """What every node that takes part is given; ValueError for a name that can have no effect."""
     strength = recipe.strength
-    for argument, codes in (("regions", recipe.regions), ("nodes", recipe.nodes)):
+    for argument, codes in (("regions", recipe.regions), ("nodes", recipe.nodes), ("edits", recipe.edits)):
         for node in codes:
             if tree.resolve(node) not in tree.active:
                 above = next(name for name in tree.ancestors(node)[::-1] if name not in tree.fused)
@@ -154,11 +155,14 @@ def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: 
     onload(generator)
     rows = [row for row, _ in distinct]
     codes = latents.codes_to_style(generator, rows, table, psi, recipe.truncation_cutoff, device)
-    if len({tuple(place) for place in at.values()}) == 1 and not moved:
+    if len({tuple(place) for place in at.values()}) == 1 and not (moved or recipe.edits):
         return codes[at[fusion.tree.root]].expand(batch, -1).clone()  # fusing equal codes gives that code
     given = {node: codes[place] for node, place in at.items()}
     for node, strength in moved.items():
         given[node] = codes[base] + strength * (given[node] - codes[base])
+    for node, displacements in recipe.edits.items():  # after the strengths: an edit has one of its own
+        offsets = style_offsets(generator, displacements, codes.device)  # type: ignore[arg-type]  # no seed among them
+        given |= {below: given[below] + offsets for below in fusion.tree.subtree(node) if below in given}
     onload(fusion)
     return fusion.fuse(given).expand(batch, -1).clone()
 

@@ -5,6 +5,7 @@ picture carries its recipe, from which --from-recipe makes it again.
 
     stylefusion fuse --base 1 --region hair=7 --region eyes=3 --global 5 --out fused.png
     stylefusion fuse --base 1 --node face=5 --strength 0.7 --masks masks --out fused.png
+    stylefusion fuse --base 1 --region hair=7 --edit hair=directions.safetensors:sefa-3=2.5 --out fused.png
     stylefusion fuse --from-recipe fused.png --out again.png
 """
 
@@ -28,11 +29,21 @@ from stylefusion_hf.commands._shared import (
     output_file,
     output_folder,
     pairs,
+    read_edits,
     save_png,
     wrote,
 )
 
-CODE_OPTIONS = ("base", "region", "node", "global", "strength", "psi", "noise_mode")  # what a recipe says by itself
+CODE_OPTIONS = (
+    "base",
+    "region",
+    "node",
+    "global",
+    "edit",
+    "strength",
+    "psi",
+    "noise_mode",
+)  # what a recipe says by itself
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     codes.add_argument("--region", action="append", metavar="NAME=CODE", help="a region, or a node with all below it")
     codes.add_argument("--node", action="append", metavar="NAME=CODE", help="exactly this node of the tree")
     codes.add_argument("--global", metavar="CODE", help="what the regions share: pose and layout")
+    codes.add_argument(
+        "--edit", action="append", metavar="NAME=FILE:DIRECTION[=STRENGTH]", help="change a region along a direction"
+    )
     codes.add_argument(
         "--from-recipe", metavar="FILE", help="all of this from a recipe, or from a picture that has one"
     )
@@ -97,6 +111,8 @@ def _call(args: argparse.Namespace) -> dict[str, Any]:
     }
     if given["global"] is not None:
         call["global_code"] = checked(given["global"], f"--global {given['global']}", code)
+    if args.edit:
+        call["edits"] = read_edits(args.edit)
     if args.strength:
         call["strength"] = _strength(args.strength)
     return call
