@@ -10,7 +10,7 @@ model was trained with), widened by 1/64 of the width as for the ruler's O. With
     ratio      = sum |(1-M)(Ig - I0)|^2 / sum |(1-M)(Ic - I0)|^2      where inside(a) = 1
 
 so that an edit that is merely weaker gains nothing. Both pictures are read in the same mask. a is raised or lowered by
-half until inside has passed 1; the ratio is read between the two nearest (logarithms, linearly), in every bootstrap
+steps until inside has passed 1; the ratio is read between the two nearest (logarithms, linearly), in every bootstrap
 resample of the seeds anew. What does not reach 1 at the largest a is marked, and left out of the means.
 """
 
@@ -33,7 +33,7 @@ from stylefusion_hf.evaluation.pairs import TEST_SEED, render, style_codes
 from stylefusion_hf.evaluation.ruler import dilate, most_probable
 from stylefusion_hf.evaluation.statistics import Estimate, resamples
 
-FACTOR, LEAST_A, MOST_A = 1.5, 0.25, 6.0  # a is tried at 1 and at this factor's powers up or down, within bounds
+FACTOR, LEAST_A, MOST_A = 1.7, 0.3, 5.0  # a is tried at 1 and at this factor's powers up or down, within bounds
 
 
 @dataclass(frozen=True)

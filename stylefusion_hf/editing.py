@@ -146,7 +146,9 @@ class Edit:
 
         ValueError for directions of another generator, lists of strengths of different lengths, or z beside others.
         """
-        batch = common_batch({f"the strengths of {d.name!r}": len(strengths) for d, strengths in self.parts})
+        names = (f"the strengths of {d.name!r} (part {k + 1})" for k, (d, _) in enumerate(self.parts))
+        lengths = [len(strengths) for _, strengths in self.parts]
+        batch = common_batch(dict(zip(names, lengths, strict=True))) if lengths else 1
         total: Code | None = None
         for direction, strengths in self.parts:
             step = direction.step(generator)
