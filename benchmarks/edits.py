@@ -1,6 +1,7 @@
 """What an edit moves outside its region: applied to the whole code, against applied to the region's code only.
 
-    python -m benchmarks.edits [--seeds 64] [--strength 1] [--out docs/edits]
+    python -m benchmarks.edits [--seeds 64] [--strength 1] [--out edits]      five minutes on one core
+    python -m benchmarks.edits --seeds 16 --sheet docs/edits.png              a picture of four cells, no table
 
 For a direction d, a region r and a seed: I0 is the plain picture, Ig the one with d added to the whole code, Ic the
 one with a * d added to the code of r alone. M is where r is in I0, Ig or Ic (by the evaluation segmenter, which no
@@ -20,10 +21,12 @@ import argparse
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from stylefusion_hf import Direction, StyleFusionPipeline
@@ -32,8 +35,12 @@ from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.evaluation.pairs import TEST_SEED, render, style_codes
 from stylefusion_hf.evaluation.ruler import dilate, most_probable
 from stylefusion_hf.evaluation.statistics import Estimate, resamples
+from stylefusion_hf.sheet import BASE, draw_sheet
 
 FACTOR, LEAST_A, MOST_A = 1.7, 0.3, 5.0  # a is tried at 1 and at this factor's powers up or down, within bounds
+
+
+SHOWN = ((1, "sefa-1", "skin"), (1, "sefa-1", "hair"), (4, "pc002", "clothes"), (11, "pc002", "background"))
 
 
 @dataclass(frozen=True)
@@ -93,14 +100,15 @@ class Bench:
         parts = [x.flatten(1).sum(dim=1).double() for c in changes for x in (m * c, (1 - m) * c)]
         return torch.stack(parts)
 
-    def run(self, direction: Direction) -> list[Cell]:
-        """The direction in every region."""
+    def run(self, direction: Direction, regions: Sequence[str] | None = None) -> list[Cell]:
+        """The direction in these regions, or in every leaf."""
         step = self.strength * direction.step(self.pipe.generator).tensor
         weight = self.pipe.generator.affine_weight.detach() * self.pipe.generator.affine_gain
         offset = step @ weight.t()  # (1, S)
         whole = self.pictures(self.base + offset)
         labels = self.seen(whole)
-        return [self.cell(direction, region, offset, whole, labels) for region in self.pipe.fusion.tree.leaves]
+        names = self.pipe.fusion.tree.leaves if regions is None else regions
+        return [self.cell(direction, region, offset, whole, labels) for region in names]
 
     def cell(self, direction: Direction, region: str, offset: Tensor, whole: Tensor, labels: Tensor) -> Cell:
         tried: dict[float, Tensor] = {}  # a -> sums
@@ -163,6 +171,25 @@ def table(cells: list[Cell], regions: tuple[str, ...], seeds: int) -> str:
     return "\n".join(lines)
 
 
+def sheet(bench: Bench) -> Image.Image:
+    """Four cells of the table, each on a seed of its own, with the region's edit as strong as the table has it."""
+    rows, labels = [], []
+    directions = {direction.name: direction for direction in chosen(bench.pipe)}
+    for seed, name, region in SHOWN:
+        direction = directions[name]
+        strength = bench.run(direction, [region])[0].strength
+        edits = {"all": direction([0, bench.strength, 0]), region: direction([0, 0, strength])}
+        pictures = bench.pipe(base=seed, edits=edits, output_type="pt").images
+        change = (pictures[1:] - pictures[:1]).abs().mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+        shown = torch.cat([pictures, 1 - (2 * change).clamp(0, 1)]).permute(0, 2, 3, 1)
+        rows.append([Image.fromarray(x.mul(255).round().byte().numpy()) for x in shown])
+        labels.append((f"{name}, {region}", f"{bench.strength:g} all over, {strength:.1f} there"))
+    columns = [BASE, "everything edited", "the region edited", "change everywhere", "change, region edited"]
+    return draw_sheet(
+        [c.replace(" ", "_") for c in columns], labels, rows, brackets=("equal change inside the region",)
+    )
+
+
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,11 +197,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=64, help="pictures behind each figure (default: 64)")
     parser.add_argument("--strength", type=float, default=1.0, help="of the whole edit, in deviations (default: 1)")
     parser.add_argument("--out", help="also write the table to OUT.md")
+    parser.add_argument("--sheet", help="draw this PNG instead")
     args = parser.parse_args(argv)
     started = time.monotonic()
     pipe = StyleFusionPipeline.from_pretrained(args.model) if args.model else StyleFusionPipeline.from_embedded()
     pipe.set_progress_bar_config(disable=True)
     bench, cells = Bench(pipe, args.seeds, args.strength), []
+    if args.sheet:
+        sheet(bench).save(args.sheet)
+        return
     for direction in chosen(pipe):
         cells += bench.run(direction)
         print(f"{time.monotonic() - started:5.0f} s  {direction.name}", flush=True)
