@@ -54,7 +54,7 @@ from stylefusion_hf.training.sampling import Shares
 from stylefusion_hf.training.views import FEATURES
 
 logger = logging.getLogger("stylefusion_hf")
-WEIGHTS = {"locality": 1.0, "transfer": 1.5, "regions": 0.3, "pose": 0.4, "layout": 0.05}  # of the other terms 0
+WEIGHTS = {"locality": 1.0, "transfer": 1.5, "regions": 0.3, "pose": 0.5, "layout": 0.05}  # of the other terms 0
 SWITCHES = {
     "standardise": "show the MLPs codes in units of each channel's deviation",
     "gate_product": "let a gate depend on the sign of its channel's difference",
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Train fusion nets for a frozen generator.",
         learning_rate=1e-2,
         train_batch_size=16,
-        max_train_steps=1500,
+        max_train_steps=3000,
         lr_scheduler="cosine",
         lr_warmup_steps=20,
         max_grad_norm=1.0,
