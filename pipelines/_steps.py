@@ -160,11 +160,22 @@ def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: 
     given = {node: codes[place] for node, place in at.items()}
     for node, strength in moved.items():
         given[node] = codes[base] + strength * (given[node] - codes[base])
-    for node, displacements in recipe.edits.items():  # after the strengths: an edit has one of its own
-        offsets = style_offsets(generator, displacements, codes.device)  # type: ignore[arg-type]  # no seed among them
-        given |= {below: given[below] + offsets for below in fusion.tree.subtree(node) if below in given}
     onload(fusion)
-    return fusion.fuse(given).expand(batch, -1).clone()
+    return fusion.fuse(edited(generator, fusion.tree, recipe, given)).expand(batch, -1).clone()
+
+
+def edited(
+    generator: StyleGAN2Generator, tree: RegionTree, recipe: Recipe, given: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Nodes' style codes, moved as far as `strength` says, with the recipe's edits added to them and all below them.
+
+    After the strengths, since an edit has a strength of its own.
+    """
+    codes = dict(given)
+    for node, displacements in recipe.edits.items():
+        offsets = style_offsets(generator, displacements, codes[node].device)  # type: ignore[arg-type]  # no seeds
+        codes |= {below: codes[below] + offsets for below in tree.subtree(node) if below in codes}
+    return codes
 
 
 # ----------------------------------------------------------------------------------------------------

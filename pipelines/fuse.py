@@ -142,8 +142,6 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
                 self.fusion.tree.resolve(node)
                 name = f"{argument}[{node!r}]"
                 given[name] = latents.parse_code(code, latent_type, name)
-        edited = self._edits({} if edits is None else edits)
-        given |= {f"edits[{node!r}]": edit.displacement(self.generator).rows() for node, edit in edited.items()}
         labels = latents.parse_labels(class_labels)
         config, device = self.generator.config, None
         if any(isinstance(row, Image.Image) for group in given.values() for row in group):
@@ -154,6 +152,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         lengths = {name: len(group) for name, group in rows.items()}
         if labels is not None:
             lengths["class_labels"] = len(labels)
+        edited = self._edits({} if edits is None else edits)
+        lengths |= {f"edits[{node!r}]": len(group) for node, group in edited.items()}
         each = num_images_per_prompt
         batch = _steps.input_batch(lengths, generator, each) * each
 
@@ -172,7 +172,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             strength=strength,
             noise_mode=noise_mode,
             noise_seeds=_steps.draw_seeds(generator, batch) if noise_mode == "random" else None,
-            edits={node: repeat(rows[f"edits[{node!r}]"]) for node in edited},
+            edits={node: repeat(group) for node, group in edited.items()},
         )
         return self._make(recipe, output_type, output_masks, return_dict)
 
@@ -231,8 +231,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         output = StyleFusionPipelineOutput(images=images, style_codes=style, recipe=recipe.to_dict(), masks=masks)
         return output if return_dict else output.to_tuple()
 
-    def _edits(self, edits: Any) -> dict[str, editing.Edit]:
-        """node -> its edit; those of strength 0 are left out."""
+    def _edits(self, edits: Any) -> dict[str, tuple[latents.Code, ...]]:
+        """node -> what is added to its subtree's codes; edits of strength 0 are left out."""
         if not isinstance(edits, Mapping):
             raise ValueError(f"edits is a dict, node -> direction, not {type(edits).__name__}")
         tree, none = self.fusion.tree, editing.Edit(())
@@ -240,7 +240,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         for name, value in edits.items():
             node = tree.root if name == "all" and name not in tree.nodes else tree.resolve(name)
             edited[node] = edited.get(node, none) + editing.Edit.of(value, f"edits[{name!r}]")
-        return {node: edit for node, edit in edited.items() if edit}
+        return {node: edit.displacement(self.generator).rows() for node, edit in edited.items() if edit}
 
     def _check_outputs(self, output_type: str, output_masks: bool) -> None:
         if output_type not in OUTPUT_TYPES:

@@ -19,10 +19,10 @@ from stylefusion_hf import __version__
 COMMANDS = {
     "sheet": ("stylefusion_hf.commands.sheet", "draw a contact sheet: every region swapped by its own code"),
     "fuse": ("stylefusion_hf.commands.fuse", "fuse one picture from a code per region"),
-    "edit": ("stylefusion_hf.commands.edit", "change one region along a direction, such as its colour or size"),
-    "directions": ("stylefusion_hf.commands.directions", "find directions of a generator, and draw what they do"),
     "convert": ("stylefusion_hf.conversion.command", "turn a StyleGAN2 or StyleFusion checkpoint into a folder"),
     "export": ("stylefusion_hf.commands.export", "write a model as ONNX or torch.export graphs"),
+    "edit": ("stylefusion_hf.commands.edit", "change one region along a direction, such as its colour or size"),
+    "directions": ("stylefusion_hf.commands.directions", "find directions of a generator, and draw what they do"),
     "data": ("stylefusion_hf.commands.data", "make training data: avatars with exact region maps"),
     "train": ("stylefusion_hf.commands.train", "train a generator, a segmenter or fusion nets"),
     "evaluate": ("stylefusion_hf.commands.evaluate", "measure a model, and other methods on the same pairs"),

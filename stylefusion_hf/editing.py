@@ -323,5 +323,6 @@ def pick(directions: Mapping[str, Direction], name: str, where: str) -> Directio
         listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
         closest = get_close_matches(name, names, n=1)
         hint = f"; did you mean {closest[0]!r}?" if closest else ""
-        raise ValueError(f"{where} has no direction {name!r}: it has {listed}{hint}")
+        problem = f"has no direction {name!r}: it has" if name else "holds several directions, name one of"
+        raise ValueError(f"{where} {problem} {listed}{hint}")
     return directions[name]

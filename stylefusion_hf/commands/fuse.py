@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from stylefusion_hf.commands._edits import read_edits
 from stylefusion_hf.commands._shared import (
     RECIPE_KEY,
     add_model_arguments,
@@ -29,7 +30,6 @@ from stylefusion_hf.commands._shared import (
     output_file,
     output_folder,
     pairs,
-    read_edits,
     save_png,
     wrote,
 )
