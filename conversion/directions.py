@@ -27,9 +27,9 @@ from accelerate import init_empty_weights
 
 from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
 from stylefusion_hf.conversion.safe_pickle import load
+from stylefusion_hf.editing import FORMAT, VERSION
 from stylefusion_hf.models.generator import StyleGAN2Generator
 
-FORMAT, VERSION = "stylefusion-directions", "1"
 SPACES = ("z", "w", "w+", "s")
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".safetensors")
 MAX_DIRECTIONS = 10_000

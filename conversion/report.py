@@ -138,7 +138,12 @@ def model_card(report: Report, title: str) -> str:
 
 def _usage(report: Report) -> list[str]:
     if report.kind == "directions":
-        return ["from safetensors.torch import load_file", "", 'vectors = load_file("directions.safetensors")']
+        return [
+            "from stylefusion_hf.editing import load_directions",
+            "",
+            'directions = load_directions("directions.safetensors")  # name -> Direction',
+            "# pipe(base=1, edits={region: directions[name](1.5)}): with the generator that they were made for",
+        ]
     return [
         "from stylefusion_hf import StyleFusionPipeline, StyleGAN2Generator",
         "",

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from stylefusion_hf import latents
+from stylefusion_hf.editing import style_offsets
 from stylefusion_hf.latents import Row
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
@@ -131,7 +132,7 @@ def read_codes(
 def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
     """What every node that takes part is given; ValueError for a name that can have no effect."""
     strength = recipe.strength
-    for argument, codes in (("regions", recipe.regions), ("nodes", recipe.nodes)):
+    for argument, codes in (("regions", recipe.regions), ("nodes", recipe.nodes), ("edits", recipe.edits)):
         for node in codes:
             if tree.resolve(node) not in tree.active:
                 above = next(name for name in tree.ancestors(node)[::-1] if name not in tree.fused)
@@ -213,12 +214,26 @@ def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: 
     settings = node_settings(fusion.tree, recipe)
     batch = recipe.num_images
     codes, at, base = style_codes(generator, recipe, settings, device)
-    if len({tuple(place) for place in at.values()}) == 1 and not base:
+    if len({tuple(place) for place in at.values()}) == 1 and not (base or recipe.edits):
         return codes[at[fusion.tree.root]].expand(batch, -1).clone()  # fusing equal codes gives that code
     start = codes[base] if base else None
     given = {node: move(codes[at[node]], start, setting.strength) for node, setting in settings.items()}
     onload(fusion)
-    return fusion.fuse(given).expand(batch, -1).clone()
+    return fusion.fuse(edited(generator, fusion.tree, recipe, given)).expand(batch, -1).clone()
+
+
+def edited(
+    generator: StyleGAN2Generator, tree: RegionTree, recipe: Recipe, given: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Nodes' style codes, moved as far as `strength` says, with the recipe's edits added to them and all below them.
+
+    After the strengths, since an edit has a strength of its own.
+    """
+    codes = dict(given)
+    for node, displacements in recipe.edits.items():
+        offsets = style_offsets(generator, displacements, codes[node].device)  # type: ignore[arg-type]  # no seeds
+        codes |= {below: codes[below] + offsets for below in tree.subtree(node) if below in codes}
+    return codes
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 
-from stylefusion_hf import latents
+from stylefusion_hf import editing, latents
 from stylefusion_hf.hub import HubMixin
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
@@ -82,6 +82,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         latent_type: str = "z",
         class_labels: Any = None,
         strength: float | Mapping[str, float] = 1.0,
+        edits: Mapping[str, Any] | None = None,
         truncation_psi: float | None = None,
         truncation_cutoff: int | None = None,
         noise_mode: str = "const",
@@ -105,6 +106,10 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             class_labels: for seeds and z of a conditional generator: classes, or vectors (B, label_dim).
             strength: 0 to 1, how far style codes move from the base's to those that were given. A dict says so for
                 each name of `regions` and `nodes`, and under the root's name for `global_code`.
+            edits: a node of the tree -> what is added to the codes of its whole subtree, whatever they are and however
+                far `strength` moves them: a `Direction` (of strength 1), an `Edit` such as `direction(2.5)`, a
+                (direction, strength) pair, or a list of these. Edits of several nodes, and of a node and one above it,
+                add up; under the root's name, or "all", everything is edited. A list of strengths is one a picture.
             truncation_psi: of seeds and z: 1 for none, 0 for the mean picture; None for the model's own.
             truncation_cutoff: truncate only so many rows of w+.
             noise_mode: "const" (the stored noise), "random" (from `generator`) or "none".
@@ -127,6 +132,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         lengths = {name: len(group) for name, group in rows.items()}
         if labels is not None:
             lengths["class_labels"] = len(labels)
+        edited = self._edits({} if edits is None else edits)
+        lengths |= {f"edits[{node!r}]": len(group) for node, group in edited.items()}
         each = num_images_per_prompt
         batch = _steps.input_batch(lengths, generator, each) * each
 
@@ -145,6 +152,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             strength=strength,
             noise_mode=noise_mode,
             noise_seeds=_steps.draw_seeds(generator, batch) if noise_mode == "random" else None,
+            edits={node: repeat(group) for node, group in edited.items()},
         )
         return self._make(recipe, output_type, output_masks, return_dict)
 
@@ -202,6 +210,17 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         self.maybe_free_model_hooks()
         output = StyleFusionPipelineOutput(images=images, style_codes=style, recipe=recipe.to_dict(), masks=masks)
         return output if return_dict else output.to_tuple()
+
+    def _edits(self, edits: Any) -> dict[str, tuple[latents.Code, ...]]:
+        """node -> what is added to its subtree's codes; edits of strength 0 are left out."""
+        if not isinstance(edits, Mapping):
+            raise ValueError(f"edits is a dict, node -> direction, not {type(edits).__name__}")
+        tree, none = self.fusion.tree, editing.Edit(())
+        edited: dict[str, editing.Edit] = {}
+        for name, value in edits.items():
+            node = tree.root if name == "all" and name not in tree.nodes else tree.resolve(name)
+            edited[node] = edited.get(node, none) + editing.Edit.of(value, f"edits[{name!r}]")
+        return {node: edit.displacement(self.generator).rows() for node, edit in edited.items() if edit}
 
     def _check_outputs(self, output_type: str, output_masks: bool) -> None:
         _steps.check_output_type(output_type)

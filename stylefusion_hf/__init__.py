@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # so a name stays even where its file moves; ModelMixin is here since diffusers looks for it in that same module.
 _HOMES = {
     "Code": "stylefusion_hf.latents",
+    "Direction": "stylefusion_hf.editing",
     "FusionHierarchy": "stylefusion_hf.models.fusion",
     "ModelMixin": "diffusers",
     "RegionSegmenter": "stylefusion_hf.models.segmenter",
@@ -24,6 +25,7 @@ _HOMES = {
 
 __all__ = [
     "Code",
+    "Direction",
     "FusionHierarchy",
     "ModelMixin",
     "RegionSegmenter",
@@ -38,6 +40,7 @@ __all__ = [
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
+    from stylefusion_hf.editing import Direction
     from stylefusion_hf.latents import Code
     from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
     from stylefusion_hf.models.fusion import FusionHierarchy

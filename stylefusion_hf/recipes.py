@@ -47,6 +47,7 @@ class Recipe:
         strength: 0 to 1, for all nodes or by node.
         noise_mode: "const", "random" or "none".
         noise_seeds: a seed a picture where the noise is random.
+        edits: node -> what is added to the codes of its subtree, in w, w+ or s; those of several nodes add up.
         model: {"name": text or None, "sha256": {component: hex digits}}, or None.
 
     Raises:
@@ -70,6 +71,7 @@ class Recipe:
     strength: float | Mapping[str, float] = 1.0
     noise_mode: str = "const"
     noise_seeds: tuple[int, ...] | None = None
+    edits: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     model: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -87,6 +89,11 @@ class Recipe:
         else:
             strength = check_number("strength", self.strength, 0, 1)
         object.__setattr__(self, "strength", strength)
+        for name, rows in self.edits.items():
+            if any(not isinstance(row, Code) or row.space == "z" for row in rows):
+                raise ValueError(
+                    f"edits[{name!r}] is what is added to a code in w, w+ or s: no seed, and nothing in z"
+                )
         lengths = self.lengths()
         common_batch(lengths)
         for name, length in lengths.items():
@@ -98,7 +105,7 @@ class Recipe:
         groups = {"base": self.base}
         if self.global_code is not None:
             groups["global_code"] = self.global_code
-        for argument, codes in (("regions", self.regions), ("nodes", self.nodes)):
+        for argument, codes in (("regions", self.regions), ("nodes", self.nodes), ("edits", self.edits)):
             groups |= {f"{argument}[{name!r}]": rows for name, rows in codes.items()}
         return groups
 
@@ -127,6 +134,7 @@ class Recipe:
             global_code=one(self.global_code),
             class_labels=one(self.class_labels),
             noise_seeds=one(self.noise_seeds),
+            edits={name: one(rows) for name, rows in self.edits.items()},
         )
 
     # ------------------------------------------------------------------------------------------------
@@ -135,7 +143,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what has its default is left out, so that a recipe of seeds is short enough for a URL."""
         data: dict[str, Any] = {"version": VERSION, "num_images": self.num_images, "base": _write(self.base)}
-        for argument in ("regions", "nodes"):
+        for argument in ("regions", "nodes", "edits"):
             if codes := getattr(self, argument):
                 data[argument] = {name: _write(rows) for name, rows in codes.items()}
         if self.global_code is not None:
@@ -170,7 +178,7 @@ class Recipe:
         for name in ("base", "global_code"):
             if name in given:
                 given[name] = _read(given[name], name)
-        for name in ("regions", "nodes"):
+        for name in ("regions", "nodes", "edits"):
             if name in given:
                 codes = _check_mapping(given[name], name)
                 given[name] = {node: _read(code, f"{name}[{node!r}]") for node, code in codes.items()}
@@ -187,7 +195,7 @@ class Recipe:
             given["model"] = _read_model(given["model"])
         if "num_images" not in given:
             lists = [given["base"], given.get("global_code"), given.get("class_labels"), given.get("noise_seeds")]
-            lists += [rows for name in ("regions", "nodes") for rows in given.get(name, {}).values()]
+            lists += [rows for name in ("regions", "nodes", "edits") for rows in given.get(name, {}).values()]
             given["num_images"] = max(len(rows) for rows in lists if rows)
         return cls(**given)
 

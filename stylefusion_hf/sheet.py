@@ -107,6 +107,7 @@ def draw_sheet(
     labels: Sequence[tuple[str, str]],
     rows: Sequence[Sequence[Image.Image]],
     scale: int | None = None,
+    brackets: Sequence[str] = BRACKETS,
 ) -> Image.Image:
     """Pictures of one size in a labelled grid.
 
@@ -115,6 +116,7 @@ def draw_sheet(
         labels: two lines for every row.
         rows: the pictures, as many a row as there are columns.
         scale: as in `contact_sheet`.
+        brackets: what to write above the columns that are no base, source or global; the first that fits is taken.
     """
     rows = [[_resized(picture, scale) for picture in row] for row in rows]
     width, height = rows[0][0].size
@@ -130,7 +132,7 @@ def draw_sheet(
     regions = [x for title, x in zip(columns, lefts, strict=True) if title not in (BASE, SOURCE, GLOBAL)]
     if regions:  # a bracket over the columns that belong together
         first, last = regions[0], regions[-1] + width
-        captions = (text for text in BRACKETS if small.getlength(text) <= last - first)
+        captions = (text for text in brackets if small.getlength(text) <= last - first)
         draw.text(((first + last) / 2, MARGIN), next(captions, ""), QUIET, small, anchor="ma")
         draw.line([(first, MARGIN + LINE), (last, MARGIN + LINE)], RULE)
     for lines, x in zip(titles, lefts, strict=True):

@@ -67,8 +67,8 @@ def test_bad_calls(pipe, case):
 
 
 def test_other_bad_input(pipe):
-    with pytest.raises(TypeError, match="edits"):
-        pipe(base=1, edits={})
+    with pytest.raises(TypeError, match="editing"):
+        pipe(base=1, editing={})
     with pytest.raises(ValueError, match="output_masks needs a segmenter"):
         tiny_pipeline()(base=1, output_masks=True)
     with pytest.raises(ValueError, match="unknown output_type"):

@@ -5,6 +5,7 @@ picture carries its recipe, from which --from-recipe makes it again.
 
     stylefusion fuse --base 1 --region hair=7 --region eyes=3 --global 5 --out fused.png
     stylefusion fuse --base 1 --node face=5 --strength 0.7 --masks masks --out fused.png
+    stylefusion fuse --base 1 --region hair=7 --edit hair=directions.safetensors:sefa-3=2.5 --out fused.png
     stylefusion fuse --from-recipe fused.png --out again.png
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from stylefusion_hf.commands._edits import read_edits
 from stylefusion_hf.commands._shared import (
     RECIPE_KEY,
     add_model_arguments,
@@ -33,7 +35,16 @@ from stylefusion_hf.commands._shared import (
     wrote,
 )
 
-CODE_OPTIONS = ("base", "region", "node", "global", "strength", "psi", "noise_mode")  # what a recipe says by itself
+CODE_OPTIONS = (
+    "base",
+    "region",
+    "node",
+    "global",
+    "edit",
+    "strength",
+    "psi",
+    "noise_mode",
+)  # what a recipe says by itself
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     codes.add_argument("--region", action="append", metavar="NAME=CODE", help="a region, or a node with all below it")
     codes.add_argument("--node", action="append", metavar="NAME=CODE", help="exactly this node of the tree")
     codes.add_argument("--global", metavar="CODE", help="what the regions share: pose and layout")
+    codes.add_argument(
+        "--edit", action="append", metavar="NAME=FILE:DIRECTION[=STRENGTH]", help="change a region along a direction"
+    )
     codes.add_argument(
         "--from-recipe", metavar="FILE", help="all of this from a recipe, or from a picture that has one"
     )
@@ -98,6 +112,8 @@ def _call(args: argparse.Namespace) -> dict[str, Any]:
     }
     if given["global"] is not None:
         call["global_code"] = checked(given["global"], f"--global {given['global']}", code)
+    if args.edit:
+        call["edits"] = read_edits(args.edit)
     if args.strength:
         call["strength"] = strength(args.strength)
     return call

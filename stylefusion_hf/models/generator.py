@@ -137,6 +137,7 @@ class SynthesisNetwork(nn.Module):
             rgb = to_rgb(x, next(rgb_styles))
             image = rgb if image is None else rgb + upfirdn2d(image, self.fir, up=2, padding=(2, 1, 2, 1), gain=4.0)
             features[x.shape[-1]] = x
+        assert image is not None  # every generator has a block of 4 pixels
         image = image.contiguous()  # features may be channels-last, pictures go to all sorts of readers
         return (image, features) if return_features else image
 

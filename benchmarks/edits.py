@@ -1,0 +1,222 @@
+"""What an edit moves outside its region: applied to the whole code, against applied to the region's code only.
+
+    python -m benchmarks.edits [--seeds 64] [--strength 1] [--out edits]      five minutes on one core
+    python -m benchmarks.edits --seeds 16 --sheet docs/edits.png              a picture of four cells, no table
+
+For a direction d, a region r and a seed: I0 is the plain picture, Ig the one with d added to the whole code, Ic the
+one with a * d added to the code of r alone. M is where r is in I0, Ig or Ic (by the evaluation segmenter, which no
+model was trained with), widened by 1/64 of the width as for the ruler's O. With sums over seeds,
+
+    inside(a)  = sum |M (Ic - I0)|^2 / sum |M (Ig - I0)|^2            1: as much change where it is wanted
+    ratio      = sum |(1-M)(Ig - I0)|^2 / sum |(1-M)(Ic - I0)|^2      where inside(a) = 1
+
+so that an edit that is merely weaker gains nothing. Both pictures are read in the same mask. a is raised or lowered by
+steps until inside has passed 1; the ratio is read between the two nearest (logarithms, linearly), in every bootstrap
+resample of the seeds anew. What does not reach 1 at the largest a is marked, and left out of the means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stylefusion_hf import Direction, StyleFusionPipeline
+from stylefusion_hf.directions import boundary_from_regions, ganspace, measure_regions, sefa
+from stylefusion_hf.evaluation.judges import load_judges
+from stylefusion_hf.evaluation.pairs import TEST_SEED, render, style_codes
+from stylefusion_hf.evaluation.ruler import dilate, most_probable
+from stylefusion_hf.evaluation.statistics import Estimate, resamples
+from stylefusion_hf.sheet import BASE, draw_sheet
+
+FACTOR, LEAST_A, MOST_A = 1.7, 0.3, 5.0  # a is tried at 1 and at this factor's powers up or down, within bounds
+
+
+SHOWN = ((1, "sefa-1", "skin"), (1, "sefa-1", "hair"), (4, "pc002", "clothes"), (11, "pc002", "background"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A direction in a region: the ratio, and the strength that equals the inside (NaN where none does).
+
+    `reached`: the largest inside(a) of all strengths. `draws`: log ratios of all resamples.
+    """
+
+    direction: str
+    region: str
+    ratio: Estimate
+    strength: float
+    reached: float
+    draws: Tensor
+
+    def text(self) -> str:
+        """The table's entry."""
+        if math.isnan(self.ratio.value):
+            return f"not reached ({self.reached:.2f})"
+        return f"{self.ratio.value:.1f} [{self.ratio.low:.1f}, {self.ratio.high:.1f}]"
+
+
+def chosen(pipe: StyleFusionPipeline) -> list[Direction]:
+    """Ten directions: three of SeFa, three of GANSpace, four of regions' statistics, one a region and statistic."""
+    measured = measure_regions(pipe.generator, pipe.segmenter, 500)
+    kinds = (("hair", "warmth"), ("background", "brightness"), ("clothes", "brightness"), ("eyes", "area"))
+    regions = [boundary_from_regions(pipe.generator, pipe.segmenter, *kind, measured=measured) for kind in kinds]
+    return [*sefa(pipe.generator, 3), *ganspace(pipe.generator, 3), *regions]
+
+
+class Bench:
+    """Plain pictures of some seeds, and what edits change in them."""
+
+    def __init__(self, pipe: StyleFusionPipeline, seeds: int, strength: float, batch: int = 64):
+        self.pipe, self.strength, self.batch = pipe, strength, batch
+        self.segmenter = load_judges().segmenter
+        self.regions = list(self.segmenter.config.regions)
+        self.base = style_codes(pipe.generator, range(TEST_SEED, TEST_SEED + seeds))
+        self.plain = self.pictures(self.base)
+        self.labels = self.seen(self.plain)
+        self.counts = resamples(seeds)
+
+    def pictures(self, style: Tensor) -> Tensor:
+        return torch.cat([render(self.pipe, part) for part in style.split(self.batch)])
+
+    def seen(self, images: Tensor) -> Tensor:
+        """(B, H, W), the region of every pixel."""
+        return torch.cat([most_probable(self.segmenter.segment(part)) for part in images.split(self.batch)])
+
+    def sums(self, region: str, edited: Tensor, whole: Tensor, masks: list[Tensor]) -> Tensor:
+        """(4, N): squared change inside and outside, by the region's edit, then by the whole edit, in one mask."""
+        r = self.regions.index(region)
+        union = torch.stack([labels == r for labels in masks]).any(dim=0)
+        m = dilate(union, max(1, self.plain.shape[-1] // 64))[:, None].float()
+        changes = [(images - self.plain).square() for images in (edited, whole)]
+        parts = [x.flatten(1).sum(dim=1).double() for c in changes for x in (m * c, (1 - m) * c)]
+        return torch.stack(parts)
+
+    def run(self, direction: Direction, regions: Sequence[str] | None = None) -> list[Cell]:
+        """The direction in these regions, or in every leaf."""
+        step = self.strength * direction.step(self.pipe.generator).tensor
+        weight = self.pipe.generator.affine_weight.detach() * self.pipe.generator.affine_gain
+        offset = step @ weight.t()  # (1, S)
+        whole = self.pictures(self.base + offset)
+        labels = self.seen(whole)
+        names = self.pipe.fusion.tree.leaves if regions is None else regions
+        return [self.cell(direction, region, offset, whole, labels) for region in names]
+
+    def cell(self, direction: Direction, region: str, offset: Tensor, whole: Tensor, labels: Tensor) -> Cell:
+        tried: dict[float, Tensor] = {}  # a -> sums
+        a = 1.0
+        while LEAST_A <= a <= MOST_A:
+            codes = dict.fromkeys(self.pipe.fusion.tree.active, self.base)
+            edited = self.pictures(self.pipe.fusion.fuse(codes | {region: self.base + a * offset}))
+            tried[a] = self.sums(region, edited, whole, [self.labels, labels, self.seen(edited)])
+            passed = [inside(row) >= 1 for row in tried.values()]
+            if any(passed) and not all(passed):
+                break
+            a *= 1 / FACTOR if passed[-1] else FACTOR
+        draws = torch.full((2, len(self.counts)), torch.nan, dtype=torch.float64)
+        if any(passed) and not all(passed):
+            draws = at_equal(self.counts, list(tried.values())[-2:], list(tried)[-2:])
+        ratio = Estimate.of(draws[0].exp(), len(self.base))
+        return Cell(
+            direction.name,
+            region,
+            ratio,
+            float(draws[1, 0].exp()) * self.strength,
+            max(map(inside, tried.values())),
+            draws[0],
+        )
+
+
+def inside(sums: Tensor) -> float:
+    """inside(a) of `Bench.sums`."""
+    return float(sums[0].sum() / sums[2].sum())
+
+
+def at_equal(counts: Tensor, sums: list[Tensor], strengths: list[float]) -> Tensor:
+    """(2, rounds + 1): log ratio and log a where inside(a) is 1, on the line through two strengths (in logarithms)."""
+    (in0, out0), (in1, out1) = (
+        ((x[0] / x[2]).log(), (x[3] / x[1]).log()) for x in (row.double() @ counts.t() for row in sums)
+    )
+    t = -in0 / (in1 - in0)
+    a0, a1 = math.log(strengths[0]), math.log(strengths[1])
+    return torch.stack([out0 + t * (out1 - out0), a0 + t * (a1 - a0)])
+
+
+def table(cells: list[Cell], regions: tuple[str, ...], seeds: int) -> str:
+    """The markdown table: a row for each direction, a column for each region; geometric means at the edges."""
+
+    def mean(chosen: list[Cell]) -> str:
+        reached = [cell for cell in chosen if not math.isnan(cell.ratio.value)]
+        if not reached:
+            return ""
+        estimate = Estimate.of(torch.stack([cell.draws for cell in reached]).nanmean(dim=0).exp(), seeds)
+        return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}] ({len(reached)} of {len(chosen)})"
+
+    names = list(dict.fromkeys(cell.direction for cell in cells))
+    at = {(cell.direction, cell.region): cell for cell in cells}
+    lines = [f"| direction | {' | '.join(regions)} | mean |", "|---" * (len(regions) + 2) + "|"]
+    for name in names:
+        row = [at[name, region] for region in regions]
+        lines.append(f"| {name} | {' | '.join(cell.text() for cell in row)} | {mean(row)} |")
+    columns = [mean([at[name, region] for name in names]) for region in regions]
+    lines.append(f"| mean | {' | '.join(columns)} | {mean(cells)} |")
+    return "\n".join(lines)
+
+
+def sheet(bench: Bench) -> Image.Image:
+    """Four cells of the table, each on a seed of its own, with the region's edit as strong as the table has it."""
+    rows, labels = [], []
+    directions = {direction.name: direction for direction in chosen(bench.pipe)}
+    for seed, name, region in SHOWN:
+        direction = directions[name]
+        strength = bench.run(direction, [region])[0].strength
+        edits = {"all": direction([0, bench.strength, 0]), region: direction([0, 0, strength])}
+        pictures = bench.pipe(base=seed, edits=edits, output_type="pt").images
+        change = (pictures[1:] - pictures[:1]).abs().mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+        shown = torch.cat([pictures, 1 - (2 * change).clamp(0, 1)]).permute(0, 2, 3, 1)
+        rows.append([Image.fromarray(x.mul(255).round().byte().numpy()) for x in shown])
+        labels.append((f"{name}, {region}", f"{bench.strength:g} all over, {strength:.1f} there"))
+    columns = [BASE, "everything edited", "the region edited", "change everywhere", "change, region edited"]
+    return draw_sheet(
+        [c.replace(" ", "_") for c in columns], labels, rows, brackets=("equal change inside the region",)
+    )
+
+
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a pipeline folder or Hub id (default: the embedded model)")
+    parser.add_argument("--seeds", type=int, default=64, help="pictures behind each figure (default: 64)")
+    parser.add_argument("--strength", type=float, default=1.0, help="of the whole edit, in deviations (default: 1)")
+    parser.add_argument("--out", help="also write the table to OUT.md")
+    parser.add_argument("--sheet", help="draw this PNG instead")
+    args = parser.parse_args(argv)
+    started = time.monotonic()
+    pipe = StyleFusionPipeline.from_pretrained(args.model) if args.model else StyleFusionPipeline.from_embedded()
+    pipe.set_progress_bar_config(disable=True)
+    bench, cells = Bench(pipe, args.seeds, args.strength), []
+    if args.sheet:
+        sheet(bench).save(args.sheet)
+        return
+    for direction in chosen(pipe):
+        cells += bench.run(direction)
+        print(f"{time.monotonic() - started:5.0f} s  {direction.name}", flush=True)
+    text = table(cells, pipe.fusion.tree.leaves, args.seeds)
+    strengths = [cell.strength for cell in cells if not math.isnan(cell.strength)]
+    median = statistics.median(strengths)
+    text += f"\n\nStrength of the whole edit: {args.strength:g}; of the region's, in the median: {median:.2f}."
+    print(f"\n{text}")
+    if args.out:
+        Path(args.out).with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
