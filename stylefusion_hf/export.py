@@ -49,11 +49,16 @@ RUNS = 9  # of which the latency is the median
 
 
 class Traced(nn.Module):
-    """A function of a model as the `forward` that exporters trace."""
+    """A function of models as the `forward` that exporters trace. `state`: the modules and tensors that it reads."""
 
-    def __init__(self, model: nn.Module, function: Run):
+    def __init__(self, function: Run, **state: nn.Module | Tensor):
         super().__init__()
-        self.model, self.function = model, function
+        self.function = function
+        for name, value in state.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.function(*inputs)
@@ -105,7 +110,13 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
     found = {
         "mapping": Graph(
             "mapping",
-            Traced(generator, style),
+            Traced(
+                style,
+                mapping=generator.mapping,
+                weight=generator.affine_weight,
+                bias=generator.affine_bias,
+                mean=generator.w_avg,
+            ),
             (
                 Port("z", (None, config.z_dim), "normal numbers; numpy.random.RandomState(seed).randn(1, z_dim)"),
                 *(
@@ -121,7 +132,7 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
         ),
         "fusion": Graph(
             "fusion",
-            Traced(fusion, fused),
+            Traced(fused, fusion=fusion),
             (Port("codes", (None, len(nodes), width), "the code of every node, in the order of `nodes`"),),
             code,
             fused,
@@ -129,7 +140,7 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
         ),
         "synthesis": Graph(
             "synthesis",
-            Traced(generator, generator.synthesis),
+            Traced(generator.synthesis, synthesis=generator.synthesis),
             (code,),
             images,
             generator.synthesis,
@@ -140,7 +151,7 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
         regions = segmenter.config.regions
         found["segmenter"] = Graph(
             "segmenter",
-            Traced(segmenter, segmenter.segment),
+            Traced(segmenter.segment, segmenter=segmenter),
             (replace(images, meaning="-1 to 1"),),
             Port("logits", (None, len(regions), size, size), "a map for each of `regions`; a pixel is the largest's"),
             segmenter.segment,
