@@ -1,6 +1,6 @@
 """Speed, against the published code's way, plain reference operations and what the machine could do at best.
 
-    python -m benchmarks.speed [--only fusion,synthesis] [--device cuda] [--out docs/performance]
+    python -m benchmarks.speed [--only fusion,synthesis] [--device cuda] [--out speed]
 
 Weights are random but for the embedded model's: time does not depend on them. What is compared takes turns in one
 process, and medians count; a time of another day or machine is not comparable, a ratio is. (a) and (b) are the loops
@@ -357,18 +357,17 @@ def main() -> None:
                 rows += SECTIONS[name](device, machine)
     if "process" in only:
         found["process"] = processes()
-    out = Path(args.out)
     if "linear" in only:
         with torch.no_grad():
             found["linear"] = linearity(device)
-        draw(found["linear"], out.with_suffix(".png"))
+        draw(found["linear"], Path(f"{args.out}.png"))
     found["rows"], found["minutes"] = [asdict(row) for row in rows], (time.monotonic() - started) / 60
-    out.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n")
+    Path(f"{args.out}.json").write_text(json.dumps(found, indent=2) + "\n")
     notes = [f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in found["machine"].items()]
     text = "\n\n".join([", ".join(notes) + f"; {found['minutes']:.1f} minutes.", table(rows)])
     if "process" in found:
         text += "\n\n" + ", ".join(f"{k}: {v:.3g}" for k, v in found["process"].items())
-    out.with_suffix(".md").write_text(text + "\n")
+    Path(f"{args.out}.md").write_text(text + "\n")
     print(text)
 
 

@@ -195,17 +195,19 @@ class Edit:
         if isinstance(value, Direction):
             return value()
         if isinstance(value, (list, tuple)) and value:
-            if (
-                len(value) == 2
-                and isinstance(value[0], Direction)
-                and not isinstance(value[1], (Direction, Edit, tuple))
-            ):
+            if len(value) == 2 and isinstance(value[0], Direction) and not _holds_directions(value[1]):
                 return value[0](value[1])
             return cls(tuple(part for item in value for part in cls.of(item, name).parts))
         raise ValueError(
             f"{name} is a Direction, an Edit (a direction called with a strength), a (Direction, strength) pair, or a"
             f" list of these; got {type(value).__name__}{'' if value else ' without an item'}"
         )
+
+
+def _holds_directions(value: Any) -> bool:
+    return isinstance(value, (Direction, Edit)) or (
+        isinstance(value, (list, tuple)) and any(_holds_directions(item) for item in value)
+    )
 
 
 def _strengths(value: Any, name: str) -> tuple[float, ...]:

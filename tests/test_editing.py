@@ -235,6 +235,7 @@ def test_edits_add_up(g):
     assert torch.allclose(both, a(2.0)(b(-1.0)(w, g), g).tensor, atol=1e-5)
     assert torch.allclose(both, Edit.of([(a, 2.0), b(-1.0)])(w, g).tensor)
     assert torch.allclose(Edit.of([a, a])(w, g).tensor, Edit.of((a, 2))(w, g).tensor)
+    assert Edit.of((a, (1.0, 2.0))).parts[0][1] == (1.0, 2.0)
     listed = a([0.0, 1.0])(Code(w.tensor[:1], "w"), g).tensor
     assert torch.equal(listed[0], w.tensor[0]) and torch.equal(listed[1:], a(1.0)(Code(w.tensor[:1], "w"), g).tensor)
     assert a(0.0)(w, g) is w and not a(0) and a([0, 1])

@@ -95,6 +95,27 @@ def test_half_precision(half, tolerance, batch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 3])
+def test_autocast_to_half_precision(batch):
+    g = tiny_generator()
+    s = g.to_style(torch.randn(batch, g.config.w_dim)) * 100  # squares that half precision cannot hold
+    whole = g.synthesis(s)
+    with torch.autocast("cpu", torch.float16):
+        found = g.synthesis(s)
+    assert float((found.float() - whole).std() / whole.std()) < 0.05
+
+
+def test_gradients_after_a_call_in_inference_mode():
+    g = tiny_generator().requires_grad_(False)
+    s = torch.randn(2, g.style_dim)
+    with torch.inference_mode():
+        g.synthesis(s)
+    s.requires_grad_()
+    g.synthesis(s).mean().backward()
+    assert s.grad is not None
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 2])
 def test_synthesis_compiles_whole(batch):
     g = tiny_generator()

@@ -1,15 +1,12 @@
-"""Rows that a fusion net need not compute, and values that are kept between calls."""
-
-import copy
-import pickle
+"""Rows that a fusion net need not compute."""
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from stylefusion_hf import FusionHierarchy
 from stylefusion_hf.models.fusion_net import FusionNet
-from stylefusion_hf.models.prepared import Prepared
 
 SIZES = [8, 8, 8, 4, 4], [8, 8, 4]
 SWITCHES = {"gate_bias": True, "gate_product": True, "gate_novelty": True, "standardise": True}
@@ -112,52 +109,38 @@ def test_half_precision_codes():
     torch.testing.assert_close(model.fuse(codes), model.fuse_with_gates(codes)[0], rtol=0.05, atol=0.05)
 
 
-# --- Prepared values -------------------------------------------------------------------------------------------------
+def test_forward_mode_and_transforms_see_every_net():
+    model = hierarchy()
+    base, way = draw(1, model.style_width), draw(1, model.style_width, seed=1)
+    codes = dict.fromkeys(model.tree.nodes, base)
+
+    def tangent(fuse):  # at equal codes, where only the value says that a net can be skipped
+        with forward_ad.dual_level():
+            hair = forward_ad.make_dual(base.clone(), way)
+            return forward_ad.unpack_dual(fuse(codes | {"hair": hair})).tangent
+
+    expected = tangent(lambda c: model.fuse_with_gates(c)[0])
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(tangent(model.fuse), expected)
+    moved = torch.func.jvp(lambda hair: model.fuse(codes | {"hair": hair}), (base,), (way,))[1]
+    torch.testing.assert_close(moved, expected)
 
 
-def doubled(x):
-    doubled.calls += 1
-    return x * 2
+def test_a_trace_holds_every_net():
+    model = hierarchy()
+    nodes, same = model.tree.nodes, draw(1, model.style_width).expand(len(model.tree.nodes), 2, -1)
+    traced = torch.jit.trace(lambda x: model.fuse(dict(zip(nodes, x, strict=True))), (same,), check_trace=False)
+    other = draw(len(nodes), 2, model.style_width, seed=2)
+    torch.testing.assert_close(traced(other), model.fuse(dict(zip(nodes, other, strict=True))), rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture
-def prepared():
-    doubled.calls = 0
-    return Prepared(doubled), nn.Parameter(draw(30), requires_grad=False)
-
-
-CHANGES = {
-    "in place": lambda p: p.add_(1),
-    "data.copy_, as diffusers' EMAModel does": lambda p: p.data.copy_(p + 1),
-    "data =": lambda p: setattr(p, "data", p + 1),
-    "another dtype": lambda p: setattr(p, "data", p.to(torch.float16)),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
-def test_prepared_values_follow_their_parameter(prepared, change):
-    keep, parameter = prepared
-    with torch.no_grad():
-        assert keep(parameter) is keep(parameter) and doubled.calls == 1
-        change(parameter)
-        assert torch.equal(keep(parameter), parameter * 2) and doubled.calls == 2
-        assert keep(parameter) is keep(parameter)
-
-
-def test_prepared_values_have_gradients_where_they_are_wanted(prepared):
-    keep, parameter = prepared
-    keep(parameter)
-    parameter.requires_grad_()
-    keep(parameter).sum().backward()
-    assert torch.equal(parameter.grad, torch.full((30,), 2.0))
-    with torch.no_grad():
-        assert not keep(parameter).requires_grad
-
-
-def test_prepared_values_are_not_copied_or_saved(prepared):
-    keep, parameter = prepared
-    keep(parameter)
-    assert copy.deepcopy(keep).kept is None and pickle.loads(pickle.dumps(keep)).kept is None
+def test_the_fused_code_is_the_callers_to_write_to():
+    model = hierarchy()
+    code = draw(1, model.style_width)
+    before = code.clone()
+    fused = model.fuse(dict.fromkeys(model.tree.nodes, code.expand(3, -1)))
+    fused += 1
+    assert torch.equal(code, before)
 
 
 def test_fused_codes_follow_the_weights():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stylefusion_hf.models._loading import StrictModelMixin
 from stylefusion_hf.models.fusion_net import FusionNet
-from stylefusion_hf.models.open_rows import fuse_open_rows
+from stylefusion_hf.models.open_rows import fuse_open_rows, values_are_final
 from stylefusion_hf.models.style_rows import FusionSpec, StyleLayout
 from stylefusion_hf.regions import RegionTree
 
@@ -170,10 +170,9 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             ValueError: for unknown nodes, wrong shapes, mixed dtypes, devices or batch sizes, or a missing code.
         """
         checked = self._checked(codes)
-        learning = torch.is_grad_enabled() and any(x.requires_grad for x in (*self.parameters(), *checked.values()))
-        if learning or torch.compiler.is_compiling():
-            return self._evaluate(self.tree.root, checked, {})
-        return self._evaluate(self.tree.root, checked, None)
+        if values_are_final([*self.parameters(), *checked.values()]):
+            return self._evaluate(self.tree.root, checked, None).clone()  # it may be a view of a code
+        return self._evaluate(self.tree.root, checked, {})
 
     def gates(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """node -> gate of the node's segments blender, (B, S) in (0, 1): 0 keeps the first child, 1 takes the second.

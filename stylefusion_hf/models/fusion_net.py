@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -17,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylefusion_hf.models.prepared import Prepared
 from stylefusion_hf.models.style_rows import FusionSpec, StyleLayout, StyleRows
 
 SLOPE = 0.2  # of the leaky ReLU
@@ -54,11 +52,6 @@ class FoldedLinear(nn.Module):
         return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
 
 
-def untiled(weight: Tensor, start: int, repeats: int) -> Tensor:
-    """(hidden, start + repeats * N) -> (hidden, N): the columns of a tiled input, for the input without its tiling."""
-    return weight[:, start:].unflatten(1, (repeats, -1)).sum(1)
-
-
 class Blender(nn.Module):
     """The gate q in (0, 1) of a + q (b - a), for every channel of every row.
 
@@ -83,15 +76,15 @@ class Blender(nn.Module):
         self.gate_novelty = nn.Parameter(torch.zeros(rows, width)) if spec.gate_novelty else None
         self.linear_end = spec.final_activation == "linear"
         self.product = spec.gate_product
-        # The tiled indicator's share of the first layer is the same for the whole batch: a bias per row.
-        self._tiles = Prepared(partial(untiled, start=codes * width, repeats=spec.indicator_repeats))
+        self.indicator_repeats = spec.indicator_repeats
 
     def forward(self, codes: Sequence[Tensor], indicators: Tensor, novelty: Tensor | None = None) -> Tensor:
         """Codes (B, R, P) each, indicators (R, N), `novelty` (B, R, P) -> (B, R, P), in the weights' dtype."""
         first, *inner, last = cast("list[FoldedLinear]", list(self.layers))
         rows = torch.cat([code.to(first.weight.dtype) for code in codes], -1)  # (B, R, C)
-        batch, count, _ = rows.shape
-        tiles = self._tiles(first.weight)  # (hidden, N)
+        batch, count, width = rows.shape
+        # The tiled indicator's share of the first layer is the same for the whole batch: a bias per row.
+        tiles = first.weight[:, width:].unflatten(1, (self.indicator_repeats, -1)).sum(1)  # (hidden, N)
         row_bias = indicators.to(tiles.dtype) @ tiles.t() * (first.weight_gain * GAIN)  # (R, hidden)
         x = first.product(rows.flatten(0, 1), GAIN) + row_bias.repeat(batch, 1)
         x = F.leaky_relu_(x, SLOPE)  # its gain is inside the product: gain * lrelu(x) = lrelu(gain * x)

@@ -24,9 +24,7 @@ from stylefusion_hf.models.layers import (
     register_fir,
     to_fast_layout,
 )
-from stylefusion_hf.models.prepared import Prepared
 from stylefusion_hf.ops import bias_act, modulated_conv2d, modulated_conv2d_act, upfirdn2d
-from stylefusion_hf.ops.modulated_conv import energies
 
 NOISE_MODES = ("const", "random", "none")
 
@@ -56,11 +54,10 @@ class SynthesisConv(nn.Module):
         if use_noise:
             self.noise_strength = nn.Parameter(torch.zeros([]))
             self.register_buffer("noise_const", torch.randn(resolution, resolution))
-        self._energy = Prepared(energies)
         register_fir(self)
 
     def forward(self, x, style, noise_mode, generator=None):
-        noise, energy = None, self._energy(self.weight)
+        noise = None
         if self.use_noise and noise_mode != "none":
             noise = self.noise_const.expand(1, 1, -1, -1)
             if noise_mode == "random":
@@ -68,9 +65,7 @@ class SynthesisConv(nn.Module):
                 device = x.device if generator is None else generator.device
                 noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(x.device)
             noise = noise.to(self.bias.dtype) * self.noise_strength
-        return modulated_conv2d_act(
-            x, self.weight, style, self.bias, noise, self.clamp, self.fir, self.up, energy=energy
-        )
+        return modulated_conv2d_act(x, self.weight, style, self.bias, noise, self.clamp, self.fir, self.up)
 
 
 class ToRGB(nn.Module):

@@ -7,11 +7,23 @@ exact, and both look at values: training and compiled graphs go through every ro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from stylefusion_hf.models.fusion_net import FusionNet
 from stylefusion_hf.models.style_rows import StyleLayout
+
+
+def values_are_final(tensors: Iterable[Tensor]) -> bool:
+    """Whether values alone decide: nobody traces, transforms or differentiates what is computed from these tensors."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
 
 def fuse_open_rows(net: FusionNet, layout: StyleLayout, s0: Tensor, s1: Tensor, common: Tensor | None) -> Tensor:

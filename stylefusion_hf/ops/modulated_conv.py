@@ -80,14 +80,14 @@ def _convolve_up(x, weight, f):
     return F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), (p, p, p, p)
 
 
-def energies(weight: torch.Tensor) -> torch.Tensor:
-    """(C_out, C_in, k, k) -> (C_out, C_in), sums of squares: all that demodulation wants to know of the weights."""
-    return weight.to(torch.promote_types(weight.dtype, torch.float32)).square().sum(dim=(2, 3))
+def demodulation(weight: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+    """1 / norm of each output channel's modulated weights, (B, C_out): one product over squared weights.
 
-
-def demodulation(energy: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-    """1 / norm of each output channel's modulated weights, (B, C_out), from their `energies` and styles (B, C_in)."""
-    return (style.square() @ energy.t() + EPS).rsqrt()
+    In float32 at least, also under autocast: half precision has no room for squares.
+    """
+    wide = torch.promote_types(style.dtype, torch.float32)
+    with torch.autocast(style.device.type, enabled=False):
+        return (style.to(wide).square() @ weight.to(wide).square().sum(dim=(2, 3)).t() + EPS).rsqrt()
 
 
 def modulated_conv2d(
@@ -98,7 +98,6 @@ def modulated_conv2d(
     f: torch.Tensor | None = None,
     up: int = 1,
     impl: str = "fast",
-    energy: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Convolution whose weights are modulated by a style per sample.
 
@@ -108,7 +107,6 @@ def modulated_conv2d(
         style: (B, C_in), one factor an input channel.
         demodulate: whether every output channel's modulated weights are brought to norm one.
         f, up: as in [`conv2d_resample`].
-        energy: the weight's `energies` where they are known.
 
     Returns:
         The features (B, C_out, H * up, W * up) and the factors (B, C_out) that are still to be multiplied onto them
@@ -118,7 +116,7 @@ def modulated_conv2d(
     _check_modulation(x, weight, style)
     if impl == "ref":
         return _modulate_weights(x, weight, style, demodulate, f, up), None
-    x, weight, scale = _modulate(x, weight, style, demodulate, energy)
+    x, weight, scale = _modulate(x, weight, style, demodulate)
     return conv2d_resample(x, weight, f, up=up), scale
 
 
@@ -132,7 +130,6 @@ def modulated_conv2d_act(
     f: torch.Tensor | None = None,
     up: int = 1,
     impl: str = "fast",
-    energy: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A whole synthesis layer: demodulated convolution, bias, noise, leaky ReLU, clamp.
 
@@ -140,12 +137,12 @@ def modulated_conv2d_act(
     of an upsampling convolution and what follows it, which a native operator does together.
     """
     if f is None or impl == "ref" or up == 1:
-        x, scale = modulated_conv2d(x, weight, style, True, f, up, impl, energy)
+        x, scale = modulated_conv2d(x, weight, style, True, f, up, impl)
         return bias_act(x, bias, "lrelu", clamp=clamp, scale=scale, impl=impl, noise=noise)
     check_impl(impl)
     _check_modulation(x, weight, style)
     _check_resampling(weight, f, up, down=1)
-    x, weight, scale = _modulate(x, weight, style, True, energy)
+    x, weight, scale = _modulate(x, weight, style, True)
     x, padding = _convolve_up(x, weight.to(x.dtype), f)
     return upfirdn2d_bias_act(x, f, padding, 4.0, bias, "lrelu", clamp=clamp, scale=scale, noise=noise)
 
@@ -170,20 +167,18 @@ def _modulate_weights(x, weight, style, demodulate, f, up):
     return y.reshape(b, -1, *y.shape[2:])
 
 
-def _modulate(x, weight, style, demodulate, energy):
+def _modulate(x, weight, style, demodulate):
     """Features and weights to convolve, and the factors (B, C_out) for afterwards, or None.
 
     A single sample's style goes into the weights where they are fewer than the features, else onto the features.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
     if x.dtype == torch.float16 and demodulate:
         # Half precision overflows at 65504. Demodulation cancels any factor on a sample's style or on the weights.
         style = style / style.abs().amax(dim=1, keepdim=True).clamp_min(EPS)
-        weight, energy = weight / weight.abs().amax().clamp_min(EPS), None
-    scale = None
-    if demodulate:
-        scale = demodulation(energies(weight) if energy is None else energy.to(wide), style.to(wide))
+        weight = weight / weight.abs().amax().clamp_min(EPS)
+    scale = demodulation(weight, style) if demodulate else None
     if x.shape[0] > 1 or weight.numel() >= x.numel():
         return x * style[:, :, None, None].to(x.dtype), weight, scale
+    wide = torch.promote_types(x.dtype, torch.float32)
     own = weight.to(wide) * style.to(wide)[:, :, None, None]
     return x, own if scale is None else own * scale[0, :, None, None, None], None
