@@ -103,8 +103,9 @@ def write_onnx(graph: Graph, program: Any, path: Path) -> None:
 
 def write_torch(program: Any, path: Path) -> None:
     """A `.pt2` for `torch.export.load`."""
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # the paths of this machine
+    for part in program.graph_module.modules():  # subgraphs too
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # the paths of this machine
     with _quietly():
         torch.export.save(program, path)
 

@@ -6,6 +6,8 @@ before and after a convolution with static weights: one ordinary batched convolu
 `impl="ref"` builds the weights of every sample, as the paper writes it.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 
@@ -86,7 +88,10 @@ def demodulation(weight: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
     In float32 at least, also under autocast: half precision has no room for squares.
     """
     wide = torch.promote_types(style.dtype, torch.float32)
-    with torch.autocast(style.device.type, enabled=False):
+    device = style.device.type
+    # Only where it is on: in a traced graph the block would be a graph of its own.
+    plain = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    with plain:
         return (style.to(wide).square() @ weight.to(wide).square().sum(dim=(2, 3)).t() + EPS).rsqrt()
 
 
