@@ -31,10 +31,12 @@ from torch import Tensor
 
 from stylefusion_hf import Direction, StyleFusionPipeline
 from stylefusion_hf.directions import boundary_from_regions, ganspace, measure_regions, sefa
+from stylefusion_hf.editing import style_offsets
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.evaluation.pairs import TEST_SEED, render, style_codes
 from stylefusion_hf.evaluation.ruler import dilate, most_probable
 from stylefusion_hf.evaluation.statistics import Estimate, resamples
+from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.sheet import BASE, draw_sheet
 
 FACTOR, LEAST_A, MOST_A = 1.7, 0.3, 5.0  # a is tried at 1 and at this factor's powers up or down, within bounds
@@ -75,8 +77,8 @@ def chosen(pipe: StyleFusionPipeline) -> list[Direction]:
 class Bench:
     """Plain pictures of some seeds, and what edits change in them."""
 
-    def __init__(self, pipe: StyleFusionPipeline, seeds: int, strength: float, batch: int = 64):
-        self.pipe, self.strength, self.batch = pipe, strength, batch
+    def __init__(self, pipe: StyleFusionPipeline, seeds: int, strength: float):
+        self.pipe, self.strength, self.batch = pipe, strength, at_once(pipe.generator.config.resolution, 64)
         self.segmenter = load_judges().segmenter
         self.regions = list(self.segmenter.config.regions)
         self.base = style_codes(pipe.generator, range(TEST_SEED, TEST_SEED + seeds))
@@ -102,9 +104,8 @@ class Bench:
 
     def run(self, direction: Direction, regions: Sequence[str] | None = None) -> list[Cell]:
         """The direction in these regions, or in every leaf."""
-        step = self.strength * direction.step(self.pipe.generator).tensor
-        weight = self.pipe.generator.affine_weight.detach() * self.pipe.generator.affine_gain
-        offset = step @ weight.t()  # (1, S)
+        step = direction(self.strength).displacement(self.pipe.generator)
+        offset = style_offsets(self.pipe.generator, [step], self.base.device)  # (1, S)
         whole = self.pictures(self.base + offset)
         labels = self.seen(whole)
         names = self.pipe.fusion.tree.leaves if regions is None else regions

@@ -94,15 +94,8 @@ def synthesis_floor(g: StyleGAN2Generator, machine: Machine) -> float:
     """Seconds of a picture's convolutions. An upsampling one does its products at the lower resolution."""
     seconds = 0.0
     for conv in g.synthesis.convs:
-        c_out, c_in = conv.weight.shape[:2]
-        seconds += (
-            2
-            * 9
-            * c_in
-            * c_out
-            * (conv.resolution // conv.up) ** 2
-            / machine.conv_rate(c_in, c_out, conv.resolution // conv.up)
-        )
+        (c_out, c_in), size = conv.weight.shape[:2], conv.resolution // conv.up
+        seconds += 2 * 9 * c_in * c_out * size**2 / machine.conv_rate(c_in, c_out, size)
     return seconds
 
 
@@ -319,18 +312,19 @@ def table(rows: list[Row]) -> str:
 
 
 SECTIONS = {"fusion": fusion_rows, "synthesis": synthesis_rows, "call": call_rows, "training": training_rows}
+EVERYTHING = (*SECTIONS, "process", "linear")
 
 
 def main() -> None:
     about = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__, formatter_class=about)
-    p.add_argument("--only", default=",".join((*SECTIONS, "process", "linear")), help="comma-separated; default: all")
+    p.add_argument("--only", default=",".join(EVERYTHING), help="comma-separated; default: all")
     p.add_argument("--device", default="cpu")
     p.add_argument("--out", default="speed", help="the files' name without its ending")
     args = p.parse_args()
     only = args.only.split(",")
-    if unknown := [name for name in only if name not in (*SECTIONS, "process", "linear")]:
-        p.error(f"unknown section {unknown[0]!r}; choose from {', '.join((*SECTIONS, 'process', 'linear'))}")
+    if unknown := [name for name in only if name not in EVERYTHING]:
+        p.error(f"unknown section {unknown[0]!r}; choose from {', '.join(EVERYTHING)}")
     device, started = torch.device(args.device), time.monotonic()
     try:
         native.build_and_load(device.type)

@@ -219,7 +219,7 @@ def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: 
     start = codes[base] if base else None
     given = {node: move(codes[at[node]], start, setting.strength) for node, setting in settings.items()}
     onload(fusion)
-    return fusion.fuse(edited(generator, fusion.tree, recipe, given)).expand(batch, -1).clone()
+    return fusion.fuse(edited(generator, fusion.tree, recipe, given)).expand(batch, -1).contiguous()
 
 
 def edited(

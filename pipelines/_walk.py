@@ -267,4 +267,4 @@ def fuse_positions(
     base = None if walk.base is None else codes[id(walk.base)]
     given = {node: _steps.move(codes[id(track)], base, walk.strengths[node]) for node, track in walk.nodes.items()}
     _steps.onload(fusion)
-    return fusion.fuse(given).expand(len(positions), -1).clone()
+    return fusion.fuse(given).expand(len(positions), -1).contiguous()

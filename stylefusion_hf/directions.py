@@ -19,13 +19,14 @@ from torch import Tensor
 
 from stylefusion_hf.editing import Direction
 from stylefusion_hf.features import pooled
+from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.recipes import check_count
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.generator import StyleGAN2Generator
     from stylefusion_hf.models.segmenter import RegionSegmenter
 
-BATCH = 64  # pictures made at once
+BATCH = 64  # pictures made at once, up to 128 pixels
 STATISTICS = ("area", "brightness", "saturation", "warmth", "height")
 LEAST_AREA = 2e-3  # of the picture, for a region's colour or place to say something (8 pixels of 64 x 64)
 
@@ -98,7 +99,7 @@ def style_channel(
     Raises:
         ValueError: no such layer, no such number.
     """
-    names = {n: part.shape[1] for n, part in generator.split_style(torch.empty(1, generator.style_dim)).items()}
+    names = generator.style_sizes
     if name not in names:
         raise ValueError(f"{name!r} is no layer of this generator: it has {', '.join(names)}")
     check_count(f"index: a number of {name}", index, names[name] - 1, least=0)
@@ -163,7 +164,7 @@ def ganspace(
                 f"this generator has feature maps of {', '.join(map(str, sides))} pixels, not {resolution}"
             )
         maps = []
-        for part in w.to(generator.w_avg).split(BATCH):
+        for part in w.to(generator.w_avg).split(at_once(generator.config.resolution, BATCH)):
             style = generator.to_style(part).to(generator.dtype)
             _, features = generator.synthesis(style, return_features=True)
             maps.append(features[resolution].flatten(1).float().cpu())
@@ -256,7 +257,7 @@ def measure_regions(
     regions = list(segmenter.config.regions)
     w = generator.truncate(sample_w(generator, samples, seed).to(generator.w_avg), generator.config.truncation_psi)
     rows: dict[str, list[Tensor]] = {statistic: [] for statistic in STATISTICS}
-    for part in progress(w.split(BATCH)):
+    for part in progress(w.split(at_once(generator.config.resolution, BATCH))):
         images = generator.synthesis(generator.to_style(part).to(generator.dtype)).float().clamp(-1, 1)
         mask = segmenter.segment(images.to(segmenter.dtype)).float().softmax(dim=1)
         up = torch.linspace(1, -1, images.shape[2], device=images.device)[:, None].expand(images.shape[2:])

@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,8 @@ from stylefusion_hf.graph_files import (
     write_torch,
 )
 from stylefusion_hf.latents import seeds_to_z
-from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
+from stylefusion_hf.versions import version
 
 DESCRIPTION, MARK = "export.json", "stylefusion-export"
 TOLERANCE = 1e-3  # the largest error, of the output's standard deviation
@@ -101,8 +100,7 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
         return generator.to_style(generator.truncate(generator.mapping(z, *labels), psi))
 
     def fused(given: Tensor) -> Tensor:
-        # A tree without nets would give a view of its input.
-        return fusion.fuse({node: given[:, i] for i, node in enumerate(nodes)}).clone()
+        return fusion.fuse({node: given[:, i] for i, node in enumerate(nodes)})
 
     def codes(batch: int) -> Tensor:
         return style(*inputs(batch))
@@ -297,7 +295,7 @@ def describe(
         "z_dim": config.z_dim,
         "label_dim": config.label_dim,
         "style_dim": generator.style_dim,
-        "style_sizes": {name: part.shape[1] for name, part in generator.split_style(_blank(generator)).items()},
+        "style_sizes": generator.style_sizes,
         "noise": "constant, in the synthesis graph" if config.use_noise else "none",
         "truncation_psi": config.truncation_psi,
         "w_avg": generator.w_avg.tolist(),
@@ -306,19 +304,8 @@ def describe(
         "active_nodes": list(tree.active),
         "regions": list(pipe.segmenter.config.regions) if pipe.segmenter is not None else None,
         "files": list(files),
-        "made_with": {"stylefusion-hf": __version__, **{name: _version(name) for name in packages}},
+        "made_with": {"stylefusion-hf": __version__, **{name: version(name) for name in packages}},
     }
-
-
-def _blank(generator: StyleGAN2Generator) -> Tensor:
-    return torch.zeros(1, generator.style_dim)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # onnxruntime, where nothing is checked
-        return None
 
 
 def check_target(out: Path, overwrite: bool, sources: Iterable[Path] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures of more than one file: the native operators, built once a session for the tests that need them."""
+"""Fixtures of more than one file: an empty folder for commands, and the native operators, built once a session."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,14 @@ import pytest
 
 from stylefusion_hf.ops import native
 from stylefusion_hf.ops.native import build
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in an empty folder, on the CPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STYLEFUSION_DEBUG", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -16,20 +16,14 @@ from stylefusion_hf.cli import main
 from tests.command_line import fails
 from tests.tiny import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     tiny_pipeline().save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run in an empty folder, on the CPU."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("STYLEFUSION_DEBUG", raising=False)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
 def pictures(count: int, size: tuple[int, int] = (34, 21)) -> list[Image.Image]:

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from benchmarks import speed
+from benchmarks.edits import at_equal
 from benchmarks.loops import authors_fusion, nvidia_synthesis
 from benchmarks.timing import medians
 from stylefusion_hf import FusionHierarchy
-from tests.tiny import tiny_generator
+from stylefusion_hf.evaluation.statistics import resamples
+from tests.tiny import draw, tiny_generator
 
 CPU = torch.device("cpu")
 
@@ -60,3 +62,11 @@ def test_jobs_take_turns():
 def test_the_table_leaves_out_what_was_not_measured():
     text = speed.table([speed.Row("fusion", "x", 0.002, 0.02, 0.001), speed.Row("call", "y", 0.1)])
     assert "| fusion, x | 2.0 | 20.0 | 10.0 | 1.0 | 2.00 |" in text and "| call, y | 100.0 |  |  |  |  |" in text
+
+
+def test_edits_read_the_ratio_where_the_inside_is_equal():
+    whole_in, whole_out = draw(20).abs() + 1, draw(20, seed=1).abs() + 1
+    # inside grows as a^2, outside as a^3 / 8: equal inside at a = 2, where the ratio is 2
+    sums = [torch.stack([whole_in * a**2 / 4, whole_out * a**3 / 16, whole_in, whole_out]).double() for a in (1, 3)]
+    draws = at_equal(resamples(20), sums, [1.0, 3.0])
+    assert torch.allclose(draws.exp(), torch.full_like(draws, 2.0), atol=1e-6)

@@ -13,6 +13,8 @@ from stylefusion_hf.sheet import contact_sheet
 from tests.command_line import fails
 from tests.tiny import RESOLUTION, tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -20,14 +22,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     tiny_pipeline(segmenter=True).save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run in an empty folder, on the CPU."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("STYLEFUSION_DEBUG", raising=False)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
 def pixels(path: str | Path) -> np.ndarray:

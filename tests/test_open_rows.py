@@ -7,6 +7,7 @@ from torch.autograd import forward_ad
 
 from stylefusion_hf import FusionHierarchy
 from stylefusion_hf.models.fusion_net import FusionNet
+from tests.tiny import draw
 
 SIZES = [8, 8, 8, 4, 4], [8, 8, 4]
 SWITCHES = {"gate_bias": True, "gate_product": True, "gate_novelty": True, "standardise": True}
@@ -32,10 +33,6 @@ def computed(monkeypatch):
 
     monkeypatch.setattr(FusionNet, "forward", spy)
     return calls
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("changes", [{}, SWITCHES], ids=["authors", "switches"])

@@ -68,3 +68,8 @@ def assert_same_weights(a: Path, b: Path) -> None:
     x, y = saved_weights(a), saved_weights(b)
     assert x.keys() == y.keys()
     assert [k for k in x if not torch.equal(x[k], y[k])] == []
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Normal numbers, the same ones for a shape and a seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
@@ -140,6 +140,27 @@ def strength(values: list[str]) -> float | dict[str, float]:
     if len(values) > 1:
         raise ValueError("--strength is one number, or NAME=NUMBER once for each node: not both, and not two numbers")
     return checked(values[0], f"--strength {values[0]}", number)
+
+
+def call_arguments(args: argparse.Namespace, convert: Callable[[str], Any]) -> dict[str, Any]:
+    """What --base, --region, --node, --global, --strength and --psi say, as a pipeline's arguments.
+
+    Args:
+        args: parsed.
+        convert: from text to a code, or to a list of them.
+    """
+    given = vars(args)
+    call: dict[str, Any] = {
+        "base": None if args.base is None else checked(args.base, f"--base {args.base}", convert),
+        "regions": pairs(args.region, "--region", convert),
+        "nodes": pairs(args.node, "--node", convert),
+        "truncation_psi": args.psi,
+    }
+    if given["global"] is not None:
+        call["global_code"] = checked(given["global"], f"--global {given['global']}", convert)
+    if args.strength:
+        call["strength"] = strength(args.strength)
+    return call
 
 
 # --- Files ------------------------------------------------------------------------------------------

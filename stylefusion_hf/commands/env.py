@@ -9,10 +9,11 @@ import os
 import platform
 import sys
 import time
-from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from stylefusion_hf.versions import version
 
 PACKAGES = (
     "torch",
@@ -60,7 +61,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "torch": _torch(),
         "native operators": _native_operators(),
         "embedded model": _embedded(),
@@ -89,13 +90,6 @@ def _native_operators() -> dict[str, str] | None:
     except (ImportError, OSError):
         return None
     return {device: native.describe(device) for device in native.devices()}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _torch() -> dict[str, Any]:

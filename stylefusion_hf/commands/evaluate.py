@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.evaluation.backbone import Backbone
     from stylefusion_hf.evaluation.evaluate import SECTIONS, Settings, build_subject, evaluate
     from stylefusion_hf.evaluation.judges import load_judges
-    from stylefusion_hf.evaluation.pairs import at_once
     from stylefusion_hf.evaluation.realism import check_real
+    from stylefusion_hf.models.layers import at_once
 
     settings = Settings(seed=args.seed, model=args.model or "the embedded model")
     if args.quick:

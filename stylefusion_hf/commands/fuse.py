@@ -23,15 +23,13 @@ from stylefusion_hf.commands._edits import read_edits
 from stylefusion_hf.commands._shared import (
     RECIPE_KEY,
     add_model_arguments,
-    checked,
+    call_arguments,
     code,
     load_pipeline,
     number,
     output_file,
     output_folder,
-    pairs,
     save_png,
-    strength,
     wrote,
 )
 
@@ -102,20 +100,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _call(args: argparse.Namespace) -> dict[str, Any]:
     """The pipeline's arguments."""
-    given = vars(args)
-    call: dict[str, Any] = {
-        "base": None if args.base is None else checked(args.base, f"--base {args.base}", code),
-        "regions": pairs(args.region, "--region", code),
-        "nodes": pairs(args.node, "--node", code),
-        "truncation_psi": args.psi,
-        "noise_mode": args.noise_mode or "const",
-    }
-    if given["global"] is not None:
-        call["global_code"] = checked(given["global"], f"--global {given['global']}", code)
+    call = call_arguments(args, code) | {"noise_mode": args.noise_mode or "const"}
     if args.edit:
         call["edits"] = read_edits(args.edit)
-    if args.strength:
-        call["strength"] = strength(args.strength)
     return call
 
 

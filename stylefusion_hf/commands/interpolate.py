@@ -18,13 +18,11 @@ from tqdm.auto import tqdm
 
 from stylefusion_hf.commands._shared import (
     add_model_arguments,
-    checked,
+    call_arguments,
     codes,
     load_pipeline,
     number,
-    pairs,
     positive,
-    strength,
     wrote,
 )
 
@@ -98,16 +96,5 @@ def run(args: argparse.Namespace) -> None:
 
 def _call(args: argparse.Namespace) -> dict[str, Any]:
     """The pipeline's arguments."""
-    given = vars(args)
-    call: dict[str, Any] = {
-        "base": None if args.base is None else checked(args.base, f"--base {args.base}", codes),
-        "regions": pairs(args.region, "--region", codes),
-        "nodes": pairs(args.node, "--node", codes),
-        "truncation_psi": args.psi,
-    }
-    if given["global"] is not None:
-        call["global_code"] = checked(given["global"], f"--global {given['global']}", codes)
-    if args.strength:
-        call["strength"] = strength(args.strength)
     same = ("frames", "steps", "loop", "space", "easing", "noise_mode", "batch_size")
-    return call | {name: given[name] for name in same}
+    return call_arguments(args, codes) | {name: getattr(args, name) for name in same}

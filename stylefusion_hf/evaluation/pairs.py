@@ -43,11 +43,6 @@ def style_codes(generator, seeds: range) -> Tensor:
     return generator.to_style(generator.truncate(generator.mapping(z), generator.config.truncation_psi))
 
 
-def at_once(resolution: int, most: int) -> int:
-    """How many pictures to compute at once without gradients: `most` up to 128 pixels, fewer at larger sizes."""
-    return max(1, min(most, most * 128**2 // resolution**2))
-
-
 def render(pipe, s: Tensor) -> Tensor:
     """Pictures (B, 3, H, W), float32 in [-1, 1], of style codes (B, S)."""
     return pipe.generator.synthesis(s.to(pipe.generator.dtype)).float().clamp(-1, 1)

@@ -202,8 +202,6 @@ def gate_table(subject: Subject, count: int) -> dict[str, dict[str, dict[str, fl
         codes = {n: pairs.base.roll(i, dims=0) for i, n in enumerate(tree.nodes)}
         for node, gate in pipe.fusion.gates(codes).items():
             sums.setdefault(node, []).append(gate.float().cpu())
-    names = list(pipe.generator.split_style(torch.zeros(1, pipe.generator.style_dim, device=pipe.generator.device)))
-    sizes = [*pipe.generator.conv_sizes, *pipe.generator.rgb_sizes]
     for node, parts in sums.items():
         gates = torch.cat(parts)
         found[node] = {
@@ -212,7 +210,7 @@ def gate_table(subject: Subject, count: int) -> dict[str, dict[str, dict[str, fl
                 "spread": float(g.std(dim=0).mean()) if len(g) > 1 else 0.0,
                 "open": float(((g > 0.05) & (g < 0.95)).float().mean()),
             }
-            for name, g in zip(names, gates.split(sizes, dim=1), strict=True)
+            for name, g in pipe.generator.split_style(gates).items()
         }
     return found
 

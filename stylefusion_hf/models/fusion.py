@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -170,9 +171,8 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             ValueError: for unknown nodes, wrong shapes, mixed dtypes, devices or batch sizes, or a missing code.
         """
         checked = self._checked(codes)
-        if values_are_final([*self.parameters(), *checked.values()]):
-            return self._evaluate(self.tree.root, checked, None).clone()  # it may be a view of a code
-        return self._evaluate(self.tree.root, checked, {})
+        final = values_are_final(chain(self.parameters(), checked.values()))
+        return self._evaluate(self.tree.root, checked, None if final else {}).clone()  # it may be a view of a code
 
     def gates(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """node -> gate of the node's segments blender, (B, S) in (0, 1): 0 keeps the first child, 1 takes the second.

@@ -8,7 +8,7 @@ one matrix product for all style vectors of the batch; `fuse_reference` is the s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -162,13 +162,11 @@ class FusionNet(nn.Module):
             extra = torch.zeros_like(layout.all.expand(s0))  # "nothing", in either kind of units
         else:
             both, siblings, twice = torch.cat([s0, s1]), torch.cat([s1, s0]), torch.cat([sc, sc])
-            rows = differing(both, twice) if skip_equal else None
-            if rows is None:
-                both, _ = self._align(layout, both, twice, layout.common_indicators, siblings)
-            elif len(rows):
-                child, shared, sibling = (x.index_select(0, rows) for x in (both, twice, siblings))
-                moved, _ = self._align(layout, child, shared, layout.common_indicators, sibling)
-                both = both.index_copy(0, rows, moved)
+
+            def align(child: Tensor, shared: Tensor, sibling: Tensor) -> Tensor:
+                return self._align(layout, child, shared, layout.common_indicators, sibling)[0]
+
+            both = where_different(align, both, [twice], siblings) if skip_equal else align(both, twice, siblings)
             s0, s1 = both[: s0.shape[0]], both[s0.shape[0] :]
             shared = layout.all.expand(layout.seen(sc))
             extra = torch.where(layout.is_common, shared, torch.zeros_like(shared))
@@ -191,10 +189,18 @@ class FusionNet(nn.Module):
         return _blend(rows, code, shared, self.blender_common(both, indicators, new))
 
 
-def differing(a: Tensor, b: Tensor) -> Tensor | None:
-    """Indices of the rows in which a and b (B, S) differ anywhere; None if all do."""
-    rows = (a != b).any(dim=1).nonzero().flatten()
-    return None if len(rows) == len(a) else rows
+def where_different(compute: Callable[..., Tensor], code: Tensor, others: Sequence[Tensor], *along: Tensor) -> Tensor:
+    """`compute(code, *others, *along)`, codes (B, S) all, on the rows in which `code` differs from any of `others`.
+
+    The other rows of `code` stay as they are. It looks at values: not for training.
+    """
+    rows = torch.stack([(code != other).any(dim=1) for other in others]).any(dim=0).nonzero().flatten()
+    given = (code, *others, *along)
+    if len(rows) == len(code):
+        return compute(*given)
+    if not len(rows):
+        return code
+    return code.index_copy(0, rows, compute(*(x.index_select(0, rows) for x in given)))
 
 
 def _blend(rows: StyleRows, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:

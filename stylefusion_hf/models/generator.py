@@ -205,6 +205,12 @@ class StyleGAN2Generator(StrictModelMixin, ConfigMixin):
         return self.synthesis.sizes[len(self.synthesis.convs) :]
 
     @property
+    def style_sizes(self) -> dict[str, int]:
+        """Widths of all style vectors by name, in the order in which a code packs them: conv0, ..., rgb0, ..."""
+        names = [f"conv{i}" for i in range(len(self.conv_sizes))] + [f"rgb{k}" for k in range(len(self.rgb_sizes))]
+        return dict(zip(names, self.synthesis.sizes, strict=True))
+
+    @property
     def style_dim(self) -> int:
         """S, the length of a packed style code."""
         return sum(self.synthesis.sizes)
@@ -246,8 +252,7 @@ class StyleGAN2Generator(StrictModelMixin, ConfigMixin):
         """Packed codes (B, S) -> {"conv0": (B, c), ..., "rgb0": (B, c), ...}, views of the same memory."""
         if s.ndim != 2 or s.shape[1] != self.style_dim:
             raise ValueError(f"a style code of this generator is (batch, {self.style_dim}), got {tuple(s.shape)}")
-        names = [f"conv{i}" for i in range(len(self.conv_sizes))] + [f"rgb{k}" for k in range(len(self.rgb_sizes))]
-        return dict(zip(names, s.split(self.synthesis.sizes, dim=1), strict=True))
+        return dict(zip(self.style_sizes, s.split(self.synthesis.sizes, dim=1), strict=True))
 
     def _check_w(self, w: torch.Tensor) -> None:
         d, n = self.w_avg.shape[0], self.num_ws

@@ -18,6 +18,11 @@ def block_resolutions(resolution: int) -> list[int]:
     return [2**i for i in range(2, resolution.bit_length())]
 
 
+def at_once(resolution: int, most: int) -> int:
+    """How many pictures to compute at once without gradients: `most` up to 128 pixels, fewer at larger sizes."""
+    return max(1, min(most, most * 128**2 // resolution**2))
+
+
 def channel_schedule(resolution: int, channel_base: int = 32768, channel_max: int = 512) -> list[int]:
     """Channels at 4, 8, ..., resolution as NVIDIA's configurations count them: min(base / resolution, max)."""
     return [max(min(channel_base // r, channel_max), 1) for r in block_resolutions(resolution)]

@@ -11,17 +11,15 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from stylefusion_hf.models.fusion_net import FusionNet
+from stylefusion_hf.models.fusion_net import FusionNet, where_different
 from stylefusion_hf.models.style_rows import StyleLayout
+from stylefusion_hf.ops.context import traced_or_transformed
 
 
 def values_are_final(tensors: Iterable[Tensor]) -> bool:
     """Whether values alone decide: nobody traces, transforms or differentiates what is computed from these tensors."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return False
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling() or traced_or_transformed():
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
@@ -42,17 +40,11 @@ def fuse_open_rows(net: FusionNet, layout: StyleLayout, s0: Tensor, s1: Tensor, 
 
 def _fuse_few(net: FusionNet, layout: StyleLayout, codes: list[Tensor]) -> Tensor:
     """The same for rows that differ from each other."""
-    s0, s1, *common = codes
-    differs = [(s0 != x).any(dim=1) for x in codes[1:]]
-    undecided = torch.stack(differs).any(dim=0).tolist()
-    if not any(undecided):
-        return s0
-    if all(undecided):
-        return net(layout, s0, s1, common[0] if common else None, skip_equal=True)[0]
-    rows = torch.tensor([i for i, x in enumerate(undecided) if x], device=s0.device)
-    s0, s1, *common = (c.index_select(0, rows) for c in codes)
-    fused, _ = net(layout, s0, s1, common[0] if common else None, skip_equal=True)
-    return codes[0].index_copy(0, rows, fused)
+
+    def fuse(s0: Tensor, s1: Tensor, common: Tensor | None = None) -> Tensor:
+        return net(layout, s0, s1, common, skip_equal=True)[0]
+
+    return where_different(fuse, codes[0], codes[1:])
 
 
 def _distinct(codes: list[Tensor]) -> tuple[list[int], list[int]]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.autograd import forward_ad
 
+from stylefusion_hf.ops.context import traced_or_transformed
 from stylefusion_hf.ops.native import build, registration
 
 MODES = ("reference", "native", "auto")
@@ -88,14 +88,12 @@ def covers(x: torch.Tensor) -> bool:
     """
     if x.dtype not in DTYPES.get(x.device.type, ()) or _is_exporting():
         return False
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return False
     return _enabled(x.device.type)
 
 
 @torch.compiler.assume_constant_result  # a compiled graph holds the answer, not files and locks
 def _enabled(device: str) -> bool:
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if traced_or_transformed():
         return False
     choice = _choices.get(device)
     return (choice or choose(device)).native
