@@ -95,7 +95,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         """Pictures whose regions follow codes of their own.
 
         A code is a seed (int), a PIL image (where there is an encoder), a tensor of the space `latent_type`, a
-        `Code`, or a list of these. The longest list sets the batch, length 1 repeats.
+        `Code`, or a list of these. The longest list sets the batch, length 1 repeats. Images are square: a photograph
+        is aligned first (`faces.align`) or made square (`images.fit_square`), never cropped here.
 
         Args:
             base: the code of every node that nothing else sets; None draws a seed a picture from `generator`.
@@ -123,7 +124,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             `images`, `style_codes`, `recipe` and, where asked for, `masks`.
 
         Raises:
-            ValueError: names the argument and what it may be.
+            ValueError: names the argument and what it may be. OSError: an image that cannot be decoded.
         """
         self._check_outputs(output_type, output_masks)
         check_count("num_images_per_prompt", num_images_per_prompt, 1024)

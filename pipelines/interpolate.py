@@ -110,10 +110,10 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
     ) -> StyleFusionInterpolationPipelineOutput:
         """All frames of a walk; `stream` gives them without holding them all.
 
-        A code is what it is for `StyleFusionPipeline`: a seed, a PIL image, a tensor, a `Code`. A list of K of them
-        are K keyframes; every list of a call has the same length, and a single code stays where it is. On a keyframe
-        the frame is the picture that `StyleFusionPipeline` makes of these codes (with `batch_size=1` to the bit; else
-        within 1/255), and only the codes of lists differ from frame to frame.
+        A code is what it is for `StyleFusionPipeline`: a seed, a square PIL image, a tensor, a `Code`. A list of K of
+        them are K keyframes; every list of a call has the same length, and a single code stays where it is. On a
+        keyframe the frame is the picture that `StyleFusionPipeline` makes of these codes (with `batch_size=1` to the
+        bit; else within 1/255), and only the codes of lists differ from frame to frame.
 
         Args:
             base: the code of every node that nothing else sets; None draws one seed from `generator`.

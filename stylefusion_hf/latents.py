@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stylefusion_hf.images import to_tensor
+
 if TYPE_CHECKING:
     from stylefusion_hf.models.generator import StyleGAN2Generator
 
@@ -150,10 +152,12 @@ def encode_images(
 ) -> dict[str, tuple[Row, ...]]:
     """`groups` with every image replaced by its w+ code; all different images pass the encoder as one batch.
 
-    Images are brought to the generator's size: cropped to the middle square, resized to `resolution`.
+    Images are square; they are checked and brought to the generator's size by `images.to_tensor`.
 
     Raises:
-        ValueError: there are images and no encoder; names the first group that has one.
+        ValueError: there are images and no encoder; names the first group that has one. Or an image is not square, too
+            small, animated ...; names its group.
+        OSError: an image that cannot be decoded to its end.
     """
     images = {id(row): (name, row) for name, rows in groups.items() for row in rows if isinstance(row, Image.Image)}
     if not images:
@@ -164,22 +168,14 @@ def encode_images(
             f"{name} is an image, and this pipeline has no encoder to turn images into codes: give a seed or a Code,"
             " or load the pipeline with encoder=..."
         )
-    pixels = torch.stack([_pixels(image, resolution, img_channels) for _, image in images.values()])
+    names, pictures = zip(*images.values(), strict=True)
+    pixels = to_tensor(pictures, resolution, img_channels, names=names)
     encoded = encoder.encode(pixels.to(device, getattr(encoder, "dtype", torch.float32)))
     codes = dict(zip(images, Code(encoded, "w+").rows(), strict=True))
     return {
         name: tuple(codes[id(row)] if isinstance(row, Image.Image) else row for row in rows)
         for name, rows in groups.items()
     }
-
-
-def _pixels(image: Image.Image, resolution: int, channels: int) -> torch.Tensor:
-    """(C, resolution, resolution) in [-1, 1]."""
-    image = image.convert({1: "L", 4: "RGBA"}.get(channels, "RGB"))
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.resize((resolution, resolution), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-    return torch.from_numpy(np.array(image)).reshape(resolution, resolution, channels).permute(2, 0, 1) / 127.5 - 1
 
 
 def common_batch(lengths: Mapping[str, int]) -> int:

@@ -147,7 +147,7 @@ def test_another_models_recipe_is_refused_unless_asked_for(
         (["--region", "hair"], "expected NAME=VALUE"),
         (["--region", "hair=7", "--region", "hair=8"], "--region sets 'hair' twice"),
         (["--region", "hair=missing.png"], "'missing.png' is neither a seed"),
-        (["--region", "hair=text.png"], "'text.png' cannot be read as a picture"),
+        (["--region", "hair=text.png"], "cannot read the picture text.png: not a picture"),
         (["--region", "hair=grey.png"], "no encoder"),
         (["--base", "-1"], "--base"),
         (["--strength", "0.5", "--strength", "hair=1"], "--strength is one number, or NAME=NUMBER"),

@@ -113,6 +113,14 @@ def test_broken_pictures(tmp_path: Path) -> None:
         ImageFolder(tmp_path, 16, skip_broken=True, progress=False)
 
 
+def test_animations_are_unusable(tmp_path: Path) -> None:
+    picture(16, 16).save(tmp_path / "good.png")
+    picture(16, 16).save(tmp_path / "film.gif", save_all=True, append_images=[picture(16, 16).rotate(90)])
+    with pytest.raises(OSError, match=r"film.gif has 2 frames: .* skip_broken=True"):
+        ImageFolder(tmp_path, 16)
+    assert len(ImageFolder(tmp_path, 16, skip_broken=True, progress=False)) == 1
+
+
 def labelled(folder: Path, size: tuple[int, int] = (32, 32), mode: str = "P") -> Path:
     """A folder in the layout of `write_dataset`: id 5 in the left half, 2 in the right."""
     for name in ("images", "labels"):

@@ -202,7 +202,7 @@ def test_slerp_from_zero_is_straight():
 def test_images_walk_in_w_plus():
     pipe = StyleFusionInterpolationPipeline.from_pipe(tiny_pipeline(), encoder=TinyEncoder())
     pipe.set_progress_bar_config(disable=True)
-    white, black = Image.new("RGB", (40, 50), "white"), Image.new("RGB", (32, 32), "black")
+    white, black = Image.new("RGB", (40, 40), "white"), Image.new("RGB", (32, 32), "black")
     out = pipe(base=1, regions={"hair": [white, black]}, steps=2, output_type="latent")
     middle = Code(torch.zeros(1, NUM_WS, W_DIM), "w+")
     expected = pipe(base=1, regions={"hair": [middle, middle]}, frames=2, output_type="latent")

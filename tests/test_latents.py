@@ -96,7 +96,7 @@ def test_bad_codes(case):
 
 
 def test_images_pass_the_encoder_as_one_batch():
-    white, grey = Image.new("RGB", (40, 30), "white"), Image.new("L", (7, 9), 51)
+    white, grey = Image.new("RGB", (40, 40), "white"), Image.new("L", (9, 9), 51)
     encoder = TinyEncoder()
     groups: dict[str, Any] = {"base": (1, white), "regions['hair']": (grey, white)}
     encoded = encode_images(groups, encoder, resolution=16, img_channels=3)
@@ -110,6 +110,8 @@ def test_images_pass_the_encoder_as_one_batch():
     assert encode_images({"base": (1, 2)}, None, 16, 3) == {"base": (1, 2)}
     with pytest.raises(ValueError, match=r"regions\['hair'\] is an image, and this pipeline has no encoder"):
         encode_images({"base": (1,), "regions['hair']": (grey,)}, None, 16, 3)
+    with pytest.raises(ValueError, match=r"regions\['hair'\] is 40 x 30 pixels, and the model takes squares"):
+        encode_images({"base": (white,), "regions['hair']": (white.crop((0, 0, 40, 30)),)}, encoder, 16, 3)
 
 
 # ----------------------------------------------------------------------------------------------------

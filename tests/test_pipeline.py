@@ -140,7 +140,7 @@ def test_one_call_mixes_spaces(pipe):
 def test_images_are_encoded():
     pipe = tiny_pipeline()
     pipe.register_modules(encoder=TinyEncoder())
-    white = Image.new("RGB", (50, 40), "white")
+    white = Image.new("RGB", (50, 50), "white")
     out = pipe(base=1, regions={"hair": white}, output_type="latent")
     ones = Code(torch.ones(1, NUM_WS, W_DIM), "w+")
     assert close(out.images, styles(pipe, base=1, regions={"hair": ones}))

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from stylefusion_hf.images import open_image
 
 if TYPE_CHECKING:
     from stylefusion_hf import StyleFusionPipeline
@@ -96,10 +98,9 @@ def code(text: str) -> int | Image.Image:
     if not os.path.isfile(text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a seed (an integer from 0) nor a picture file")
     try:
-        with Image.open(text) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")  # as the photographer held the camera
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be read as a picture: {error}") from error
+        return open_image(text)
+    except (ValueError, OSError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def codes(text: str) -> list[int | Image.Image]:

@@ -2,17 +2,16 @@
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
+from stylefusion_hf.images import image_size, open_image, picture_files, pixels_to_tensor, resize_middle
 
 
 class ImageFolder(Dataset[dict[str, torch.Tensor]]):
@@ -29,13 +28,13 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
         channels: 3 for colour, 1 for grey. Transparent pictures are put on white.
         mirror: adds every picture's mirror image: item i + n/2 mirrors item i.
         upscale: accept pictures smaller than `resolution`.
-        skip_broken: leave unreadable pictures out (`skipped` lists them) instead of failing at them; reads all
+        skip_broken: leave unusable pictures out (`skipped` lists them) instead of failing at them; reads all
             pictures once, with a progress bar.
 
-    Sizes are looked up in the files' headers here, so that a picture of a wrong size is an error before a training
-    has begun; a picture cut off further down is an OSError with its name when its item is read. Raises OSError for a
-    missing or unreadable folder or picture and ValueError for a bad argument, an empty folder, or pictures of a wrong
-    size.
+    Which pictures can be used is what `images.check_image` says: no animations, for example. Sizes are looked up in
+    the files' headers here, so that a picture of a wrong size is an error before a training has begun; a picture cut
+    off further down is an OSError with its name when its item is read. Raises OSError for a missing folder or an
+    unusable picture and ValueError for a bad argument, an empty folder, or pictures of a wrong size.
     """
 
     def __init__(
@@ -57,16 +56,11 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
             raise ValueError(f"channels must be 3 (colour) or 1 (grey), got {channels}")
         self.root = Path(root)
         self.resolution, self.crop, self.channels, self.mirror = resolution, crop, channels, mirror
-        if not self.root.is_dir():
-            raise NotADirectoryError(f"{self.root} is not a folder")
         has_labels = (self.root / "images").is_dir() and (self.root / "labels").is_dir()
         pictures = self.root / "images" if has_labels else self.root
-        self.paths = _pictures_below(pictures)
+        self.paths = picture_files(pictures)
         self.label_paths: list[Path] | None = None
         self.skipped: list[Path] = []
-        if not self.paths:
-            kinds = ", ".join(sorted(SUFFIXES))
-            raise ValueError(f"no pictures in {pictures} (looked for {kinds}){_others(pictures)}")
         if skip_broken:
             self.skipped = [path for path in tqdm(self.paths, desc="reading", disable=not progress) if _broken(path)]
             broken = set(self.skipped)
@@ -90,9 +84,8 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
             raise IndexError(f"item {item} of {len(self)}")
         item %= len(self)
         number, flip = item % len(self.paths), item >= len(self.paths)
-        picture = self._square(_read(self.paths[number], self.channels), Image.Resampling.LANCZOS)
-        pixels = np.array(picture, dtype=np.float32).reshape(self.resolution, self.resolution, self.channels)
-        image = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
+        picture = _read(self.paths[number], self.channels)
+        image = pixels_to_tensor(resize_middle(picture, self.resolution, Image.Resampling.LANCZOS))
         result = {"image": (image.flip(-1) if flip else image).contiguous()}
         if self.label_paths is not None:
             labels = self._labels(number)
@@ -108,19 +101,11 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
             size = ImageOps.exif_transpose(picture).size
             if opened.size != size:
                 raise ValueError(f"{path} is {opened.size[0]} x {opened.size[1]}, its picture {size[0]} x {size[1]}")
-            labels = self._square(opened.copy(), Image.Resampling.NEAREST)
+            labels = resize_middle(opened, self.resolution, Image.Resampling.NEAREST)
         ids = np.array(labels, dtype=np.int64)
         if self.regions is not None and ids.max() >= len(self.regions):
             raise ValueError(f"{path} has label {ids.max()}, but the dataset's regions are {', '.join(self.regions)}")
         return torch.from_numpy(ids)
-
-    def _square(self, picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        if side == self.resolution:
-            return picture.crop((left, top, left + side, top + side))
-        target = (self.resolution, self.resolution)
-        return picture.resize(target, resampling, box=(left, top, left + side, top + side))
 
     def _check_sizes(self, upscale: bool) -> None:
         small, oblong = [], []
@@ -141,21 +126,6 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
             )
 
 
-def _pictures_below(folder: Path) -> list[Path]:
-    found = []
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-            found.append(path)
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _others(folder: Path) -> str:
-    """What lies in the folder instead, for the message."""
-    kinds = Counter(path.suffix.lower() or "no suffix" for path in folder.rglob("*") if path.is_file())
-    return f"; it holds {', '.join(f'{count} x {kind}' for kind, count in kinds.most_common(4))}" if kinds else ""
-
-
 def _regions(root: Path) -> tuple[str, ...] | None:
     try:
         names = json.loads((root / "dataset.json").read_text())["regions"]
@@ -166,10 +136,9 @@ def _regions(root: Path) -> tuple[str, ...] | None:
 
 def _size(path: Path) -> tuple[int, int]:
     try:
-        with Image.open(path) as picture:
-            return picture.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+        return image_size(path)
+    except (OSError, ValueError) as error:
+        raise _unusable(error) from error
 
 
 def _broken(path: Path) -> bool:
@@ -181,23 +150,12 @@ def _broken(path: Path) -> bool:
 
 
 def _read(path: Path, channels: int) -> Image.Image:
-    """The upright picture in mode RGB or L; OSError with its name if it cannot be read to the end."""
+    """The upright picture in mode RGB or L; OSError with its name if it cannot be used."""
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            picture: Image.Image = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip instead of scaling
-                picture = Image.fromarray((np.asarray(picture, dtype=np.uint32) >> 8).astype(np.uint8))
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture)
-            return picture.convert("RGB" if channels == 3 else "L")
-    # Pillow's decoders raise SyntaxError and ValueError, too, for files that are cut off or forged
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+        return open_image(path, channels)
+    except (OSError, ValueError) as error:
+        raise _unusable(error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> OSError:
-    reason = "not a picture that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
-    return OSError(f"cannot read the picture {path}: {reason}; remove it, or skip such files with skip_broken=True")
+def _unusable(error: Exception) -> OSError:
+    return OSError(f"{error}; remove it, or skip such files with skip_broken=True")
