@@ -20,6 +20,7 @@ COMMANDS = {
     "sheet": ("stylefusion_hf.commands.sheet", "draw a contact sheet: every region swapped by its own code"),
     "fuse": ("stylefusion_hf.commands.fuse", "fuse one picture from a code per region"),
     "interpolate": ("stylefusion_hf.commands.interpolate", "walk from code to code: a film in which regions change"),
+    "align": ("stylefusion_hf.commands.align", "cut faces out of photographs by their landmarks, as FFHQ does"),
     "convert": ("stylefusion_hf.conversion.command", "turn a StyleGAN2 or StyleFusion checkpoint into a folder"),
     "export": ("stylefusion_hf.commands.export", "write a model as ONNX or torch.export graphs"),
     "edit": ("stylefusion_hf.commands.edit", "change one region along a direction, such as its colour or size"),
