@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
+from stylefusion_hf.latents import Code
+from stylefusion_hf.models.generator import StyleGAN2Generator
+
 
 @dataclass
 class StyleFusionPipelineOutput(BaseOutput):
@@ -42,3 +45,25 @@ class StyleFusionInterpolationPipelineOutput(BaseOutput):
     style_codes: torch.Tensor
     keyframes: list[int]
     recipe: dict[str, Any]
+
+
+@dataclass
+class StyleFusionInversionPipelineOutput(BaseOutput):
+    """Codes of given pictures.
+
+    Args:
+        codes: a `Code` of B rows, in the space that was asked for.
+        images: their pictures: a list of PIL images, an array or a tensor in [0, 1]; or, with `output_type="latent"`,
+            the style codes (B, S).
+        mse: (B,), the mean squared error of these pictures, in units of [-1, 1].
+        feature_distance: (B,), how unlike the given pictures they look: `features.map_distance`.
+        steps: (B,), of optimisation that each picture took.
+        generator: the tuned copy; None without tuning.
+    """
+
+    codes: Code
+    images: Any  # its type is the caller's choice
+    mse: torch.Tensor
+    feature_distance: torch.Tensor
+    steps: torch.Tensor
+    generator: StyleGAN2Generator | None = None

@@ -14,10 +14,12 @@ _HOMES = {
     "Code": "stylefusion_hf.latents",
     "Direction": "stylefusion_hf.editing",
     "FusionHierarchy": "stylefusion_hf.models.fusion",
+    "ImageEncoder": "stylefusion_hf.models.encoder",
     "ModelMixin": "diffusers",
     "RegionSegmenter": "stylefusion_hf.models.segmenter",
     "RegionTree": "stylefusion_hf.regions",
     "StyleFusionInterpolationPipeline": "stylefusion_hf.pipelines.interpolate",
+    "StyleFusionInversionPipeline": "stylefusion_hf.pipelines.invert",
     "StyleFusionPipeline": "stylefusion_hf.pipelines.fuse",
     "StyleGAN2Discriminator": "stylefusion_hf.models.discriminator",
     "StyleGAN2Generator": "stylefusion_hf.models.generator",
@@ -27,10 +29,12 @@ __all__ = [
     "Code",
     "Direction",
     "FusionHierarchy",
+    "ImageEncoder",
     "ModelMixin",
     "RegionSegmenter",
     "RegionTree",
     "StyleFusionInterpolationPipeline",
+    "StyleFusionInversionPipeline",
     "StyleFusionPipeline",
     "StyleGAN2Discriminator",
     "StyleGAN2Generator",
@@ -43,11 +47,13 @@ if TYPE_CHECKING:
     from stylefusion_hf.editing import Direction
     from stylefusion_hf.latents import Code
     from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+    from stylefusion_hf.models.encoder import ImageEncoder
     from stylefusion_hf.models.fusion import FusionHierarchy
     from stylefusion_hf.models.generator import StyleGAN2Generator
     from stylefusion_hf.models.segmenter import RegionSegmenter
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
     from stylefusion_hf.pipelines.interpolate import StyleFusionInterpolationPipeline
+    from stylefusion_hf.pipelines.invert import StyleFusionInversionPipeline
     from stylefusion_hf.regions import RegionTree
 
 

@@ -19,6 +19,7 @@ from stylefusion_hf import __version__
 COMMANDS = {
     "sheet": ("stylefusion_hf.commands.sheet", "draw a contact sheet: every region swapped by its own code"),
     "fuse": ("stylefusion_hf.commands.fuse", "fuse one picture from a code per region"),
+    "invert": ("stylefusion_hf.commands.invert", "find codes of real pictures"),
     "interpolate": ("stylefusion_hf.commands.interpolate", "walk from code to code: a film in which regions change"),
     "align": ("stylefusion_hf.commands.align", "cut faces out of photographs by their landmarks, as FFHQ does"),
     "convert": ("stylefusion_hf.conversion.command", "turn a StyleGAN2 or StyleFusion checkpoint into a folder"),

@@ -20,16 +20,15 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from stylefusion_hf.latents import Code, check_shapes, check_space, common_batch
+from stylefusion_hf.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.generator import StyleGAN2Generator
@@ -285,24 +284,10 @@ def load_directions(path: str | os.PathLike[str]) -> dict[str, Direction]:
         FileNotFoundError: no such file.
         ValueError: not a directions file, or a damaged one; names the file and what is wrong. Nothing is unpickled.
     """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(2, "no such file of directions", path)
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is no directions file ({error}): `stylefusion convert` makes one of .npy, .npz, .pt and .pkl"
-        ) from error
-    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-        raise ValueError(f"{path} is no directions file: its metadata lack format={FORMAT}, version={VERSION}")
-    try:
-        table = json.loads(metadata.get("directions", ""))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: the table of directions in its metadata is not JSON ({error})") from error
-    if not isinstance(table, dict) or set(table) != set(tensors) or not 0 < len(table) <= MAX_DIRECTIONS:
-        raise ValueError(f"{path}: the table in its metadata and the tensors do not name the same directions")
+    path, hint = os.fspath(path), "`stylefusion convert` makes one of .npy, .npz, .pt and .pkl"
+    tensors, table = read_tensors(path, FORMAT, VERSION, "directions", "directions", hint)
+    if len(table) > MAX_DIRECTIONS:
+        raise ValueError(f"{path}: a file holds at most {MAX_DIRECTIONS} directions, this one {len(table)}")
     found = {}
     for name, entry in table.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("provenance") or {}, dict):
@@ -316,15 +301,3 @@ def load_directions(path: str | os.PathLike[str]) -> dict[str, Direction]:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return found
-
-
-def pick(directions: Mapping[str, Direction], name: str, where: str) -> Direction:
-    """The direction of that name; ValueError that lists some of those in `where`, and the closest match."""
-    if name not in directions:
-        names = list(directions)
-        listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-        closest = get_close_matches(name, names, n=1)
-        hint = f"; did you mean {closest[0]!r}?" if closest else ""
-        problem = f"has no direction {name!r}: it has" if name else "holds several directions, name one of"
-        raise ValueError(f"{where} {problem} {listed}{hint}")
-    return directions[name]

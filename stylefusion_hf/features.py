@@ -7,7 +7,8 @@ photographs) can be described as well; `PooledMaps` reads a generator's own feat
 pictures but exist for no others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,53 @@ class PooledMaps:
         """One of the maps, (B, C, h, h), its channels in units of their deviation."""
         mean, std = (x[resolution][:, None, None] for x in (self.mean, self.std))
         return (maps[resolution] - mean) / std
+
+
+# --- How far apart two pictures look ---------------------------------------------------------------------------------
+
+
+def edge_maps(images: Tensor, scales: int = 4) -> list[Tensor]:
+    """Differences to the right and lower neighbours of images (B, C, H, W), at full size, 1/2, 1/4, ...: features for
+    pictures that no network here knows. [(B, 2 C, h_k, w_k)]; scales below 4 pixels are left out.
+    """
+    maps, x = [], images
+    while True:
+        padded = F.pad(x, (0, 1, 0, 1), mode="replicate")
+        maps.append(torch.cat([padded[..., :-1, 1:] - x, padded[..., 1:, :-1] - x], dim=1))
+        if len(maps) == scales or min(x.shape[-2:]) < 8:
+            return maps
+        x = F.avg_pool2d(x, 2)
+
+
+def map_distance(maps: Sequence[Tensor], others: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
+    """How far apart pictures look to a network, (B,): the squared difference of its maps, each place brought to unit
+    length over the channels, averaged over the places and then over the maps; from 0 to 4.
+
+    LPIPS (Zhang et al., arXiv 1801.03924) without its learnt weights.
+
+    Args:
+        maps, others: of both pictures, [(B, C_k, h_k, w_k)], as from `RegionSegmenter.feature_maps` or `edge_maps`.
+        weight: (B, H, W), not negative; what counts how much. It is averaged down to each map.
+    """
+    total: Tensor | float = 0.0
+    for a, b in zip(maps, others, strict=True):
+        apart = (unit_length(a) - unit_length(b)).square().sum(dim=1)  # (B, h, w)
+        if weight is None:
+            total = total + apart.mean(dim=(1, 2))
+        else:
+            w = F.adaptive_avg_pool2d(weight[:, None].to(apart), (apart.shape[1], apart.shape[2]))[:, 0]
+            total = total + (apart * w).sum(dim=(1, 2)) / w.sum(dim=(1, 2)).clamp_min(1e-8)
+    return total / len(maps)  # type: ignore[return-value]  # zip is strict, and there is a map
+
+
+def extractor(segmenter: Any) -> Callable[[Tensor], list[Tensor]]:
+    """Images -> feature maps for `map_distance`: what a segmenter's levels see, or `edge_maps` where there is none."""
+    return edge_maps if segmenter is None else segmenter.feature_maps
+
+
+def unit_length(x: Tensor, floor: float = 1e-2) -> Tensor:
+    """(B, C, h, w) with unit length over C; what is shorter than `floor` fades instead of being blown up."""
+    return x * (x.square().sum(dim=1, keepdim=True) + floor**2).rsqrt()
 
 
 # --- Which style channels drive a region -----------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def fit_square(image: Image.Image, resolution: int, fit: Fit = "refuse", name: s
     if width != height and fit == "refuse":
         raise ValueError(
             f"{name} is {width} x {height} pixels, and the model takes squares: align a face by its landmarks"
-            ' (`stylefusion align`), or make it square, as images.fit_square does with fit="crop" or fit="pad"'
+            ' (`stylefusion align`), or make it square with fit="crop" or fit="pad" (--fit on the command line)'
         )
     if fit == "pad":
         square = Image.new(image.mode, (max(image.size),) * 2, "white")

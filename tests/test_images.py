@@ -223,7 +223,7 @@ def test_the_command_line_refuses_them_alike(tmp_path: Path, capsys: pytest.Capt
         capsys, "fuse", "--base", "1", "--region", f"hair={tmp_path / name}", "--out", str(tmp_path / "o.png")
     )
     if case in ("missing", "a folder"):
-        message = "neither a seed (an integer from 0) nor a picture file"
+        message = "neither a seed (an integer from 0), a picture file, nor a code"
     assert message in said and "--region hair=" in said
     assert not (tmp_path / "o.png").exists()
 

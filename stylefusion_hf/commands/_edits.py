@@ -21,7 +21,8 @@ def read_edits(values: Iterable[str]) -> dict[str, Edit]:
     Raises:
         ValueError, OSError: the argument, its file or the direction in it; names the argument.
     """
-    from stylefusion_hf.editing import Edit, load_directions, pick
+    from stylefusion_hf.editing import Edit, load_directions
+    from stylefusion_hf.tensor_files import pick
 
     files: dict[str, dict[str, Direction]] = {}
     found: dict[str, Edit] = {}

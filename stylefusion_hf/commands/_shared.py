@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,11 +31,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """`--model` and `--device`, for every command that uses a model."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="FOLDER|ID", help="a folder or a Hub id (default: the embedded model)")
+    group.add_argument("--generator", metavar="FOLDER", help="instead of the model's: one that --tune made of it")
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda where there is one, else cpu)")
 
 
-def load_pipeline(args: argparse.Namespace) -> StyleFusionPipeline:
-    """The pipeline that `--model` and `--device` ask for.
+def load_pipeline(args: argparse.Namespace, class_name: str = "StyleFusionPipeline") -> StyleFusionPipeline:
+    """The pipeline that `--model`, `--generator` and `--device` ask for.
 
     Raises:
         ValueError, OSError: no such model, a damaged one, or no such device.
@@ -42,8 +44,9 @@ def load_pipeline(args: argparse.Namespace) -> StyleFusionPipeline:
     import torch
     from diffusers.utils import logging
 
-    from stylefusion_hf import StyleFusionPipeline
+    import stylefusion_hf
 
+    pipeline_class: Any = getattr(stylefusion_hf, class_name)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -51,8 +54,12 @@ def load_pipeline(args: argparse.Namespace) -> StyleFusionPipeline:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f"--device {device}: {reason}") from error
     logging.disable_progress_bar()  # three small parts: only a download, which has its own bars, takes long
+    parts = {}
     try:
-        pipe = StyleFusionPipeline.from_pretrained(args.model) if args.model else StyleFusionPipeline.from_embedded()
+        if args.generator:
+            parts["generator"] = stylefusion_hf.StyleGAN2Generator.from_pretrained(args.generator)
+        load = pipeline_class.from_embedded if not args.model else partial(pipeline_class.from_pretrained, args.model)
+        pipe = load(**parts)
     finally:
         logging.enable_progress_bar()
     return pipe.to(device)
@@ -91,19 +98,25 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def code(text: str) -> int | Image.Image:
-    """A code: a seed, or a picture file, which is opened."""
+def code(text: str) -> Any:
+    """A code: a seed; a picture file, which is opened; or `CODES.safetensors:NAME` of `stylefusion invert`."""
     if text.strip().isdecimal():
         return seed(text)
-    if not os.path.isfile(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a seed (an integer from 0) nor a picture file")
     try:
-        return open_image(text)
+        if ".safetensors" in text.lower():
+            from stylefusion_hf.code_files import pick_code
+
+            return pick_code(text)
+        if os.path.isfile(text):
+            return open_image(text)
     except (ValueError, OSError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        raise argparse.ArgumentTypeError(f"{error}") from error
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither a seed (an integer from 0), a picture file, nor a code such as codes.safetensors:NAME"
+    )
 
 
-def codes(text: str) -> list[int | Image.Image]:
+def codes(text: str) -> list[Any]:
     """An argument that is one code or several: `7,8,9`, `me.png,7`."""
     return [code(part) for part in ([text] if os.path.isfile(text) else text.split(","))]
 

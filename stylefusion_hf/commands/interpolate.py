@@ -1,6 +1,6 @@
 """Walk from code to code: a film in which the chosen regions change and the rest stays.
 
-A list of codes (seeds, or picture files where the model has an encoder) makes keyframes; all lists have the same
+A list of codes (seeds, picture files, CODES:NAME of `stylefusion invert`) makes keyframes; all lists have the same
 length, and a single code stays where it is. What is written depends on the name: .gif, .webp (lossless), .mp4 (extra
 `video`), a pattern such as frames/%03d.png, or a folder for PNG frames. The file appears whole or not at all.
 
@@ -16,6 +16,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from stylefusion_hf.commands._invert import (
+    add_inversion_arguments,
+    inversion_arguments,
+    invert_pictures,
+    save_beside,
+)
 from stylefusion_hf.commands._shared import (
     add_model_arguments,
     call_arguments,
@@ -35,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--region", action="append", metavar="NAME=CODES", help="a region, or a node with all below it")
     group.add_argument("--node", action="append", metavar="NAME=CODES", help="exactly this node of the tree")
     group.add_argument("--global", metavar="CODES", help="what the regions share: pose and layout")
+    add_inversion_arguments(parser)
     walk = parser.add_argument_group("walk")
     walk.add_argument("--frames", type=positive, help="of the whole walk")
     walk.add_argument("--steps", type=positive, help="instead: from each keyframe to the next (default: 30)")
@@ -65,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    call = _call(args)
+    call, settings = _call(args), inversion_arguments(args)
 
     from stylefusion_hf.animation import check_target, write_animation
 
@@ -77,7 +84,9 @@ def run(args: argparse.Namespace) -> None:
 
     from stylefusion_hf import StyleFusionInterpolationPipeline
 
-    pipe = StyleFusionInterpolationPipeline.from_pipe(load_pipeline(args))
+    fuser = load_pipeline(args)
+    call = invert_pictures(fuser, call, settings)
+    pipe = StyleFusionInterpolationPipeline.from_pipe(fuser)
     stream = pipe.stream(**call)
     if args.base is None:
         print(f"drawn: --base {stream.recipe['base']}")
@@ -90,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
                     bar.update()
 
         count = write_animation(out, frames(), fps)
+    save_beside(fuser, out.parent, settings)
     side = pipe.generator.config.resolution
     wrote(out, f"{count} frames of {side} x {side} pixels" + (f", {count / fps:g} s" if film else ""))
 

@@ -15,6 +15,7 @@ JOBS = {
     "generator": "a StyleGAN2 and its discriminator, on avatars or on your pictures",
     "segmenter": "the network that finds the regions in a picture",
     "fusion": "the fusion nets of a region tree, for a trained generator",
+    "encoder": "the image encoder of a trained generator, for real pictures",
     "judges": "the networks that only `stylefusion evaluate` uses",
 }
 

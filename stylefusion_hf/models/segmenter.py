@@ -71,21 +71,26 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
         self.up = nn.ModuleList(ConvBlock(channels[k + 1] + channels[k], channels[k], groups) for k in ups)
         self.head = nn.Conv2d(channels[0], len(regions), 1)
 
-    def segment(self, images: torch.Tensor, return_features: bool = False):
-        """Logits (B, R, H, W); with `return_features` also the features of the lowest level, (B, C, h, w)."""
+    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """What each level sees of images (B, 3, H, W) on the way down: [(B, channels[k], h_k, w_k)]."""
         if images.ndim != 4 or images.shape[1] != self.config.img_channels:
             raise ValueError(f"expected images (batch, {self.config.img_channels}, H, W), got {tuple(images.shape)}")
         height, width = images.shape[-2:]
         step = 2 ** (len(self.down) - 1)
         x = F.pad(images, (0, -width % step, 0, -height % step), mode="replicate")
-        x, skips = to_fast_layout(x), []
+        x, maps = to_fast_layout(x), []
         for k, block in enumerate(self.down):
             x = block(F.avg_pool2d(x, 2) if k else x)
-            skips.append(x)
-        features = skips.pop()
+            maps.append(x)
+        return maps
+
+    def segment(self, images: torch.Tensor, return_features: bool = False):
+        """Logits (B, R, H, W); with `return_features` also the features of the lowest level, (B, C, h, w)."""
+        *skips, features = self.feature_maps(images)
+        x = features
         for block, skip in zip(self.up, reversed(skips), strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skip], dim=1))
-        logits = self.head(x)[..., :height, :width]
+        logits = self.head(x)[..., : images.shape[-2], : images.shape[-1]]
         return (logits, features) if return_features else logits
 
     def forward(self, images: torch.Tensor, return_dict: bool = True) -> SegmenterOutput | tuple:

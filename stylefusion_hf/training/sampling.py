@@ -22,26 +22,29 @@ def draw_w(g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: fl
 
 
 @torch.no_grad()
-def draw_codes(
-    g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: float, mixed_share: float, batch: int = 64
-) -> Tensor:
-    """Style codes (count, S) of `draw_w`.
+def draw_rows(g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: float, mixed_share: float) -> Tensor:
+    """w+ (count, num_ws, w_dim) of `draw_w`.
 
     `mixed_share` of them do not come from a single w: half are style-mixed (the rows of w+ change hands at a random
     layer), half have every row jittered by a tenth of w's deviation. Codes of inverted pictures lie off W, too.
     """
-    parts, rows = [], torch.arange(g.num_ws)
-    for first in range(0, count, batch):
-        n = min(batch, count - first)
-        w, other = (draw_w(g, n, draw, min_psi) for _ in range(2))
-        kind = torch.rand(n, generator=draw)
-        crossing = torch.randint(1, g.num_ws, (n, 1), generator=draw)
-        takes = ((kind[:, None] < mixed_share / 2) & (rows >= crossing)).to(w.device)
-        jitter = torch.randn(n, g.num_ws, w.shape[1], generator=draw).to(w) * (0.1 * w.std(dim=0) if n > 1 else 0)
-        jittered = ((kind >= mixed_share / 2) & (kind < mixed_share)).to(w)
-        wp = torch.where(takes[..., None], other[:, None], w[:, None]) + jittered[:, None, None] * jitter
-        parts.append(g.to_style(wp))
-    return torch.cat(parts)
+    w, other = (draw_w(g, count, draw, min_psi) for _ in range(2))
+    kind = torch.rand(count, generator=draw)
+    crossing = torch.randint(1, g.num_ws, (count, 1), generator=draw)
+    takes = ((kind[:, None] < mixed_share / 2) & (torch.arange(g.num_ws) >= crossing)).to(w.device)
+    jitter = torch.randn(count, g.num_ws, w.shape[1], generator=draw).to(w)
+    jitter = jitter * (0.1 * w.std(dim=0) if count > 1 else 0)
+    jittered = ((kind >= mixed_share / 2) & (kind < mixed_share)).to(w)
+    return torch.where(takes[..., None], other[:, None], w[:, None]) + jittered[:, None, None] * jitter
+
+
+@torch.no_grad()
+def draw_codes(
+    g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: float, mixed_share: float, batch: int = 64
+) -> Tensor:
+    """Style codes (count, S) of `draw_rows`, drawn `batch` at a time."""
+    sizes = [min(batch, count - first) for first in range(0, count, batch)]
+    return torch.cat([g.to_style(draw_rows(g, n, draw, min_psi, mixed_share)) for n in sizes])
 
 
 # --- Assignments -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,352 @@
+"""StyleFusionInversionPipeline: real pictures to codes, by an encoder, by optimisation, by tuning the generator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+
+from stylefusion_hf.features import extractor, map_distance
+from stylefusion_hf.hub import HubMixin
+from stylefusion_hf.images import Fit
+from stylefusion_hf.inversion import SPACES, CodePrior, Interrupted, Objective, optimise, tune
+from stylefusion_hf.latents import Code
+from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.pipelines import _steps
+from stylefusion_hf.pipelines._targets import read_masks, read_targets
+from stylefusion_hf.pipelines.output import StyleFusionInversionPipelineOutput
+from stylefusion_hf.recipes import check_count, check_number
+
+TENSOR_INPUTS = ("latents", "losses")  # what a callback may ask for
+
+
+class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
+    """Finds codes whose pictures are given ones, so that real pictures can be fused, edited and walked between.
+
+    The components are those of `StyleFusionPipeline`, whose folders it loads; all but the generator are optional.
+
+    Args:
+        generator: a StyleGAN2.
+        fusion: not used; kept so that nothing is lost on the way between pipelines.
+        segmenter: its features tell how alike pictures look (without one: edges at several scales), and it finds the
+            regions of `region_weights`.
+        encoder: a first guess in one pass; without one the mean code is where optimisation starts.
+
+    Raises:
+        ValueError: components that do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> from stylefusion_hf import StyleFusionInversionPipeline, StyleGAN2Generator
+        >>> generator = StyleGAN2Generator(resolution=8, channels=[8, 8], z_dim=16, w_dim=16, mapping_layers=2)
+        >>> pipe = StyleFusionInversionPipeline(generator)
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> out = pipe(torch.rand(2, 3, 8, 8), num_inference_steps=3)
+        >>> out.codes.space, tuple(out.codes.tensor.shape)
+        ('w+', (2, 4, 16))
+    """
+
+    model_cpu_offload_seq = "encoder->segmenter->generator->fusion"
+    _optional_components = ["fusion", "segmenter", "encoder"]  # noqa: RUF012  # diffusers' own way
+    _callback_tensor_inputs = list(TENSOR_INPUTS)  # noqa: RUF012  # likewise
+
+    def __init__(
+        self,
+        generator: StyleGAN2Generator,
+        fusion: Any = None,
+        segmenter: Any = None,
+        encoder: Any = None,
+    ):
+        super().__init__()
+        if fusion is not None:
+            _steps.check_components(generator, fusion, segmenter)
+        self.register_modules(generator=generator, fusion=fusion, segmenter=segmenter, encoder=encoder)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
+        self._interrupt = False
+
+    @property
+    def interrupt(self) -> bool:
+        """Set it to True in a callback to stop; what was found so far is returned."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self._interrupt = value
+
+    # ------------------------------------------------------------------------------------------------
+    # Codes from pictures.
+
+    def __call__(
+        self,
+        image: Any,
+        *,
+        latent_type: str = "w+",
+        num_inference_steps: int = 0,
+        num_tuning_steps: int = 0,
+        start: str | Code | None = None,
+        fit: Fit = "refuse",
+        masks: Any = None,
+        region_weights: Mapping[str, float] | None = None,
+        pixel_weight: float = 1.0,
+        feature_weight: float = 0.1,
+        prior_weight: float = 0.003,
+        learning_rate: float = 0.2,
+        tuning_learning_rate: float = 1e-3,
+        locality_weight: float = 0.1,
+        tolerance: float = 1e-3,
+        patience: int = 25,
+        noise_mode: str = "none",
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSOR_INPUTS,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> StyleFusionInversionPipelineOutput:
+        """Codes whose pictures are the given ones, as nearly as the generator can.
+
+        Without steps the encoder's guess is returned; `num_inference_steps` improve each picture's code,
+        `num_tuning_steps` a copy of the generator at these codes (pivotal tuning, arXiv 2106.05744).
+
+        Args:
+            image: a PIL image, a file or a folder of pictures (in the order of their names), an array (B, H, W, C) or
+                tensor (B, C, H, W) in [0, 1], or a list of any of these.
+            latent_type: the space of the codes: "w+", "w" (nearer to the generator's own, farther from the picture)
+                or "s" (the other way round).
+            num_inference_steps: of optimisation, at most; a picture whose loss does not fall any more stops earlier.
+            num_tuning_steps: of pivotal tuning.
+            start: "encoder", "mean", or codes to start from; None for the encoder where there is one.
+            fit: what happens to pictures that are not square: "refuse" (an error), "crop" (the middle square) or
+                "pad". Faces want `stylefusion_hf.faces.align` first.
+            masks: (B, H, W), not negative, at the generator's resolution: which pixels count how much.
+            region_weights: the same by region of the segmenter, such as {"hair": 4, "background": 0}; others 1. Both
+                together multiply.
+            pixel_weight: of the mean squared error of pixels (in -1 to 1).
+            feature_weight: of the distance of features (`features.map_distance`).
+            prior_weight: of the codes' distance from the generator's own (`inversion.CodePrior`): higher keeps them
+                editable, lower brings them nearer to the picture.
+            learning_rate: of the codes, in units of their deviation.
+            tuning_learning_rate: of the synthesis network's weights.
+            locality_weight: how firmly tuning leaves the pictures of other codes alone.
+            tolerance, patience: a picture's optimisation ends when its loss has not fallen by this share within so
+                many steps.
+            noise_mode: "none" (no stored noise in the pictures compared) or "const".
+            batch_size: pictures at once; None for what fits the resolution.
+            generator: random numbers of the tuning; None for seed 0.
+            callback_on_step_end: called as f(pipe, step, step, {"latents": codes, "losses": (B,)}) after each step;
+                "latents" in the dict that it returns replaces the codes, `pipe.interrupt = True` stops. Steps of
+                tuning, which follow those of optimisation, give the losses of their batch only.
+            callback_on_step_end_tensor_inputs: which of the two the dict has.
+            output_type: of the reconstructions: "pil", "np", "pt", or "latent" for none (the style codes instead).
+            return_dict: False for a plain tuple of the same (which the annotated type leaves out).
+
+        Returns:
+            `codes`, `images`, `mse`, `feature_distance`, `steps` and, after tuning, `generator`: the tuned copy, to be
+            used as `StyleFusionPipeline.from_pipe(pipe, generator=out.generator)`.
+
+        Raises:
+            ValueError: names the argument and what it may be; a picture that cannot be taken.
+            OSError: a file that cannot be read. FloatingPointError: a learning rate too high.
+        """
+        _steps.check_output_type(output_type)
+        if latent_type not in SPACES:
+            raise ValueError(f"latent_type is one of {', '.join(SPACES)} for inverted pictures, got {latent_type!r}")
+        for name, value in (("num_inference_steps", num_inference_steps), ("num_tuning_steps", num_tuning_steps)):
+            check_count(name, value, 10**6, least=0)
+        check_count("patience", patience, 10**6)
+        if batch_size is not None:
+            check_count("batch_size", batch_size, 2**20)
+        bounds = {"pixel_weight": pixel_weight, "feature_weight": feature_weight, "prior_weight": prior_weight}
+        bounds |= {"learning_rate": learning_rate, "tuning_learning_rate": tuning_learning_rate}
+        for name, number in (bounds | {"locality_weight": locality_weight, "tolerance": tolerance}).items():
+            check_number(name, number, 0, 1e6)
+        if noise_mode not in ("none", "const"):
+            raise ValueError(f"noise_mode of an inversion is none or const, got {noise_mode!r}")
+        if unknown := [n for n in callback_on_step_end_tensor_inputs if n not in TENSOR_INPUTS]:
+            known = ", ".join(TENSOR_INPUTS)
+            raise ValueError(f"callback_on_step_end_tensor_inputs are of {known}, got {unknown[0]!r}")
+
+        device = self._execution_device
+        targets = read_targets(image, self.generator.config, fit).to(device)
+        batch = batch_size or at_once(targets.shape[-1], 16)
+        network = self._float(self.generator)
+        weight = self._weight(masks, region_weights, targets)
+        codes = self._start(start, targets, latent_type, batch)
+        maps = extractor(self._float(self.segmenter))
+        taken = torch.zeros(len(targets), dtype=torch.long)
+        self._interrupt = False
+        done = 0
+
+        def objective(part: slice) -> Objective:
+            weights = None if weight is None else weight[part]
+            return Objective(maps, targets[part], weights, pixel_weight, feature_weight)
+
+        def called(step: int, **tensors: torch.Tensor) -> Any:
+            if callback_on_step_end is None:
+                return None
+            given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs if name in tensors}
+            replaced = callback_on_step_end(self, step, step, given)
+            if self._interrupt:
+                raise Interrupted
+            return None if replaced is None else replaced.get("latents")
+
+        parts = [slice(i, i + batch) for i in range(0, len(targets), batch)]
+        if num_inference_steps:
+            prior = CodePrior.of(network)
+            with self.progress_bar(total=num_inference_steps * len(parts)) as bar:
+                for number, part in enumerate(parts):
+
+                    def on_step(step: int, latents: torch.Tensor, losses: torch.Tensor) -> Any:
+                        bar.update()
+                        return called(step, latents=latents, losses=losses)
+
+                    found = optimise(
+                        network,
+                        codes[part],
+                        latent_type,
+                        objective(part),
+                        prior,
+                        steps=num_inference_steps,
+                        learning_rate=learning_rate,
+                        prior_weight=prior_weight,
+                        tolerance=tolerance,
+                        patience=patience,
+                        noise_mode=noise_mode,
+                        on_step=on_step,
+                    )
+                    codes[part], taken[part] = found.codes, found.steps.cpu()
+                    bar.update((number + 1) * num_inference_steps - bar.n)  # what an early stop left out
+                    if self._interrupt:
+                        break
+            done = num_inference_steps
+        style = self._style(codes, latent_type)
+        tuned = None
+        if num_tuning_steps and not self._interrupt:
+            seed = 0 if generator is None else _steps.draw_seeds(generator, 1)[0]
+            with self.progress_bar(total=num_tuning_steps) as bar:
+
+                def on_tuning(step: int, losses: torch.Tensor) -> None:
+                    bar.update()
+                    called(done + step, losses=losses)
+
+                tuned = network = tune(
+                    network,
+                    style,
+                    objective(slice(None)),
+                    steps=num_tuning_steps,
+                    learning_rate=tuning_learning_rate,
+                    locality_weight=locality_weight,
+                    batch_size=min(batch, 4),
+                    noise_mode=noise_mode,
+                    seed=seed,
+                    on_step=on_tuning,
+                )
+        made, mse, apart = self._measure(network, style, targets, maps, noise_mode, batch)
+        images: Any = style
+        if output_type != "latent":
+            images = self.image_processor.postprocess(made, output_type=output_type)
+        self.maybe_free_model_hooks()
+        output = StyleFusionInversionPipelineOutput(
+            codes=Code(codes, latent_type),
+            images=images,
+            mse=mse,
+            feature_distance=apart,
+            steps=taken,
+            generator=None if tuned is None else tuned.to(self.generator.dtype),
+        )
+        return output if return_dict else output.to_tuple()
+
+    # ------------------------------------------------------------------------------------------------
+    # Steps.
+
+    def _float(self, model: Any) -> Any:
+        """The model in float32: itself, or a copy where its weights are of half precision, too coarse to optimise."""
+        if model is None:
+            return None
+        _steps.onload(model)
+        if getattr(model, "dtype", torch.float32) == torch.float32:
+            return model
+        return copy.deepcopy(model).float()
+
+    @torch.no_grad()
+    def _weight(self, masks: Any, region_weights: Any, targets: torch.Tensor) -> torch.Tensor | None:
+        """(B, H, W), or None where every pixel counts alike."""
+        weight = None
+        if masks is not None:
+            weight = read_masks(masks, targets)
+        if region_weights:
+            if self.segmenter is None:
+                raise ValueError("region_weights need a segmenter, and this pipeline has none: give masks=")
+            known = list(self.segmenter.config.regions)
+            for name, value in region_weights.items():
+                if name not in known:
+                    raise ValueError(f"region_weights: no region {name!r}; the segmenter knows {', '.join(known)}")
+                check_number(f"region_weights[{name!r}]", value, 0, 1e6)
+            factors = torch.tensor([float(region_weights.get(name, 1.0)) for name in known], device=targets.device)
+            found = _steps.segment(self._float(self.segmenter), targets, at_once(targets.shape[-1], 64))
+            by_region = torch.einsum("rbhw,r->bhw", torch.stack([found[n] for n in known]).to(targets), factors)
+            weight = by_region if weight is None else weight * by_region
+        return weight
+
+    @torch.no_grad()
+    def _start(self, start: Any, targets: torch.Tensor, space: str, batch: int) -> torch.Tensor:
+        """Codes (B, ...) of `space` to start from."""
+        start = ("mean" if self.encoder is None else "encoder") if start is None else start
+        count, device = len(targets), targets.device
+        if isinstance(start, Code):
+            codes = start.tensor.detach().to(device, torch.float32)
+            if len(codes) not in (1, count):
+                raise ValueError(f"start has {len(codes)} codes for {count} pictures: give as many, or one")
+            given = start.space
+        elif start == "encoder":
+            if self.encoder is None:
+                raise ValueError('start="encoder", but this pipeline has no encoder: load it with encoder=, or "mean"')
+            _steps.onload(self.encoder)
+            dtype = getattr(self.encoder, "dtype", torch.float32)
+            codes = torch.cat([self.encoder.encode(part.to(dtype)).float() for part in targets.split(batch)])
+            given = "w+"
+        elif start == "mean":
+            codes, given = self.generator.w_avg.to(device, torch.float32)[None], "w"
+        else:
+            raise ValueError(f'start is "encoder", "mean" or a Code, got {start!r}')
+        codes = self._to_space(codes, given, space)
+        return codes.expand(count, *codes.shape[1:]).clone()
+
+    def _to_space(self, codes: torch.Tensor, given: str, space: str) -> torch.Tensor:
+        """Codes of another space; w of w+ is the mean of its rows."""
+        if given == space:
+            return codes
+        if space == "s" and given in ("w", "w+"):
+            return self._style(codes, given)
+        if (given, space) == ("w", "w+"):
+            return codes[:, None].expand(-1, self.generator.num_ws, -1)
+        if (given, space) == ("w+", "w"):
+            return codes.mean(dim=1)
+        raise ValueError(
+            f"start is a code in {given}, which cannot be brought to {space}: choose latent_type={given!r}"
+        )
+
+    @torch.no_grad()
+    def _style(self, codes: torch.Tensor, space: str) -> torch.Tensor:
+        if space == "s":
+            return codes
+        _steps.onload(self.generator)
+        return self.generator.to_style(codes.to(self.generator.affine_weight)).float()
+
+    @torch.no_grad()
+    def _measure(
+        self, network: Any, style: torch.Tensor, targets: torch.Tensor, maps: Any, noise_mode: str, batch: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reconstructions (B, C, H, W), their squared errors (B,) and distances of features (B,)."""
+        made, mse, apart = [], [], []
+        for s, target in zip(style.split(batch), targets.split(batch), strict=True):
+            image = network.synthesis(s, noise_mode=noise_mode).clamp(-1, 1)
+            made.append(image)
+            mse.append((image - target).square().mean(dim=(1, 2, 3)))
+            apart.append(map_distance(maps(image), maps(target)))
+        return torch.cat(made), torch.cat(mse).cpu(), torch.cat(apart).cpu()

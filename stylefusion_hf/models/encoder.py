@@ -1,0 +1,116 @@
+"""A feed-forward encoder: pictures to w+, as offsets from the mean code (pSp, Richardson et al., arXiv 2008.00951)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from stylefusion_hf.models._loading import StrictModelMixin
+from stylefusion_hf.models.layers import to_fast_layout
+from stylefusion_hf.models.segmenter import ConvBlock
+
+
+@dataclass
+class EncoderOutput(BaseOutput):
+    """`latents`: w+ codes (B, num_ws, w_dim)."""
+
+    latents: torch.Tensor
+
+
+class ImageEncoder(StrictModelMixin, ConfigMixin):
+    """Images (B, 3, H, W) in [-1, 1] -> w+ (B, num_ws, w_dim).
+
+    A code is the mean code, plus one offset for all rows, plus one for each row (e4e, Tov et al., arXiv 2102.02766),
+    both along w's principal axes in units of its deviation there. A new encoder gives the mean code for every picture.
+
+    Args:
+        num_ws, w_dim: shape of the generator's w+.
+        resolution: pixels that images are brought to inside; whatever size they have.
+        channels: widths at 1/2 of the resolution (before and after its convolutions), 1/4, 1/8, ...
+        reduced: channels of the last map that the head sees, place by place.
+        features: width of the layer that the offsets are read from.
+        groups: of the group normalisation; must divide every width.
+        img_channels: 3 for RGB.
+
+    Raises:
+        ValueError: fewer than two widths, some that `groups` does not divide, or a resolution that they do not halve.
+    """
+
+    w_mean: torch.Tensor
+    w_axes: torch.Tensor
+
+    @register_to_config
+    def __init__(
+        self,
+        num_ws: int = 10,
+        w_dim: int = 512,
+        resolution: int = 64,
+        channels: Sequence[int] = (32, 48, 96, 160),
+        reduced: int = 32,
+        features: int = 256,
+        groups: int = 8,
+        img_channels: int = 3,
+    ):
+        super().__init__()
+        channels = list(channels)
+        if len(channels) < 2 or any(c < 1 or c % groups for c in channels):
+            raise ValueError(f"expected two or more widths that are multiples of groups={groups}, got {channels}")
+        step = 2 ** (len(channels) - 1)
+        if resolution < step or resolution % step:
+            raise ValueError(f"resolution must be a multiple of {step} for {len(channels)} widths, got {resolution}")
+        if num_ws < 1 or w_dim < 1:
+            raise ValueError(f"num_ws and w_dim must be at least 1, got {num_ws} and {w_dim}")
+        self.stem = nn.Conv2d(img_channels, channels[0], 4, stride=2, padding=1)
+        self.levels = nn.ModuleList(ConvBlock(i, o, groups) for i, o in pairwise(channels))
+        self.reduce = nn.Conv2d(channels[-1], reduced, 1)
+        # By place, not pooled: where a thing is belongs to the code.
+        self.to_features = nn.Linear(reduced * (resolution // step) ** 2, features)
+        self.to_code = nn.Linear(features, w_dim)
+        self.to_rows = nn.Linear(features, num_ws * w_dim)
+        for head in (self.to_code, self.to_rows):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.register_buffer("w_mean", torch.zeros(w_dim))
+        self.register_buffer("w_axes", torch.eye(w_dim))  # (axis, w_dim), as long as w deviates
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """w+ codes (B, num_ws, w_dim) of images (B, 3, H, W) in [-1, 1]; ValueError for images of another shape."""
+        config = self.config
+        if images.ndim != 4 or images.shape[1] != config.img_channels:
+            raise ValueError(f"expected images (batch, {config.img_channels}, H, W), got {tuple(images.shape)}")
+        x, size = images, (config.resolution, config.resolution)
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+        x = F.silu(self.stem(to_fast_layout(x)))
+        for k, block in enumerate(self.levels):
+            x = block(F.avg_pool2d(x, 2) if k else x)
+        features = F.silu(self.to_features(F.silu(self.reduce(x)).flatten(1)))
+        offsets = self.to_code(features)[:, None] + self.to_rows(features).unflatten(1, (config.num_ws, config.w_dim))
+        return self.w_mean + offsets @ self.w_axes
+
+    @torch.no_grad()
+    def fit_axes(self, w: torch.Tensor) -> None:
+        """Set the mean and the axes to those of a sample of w, (N, w_dim)."""
+        values, vectors = torch.linalg.eigh(w.detach().t().cov().double().cpu())
+        self.w_mean.copy_(w.mean(dim=0))
+        self.w_axes.copy_((vectors * values.clamp_min(0).sqrt()).t())
+
+    def forward(self, images: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple:
+        """`latents`: w+ (B, num_ws, w_dim) of images (B, 3, H, W) in [-1, 1]."""
+        latents = self.encode(images)
+        return EncoderOutput(latents=latents) if return_dict else (latents,)
+
+
+def encoder_channels(resolution: int) -> list[int]:
+    """Widths for an encoder of that resolution (a power of two from 16), whose last map has 8 x 8 places or fewer."""
+    widths = [32, 48, 96, 160]
+    levels = max(1, (resolution // 8).bit_length() - 1)  # halvings down to 8 pixels
+    return widths[: levels + 1] if levels < len(widths) else [*widths, *[160] * (levels + 1 - len(widths))]
+
+
+ImageEncoder.__module__ = "stylefusion_hf"
