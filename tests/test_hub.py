@@ -40,19 +40,9 @@ def re_exporting(folder: Path) -> Path:
 # Folders.
 
 
-def test_round_trip(saved):
-    pipe = tiny_pipeline(segmenter=True)
-    loaded = StyleFusionPipeline.from_pretrained(saved)
-    assert torch.equal(loaded(**CALL).images, pipe(**CALL).images)
-    assert set(loaded.components) == {"generator", "fusion", "segmenter", "encoder"}
-    assert loaded.components["encoder"] is None
-    assert not loaded.generator.training
-    index = json.loads((saved / "model_index.json").read_text())
-    assert index["generator"] == ["stylefusion_hf", "StyleGAN2Generator"]
-    assert index["_class_name"] == "StyleFusionPipeline"
+def test_a_component_that_is_passed_must_fit(saved):
     with pytest.raises(ValueError, match="generator's conv_sizes"):
         StyleFusionPipeline.from_pretrained(saved, generator=tiny_pipeline(channels=[8, 8, 8, 4]).generator)
-    assert StyleFusionPipeline.from_pretrained(saved, segmenter=None).segmenter is None
 
 
 @pytest.mark.parametrize("foreign", [False, True])

@@ -26,6 +26,7 @@ ALL = {
     *(f"{name}/{file}" for name in NAMES for file in ("config.json", WEIGHTS, "stylefusion_hf.py")),
     *(".gitattributes", "README.md", "model_index.json", "pipeline.py", "sheet.png"),
 }
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's LFS uploads
 SECRET = re.compile(r"hf_[A-Z]\w+")
 
 

@@ -12,12 +12,18 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import ModelMixin
+from safetensors.torch import save_file
 
 from stylefusion_hf.hub_files import explained, snapshot, weight_patterns, without_paths
+
+STEM = "diffusion_pytorch_model"  # of weight files
 
 
 class StrictModelMixin(ModelMixin):
@@ -82,6 +88,24 @@ class StrictModelMixin(ModelMixin):
                 " Download or convert it again, or correct its config.json"
             )
         return (model, info) if wants_info else model  # type: ignore[return-value]
+
+    @wraps(ModelMixin.save_pretrained)  # pipelines look at the names of its parameters
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        folder, given = (
+            Path(save_directory),
+            signature(ModelMixin.save_pretrained).bind(self, save_directory, *args, **kwargs),
+        )
+        given.apply_defaults()
+        main, safe, variant = (given.arguments[name] for name in ("is_main_process", "safe_serialization", "variant"))
+        dot = f".{variant}" if variant else ""
+        whole, index = folder / f"{STEM}{dot}.safetensors", folder / f"{STEM}.safetensors.index{dot}.json"
+        if main and safe:
+            index.unlink(missing_ok=True)  # of an earlier save in shards: loading would look for these
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if main and safe and index.is_file():
+            whole.unlink(missing_ok=True)  # of an earlier save in one file
+        elif main and safe and not self.state_dict():
+            save_file({}, whole, metadata={"format": "pt"})  # a tree may have no net; diffusers would write nothing
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As in diffusers, without the local path that diffusers would record."""
