@@ -29,6 +29,7 @@ COMMANDS = {
     "data": ("stylefusion_hf.commands.data", "make training data: avatars with exact region maps"),
     "train": ("stylefusion_hf.commands.train", "train a generator, a segmenter or fusion nets"),
     "evaluate": ("stylefusion_hf.commands.evaluate", "measure a model, and other methods on the same pairs"),
+    "publish": ("stylefusion_hf.commands.publish", "upload a model to the Hugging Face Hub, with its card"),
     "env": ("stylefusion_hf.commands.env", "show versions, devices and the embedded model"),
 }
 

@@ -6,17 +6,17 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.resources import as_file, files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers import ModelMixin
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+from stylefusion_hf.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
@@ -25,7 +25,6 @@ else:  # not a subclass: diffusers accepts only one pipeline class in a custom p
 
 PACKAGE = "stylefusion_hf"
 EMBEDDED = "embedded"  # the name of the model that comes with the package
-WEIGHTS = ("diffusion_pytorch_model", "model")  # stems of weight files: diffusers' and transformers'
 
 
 class HubMixin(_Pipeline):
@@ -46,14 +45,23 @@ class HubMixin(_Pipeline):
         given = os.fspath(pretrained_model_name_or_path)
         kwargs.setdefault("use_safetensors", True)
         folder = given if os.path.isdir(given) else os.fspath(cls.download(given, **kwargs))
-        components = cls._listed_components(folder, kwargs)
-        variant = kwargs.get("variant")
-        if variant is not None and components and not any(_has_variant(Path(folder, c), variant) for c in components):
-            raise ValueError(f"no component in {folder} has weights of the variant {variant!r}: leave variant out")
-        kwargs |= _load_beside_code(folder, components, kwargs)
-        pipe = super().from_pretrained(folder, **kwargs)
+        try:
+            pipe = cls._from_folder(folder, kwargs)
+        except (OSError, ValueError) as error:
+            if folder == given:
+                raise
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"{given}: {error}; force_download=True downloads it anew") from error
         pipe.register_to_config(_name_or_path=given)
         return pipe
+
+    @classmethod
+    def _from_folder(cls, folder: str, kwargs: dict[str, Any]) -> Self:
+        components = cls._listed_components(folder, kwargs)
+        variant = kwargs.get("variant")
+        if variant is not None and components and not any(has_variant(Path(folder, c), variant) for c in components):
+            raise ValueError(f"no component in {folder} has weights of the variant {variant!r}: leave variant out")
+        return super().from_pretrained(folder, **kwargs | _load_beside_code(folder, components, kwargs))
 
     @classmethod
     def from_embedded(cls, **kwargs: Any) -> Self:
@@ -91,33 +99,17 @@ class HubMixin(_Pipeline):
         Args: as in diffusers; components that are passed are not fetched, `variant` fetches the default weights only
         of components without that variant.
         """
-        name = os.fspath(pretrained_model_name)
-        passed_on = ("cache_dir", "force_download", "token", "local_files_only")
-        options = {key: kwargs[key] for key in passed_on if kwargs.get(key) is not None}
-        try:
-            index = hf_hub_download(name, cls.config_name, revision=kwargs.get("revision"), **options)
-        except (HFValidationError, RepositoryNotFoundError, EntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise OSError(
-                f"{name!r} is no folder here, and no pipeline on the Hub that can be reached: {reason[0].strip()}"
-            ) from error
-        commit = Path(index).parent.name  # so that everything comes from one revision, whatever is pushed meanwhile
-        components = _components(cls.load_config(os.path.dirname(index)))
-        wanted = [component for component in components if component not in kwargs]
-        variant = kwargs.get("variant")
-        configs = [cls.config_name, *(f"{component}/*config*.json" for component in wanted)]
-
-        def fetch(patterns: Sequence[str]) -> str:
-            return snapshot_download(
-                name, revision=commit, allow_patterns=list(patterns), ignore_patterns=["*.py"], **options
-            )
-
-        folder = fetch([*configs, *(pattern for component in wanted for pattern in _weights(component, variant))])
-        if variant is not None:
-            plain = [component for component in wanted if not _has_variant(Path(folder, component), variant)]
-            if plain:
-                folder = fetch([pattern for component in plain for pattern in _weights(component, None)])
-        return folder
+        name, variant = os.fspath(pretrained_model_name), kwargs.get("variant")
+        with snapshot(name, cls.config_name, kwargs.get("revision"), kwargs) as (folder, fetch):
+            components = components_of(cls.load_config(folder))
+            wanted = [component for component in components if component not in kwargs]
+            configs = [cls.config_name, *(f"{component}/*config*.json" for component in wanted)]
+            fetch([*configs, *(pattern for component in wanted for pattern in weight_patterns(component, variant))])
+            if variant is not None:
+                plain = [component for component in wanted if not has_variant(folder / component, variant)]
+                if plain:
+                    fetch([pattern for component in plain for pattern in weight_patterns(component, None)])
+        return os.fspath(folder)
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -130,11 +122,68 @@ class HubMixin(_Pipeline):
             config["_class_name"] = config["_class_name"][-1]
         return loaded
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers, without the local paths that diffusers would record."""
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As in diffusers, without the local paths that diffusers would record.
+
+        With `push_to_hub=True` the folder is then uploaded by `publishing.publish`, to `repo_id=` or the repository of
+        the folder's name; the other keyword arguments are that function's.
+        """
         models = [getattr(module, "_orig_mod", module) for module in self.components.values()]
-        with _without_paths([self, *models]):
-            super().save_pretrained(save_directory, *args, **kwargs)
+        further = {} if push_to_hub else kwargs
+        with without_paths([self, *models]):
+            super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **further)
+        if push_to_hub:
+            from stylefusion_hf.publishing import publish
+
+            folder = Path(save_directory)
+            publish(folder, kwargs.pop("repo_id", folder.resolve().name), pipe=self, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        *,
+        max_shard_size: int | str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Upload weights, the files with which plain diffusers loads them, and a model card with a picture.
+
+        Args:
+            repo_id: `user/name`; made where there is none.
+            commit_message, private, token, create_pr: as in diffusers.
+            safe_serialization: True: pickles are not published.
+            variant: of the weights; other variants that the repository has stay.
+            max_shard_size: weight files are split beyond it.
+            kwargs: further arguments of `publishing.publish`: revision, license, base_model, tags, report,
+                overwrite_card.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            OSError: one line that names the repository, what happened and what to do; nothing is published then.
+        """
+        from stylefusion_hf.publishing import publish
+
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False would publish pickles, which run code where they are loaded")
+        kwargs |= {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+            return publish(Path(folder), repo_id, pipe=self, keep_variants=True, **kwargs)
 
     @property
     def device(self) -> torch.device:
@@ -152,7 +201,7 @@ class HubMixin(_Pipeline):
         if not os.path.isfile(os.path.join(folder, cls.config_name)):
             raise OSError(f"{folder} is no pipeline folder: it has no {cls.config_name}")
         expected, _ = cls._get_signature_keys(cls)
-        listed = {n: entry for n, entry in _components(cls.load_config(folder)).items() if n in expected}
+        listed = {n: entry for n, entry in components_of(cls.load_config(folder)).items() if n in expected}
         for name in expected:
             if name in passed:
                 listed.pop(name, None)
@@ -209,15 +258,14 @@ def _public_name(name: Any) -> str | None:
     if not name:
         return None
     name = str(name)
-    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) and not os.path.isdir(name)
-    return name if is_id else (re.split(r"[\\/]", os.path.normpath(name))[-1] or None)
+    return name if is_hub_id(name) else (re.split(r"[\\/]", os.path.normpath(name))[-1] or None)
 
 
 def _assets() -> Any:
     return files(PACKAGE) / "assets"
 
 
-def _components(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def components_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """name -> (library, class) of a pipeline's config, without those that are null."""
     found = {}
     for name, entry in config.items():
@@ -225,17 +273,6 @@ def _components(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         if pair and not name.startswith("_"):
             found[name] = (entry[0], entry[1])
     return found
-
-
-def _weights(component: str, variant: str | None) -> list[str]:
-    """Patterns of a component's safetensors files, whole or in shards."""
-    dot = f".{variant}" if variant else ""
-    ends = (f"{dot}.safetensors", f"{dot}-*-of-*.safetensors", f".safetensors.index{dot}.json")
-    return [f"{component}/{stem}{end}" for stem in WEIGHTS for end in ends]
-
-
-def _has_variant(folder: Path, variant: str) -> bool:
-    return any(folder.glob(f"*.{variant}.safetensors")) or any(folder.glob(f"*.{variant}-*-of-*.safetensors"))
 
 
 def _load_beside_code(folder: str, components: Mapping[str, tuple[str, str]], kwargs: Mapping[str, Any]) -> dict:
@@ -257,23 +294,7 @@ def _load_beside_code(folder: str, components: Mapping[str, tuple[str, str]], kw
         loaded[name] = model_class.from_pretrained(
             path,
             dtype=dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype,
-            variant=variant if variant and _has_variant(path, variant) else None,
+            variant=variant if variant and has_variant(path, variant) else None,
             **options,
         )
     return loaded
-
-
-@contextmanager
-def _without_paths(configured: Sequence[Any]) -> Iterator[None]:
-    """Takes `_name_or_path` out of these objects' configs for a while."""
-    key, taken = "_name_or_path", []
-    for owner in configured:
-        config = getattr(owner, "_internal_dict", None)
-        if config is not None and key in config:
-            taken.append((owner, config[key]))
-            owner._internal_dict = type(config)({k: v for k, v in config.items() if k != key})
-    try:
-        yield
-    finally:
-        for owner, name in taken:
-            owner.register_to_config(**{key: name})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
@@ -35,6 +35,7 @@ def contact_sheet(
     scale: int | None = None,
     max_batch: int = 64,
     progress: bool = False,
+    class_labels: int | None = None,
 ) -> Image.Image:
     """A row for each base: base, source, the base with the source's code in one region at a time, then as global code.
 
@@ -47,6 +48,7 @@ def contact_sheet(
         scale: whole factor by which pictures are enlarged; None brings them to about 128 pixels.
         max_batch: pictures computed in one call.
         progress: show a bar where there is more than one call.
+        class_labels: the class of all pictures, for a conditional generator.
 
     Raises:
         ValueError: no or unequally many bases and sources, a scale or batch below 1, or what the pipeline refuses.
@@ -67,7 +69,9 @@ def contact_sheet(
     slices = [cells[at : at + max_batch] for at in range(0, len(cells), max_batch)]
     pictures: list[Image.Image] = []
     for part in tqdm(slices, desc="sheet", unit="batch", disable=not progress or len(slices) == 1):
-        pictures += _fused(pipe, tree, part, truncation_psi, noise_mode)
+        pictures += _fused(
+            pipe, tree, part, truncation_psi=truncation_psi, noise_mode=noise_mode, class_labels=class_labels
+        )
     remaining = iter(pictures)
     rows = [list(islice(remaining, len(columns))) for _ in range(count)]
     labels = [(f"base {base}", f"source {source}") for base, source in zip(bases, sources, strict=True)]
@@ -84,8 +88,7 @@ def _fused(
     pipe: StyleFusionPipeline,
     tree: RegionTree,
     cells: Sequence[tuple[str, int, int]],
-    psi: float | None,
-    noise_mode: str,
+    **call: Any,
 ) -> list[Image.Image]:
     """The pictures of cells (column, base, source), which differ in their codes only: one call makes all of them."""
 
@@ -95,7 +98,7 @@ def _fused(
 
     regions = {name: codes(SOURCE, name) for name in tree.active if name not in tree.fused}
     global_code = codes(SOURCE, GLOBAL) if tree.fused else None
-    out = pipe(base=codes(SOURCE), regions=regions, global_code=global_code, truncation_psi=psi, noise_mode=noise_mode)
+    out = pipe(base=codes(SOURCE), regions=regions, global_code=global_code, **call)
     return list(out.images)
 
 

@@ -1,12 +1,27 @@
-"""Fixtures of more than one file: an empty folder for commands, and the native operators, built once a session."""
+"""Fixtures of more than one file: an empty folder for commands, the native operators, built once a session, and a Hub.
 
+No test reaches the real Hub: HF_ENDPOINT, which huggingface_hub reads when it is imported, names one on this machine.
+"""
+
+import os
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from stylefusion_hf.ops import native
-from stylefusion_hf.ops.native import build
+from tests.hub_server import WRITER, HubServer
+
+HUB = HubServer()
+HF_HOME = tempfile.TemporaryDirectory(prefix="stylefusion-hf-home-")  # the cache, and no login of the user's
+os.environ |= {"HF_ENDPOINT": HUB.endpoint, "HF_HOME": HF_HOME.name, "HF_HUB_DISABLE_XET": "1"}
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"):
+    os.environ.pop(name, None)
+
+from stylefusion_hf.ops import native  # noqa: E402
+from stylefusion_hf.ops.native import build  # noqa: E402
 
 
 @pytest.fixture
@@ -31,3 +46,21 @@ def built_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 pytest.skip(f"the native operators cannot be built here: {error}")
             raise
         yield library
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """An empty Hub whose writer is logged in; the client's waits between two attempts are short."""
+    import huggingface_hub.constants
+
+    assert HUB.endpoint == huggingface_hub.constants.ENDPOINT, "huggingface_hub was imported before tests/conftest.py"
+    HUB.reset()
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.002)))
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    return HUB
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if HUB.total:
+        terminalreporter.write_line(f"Hub: {HUB.total} requests answered, {HUB.injected} faults injected")

@@ -1,18 +1,10 @@
-"""Pipelines from folders and from a Hub that is played by a server on this machine."""
+"""Pipelines from folders; those from a Hub are in test_hub_download.py."""
 
-import hashlib
 import json
-import os
 import shutil
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +13,6 @@ from stylefusion_hf import StyleFusionPipeline, hub
 from tests.tiny import TinyEncoder, tiny_fusion, tiny_pipeline, tiny_segmenter
 
 CALL: dict[str, Any] = {"base": 1, "regions": {"hair": 7}, "output_type": "pt"}
-REPO, COMMIT = "someone/avatars", "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -49,19 +40,9 @@ def re_exporting(folder: Path) -> Path:
 # Folders.
 
 
-def test_round_trip(saved):
-    pipe = tiny_pipeline(segmenter=True)
-    loaded = StyleFusionPipeline.from_pretrained(saved)
-    assert torch.equal(loaded(**CALL).images, pipe(**CALL).images)
-    assert set(loaded.components) == {"generator", "fusion", "segmenter", "encoder"}
-    assert loaded.components["encoder"] is None
-    assert not loaded.generator.training
-    index = json.loads((saved / "model_index.json").read_text())
-    assert index["generator"] == ["stylefusion_hf", "StyleGAN2Generator"]
-    assert index["_class_name"] == "StyleFusionPipeline"
+def test_a_component_that_is_passed_must_fit(saved):
     with pytest.raises(ValueError, match="generator's conv_sizes"):
         StyleFusionPipeline.from_pretrained(saved, generator=tiny_pipeline(channels=[8, 8, 8, 4]).generator)
-    assert StyleFusionPipeline.from_pretrained(saved, segmenter=None).segmenter is None
 
 
 @pytest.mark.parametrize("foreign", [False, True])
@@ -229,103 +210,3 @@ def test_hashes_follow_the_weights():
     pipe.register_modules(fusion=tiny_fusion(pipe.generator))
     assert pipe.model_identity()["sha256"] == first
     assert hub.weights_sha256(tiny_segmenter(seed=1)) != hub.weights_sha256(tiny_segmenter(seed=2))
-
-
-# ----------------------------------------------------------------------------------------------------
-# The Hub.
-
-
-class Handler(BaseHTTPRequestHandler):
-    """The few requests of the Hub's protocol that a download makes."""
-
-    def __init__(self, *args, folder: Path, requests: list[str]):
-        self.folder, self.requests = folder, requests
-        super().__init__(*args)
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.requests.append(path)
-        files = sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
-        name = path.rpartition("/resolve/")[2].partition("/")[2]
-        if path.startswith(f"/api/models/{REPO}/tree/"):
-            entries = [
-                {"type": "file", "path": f, "oid": "0" * 40, "size": os.path.getsize(self.folder / f)} for f in files
-            ]
-            self.answer(200, json.dumps(entries).encode())
-        elif path.startswith(f"/api/models/{REPO}"):
-            siblings = [{"rfilename": f} for f in files]
-            self.answer(200, json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings}).encode())
-        elif path.startswith(f"/{REPO}/resolve/") and name in files:
-            self.answer(200, (self.folder / name).read_bytes())
-        else:
-            self.answer(404, b"", "EntryNotFound" if REPO in path else "RepoNotFound")
-
-    do_HEAD = do_GET
-
-    def answer(self, status: int, body: bytes, error: str | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        if error:
-            self.send_header("X-Error-Code", error)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args) -> None:
-        pass
-
-
-@pytest.fixture
-def requests_to_hub(saved, monkeypatch) -> Iterator[list[str]]:
-    """What was asked of a Hub that has `saved` as its only repository, with files that must not be run."""
-    requests: list[str] = []
-    handler = partial(Handler, folder=re_exporting(saved), requests=requests)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    yield requests
-    server.shutdown()
-    server.server_close()
-
-
-def fetched(requests: list[str]) -> set[str]:
-    return {path.rpartition("/resolve/")[2].partition("/")[2] for path in requests if "/resolve/" in path}
-
-
-def test_a_hub_id(requests_to_hub, tmp_path):
-    expected = tiny_pipeline()(**CALL).images
-    cache = tmp_path / "cache"
-    pipe = StyleFusionPipeline.from_pretrained(REPO, cache_dir=cache)
-    assert torch.equal(pipe(**CALL).images, expected)
-    assert pipe(base=1).recipe["model"]["name"] == REPO
-    names = ("generator", "fusion", "segmenter")
-    files = {"model_index.json", *(f"{n}/config.json" for n in names), *(f"{n}/{WEIGHTS}" for n in names)}
-    assert fetched(requests_to_hub) == files
-    assert not list(cache.rglob("*.py"))
-    pipe.save_pretrained(tmp_path / "again")
-    assert not any("_name_or_path" in path.read_text() for path in (tmp_path / "again").rglob("*.json"))
-    offline = StyleFusionPipeline.from_pretrained(REPO, cache_dir=cache, local_files_only=True)
-    assert torch.equal(offline(**CALL).images, expected)
-
-
-def test_variants_and_passed_components_from_the_hub(requests_to_hub, saved, tmp_path):
-    (saved / "fusion" / "diffusion_pytorch_model.fp16.safetensors").unlink()
-    pipe = StyleFusionPipeline.from_pretrained(
-        REPO, cache_dir=tmp_path / "cache", variant="fp16", dtype=torch.float16, segmenter=None
-    )
-    assert pipe.generator.dtype == pipe.fusion.dtype == torch.float16
-    half = "generator/diffusion_pytorch_model.fp16.safetensors"
-    configs = {"model_index.json", "generator/config.json", "fusion/config.json"}
-    assert fetched(requests_to_hub) == {*configs, half, f"fusion/{WEIGHTS}"}
-
-
-@pytest.mark.parametrize("name", ["someone/else", "not a name", "/no/such/folder", "./folder", "a/b/c"])
-def test_neither_a_folder_nor_on_the_hub(requests_to_hub, tmp_path, name):
-    with pytest.raises(OSError, match="is no folder here, and no pipeline on the Hub that can be reached") as error:
-        StyleFusionPipeline.from_pretrained(name, cache_dir=tmp_path / "cache")
-    assert len(str(error.value).splitlines()) == 1

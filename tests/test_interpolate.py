@@ -1,7 +1,6 @@
 """StyleFusionInterpolationPipeline: keyframes are the fuse pipeline's pictures; between them the named codes move."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 from stylefusion_hf import Code, StyleFusionInterpolationPipeline, StyleFusionPipeline
 from stylefusion_hf.latents import codes_to_style, seeds_to_z
 from stylefusion_hf.pipelines._walk import Timeline, slerp
-from tests.tiny import NUM_WS, STYLE_DIM, W_DIM, Z_DIM, TinyEncoder, assert_same_weights, tiny_pipeline
+from tests.tiny import NUM_WS, STYLE_DIM, W_DIM, Z_DIM, TinyEncoder, tiny_pipeline
 
 SPACES = ("w", "s", "z")
 
@@ -326,30 +325,6 @@ def test_what_makes_no_sense_is_refused_at_once(pipe, name):
             method(**call)
     with pytest.raises(TypeError, match="frame_rate"):
         pipe.stream(base=[1, 2], frame_rate=3)
-
-
-def test_from_pipe_shares_the_weights_both_ways(fuse, pipe):
-    assert pipe.generator is fuse.generator
-    assert pipe.fusion is fuse.fusion
-    assert pipe.segmenter is fuse.segmenter
-    back = StyleFusionPipeline.from_pipe(pipe)
-    assert back.components == fuse.components
-    assert back.dtype == torch.float32
-
-
-def test_either_pipeline_loads_what_the_other_saved(fuse, pipe, tmp_path: Path):
-    call: dict[str, Any] = {"base": 1, "regions": {"hair": [7, 8]}, "frames": 2, "output_type": "latent"}
-    fuse.save_pretrained(tmp_path / "fuse")
-    pipe.save_pretrained(tmp_path / "walk")
-    for name in ("generator", "fusion", "segmenter"):
-        assert_same_weights(tmp_path / "fuse" / name, tmp_path / "walk" / name)
-    for folder in ("fuse", "walk"):
-        loaded = StyleFusionInterpolationPipeline.from_pretrained(tmp_path / folder)
-        assert type(loaded) is StyleFusionInterpolationPipeline
-        assert torch.equal(loaded(**call).frames, pipe(**call).frames)
-    again = StyleFusionPipeline.from_pretrained(tmp_path / "walk")
-    assert type(again) is StyleFusionPipeline
-    assert torch.equal(again(base=1).style_codes, fuse(base=1).style_codes)
 
 
 def test_half_precision(fuse):

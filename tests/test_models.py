@@ -1,6 +1,4 @@
-"""Generator, discriminator and segmenter as models: shapes, spaces, saving, dtypes, errors."""
-
-import json
+"""Generator, discriminator and segmenter: shapes, spaces, errors. What all models owe is in test_mixins_models.py."""
 
 import pytest
 import torch
@@ -9,7 +7,6 @@ from torch.autograd import gradcheck, gradgradcheck
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator, minibatch_std
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from tests.parity import relative_error
 from tests.tiny import tiny_generator
 
 
@@ -150,52 +147,6 @@ def test_features_are_those_of_every_resolution():
     image, features = (g := generator()).synthesis(torch.randn(2, g.style_dim), return_features=True)
     assert {r: tuple(f.shape) for r, f in features.items()} == {4: (2, 12, 4, 4), 8: (2, 8, 8, 8), 16: (2, 4, 16, 16)}
     assert image.shape == (2, 3, 16, 16)
-
-
-def models():
-    yield generator(), torch.randn(2, 6)
-    yield generator(label_dim=0, use_noise=False, conv_clamp=256.0), torch.randn(2, 6)
-    yield StyleGAN2Discriminator(resolution=16, channels=[12, 8, 4]), torch.randn(4, 3, 16, 16)
-    yield RegionSegmenter(regions=["a", "b", "c"], channels=[8, 16]), torch.randn(2, 3, 15, 9)
-
-
-@pytest.mark.parametrize("which", range(4))
-@torch.no_grad()
-def test_save_and_load(which, tmp_path):
-    model, x = list(models())[which]
-    model.eval().save_pretrained(tmp_path)
-    assert (tmp_path / "diffusion_pytorch_model.safetensors").is_file()
-    assert not any(
-        "/" in str(v) for v in json.loads((tmp_path / "config.json").read_text()).values() if isinstance(v, str)
-    )
-    again = type(model).from_pretrained(tmp_path)
-    assert torch.equal(model(x, return_dict=False)[0], again(x, return_dict=False)[0])
-    half = type(model).from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
-    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-    y = half(x.bfloat16(), return_dict=False)[0]
-    assert relative_error(y.float(), model(x, return_dict=False)[0]) < 0.2
-
-
-@pytest.mark.parametrize("which", range(4))
-def test_damaged_weights_are_one_clear_error(which, tmp_path):
-    model, _ = list(models())[which]
-    model.save_pretrained(tmp_path)
-    file = tmp_path / "diffusion_pytorch_model.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(OSError, match="truncated"):
-        type(model).from_pretrained(tmp_path)
-    file.unlink()
-    with pytest.raises(OSError, match="there is no|missing"):
-        type(model).from_pretrained(tmp_path)
-    from safetensors.torch import load, save_file
-
-    tensors = load(whole)
-    gone = sorted(tensors)[0]
-    del tensors[gone]
-    save_file(tensors, file)
-    with pytest.raises(ValueError, match="incomplete"):
-        type(model).from_pretrained(tmp_path)
 
 
 def test_minibatch_std_can_be_off():

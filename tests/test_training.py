@@ -15,6 +15,7 @@ from stylefusion_hf import (
 )
 from stylefusion_hf.training import common, generator, segmenter
 from stylefusion_hf.training.augment import augment, parse_policy
+from tests.hub_server import WRITER
 from tests.tiny import assert_same_weights, saved_weights, tiny_segmenter
 
 
@@ -103,26 +104,18 @@ def test_old_checkpoints_go_and_half_written_ones_do_not_count(pictures, tmp_pat
     assert not list(tmp_path.glob(".partial*"))
 
 
-def test_a_tracker_and_an_upload(pictures, tmp_path, monkeypatch):
-    uploads = []
-
-    class Api:
-        def __init__(self, token=None):
-            assert token == "secret"
-
-        def create_repo(self, name, exist_ok):
-            return type("Repo", (), {"repo_id": f"user/{name}"})
-
-        def upload_folder(self, repo_id, folder_path, ignore_patterns):
-            assert {"checkpoint-*", "logs/*", "arguments.json"} <= set(ignore_patterns)  # states and local paths
-            uploads.append((repo_id, Path(folder_path).name, (Path(folder_path) / "config.json").is_file()))
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    flags = "--max_train_steps 1 --report_to tensorboard --push_to_hub --hub_token secret --hub_model_id avatars"
+def test_a_tracker_and_an_upload(pictures, tmp_path, hub):
+    flags = f"--max_train_steps 1 --report_to tensorboard --push_to_hub --hub_token {WRITER} --hub_model_id me/avatars"
     generator.train(generator_args(pictures, tmp_path, *flags.split()))
-    assert uploads == [("user/avatars", "generator", True)]
+    files = {
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }  # no states, no paths
+    assert set(hub.files("me/avatars")) == files
     assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
-    assert "secret" not in (tmp_path / "arguments.json").read_text()
+    assert WRITER not in (tmp_path / "arguments.json").read_text()
 
 
 def test_gradient_accumulation_covers_the_same_batch(pictures, tmp_path):

@@ -1,4 +1,4 @@
-"""Strict loading for every model of the package.
+"""Strict loading for every model of the package, from folders and from the Hub.
 
 diffusers only warns about weights that a checkpoint lacks, and leaves those parameters on the meta device, where the
 first call fails with a message that names nothing. Here an incomplete or damaged checkpoint is one clear error.
@@ -9,29 +9,49 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import ModelMixin
+from safetensors.torch import save_file
+
+from stylefusion_hf.hub_files import explained, snapshot, weight_patterns, without_paths
+
+STEM = "diffusion_pytorch_model"  # of weight files
 
 
 class StrictModelMixin(ModelMixin):
-    """A diffusers `ModelMixin` whose `from_pretrained` returns a complete model or raises.
+    """A diffusers `ModelMixin` whose `from_pretrained` returns a complete model or raises; its files tell no paths.
 
     Raises:
-        OSError: a file is missing, truncated or not what its name says; names it and says what to do.
+        OSError: a file is missing, truncated or not what its name says, or the Hub does not give it; names it and says
+            what to do.
         ValueError: the files are sound, but lack weights that the config asks for, or have them in another shape.
     """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
-        path, subfolder = os.fspath(pretrained_model_name_or_path or ""), kwargs.get("subfolder")
-        where = os.path.join(path, subfolder) if subfolder else path
+        """As in diffusers, from a folder or a Hub id, with `subfolder=` for a component of a pipeline."""
+        given, subfolder = os.fspath(pretrained_model_name_or_path or ""), kwargs.pop("subfolder", None) or ""
+        where = path = os.path.join(given, subfolder) if subfolder else given
         wants_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True  # diffusers falls back to pickles where there are no safetensors
+        fetched = bool(given) and not os.path.exists(given) and kwargs["use_safetensors"]
+        if fetched:
+            variant = kwargs.get("variant")
+            config = f"{subfolder}/{cls.config_name}".lstrip("/")
+            with snapshot(given, config, kwargs.pop("revision", None), kwargs) as (folder, fetch):
+                fetch(weight_patterns(subfolder, variant))
+            path = os.path.join(folder, subfolder)
+        elif not os.path.isdir(given):  # a file, or pickles from the Hub, which diffusers is left to load
+            path, kwargs["subfolder"] = given, subfolder or None
         try:
             with _undisturbed():
                 model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
@@ -39,13 +59,14 @@ class StrictModelMixin(ModelMixin):
             problem = " ".join(str(error).split())
             if "Unable to load weights" in problem:
                 problem = f"its weights are truncated or in another format ({problem})"
-            elif "Error no file named" in problem and "diffusion_pytorch_model" in problem:
-                problem = "there is no diffusion_pytorch_model.safetensors"
-            elif not os.path.isdir(where):
+            elif named := re.search(r"Error no file named (diffusion_pytorch_model\S*)", problem):
+                problem = f"there is no {named[1]}"
+            elif not os.path.isdir(path):
                 raise  # a matter of the Hub or the network, which diffusers explains
-            raise OSError(
-                f"{cls.__name__} cannot be loaded from {where}: {problem}. Download, convert or save the model again"
-            ) from error
+            again = (
+                "Load it again with force_download=True" if fetched else "Download, convert or save the model again"
+            )
+            raise OSError(f"{cls.__name__} cannot be loaded from {where}: {problem}. {again}") from error
         except (RuntimeError, ValueError) as error:
             if "size mismatch" not in str(error) and "expected shape" not in str(error):
                 raise
@@ -54,6 +75,8 @@ class StrictModelMixin(ModelMixin):
                 f"the weights in {where} do not fit {cls.__name__}'s config.json: {problem}. Use the config.json that"
                 " was saved with the weights"
             ) from error
+        if fetched:  # diffusers has noted where the files are in the cache
+            model.register_to_config(_name_or_path=given)
 
         missing = set(info.get("missing_keys", ()))
         if getattr(model, "hf_device_map", None) is None:  # else offloaded weights are on meta by design
@@ -65,6 +88,34 @@ class StrictModelMixin(ModelMixin):
                 " Download or convert it again, or correct its config.json"
             )
         return (model, info) if wants_info else model  # type: ignore[return-value]
+
+    @wraps(ModelMixin.save_pretrained)  # pipelines look at the names of its parameters
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        folder, given = (
+            Path(save_directory),
+            signature(ModelMixin.save_pretrained).bind(self, save_directory, *args, **kwargs),
+        )
+        given.apply_defaults()
+        main, safe, variant = (given.arguments[name] for name in ("is_main_process", "safe_serialization", "variant"))
+        dot = f".{variant}" if variant else ""
+        whole, index = folder / f"{STEM}{dot}.safetensors", folder / f"{STEM}.safetensors.index{dot}.json"
+        if main and safe:
+            index.unlink(missing_ok=True)  # of an earlier save in shards: loading would look for these
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if main and safe and index.is_file():
+            whole.unlink(missing_ok=True)  # of an earlier save in one file
+        elif main and safe and not self.state_dict():
+            save_file({}, whole, metadata={"format": "pt"})  # a tree may have no net; diffusers would write nothing
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in diffusers, without the local path that diffusers would record."""
+        with without_paths([self]):
+            super().save_config(save_directory, push_to_hub, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """As in diffusers; OSError in one line for whatever the Hub refuses."""
+        with explained(f"cannot upload to {repo_id!r}"):
+            return str(super().push_to_hub(repo_id, **kwargs))
 
     @classmethod
     def _describe_missing(cls, model: Any, keys: Sequence[str]) -> str:

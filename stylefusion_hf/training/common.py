@@ -345,15 +345,15 @@ def image_grid(images: torch.Tensor, columns: int) -> Image.Image:
 
 
 def push_to_hub(args: argparse.Namespace, folder: Path) -> None:
-    """Upload a finished model folder when `--push_to_hub` asks for it."""
+    """Upload a finished model folder when `--push_to_hub` asks for it: a pipeline with its card, or models alone."""
     if not args.push_to_hub:
         return
-    from huggingface_hub import HfApi
+    from stylefusion_hf.publication import INDEX
+    from stylefusion_hf.publishing import publish, publish_models
 
-    api = HfApi(token=args.hub_token)
-    repo = api.create_repo(args.hub_model_id or Path(args.output_dir).resolve().name, exist_ok=True).repo_id
-    unwanted = ["checkpoint-*", ".partial-*", "samples/*", "logs/*", "log.jsonl", "arguments.json"]
-    logger.info("uploaded to %s", api.upload_folder(repo_id=repo, folder_path=folder, ignore_patterns=unwanted))
+    send = publish if (folder / INDEX).is_file() else publish_models
+    repo = args.hub_model_id or Path(args.output_dir).resolve().name
+    logger.info("uploaded: %s", send(folder, repo, token=args.hub_token))
 
 
 @contextlib.contextmanager
