@@ -28,12 +28,17 @@ class NodeSetting:
     strength: float = 1.0
 
 
+def check_kind(name: str, model: Any) -> None:
+    """ValueError unless `model` is what a pipeline takes as its "generator" or "fusion"."""
+    kind, attribute = {"generator": ("StyleGAN2Generator", "conv_sizes"), "fusion": ("FusionHierarchy", "tree")}[name]
+    if not hasattr(model, attribute):
+        raise ValueError(f"{name} is a {kind}, got {type(model).__name__}")
+
+
 def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None:
     """ValueError unless fusion nets and segmenter are of this generator's and this tree's kind; names both sides."""
-    for name, model, attribute in (("generator", generator, "conv_sizes"), ("fusion", fusion, "tree")):
-        if not hasattr(model, attribute):
-            expected = {"generator": "StyleGAN2Generator", "fusion": "FusionHierarchy"}[name]
-            raise ValueError(f"{name} is a {expected}, got {type(model).__name__}")
+    check_kind("generator", generator)
+    check_kind("fusion", fusion)
     for sizes in ("conv_sizes", "rgb_sizes"):
         of_generator, of_fusion = list(getattr(generator, sizes)), list(fusion.config[sizes])
         if of_generator != of_fusion:

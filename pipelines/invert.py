@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
+from torch import nn
 
 from stylefusion_hf.features import extractor, map_distance
 from stylefusion_hf.hub import HubMixin
@@ -23,6 +25,17 @@ from stylefusion_hf.pipelines.output import StyleFusionInversionPipelineOutput
 from stylefusion_hf.recipes import check_count, check_number
 
 TENSOR_INPUTS = ("latents", "losses")  # what a callback may ask for
+
+
+def _leaving_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What is made in inference mode cannot be differentiated later, as optimisation does."""
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return called
 
 
 class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
@@ -63,6 +76,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         encoder: Any = None,
     ):
         super().__init__()
+        _steps.check_kind("generator", generator)
         if fusion is not None:
             _steps.check_components(generator, fusion, segmenter)
         self.register_modules(generator=generator, fusion=fusion, segmenter=segmenter, encoder=encoder)
@@ -81,6 +95,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------
     # Codes from pictures.
 
+    @_leaving_inference_mode
     def __call__(
         self,
         image: Any,
@@ -146,7 +161,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             return_dict: False for a plain tuple of the same (which the annotated type leaves out).
 
         Returns:
-            `codes`, `images`, `mse`, `feature_distance`, `steps` and, after tuning, `generator`: the tuned copy, to be
+            `images`, `codes`, `mse`, `feature_distance`, `steps` and, after tuning, `generator`: the tuned copy, to be
             used as `StyleFusionPipeline.from_pipe(pipe, generator=out.generator)`.
 
         Raises:
@@ -250,14 +265,16 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         images: Any = style
         if output_type != "latent":
             images = self.image_processor.postprocess(made, output_type=output_type)
+        if tuned is not None and tuned.dtype != self.generator.dtype:
+            tuned = nn.Module.to(tuned, self.generator.dtype)  # not diffusers' own, which warns
         self.maybe_free_model_hooks()
         output = StyleFusionInversionPipelineOutput(
-            codes=Code(codes, latent_type),
             images=images,
+            codes=Code(codes, latent_type),
             mse=mse,
             feature_distance=apart,
             steps=taken,
-            generator=None if tuned is None else tuned.to(self.generator.dtype),
+            generator=tuned,
         )
         return output if return_dict else output.to_tuple()
 
@@ -273,7 +290,6 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             return model
         return copy.deepcopy(model).float()
 
-    @torch.no_grad()
     def _weight(self, masks: Any, region_weights: Any, targets: torch.Tensor) -> torch.Tensor | None:
         """(B, H, W), or None where every pixel counts alike."""
         weight = None
@@ -293,7 +309,6 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             weight = by_region if weight is None else weight * by_region
         return weight
 
-    @torch.no_grad()
     def _start(self, start: Any, targets: torch.Tensor, space: str, batch: int) -> torch.Tensor:
         """Codes (B, ...) of `space` to start from."""
         start = ("mean" if self.encoder is None else "encoder") if start is None else start
@@ -331,14 +346,12 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             f"start is a code in {given}, which cannot be brought to {space}: choose latent_type={given!r}"
         )
 
-    @torch.no_grad()
     def _style(self, codes: torch.Tensor, space: str) -> torch.Tensor:
         if space == "s":
             return codes
         _steps.onload(self.generator)
         return self.generator.to_style(codes.to(self.generator.affine_weight)).float()
 
-    @torch.no_grad()
     def _measure(
         self, network: Any, style: torch.Tensor, targets: torch.Tensor, maps: Any, noise_mode: str, batch: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -52,17 +52,17 @@ class StyleFusionInversionPipelineOutput(BaseOutput):
     """Codes of given pictures.
 
     Args:
+        images: the pictures of the codes: a list of PIL images, an array or a tensor in [0, 1]; or, with
+            `output_type="latent"`, the style codes (B, S).
         codes: a `Code` of B rows, in the space that was asked for.
-        images: their pictures: a list of PIL images, an array or a tensor in [0, 1]; or, with `output_type="latent"`,
-            the style codes (B, S).
         mse: (B,), the mean squared error of these pictures, in units of [-1, 1].
         feature_distance: (B,), how unlike the given pictures they look: `features.map_distance`.
         steps: (B,), of optimisation that each picture took.
         generator: the tuned copy; None without tuning.
     """
 
-    codes: Code
     images: Any  # its type is the caller's choice
+    codes: Code
     mse: torch.Tensor
     feature_distance: torch.Tensor
     steps: torch.Tensor

@@ -20,7 +20,7 @@ DIGITS = 16  # of the sha256, in a folder's name
 def save_tuned(generator: StyleGAN2Generator, folder: str | os.PathLike[str]) -> Path:
     """Save a tuned generator below `folder` and return its own folder; written again where it is there already."""
     path = Path(folder, f"generator-{weights_sha256(generator)[:DIGITS]}")
-    generator.save_pretrained(path)
+    generator.save_pretrained(path)  # type: ignore[call-arg, arg-type]  # mypy does not see through its wraps
     return path
 
 

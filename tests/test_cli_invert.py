@@ -14,8 +14,8 @@ from stylefusion_hf.cli import main
 from stylefusion_hf.code_files import load_codes, pick_code, save_codes
 from stylefusion_hf.commands._shared import RECIPE_KEY
 from tests.command_line import fails
-from tests.test_inversion import pil, tiny_encoder
-from tests.tiny import NUM_WS, RESOLUTION, W_DIM, draw, tiny_generator, tiny_pipeline
+from tests.test_inversion import pil
+from tests.tiny import NUM_WS, RESOLUTION, W_DIM, draw, tiny_encoder, tiny_generator, tiny_pipeline
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

@@ -19,7 +19,17 @@ import stylefusion_hf
 from stylefusion_hf import StyleGAN2Discriminator
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models._loading import StrictModelMixin
-from tests.tiny import STYLE_DIM, Z_DIM, draw, tiny_fusion, tiny_generator, tiny_segmenter
+from tests.tiny import (
+    NUM_WS,
+    STYLE_DIM,
+    W_DIM,
+    Z_DIM,
+    draw,
+    tiny_encoder,
+    tiny_fusion,
+    tiny_generator,
+    tiny_segmenter,
+)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -61,6 +71,7 @@ MODELS = {
         lambda: tiny_fusion(tiny_generator(), standardise=True, gate_bias=True), codes, (STYLE_DIM,)
     ),
     "segmenter": Specimen(tiny_segmenter, lambda n: {"images": draw(n, 3, 15, 9)}, (6, 15, 9)),
+    "encoder": Specimen(tiny_encoder, lambda n: {"images": draw(n, 3, 32, 32)}, (NUM_WS, W_DIM)),
     "portrait judge": Specimen(
         seeded(lambda: PortraitJudge(channels=[8] * 4, reduced=4, features=8, groups=2, resolution=32)),
         lambda n: {"images": draw(n, 3, 32, 32)},

@@ -6,7 +6,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from stylefusion_hf import FusionHierarchy, RegionSegmenter, RegionTree, StyleFusionPipeline, StyleGAN2Generator
+from stylefusion_hf import (
+    FusionHierarchy,
+    ImageEncoder,
+    RegionSegmenter,
+    RegionTree,
+    StyleFusionPipeline,
+    StyleGAN2Generator,
+)
 
 RESOLUTION, Z_DIM, W_DIM = 32, 16, 16
 NUM_WS, STYLE_DIM = 8, 88  # of `tiny_generator`
@@ -39,6 +46,15 @@ def tiny_segmenter(tree: Any = "avatar", seed: int = 0) -> RegionSegmenter:
     """The leaves of a tree."""
     torch.manual_seed(seed)
     return RegionSegmenter(regions=list(RegionTree.of(tree).leaves), channels=[4, 4], groups=2).eval()
+
+
+def tiny_encoder(seed: int = 0) -> ImageEncoder:
+    """An encoder that says something of its picture."""
+    torch.manual_seed(seed)
+    config = {"num_ws": NUM_WS, "w_dim": W_DIM, "resolution": RESOLUTION, "channels": [8, 8]}
+    encoder = ImageEncoder(**config, groups=4, reduced=2, features=16)
+    torch.nn.init.normal_(encoder.to_code.weight, std=0.3)
+    return encoder.eval()
 
 
 class TinyEncoder(torch.nn.Module):
