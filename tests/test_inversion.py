@@ -448,3 +448,10 @@ def test_the_segmenters_features_are_used_where_there_is_one(images: torch.Tenso
     seen = StyleFusionInversionPipeline(tiny_generator(), segmenter=tiny_segmenter())(x)
     assert torch.equal(plain.mse, seen.mse)
     assert not torch.allclose(plain.feature_distance, seen.feature_distance)
+
+
+def test_the_embedded_encoder_finds_samples_again() -> None:
+    fuser = StyleFusionPipeline.from_embedded()
+    samples = fuser(base=[1, 2, 3, 4], output_type="pt").images
+    embedded = StyleFusionInversionPipeline.from_pipe(fuser)
+    assert embedded(samples).mse.mean() < 0.2 * embedded(samples, start="mean").mse.mean()
