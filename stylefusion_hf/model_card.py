@@ -108,6 +108,15 @@ def figures(report: Mapping[str, Any]) -> str:
     return FIGURES.format(pairs=settings["pairs"], note=note, rows="\n".join(rows))
 
 
+def with_figures(text: str, report: Mapping[str, Any]) -> str:
+    """A card that somebody wrote, with the table of swaps at its end; ValueError if it has figures of its own."""
+    if "\n## Figures" in text:
+        raise ValueError("README.md has a section Figures: take it out, or publish without report")
+    front = FRONT.match(text)
+    below = text[front.end() :] if front else text
+    return text if not below.strip() else MARK.sub("", text).rstrip("\n") + "\n" + figures(report)
+
+
 def metadata(base_model: str | None, tags: Sequence[str] = (), picture: bool = True) -> dict[str, Any]:
     """What the Hub reads at the top of a card, but the licence; a base model only where it is known."""
     found: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "unconditional-image-generation"}

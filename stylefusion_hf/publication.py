@@ -22,8 +22,10 @@ from stylefusion_hf.hub_files import LOCAL_PATH, WEIGHTS, is_hub_id
 
 INDEX, CARD = "model_index.json", "README.md"
 SUFFIXES = {".json", ".safetensors", ".md", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".gif", ""}
-# What else lies where a run was.
-UNWANTED = re.compile(r"\.|checkpoint-|samples$|logs$|runs$|__pycache__$|arguments\.json$|log\.jsonl$")
+# What else lies where a run was, with paths of its machine.
+UNWANTED = re.compile(
+    r"\.|checkpoint-|samples$|logs$|runs$|__pycache__$|(arguments|report)\.json$|report\.md$|log\.jsonl$"
+)
 TEXTS = {"LICENSE", "NOTICE"}  # the files without a suffix
 WEIGHT_FILE = re.compile(
     rf"(?:{'|'.join(WEIGHTS)})(?:\.(?P<of>[^.-]+))?(?:-\d+-of-\d+)?\.safetensors(?:\.index(?:\.(?P<index>[^.]+))?\.json)?"
@@ -98,7 +100,7 @@ def prepare(
         repo_id: for the card's snippet.
         pipe: what the folder holds; None loads it, and so finds out whether it loads.
         license, base_model, tags: for the card: an identifier of the Hub's list, a Hub id, words.
-        report: another report.json of `stylefusion evaluate`.
+        report: another report.json of `stylefusion evaluate`; its table is added to a README.md of the folder's, too.
 
     Raises:
         ValueError, OSError: no pipeline of this package, or one that does not load; names the file.
@@ -107,9 +109,8 @@ def prepare(
     from stylefusion_hf.sheet import contact_sheet
 
     folder = Path(folder)
-    if report is None and (folder / "report.json").is_file():
-        report = folder / "report.json"
-    measured = model_card.read_report(report) if report is not None else None
+    beside = folder / "report.json"
+    measured = model_card.read_report(report or beside) if report is not None or beside.is_file() else None
     config = StyleFusionPipeline.load_config(folder) if (folder / INDEX).is_file() else {}
     name = config.get("_class_name")
     pipeline: Any = getattr(stylefusion_hf, name, None) if name in stylefusion_hf.__all__ else None
@@ -134,13 +135,16 @@ def prepare(
         sheet.save(buffer, "PNG")
         files[model_card.PICTURE] = buffer.getvalue()
     card = files.pop(CARD, "")
+    text = card.read_text(encoding="utf-8") if isinstance(card, Path) else ""
+    if text and report is not None:
+        text = model_card.with_figures(text, measured or {})
     origin = str(pipe.config.get(LOCAL_PATH) or "")
     known = origin if "/" in origin and is_hub_id(origin) and origin != repo_id else None
     given = {"license": license, "base_model": base_model}
     return Publication(
         files,
         left_out,
-        card.read_text(encoding="utf-8") if isinstance(card, Path) else "",
+        text,
         {key: value for key, value in given.items() if value},
         model_card.metadata(known, tags),
         model_card.body(pipe, repo_id, measured),

@@ -113,6 +113,8 @@ def upload(
         files = dict(publication.files)
         if publication.body or publication.card:
             files[CARD] = publication.card_beside(published, overwrite_card).encode()
+            if files[CARD] != publication.own_card.encode():
+                logger.warning("README.md of %s was changed there and is kept: overwrite_card replaces it", repo_id)
             if "license" not in model_card.metadata_of(files[CARD].decode()):  # type: ignore[union-attr]
                 logger.warning("the card of %s names no licence, so nobody may use it: give license=", repo_id)
         operations: list[Any] = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("checkpoint-5/model.safetensors", "samples/1.png", "logs/events", "fusion/weights.bin", ".env"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("private")
-    for name in ("arguments.json", "log.jsonl", "notes.py", "discriminator/config.json"):
+    for name in ("arguments.json", "log.jsonl", "report.md", "notes.py", "discriminator/config.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text('{"output_dir": "/home/me"}')
     return folder
@@ -220,6 +221,7 @@ def test_a_card_that_somebody_wrote_is_kept(hub, folder, caplog):
     own = "---\nlanguage: en  # ours\ntags: [mine]\n---\n# Our avatars\n\nPlease cite us.\n"
     hub.add(REPO, hub.files(REPO) | {"README.md": own.encode()})
     publish(folder, REPO, license="mit")
+    assert f"README.md of {REPO} was changed there and is kept" in caplog.text
     kept = card(hub)
     assert kept.endswith("---\n# Our avatars\n\nPlease cite us.\n")
     assert "language: en\n" in kept and "- mine\n- stylefusion\n" in kept and "license: mit\n" in kept
@@ -256,6 +258,18 @@ def test_the_measured_table(hub, folder, tmp_path):
     publish(folder, REPO, report=tmp_path / "report.json")
     assert "| hair | 0.013 [0.012, 0.014] | undefined | 0.013 [0.012, 0.014] |" in card(hub)
     assert "500 pairs of seeds" in card(hub)
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    (copied / "README.md").write_text("# Written by hand\n")
+    publish(copied, REPO, report=tmp_path / "report.json")
+    assert re.search(r"# Written by hand\n\n## Figures\n(.*\n)+\| hair \| 0.013", card(hub))
+    (copied / "README.md").write_text("# Written by hand\n\n## Figures\n")
+    with pytest.raises(ValueError, match=r"README\.md has a section Figures: take it out"):
+        publish(copied, REPO, report=tmp_path / "report.json")
+    (copied / "README.md").unlink()
+    (tmp_path / "report.json").rename(copied / "report.json")  # found by itself
+    publish(copied, "me/measured")
+    assert "| hair | 0.013" in hub.files("me/measured")["README.md"].decode()
+    assert "report.json" not in hub.files("me/measured")  # names folders of this machine
     (tmp_path / "report.json").write_text('{"settings": {}}')
     with pytest.raises(
         ValueError, match=r"report\.json is no report\.json of `stylefusion evaluate` with the section"
@@ -276,7 +290,7 @@ def test_a_dry_run(hub, folder, capsys):
     assert left is not None
     assert set(left[1].split(", ")) == {
         *(".env", "arguments.json", "checkpoint-5", "discriminator", "fusion"),
-        *("log.jsonl", "logs", "notes.py", "samples"),
+        *("log.jsonl", "logs", "notes.py", "report.md", "samples"),
     }
     assert main(["publish", str(folder), REPO, "--dry-run", "out"]) == 0
     assert set(read_folder(Path("out"))) == ALL - {".gitattributes"}
