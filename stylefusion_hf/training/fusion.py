@@ -40,13 +40,14 @@ from stylefusion_hf.training.common import (
     build_schedule,
     common_parser,
     ema_update,
+    export,
     finishing,
     image_grid,
     push_to_hub,
     resume,
     save_checkpoint,
     start,
-    step_generator,
+    step_generators,
     sync_when,
 )
 from stylefusion_hf.training.criterion import REFERENCES, TERMS, Criterion
@@ -227,21 +228,21 @@ def train(args: argparse.Namespace) -> Path:
         tqdm(total=args.max_train_steps, initial=first, disable=not accelerator.is_main_process, desc="fusion") as bar,
     ):
         for step in range(first, args.max_train_steps):
-            draw = step_generator(args.seed, step, accelerator.process_index)
             optimizer.zero_grad()
             figures = {}
-            accumulated = args.gradient_accumulation_steps
-            for i in range(accumulated):
+            draws, tallies = step_generators(args, accelerator, step), []
+            for i, draw in enumerate(draws):
                 sample = criterion.draw(args.train_batch_size, draw, shares)
-                with sync_when(accelerator, model, i == accumulated - 1):
+                with sync_when(accelerator, model, i == len(draws) - 1):
                     losses, tally, images = backward(
-                        criterion, model, ema, sample, transfers.mean, clock, accelerator, 1 / accumulated
+                        criterion, model, ema, sample, transfers.mean, clock, accelerator, 1 / len(draws)
                     )
-                transfers.update(tally, accelerator)
+                tallies.append(tally)
                 log.add(**losses)
                 if judge is not None:
                     plain = pool.pictures(sample.base)
                     log.add(discriminator=discriminator_step(judge, judge_optimizer, plain, images, accelerator))
+            transfers.update(torch.stack(tallies).sum(0), accelerator)
             if step < args.static_steps:
                 for p in learned:
                     p.grad = None
@@ -264,7 +265,7 @@ def train(args: argparse.Namespace) -> Path:
             if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
                 save_checkpoint(accelerator, args, done)
                 if accelerator.is_main_process:
-                    ema.save_pretrained(folder / "fusion")
+                    export(ema, folder / "fusion")
         if accelerator.is_main_process:
             pipe.save_pretrained(folder)
             (folder / "README.md").write_text(
@@ -314,4 +315,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
+
+    raise SystemExit(command_line(["train", "fusion", *sys.argv[1:]]))
