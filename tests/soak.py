@@ -1,4 +1,4 @@
-"""Kill trainings with SIGKILL at random moments, resume them, and compare with a run that nobody disturbed.
+"""Kill trainings and renderings at random moments (SIGKILL), resume them, compare with a run that nobody disturbed.
 
     python -m tests.soak --cycles 100        # `make soak`
 
@@ -22,7 +22,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stylefusion_hf import StyleGAN2Discriminator
+from stylefusion_hf import StyleGAN2Discriminator, cli, rendering
 from stylefusion_hf.training import checkpoints, fusion, generator, judges, segmenter
-from tests.tiny import tiny_generator, tiny_segmenter
+from tests.tiny import tiny_generator, tiny_pipeline, tiny_segmenter
 
 LATEST = ("--resume_from_checkpoint", "latest")
 HOW = ("at any moment", "while writing", "at a file operation")
@@ -48,6 +48,21 @@ class Job:
     text: str  # {data} stands for the folder of `make_data`
     steps: int = 5
     inner: tuple[ModuleType, ...] = ()  # other modules whose `save_checkpoint` it calls
+
+    def run(self, data: Path, out: Path) -> None:
+        """The training as a user starts and restarts it."""
+        flags = [*self.flags(data, out), "--max_train_steps", str(self.steps), *LATEST]
+        self.module.train(self.module.parse_args(flags))
+
+    def announce(self, writing: Callable[[], contextlib.AbstractContextManager]) -> None:
+        """Have every checkpoint written within `writing()`."""
+
+        def save(*args: Any) -> Path:
+            with writing():
+                return checkpoints.save_checkpoint(*args)
+
+        for module in (self.module, *self.inner):
+            module.save_checkpoint = save  # type: ignore[attr-defined]
 
     def flags(self, data: Path, out: Path) -> list[str]:
         every = ["--output_dir", str(out), "--logging_steps", "1", "--checkpointing_steps", "1"]
@@ -78,9 +93,34 @@ JOBS = {
 }
 
 
+class Rendering:
+    """`stylefusion render`, whose shards are what checkpoints are to a training."""
+
+    def run(self, data: Path, out: Path) -> None:
+        argv = f"render --random 30 --shard-size 4 --batch-size 2 --model {data}/pipeline --device cpu --out {out}"
+        if cli.main(argv.split()):
+            raise RuntimeError(argv)
+
+    def announce(self, writing: Callable[[], contextlib.AbstractContextManager]) -> None:
+        plain = rendering.write_shard
+
+        @contextlib.contextmanager
+        def shard(*args: Any) -> Iterator[Any]:
+            with writing(), plain(*args) as write:
+                yield write
+
+        rendering.write_shard = shard
+
+
+EVERY: dict[str, Any] = {**JOBS, "render": Rendering()}
+
+
 def make_data(root: Path) -> Path:
-    """A model folder (32 px), twelve labelled pictures of a disc (16 px); avatars come with the first run."""
+    """A model folder and a whole pipeline (32 px), twelve labelled pictures of a disc (16 px); avatars come with the
+    first run.
+    """
     torch.manual_seed(0)
+    tiny_pipeline(segmenter=True).save_pretrained(root / "pipeline")
     tiny_generator(use_noise=False).save_pretrained(root / "model" / "generator")
     tiny_segmenter().save_pretrained(root / "model" / "segmenter")
     StyleGAN2Discriminator(resolution=32, channels=[8] * 4).save_pretrained(root / "model" / "discriminator")
@@ -100,11 +140,6 @@ def make_data(root: Path) -> Path:
 
 
 # --- A training in a process of its own ------------------------------------------------------------------------------
-
-
-def run_job(job: Job, data: Path, out: Path) -> None:
-    """The training as a user starts and restarts it."""
-    job.module.train(job.module.parse_args([*job.flags(data, out), "--max_train_steps", str(job.steps), *LATEST]))
 
 
 def fork(action: Callable[[Callable[[str], None]], Any], log: Path) -> tuple[int, int]:
@@ -133,8 +168,8 @@ def fork(action: Callable[[Callable[[str], None]], Any], log: Path) -> tuple[int
         os._exit(status)
 
 
-def watched(job: Job, data: Path, out: Path, tell: Callable[[str], None], kill_at: int | None) -> None:
-    """`run_job` that tells when the writing of a checkpoint begins and ends, and with how many file operations.
+def watched(job: Any, data: Path, out: Path, tell: Callable[[str], None], kill_at: int | None) -> None:
+    """Run a job that tells when the writing of a checkpoint begins and ends, and with how many file operations.
 
     kill_at: end this process at this file operation, counted over all writing.
     """
@@ -147,22 +182,20 @@ def watched(job: Job, data: Path, out: Path, tell: Callable[[str], None], kill_a
             if seen == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(hook)
-    plain = checkpoints.save_checkpoint
-
-    def save(*args: Any) -> Path:
+    @contextlib.contextmanager
+    def writing() -> Iterator[None]:
         nonlocal inside
         tell("writing")
         inside = True
         try:
-            return plain(*args)
+            yield
         finally:
             inside = False
             tell(f"written {seen}")
 
-    for module in (job.module, *job.inner):
-        module.save_checkpoint = save  # type: ignore[attr-defined]
-    run_job(job, data, out)
+    sys.addaudithook(hook)
+    job.announce(writing)
+    job.run(data, out)
 
 
 class Watch:
@@ -189,14 +222,14 @@ class Watch:
 
 
 def results(out: Path) -> dict[str, str]:
-    """Digests of what a finished run leaves: every network, and every checkpoint but its random states."""
-    files = [p for p in sorted(out.rglob("*")) if p.suffix in (".safetensors", ".bin", ".pkl", ".png")]
+    """Digests of what a finished run leaves: networks, pictures, and checkpoints but for their random states."""
+    files = [p for p in sorted(out.rglob("*")) if p.suffix in (".safetensors", ".bin", ".pkl", ".png", ".tar")]
     return {str(p.relative_to(out)): checkpoints.digest_of(p) for p in files if not p.name.startswith("random_states")}
 
 
 def newest(out: Path) -> dict[str, int]:
-    """The last whole checkpoint of every run below a folder."""
-    steps: dict[str, int] = {}
+    """The last whole checkpoint of every run below a folder; of a rendering, how many shards there are."""
+    steps = {"shards": len(list(out.glob("shard-*")))}
     for path in out.rglob("checkpoint-*"):
         if path in checkpoints.list_checkpoints(path.parent) and checkpoints.damage(path) is None:
             steps[str(path.parent)] = max(steps.get(str(path.parent), 0), checkpoints.step_of(path))
@@ -240,7 +273,7 @@ class Soak:
             made = []
             for again in range(2):
                 out = self.root / f"{name}-{again}"
-                pid, reader = fork(lambda tell, out=out: watched(JOBS[name], self.data, out, tell, None), log_of(out))
+                pid, reader = fork(lambda tell, out=out: watched(EVERY[name], self.data, out, tell, None), log_of(out))
                 watch = Watch(reader)
                 watch.until(watch.started + 600)
                 seconds = time.monotonic() - watch.started
@@ -287,8 +320,8 @@ class Soak:
         """Start or resume, and kill it in this way; its exit status."""
         draw = self.draw
         kill_at = draw.randint(1, max(reference.operations, 1)) if how == HOW[2] else None
-        action = JOBS[name]
-        pid, reader = fork(lambda tell: watched(action, self.data, out, tell, kill_at), log_of(out))
+        job = EVERY[name]
+        pid, reader = fork(lambda tell: watched(job, self.data, out, tell, kill_at), log_of(out))
         watch = Watch(reader)
         end = watch.started + 600
         if how == HOW[0]:
@@ -324,7 +357,7 @@ def differ(one: dict, other: dict) -> str:
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--cycles", type=int, default=100)
-    p.add_argument("--only", choices=JOBS, nargs="+", default=list(JOBS), help="these trainers, in turn")
+    p.add_argument("--only", choices=EVERY, nargs="+", default=list(EVERY), help="these jobs, in turn")
     p.add_argument("--seed", type=int, default=0, help="of the kills")
     args = p.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:

@@ -269,9 +269,10 @@ def test_nan_stops_at_the_last_good_checkpoint(data, tmp_path, name):
 
 
 def test_nan_before_the_first_checkpoint(data, tmp_path):
+    more = ("--learning_rate", "1e30", "--checkpointing_steps", "9")
+    args = args_of(data, "segmenter", tmp_path / "run", 9, *more)
     with pytest.raises(FloatingPointError, match="run has no good checkpoint yet: start again and a lower"):
-        more = ("--learning_rate", "1e30", "--checkpointing_steps", "9")
-        segmenter.train(args_of(data, "segmenter", tmp_path / "run", 9, *more))
+        segmenter.train(args)
     assert not checkpoints.list_checkpoints(tmp_path / "run")
 
 

@@ -44,12 +44,12 @@ def on_main(action: Callable[[], Any]) -> Any:
     return box[0]
 
 
-def everywhere(action: Callable[[], Any]) -> str | None:
+def everywhere(action: Callable[[], Any], errors: tuple[type[Exception], ...] = SAVING_ERRORS) -> str | None:
     """Run `action` in every process and wait for all: what went wrong in the first that failed, or None."""
     problem = None
     try:
         action()
-    except SAVING_ERRORS as error:
+    except errors as error:
         problem = one_line(error)
     return next((said for said in gather_object([problem]) if said is not None), None)
 

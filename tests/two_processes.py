@@ -1,0 +1,71 @@
+"""What tests/test_processes.py starts under torchrun: tiny trainings, stopped and resumed.
+
+python -m tests.two_processes DATA OUT: each trainer runs two steps, then is resumed to four. Every process writes
+OUT/<trainer>-<rank>.json: digests of all that it would save, and the seeds of the generators that it drew from.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+
+from stylefusion_hf.training import checkpoints, common
+from tests import soak
+
+# The fusion nets' discriminator is fine-tuned once a micro-batch, not once a step: not the same in one process.
+MORE = {"fusion": ("--discriminator_learning_rate", "0")}
+
+
+def digests(accelerator: Accelerator) -> list[str]:
+    """Of weights, optimisers and averages, as they are in this process."""
+    every = [*accelerator._models, *accelerator._optimizers, *accelerator._custom_objects]
+    return [
+        hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        for thing in every
+        for x in checkpoints.tensors_in(thing.state_dict())
+    ]
+
+
+def train(name: str, data: Path, out: Path, steps: int, *more: str) -> dict[str, Any]:
+    """Train, and tell what was drawn and what would be saved."""
+    job, told = soak.JOBS[name], {"seeds": [], "digests": {}}  # type: ignore[var-annotated]
+
+    def save(accelerator: Accelerator, args: Any, step: int) -> Path:
+        told["digests"][f"{args.output_dir} {step}"] = digests(accelerator)
+        return checkpoints.save_checkpoint(accelerator, args, step)
+
+    def draws(*args: Any) -> list:
+        found = common.step_generators(*args)
+        told["seeds"].append([draw.initial_seed() for draw in found])
+        return found
+
+    modules = (job.module, *job.inner)
+    for module in modules:
+        module.save_checkpoint, module.step_generators = save, draws  # type: ignore[attr-defined]
+    try:
+        flags = [*job.flags(data, out), *MORE.get(name, ()), "--max_train_steps", str(steps), *soak.LATEST, *more]
+        job.module.train(job.module.parse_args(flags))
+    finally:
+        for module in modules:
+            module.save_checkpoint = checkpoints.save_checkpoint  # type: ignore[attr-defined]
+            module.step_generators = common.step_generators  # type: ignore[attr-defined]
+    return told
+
+
+def main(data: Path, out: Path) -> None:
+    # All trainings in one process group: starting processes takes longer than training.
+    Accelerator.end_training = lambda self: None  # type: ignore[method-assign]
+    destroy, PartialState.destroy_process_group = PartialState.destroy_process_group, lambda self, group=None: None
+    for name in soak.JOBS:
+        first = train(name, data, out / name, 2)
+        second = train(name, data, out / name, 4)
+        told = {"seeds": first["seeds"] + second["seeds"], "digests": first["digests"] | second["digests"]}
+        (out / f"{name}-{PartialState().process_index}.json").write_text(json.dumps(told))
+    destroy(PartialState())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
