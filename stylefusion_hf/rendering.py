@@ -110,10 +110,14 @@ class RandomRecipes:
         return {"random": self.count, "seed": self.seed, "tree": str(self.tree)}
 
 
-def check_recipe(pipe: StyleFusionPipeline, recipe: Recipe, identity: Mapping[str, Any], any_model: bool) -> None:
-    """ValueError unless the pipeline can make the recipe's pictures."""
+def check_recipe(
+    pipe: StyleFusionPipeline, recipe: Recipe, identity: Mapping[str, Any], any_model: bool, known: set[str]
+) -> None:
+    """ValueError unless the pipeline can make the recipe's pictures. `known`: kinds whose names are right."""
     latents.check_shapes(pipe.generator, recipe.groups())
-    node_settings(pipe.fusion.tree, recipe)
+    if (kind := kind_of(recipe)) not in known:
+        node_settings(pipe.fusion.tree, recipe)
+        known.add(kind)
     if recipe.class_labels is not None:
         latents.labels_to_tensor(recipe.class_labels, pipe.generator.config.label_dim)
     written = {} if any_model else (recipe.model or {}).get("sha256", {})
@@ -287,10 +291,11 @@ def render(
                 yield shard, number, make
 
     def check() -> None:
+        known: set[str] = set()
         for _, number, make in own():
             try:
                 recipe = make()
-                check_recipe(pipe, recipe, identity, any_model)
+                check_recipe(pipe, recipe, identity, any_model, known)
             except ValueError as error:
                 raise ValueError(f"{source.where(number)}: {error}") from error
             counted.append(recipe.num_images)

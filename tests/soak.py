@@ -11,6 +11,7 @@ imports once and forks the trainings, so that a start takes milliseconds.
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -224,7 +225,26 @@ class Watch:
 def results(out: Path) -> dict[str, str]:
     """Digests of what a finished run leaves: networks, pictures, and checkpoints but for their random states."""
     files = [p for p in sorted(out.rglob("*")) if p.suffix in (".safetensors", ".bin", ".pkl", ".png", ".tar")]
-    return {str(p.relative_to(out)): checkpoints.digest_of(p) for p in files if not p.name.startswith("random_states")}
+    return {str(p.relative_to(out)): content(p) for p in files if not p.name.startswith("random_states")}
+
+
+def content(file: Path) -> str:
+    """A digest of a file; of a pickle's values, since its bytes also tell which equal texts in it are one object."""
+    if file.suffix not in (".bin", ".pkl"):
+        return checkpoints.digest_of(file)
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+        elif isinstance(value, (dict, list, tuple)):
+            for item in value.items() if isinstance(value, dict) else value:
+                add(item)
+        else:
+            digest.update(repr(value).encode())
+
+    add(torch.load(file, weights_only=True))
+    return digest.hexdigest()
 
 
 def newest(out: Path) -> dict[str, int]:
@@ -319,7 +339,7 @@ class Soak:
     def _disturbed(self, name: str, out: Path, how: str | None, reference: Reference) -> int:
         """Start or resume, and kill it in this way; its exit status."""
         draw = self.draw
-        kill_at = draw.randint(1, max(reference.operations, 1)) if how == HOW[2] else None
+        kill_at = draw.randint(1, max(reference.operations // 2, 1)) if how == HOW[2] else None
         job = EVERY[name]
         pid, reader = fork(lambda tell: watched(job, self.data, out, tell, kill_at), log_of(out))
         watch = Watch(reader)
@@ -327,7 +347,7 @@ class Soak:
         if how == HOW[0]:
             watch.until(watch.started + draw.uniform(0, reference.seconds))
         elif how == HOW[1]:
-            at = draw.randrange(len(reference.writing))
+            at = draw.randrange(max(len(reference.writing) // 2, 1))  # a resumed run writes fewer
             watch.until(end, lambda: sum(line == "writing" for _, line in watch.lines) > at)
             begin, finish = reference.writing[at]
             watch.until(time.monotonic() + draw.uniform(0, finish - begin))
@@ -344,6 +364,7 @@ class Soak:
 
     def fail(self, name: str, why: str) -> None:
         self.failures.append(f"{name} in cycle {self.counts['cycles']}: {why}")
+        print(self.failures[-1], file=sys.stderr)
 
 
 def log_of(out: Path) -> Path:
@@ -360,6 +381,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--only", choices=EVERY, nargs="+", default=list(EVERY), help="these jobs, in turn")
     p.add_argument("--seed", type=int, default=0, help="of the kills")
     args = p.parse_args(argv)
+    torch.set_num_threads(1)  # children are forked
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         soak = Soak(Path(folder), args.seed)
         for i in range(args.cycles):
@@ -367,8 +389,6 @@ def main(argv: list[str] | None = None) -> int:
             soak.cycle(name)
             print(f"cycle {i + 1} of {args.cycles}, {name}: {dict(soak.counts)}", file=sys.stderr, flush=True)
     print(json.dumps(dict(soak.counts) | {"failures": len(soak.failures)}))
-    for failure in soak.failures:
-        print(failure, file=sys.stderr)
     return 1 if soak.failures else 0
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -242,6 +244,17 @@ def test_a_missing_tracker_is_told_before_anything_is_written(data, run, monkeyp
     assert contents(run) == before
 
 
+def test_a_folder_that_not_all_machines_share_is_told(tmp_path):
+    with pytest.raises(
+        OSError, match=r"elsewhere is not seen by process 0 \(.*\): it must be on a file system that all"
+    ):
+        common.check_shared(tmp_path / "elsewhere", {}, patience=0)
+    (tmp_path / "arguments.json").write_text('{"seed": 1}')  # of a run before, on a disk of this machine
+    with pytest.raises(OSError, match="is not seen by process 0"):
+        common.check_shared(tmp_path, {"seed": 2}, patience=0)
+    common.check_shared(tmp_path, {"seed": 1}, patience=0)
+
+
 # --- Numbers that are not finite -------------------------------------------------------------------------------------
 
 
@@ -332,3 +345,18 @@ def test_a_log_on_a_full_disk_is_named(data, run):
     os.symlink("/dev/full", run / "log.jsonl")
     with pytest.raises(OSError, match=r"log.jsonl could not be written .*No space left.*good checkpoint is .*-3"):
         segmenter.train(args_of(data, "segmenter", run, 5, *LATEST))
+
+
+# --- Kills -----------------------------------------------------------------------------------------------------------
+
+
+def test_killed_trainings_and_renderings_go_on_to_the_bit():
+    """A cycle a job; `make soak` does 100. In a process of its own, which forks: this one may have threads."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.soak", "--cycles", str(len(soak.EVERY)), "--seed", "1"]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=300)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts["bit-identical"] == counts["cycles"] == len(soak.EVERY)
+    assert counts["kills"] and counts["kills while a checkpoint was written"]

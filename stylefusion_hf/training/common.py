@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration, gather_object
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import nn
@@ -151,7 +151,7 @@ def start(args: argparse.Namespace) -> Accelerator:
             write_text(output / "arguments.json", json.dumps(flags, indent=2) + "\n")
 
     on_main(prepare)
-    problem = everywhere(lambda: check_shared(output))
+    problem = everywhere(lambda: check_shared(output, flags))
     if problem is not None:
         raise OSError(problem)
     if accelerator.is_main_process and args.report_to != "none":
@@ -161,10 +161,17 @@ def start(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def check_shared(output: Path, patience: float = 30.0) -> None:
+def check_shared(output: Path, flags: dict[str, Any], patience: float = 60.0) -> None:
     """OSError unless this process sees what the main process wrote: checkpoints are written once, for all machines."""
+
+    def seen() -> bool:
+        try:
+            return json.loads((output / "arguments.json").read_text()) == flags
+        except (OSError, ValueError):
+            return False
+
     until = time.monotonic() + patience  # network file systems may show new files late
-    while not (output / "arguments.json").is_file():
+    while not seen():
         if time.monotonic() > until:
             raise OSError(
                 f"--output_dir {output} is not seen by process {PartialState().process_index} ({platform.node()}):"
@@ -253,12 +260,32 @@ def build_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer):
 
 @torch.no_grad()
 def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model, parameters in a few fused calls; buffers are copied."""
+    """average <- decay * average + (1 - decay) * model, parameters in a few fused calls; buffers are copied.
+
+    The average is whole in every process, also where the model's weights are shared out (FSDP).
+    """
     targets: list[torch.Tensor] = list(average.parameters())
-    sources = [p.detach().to(q) for p, q in zip(model.parameters(), targets, strict=True)]
+    whole = (p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters())
+    sources = [p.detach().to(q) for p, q in zip(whole, targets, strict=True)]
     torch._foreach_lerp_(targets, sources, 1 - decay)
     for b, source in zip(average.buffers(), model.buffers(), strict=True):
         b.copy_(source)
+
+
+def gathered(accelerator: Accelerator, model: nn.Module) -> Any:
+    """The model as one process would have it: itself, or a copy with all weights where they are shared out (FSDP).
+
+    Every process must call it; the copy is complete in the main process.
+    """
+    plain = accelerator.unwrap_model(model)
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return plain
+    state = accelerator.get_state_dict(model)
+    kind: Any = next(c for c in type(plain).__mro__ if not c.__name__.startswith("FSDP"))  # which FSDP made a subclass
+    copy = kind(**{k: v for k, v in plain.config.items() if not k.startswith("_")}).to(accelerator.device)
+    if accelerator.is_main_process:
+        copy.load_state_dict(state)
+    return copy
 
 
 @torch.no_grad()

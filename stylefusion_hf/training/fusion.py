@@ -198,8 +198,7 @@ def train(args: argparse.Namespace) -> Path:
     energies = channel_energies(g.synthesis, pool.codes[probe], pool.labels[probe], len(roles.names), seed=args.seed)
     start_gates(fusion, energies, roles.names)
     ema.load_state_dict(fusion.state_dict())
-    constant = [p for name, p in fusion.named_parameters() if name.endswith(("gate_bias", "gate_novelty"))]
-    learned = [p for name, p in fusion.named_parameters() if not name.endswith(("gate_bias", "gate_novelty"))]
+    constant, learned = parameters_of(fusion)
     optimizer = torch.optim.Adam(
         [{"params": learned}, {"params": constant, "lr": args.gate_learning_rate}],
         lr=args.learning_rate,
@@ -244,7 +243,7 @@ def train(args: argparse.Namespace) -> Path:
                     log.add(discriminator=discriminator_step(judge, judge_optimizer, plain, images, accelerator))
             transfers.update(torch.stack(tallies).sum(0), accelerator)
             if step < args.static_steps:
-                for p in learned:
+                for p in parameters_of(fusion)[1]:
                     p.grad = None
             if args.max_grad_norm:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
@@ -273,6 +272,14 @@ def train(args: argparse.Namespace) -> Path:
             )
             push_to_hub(args, folder)
     return folder
+
+
+def parameters_of(fusion: FusionHierarchy) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """Those of the constant part of the gates, and those of the MLPs; FSDP puts others in their place."""
+    parts: tuple[list, list] = ([], [])
+    for name, parameter in fusion.named_parameters():
+        parts[not name.endswith(("gate_bias", "gate_novelty"))].append(parameter)
+    return parts
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -194,6 +195,11 @@ def build_dataset(args: argparse.Namespace, accelerator: Accelerator):
 def train(args: argparse.Namespace) -> Path:
     """Run the training and return the folder of the finished model (generator/ and discriminator/)."""
     policy = parse_policy(args.augment)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            "R1 and the path length need second derivatives, which FSDP's sharded weights do not give: train the"
+            " generator on whole copies (distributed_type: MULTI_GPU)"
+        )
     accelerator = start(args)
     torch.manual_seed(args.seed)  # the same initial weights on every process
     g, d = build_models(args)
@@ -227,7 +233,7 @@ def train(args: argparse.Namespace) -> Path:
         export(plain_d, folder / "discriminator")
 
     bar = tqdm(total=args.max_train_steps, initial=first, disable=not accelerator.is_main_process, desc="generator")
-    with finishing(accelerator):
+    with finishing(accelerator), bar:
         for step in range(first, args.max_train_steps):
             draws = step_generators(args, accelerator, step)
             # Noise inputs are drawn from the global state, which these pin to the micro-batch.
@@ -310,7 +316,6 @@ def train(args: argparse.Namespace) -> Path:
         if accelerator.is_main_process:
             save_models()  # also where all steps were done before and this did not come to it
             push_to_hub(args, folder / "generator")
-    bar.close()
     return folder
 
 

@@ -41,6 +41,7 @@ from stylefusion_hf.training.common import (
     State,
     build_schedule,
     common_parser,
+    gathered,
     one_process_first,
     push_to_hub,
     resume,
@@ -178,7 +179,7 @@ def fit(
                 log.report(done, bar)
             if done % args.checkpointing_steps == 0 or done == total:
                 save_checkpoint(accelerator, args, done)
-    return accelerator.unwrap_model(model).eval()
+    return gathered(accelerator, model).eval()
 
 
 # --- The three judges: each returns the model in full precision and its held-out figures (from the main process) -----

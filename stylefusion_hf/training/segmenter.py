@@ -27,6 +27,7 @@ from stylefusion_hf.training.common import (
     common_parser,
     export,
     finishing,
+    gathered,
     one_process_first,
     push_to_hub,
     resume,
@@ -155,7 +156,6 @@ def train(args: argparse.Namespace) -> Path:
     first = resume(accelerator, args)
     batches = step_batches(dataset, args, accelerator, first, args.dataloader_num_workers)
     log, folder = Log(accelerator, args), Path(args.output_dir)
-    plain = accelerator.unwrap_model(model)
     with (
         finishing(accelerator),
         tqdm(
@@ -188,8 +188,11 @@ def train(args: argparse.Namespace) -> Path:
                 log.report(done, bar)
             if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
                 save_checkpoint(accelerator, args, done)
-                if accelerator.is_main_process and done < args.max_train_steps:
-                    export(plain, folder / "segmenter")
+                if done < args.max_train_steps:
+                    plain = gathered(accelerator, model)
+                    if accelerator.is_main_process:
+                        export(plain, folder / "segmenter")
+        plain = gathered(accelerator, model)
         if accelerator.is_main_process:  # also where all steps were done before and this did not come to it
             export(plain, folder / "segmenter")
         if accelerator.is_main_process and args.avatars and args.eval_avatars:
