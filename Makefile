@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench env clean distclean
+.PHONY: help demo test lint bench soak env clean distclean
 
 help:  ## list the targets
 	@echo "stylefusion-hf: one latent code per region, fused into one picture"
@@ -40,6 +40,9 @@ lint: $(READY_DEV)  ## check style (ruff) and types (mypy)
 
 bench: $(READY_DEV)  ## measure speed: ten minutes on an idle machine, into speed.md, speed.json and speed.png
 	@$(PY) -m benchmarks.speed --out speed
+
+soak: $(READY_DEV)  ## kill and resume 100 trainings and renderings at random moments; minutes
+	@$(PY) -m tests.soak --cycles 100
 
 env: $(READY)  ## show versions, devices and the embedded model
 	@$(VENV)/bin/stylefusion env

@@ -26,6 +26,7 @@ COMMANDS = {
     "export": ("stylefusion_hf.commands.export", "write a model as ONNX or torch.export graphs"),
     "edit": ("stylefusion_hf.commands.edit", "change one region along a direction, such as its colour or size"),
     "directions": ("stylefusion_hf.commands.directions", "find directions of a generator, and draw what they do"),
+    "render": ("stylefusion_hf.commands.render", "render a file of recipes: many pictures with their masks"),
     "data": ("stylefusion_hf.commands.data", "make training data: avatars with exact region maps"),
     "train": ("stylefusion_hf.commands.train", "train a generator, a segmenter or fusion nets"),
     "evaluate": ("stylefusion_hf.commands.evaluate", "measure a model, and other methods on the same pairs"),

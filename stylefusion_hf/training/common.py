@@ -1,8 +1,10 @@
-"""What all trainers share: flags, checkpoints that are whole or absent, exact resumption, trackers, EMA.
+"""What all trainers share: flags, draws, data, averaged weights, reports; checkpoints are in
+`checkpoints.py` and `resuming.py`.
 
-Every random draw of a step comes from a generator seeded by (seed, step, process, purpose). A resumed run therefore
-repeats nothing and skips nothing, whatever happened to the random state in between, and no two processes draw the same
-latents.
+Every random draw of a micro-batch comes from a generator seeded by (seed, step, place, purpose), where places count
+the micro-batches of a step over all processes. A resumed run therefore repeats nothing and skips nothing, whatever
+happened to the random state in between; no two processes draw the same latents; and two processes draw what one
+process with twice the --gradient_accumulation_steps draws.
 """
 
 import argparse
@@ -11,7 +13,9 @@ import importlib.util
 import json
 import logging
 import os
+import platform
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +23,25 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration, gather_object
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from stylefusion_hf.training.checkpoints import (
+    everywhere,
+    flags_of,
+    last_good,
+    list_checkpoints,
+    on_main,
+    save_checkpoint,
+    write_text,
+    writing,
+)
+from stylefusion_hf.training.resuming import State, find_checkpoint, resume
+
+__all__ = ["State", "list_checkpoints", "resume", "save_checkpoint"]  # made elsewhere, imported from here by trainers
 logger = logging.getLogger("stylefusion_hf")
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml", "mlflow": "mlflow"}
 
@@ -68,7 +85,7 @@ def common_parser(prog: str, description: str, **defaults) -> argparse.ArgumentP
     p.add_argument("--push_to_hub", action="store_true", help="upload the trained model when done")
     p.add_argument("--hub_model_id", help="repository for --push_to_hub; the output folder's name if left out")
     p.add_argument("--hub_token", help="token for --push_to_hub; the stored login if left out")
-    p.set_defaults(**defaults)
+    p.set_defaults(trainer=prog, **defaults)  # checkpoints say whose they are
     return p
 
 
@@ -102,7 +119,13 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def start(args: argparse.Namespace) -> Accelerator:
-    """Check the flags, make the output folder, start accelerate and the tracker."""
+    """Check the flags, and that a checkpoint to continue from fits them; make the output folder, start accelerate and
+    the tracker. A run that is refused changes no file.
+
+    Raises:
+        ValueError: flags out of range, or as `resuming.find_checkpoint`.
+        OSError: an output folder that cannot be written, or that not all processes see.
+    """
     check_arguments(args)
     if args.mixed_precision == "fp16" and PartialState().device.type == "cpu":
         raise ValueError(
@@ -119,15 +142,51 @@ def start(args: argparse.Namespace) -> Accelerator:
     )
     if args.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if accelerator.is_main_process:
+    flags = flags_of(args)
+
+    def prepare() -> None:
+        find_checkpoint(args, accelerator.num_processes)  # `resume` loads it; here, what does not fit is refused
         output.mkdir(parents=True, exist_ok=True)
-        flags = {k: v for k, v in vars(args).items() if k != "hub_token"}
-        (output / "arguments.json").write_text(json.dumps(flags, indent=2) + "\n")
-        if args.report_to != "none":
-            scalars = {k: v for k, v in flags.items() if isinstance(v, (int, float, str, bool))}
-            accelerator.init_trackers(args.tracker_project_name, config=scalars)
+        with writing(output / "arguments.json"):
+            write_text(output / "arguments.json", json.dumps(flags, indent=2) + "\n")
+
+    on_main(prepare)
+    problem = everywhere(lambda: check_shared(output, flags))
+    if problem is not None:
+        raise OSError(problem)
+    if accelerator.is_main_process and args.report_to != "none":
+        scalars = {k: v for k, v in flags.items() if isinstance(v, (int, float, str, bool))}
+        accelerator.init_trackers(args.tracker_project_name, config=scalars)
     accelerator.wait_for_everyone()
     return accelerator
+
+
+def check_shared(output: Path, flags: dict[str, Any], patience: float = 60.0) -> None:
+    """OSError unless this process sees what the main process wrote: checkpoints are written once, for all machines."""
+
+    def seen() -> bool:
+        try:
+            return json.loads((output / "arguments.json").read_text()) == flags
+        except (OSError, ValueError):
+            return False
+
+    until = time.monotonic() + patience  # network file systems may show new files late
+    while not seen():
+        if time.monotonic() > until:
+            raise OSError(
+                f"--output_dir {output} is not seen by process {PartialState().process_index} ({platform.node()}):"
+                " it must be on a file system that all machines share"
+            )
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def one_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """The body runs in the main process, then in one process of every other machine, then in all others: for files
+    that are made once, whether the machines share the disk or not.
+    """
+    with accelerator.main_process_first(), accelerator.local_main_process_first():
+        yield
 
 
 # --- Randomness and data ---------------------------------------------------------------------------------------------
@@ -139,30 +198,37 @@ def step_generator(seed: int, step: int, rank: int = 0, purpose: int = 0) -> tor
     return torch.Generator().manual_seed(int(entropy[0] >> 1))
 
 
-class StepSampler(Sampler):
-    """Batches of indices, drawn with replacement, from the given step on; endless."""
+def step_generators(args: argparse.Namespace, accelerator: Accelerator, step: int) -> list[torch.Generator]:
+    """A generator for each micro-batch of this process's step."""
+    n = args.gradient_accumulation_steps
+    return [step_generator(args.seed, step, accelerator.process_index * n + i) for i in range(n)]
 
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int, first_step: int = 0):
-        self.length, self.batch_size, self.seed, self.rank, self.first_step = (
+
+class StepSampler(Sampler):
+    """Batches of indices, drawn with replacement, from the given step on; endless. `places`: of its micro-batches."""
+
+    def __init__(self, length: int, batch_size: int, seed: int, places: range, first_step: int = 0):
+        self.length, self.batch_size, self.seed, self.places, self.first_step = (
             length,
             batch_size,
             seed,
-            rank,
+            places,
             first_step,
         )
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.first_step
         while True:
-            draw = step_generator(self.seed, step, self.rank, purpose=1)
-            yield torch.randint(self.length, (self.batch_size,), generator=draw).tolist()
+            draws = [step_generator(self.seed, step, place, purpose=1) for place in self.places]
+            yield [i for d in draws for i in torch.randint(self.length, (self.batch_size,), generator=d).tolist()]
             step += 1
 
 
 def step_batches(dataset: Any, args: argparse.Namespace, accelerator: Accelerator, first_step: int, workers: int = 0):
     """Endless iterator over one batch a step: `train_batch_size * gradient_accumulation_steps` items."""
-    size = args.train_batch_size * args.gradient_accumulation_steps
-    sampler = StepSampler(len(dataset), size, args.seed, accelerator.process_index, first_step)
+    n = args.gradient_accumulation_steps
+    places = range(accelerator.process_index * n, (accelerator.process_index + 1) * n)
+    sampler = StepSampler(len(dataset), args.train_batch_size, args.seed, places, first_step)
     return iter(DataLoader(dataset, batch_sampler=sampler, num_workers=workers))
 
 
@@ -194,97 +260,50 @@ def build_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer):
 
 @torch.no_grad()
 def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model, parameters in a few fused calls; buffers are copied."""
+    """average <- decay * average + (1 - decay) * model, parameters in a few fused calls; buffers are copied.
+
+    The average is whole in every process, also where the model's weights are shared out (FSDP).
+    """
     targets: list[torch.Tensor] = list(average.parameters())
-    sources = [p.detach().to(q) for p, q in zip(model.parameters(), targets, strict=True)]
+    whole = (p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters())
+    sources = [p.detach().to(q) for p, q in zip(whole, targets, strict=True)]
     torch._foreach_lerp_(targets, sources, 1 - decay)
     for b, source in zip(average.buffers(), model.buffers(), strict=True):
         b.copy_(source)
 
 
-# --- Checkpoints -----------------------------------------------------------------------------------------------------
+def gathered(accelerator: Accelerator, model: nn.Module) -> Any:
+    """The model as one process would have it: itself, or a copy with all weights where they are shared out (FSDP).
 
-
-def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Finished checkpoints, oldest first. One that was being written when the run died has another name."""
-    found = [
-        p for p in Path(output_dir).glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit() and p.is_dir()
-    ]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
-
-
-def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: int) -> Path:
-    """Write `checkpoint-{step}` under another name, then rename it: a checkpoint is whole or not there.
-
-    Older ones than `--checkpoints_total_limit` allows go last, so that at no moment there is none.
+    Every process must call it; the copy is complete in the main process.
     """
-    output = Path(args.output_dir)
-    path, partial = output / f"checkpoint-{step}", output / f".partial-checkpoint-{step}"
+    plain = accelerator.unwrap_model(model)
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return plain
+    state = accelerator.get_state_dict(model)
+    kind: Any = next(c for c in type(plain).__mro__ if not c.__name__.startswith("FSDP"))  # which FSDP made a subclass
+    copy = kind(**{k: v for k, v in plain.config.items() if not k.startswith("_")}).to(accelerator.device)
     if accelerator.is_main_process:
-        for old in output.glob(".partial-checkpoint-*"):
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(partial, path)
-        others = [c for c in list_checkpoints(output) if c != path]
-        if args.checkpoints_total_limit:
-            for old in others[: max(0, len(others) + 1 - args.checkpoints_total_limit)]:
-                shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-    return path
+        copy.load_state_dict(state)
+    return copy
 
 
-def resume(accelerator: Accelerator, args: argparse.Namespace) -> int:
-    """Load the checkpoint that `--resume_from_checkpoint` asks for and return its step; 0 when starting anew.
-
-    `latest` without any checkpoint starts anew, so that one command line serves the first start and every restart.
-    """
-    wanted = args.resume_from_checkpoint
-    if not wanted:
-        if list_checkpoints(args.output_dir):
-            raise ValueError(
-                f"{args.output_dir} already holds checkpoints; continue with --resume_from_checkpoint latest, or"
-                " choose another --output_dir"
-            )
-        return 0
-    found = list_checkpoints(args.output_dir)
-    if wanted == "latest":
-        if not found:
-            logger.info("no checkpoint in %s yet: starting from step 0", args.output_dir)
-            return 0
-        path = found[-1]
-    else:
-        path = Path(args.output_dir) / Path(wanted).name
-        if path not in found:
-            names = ", ".join(p.name for p in found) or "none"
-            raise ValueError(f"--resume_from_checkpoint {wanted!r} is not in {args.output_dir}; there: {names}")
-    accelerator.load_state(str(path))
-    step = int(path.name.removeprefix("checkpoint-"))
-    logger.info("resumed from %s", path)
-    return step
+@torch.no_grad()
+def export(model: Any, folder: Path) -> None:
+    """`model.save_pretrained(folder)`, each file whole or as it was; OSError where it cannot be written."""
+    part = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with writing(folder):
+            model.save_pretrained(part)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in part.iterdir():
+                os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
-class State:
-    """What accelerate does not know of: averaged weights, the path-length mean, the schedules."""
-
-    def __init__(self, **parts):
-        self.parts = parts
-
-    def state_dict(self) -> dict:
-        return {
-            name: [p.state_dict() for p in part] if isinstance(part, list) else part.state_dict()
-            for name, part in self.parts.items()
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        for name, part in self.parts.items():
-            targets, sources = (part, state[name]) if isinstance(part, list) else ([part], [state[name]])
-            for target, source in zip(targets, sources, strict=True):
-                target.load_state_dict(source)
+# --- Processes -------------------------------------------------------------------------------------------------------
 
 
 def sync_when(accelerator: Accelerator, model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
@@ -313,23 +332,29 @@ class Log:
         values = {k: v for k, v in values.items() if np.isfinite(v)}
         if values:
             self.accelerator.log(values, step=step)
-            with open(self.path, "a") as f:
-                f.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
+            self._append(step, {k: round(v, 6) for k, v in values.items()})
+
+    def _append(self, step: int, values: dict[str, float | None]) -> None:
+        with writing(self.path), open(self.path, "a") as f:
+            f.write(json.dumps({"step": step, **values}) + "\n")
 
     def report(self, step: int, bar=None) -> dict[str, float]:
+        """The means since the last report, of this process; every process must call it.
+
+        FloatingPointError where any process has one that is not finite: says where the last good checkpoint is.
+        """
         means = {name: float(total) / n for name, (total, n) in self.sums.items()}
         self.sums = {}
         self.accelerator.log(means, step=step)
         if self.accelerator.is_main_process:
-            with open(self.path, "a") as f:
-                f.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in means.items()}}) + "\n")
+            self._append(step, {k: round(v, 6) if np.isfinite(v) else None for k, v in means.items()})
             if bar is not None:
                 bar.set_postfix({k: f"{v:.3g}" for k, v in list(means.items())[:4]})
-        bad = [k for k, v in means.items() if not np.isfinite(v)]
+        bad = ", ".join(k for k, v in means.items() if not np.isfinite(v))
+        bad = next((names for names in gather_object([bad]) if names), "")
         if bad:
             raise FloatingPointError(
-                f"{', '.join(bad)} is not finite at step {step}; resume from the last checkpoint with a lower"
-                " --learning_rate"
+                f"{bad} is not finite at step {step}; {last_good(self.path.parent)} and a lower --learning_rate"
             )
         return means
 

@@ -13,6 +13,7 @@ or load the pipeline with `encoder=`.
 import argparse
 import copy
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,18 @@ from stylefusion_hf.training.common import (
     build_schedule,
     common_parser,
     ema_update,
+    export,
     finishing,
+    gathered,
     image_grid,
+    one_process_first,
     push_to_hub,
     resume,
     save_checkpoint,
     start,
     step_batches,
     step_generator,
+    step_generators,
     sync_when,
 )
 from stylefusion_hf.training.sampling import draw_rows
@@ -123,19 +128,19 @@ def encoder_loss(
 # --- Data ------------------------------------------------------------------------------------------------------------
 
 
-def build_dataset(args: argparse.Namespace, accelerator: Accelerator) -> Any:
+def build_dataset(args: argparse.Namespace, accelerator: Accelerator, resolution: int) -> Any:
     """The real pictures that the flags ask for, or None."""
     if args.train_data_dir:
         from stylefusion_hf.data.folders import ImageFolder
 
-        return ImageFolder(args.train_data_dir, args.resolution, mirror=True)
+        return ImageFolder(args.train_data_dir, resolution, mirror=True)
     if not args.avatars:
         return None
     from stylefusion_hf.data.avatars import cached_arrays
 
-    with accelerator.main_process_first():
+    with one_process_first(accelerator):
         cache = Path(args.cache_dir or Path(args.output_dir) / "data")
-        return ArrayDataset(cached_arrays(cache, args.avatars, args.resolution, args.data_seed)[0])
+        return ArrayDataset(cached_arrays(cache, args.avatars, resolution, args.data_seed)[0])
 
 
 def load_frozen(args: argparse.Namespace, accelerator: Accelerator) -> tuple[StyleGAN2Generator, Any]:
@@ -153,7 +158,6 @@ def load_frozen(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Sty
         raise ValueError("encoders of class-conditional generators cannot be trained yet: their samples need labels")
     if args.resolution not in (None, g.config.resolution):
         raise ValueError(f"--resolution {args.resolution}: the generator in --model makes {g.config.resolution} px")
-    args.resolution = g.config.resolution
     try:
         segmenter = load(RegionSegmenter, "segmenter")
     except OSError as error:
@@ -166,11 +170,12 @@ def load_frozen(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Sty
 def new_encoder(args: argparse.Namespace, g: StyleGAN2Generator) -> ImageEncoder:
     """An encoder that gives the mean code, with the mean and deviation of the generator's w."""
     try:
-        channels = [int(c) for c in args.channels.split(",")] if args.channels else encoder_channels(args.resolution)
+        resolution = g.config.resolution
+        channels = [int(c) for c in args.channels.split(",")] if args.channels else encoder_channels(resolution)
         model = ImageEncoder(
             num_ws=g.num_ws,
             w_dim=g.w_avg.shape[0],
-            resolution=args.resolution,
+            resolution=resolution,
             channels=channels,
             img_channels=g.config.img_channels,
         )
@@ -210,7 +215,7 @@ def held_out(args: argparse.Namespace, g: StyleGAN2Generator) -> dict[str, Tenso
         rows = draw_rows(g, args.eval_images, draw, args.min_psi, 0.0)
         found = {"samples": torch.cat([g.synthesis(g.to_style(part), noise_mode="none") for part in rows.split(32)])}
     if args.avatars:
-        held = held_out_avatars(args.eval_images, args.resolution, args.data_seed)
+        held = held_out_avatars(args.eval_images, g.config.resolution, args.data_seed)
         found["avatars"] = torch.stack([held[i]["image"] for i in range(len(held))]).to(g.device)
     return found
 
@@ -242,19 +247,15 @@ def train(args: argparse.Namespace) -> Path:
     torch.manual_seed(args.seed)
     g, segmenter = load_frozen(args, accelerator)
     maps, folder = extractor(segmenter), Path(args.output_dir)
-    dataset = build_dataset(args, accelerator)
+    dataset = build_dataset(args, accelerator, g.config.resolution)
     model = new_encoder(args, g)
-    average = copy.deepcopy(model).requires_grad_(False).to(accelerator.device) if args.use_ema else None
+    average = copy.deepcopy(model).requires_grad_(False).to(accelerator.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))
     schedule = build_schedule(args, optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(
-        State(schedule=schedule, **({} if average is None else {"average": average}))
-    )
+    accelerator.register_for_checkpointing(State(schedule=schedule, average=average))
     first = resume(accelerator, args)
     batches = None if dataset is None else step_batches(dataset, args, accelerator, first, args.dataloader_num_workers)
-    plain = accelerator.unwrap_model(model)
-    best = plain if average is None else average
     prior = CodePrior.of(g)
     weights = {name: getattr(args, f"{name}_weight") for name in ("code", "pixel", "feature", "prior")}
     tests = held_out(args, g) if args.eval_images and accelerator.is_main_process else {}
@@ -263,10 +264,9 @@ def train(args: argparse.Namespace) -> Path:
     bar = tqdm(total=args.max_train_steps, initial=first, disable=not accelerator.is_main_process, desc="encoder")
     with finishing(accelerator), bar:
         for step in range(first, args.max_train_steps):
-            draw = step_generator(args.seed, step, accelerator.process_index)
             pictures = None if batches is None else next(batches)["image"].to(accelerator.device)
             optimizer.zero_grad()
-            for i in range(n):
+            for i, draw in enumerate(step_generators(args, accelerator, step)):
                 with torch.no_grad():
                     known = draw_rows(g, size - real, draw, args.min_psi, args.mixed_share)
                     parts = [g.synthesis(g.to_style(known), noise_mode="none")] if len(known) else []
@@ -282,23 +282,24 @@ def train(args: argparse.Namespace) -> Path:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             schedule.step()
-            if average is not None:
-                # A short memory at first, or the first steps' weights would linger.
-                ema_update(average, plain, min(args.ema_decay, (1 + step) / (10 + step)))
+            # A short memory at first, or the first steps' weights would linger.
+            decay = min(args.ema_decay, (1 + step) / (10 + step)) if args.use_ema else 0.0
+            ema_update(average, gathered(accelerator, model), decay)
             done = step + 1
             bar.update()
             if done % args.logging_steps == 0 or done == args.max_train_steps:
                 log.report(done, bar)
             if args.validation_steps and done % args.validation_steps == 0 and accelerator.is_main_process:
                 for name, images in tests.items():
-                    log.note(done, {f"{k} {name}": v for k, v in figures(g, maps, best, images).items()})
-                    save_sheet(g, best, images[:8], folder / "samples" / f"{name}-{done:06d}.png")
+                    log.note(done, {f"{k} {name}": v for k, v in figures(g, maps, average, images).items()})
+                    save_sheet(g, average, images[:8], folder / "samples" / f"{name}-{done:06d}.png")
             if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
                 save_checkpoint(accelerator, args, done)
                 if accelerator.is_main_process:
-                    best.save_pretrained(folder / "encoder")
+                    export(average, folder / "encoder")
         if accelerator.is_main_process:
-            report = {name: figures(g, maps, best, images) for name, images in tests.items()}
+            export(average, folder / "encoder")  # also where all steps were done before and this did not come to it
+            report = {name: figures(g, maps, average, images) for name, images in tests.items()}
             (folder / "figures.json").write_text(json.dumps(report, indent=2) + "\n")
             print(json.dumps(report, indent=2))
             push_to_hub(args, folder / "encoder")
@@ -322,4 +323,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
+
+    raise SystemExit(command_line(["train", "encoder", *sys.argv[1:]]))

@@ -40,13 +40,14 @@ from stylefusion_hf.training.common import (
     build_schedule,
     common_parser,
     ema_update,
+    export,
     finishing,
     image_grid,
     push_to_hub,
     resume,
     save_checkpoint,
     start,
-    step_generator,
+    step_generators,
     sync_when,
 )
 from stylefusion_hf.training.criterion import REFERENCES, TERMS, Criterion
@@ -197,8 +198,7 @@ def train(args: argparse.Namespace) -> Path:
     energies = channel_energies(g.synthesis, pool.codes[probe], pool.labels[probe], len(roles.names), seed=args.seed)
     start_gates(fusion, energies, roles.names)
     ema.load_state_dict(fusion.state_dict())
-    constant = [p for name, p in fusion.named_parameters() if name.endswith(("gate_bias", "gate_novelty"))]
-    learned = [p for name, p in fusion.named_parameters() if not name.endswith(("gate_bias", "gate_novelty"))]
+    constant, learned = parameters_of(fusion)
     optimizer = torch.optim.Adam(
         [{"params": learned}, {"params": constant, "lr": args.gate_learning_rate}],
         lr=args.learning_rate,
@@ -227,23 +227,23 @@ def train(args: argparse.Namespace) -> Path:
         tqdm(total=args.max_train_steps, initial=first, disable=not accelerator.is_main_process, desc="fusion") as bar,
     ):
         for step in range(first, args.max_train_steps):
-            draw = step_generator(args.seed, step, accelerator.process_index)
             optimizer.zero_grad()
             figures = {}
-            accumulated = args.gradient_accumulation_steps
-            for i in range(accumulated):
+            draws, tallies = step_generators(args, accelerator, step), []
+            for i, draw in enumerate(draws):
                 sample = criterion.draw(args.train_batch_size, draw, shares)
-                with sync_when(accelerator, model, i == accumulated - 1):
+                with sync_when(accelerator, model, i == len(draws) - 1):
                     losses, tally, images = backward(
-                        criterion, model, ema, sample, transfers.mean, clock, accelerator, 1 / accumulated
+                        criterion, model, ema, sample, transfers.mean, clock, accelerator, 1 / len(draws)
                     )
-                transfers.update(tally, accelerator)
+                tallies.append(tally)
                 log.add(**losses)
                 if judge is not None:
                     plain = pool.pictures(sample.base)
                     log.add(discriminator=discriminator_step(judge, judge_optimizer, plain, images, accelerator))
+            transfers.update(torch.stack(tallies).sum(0), accelerator)
             if step < args.static_steps:
-                for p in learned:
+                for p in parameters_of(fusion)[1]:
                     p.grad = None
             if args.max_grad_norm:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
@@ -264,7 +264,7 @@ def train(args: argparse.Namespace) -> Path:
             if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
                 save_checkpoint(accelerator, args, done)
                 if accelerator.is_main_process:
-                    ema.save_pretrained(folder / "fusion")
+                    export(ema, folder / "fusion")
         if accelerator.is_main_process:
             pipe.save_pretrained(folder)
             (folder / "README.md").write_text(
@@ -272,6 +272,14 @@ def train(args: argparse.Namespace) -> Path:
             )
             push_to_hub(args, folder)
     return folder
+
+
+def parameters_of(fusion: FusionHierarchy) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """Those of the constant part of the gates, and those of the MLPs; FSDP puts others in their place."""
+    parts: tuple[list, list] = ([], [])
+    for name, parameter in fusion.named_parameters():
+        parts[not name.endswith(("gate_bias", "gate_novelty"))].append(parameter)
+    return parts
 
 
 @torch.no_grad()
@@ -314,4 +322,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
+
+    raise SystemExit(command_line(["train", "fusion", *sys.argv[1:]]))

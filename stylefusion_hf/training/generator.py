@@ -11,11 +11,13 @@ thriftier: the discriminator's step reuses the images of the generator's step in
 import argparse
 import copy
 import math
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -30,19 +32,22 @@ from stylefusion_hf.training.common import (
     build_schedule,
     common_parser,
     ema_update,
+    export,
     finishing,
     image_grid,
+    one_process_first,
     push_to_hub,
     resume,
     save_checkpoint,
     start,
     step_batches,
-    step_generator,
+    step_generators,
     sync_when,
 )
 
 # The embedded generator's channels at 4, 8, ..., 64 pixels; larger resolutions go on halving.
 SMALL_CHANNELS = (128, 128, 128, 64, 32)
+W_AVG_DECAY = 0.998  # a step, of the mean w that truncation goes to
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,9 +92,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 class TrainingGenerator(nn.Module):
     """The generator with style mixing as ONE forward pass, so that wrappers for processes see every gradient."""
 
-    def __init__(self, model: StyleGAN2Generator, w_avg_decay: float = 0.998):
+    def __init__(self, model: StyleGAN2Generator):
         super().__init__()
-        self.model, self.w_avg_decay = model, w_avg_decay
+        self.model = model
 
     def forward(self, z: torch.Tensor, crossover: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """z: (2, B, z_dim), two codes a sample; crossover: (B,), the first row of w+ that takes the second.
@@ -98,8 +103,6 @@ class TrainingGenerator(nn.Module):
         """
         g = self.model
         first, second = g.mapping(z.flatten(0, 1)).float().unflatten(0, z.shape[:2])
-        if self.training:
-            g.w_avg.lerp_(first.detach().mean(dim=0), 1 - self.w_avg_decay)
         rows = torch.arange(g.num_ws, device=z.device)
         ws = torch.where((rows < crossover[:, None])[..., None], first[:, None], second[:, None])
         return g.synthesis(g.to_style(ws), noise_mode="random"), ws
@@ -184,7 +187,7 @@ def build_dataset(args: argparse.Namespace, accelerator: Accelerator):
     from stylefusion_hf.data.avatars import cached_arrays
 
     cache = Path(args.cache_dir or Path(args.output_dir) / "data")
-    with accelerator.main_process_first():
+    with one_process_first(accelerator):
         images, _ = cached_arrays(cache, args.avatars, args.resolution, args.data_seed)
     return ArrayDataset(images)
 
@@ -192,6 +195,11 @@ def build_dataset(args: argparse.Namespace, accelerator: Accelerator):
 def train(args: argparse.Namespace) -> Path:
     """Run the training and return the folder of the finished model (generator/ and discriminator/)."""
     policy = parse_policy(args.augment)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            "R1 and the path length need second derivatives, which FSDP's sharded weights do not give: train the"
+            " generator on whole copies (distributed_type: MULTI_GPU)"
+        )
     accelerator = start(args)
     torch.manual_seed(args.seed)  # the same initial weights on every process
     g, d = build_models(args)
@@ -218,25 +226,33 @@ def train(args: argparse.Namespace) -> Path:
     first = resume(accelerator, args)
     batches = step_batches(dataset, args, accelerator, first, args.dataloader_num_workers)
     log, folder = Log(accelerator, args), Path(args.output_dir)
-    rank, n = accelerator.process_index, args.gradient_accumulation_steps
+    n = args.gradient_accumulation_steps
+
+    def save_models() -> None:
+        export(ema, folder / "generator")
+        export(plain_d, folder / "discriminator")
+
     bar = tqdm(total=args.max_train_steps, initial=first, disable=not accelerator.is_main_process, desc="generator")
-    with finishing(accelerator):
+    with finishing(accelerator), bar:
         for step in range(first, args.max_train_steps):
-            draw = step_generator(args.seed, step, rank)
-            if args.use_noise:  # noise inputs are drawn from the global state, which this pins to the step
-                torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))
-            real = next(batches)["image"].to(accelerator.device)
+            draws = step_generators(args, accelerator, step)
+            # Noise inputs are drawn from the global state, which these pin to the micro-batch.
+            noises = [int(torch.randint(2**62, (1,), generator=draw)) if args.use_noise else 0 for draw in draws]
+            reals = list(next(batches)["image"].to(accelerator.device).chunk(n))
             if args.mirror:
-                flip = torch.rand(len(real), 1, 1, 1, generator=draw).to(real) < 0.5
-                real = torch.where(flip, real.flip(3), real)
-            codes = [draw_codes(g, args.train_batch_size, args.mixing_prob, draw) for _ in range(n)]
+                for i, draw in enumerate(draws):
+                    flip = torch.rand(len(reals[i]), 1, 1, 1, generator=draw).to(reals[i]) < 0.5
+                    reals[i] = torch.where(flip, reals[i].flip(3), reals[i])
+            codes = [draw_codes(g, args.train_batch_size, args.mixing_prob, draw) for draw in draws]
             codes = [(z.to(accelerator.device), rows.to(accelerator.device)) for z, rows in codes]
 
             # Generator: make the discriminator say "real".
             d.requires_grad_(False)
             g_optimizer.zero_grad()
-            fakes = []
-            for i, (z, rows) in enumerate(codes):
+            fakes, means, spreads = [], [], []
+            for i, (draw, (z, rows)) in enumerate(zip(draws, codes, strict=True)):
+                if args.use_noise:
+                    torch.manual_seed(noises[i])
                 with sync_when(accelerator, tg, i == n - 1):
                     fake, ws = tg(z, rows)
                     # Not through the wrapper of several processes, which would wait for gradients of d.
@@ -245,21 +261,26 @@ def train(args: argparse.Namespace) -> Path:
                     if args.path_length_weight and step % args.path_length_interval == 0:
                         noise = torch.randn(fake.shape, generator=draw).to(fake.device)
                         lengths = path_length(fake, ws, noise)
-                        path_mean.value.lerp_(lengths.detach().mean(), 0.01)
+                        spreads.append(lengths.detach().mean())
                         penalty = (lengths - path_mean.value).square().mean()
                         total = total + penalty * args.path_length_weight * args.path_length_interval
                         log.add(path_length=lengths.mean())
                     accelerator.backward(total / n)
                 fakes.append(fake.detach())
+                means.append(ws[:, 0].detach().mean(dim=0))  # the first row of w+ never crosses over
                 log.add(g_loss=loss)
             if args.max_grad_norm:
                 accelerator.clip_grad_norm_(tg.parameters(), args.max_grad_norm)
             g_optimizer.step()
+            # Over all processes and micro-batches, so that both means are the same everywhere.
+            g.w_avg.lerp_(accelerator.reduce(torch.stack(means).mean(0), "mean"), 1 - W_AVG_DECAY)
+            if spreads:
+                path_mean.value.lerp_(accelerator.reduce(torch.stack(spreads).mean(), "mean"), 0.01)
 
             # Discriminator: tell them apart; every r1_interval steps also R1.
             d.requires_grad_(True)
             d_optimizer.zero_grad()
-            for i, (fake, x) in enumerate(zip(fakes, real.chunk(n), strict=True)):
+            for i, (draw, fake, x) in enumerate(zip(draws, fakes, reals, strict=True)):
                 with sync_when(accelerator, d, i == n - 1):
                     regularise = gamma > 0 and step % args.r1_interval == 0
                     x = x.requires_grad_(regularise)
@@ -290,12 +311,11 @@ def train(args: argparse.Namespace) -> Path:
                 save_samples(ema, folder / "samples" / f"{done:07d}.png")
             if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
                 save_checkpoint(accelerator, args, done)
-                if accelerator.is_main_process:  # the model so far, for use beside a run that goes on
-                    ema.save_pretrained(folder / "generator")
-                    plain_d.save_pretrained(folder / "discriminator")
+                if accelerator.is_main_process and done < args.max_train_steps:
+                    save_models()  # so far, for use beside a run that goes on
         if accelerator.is_main_process:
+            save_models()  # also where all steps were done before and this did not come to it
             push_to_hub(args, folder / "generator")
-    bar.close()
     return folder
 
 
@@ -317,4 +337,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
+
+    raise SystemExit(command_line(["train", "generator", *sys.argv[1:]]))

@@ -17,6 +17,7 @@ import json
 import os
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,12 +41,15 @@ from stylefusion_hf.training.common import (
     State,
     build_schedule,
     common_parser,
+    gathered,
+    one_process_first,
     push_to_hub,
     resume,
     save_checkpoint,
     start,
     step_batches,
     step_generator,
+    step_generators,
     sync_when,
 )
 
@@ -158,10 +162,9 @@ def fit(
         for tracker in accelerator.trackers:  # closed also after an error; the process group stays for the next judge
             stack.callback(tracker.finish)
         for step in range(first, total):
-            draw = step_generator(args.seed, step, accelerator.process_index)
             parts = {k: v.to(accelerator.device).chunk(n) for k, v in next(batches).items()}
             optimizer.zero_grad()
-            for i in range(n):
+            for i, draw in enumerate(step_generators(args, accelerator, step)):
                 with sync_when(accelerator, model, i == n - 1):
                     loss, logged = loss_of(model, {k: v[i] for k, v in parts.items()}, draw, step)
                     accelerator.backward(loss / n)
@@ -176,7 +179,7 @@ def fit(
                 log.report(done, bar)
             if done % args.checkpointing_steps == 0 or done == total:
                 save_checkpoint(accelerator, args, done)
-    return accelerator.unwrap_model(model).eval()
+    return gathered(accelerator, model).eval()
 
 
 # --- The three judges: each returns the model in full precision and its held-out figures (from the main process) -----
@@ -199,7 +202,7 @@ def train_portrait(args: argparse.Namespace) -> tuple[Any, dict]:
 
     own = arguments_of(args, "portrait")
     accelerator = start(own)
-    with accelerator.main_process_first():
+    with one_process_first(accelerator):
         images, _ = cached_arrays(own.cache_dir, args.avatars, args.resolution, args.data_seed)
     dataset = PortraitDataset(images, [avatar_spec(i, args.data_seed) for i in range(args.avatars)])
     torch.manual_seed(own.seed)
@@ -327,4 +330,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
+
+    raise SystemExit(command_line(["train", "judges", *sys.argv[1:]]))

@@ -10,6 +10,7 @@ ways at random.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -24,13 +25,17 @@ from stylefusion_hf.training.common import (
     State,
     build_schedule,
     common_parser,
+    export,
     finishing,
+    gathered,
+    one_process_first,
     push_to_hub,
     resume,
     save_checkpoint,
     start,
     step_batches,
     step_generator,
+    step_generators,
     sync_when,
 )
 
@@ -119,7 +124,7 @@ def build_dataset(args: argparse.Namespace, accelerator: Accelerator):
         return dataset, list(dataset.regions)
     from stylefusion_hf.data.avatars import REGIONS, cached_arrays
 
-    with accelerator.main_process_first():
+    with one_process_first(accelerator):
         cache = Path(args.cache_dir or Path(args.output_dir) / "data")
         return ArrayDataset(*cached_arrays(cache, args.avatars, args.resolution, args.data_seed)), list(REGIONS)
 
@@ -151,7 +156,6 @@ def train(args: argparse.Namespace) -> Path:
     first = resume(accelerator, args)
     batches = step_batches(dataset, args, accelerator, first, args.dataloader_num_workers)
     log, folder = Log(accelerator, args), Path(args.output_dir)
-    plain = accelerator.unwrap_model(model)
     with (
         finishing(accelerator),
         tqdm(
@@ -159,12 +163,12 @@ def train(args: argparse.Namespace) -> Path:
         ) as bar,
     ):
         for step in range(first, args.max_train_steps):
-            draw = step_generator(args.seed, step, accelerator.process_index)
             batch = {k: v.to(accelerator.device) for k, v in next(batches).items()}
             optimizer.zero_grad()
             n = args.gradient_accumulation_steps
-            parts = zip(batch["image"].chunk(n), batch["labels"].chunk(n), strict=True)
-            for i, (x, y) in enumerate(parts):
+            draws = step_generators(args, accelerator, step)
+            parts = zip(draws, batch["image"].chunk(n), batch["labels"].chunk(n), strict=True)
+            for i, (draw, x, y) in enumerate(parts):
                 mirrored = torch.rand(len(x), generator=draw).to(x.device) < 0.5
                 x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
                 y = torch.where(mirrored[:, None, None], y.flip(2), y)
@@ -184,8 +188,13 @@ def train(args: argparse.Namespace) -> Path:
                 log.report(done, bar)
             if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
                 save_checkpoint(accelerator, args, done)
-                if accelerator.is_main_process:
-                    plain.save_pretrained(folder / "segmenter")
+                if done < args.max_train_steps:
+                    plain = gathered(accelerator, model)
+                    if accelerator.is_main_process:
+                        export(plain, folder / "segmenter")
+        plain = gathered(accelerator, model)
+        if accelerator.is_main_process:  # also where all steps were done before and this did not come to it
+            export(plain, folder / "segmenter")
         if accelerator.is_main_process and args.avatars and args.eval_avatars:
             held = held_out_avatars(args.eval_avatars, args.resolution, args.data_seed)
             items = [held[i] for i in range(len(held))]
@@ -208,4 +217,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
+
+    raise SystemExit(command_line(["train", "segmenter", *sys.argv[1:]]))

@@ -1,0 +1,231 @@
+"""Exact resumption from the newest whole checkpoint: which one, whether its flags are this run's, and its loading."""
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from stylefusion_hf.training.checkpoints import (
+    MANIFEST,
+    NO_MANIFEST,
+    SAVING_ERRORS,
+    damage,
+    flags_of,
+    list_checkpoints,
+    on_main,
+    one_line,
+    read_manifest,
+    step_of,
+)
+
+logger = logging.getLogger("stylefusion_hf")
+LOADING_ERRORS = (*SAVING_ERRORS, KeyError, ValueError, IndexError, EOFError, pickle.UnpicklingError)
+
+# Flags that may differ when a run is continued: where things go and what is reported, how long it takes, and the
+# rates, since what was not finite wants a lower one. All others decide on what is trained.
+RATES = {
+    "learning_rate",
+    "gate_learning_rate",
+    "discriminator_learning_rate",
+    "lr_scheduler",
+    "lr_warmup_steps",
+    "max_grad_norm",
+    "max_train_steps",
+}
+REPORTS = {
+    "report_to",
+    "tracker_project_name",
+    "logging_dir",
+    "logging_steps",
+    "validation_steps",
+    "validation_pairs",
+    "eval_avatars",
+    "judges",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_token",
+}
+PLACES = {"output_dir", "cache_dir", "config", "dataloader_num_workers"}
+KEEPING = {"checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"}
+JOBS = {"command", "only", "segmenter_steps", "portrait_steps", "discriminator_steps"}  # of the judges' trainer
+FREE = RATES | REPORTS | PLACES | KEEPING | JOBS
+MOVABLE = {"pretrained_model_name_or_path", "train_data_dir"}  # folders: compared by where they are
+BATCH = ("train_batch_size", "gradient_accumulation_steps")  # what counts is the images of a step, over all processes
+
+
+class State:
+    """What accelerate does not know of: averaged weights, the path-length mean, the schedules."""
+
+    def __init__(self, **parts):
+        self.parts = parts
+
+    def schedules(self) -> list[torch.optim.lr_scheduler.LambdaLR]:
+        """The learning-rate schedules among the parts."""
+        every = [x for part in self.parts.values() for x in (part if isinstance(part, list) else [part])]
+        return [x for x in every if isinstance(x, torch.optim.lr_scheduler.LambdaLR)]
+
+    def state_dict(self) -> dict:
+        return {
+            name: [p.state_dict() for p in part] if isinstance(part, list) else part.state_dict()
+            for name, part in self.parts.items()
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, part in self.parts.items():
+            targets, sources = (part, state[name]) if isinstance(part, list) else ([part], [state[name]])
+            for target, source in zip(targets, sources, strict=True):
+                target.load_state_dict(source)
+
+
+# --- Which checkpoint ------------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(args: argparse.Namespace, processes: int) -> tuple[Path | None, list[str]]:
+    """The checkpoint that `--resume_from_checkpoint` asks for, None for a fresh start, and what is to be said of it.
+
+    `latest` takes the newest whole one. A folder without a manifest (of an older version of this package) is taken
+    only where none has one.
+
+    Raises:
+        ValueError: there are checkpoints but no wish to resume, the one asked for is not there or not whole, none is
+            whole, or it was made with other flags.
+    """
+    output, wanted = Path(args.output_dir), args.resume_from_checkpoint
+    found = list_checkpoints(output)
+    if not wanted:
+        if found:
+            raise ValueError(
+                f"{output} already holds checkpoints; continue with --resume_from_checkpoint latest, or"
+                " choose another --output_dir"
+            )
+        return None, []
+    notes = [f"{p} is skipped: it was being written when the run ended" for p in output.glob(".partial-checkpoint-*")]
+    if wanted == "latest":
+        if not found:
+            return None, [*notes, f"no checkpoint in {output} yet: starting from step 0"]
+    else:
+        path = output / Path(wanted).name
+        if path not in found:
+            names = ", ".join(p.name for p in found) or "none"
+            raise ValueError(f"--resume_from_checkpoint {wanted!r} is not in {output}; there: {names}")
+        found = [path]
+    problems = {}
+    for path in found[::-1]:
+        problems[path] = damage(path)
+        if problems[path] is None:
+            break
+    else:
+        path = next((p for p in problems if problems[p] == NO_MANIFEST), None)  # type: ignore[assignment]
+        if path is None:
+            listed = "; ".join(f"{p.name}: {problem}" for p, problem in problems.items())
+            raise ValueError(
+                f"no checkpoint in {output} is whole ({listed}): restore one from a copy, or start anew with another"
+                " --output_dir"
+            )
+        notes.append(f"{path} has no {MANIFEST}, which this version writes: taking it as it is")
+    notes += [f"{p} is skipped: {problem}" for p, problem in problems.items() if problem is not None and p != path]
+    return path, notes + check_flags(path, args, processes)
+
+
+def check_flags(path: Path, args: argparse.Namespace, processes: int) -> list[str]:
+    """Notes on flags of RATES that differ from those of the checkpoint; ValueError where others do."""
+    given = flags_of(args)
+    try:
+        about = read_manifest(path)
+    except ValueError:
+        try:
+            about = {"flags": json.loads((path.parent / "arguments.json").read_text())}
+        except (OSError, ValueError):
+            about = {"flags": {}}
+    stored = about["flags"]
+    if stored.get("trainer", given.get("trainer")) != given.get("trainer"):
+        raise ValueError(
+            f"{path} was made by `{stored['trainer']}`, and this is `{given.get('trainer')}`: choose another"
+            " --output_dir"
+        )
+    names = [name for name in given if name in stored and stored[name] != given[name]]
+    changed = [
+        n for n in names if n not in FREE and n not in BATCH and not (n in MOVABLE and same_place(n, stored, given))
+    ]
+    images = [
+        flags[BATCH[0]] * flags[BATCH[1]] * count
+        for flags, count in ((stored, about.get("processes", processes)), (given, processes))
+        if all(name in flags for name in BATCH)
+    ]
+    if len(set(images)) > 1:
+        changed += [name for name in BATCH if name in names]
+        if about.get("processes", processes) != processes:
+            stored, given = stored | {"num_processes": about["processes"]}, given | {"num_processes": processes}
+            changed.append("num_processes")
+    if changed:
+        differ = ", ".join(f"--{n} {stored[n]} (now {given[n]})" for n in changed)
+        raise ValueError(
+            f"{path} was made with {differ}: continue with the old value, or choose another --output_dir to start anew"
+        )
+    return [f"--{n} was {stored[n]}, from here on it is {given[n]}" for n in names if n in RATES]
+
+
+def same_place(name: str, stored: dict, given: dict) -> bool:
+    """Whether the flag names a folder, and both ways to write its path mean the same one."""
+    texts = (stored[name], given[name])
+    return name in MOVABLE and None not in texts and os.path.realpath(texts[0]) == os.path.realpath(texts[1])
+
+
+def resume(accelerator: Accelerator, args: argparse.Namespace) -> int:
+    """Load the checkpoint that `--resume_from_checkpoint` asks for and return its step; 0 when starting anew.
+
+    `latest` without any checkpoint starts anew, so that one command line serves the first start and every restart.
+    Later checkpoints than the one that is loaded (damaged ones, or those of a branch that is given up) are kept under
+    another name.
+
+    Raises:
+        ValueError: as `find_checkpoint`, or a checkpoint that does not fit the networks.
+    """
+    path, notes = on_main(lambda: find_checkpoint(args, accelerator.num_processes))
+    if accelerator.is_main_process:
+        for note in notes:
+            logger.info(note)
+    if path is None:
+        return 0
+    load(accelerator, path)
+    if accelerator.is_main_process:
+        for later in list_checkpoints(args.output_dir):
+            if step_of(later) > step_of(path):
+                names = (later.with_name(f"{later.name}.aside-{i}") for i in itertools.count(1))
+                aside = next(p for p in names if not p.exists())
+                os.replace(later, aside)
+                logger.info("%s is kept as %s", later, aside.name)
+        for old in Path(args.output_dir).glob(".partial-*"):  # what the end of the run before left half-done
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        logger.info("resumed from %s", path)
+    accelerator.wait_for_everyone()
+    return step_of(path)
+
+
+def load(accelerator: Accelerator, path: Path) -> None:
+    """Everything as the checkpoint has it, but the rates as the flags have them."""
+    optimizers = accelerator._optimizers
+    schedules = [s for thing in accelerator._custom_objects if isinstance(thing, State) for s in thing.schedules()]
+    rates = [[group.get("initial_lr", group["lr"]) for group in o.param_groups] for o in optimizers]
+    bases = [list(s.base_lrs) for s in schedules]
+    try:
+        accelerator.load_state(str(path))
+    except LOADING_ERRORS as error:
+        raise ValueError(
+            f"{path} cannot be loaded: it is damaged, or of networks other than these flags make ({one_line(error)})"
+        ) from error
+    for optimizer, values in zip(optimizers, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, values, strict=True):
+            group["initial_lr" if "initial_lr" in group else "lr"] = rate
+    for schedule, base in zip(schedules, bases, strict=True):
+        schedule.base_lrs = base
+        schedule._last_lr = [b * f(schedule.last_epoch) for b, f in zip(base, schedule.lr_lambdas, strict=True)]
+        for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+            group["lr"] = rate
