@@ -72,7 +72,7 @@ def sefa(
         ValueError: a count or rows that the generator does not have.
     """
     check_count("count", count, generator.w_avg.shape[0])
-    matrix = (generator.affine_weight * generator.affine_gain).detach().double().cpu()
+    matrix = (generator.affine_weight * generator.affine_gain).detach().cpu().double()
     rows = _rows(generator, layers)
     if rows is not None:
         matrix = matrix[torch.isin(generator.style_rows.cpu(), torch.tensor(rows))]
@@ -204,8 +204,8 @@ def boundary_from_labels(
     Raises:
         ValueError: shapes that do not fit, fewer than two different labels, numbers that are not finite.
     """
-    y = torch.as_tensor(labels).detach().double().cpu()
-    x = codes.detach().double().cpu().flatten(1)
+    y = torch.as_tensor(labels).detach().cpu().double()
+    x = codes.detach().cpu().double().flatten(1)
     if y.shape != (len(x),) or len(x) < 2:
         raise ValueError(f"expected a label for each of {len(x)} codes (two or more), got labels {tuple(y.shape)}")
     if not ridge > 0 or not bool(x.isfinite().all() and y.isfinite().all()):

@@ -127,7 +127,8 @@ def prepare(
         if library == PACKAGE:
             files[f"{component}/{PACKAGE}.py"] = REEXPORT
     files["pipeline.py"] = f"from {PACKAGE} import {name}  # noqa: F401\n".encode()
-    files[INDEX] = _json(json.loads((folder / INDEX).read_text()) | {"_class_name": ["pipeline", name]})
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    files[INDEX] = _json(index | {"_class_name": ["pipeline", name]})
     if model_card.PICTURE not in files:
         labels = 0 if pipe.generator.config.label_dim else None
         sheet = contact_sheet(StyleFusionPipeline.from_pipe(pipe), [1, 2], [7, 8], class_labels=labels)

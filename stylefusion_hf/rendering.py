@@ -337,7 +337,7 @@ def check_folder(out: Path, about: Mapping[str, Any]) -> None:
             raise ValueError(f"{out} is not empty and holds no {NOTE}: choose another folder")
         return
     try:
-        stored = dict(json.loads(note.read_text()))
+        stored = dict(json.loads(note.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{note} cannot be read ({error}): choose another folder or delete it") from error
     if other := [name for name in {**stored, **about} if stored.get(name) != about.get(name)]:

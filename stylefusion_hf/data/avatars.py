@@ -106,7 +106,7 @@ def cached_arrays(
     files = {name: folder / f"{name}.npy" for name in ("images", "labels")}
     key = _about(size, seed, start)
     try:
-        stored = json.loads((folder / "arrays.json").read_text())
+        stored = json.loads((folder / "arrays.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         stored = {}
     if stored.pop("count", 0) < count or stored != key:
@@ -221,7 +221,7 @@ def _check_folder(folder: Path, about: dict[str, Any], count: int) -> None:
             raise ValueError(f"{folder} is not empty and holds no dataset.json: choose another folder")
         return
     try:
-        stored = dict(json.loads(note.read_text()))
+        stored = dict(json.loads(note.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{note} cannot be read ({error}): choose another folder or delete it") from error
     other = {name: stored.get(name) for name in about if stored.get(name) != about[name]}
@@ -239,5 +239,5 @@ def _write_json(path: Path, value: Any) -> None:
 def _write_text(path: Path, text: str) -> None:
     """Atomic: the file is either the old one or the whole new one."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)

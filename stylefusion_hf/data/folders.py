@@ -128,7 +128,7 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
 
 def _regions(root: Path) -> tuple[str, ...] | None:
     try:
-        names = json.loads((root / "dataset.json").read_text())["regions"]
+        names = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["regions"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return tuple(str(name) for name in names)

@@ -272,7 +272,7 @@ def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Pa
         run.report["seconds"][name] = round(seconds, 1)
         run.show("", f"({seconds:.0f} s)", "")
         write_json(run.report, out / "report.json")
-        (out / "report.md").write_text("\n".join(run.text) + "\n")
+        (out / "report.md").write_text("\n".join(run.text) + "\n", encoding="utf-8")
     title = settings.model + (" (quick look)" if settings.quick else "")
     if run.swaps or run.kept:
         draw(out / "report.png", points_of(run.kept), run.swaps, title)

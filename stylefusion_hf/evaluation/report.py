@@ -65,7 +65,7 @@ def plain(value: Any) -> Any:
 
 def write_json(report: Mapping[str, Any], path: Path) -> None:
     """The whole report."""
-    path.write_text(json.dumps(plain(report), indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(plain(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 # --- The picture -----------------------------------------------------------------------------------------------------

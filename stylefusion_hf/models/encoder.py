@@ -96,7 +96,7 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
     @torch.no_grad()
     def fit_axes(self, w: torch.Tensor) -> None:
         """Set the mean and the axes to those of a sample of w, (N, w_dim)."""
-        values, vectors = torch.linalg.eigh(w.detach().t().cov().double().cpu())
+        values, vectors = torch.linalg.eigh(w.detach().t().cov().cpu().double())
         self.w_mean.copy_(w.mean(dim=0))
         self.w_axes.copy_((vectors * values.clamp_min(0).sqrt()).t())
 

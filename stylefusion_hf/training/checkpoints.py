@@ -83,7 +83,7 @@ def flags_of(args: argparse.Namespace) -> dict[str, Any]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint; ValueError that says what is wrong with it."""
     try:
-        found = json.loads((folder / MANIFEST).read_text())
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(NO_MANIFEST) from None
     except (OSError, ValueError) as error:
@@ -129,7 +129,7 @@ def last_good(output_dir: str | Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Atomic: the file is either the old one or the whole new one."""
     part = path.with_name(f".partial-{path.name}")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 
@@ -200,7 +200,7 @@ def finish(args: argparse.Namespace, partial: Path, path: Path, step: int) -> No
     files = {}
     for file in sorted(p for p in partial.rglob("*") if p.is_file()):
         flush(file)
-        files[str(file.relative_to(partial))] = [file.stat().st_size, digest_of(file)]
+        files[file.relative_to(partial).as_posix()] = [file.stat().st_size, digest_of(file)]
     about = {"version": 1, "step": step, "processes": PartialState().num_processes, "flags": flags_of(args)}
     write_text(partial / MANIFEST, json.dumps({**about, "files": files}, indent=1) + "\n")
     flush(partial / MANIFEST)

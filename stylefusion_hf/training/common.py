@@ -166,7 +166,7 @@ def check_shared(output: Path, flags: dict[str, Any], patience: float = 60.0) ->
 
     def seen() -> bool:
         try:
-            return json.loads((output / "arguments.json").read_text()) == flags
+            return json.loads((output / "arguments.json").read_text(encoding="utf-8")) == flags
         except (OSError, ValueError):
             return False
 
@@ -335,7 +335,7 @@ class Log:
             self._append(step, {k: round(v, 6) for k, v in values.items()})
 
     def _append(self, step: int, values: dict[str, float | None]) -> None:
-        with writing(self.path), open(self.path, "a") as f:
+        with writing(self.path), open(self.path, "a", encoding="utf-8") as f:
             f.write(json.dumps({"step": step, **values}) + "\n")
 
     def report(self, step: int, bar=None) -> dict[str, float]:

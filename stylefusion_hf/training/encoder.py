@@ -300,7 +300,7 @@ def train(args: argparse.Namespace) -> Path:
         if accelerator.is_main_process:
             export(average, folder / "encoder")  # also where all steps were done before and this did not come to it
             report = {name: figures(g, maps, average, images) for name, images in tests.items()}
-            (folder / "figures.json").write_text(json.dumps(report, indent=2) + "\n")
+            (folder / "figures.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
             print(json.dumps(report, indent=2))
             push_to_hub(args, folder / "encoder")
     return folder

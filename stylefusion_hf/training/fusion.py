@@ -155,7 +155,7 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     """
     known = {flag.removeprefix("--") for flag in parser._option_string_actions} - {"help", "-h", "config"}
     try:
-        given = json.loads(path.read_text())
+        given = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(given, dict):
@@ -268,7 +268,7 @@ def train(args: argparse.Namespace) -> Path:
         if accelerator.is_main_process:
             pipe.save_pretrained(folder)
             (folder / "README.md").write_text(
-                model_card(args, tree, figures or validate(), time.monotonic() - started)
+                model_card(args, tree, figures or validate(), time.monotonic() - started), encoding="utf-8"
             )
             push_to_hub(args, folder)
     return folder

@@ -193,7 +193,7 @@ def train_segmenter(args: argparse.Namespace) -> tuple[Any, dict]:
         return None, {}
     figures = folder / "iou.json"
     model = RegionSegmenter.from_pretrained(folder, subfolder="segmenter")
-    return model, {"IoU": json.loads(figures.read_text())} if figures.is_file() else {}
+    return model, {"IoU": json.loads(figures.read_text(encoding="utf-8"))} if figures.is_file() else {}
 
 
 def train_portrait(args: argparse.Namespace) -> tuple[Any, dict]:
@@ -279,15 +279,15 @@ def publish(model: Any, name: str, figures: dict, args: argparse.Namespace) -> N
     folder = Path(args.output_dir)
     nn.Module.half(model.cpu()).save_pretrained(folder / name)
     config = folder / name / "config.json"
-    values = json.loads(config.read_text())
+    values = json.loads(config.read_text(encoding="utf-8"))
     values.pop("_name_or_path", None)  # a path of this machine
-    config.write_text(json.dumps(values, indent=2) + "\n")
+    config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     note = folder / "judges.json"
-    entries = json.loads(note.read_text()) if note.is_file() else {}
+    entries = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     steps = args.max_train_steps or getattr(args, f"{name}_steps")
     entries[name] = {"command": args.command, "steps": steps, "figures": rounded(figures)}
     part = note.with_name(note.name + ".part")
-    part.write_text(json.dumps({k: entries[k] for k in JUDGES if k in entries}, indent=2) + "\n")
+    part.write_text(json.dumps({k: entries[k] for k in JUDGES if k in entries}, indent=2) + "\n", encoding="utf-8")
     os.replace(part, note)
     print(json.dumps({name: entries[name]["figures"]}, indent=2))
 

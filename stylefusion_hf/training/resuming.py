@@ -141,7 +141,7 @@ def check_flags(path: Path, args: argparse.Namespace, processes: int) -> list[st
         about = read_manifest(path)
     except ValueError:
         try:
-            about = {"flags": json.loads((path.parent / "arguments.json").read_text())}
+            about = {"flags": json.loads((path.parent / "arguments.json").read_text(encoding="utf-8"))}
         except (OSError, ValueError):
             about = {"flags": {}}
     stored = about["flags"]

@@ -205,7 +205,7 @@ def train(args: argparse.Namespace) -> Path:
                 "held-out": region_iou(plain, images, labels),
                 "held-out, degraded": region_iou(plain, degrade(images, draw), labels),
             }
-            (folder / "iou.json").write_text(json.dumps(report, indent=2) + "\n")
+            (folder / "iou.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
             print(json.dumps(report, indent=2))
         if accelerator.is_main_process:
             push_to_hub(args, folder / "segmenter")

@@ -195,7 +195,7 @@ def _build(wanted: Target, root: Path, limit: float) -> Path:
         if status is None:
             raise NotAvailable(f"it took longer than {limit:g} s (STYLEFUSION_OPS_TIMEOUT changes the limit)")
         if status != 0:
-            raise NotAvailable(_first_error(log.read_text(errors="replace"), status))
+            raise NotAvailable(_first_error(log.read_text(encoding="utf-8", errors="replace"), status))
         made = work / f"{LIBRARY}.so"
         digest = hashlib.sha256(made.read_bytes()).hexdigest()
         _write(work / "info.json", {"sha256": digest, "seconds": round(time.monotonic() - began, 1), **asdict(wanted)})
@@ -271,7 +271,7 @@ def _session(leader: int) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, IndexError):
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
             if fields[3] == str(leader) and fields[0] not in "ZX":
                 found.append(int(stat.parent.name))
     return found
@@ -307,7 +307,7 @@ def _try_lock(descriptor: int) -> bool:
 def _write(path: Path, content: dict[str, Any]) -> None:
     """All or nothing."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(content))
+    part.write_text(json.dumps(content), encoding="utf-8")
     part.replace(path)
 
 
