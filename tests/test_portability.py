@@ -116,7 +116,11 @@ def test_no_model_makes_float64(gradients: bool) -> None:
         styles = generator.to_style(generator.truncate(generator.mapping(tiny.draw(2, tiny.Z_DIM)), 0.7))
         fused = fusion.fuse({node: styles * (1 + i) for i, node in enumerate(fusion.tree.nodes)})
         images = [generator.synthesis(fused, noise_mode=mode) for mode in ("const", "random", "none")]
-        outputs = [segmenter.segment(images[0]), encoder.encode(images[1]), discriminator(images[2], return_dict=False)[0]]
+        outputs = [
+            segmenter.segment(images[0]),
+            encoder.encode(images[1]),
+            discriminator(images[2], return_dict=False)[0],
+        ]
         if gradients:
             torch.stack([x.mean() for x in outputs]).sum().backward()
     assert all(output.isfinite().all() for output in outputs)
