@@ -4,11 +4,13 @@ Commands in code blocks are parsed whole; those within a sentence, which may be 
 """
 
 import argparse
+import ast
 import contextlib
 import inspect
 import io
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -137,6 +139,19 @@ def test_modules_and_files_of_other_commands_exist() -> None:
                 found += 1
                 assert (ROOT / file).is_file(), f"{path.name} names {file}"
     assert found > 3
+
+
+def test_what_examples_import_is_there() -> None:
+    found = set()
+    for path in PAGES:
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+            for node in ast.walk(ast.parse(textwrap.dedent(block))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stylefusion_hf"):
+                    found |= {(node.module or "", alias.name) for alias in node.names}
+    for module, name in found:
+        assert hasattr(import_module(module), name), f"{module} has no {name}"
+        assert not any(part.startswith("_") for part in (*module.split("."), name)), f"{module}.{name} is not public"
+    assert len(found) > 15
 
 
 def test_links_lead_somewhere() -> None:

