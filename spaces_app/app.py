@@ -1,0 +1,117 @@
+"""StyleFusion as a Gradio Space.
+
+Started by `python app.py`, by `stylefusion space`, or by Hugging Face. STYLEFUSION_MODEL names models, folders or Hub
+ids, with commas between them (default: the embedded one), STYLEFUSION_DIRECTIONS a file of directions for the first.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stylefusion_hf.spaces_app import device  # noqa: F401  # on ZeroGPU before torch
+
+import gradio as gr  # isort: skip
+
+from stylefusion_hf import StyleFusionPipeline
+from stylefusion_hf.spaces_app.compose import QUICK, Compose
+from stylefusion_hf.spaces_app.errors import guarded
+from stylefusion_hf.spaces_app.models import EMBEDDED, Model
+
+HERE = Path(__file__).parent
+MAX_UPLOAD = "10mb"
+MAX_WAITING = 100  # events in the queue; who comes later is told so
+CLEAN = (600, 3600)  # seconds: how often files of the page are removed, and which age they have then
+
+
+def load_models(sources: Sequence[str], place: str | None = None, directions: str | None = None) -> list[Model]:
+    """The models of a Space.
+
+    Args:
+        sources: folders or Hub ids; "embedded" for the one that comes with the package.
+        place: the device; None for cuda where there is one.
+        directions: a file for the first of them.
+
+    Raises:
+        ValueError, OSError: as in `StyleFusionPipeline.from_pretrained`.
+    """
+    import torch
+
+    where = place or ("cuda" if torch.cuda.is_available() else "cpu")
+    models = []
+    for source in sources:
+        if source == EMBEDDED:
+            pipe = StyleFusionPipeline.from_embedded()
+        else:
+            pipe = StyleFusionPipeline.from_pretrained(source)
+        models.append(Model(pipe.to(where), directions if not models else None))
+    if not models:
+        raise ValueError("a Space needs at least one model")
+    return models
+
+
+def build(models: Sequence[Model]) -> gr.Blocks:
+    """The page."""
+    with gr.Blocks(title="StyleFusion", analytics_enabled=False, delete_cache=CLEAN, fill_width=True) as page:
+        with gr.Row(elem_classes="sf-head"):
+            gr.Markdown("# StyleFusion\nOne dial for every region of a portrait, fused into one picture.")
+            chosen = gr.Dropdown(
+                [(model.name, i) for i, model in enumerate(models)],
+                value=0,
+                label="Model",
+                visible=len(models) > 1,
+                elem_id="sf-model",
+            )
+        with gr.Tabs():
+            with gr.Tab("Compose", id="compose"):
+                Compose(models, chosen)
+    return page
+
+
+def launch_settings() -> dict[str, Any]:
+    """What `build`'s page is launched with."""
+    return {
+        "theme": theme(),
+        "css_paths": [HERE / "style.css"],
+        "max_file_size": MAX_UPLOAD,
+        "show_error": False,
+        "state_session_capacity": 1000,
+        "footer_links": ["api", "gradio"],
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "run_history": False,
+    }
+
+
+def theme() -> gr.themes.Base:
+    """Violet on paper; fonts that every system has, so that nothing is fetched from elsewhere."""
+    return gr.themes.Soft(
+        primary_hue="violet",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=["ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        block_title_background_fill="none",
+        block_title_padding="0",
+        block_title_text_color="*body_text_color",
+        block_title_text_weight="600",
+        block_shadow="none",
+        block_border_width="1px",
+    )
+
+
+def main(
+    sources: Sequence[str], place: str | None = None, directions: str | None = None, **launch: Any
+) -> None:
+    """Load, build, serve; returns when the server is stopped."""
+    page = build(load_models(sources, place, directions))
+    page.queue(max_size=MAX_WAITING).launch(**(launch_settings() | launch))
+
+
+if __name__ == "__main__":
+    named = [name.strip() for name in os.environ.get("STYLEFUSION_MODEL", EMBEDDED).split(",")]
+    main([name for name in named if name], directions=os.environ.get("STYLEFUSION_DIRECTIONS"))
