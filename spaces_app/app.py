@@ -7,7 +7,6 @@ ids, with commas between them (default: the embedded one), STYLEFUSION_DIRECTION
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,13 @@ import gradio as gr  # isort: skip
 
 from stylefusion_hf import StyleFusionPipeline
 from stylefusion_hf.spaces_app.compose import QUICK, Compose
+from stylefusion_hf.spaces_app.edit import Edit
+from stylefusion_hf.spaces_app.endpoints import Endpoints
 from stylefusion_hf.spaces_app.errors import guarded
+from stylefusion_hf.spaces_app.jobs import Films
+from stylefusion_hf.spaces_app.mix import Mix
 from stylefusion_hf.spaces_app.models import EMBEDDED, Model
+from stylefusion_hf.spaces_app.walk import Grid, Walk
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "10mb"
@@ -65,9 +69,23 @@ def build(models: Sequence[Model]) -> gr.Blocks:
                 visible=len(models) > 1,
                 elem_id="sf-model",
             )
-        with gr.Tabs():
+        films = Films()
+        with gr.Tabs() as tabs:
             with gr.Tab("Compose", id="compose"):
-                Compose(models, chosen)
+                compose = Compose(models, chosen, tabs)
+            with gr.Tab("Mix pictures", id="mix"):
+                Mix(models, chosen, compose.send, QUICK)
+            with gr.Tab("Edit", id="edit"):
+                Edit(models, chosen, compose.send, compose.fetch, QUICK)
+            with gr.Tab("Animate", id="animate"):
+                Walk(models, chosen, compose.fetch, films)
+            with gr.Tab("Compare", id="compare"):
+                Grid(models, chosen)
+            with gr.Tab("About", id="about"):
+                gr.Markdown((HERE / "about.md").read_text(encoding="utf-8"), elem_classes="sf-about")
+        Endpoints(models, films)
+        inputs = [chosen, compose.history, *compose.values]
+        page.load(guarded(compose.arrive), inputs, [*compose.page, chosen], **QUICK)
     return page
 
 

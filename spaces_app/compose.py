@@ -19,11 +19,10 @@ from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, History, Sett
 from stylefusion_hf.spaces_app.stage import stage
 
 DRAWN = 10_000  # shuffled seeds are below: short numbers, good to pass on
-QUICK: dict[str, Any] = {
+LIMITS: dict[str, Any] = {"concurrency_id": "render", "concurrency_limit": 8}
+QUICK: dict[str, Any] = LIMITS | {
     "trigger_mode": "always_last",  # of a burst, the last event alone is rendered
     "show_progress": "hidden",
-    "concurrency_id": "render",
-    "concurrency_limit": 8,
     "api_visibility": "private",
     "js": dials.CLEAN,
 }
@@ -43,10 +42,11 @@ class Compose:
     Args:
         models: of the Space.
         chosen: which of them is in use, by its place.
+        tabs: of the page; this one is called "compose".
     """
 
-    def __init__(self, models: Sequence[Model], chosen: gr.Dropdown):
-        self.models, self.chosen = models, chosen
+    def __init__(self, models: Sequence[Model], chosen: gr.Dropdown, tabs: gr.Tabs):
+        self.models, self.chosen, self.tabs = models, chosen, tabs
         model, start = models[0], dials.example(models[0], 0)
         self.history = gr.State(History([start]))
         with gr.Row(elem_classes="sf-compose"):
@@ -116,6 +116,38 @@ class Compose:
         settings = from_recipe(recipe, model.regions, model.tree.root)
         return self.turn(model, history.push(settings, "", time.monotonic()), history.present, values)
 
+    def send(self, button: gr.Button, recipe: gr.State) -> None:
+        """Connects a button of another tab: what it made goes on here."""
+
+        def step(made: dict[str, Any] | None, index: int, history: History, *values: Any) -> dict[Any, Any]:
+            if made is None:
+                raise ValueError("there is no picture yet")
+            model = self.models[index]
+            return self.open_recipe(model, model.check(made), history, values) | {
+                self.tabs: gr.update(selected="compose")
+            }
+
+        inputs = [recipe, self.chosen, self.history, *self.values]
+        button.click(guarded(step), inputs, [*self.page, self.tabs], **QUICK)
+
+    def fetch(self, button: gr.Button, recipe: gr.State) -> Any:
+        """Connects a button of another tab: it takes the recipe of the picture here."""
+
+        def taken(index: int, history: History) -> dict[str, Any]:
+            model = self.models[index]
+            return to_recipe(history.present, model.regions, model.tree.root)
+
+        return button.click(guarded(taken), [self.chosen, self.history], recipe, **QUICK)
+
+    def arrive(self, request: gr.Request, index: int, history: History, *values: Any) -> Any:
+        """A visitor who comes by a link: the recipe in it."""
+        text = request.query_params.get("recipe")
+        if not text:
+            return gr.skip()
+        name = request.query_params.get("model")
+        at = next((i for i, model in enumerate(self.models) if model.name == name), index)
+        return self._opened(text, at, index, history, values)
+
     def _everything(self, model: Model, settings: Settings) -> dict[Any, dict[str, Any]]:
         """All that depends on the model and its settings: control -> its properties."""
         made: dict[Any, dict[str, Any]] = dials.looks(model, self.cards, None, settings)
@@ -167,7 +199,7 @@ class Compose:
         self.open.upload(guarded(self._open), [self.open, *inputs], [*self.page, self.chosen], **QUICK)
         self.chosen.input(guarded(self._switch), inputs, self.page, **QUICK)
 
-    def _example(self, index: int, history: History, *values: Any, event: gr.EventData) -> dict[Any, Any]:
+    def _example(self, event: gr.EventData, index: int, history: History, *values: Any) -> dict[Any, Any]:
         number = event._data.get("example")
         if number not in range(len(dials.EXAMPLES)):
             raise ValueError("there is no such example")
@@ -184,6 +216,10 @@ class Compose:
         """A recipe that was downloaded, with the model that made it, where the Space has that."""
         text = read_recipe(path)
         at = next((i for i in (index, *range(len(self.models))) if fits(self.models[i], text)), index)
+        return self._opened(text, at, index, history, values)
+
+    def _opened(self, text: str, at: int, index: int, history: History, values: Sequence[Any]) -> dict[Any, Any]:
+        """The page with a recipe of the model at `at`, from that with the model at `index`."""
         model = self.models[at]
         recipe = model.check(text)
         if at == index:

@@ -148,6 +148,10 @@ class Model:
         """
         return self._invert(list(images), steps, told)
 
+    def turn(self) -> threading.Lock:
+        """`with model.turn():` around other uses of the pipeline that make pictures."""
+        return self._turn
+
     def walk(self, call: Mapping[str, Any]) -> Any:
         """A stream of frames: `StyleFusionInterpolationPipeline.stream`."""
         return StyleFusionInterpolationPipeline.from_pipe(self.pipe).stream(**call)

@@ -100,8 +100,7 @@ def query(model: Model, recipe: Mapping[str, Any]) -> str:
 
 def snippet(model: Model, recipe: Mapping[str, Any]) -> str:
     """Python that makes the picture with the library."""
-    load = "from_embedded()" if model.name == EMBEDDED else f"from_pretrained({model.name!r})"
-    lines = ["from stylefusion_hf import StyleFusionPipeline", "", f"pipe = StyleFusionPipeline.{load}"]
+    lines = ["from stylefusion_hf import StyleFusionPipeline", "", load_line(model)]
     if of_seeds(recipe):
         skipped = ("version", "num_images", "model", "base", "noise_seeds")
         given = {name: value for name, value in recipe.items() if name not in skipped and value is not None}
@@ -113,3 +112,9 @@ def snippet(model: Model, recipe: Mapping[str, Any]) -> str:
         lines[3:] = ['out = pipe.from_recipe(open("stylefusion.json").read())  # "Recipe" above downloads it']
     lines.append('out.images[0].save("stylefusion.png")')
     return "\n".join(lines)
+
+
+def load_line(model: Model, pipeline: str = "StyleFusionPipeline") -> str:
+    """The line that loads a model; of a local folder, whose place nobody is told, the name."""
+    load = "from_embedded()" if model.name == EMBEDDED else f"from_pretrained({model.name!r})"
+    return f"pipe = {pipeline}.{load}"
