@@ -167,14 +167,19 @@ class Compose:
     def _connect(self) -> None:
         inputs = [self.chosen, self.history, *self.values]
 
-        def on(event: Callable[..., Any], change: Change, control: str = "") -> None:
+        # What an event may change is all that it lists: the page looks after every output of every event, which is
+        # most of what a dial's turn costs there.
+        picture = [self.stage, self.history, self.undo, self.redo]
+
+        def on(event: Callable[..., Any], change: Change, outputs: list[Any], control: str = "") -> None:
             def step(index: int, history: History, *values: Any) -> dict[Any, Any]:
                 model = self.models[index]
                 shown = Settings.from_values(values, len(model.regions), history.present.kept)
                 following = history.push(change(model, shown), control, time.monotonic())
-                return self.turn(model, following, history.present, values)
+                updates = self.turn(model, following, history.present, values)
+                return {component: update for component, update in updates.items() if component in outputs}
 
-            event(guarded(step), inputs, self.page, **QUICK)
+            event(guarded(step), inputs, outputs, **QUICK)
 
         def move(by: int) -> Callable[..., Any]:
             def step(index: int, history: History, *values: Any) -> dict[Any, Any]:
@@ -182,17 +187,24 @@ class Compose:
 
             return guarded(step)
 
-        on(self.psi.input, as_shown, "psi")
+        def at(change: Callable[..., Settings], *arguments: Any) -> Change:
+            return lambda model, settings: change(model, settings, *arguments)
+
+        on(self.psi.input, as_shown, picture, "psi")
+        followers = [card.thumbnail for card in self.cards]  # of the base
         for place, card in enumerate(self.cards):
-            on(card.seed.input, as_shown, f"{place} seed")
-            on(card.lock.input, lambda model, settings, place=place: locked(model, settings, place))
-            on(card.shuffle.click, lambda model, settings, place=place: shuffled(model, settings, [place]))
+            own = [*picture, *card.values, *card.others]
+            reach = [*own, *followers[1:]] if place == 0 else own
+            turned = [*picture, card.thumbnail, *(c for c in (card.strength, card.reset) if c)]
+            on(card.seed.input, as_shown, [*turned, *followers[1:]] if place == 0 else turned, f"{place} seed")
+            on(card.lock.input, at(locked, place), own)
+            on(card.shuffle.click, at(shuffled, [place]), reach)
             if card.strength is not None:
-                on(card.strength.input, as_shown, f"{place} strength")
+                on(card.strength.input, as_shown, picture, f"{place} strength")
             if card.reset is not None:
-                on(card.reset.click, lambda model, settings, place=place: reset(model, settings, place))
-        on(self.surprise.click, surprised)
-        on(self.clear.click, lambda model, settings: dials.blank(model, 1))
+                on(card.reset.click, at(reset, place), own)
+        on(self.surprise.click, surprised, self.page)
+        on(self.clear.click, lambda model, settings: dials.blank(model, 1), self.page)
         self.undo.click(move(-1), inputs, self.page, **QUICK)
         self.redo.click(move(1), inputs, self.page, **QUICK)
         self.examples.click(guarded(self._example), inputs, self.page, **QUICK)

@@ -106,20 +106,11 @@ class Mix:
                         for i in range(most)
                     ]
             with gr.Column(scale=5, min_width=280):
-                compare = gr.ImageSlider(
-                    label="Picture A and the mix",
-                    format="png",
-                    type="pil",
-                    interactive=False,
-                    max_height=512,
-                    buttons=[],
-                    elem_id="sf-compare",
-                    elem_classes="sf-crisp",
-                )
+                gr.Markdown("#### Your picture, and the mix", elem_classes="sf-lead")
                 mixture = stage(elem_id="sf-mix-stage", visible=False)
                 go = gr.Button("Go on in Compose", interactive=False, elem_id="sf-mix-go")
 
-        outputs = [recipe, compare, mixture, go]
+        outputs = [recipe, mixture, go]
         take = [chosen, codes, pictures[0], common, *radios]
         read.click(
             guarded(self._read),
@@ -142,9 +133,9 @@ class Mix:
                 updates.append(gr.update(value=SLOTS[0], **shown))
             care = 0 if model.has_encoder else WITHOUT_ENCODER
             nothing = [None] * len(SLOTS)
-            return [reading(model), care, *updates, list(nothing), *nothing, None, None, gr.update(visible=False)]
+            return [reading(model), care, *updates, list(nothing), *nothing, None, gr.update(visible=False)]
 
-        others = [note, steps, common, *radios, codes, *seen, recipe, compare, mixture]
+        others = [note, steps, common, *radios, codes, *seen, recipe, mixture]
         chosen.change(guarded(switch), chosen, others, api_visibility="private")
 
     def _pick(self, event: gr.EventData, *paths: str | None) -> list[Any]:
@@ -197,8 +188,8 @@ class Mix:
         parts = [f"{dials.named(name).lower()} from {SLOTS[slot]}" for name, slot in regions.items() if slot]
         parts += [f"{dials.named(COMMON).lower()} from {SLOTS[common]}"] if common else []
         text = "Picture A" + (" with " + ", ".join(parts) if parts else " as the model sees it")
-        shown = gr.update(value=result(model, picture, text), visible=True)
-        return [picture.recipe, (before, picture.image), shown, gr.update(interactive=True)]
+        shown = result(model, picture, text) | {"before": data_uri(before)}
+        return [picture.recipe, gr.update(value=shown, visible=True), gr.update(interactive=True)]
 
 
 def open_named(path: str, name: str) -> Image.Image:

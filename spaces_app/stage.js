@@ -12,6 +12,9 @@ function show() {
   if (!value) return;
   find("picture").src = value.png;
   find("picture").alt = value.caption;
+  find("before").hidden = find("wipe").hidden = !value.before;
+  if (value.before) find("before").src = value.before;
+  wipe();
   find("caption").textContent = value.caption;
   find("png").href = value.png;
   find("json").href = "data:application/json;charset=utf-8," + encodeURIComponent(value.recipe);
@@ -24,6 +27,11 @@ function show() {
     card.setAttribute("role", "group");
     card.setAttribute("aria-label", card.querySelector("label span")?.textContent.trim() || "");
   }
+}
+
+// The picture before lies over the result, as far as the slider says.
+function wipe() {
+  find("before").style.clipPath = `inset(0 ${100 - find("wipe").value}% 0 0)`;
 }
 
 // The map of regions comes as a PNG; its levels are the regions' numbers.
@@ -98,6 +106,8 @@ function choose(region) {
   if (props.leads && card) card.scrollIntoView({ block: "nearest", behavior: "smooth" });
   draw();
 }
+
+find("wipe").addEventListener("input", wipe);
 
 const frame = find("frame");
 frame.addEventListener("pointermove", (event) => point(under(event)));

@@ -1,6 +1,6 @@
 """The picture and what it offers, as one component: pointing at a region outlines it, clicking goes to its dial.
 
-It shows data URIs: what the browser has is the exact PNG with its recipe, and the server writes no file for it.
+With a picture `before`, a slider wipes from it to the result. It shows data URIs: what the browser has is the exact PNG with its recipe, and the server writes no file for it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ TEMPLATE = """
 <figure class="sf-stage">
   <div class="sf-frame">
     <img class="sf-picture" alt="">
+    <img class="sf-before" alt="" hidden>
     <canvas class="sf-outline" aria-hidden="true"></canvas>
     <span class="sf-tip" hidden></span>
   </div>
+  <input class="sf-wipe" type="range" min="0" max="100" value="50" hidden aria-label="Before and after">
   <figcaption class="sf-caption" aria-live="polite"></figcaption>
   <div class="sf-actions">
     <a class="sf-action sf-png" download="stylefusion.png" title="The exact picture, with its recipe inside">PNG</a>
