@@ -6,6 +6,7 @@ ids, with commas between them (default: the embedded one), STYLEFUSION_DIRECTION
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from stylefusion_hf.spaces_app import device  # noqa: F401  # on ZeroGPU before 
 
 import gradio as gr  # isort: skip
 
-from stylefusion_hf import StyleFusionPipeline
+from stylefusion_hf.commands._shared import load_pipeline
 from stylefusion_hf.spaces_app.compose import QUICK, Compose
 from stylefusion_hf.spaces_app.edit import Edit
 from stylefusion_hf.spaces_app.endpoints import Endpoints
@@ -42,16 +43,11 @@ def load_models(sources: Sequence[str], place: str | None = None, directions: st
     Raises:
         ValueError, OSError: as in `StyleFusionPipeline.from_pretrained`.
     """
-    import torch
-
-    where = place or ("cuda" if torch.cuda.is_available() else "cpu")
     models = []
     for source in sources:
-        if source == EMBEDDED:
-            pipe = StyleFusionPipeline.from_embedded()
-        else:
-            pipe = StyleFusionPipeline.from_pretrained(source)
-        models.append(Model(pipe.to(where), directions if not models else None))
+        model = None if source == EMBEDDED else source
+        pipe = load_pipeline(argparse.Namespace(model=model, generator=None, device=place))
+        models.append(Model(pipe, None if models else directions))
     if not models:
         raise ValueError("a Space needs at least one model")
     return models

@@ -33,16 +33,17 @@ class Endpoints:
         with gr.Column(visible=False):
             name = gr.Textbox(first.name, label="model")
             base = gr.Number(1, label="base", precision=0)
-            optional = gr.Number(None, label="global_code", precision=0)
+            shared = gr.Textbox("", label="global_code")
             regions, strength = gr.JSON({}, label="regions"), gr.JSON({}, label="strength")
             psi = gr.Number(first.psi, label="psi")
-            recipe = gr.JSON(None, label="recipe")
+            recipe, start = gr.JSON(None, label="recipe"), gr.JSON({}, label="recipe")
             picture = gr.Image(label="picture", type="filepath", image_mode=None)
             steps = gr.Number(0, label="steps", precision=0)
             region = gr.Textbox(first.regions[-1], label="region")
             direction = gr.Textbox(next(iter(first.directions())), label="direction")
             amount = gr.Number(2.5, label="amount")
-            bases, seeds = gr.Textbox("1, 4", label="bases"), gr.Textbox("7, 8, 9", label="seeds")
+            seeds = gr.Textbox("7, 8, 9", label="seeds")
+            bases, sources = gr.Textbox("1, 4", label="bases"), gr.Textbox("21, 24", label="sources")
             frames, fps = gr.Number(24, label="frames", precision=0), gr.Number(20, label="fps")
             suffix = gr.Textbox(".webp", label="suffix")
             image, made = gr.Image(label="picture", format="png"), gr.JSON(label="recipe")
@@ -55,13 +56,13 @@ class Endpoints:
             button.click(guarded(function), inputs, outputs, api_name=function.__name__, **settings)
 
         add(self.about, [name], [facts])
-        add(self.compose, [base, regions, optional, strength, psi, name], [image, made])
+        add(self.compose, [base, regions, shared, strength, psi, name], [image, made])
         add(self.from_recipe, [recipe, name], [image, made])
-        add(self.edit, [base, region, direction, amount, recipe, name], [image, made])
+        add(self.edit, [base, region, direction, amount, start, name], [image, made])
         add(self.invert, [picture, steps, name], [image, made], long=True)
-        add(self.mix, [base, recipe, regions, psi, name], [image, made])
+        add(self.mix, [base, start, regions, psi, name], [image, made])
         add(self.interpolate, [base, region, seeds, frames, fps, suffix, name], [film], long=True)
-        add(self.sheet, [bases, seeds, psi, name], [sheet], long=True)
+        add(self.sheet, [bases, sources, psi, name], [sheet], long=True)
 
     def about(self, model: str) -> dict[str, Any]:
         """What a model has: its regions, their tree, its resolution and directions, and the names of all models.
@@ -84,7 +85,7 @@ class Endpoints:
         self,
         base: int,
         regions: dict[str, int],
-        global_code: int | None,
+        global_code: str,
         strength: dict[str, float],
         psi: float,
         model: str,
@@ -94,14 +95,14 @@ class Endpoints:
         Args:
             base: seed of what nothing else sets.
             regions: region -> seed.
-            global_code: seed of what the regions share; null for the base's.
+            global_code: seed of what the regions share; "" for the base's.
             strength: region -> 0 to 1, how far from the base.
             psi: truncation.
             model: its name.
         """
         recipe = {"version": 1, "num_images": 1, "base": _whole(base), "regions": regions or {}}
-        if global_code is not None:
-            recipe["global_code"] = _whole(global_code)
+        if global_code:
+            (recipe["global_code"],) = jobs.seeds(global_code, 1)
         return self._made(model, recipe | {"strength": strength or {}, "truncation_psi": psi})
 
     def from_recipe(self, recipe: dict[str, Any], model: str) -> tuple[Any, dict[str, Any]]:
@@ -123,7 +124,7 @@ class Endpoints:
             region: a node of the tree; its root for the whole picture.
             direction: its name, as `about` lists them.
             amount: in standard deviations, -10 to 10.
-            recipe: of the picture to be edited, or null.
+            recipe: of the picture to be edited, or {}.
             model: its name.
         """
         found = self._model(model)
@@ -158,7 +159,7 @@ class Endpoints:
 
         Args:
             base: seed of the picture that gives the rest; not used beside a recipe.
-            recipe: that picture's recipe, or null.
+            recipe: that picture's recipe, or {}.
             regions: region -> a seed, or a recipe whose base is taken.
             psi: truncation of seeds.
             model: its name.
@@ -190,16 +191,16 @@ class Endpoints:
         path = jobs.seeds(seeds, jobs.MAX_KEYFRAMES)
         return str(self.films.write(found, recipe, region or None, path, int(frames), fps, suffix))
 
-    def sheet(self, bases: str, seeds: str, psi: float, model: str) -> Any:
+    def sheet(self, bases: str, sources: str, psi: float, model: str) -> Any:
         """A contact sheet: each region of the bases taken from the sources.
 
         Args:
             bases: seeds, such as "1, 4": a row each.
-            seeds: of the sources, as many.
+            sources: as many seeds.
             psi: truncation.
             model: its name.
         """
-        rows = [jobs.seeds(text, jobs.MAX_ROWS) for text in (bases, seeds)]
+        rows = [jobs.seeds(text, jobs.MAX_ROWS) for text in (bases, sources)]
         return jobs.sheet(self._model(model), *rows, psi)
 
     # ------------------------------------------------------------------------------------------------
