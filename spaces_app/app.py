@@ -48,13 +48,18 @@ def load_models(sources: Sequence[str], place: str | None = None, directions: st
         model = None if source == EMBEDDED else source
         pipe = load_pipeline(argparse.Namespace(model=model, generator=None, device=place))
         models.append(Model(pipe, None if models else directions))
-    if not models:
-        raise ValueError("a Space needs at least one model")
     return models
 
 
 def build(models: Sequence[Model]) -> gr.Blocks:
-    """The page."""
+    """The page.
+
+    Raises:
+        ValueError: two models of one name, or none.
+    """
+    names = [model.name for model in models]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"a Space has models of different names, one or more; got {', '.join(names) or 'none'}")
     with gr.Blocks(title="StyleFusion", analytics_enabled=False, delete_cache=CLEAN, fill_width=True) as page:
         with gr.Row(elem_classes="sf-head"):
             gr.Markdown("# StyleFusion\nOne dial for every region of a portrait, fused into one picture.")
@@ -83,6 +88,14 @@ def build(models: Sequence[Model]) -> gr.Blocks:
         inputs = [chosen, compose.history, *compose.values]
         page.load(guarded(compose.arrive), inputs, [*compose.page, chosen], **QUICK)
     return page
+
+
+def queued(page: gr.Blocks) -> gr.Blocks:
+    """The page with a queue of bounded length."""
+    # After every event, gradio sums up the last 10,000 of them with pandas, for a monitoring page that is off here.
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+    return page.queue(max_size=MAX_WAITING)
 
 
 def launch_settings() -> dict[str, Any]:
@@ -123,7 +136,7 @@ def main(
 ) -> None:
     """Load, build, serve; returns when the server is stopped."""
     page = build(load_models(sources, place, directions))
-    page.queue(max_size=MAX_WAITING).launch(**(launch_settings() | launch))
+    queued(page).launch(**(launch_settings() | launch))
 
 
 if __name__ == "__main__":

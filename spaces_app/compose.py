@@ -18,6 +18,7 @@ from stylefusion_hf.spaces_app.results import data_uri, read_recipe, result
 from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, History, Settings, from_recipe, source, to_recipe
 from stylefusion_hf.spaces_app.stage import stage
 
+FORGOTTEN = 6 * 3600  # seconds after which a session's history is dropped
 DRAWN = 10_000  # shuffled seeds are below: short numbers, good to pass on
 LIMITS: dict[str, Any] = {"concurrency_id": "render", "concurrency_limit": 8}
 QUICK: dict[str, Any] = LIMITS | {
@@ -48,7 +49,7 @@ class Compose:
     def __init__(self, models: Sequence[Model], chosen: gr.Dropdown, tabs: gr.Tabs):
         self.models, self.chosen, self.tabs = models, chosen, tabs
         model, start = models[0], dials.example(models[0], 0)
-        self.history = gr.State(History([start]))
+        self.history = gr.State(History([start]), time_to_live=FORGOTTEN)
         with gr.Row(elem_classes="sf-compose"):
             with gr.Column(scale=5, min_width=280, elem_classes="sf-left"):
                 self.stage = stage(show(model, start), leads=True, elem_id="sf-compose-stage")

@@ -15,7 +15,7 @@ from stylefusion_hf.commands._shared import RECIPE_KEY
 from stylefusion_hf.spaces_app import jobs
 from stylefusion_hf.spaces_app.compose import LIMITS
 from stylefusion_hf.spaces_app.errors import guarded
-from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, open_named
+from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, open_named, upload
 from stylefusion_hf.spaces_app.models import Model, Picture
 
 
@@ -37,7 +37,7 @@ class Endpoints:
             regions, strength = gr.JSON({}, label="regions"), gr.JSON({}, label="strength")
             psi = gr.Number(first.psi, label="psi")
             recipe, start = gr.JSON(None, label="recipe"), gr.JSON({}, label="recipe")
-            picture = gr.Image(label="picture", type="filepath", image_mode=None)
+            picture = upload("picture")
             steps = gr.Number(0, label="steps", precision=0)
             region = gr.Textbox(first.regions[-1], label="region")
             direction = gr.Textbox(next(iter(first.directions())), label="direction")
@@ -137,7 +137,7 @@ class Endpoints:
         """A picture as the model sees it; the recipe's `base` is its code.
 
         Args:
-            picture: a portrait of the kind that the model knows; its middle square is taken.
+            picture: a file of a portrait of the kind that the model knows; its middle square is taken.
             steps: of optimisation, at most 200; 0 for the encoder's guess.
             model: its name.
         """

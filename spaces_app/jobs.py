@@ -21,6 +21,7 @@ from stylefusion_hf.spaces_app.models import Model
 
 MAX_KEYFRAMES, MAX_FRAMES, MAX_ROWS = 8, 120, 8
 MAX_EDIT = 10.0  # standard deviations
+MAX_TEXT = 1000
 FILMS = (".webp", ".gif")
 KEPT = 900  # seconds that an animation's file stays: the page has copied it by then
 
@@ -28,6 +29,8 @@ KEPT = 900  # seconds that an animation's file stays: the page has copied it by 
 def seeds(text: str, most: int) -> list[int]:
     """The seeds in a text such as "7, 8, 9". ValueError names what is none."""
     found = []
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"a list of seeds has at most {MAX_TEXT} characters")
     for part in text.replace(";", ",").replace(" ", ",").split(","):
         if part and not part.isdecimal():
             raise ValueError(f"{part[:40]!r} is no seed: write whole numbers with commas between them, such as 7, 8, 9")

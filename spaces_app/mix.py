@@ -59,15 +59,8 @@ class Mix:
             for slot in SLOTS:
                 with gr.Column(min_width=150):
                     pictures.append(
-                        gr.Image(
-                            label=f"Picture {slot}",
-                            type="filepath",
-                            image_mode=None,
-                            format="png",
-                            sources=["upload", "clipboard"],
-                            height=230,
-                            elem_id=f"sf-picture-{slot.lower()}",
-                            elem_classes="sf-crisp",
+                        upload(
+                            f"Picture {slot}", height=230, elem_id=f"sf-picture-{slot.lower()}", elem_classes="sf-crisp"
                         )
                     )
                     seen.append(gr.HTML(elem_classes="sf-seen", apply_default_css=False, js_on_load=None))
@@ -190,6 +183,24 @@ class Mix:
         text = "Picture A" + (" with " + ", ".join(parts) if parts else " as the model sees it")
         shown = result(model, picture, text) | {"before": data_uri(before)}
         return [picture.recipe, gr.update(value=shown, visible=True), gr.update(interactive=True)]
+
+
+def upload(label: str, **settings: Any) -> gr.Image:
+    """A component that hands uploaded files on unopened: `open_named` opens them, with checks that gradio has not.
+
+    Set on the instance, since gradio writes a file beside the source of a component class.
+    """
+    picture = gr.Image(
+        label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], **settings
+    )
+
+    def place(payload: Any) -> str | None:  # gradio has made sure that it is an upload's
+        if payload is not None and payload.path is None:
+            raise ValueError("a picture comes as a file")
+        return None if payload is None else str(payload.path)
+
+    picture.preprocess = guarded(place)
+    return picture
 
 
 def open_named(path: str, name: str) -> Image.Image:

@@ -53,7 +53,7 @@ class Model:
         self.has_segmenter = pipe.segmenter is not None
         self.resolution: int = pipe.generator.config.resolution
         self.psi: float = pipe.generator.config.truncation_psi or 1.0
-        self.name: str = pipe.model_identity()["name"] or EMBEDDED
+        self.name: str = pipe.model_identity()["name"] or "unnamed"
         self._directions = load_directions(directions) if directions else None
         self._thumbnails: OrderedDict[str, Image.Image] = OrderedDict()
         self._turn = threading.Lock()  # one picture at a time: two would only make each other slower

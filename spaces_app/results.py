@@ -64,11 +64,13 @@ def read_recipe(path: str) -> str:
                 return file.read()
         except UnicodeDecodeError as error:
             raise ValueError("this is no recipe: open a .json or .png that was downloaded here") from error
-    image_size(path)  # checks the header before anything is decoded
     try:
+        image_size(path)  # checks the header before anything is decoded
         with Image.open(path, formats=["PNG"]) as picture:
             picture.load()  # text chunks may stand behind the pixels
             text = picture.info.get(RECIPE_KEY)
+    except ValueError:
+        raise
     except Exception as error:  # decoders raise whatever they stumble over in a file that is cut off or forged
         raise ValueError("the picture is damaged: download it again") from error
     if not isinstance(text, str):

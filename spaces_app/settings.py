@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 FIELDS = ("nodes", "edits", "class_labels", "truncation_cutoff", "noise_mode", "noise_seeds")  # of what is kept
+DEFAULT = ("noise_mode", "const")  # which every complete recipe has
 BASE, COMMON = "base", "global_code"  # the dials that are no region, under the names of their recipe's fields
 
 
@@ -133,7 +134,7 @@ def from_recipe(recipe: Mapping[str, Any], names: Sequence[str], root: str) -> S
     strength, regions = recipe.get("strength", 1.0), dict(recipe.get("regions", {}))
     of = strength if isinstance(strength, Mapping) else {}
     every = 1.0 if isinstance(strength, Mapping) else strength
-    kept = {name: recipe[name] for name in FIELDS if name in recipe}
+    kept = {name: recipe[name] for name in FIELDS if name in recipe and (name, recipe[name]) != DEFAULT}
     dials = []
     for name in names:
         code = regions.get(name)
