@@ -164,7 +164,7 @@ def from_recipe(recipe: Mapping[str, Any], names: Sequence[str], root: str) -> S
 # What a visitor's session remembers.
 
 MAX_STEPS = 100  # of undo
-ONE_TURN = 1.0  # seconds: events of one dial that follow each other faster are one step
+ONE_TURN = 2.0  # seconds: events of one dial that follow each other faster are one step
 
 
 @dataclass

@@ -107,7 +107,7 @@ def test_a_photograph_stays_until_its_dial_has_a_seed(models: list[Model]) -> No
 
 def test_history_takes_a_turning_dial_for_one_step() -> None:
     states = [Settings(Dial(i), Dial(), (), 0.7) for i in range(5)]
-    history = History([states[0]]).push(states[1], "base", 10.0).push(states[2], "base", 10.5)
+    history = History([states[0]]).push(states[1], "base", 10.0).push(states[2], "base", 11.5)
     assert history.steps == [states[0], states[2]]
     history = history.push(states[3], "base", 20.0).push(states[4], "psi", 20.1)
     assert history.steps == [states[0], *states[2:]]
