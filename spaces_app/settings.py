@@ -182,8 +182,11 @@ class History:
         return self.steps[self.at]
 
     def push(self, settings: Settings, control: str, time: float) -> History:
-        """With a new present; what was undone before is forgotten, and a dial that is still turning is one step."""
-        turning = control == self.control and time - self.time < ONE_TURN and self.at == len(self.steps) - 1
+        """With a new present; what was undone before is forgotten, and a dial that is still turning is one step.
+
+        `control` is the dial; "" for what is always a step of its own.
+        """
+        turning = control == self.control != "" and time - self.time < ONE_TURN and self.at == len(self.steps) - 1
         steps = [*self.steps[: self.at + (0 if turning and self.at else 1)], settings][-MAX_STEPS:]
         return History(steps, len(steps) - 1, control, time)
 

@@ -111,6 +111,8 @@ def test_history_takes_a_turning_dial_for_one_step() -> None:
     assert history.steps == [states[0], states[2]]
     history = history.push(states[3], "base", 20.0).push(states[4], "psi", 20.1)
     assert history.steps == [states[0], *states[2:]]
+    buttons = History([states[0]]).push(states[1], "", 10.0).push(states[2], "", 10.1)
+    assert buttons.steps == states[:3]
     undone = history.move(-1).move(-1)
     assert undone.present == states[2]
     assert undone.move(-5).present == states[0]
