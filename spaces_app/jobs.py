@@ -13,11 +13,11 @@ from uuid import uuid4
 from PIL import Image
 
 from stylefusion_hf.animation import write_animation
-from stylefusion_hf.editing import pick
 from stylefusion_hf.latents import check_seed
 from stylefusion_hf.recipes import Recipe, check_count, check_number
 from stylefusion_hf.sheet import contact_sheet
 from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.tensor_files import pick
 
 MAX_KEYFRAMES, MAX_FRAMES, MAX_ROWS = 8, 120, 8
 MAX_EDIT = 10.0  # standard deviations
