@@ -93,6 +93,7 @@ class HubServer:
         """An empty Hub without faults."""
         with self.lock:
             self.repositories: dict[str, Repository] = {}
+            self.variables: dict[tuple[str, str], str] = {}  # (Space, key) -> value
             self.objects: dict[str, bytes] = {}  # LFS
             self.faults: list[Fault] = []
             self.requests: list[str] = []
@@ -259,6 +260,7 @@ class HubHandler(BaseHTTPRequestHandler):
     # --- What is asked ---
 
     def route(self, path: str, query: dict[str, list[str]]) -> None:
+        path = path.replace("/api/spaces/", "/api/models/spaces/", 1)  # a Space is a repository with another prefix
         for pattern, handler in ROUTES:
             if match := re.fullmatch(pattern, f"{self.command} {path}"):
                 getattr(self, handler)(query=query, **match.groupdict())
@@ -338,6 +340,9 @@ class HubHandler(BaseHTTPRequestHandler):
     def create(self, query: Any) -> None:
         asked = json.loads(self.body)
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        if asked.get("type") == "space":
+            assert asked["sdk"] == "gradio"
+            name = f"spaces/{name}"
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token != WRITER:
             self.refuse(403 if token == READER else 401, message="Invalid username or password.")
@@ -349,6 +354,12 @@ class HubHandler(BaseHTTPRequestHandler):
             private = asked.get("visibility") == "private" or bool(asked.get("private"))
             self.server_hub.add(name, {".gitattributes": b"*.safetensors filter=lfs\n"}, private=private)
             self.json({"url": f"{self.server_hub.endpoint}/{name}", "name": name})
+
+    def variable(self, name: str, query: Any) -> None:
+        if self.repository(name, write=True):
+            asked = json.loads(self.body)
+            self.server_hub.variables[name, asked["key"]] = asked["value"]
+            self.json({asked["key"]: {"key": asked["key"], "value": asked["value"]}})
 
     def branch(self, name: str, branch: str, query: Any) -> None:
         if repository := self.repository(name, write=True):
@@ -445,7 +456,7 @@ class HubHandler(BaseHTTPRequestHandler):
         self.json(answer | ({"pullRequestUrl": f"{url}/discussions/1"} if query.get("create_pr") else {}))
 
 
-NAME, REVISION = r"(?P<name>[^/]+/[^/]+)", r"(?P<revision>refs/pr/\d+|[^/]+)"
+NAME, REVISION = r"(?P<name>(?:spaces/)?[^/]+/[^/]+)", r"(?P<revision>refs/pr/\d+|[^/]+)"
 ROUTES = [
     (rf"GET /api/models/{NAME}", "info"),
     (rf"GET /api/models/{NAME}/revision/{REVISION}", "info"),
@@ -454,6 +465,7 @@ ROUTES = [
     (r"(GET|HEAD) /lfs/(?P<digest>\w+)", "lfs"),
     (r"POST /api/repos/create", "create"),
     (rf"POST /api/models/{NAME}/branch/(?P<branch>.+)", "branch"),
+    (rf"POST /api/models/{NAME}/variables", "variable"),
     (r"POST /api/validate-yaml", "validate"),
     (rf"POST /api/models/{NAME}/preupload/{REVISION}", "preupload"),
     (rf"POST /{NAME}\.git/info/lfs/objects/batch", "batch"),

@@ -34,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite-card", action="store_true", help="also replace a README.md that was changed on the Hub"
     )
+    parser.add_argument("--space", metavar="USER/SPACE", help="also upload a Space that shows the model")
+    parser.add_argument(
+        "--wheel", metavar="FILE", help="of this package, for the Space (default: built from the checkout)"
+    )
     parser.add_argument(
         "--dry-run",
         nargs="?",
@@ -51,6 +55,10 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.folder} is no folder: name that of a pipeline")
     if not NAME.fullmatch(args.repo):
         raise ValueError(f"{args.repo!r} is no name of a repository: give user/name")
+    if args.space and not NAME.fullmatch(args.space):
+        raise ValueError(f"--space {args.space!r} is no name of a Space: give user/space")
+    if args.wheel and not args.space:
+        raise ValueError("--wheel goes with a Space: give --space USER/SPACE too")
     target = Path(args.dry_run) if args.dry_run not in (None, LIST_ONLY) else None
     if target is not None and target.exists() and any(target.iterdir()):
         raise ValueError(f"--dry-run {target}: the folder is not empty; name a new one")
@@ -77,6 +85,8 @@ def run(args: argparse.Namespace) -> None:
         if publication.left_out:
             print(f"left out: {', '.join(publication.left_out)}")
         print(f"would publish {total} to {args.repo}; a README.md that was changed there is kept")
+        if args.space:
+            print(f"would publish the Space {args.space}, with the package's wheel")
         if target is not None:
             publication.write(output_folder(str(target)))
             wrote(target, total)
@@ -91,3 +101,9 @@ def run(args: argparse.Namespace) -> None:
         overwrite_card=args.overwrite_card,
     )
     print(f"published {total}: {address}")
+    if args.space:
+        from stylefusion_hf.space_publishing import publish_space
+
+        private = True if args.private else None
+        address = publish_space(args.space, model=args.repo, wheel=args.wheel, private=private)
+        print(f"published the Space: {address}")
