@@ -2,11 +2,13 @@
 
     python -m benchmarks.inversion [--pictures 64] [--out inversion]          half an hour on one core
     python -m benchmarks.inversion --pictures 5 --figure docs/inversion.png   a picture of each stage, no table
+    python -m benchmarks.inversion --pictures 8 --mix docs/mixing.png         pictures mixed two by two
 
 The pictures are avatars that neither the generator nor the encoder was trained with (the trainers' held-out ones, from
 index 1,000,000 on). For each: the encoder's guess; codes optimised from it, in w, w+ and s; the mean code optimised;
 and the generator tuned at the codes in w+, four pictures at a time.
 
+    prior 0.03 ten times the weight that holds codes near the generator's own
     MSE        mean squared error of pixels in [-1, 1]
     features   how unlike picture and reconstruction look to the evaluation's segmenter, which no model was trained
                with and nothing here optimises: `features.map_distance` of its levels, 0 to 4
@@ -45,6 +47,7 @@ from stylefusion_hf.sheet import draw_sheet
 
 FIRST = 1_000_000  # far behind any training index, as the trainers' own held-out pictures
 GROUP = 4  # pictures that share a tuned generator, as those of one mix do
+RULED = ("encoder", "+ optimisation, w+", "+ optimisation, w+, prior 0.03", "+ optimisation, w")
 SWAP_COLUMNS = ("outside", "transfer", "response", "dead")
 
 
@@ -98,10 +101,15 @@ class Bench:
             "encoder": lambda: self.invert("encoder"),
             "+ optimisation, w+": lambda: self.invert("+ optimisation, w+", **steps),
             "+ tuning": lambda: self.tune("+ tuning", self.kept["+ optimisation, w+"]),
+            "+ optimisation, w+, prior 0.03": lambda: self.invert(
+                "+ optimisation, w+, prior 0.03", prior_weight=0.03, **steps
+            ),
             "+ optimisation, w": lambda: self.invert("+ optimisation, w", latent_type="w", **steps),
             "+ optimisation, s": lambda: self.invert("+ optimisation, s", latent_type="s", **steps),
-            "mean code + optimisation, w+": lambda: self.invert("mean", start="mean", **steps),
+            "mean code + optimisation, w+": lambda: self.invert("mean code + optimisation, w+", start="mean", **steps),
         }
+        if unknown := [name for name in only if name not in stages]:
+            raise SystemExit(f"no stage {unknown[0]!r}: choose from {'; '.join(stages)}")
         for name, stage in stages.items():
             if not only or name in only:
                 yield name, stage()
@@ -181,6 +189,26 @@ def figure(bench: Bench) -> Image.Image:
     return draw_sheet(titles, labels, rows, brackets=("inverted",))
 
 
+def mix(bench: Bench) -> Image.Image:
+    """A row for two pictures: the first with the second's hair and the clothes of seed 7, by each stage's codes."""
+    stages: list[dict[str, Any]] = [{}, {"num_inference_steps": bench.steps}]
+    stages.append(stages[1] | {"num_tuning_steps": bench.tuning})
+    rows = []
+    for pair in bench.real.split(2):
+        row = [as_image(x) for x in pair]
+        for call in stages:
+            out = bench.pipe((pair + 1) / 2, **call)
+            swapped = {} if out.generator is None else {"generator": out.generator}
+            fuser = StyleFusionPipeline.from_pipe(bench.fuser, **swapped)
+            base, other = out.codes.rows()
+            made = fuser(base=base, regions={"hair": other, "clothes": 7}, noise_mode="none")
+            row.append(made.images[0])
+        rows.append(row)
+    labels = [(f"avatar {FIRST + 2 * i}", f"hair of {FIRST + 2 * i + 1}") for i in range(len(rows))]
+    titles = ["base", "source", "encoder", "+_optimisation", "+_tuning"]
+    return draw_sheet(titles, labels, rows, brackets=("mixed",))
+
+
 def as_image(x: Tensor) -> Image.Image:
     """(3, H, W) in [-1, 1]."""
     return Image.fromarray(x.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy())
@@ -192,8 +220,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=64, help="an even number (default: 64)")
     parser.add_argument("--steps", type=int, default=200, help="of optimisation (default: 200)")
     parser.add_argument("--tune", type=int, default=200, help="steps of tuning (default: 200)")
+    parser.add_argument("--stages", nargs="+", default=(), metavar="STAGE", help="only these, named as in the table")
     parser.add_argument("--out", help="also write the tables to OUT.md")
-    parser.add_argument("--figure", help="draw this PNG instead")
+    parser.add_argument("--figure", help="draw this PNG instead: each stage's reconstructions")
+    parser.add_argument("--mix", help="draw this PNG instead: pictures mixed two by two")
     args = parser.parse_args(argv)
     pipe = StyleFusionPipeline.from_pretrained(args.model) if args.model else StyleFusionPipeline.from_embedded()
     if pipe.encoder is None:
@@ -202,17 +232,21 @@ def main(argv: list[str] | None = None) -> None:
     if args.figure:
         figure(bench).save(args.figure)
         return
-    if args.pictures < 4 or args.pictures % 2:
-        raise SystemExit("the ruler wants pairs: give an even number of pictures, four or more")
+    if args.pictures < 2 or args.pictures % 2:
+        raise SystemExit("pictures are taken two by two: give an even number")
+    if args.mix:
+        mix(bench).save(args.mix)
+        return
     judges, rows = load_judges(), {}
-    for name, found in bench.run():
+    for name, found in bench.run(args.stages):
         rows[name] = quality(found, bench.real, judges)
         print(f"{name}: {rows[name]}", flush=True)
     text = [f"{args.pictures} pictures, {args.steps} steps of optimisation, {args.tune} of tuning.", ""]
     text += [table("stage", rows), ""]
     subject = build_subject(pipe, judges)
+    ruled = [n for n in bench.kept if n in RULED]
     with torch.no_grad():
-        styles = {n: pipe.generator.to_style(bench.kept[n].codes) for n in ("encoder", "+ optimisation, w+")}
+        styles = {n: pipe.generator.to_style(bench.kept[n].codes) for n in ruled}
     subjects = {"samples": subject} | {n: inverted_subject(subject, s) for n, s in styles.items()}
     text += [f"Swaps, {args.pictures // 2} pairs.", "", swap_table(subjects, args.pictures // 2)]
     print("\n".join(text))

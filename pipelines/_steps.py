@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from stylefusion_hf import latents
+from stylefusion_hf.checks import check_choice
 from stylefusion_hf.editing import style_offsets
 from stylefusion_hf.latents import Row
 from stylefusion_hf.models.fusion import FusionHierarchy
@@ -57,8 +58,7 @@ def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None
 
 def check_output_type(output_type: Any) -> None:
     """ValueError unless it is one of OUTPUT_TYPES."""
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"unknown output_type {output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
+    check_choice("output_type", output_type, OUTPUT_TYPES)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def read_codes(
         given: the rows of all that were given, under the names that errors give them.
         fields: `regions`, `nodes` and `global_code` as a recipe has them.
     """
-    latents.check_space(latent_type)
+    check_choice("latent_type", latent_type, latents.LATENT_SPACES)
     regions, nodes = {} if regions is None else regions, {} if nodes is None else nodes
     given = {} if base is None else {"base": latents.parse_code(base, latent_type, "base")}
     if global_code is not None:
@@ -115,7 +115,7 @@ def read_codes(
         if not isinstance(codes, Mapping):
             raise ValueError(f"{argument} is a dict, node -> code, not {type(codes).__name__}")
         for node, code in codes.items():
-            pipe.fusion.tree.resolve(node)
+            resolve(pipe.fusion.tree, argument, node)
             name = f"{argument}[{node!r}]"
             given[name] = latents.parse_code(code, latent_type, name)
     config, device = pipe.generator.config, None
@@ -134,12 +134,29 @@ def read_codes(
 # From a recipe to style codes.
 
 
+def check_cutoff(generator: StyleGAN2Generator, recipe: Recipe) -> None:
+    """ValueError for more rows than w+ has, also where nothing is truncated."""
+    if recipe.truncation_cutoff is not None and recipe.truncation_cutoff > generator.num_ws:
+        raise ValueError(
+            f"truncation_cutoff: the truncation cutoff must be between 0 and {generator.num_ws} (the rows of w+), got"
+            f" {recipe.truncation_cutoff}"
+        )
+
+
+def resolve(tree: RegionTree, argument: str, node: Any) -> str:
+    """The tree's own check of a name, in an error that also names the argument."""
+    try:
+        return tree.resolve(node)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None
+
+
 def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
     """What every node that takes part is given; ValueError for a name that can have no effect."""
     strength = recipe.strength
     for argument, codes in (("regions", recipe.regions), ("nodes", recipe.nodes), ("edits", recipe.edits)):
         for node in codes:
-            if tree.resolve(node) not in tree.active:
+            if resolve(tree, argument, node) not in tree.active:
                 above = next(name for name in tree.ancestors(node)[::-1] if name not in tree.fused)
                 raise ValueError(
                     f"{argument}[{node!r}] can have no effect: {above!r} above it has no fusion net and gives its own"
@@ -150,7 +167,7 @@ def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
     if isinstance(strength, Mapping):
         named = {*recipe.regions, *recipe.nodes, *([tree.root] if recipe.global_code is not None else [])}
         for node in strength:
-            if tree.resolve(node) not in named:
+            if resolve(tree, "strength", node) not in named:
                 listed = ", ".join(sorted(named)) or "no node"
                 raise ValueError(
                     f"strength[{node!r}] can have no effect: this call gives codes for {listed}"
@@ -216,6 +233,7 @@ def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: 
     ValueError for names, shapes and labels that these models do not have. The recipe's `truncation_psi` is a number.
     """
     latents.check_shapes(generator, recipe.groups())
+    check_cutoff(generator, recipe)
     settings = node_settings(fusion.tree, recipe)
     batch = recipe.num_images
     codes, at, base = style_codes(generator, recipe, settings, device)
@@ -238,6 +256,8 @@ def edited(
     for node, displacements in recipe.edits.items():
         offsets = style_offsets(generator, displacements, codes[node].device)  # type: ignore[arg-type]  # no seeds
         codes |= {below: codes[below] + offsets for below in tree.subtree(node) if below in codes}
+    for code in codes.values() if recipe.edits else ():
+        latents.check_style(code)
     return codes
 
 
@@ -260,11 +280,23 @@ def synthesize(
     size = 1 if alone else slice_size or len(style)
     onload(generator)
     pictures = []
-    for k, part in enumerate(style.to(generator.dtype).split(size)):
+    style = style.to(generator.dtype)
+    if not bool(style.isfinite().all()):
+        raise ValueError(
+            f"the fused style codes are not finite in {generator.dtype}: load the pipeline in float32, and check that"
+            " the fusion nets' weights are finite"
+        )
+    for k, part in enumerate(style.split(size)):
         noise = torch.Generator().manual_seed(noise_seeds[k % len(noise_seeds)]) if alone and noise_seeds else None
         image = generator.synthesis(part, noise_mode=noise_mode, generator=noise)
         pictures.append(image.float().clamp(-1, 1))
-    return torch.cat(pictures)
+    made = torch.cat(pictures)
+    if not bool(made.isfinite().all()):
+        raise ValueError(
+            f"the pictures are not finite: the codes are too large for {generator.dtype}, or the generator's weights"
+            " are damaged"
+        )
+    return made
 
 
 def segment(segmenter: Any, images: torch.Tensor, slice_size: int | None = None) -> dict[str, torch.Tensor]:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from stylefusion_hf import latents
+from stylefusion_hf.checks import check_choice, check_count, short
 from stylefusion_hf.latents import Code, Row, seeds_to_z
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.pipelines import _steps
-from stylefusion_hf.recipes import Recipe, check_count
+from stylefusion_hf.recipes import Recipe
 
 BASE = ""  # where a node's name stands; no node is called so
 MAX_FRAMES = 10**6
@@ -84,15 +85,16 @@ def timeline(keyframes: int, frames: int | None, steps: int | None, loop: bool, 
         raise ValueError(
             "every code is a single one, so nothing moves: give base, a region or a node a list of two codes or more"
         )
-    if not isinstance(easing, str) or easing not in EASINGS:
-        raise ValueError(f"unknown easing {easing!r}: choose from {', '.join(EASINGS)}")
+    check_choice("easing", easing, EASINGS)
     if frames is not None and steps is not None:
-        raise ValueError(f"frames={frames} and steps={steps} each say how long the walk is: give one of them")
+        raise ValueError(
+            f"frames={short(frames)} and steps={short(steps)} each say how long the walk is: give one of them"
+        )
     if frames is None:
         steps = DEFAULT_STEPS if steps is None else steps
-        check_count("steps", steps, MAX_FRAMES)
+        steps = check_count("steps", steps, MAX_FRAMES)
         frames = steps * keyframes if loop else steps * (keyframes - 1) + 1
-    check_count("frames", frames, MAX_FRAMES)
+    frames = check_count("frames", frames, MAX_FRAMES)
     if frames < keyframes:
         raise ValueError(f"frames is {frames}, fewer than the {keyframes} keyframes, each of which is a frame")
     return Timeline(keyframes, frames, bool(loop), easing)
@@ -219,6 +221,7 @@ def plan(
     ValueError for names, shapes and labels that these models do not have.
     """
     latents.check_shapes(generator, recipe.groups())
+    _steps.check_cutoff(generator, recipe)
     settings = _steps.node_settings(fusion.tree, recipe)
     keyframes: list[dict[str, torch.Tensor]] = []
     for k in range(recipe.num_images):

@@ -11,13 +11,14 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 
 from stylefusion_hf import editing, latents
+from stylefusion_hf.checks import check_choice, check_count, check_flag
 from stylefusion_hf.hub import HubMixin
 from stylefusion_hf.models.fusion import FusionHierarchy
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.generator import NOISE_MODES, StyleGAN2Generator
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.pipelines import _steps
 from stylefusion_hf.pipelines.output import StyleFusionPipelineOutput
-from stylefusion_hf.recipes import Recipe, check_count
+from stylefusion_hf.recipes import Recipe
 
 
 class StyleFusionPipeline(HubMixin, DiffusionPipeline):
@@ -61,8 +62,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
 
     def enable_slicing(self, slice_size: int = 1) -> None:
         """Render so many pictures at a time: the same pictures in less memory."""
-        check_count("slice_size", slice_size, 2**31)
-        self._slice_size = slice_size
+        size = check_count("slice_size", slice_size, 2**31)
+        self._slice_size = size
 
     def disable_slicing(self) -> None:
         """Render a whole batch at once."""
@@ -126,8 +127,9 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         Raises:
             ValueError: names the argument and what it may be. OSError: an image that cannot be decoded.
         """
-        self._check_outputs(output_type, output_masks)
-        check_count("num_images_per_prompt", num_images_per_prompt, 1024)
+        self._check_outputs(output_type, output_masks, return_dict)
+        each = check_count("num_images_per_prompt", num_images_per_prompt, 1024)
+        check_choice("noise_mode", noise_mode, NOISE_MODES)
         labels = latents.parse_labels(class_labels)
         rows, fields = _steps.read_codes(self, base, regions, global_code, nodes, latent_type)
         lengths = {name: len(group) for name, group in rows.items()}
@@ -135,7 +137,6 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             lengths["class_labels"] = len(labels)
         edited = self._edits({} if edits is None else edits)
         lengths |= {f"edits[{node!r}]": len(group) for node, group in edited.items()}
-        each = num_images_per_prompt
         batch = _steps.input_batch(lengths, generator, each) * each
 
         def repeat(group: Any) -> Any:  # every input's pictures lie side by side
@@ -177,7 +178,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         Raises:
             ValueError: not a recipe (names the field), or one of another model.
         """
-        self._check_outputs(output_type, output_masks)
+        self._check_outputs(output_type, output_masks, return_dict)
+        check_flag("check_model", check_model)
         if isinstance(recipe, str):
             recipe = Recipe.from_json(recipe)
         elif not isinstance(recipe, Recipe):
@@ -219,11 +221,20 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         tree, none = self.fusion.tree, editing.Edit(())
         edited: dict[str, editing.Edit] = {}
         for name, value in edits.items():
-            node = tree.root if name == "all" and name not in tree.nodes else tree.resolve(name)
+            everything = isinstance(name, str) and name == "all" and name not in tree.nodes
+            node = tree.root if everything else _steps.resolve(tree, "edits", name)
             edited[node] = edited.get(node, none) + editing.Edit.of(value, f"edits[{name!r}]")
-        return {node: edit.displacement(self.generator).rows() for node, edit in edited.items() if edit}
+        rows = {}
+        for node, edit in edited.items():
+            try:
+                rows |= {node: edit.displacement(self.generator).rows()} if edit else {}
+            except ValueError as error:  # of a direction's shape, or strengths of different lengths
+                raise ValueError(f"edits[{node!r}]: {error}") from None
+        return rows
 
-    def _check_outputs(self, output_type: str, output_masks: bool) -> None:
+    def _check_outputs(self, output_type: str, output_masks: bool, return_dict: bool) -> None:
         _steps.check_output_type(output_type)
+        check_flag("output_masks", output_masks)
+        check_flag("return_dict", return_dict)
         if output_masks and self.segmenter is None:
             raise ValueError("output_masks needs a segmenter, and this pipeline has none: load it with segmenter=...")

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 
 from stylefusion_hf import latents
+from stylefusion_hf.checks import check_count, check_flag, short
 from stylefusion_hf.hub import HubMixin
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
@@ -20,7 +21,7 @@ from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.pipelines import _steps, _walk
 from stylefusion_hf.pipelines._walk import Walk
 from stylefusion_hf.pipelines.output import StyleFusionInterpolationPipelineOutput
-from stylefusion_hf.recipes import Recipe, check_count
+from stylefusion_hf.recipes import Recipe
 
 NOISE_MODES = ("const", "none")
 
@@ -142,6 +143,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         Raises:
             ValueError: names the argument and what it may be; lists of different lengths, both of them.
         """
+        check_flag("return_dict", return_dict)
         walk = self._plan(
             base, regions, global_code, nodes, frames=frames, steps=steps, loop=loop, space=space, easing=easing,
             latent_type=latent_type, class_labels=class_labels, strength=strength, truncation_psi=truncation_psi,
@@ -194,6 +196,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         call = signature(type(self).__call__).bind(self, *args, **kwargs)  # one list of arguments and defaults
         call.apply_defaults()
         arguments = {name: value for name, value in call.arguments.items() if name not in ("self", "return_dict")}
+        check_flag("return_dict", call.arguments["return_dict"])
         walk = self._plan(**arguments)
         batches = (pictures for pictures, _ in self._frames(walk, arguments["batch_size"], arguments["output_type"]))
         return FrameStream(batches, walk.timeline.frames, walk.timeline.marks(), walk.recipe.to_dict())
@@ -228,11 +231,12 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         _steps.check_output_type(output_type)
         check_count("batch_size", batch_size, 2**16)
         if not isinstance(space, str) or space not in _walk.SPACES:
-            raise ValueError(f"unknown space {space!r}: a walk goes through {', '.join(_walk.SPACES)}")
-        if noise_mode not in NOISE_MODES:
+            raise ValueError(f"unknown space {short(space)}: a walk goes through {', '.join(_walk.SPACES)}")
+        check_flag("loop", loop)
+        if not isinstance(noise_mode, str) or noise_mode not in NOISE_MODES:
             raise ValueError(
-                f"noise_mode is {' or '.join(map(repr, NOISE_MODES))}, got {noise_mode!r}: other noise in every frame"
-                " would flicker"
+                f"noise_mode is {' or '.join(map(repr, NOISE_MODES))}, got {short(noise_mode)}: other noise in"
+                " every frame would flicker"
             )
         labels = latents.parse_labels(class_labels)
         rows, fields = _steps.read_codes(self, base, regions, global_code, nodes, latent_type)

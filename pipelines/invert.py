@@ -5,24 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch import nn
 
+from stylefusion_hf.checks import check_count, check_flag, check_number, short
 from stylefusion_hf.features import extractor, map_distance
 from stylefusion_hf.hub import HubMixin
 from stylefusion_hf.images import Fit
 from stylefusion_hf.inversion import SPACES, CodePrior, Interrupted, Objective, optimise, tune
-from stylefusion_hf.latents import Code
+from stylefusion_hf.latents import Code, check_shapes
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.pipelines import _steps
 from stylefusion_hf.pipelines._targets import read_masks, read_targets
 from stylefusion_hf.pipelines.output import StyleFusionInversionPipelineOutput
-from stylefusion_hf.recipes import check_count, check_number
 
 TENSOR_INPUTS = ("latents", "losses")  # what a callback may ask for
 
@@ -169,22 +169,33 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             OSError: a file that cannot be read. FloatingPointError: a learning rate too high.
         """
         _steps.check_output_type(output_type)
-        if latent_type not in SPACES:
-            raise ValueError(f"latent_type is one of {', '.join(SPACES)} for inverted pictures, got {latent_type!r}")
-        for name, value in (("num_inference_steps", num_inference_steps), ("num_tuning_steps", num_tuning_steps)):
-            check_count(name, value, 10**6, least=0)
-        check_count("patience", patience, 10**6)
+        check_flag("return_dict", return_dict)
+        if not isinstance(latent_type, str) or latent_type not in SPACES:
+            listed = ", ".join(SPACES)
+            raise ValueError(f"latent_type is one of {listed} for inverted pictures, got {short(latent_type)}")
+        if not isinstance(fit, str) or fit not in get_args(Fit):
+            raise ValueError(f"fit is {', '.join(map(repr, get_args(Fit)))}; got {short(fit)}")
+        num_inference_steps = check_count("num_inference_steps", num_inference_steps, 10**6, least=0)
+        num_tuning_steps = check_count("num_tuning_steps", num_tuning_steps, 10**6, least=0)
+        patience = check_count("patience", patience, 10**6)
         if batch_size is not None:
-            check_count("batch_size", batch_size, 2**20)
+            batch_size = check_count("batch_size", batch_size, 2**20)
         bounds = {"pixel_weight": pixel_weight, "feature_weight": feature_weight, "prior_weight": prior_weight}
         bounds |= {"learning_rate": learning_rate, "tuning_learning_rate": tuning_learning_rate}
         for name, number in (bounds | {"locality_weight": locality_weight, "tolerance": tolerance}).items():
             check_number(name, number, 0, 1e6)
-        if noise_mode not in ("none", "const"):
-            raise ValueError(f"noise_mode of an inversion is none or const, got {noise_mode!r}")
-        if unknown := [n for n in callback_on_step_end_tensor_inputs if n not in TENSOR_INPUTS]:
+        if not isinstance(noise_mode, str) or noise_mode not in ("none", "const"):
+            raise ValueError(f"noise_mode of an inversion is none or const, got {short(noise_mode)}")
+        if not (generator is None or isinstance(generator, torch.Generator)):
+            raise ValueError(f"generator is one torch.Generator, of the tuning, got {short(generator)}")
+        if not (callback_on_step_end is None or callable(callback_on_step_end)):
+            raise ValueError(f"callback_on_step_end is a function, got {short(callback_on_step_end)}")
+        asked = callback_on_step_end_tensor_inputs
+        names = asked if isinstance(asked, (list, tuple)) else [asked]
+        if unknown := [n for n in names if not isinstance(n, str) or n not in TENSOR_INPUTS] or names is not asked:
             known = ", ".join(TENSOR_INPUTS)
-            raise ValueError(f"callback_on_step_end_tensor_inputs are of {known}, got {unknown[0]!r}")
+            given = unknown[0] if isinstance(unknown, list) else asked
+            raise ValueError(f"callback_on_step_end_tensor_inputs are of {known}, got {short(given)}")
 
         device = self._execution_device
         targets = read_targets(image, self.generator.config, fit).to(device)
@@ -208,7 +219,16 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             replaced = callback_on_step_end(self, step, step, given)
             if self._interrupt:
                 raise Interrupted
-            return None if replaced is None else replaced.get("latents")
+            if not (replaced is None or isinstance(replaced, Mapping)):
+                raise ValueError(f"callback_on_step_end returns a dict or None, got {short(replaced)}")
+            new = None if replaced is None else replaced.get("latents")
+            old = tensors.get("latents")
+            if new is not None and old is not None and (not torch.is_tensor(new) or new.shape != old.shape):
+                given = tuple(new.shape) if torch.is_tensor(new) else short(new)
+                raise ValueError(
+                    f"callback_on_step_end: latents is a tensor of the shape {tuple(old.shape)}, got {given}"
+                )
+            return new
 
         parts = [slice(i, i + batch) for i in range(0, len(targets), batch)]
         if num_inference_steps:
@@ -295,13 +315,16 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         weight = None
         if masks is not None:
             weight = read_masks(masks, targets)
+        if not (region_weights is None or isinstance(region_weights, Mapping)):
+            raise ValueError(f"region_weights is a dict, region -> number, got {short(region_weights)}")
         if region_weights:
             if self.segmenter is None:
                 raise ValueError("region_weights need a segmenter, and this pipeline has none: give masks=")
             known = list(self.segmenter.config.regions)
             for name, value in region_weights.items():
                 if name not in known:
-                    raise ValueError(f"region_weights: no region {name!r}; the segmenter knows {', '.join(known)}")
+                    listed = ", ".join(known)
+                    raise ValueError(f"region_weights: no region {short(name)}; the segmenter knows {listed}")
                 check_number(f"region_weights[{name!r}]", value, 0, 1e6)
             factors = torch.tensor([float(region_weights.get(name, 1.0)) for name in known], device=targets.device)
             found = _steps.segment(self._float(self.segmenter), targets, at_once(targets.shape[-1], 64))
@@ -314,21 +337,23 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         start = ("mean" if self.encoder is None else "encoder") if start is None else start
         count, device = len(targets), targets.device
         if isinstance(start, Code):
+            if start.space != "z":  # which is refused below
+                check_shapes(self.generator, {"start": [start]})
             codes = start.tensor.detach().to(device, torch.float32)
             if len(codes) not in (1, count):
                 raise ValueError(f"start has {len(codes)} codes for {count} pictures: give as many, or one")
             given = start.space
-        elif start == "encoder":
+        elif isinstance(start, str) and start == "encoder":
             if self.encoder is None:
                 raise ValueError('start="encoder", but this pipeline has no encoder: load it with encoder=, or "mean"')
             _steps.onload(self.encoder)
             dtype = getattr(self.encoder, "dtype", torch.float32)
             codes = torch.cat([self.encoder.encode(part.to(dtype)).float() for part in targets.split(batch)])
             given = "w+"
-        elif start == "mean":
+        elif isinstance(start, str) and start == "mean":
             codes, given = self.generator.w_avg.to(device, torch.float32)[None], "w"
         else:
-            raise ValueError(f'start is "encoder", "mean" or a Code, got {start!r}')
+            raise ValueError(f'start is "encoder", "mean" or a Code, got {short(start)}')
         codes = self._to_space(codes, given, space)
         return codes.expand(count, *codes.shape[1:]).clone()
 

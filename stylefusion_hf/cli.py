@@ -31,6 +31,7 @@ COMMANDS = {
     "train": ("stylefusion_hf.commands.train", "train a generator, a segmenter or fusion nets"),
     "evaluate": ("stylefusion_hf.commands.evaluate", "measure a model, and other methods on the same pairs"),
     "publish": ("stylefusion_hf.commands.publish", "upload a model to the Hugging Face Hub, with its card"),
+    "space": ("stylefusion_hf.commands.space", "serve a page with a dial for every region"),
     "env": ("stylefusion_hf.commands.env", "show versions, devices and the embedded model"),
 }
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from reprlib import repr as short
 
 from safetensors.torch import save_file
 
+from stylefusion_hf.checks import short
 from stylefusion_hf.latents import Code
 from stylefusion_hf.tensor_files import pick, read_tensors
 

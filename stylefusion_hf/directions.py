@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylefusion_hf.checks import check_count
 from stylefusion_hf.editing import Direction
 from stylefusion_hf.features import pooled
 from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.recipes import check_count
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.generator import StyleGAN2Generator

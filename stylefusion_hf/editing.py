@@ -20,13 +20,13 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stylefusion_hf.checks import short
 from stylefusion_hf.latents import Code, check_shapes, check_space, common_batch
 from stylefusion_hf.tensor_files import read_tensors
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "stylefusion-directions", "1"
 MAX_DIRECTIONS = 10_000  # of one file
 MAX_STRENGTH = 1e6
+MAX_NESTING = 8  # lists of edits in each other
 SPACES = ("w", "w+", "s")  # every one holds the codes of those before it
 
 
@@ -184,7 +185,7 @@ class Edit:
         return _sum(generator, code, Code(moved.tensor.to(device), moved.space))
 
     @classmethod
-    def of(cls, value: Any, name: str = "an edit") -> Edit:
+    def of(cls, value: Any, name: str = "an edit", depth: int = 0) -> Edit:
         """An edit from a direction (strength 1), an edit, a (direction, strength) pair, or a list of these.
 
         ValueError, which begins with `name`, for anything else.
@@ -193,31 +194,44 @@ class Edit:
             return value
         if isinstance(value, Direction):
             return value()
-        if isinstance(value, (list, tuple)) and value:
+        if isinstance(value, (list, tuple)) and value and depth < MAX_NESTING:
             if len(value) == 2 and isinstance(value[0], Direction) and not _holds_directions(value[1]):
-                return value[0](value[1])
-            return cls(tuple(part for item in value for part in cls.of(item, name).parts))
+                return cls(((value[0], _strengths(value[1], value[0].name, f"{name}: ")),))
+            return cls(tuple(part for item in value for part in cls.of(item, name, depth + 1).parts))
         raise ValueError(
             f"{name} is a Direction, an Edit (a direction called with a strength), a (Direction, strength) pair, or a"
-            f" list of these; got {type(value).__name__}{'' if value else ' without an item'}"
+            f" list of these; got {_kind(value)}"
         )
 
 
-def _holds_directions(value: Any) -> bool:
-    return isinstance(value, (Direction, Edit)) or (
-        isinstance(value, (list, tuple)) and any(_holds_directions(item) for item in value)
-    )
+def _holds_directions(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, (list, tuple)) and depth < MAX_NESTING:
+        return any(_holds_directions(item, depth + 1) for item in value)
+    return isinstance(value, (Direction, Edit))
 
 
-def _strengths(value: Any, name: str) -> tuple[float, ...]:
-    values = value.tolist() if hasattr(value, "tolist") else value  # tensors, arrays and their numbers
+def _kind(value: Any) -> str:
+    """What a value is, for errors."""
+    empty = isinstance(value, (list, tuple)) and not value
+    return f"{type(value).__name__}{' without an item' if empty else ''}"
+
+
+def _strengths(value: Any, name: str, where: str = "") -> tuple[float, ...]:
+    values: Any = value
+    if hasattr(value, "tolist"):  # tensors, arrays and their numbers
+        try:
+            values = value.tolist()
+        except RuntimeError:  # a tensor without numbers, or one that keeps them in its own way
+            values = [value]
     values = list(values) if isinstance(values, (list, tuple, range)) else [values]
     for number in values:
         sound = isinstance(number, (int, float)) and not isinstance(number, bool)
         if not sound or not abs(number) <= MAX_STRENGTH:  # NaN fails the comparison
-            raise ValueError(f"the strength of {name!r} is a number up to {MAX_STRENGTH:g}, got {short(number)}")
+            raise ValueError(
+                f"{where}the strength of {name!r} is a number up to {MAX_STRENGTH:g}, got {short(number)}"
+            )
     if not values:
-        raise ValueError(f"the strength of {name!r} is an empty list: give one number, or one a picture")
+        raise ValueError(f"{where}the strength of {name!r} is an empty list: give one number, or one a picture")
     return tuple(map(float, values))
 
 

@@ -48,14 +48,14 @@ def open_image(path: str | os.PathLike[str], channels: int = 3) -> Image.Image:
         OSError: the file cannot be read: missing, no picture, cut off.
         ValueError: `check_image` refuses what it holds, or it is of another format.
     """
-    name = f"the picture {os.fspath(path)}"
+    name = picture_name(path)
     with _opened(path, name) as opened:
         return check_image(opened, name, channels)
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(width, height) as stored, from a file's header alone, which is checked; raises what `open_image` does of it."""
-    name = f"the picture {os.fspath(path)}"
+    name = picture_name(path)
     with _opened(path, name) as opened:
         _check_header(opened, name)
         return opened.size
@@ -91,6 +91,11 @@ def check_image(image: Image.Image, name: str = "the image", channels: int = 3) 
         if channels != 4:
             turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
     return turned.convert(_TARGETS[channels])
+
+
+def picture_name(path: str | os.PathLike[str]) -> str:
+    """What a file is called in errors, which are one line whatever is in its name."""
+    return "the picture " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in os.fspath(path))
 
 
 @contextmanager

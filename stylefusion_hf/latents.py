@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from reprlib import repr as short  # of what a stranger sent: bounded in length and depth
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 
+from stylefusion_hf.checks import short
 from stylefusion_hf.images import to_tensor
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 LATENT_SPACES = ("z", "w", "w+", "s")
 MAX_SEED = 2**32 - 1
+MAX_CODES = 2**16  # of one argument; a call takes 1024 (recipes.py says so), this only bounds what is looked at
+MAX_NESTING = 8  # lists in lists
+LARGEST = 1e12  # of a number of a code; beyond it float32 overflows where styles are squared, and pictures are wrong
 
 
 def seeds_to_z(seeds: Iterable[int], z_dim: int) -> torch.Tensor:
@@ -58,8 +61,8 @@ class Code:
         space: "z", "w", "w+" or "s".
 
     Raises:
-        ValueError: an unknown space, not a floating-point tensor, the wrong number of dimensions, an empty batch, or
-            numbers that are not finite in float32.
+        ValueError: an unknown space, not a plain floating-point tensor, the wrong number of dimensions, an empty
+            batch, or numbers that are not finite or beyond 1e12, where float32 overflows.
 
     Example:
         >>> import torch
@@ -78,14 +81,19 @@ class Code:
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             given = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise ValueError(f"a code in {self.space} is a floating-point tensor, got {given}: seeds are ints")
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+            given = "a meta tensor, which has no numbers" if tensor.is_meta else "a sparse or nested one"
+            raise ValueError(f"a code in {self.space} is a plain dense tensor, got {given}")
         if tensor.ndim == dims - 1:
             tensor = tensor[None]
             object.__setattr__(self, "tensor", tensor)
         if tensor.ndim != dims or not tensor.numel():
             expected = "(batch, num_ws, w_dim)" if dims == 3 else "(batch, numbers)"
             raise ValueError(f"a code in {self.space} has the shape {expected}, got {tuple(self.tensor.shape)}")
-        if not tensor.detach().float().isfinite().all():
-            raise ValueError(f"a code in {self.space} has numbers that are not finite (NaN, infinite, or above 3e38)")
+        if not (tensor.detach().float().abs() <= LARGEST).all():  # NaN fails the comparison
+            raise ValueError(
+                f"a code in {self.space} has numbers that are not finite (NaN, infinite) or beyond {LARGEST:g}"
+            )
 
     def __len__(self) -> int:
         return self.tensor.shape[0]
@@ -103,7 +111,7 @@ Given: TypeAlias = int | Code | Image.Image  # ... before images are encoded
 # From what users hand in to rows.
 
 
-def parse_code(value: Any, latent_type: str = "z", name: str = "a code") -> tuple[Given, ...]:
+def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: int = 0) -> tuple[Given, ...]:
     """The rows of anything that stands for codes.
 
     Args:
@@ -111,6 +119,7 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code") -> tupl
             these, nested or not, whose rows are put one after the other.
         latent_type: the space of bare tensors.
         name: what the value is called in errors.
+        depth: how many lists it lies in.
 
     Returns:
         One seed, `Code` of batch 1 or image a row; at least one.
@@ -125,8 +134,19 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code") -> tupl
     """
     check_space(latent_type)
     if isinstance(value, np.ndarray):  # float arrays are latents, arrays of integers are seeds
-        floating = np.issubdtype(value.dtype, np.floating)
-        value = torch.from_numpy(np.ascontiguousarray(value)) if floating else value.tolist()
+        if np.issubdtype(value.dtype, np.floating):
+            kind = np.float32 if value.dtype.itemsize <= 4 else np.float64  # torch has no other sizes and byte orders
+            value = torch.from_numpy(np.array(value, dtype=kind))
+        elif value.size <= MAX_CODES:  # else it is refused below
+            value = value.tolist()
+    if isinstance(value, (torch.Tensor, np.ndarray, list, tuple, range)):
+        if isinstance(value, torch.Tensor) and value.is_nested:
+            count = value.size(0)
+        else:
+            count = len(value) if not hasattr(value, "ndim") or value.ndim else 1
+        if count > MAX_CODES or depth > MAX_NESTING:
+            given = f"{count} codes" if count > MAX_CODES else f"more than {MAX_NESTING} lists in each other"
+            raise ValueError(f"{name} is at most {MAX_CODES} codes in lists, got {given}")
     if isinstance(value, torch.Tensor):
         try:
             value = Code(value, latent_type)
@@ -139,7 +159,7 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code") -> tupl
     if isinstance(value, (list, tuple, range)):
         if not value:
             raise ValueError(f"{name} is an empty list: give at least one code")
-        return tuple(row for item in value for row in parse_code(item, latent_type, name))
+        return tuple(row for item in value for row in parse_code(item, latent_type, name, depth + 1))
     if isinstance(value, (int, np.integer)):
         return (check_seed(value, f"{name}: a seed"),)
     raise ValueError(
@@ -201,6 +221,8 @@ def common_batch(lengths: Mapping[str, int]) -> int:
 # ----------------------------------------------------------------------------------------------------
 # Class labels.
 
+LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+LABEL_DTYPES += (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Label: TypeAlias = int | tuple[float, ...]  # a class, or a whole label vector (label_dim,) that is not one-hot
 
 
@@ -208,11 +230,20 @@ def parse_labels(class_labels: Any) -> tuple[Label, ...] | None:
     """Labels from an int, a list of ints or vectors, or a tensor: integers (B,) or vectors (B, label_dim)."""
     if class_labels is None:
         return None
+    if isinstance(class_labels, torch.Tensor):
+        if class_labels.layout is not torch.strided or class_labels.is_meta or class_labels.is_nested:
+            raise ValueError("class_labels is a plain dense tensor, got a sparse, nested or meta one")
+        if class_labels.dtype not in LABEL_DTYPES:
+            raise ValueError(f"class_labels is a tensor of integers or floats, got {class_labels.dtype}")
+    if hasattr(class_labels, "ndim") and class_labels.ndim and len(class_labels) > MAX_CODES:
+        raise ValueError(f"class_labels has length {len(class_labels)}: give one label, or one a picture")
     if isinstance(class_labels, (torch.Tensor, np.ndarray)):
         class_labels = class_labels.tolist()
     items = class_labels if isinstance(class_labels, (list, tuple, range)) else [class_labels]
     if not items:
         raise ValueError("class_labels is an empty list: give at least one label, or None")
+    if len(items) > MAX_CODES:
+        raise ValueError(f"class_labels has length {len(items)}: give one label, or one a picture")
     return tuple(map(_parse_label, items))
 
 
@@ -238,7 +269,7 @@ def labels_to_tensor(labels: Sequence[Label], label_dim: int) -> torch.Tensor:
     for row, label in zip(rows, labels, strict=True):
         if isinstance(label, int):
             if label >= label_dim:
-                raise ValueError(f"class_labels: this model has the classes 0 to {label_dim - 1}, got {label}")
+                raise ValueError(f"class_labels: this model has the classes 0 to {label_dim - 1}, got {short(label)}")
             row[label] = 1
         elif len(label) != label_dim:
             raise ValueError(f"class_labels: a vector of this model has {label_dim} numbers, got {len(label)}")
@@ -310,4 +341,14 @@ def codes_to_style(
             style[indices] = generator.to_style(torch.cat([w for _, w in ws[space]])).to(style)
     if by_space["s"]:
         style[by_space["s"]] = gather("s")
+    return check_style(style)
+
+
+def check_style(style: torch.Tensor) -> torch.Tensor:
+    """Style codes as they are; ValueError for numbers from which a picture would come out wrong without a word."""
+    if not bool((style.abs() <= 1e3 * LARGEST).all()):  # NaN fails the comparison
+        raise ValueError(
+            "the style codes of this call are not finite or far too large: give codes, truncation_psi, class_labels"
+            " and edits of ordinary size, and check that the generator's weights are finite"
+        )
     return style

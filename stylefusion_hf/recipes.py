@@ -16,12 +16,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from reprlib import repr as short  # of what a stranger sent: bounded in length and depth
 from typing import Any
 
 import numpy as np
 import torch
 
+from stylefusion_hf.checks import check_choice, check_count, check_number, short
 from stylefusion_hf.latents import Code, Label, Row, check_seed, check_space, common_batch, parse_labels
 from stylefusion_hf.models.generator import NOISE_MODES
 
@@ -75,15 +75,15 @@ class Recipe:
     model: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_count("num_images", self.num_images, MAX_IMAGES)
-        if not isinstance(self.noise_mode, str) or self.noise_mode not in NOISE_MODES:
-            raise ValueError(f"unknown noise_mode {self.noise_mode!r}: choose from {', '.join(NOISE_MODES)}")
+        object.__setattr__(self, "num_images", check_count("num_images", self.num_images, MAX_IMAGES))
+        check_choice("noise_mode", self.noise_mode, NOISE_MODES)
         if (self.noise_seeds is not None) != (self.noise_mode == "random"):
             raise ValueError(f"noise_seeds go with noise_mode 'random' and only with it, got {self.noise_mode!r}")
         if self.truncation_psi is not None:
             object.__setattr__(self, "truncation_psi", check_number("truncation_psi", self.truncation_psi))
         if self.truncation_cutoff is not None:
-            check_count("truncation_cutoff", self.truncation_cutoff, 1024, least=0)
+            cutoff = check_count("truncation_cutoff", self.truncation_cutoff, 1024, least=0)
+            object.__setattr__(self, "truncation_cutoff", cutoff)
         if isinstance(self.strength, Mapping):
             strength: Any = {n: check_number(f"strength[{n!r}]", x, 0, 1) for n, x in self.strength.items()}
         else:
@@ -168,8 +168,9 @@ class Recipe:
         """The inverse of `to_dict`; `version` and `base` are all that is required."""
         if not isinstance(data, Mapping):
             raise ValueError(f"a recipe is a JSON object, got {type(data).__name__}")
-        if isinstance(data.get("version"), bool) or data.get("version") != VERSION:
-            raise ValueError(f"version: this package reads recipes of version {VERSION}, got {data.get('version')!r}")
+        version = data.get("version")
+        if type(version) is not int or version != VERSION:
+            raise ValueError(f"version: this package reads recipes of version {VERSION}, got {short(version)}")
         if unknown := [name for name in data if name not in FIELDS]:
             raise ValueError(f"unknown field {short(unknown[0])} in the recipe: it has {', '.join(FIELDS)}")
         given = {name: value for name, value in data.items() if value is not None and name != "version"}
@@ -216,21 +217,6 @@ class Recipe:
 
 
 FIELDS = ("version", *Recipe.__dataclass_fields__)
-
-
-def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    """`value` as a float; ValueError that begins with `name` unless it is a finite number within these bounds."""
-    number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
-    if not number or not least <= value <= most or not abs(value) <= 1e300:  # NaN fails the comparisons
-        bounds = "" if math.isinf(least) else f" from {least:g} to {most:g}"
-        raise ValueError(f"{name} is a number{bounds}, got {short(value)}")
-    return float(value)
-
-
-def check_count(name: str, value: Any, most: int, least: int = 1) -> None:
-    """ValueError that begins with `name` unless `value` is an integer within these bounds."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} is an integer from {least} to {most}, got {short(value)}")
 
 
 # ----------------------------------------------------------------------------------------------------

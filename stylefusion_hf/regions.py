@@ -17,9 +17,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from stylefusion_hf.checks import short
+
 T = TypeVar("T")
 
 MAX_DEPTH = 32  # edges from the root to the deepest leaf; a deeper tree is a mistake, not a picture
+MAX_NAME = 100  # characters
 FORBIDDEN = ".(),*="  # "." ends a state-dict key, "=" an argument of the command line, the others are the text's own
 
 PRESETS = {
@@ -64,7 +67,7 @@ class RegionTree:
     def preset(cls, name: str) -> RegionTree:
         """One of the known domains: avatar, ffhq, car, church."""
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}: there are {', '.join(PRESETS)}{_closest(name, PRESETS)}")
+            raise ValueError(f"unknown preset {short(name)}: there are {', '.join(PRESETS)}{_closest(name, PRESETS)}")
         return cls.parse(PRESETS[name])
 
     @classmethod
@@ -213,9 +216,9 @@ class RegionTree:
             ValueError: that lists the tree's names and the closest match.
         """
         names = (self.root, *(child for pair in self.branches.values() for child in pair))
-        if name not in names:
-            listed, closest = ", ".join(self.nodes), _closest(str(name), names)
-            raise ValueError(f"unknown region {name!r}: the tree has {listed}{closest}")
+        if not isinstance(name, str) or name not in names:
+            listed, closest = ", ".join(self.nodes), _closest(name, names)
+            raise ValueError(f"unknown region {short(name)}: the tree has {listed}{closest}")
         return name
 
     # ------------------------------------------------------------------------------------------------
@@ -313,12 +316,12 @@ def _validated_order(root: str, branches: Mapping[str, Sequence[str]]) -> list[s
 def _validated_fused(fused: Any, order: Sequence[str], branches: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The fused names in pre-order, or a ValueError."""
     if not isinstance(fused, Iterable) or isinstance(fused, str):
-        raise ValueError(f"the region tree's fused nodes are a list of names, not {fused!r}")
+        raise ValueError(f"the region tree's fused nodes are a list of names, not {short(fused)}")
     fused = list(fused)
     for name in fused:
         if name not in order:
-            closest = _closest(str(name), order)
-            raise ValueError(f"unknown fused node {name!r}: the tree has {', '.join(order)}{closest}")
+            closest = _closest(name, order)
+            raise ValueError(f"unknown fused node {short(name)}: the tree has {', '.join(order)}{closest}")
         if name not in branches:
             raise ValueError(
                 f"the leaf {name!r} cannot be fused, it has no children: fuse one of {', '.join(branches)}"
@@ -327,12 +330,16 @@ def _validated_fused(fused: Any, order: Sequence[str], branches: Mapping[str, Se
 
 
 def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not name or name != name.strip() or any(mark in name for mark in FORBIDDEN):
+    text = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable() and name == name.strip()
+    if not text or any(mark in name for mark in FORBIDDEN):
         raise ValueError(
-            f"illegal region name {name!r}: use text, not empty, without spaces around it or any of {FORBIDDEN!r}"
+            f"illegal region name {short(name)}: use text, not empty, of at most {MAX_NAME} characters, on one line,"
+            f" without spaces around it or any of {FORBIDDEN!r}"
         )
 
 
-def _closest(name: str, names: Iterable[str]) -> str:
+def _closest(name: Any, names: Iterable[str]) -> str:
+    if not isinstance(name, str) or len(name) > 100:  # nobody's slip of the keys
+        return ""
     matches = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""

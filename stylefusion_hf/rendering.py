@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -29,6 +28,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from stylefusion_hf import latents
+from stylefusion_hf.checks import short
 from stylefusion_hf.pipelines._steps import node_settings
 from stylefusion_hf.recipes import Recipe
 from stylefusion_hf.regions import RegionTree

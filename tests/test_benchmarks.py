@@ -5,11 +5,14 @@ import torch
 
 from benchmarks import speed
 from benchmarks.edits import at_equal
+from benchmarks.inversion import inverted_subject
 from benchmarks.loops import authors_fusion, nvidia_synthesis
 from benchmarks.timing import medians
 from stylefusion_hf import FusionHierarchy
+from stylefusion_hf.evaluation.measuring import Subject
+from stylefusion_hf.evaluation.pairs import FITTING_SEED
 from stylefusion_hf.evaluation.statistics import resamples
-from tests.tiny import draw, tiny_generator
+from tests.tiny import STYLE_DIM, draw, tiny_generator, tiny_pipeline
 
 CPU = torch.device("cpu")
 
@@ -70,3 +73,15 @@ def test_edits_read_the_ratio_where_the_inside_is_equal():
     sums = [torch.stack([whole_in * a**2 / 4, whole_out * a**3 / 16, whole_in, whole_out]).double() for a in (1, 3)]
     draws = at_equal(resamples(20), sums, [1.0, 3.0])
     assert torch.allclose(draws.exp(), torch.full_like(draws, 2.0), atol=1e-6)
+
+
+def test_inverted_pictures_are_paired_two_by_two():
+    plain, codes = Subject(tiny_pipeline(segmenter=True), None, None, batch=2), draw(6, STYLE_DIM)
+    subject = inverted_subject(plain, codes)
+    found = list(subject.pairs(3))
+    assert [len(part) for part in found] == [2, 1]
+    assert torch.equal(torch.cat([part.base for part in found]), codes[0::2])
+    assert torch.equal(torch.cat([part.source for part in found]), codes[1::2])
+    assert found[0].plain.shape == (2, 3, 32, 32)
+    (fitting,) = subject.pairs(2, FITTING_SEED)  # heads are chosen on the samples that all tables share
+    assert torch.equal(fitting.base, next(iter(plain.pairs(2, FITTING_SEED))).base)

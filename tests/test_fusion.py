@@ -341,7 +341,7 @@ def test_constant_gates():
         ({"num_indicators": 5}, "num_indicators=5 is too small for 5 conv and 3 rgb.*at least 6"),
         ({"num_indicators": 7, "shared_indicators": False}, "at least 8"),
         ({"hidden_layers": 0}, "hidden_layers=0 must be at least 1"),
-        ({"common_conv_layers": -1}, "common_conv_layers=-1 must not be negative"),
+        ({"common_conv_layers": -1}, "common_conv_layers is an integer from 0 to 1024, got -1"),
         ({"final_activation": "relu"}, "final_activation='relu' must be one of lrelu, linear"),
         ({"lr_multiplier": 0}, "lr_multiplier=0 must be positive"),
         ({"tree": "all*(a*, b)"}, "the leaf 'a' cannot be fused"),

@@ -25,7 +25,7 @@ def full_recipe() -> Recipe:
         base=(1, 4294967295),
         num_images=2,
         regions={"hair": wp, "eyes": (7,)},
-        nodes={"face": (Code(torch.tensor([[1e-30, -0.0, 3.4e38]]), "s"),)},
+        nodes={"face": (Code(torch.tensor([[1e-30, -0.0, 9.9e11]]), "s"),)},
         global_code=(5,),
         class_labels=(0, (0.5, 0.25)),
         truncation_psi=0.7,

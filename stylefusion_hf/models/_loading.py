@@ -7,11 +7,13 @@ first call fails with a message that names nothing. Here an incomplete or damage
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -19,11 +21,16 @@ from typing import Any, Self
 
 import torch
 from diffusers import ModelMixin
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
+from stylefusion_hf.checks import short
 from stylefusion_hf.hub_files import explained, snapshot, weight_patterns, without_paths
 
 STEM = "diffusion_pytorch_model"  # of weight files
+LARGEST_CONFIG = 2**24  # bytes; a config has some hundred
+_loading = threading.RLock()  # diffusers changes torch's default dtype for all threads while it loads
 
 
 class StrictModelMixin(ModelMixin):
@@ -52,8 +59,11 @@ class StrictModelMixin(ModelMixin):
             path = os.path.join(folder, subfolder)
         elif not os.path.isdir(given):  # a file, or pickles from the Hub, which diffusers is left to load
             path, kwargs["subfolder"] = given, subfolder or None
+        if os.path.isdir(path):
+            cls._check_files(path, where, kwargs.get("variant"))
+        light = nullcontext() if kwargs.get("low_cpu_mem_usage") is False else WithoutMemory()
         try:
-            with _undisturbed():
+            with _undisturbed(), light:
                 model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
         except OSError as error:
             problem = " ".join(str(error).split())
@@ -67,9 +77,10 @@ class StrictModelMixin(ModelMixin):
                 "Load it again with force_download=True" if fetched else "Download, convert or save the model again"
             )
             raise OSError(f"{cls.__name__} cannot be loaded from {where}: {problem}. {again}") from error
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             if "size mismatch" not in str(error) and "expected shape" not in str(error):
-                raise
+                problem = " ".join(str(error).split())
+                raise ValueError(f"{cls.__name__} cannot be made of {where}: {problem}") from error
             problem = " ".join(str(error).split(" If you want to instead")[0].split()).rstrip(".")
             raise ValueError(
                 f"the weights in {where} do not fit {cls.__name__}'s config.json: {problem}. Use the config.json that"
@@ -88,6 +99,44 @@ class StrictModelMixin(ModelMixin):
                 " Download or convert it again, or correct its config.json"
             )
         return (model, info) if wants_info else model  # type: ignore[return-value]
+
+    @classmethod
+    def _check_files(cls, folder: str, where: str, variant: str | None) -> None:
+        """What diffusers does not look at: JSON of another kind, and weights that are no real numbers, which it would
+        convert. Damaged safetensors are left to diffusers' own errors."""
+        for name in (cls.config_name, f"{STEM}.safetensors.index.json"):
+            file = Path(folder, name)
+            if not file.is_file():
+                continue
+            try:
+                content: Any = json.loads(file.read_text("utf-8")) if file.stat().st_size <= LARGEST_CONFIG else None
+                sound = isinstance(content, dict)
+                if sound and name != cls.config_name:  # shards are files of this folder, nothing else is opened
+                    shards = content.get("weight_map")
+                    sound = isinstance(shards, dict) and bool(shards)
+                    sound = sound and all(isinstance(s, str) and re.fullmatch(r"[\w.-]+", s) for s in shards.values())
+                    sound = sound and isinstance(content.get("metadata"), dict)
+            except (ValueError, RecursionError, OSError):
+                sound = False
+            if not sound:
+                raise OSError(
+                    f"{cls.__name__} cannot be loaded from {where}: {name} is not the JSON object that it should be."
+                    " Download, convert or save the model again"
+                )
+
+        files = [file for pattern in weight_patterns("", variant) for file in Path(folder).glob(pattern)]
+        for file in files:
+            try:
+                with safe_open(file, "pt") as opened:
+                    kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+            except (SafetensorError, OSError):
+                continue
+            for name, kind in kinds.items():
+                if not kind.startswith(("F", "BF")):
+                    raise ValueError(
+                        f"the weights in {file} are no floating-point numbers: {short(name)} is of type {kind}."
+                        " Download, convert or save the model again"
+                    )
 
     @wraps(ModelMixin.save_pretrained)  # pipelines look at the names of its parameters
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -132,10 +181,27 @@ def _undisturbed() -> Iterator[None]:
     def keep(record: logging.LogRecord) -> bool:
         return "are newly initialized: " not in record.getMessage()
 
-    logger, default = logging.getLogger("diffusers.models.modeling_utils"), torch.get_default_dtype()
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
-        torch.set_default_dtype(default)
+    with _loading:
+        logger, default = logging.getLogger("diffusers.models.modeling_utils"), torch.get_default_dtype()
+        logger.addFilter(keep)
+        try:
+            yield
+        finally:
+            logger.removeFilter(keep)
+            torch.set_default_dtype(default)
+
+
+class WithoutMemory(TorchFunctionMode):
+    """Large tensors that a constructor fills are made on the meta device: a checkpoint's own take their place, and the
+    sizes in a stranger's config cost nothing before they are compared with the checkpoint's."""
+
+    LARGE = 2**18  # numbers; smaller tensors may be constants that no checkpoint holds
+    FILLED = frozenset((torch.randn, torch.rand, torch.zeros, torch.ones, torch.empty, torch.eye))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.FILLED and kwargs.get("device") is None:
+            outline = func(*args, **{**kwargs, "device": "meta"})
+            if outline.numel() >= self.LARGE:
+                return outline
+        return func(*args, **kwargs)

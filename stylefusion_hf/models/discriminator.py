@@ -9,6 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from stylefusion_hf.models._config import checked_config, positive
 from stylefusion_hf.models._loading import StrictModelMixin
 from stylefusion_hf.models.layers import (
     EqualizedConv,
@@ -71,6 +72,7 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
     """
 
     @register_to_config
+    @checked_config
     def __init__(
         self,
         resolution: int = 64,
@@ -92,6 +94,7 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
                 f"mbstd_channels must be 0 or divide the {channels[0]} channels at 4 x 4, the group size be positive; "
                 f"got {mbstd_channels=}, {mbstd_group_size=}"
             )
+        positive(img_channels=img_channels, conv_clamp=conv_clamp, label_embed_dim=label_embed_dim)
         self.register_to_config(channels=channels)
         c4 = channels[0]
         embed = label_embed_dim or c4

@@ -10,6 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from stylefusion_hf.models._config import checked_config, positive
 from stylefusion_hf.models._loading import StrictModelMixin
 from stylefusion_hf.models.layers import to_fast_layout
 from stylefusion_hf.models.segmenter import ConvBlock
@@ -45,6 +46,7 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
     w_axes: torch.Tensor
 
     @register_to_config
+    @checked_config
     def __init__(
         self,
         num_ws: int = 10,
@@ -58,6 +60,7 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
     ):
         super().__init__()
         channels = list(channels)
+        positive(groups=groups, img_channels=img_channels, reduced=reduced, features=features)
         if len(channels) < 2 or any(c < 1 or c % groups for c in channels):
             raise ValueError(f"expected two or more widths that are multiples of groups={groups}, got {channels}")
         step = 2 ** (len(channels) - 1)

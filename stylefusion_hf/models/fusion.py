@@ -17,6 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from stylefusion_hf.models._config import checked_config
 from stylefusion_hf.models._loading import StrictModelMixin
 from stylefusion_hf.models.fusion_net import FusionNet
 from stylefusion_hf.models.open_rows import fuse_open_rows, values_are_final
@@ -81,6 +82,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = False
 
     @register_to_config
+    @checked_config
     def __init__(
         self,
         tree: Mapping[str, Any] | RegionTree | str,

@@ -15,6 +15,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from stylefusion_hf.models._config import checked_config, positive
 from stylefusion_hf.models._loading import StrictModelMixin
 from stylefusion_hf.models.layers import (
     MappingNetwork,
@@ -160,6 +161,7 @@ class StyleGAN2Generator(StrictModelMixin, ConfigMixin):
     """
 
     @register_to_config
+    @checked_config
     def __init__(
         self,
         resolution: int = 64,
@@ -178,8 +180,7 @@ class StyleGAN2Generator(StrictModelMixin, ConfigMixin):
         block_resolutions(resolution)
         channels = check_channels(channel_schedule(resolution) if channels is None else channels, resolution)
         self.register_to_config(channels=channels)
-        if z_dim < 1:
-            raise ValueError(f"z_dim must be at least 1, got {z_dim}")
+        positive(z_dim=z_dim, img_channels=img_channels, conv_clamp=conv_clamp, mapping_width=mapping_width)
         self.mapping = MappingNetwork(z_dim, label_dim, w_dim, mapping_layers, mapping_width)
         self.synthesis = SynthesisNetwork(channels, img_channels, use_noise, conv_clamp)
         self.register_buffer("w_avg", torch.zeros(w_dim))

@@ -10,6 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from stylefusion_hf.models._config import checked_config, positive
 from stylefusion_hf.models._loading import StrictModelMixin
 from stylefusion_hf.models.layers import to_fast_layout
 
@@ -52,6 +53,7 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
     """
 
     @register_to_config
+    @checked_config
     def __init__(
         self,
         regions: Sequence[str] = ("background", "foreground"),
@@ -61,6 +63,7 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
     ):
         super().__init__()
         regions, channels = list(regions), list(channels)
+        positive(groups=groups, img_channels=img_channels)
         if len(regions) < 2 or len(set(regions)) != len(regions):
             raise ValueError(f"a segmenter needs two or more different region names, got {regions}")
         if not channels or any(c < 1 or c % groups for c in channels):

@@ -1,0 +1,1 @@
+"""The Gradio Space: `stylefusion space`, or `python app.py`. It holds no image logic that the library has."""

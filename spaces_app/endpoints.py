@@ -1,0 +1,222 @@
+"""The endpoints that `gradio_client` and HTTP see. What they take and give is what the page does, by name.
+
+Their components are hidden: they are there so that the API page tells types and defaults.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from stylefusion_hf.commands._shared import RECIPE_KEY
+from stylefusion_hf.spaces_app import jobs
+from stylefusion_hf.spaces_app.compose import LIMITS
+from stylefusion_hf.spaces_app.errors import guarded
+from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, open_named, upload
+from stylefusion_hf.spaces_app.models import Model, Picture
+
+
+class Endpoints:
+    """Registers the endpoints with the page where it is made.
+
+    Args:
+        models: of the Space.
+        films: where animations go.
+    """
+
+    def __init__(self, models: Sequence[Model], films: jobs.Films):
+        self.models, self.films = {model.name: model for model in reversed(models)}, films
+        first = models[0]
+        with gr.Column(visible=False):
+            name = gr.Textbox(first.name, label="model")
+            base = gr.Number(1, label="base", precision=0)
+            shared = gr.Textbox("", label="global_code")
+            regions, strength = gr.JSON({}, label="regions"), gr.JSON({}, label="strength")
+            psi = gr.Number(first.psi, label="psi")
+            recipe, start = gr.JSON(None, label="recipe"), gr.JSON({}, label="recipe")
+            picture = upload("picture")
+            steps = gr.Number(0, label="steps", precision=0)
+            region = gr.Textbox(first.regions[-1], label="region")
+            direction = gr.Textbox(next(iter(first.directions())), label="direction")
+            amount = gr.Number(2.5, label="amount")
+            seeds = gr.Textbox("7, 8, 9", label="seeds")
+            bases, sources = gr.Textbox("1, 4", label="bases"), gr.Textbox("21, 24", label="sources")
+            frames, fps = gr.Number(24, label="frames", precision=0), gr.Number(20, label="fps")
+            suffix = gr.Textbox(".webp", label="suffix")
+            image, made = gr.Image(label="picture", format="png"), gr.JSON(label="recipe")
+            sheet, film = gr.Image(label="sheet", format="png"), gr.File(label="film")
+            facts = gr.JSON(label="facts")
+            button = gr.Button()
+
+        def add(function: Callable[..., Any], inputs: list[Any], outputs: list[Any], long: bool = False) -> None:
+            settings: dict[str, Any] = dict(LONG if long else LIMITS) | {"api_visibility": "public"}
+            button.click(guarded(function), inputs, outputs, api_name=function.__name__, **settings)
+
+        add(self.about, [name], [facts])
+        add(self.compose, [base, regions, shared, strength, psi, name], [image, made])
+        add(self.from_recipe, [recipe, name], [image, made])
+        add(self.edit, [base, region, direction, amount, start, name], [image, made])
+        add(self.invert, [picture, steps, name], [image, made], long=True)
+        add(self.mix, [base, start, regions, psi, name], [image, made])
+        add(self.interpolate, [base, region, seeds, frames, fps, suffix, name], [film], long=True)
+        add(self.sheet, [bases, sources, psi, name], [sheet], long=True)
+
+    def about(self, model: str) -> dict[str, Any]:
+        """What a model has: its regions, their tree, its resolution and directions, and the names of all models.
+
+        Args:
+            model: its name; the default is the first.
+        """
+        found = self._model(model)
+        return {
+            "models": list(self.models)[::-1],
+            "regions": list(found.regions),
+            "tree": str(found.tree),
+            "resolution": found.resolution,
+            "truncation_psi": found.psi,
+            "encoder": found.has_encoder,
+            "directions": list(found.directions()),
+        }
+
+    def compose(
+        self,
+        base: int,
+        regions: dict[str, int],
+        global_code: str,
+        strength: dict[str, float],
+        psi: float,
+        model: str,
+    ) -> tuple[Any, dict[str, Any]]:
+        """One fused picture of seeds, and its recipe, which the PNG carries too.
+
+        Args:
+            base: seed of what nothing else sets.
+            regions: region -> seed.
+            global_code: seed of what the regions share; "" for the base's.
+            strength: region -> 0 to 1, how far from the base.
+            psi: truncation.
+            model: its name.
+        """
+        recipe = {"version": 1, "num_images": 1, "base": _whole(base), "regions": regions or {}}
+        if global_code:
+            (recipe["global_code"],) = jobs.seeds(global_code, 1)
+        return self._made(model, recipe | {"strength": strength or {}, "truncation_psi": psi})
+
+    def from_recipe(self, recipe: dict[str, Any], model: str) -> tuple[Any, dict[str, Any]]:
+        """The picture of a recipe: exactly the one that it came from, on the same machine.
+
+        Args:
+            recipe: as another endpoint gave it, or `pipe(...).recipe`.
+            model: its name.
+        """
+        return self._made(model, recipe)
+
+    def edit(
+        self, base: int, region: str, direction: str, amount: float, recipe: dict[str, Any] | None, model: str
+    ) -> tuple[Any, dict[str, Any]]:
+        """A picture with one region moved along a direction.
+
+        Args:
+            base: seed of the picture; not used beside a recipe.
+            region: a node of the tree; its root for the whole picture.
+            direction: its name, as `about` lists them.
+            amount: in standard deviations, -10 to 10.
+            recipe: of the picture to be edited, or {}.
+            model: its name.
+        """
+        found = self._model(model)
+        start = found.check(recipe or {"version": 1, "base": _whole(base)})
+        return self._made(model, jobs.edited(found, start, region, direction, amount))
+
+    def invert(
+        self, picture: str | None, steps: int, model: str, progress: gr.Progress = gr.Progress()  # noqa: B008
+    ) -> tuple[Any, dict[str, Any]]:
+        """A picture as the model sees it; the recipe's `base` is its code.
+
+        Args:
+            picture: a file of a portrait of the kind that the model knows; its middle square is taken.
+            steps: of optimisation, at most 200; 0 for the encoder's guess.
+            model: its name.
+        """
+        found = self._model(model)
+        if picture is None:
+            raise ValueError("picture: there is none")
+        if not 0 <= steps <= MAX_STEPS:
+            raise ValueError(f"steps are 0 to {MAX_STEPS}, got {steps}")
+        if not steps and not found.has_encoder:
+            raise ValueError("this model has no encoder, so that a picture needs some steps of optimisation")
+        opened = open_named(picture, "the picture")
+        codes, _, _ = found.invert([opened], int(steps), lambda step: progress((step, steps)))
+        return self._made(model, jobs.mixed(codes, {}, None, found.psi))
+
+    def mix(
+        self, base: int, recipe: dict[str, Any] | None, regions: dict[str, Any], psi: float, model: str
+    ) -> tuple[Any, dict[str, Any]]:
+        """Regions from several pictures: `invert` each, and hand in the bases of their recipes.
+
+        Args:
+            base: seed of the picture that gives the rest; not used beside a recipe.
+            recipe: that picture's recipe, or {}.
+            regions: region -> a seed, or a recipe whose base is taken.
+            psi: truncation of seeds.
+            model: its name.
+        """
+        found = self._model(model)
+        start = found.check(recipe or {"version": 1, "base": _whole(base), "truncation_psi": psi})
+        taken = {
+            name: found.check(given)["base"] if isinstance(given, Mapping) and "base" in given else given
+            for name, given in (regions or {}).items()
+        }
+        return self._made(model, start | {"regions": start.get("regions", {}) | taken})
+
+    def interpolate(
+        self, base: int, region: str, seeds: str, frames: int, fps: float, suffix: str, model: str
+    ) -> str:
+        """A looping animation in which one region walks through other looks.
+
+        Args:
+            base: seed of what stays.
+            region: of the tree; "" for everything.
+            seeds: such as "7, 8, 9".
+            frames: 2 to 120.
+            fps: frames a second.
+            suffix: ".webp" (exact) or ".gif".
+            model: its name.
+        """
+        found = self._model(model)
+        recipe = {"version": 1, "num_images": 1, "base": _whole(base), "truncation_psi": found.psi}
+        path = jobs.seeds(seeds, jobs.MAX_KEYFRAMES)
+        return str(self.films.write(found, recipe, region or None, path, int(frames), fps, suffix))
+
+    def sheet(self, bases: str, sources: str, psi: float, model: str) -> Any:
+        """A contact sheet: each region of the bases taken from the sources.
+
+        Args:
+            bases: seeds, such as "1, 4": a row each.
+            sources: as many seeds.
+            psi: truncation.
+            model: its name.
+        """
+        rows = [jobs.seeds(text, jobs.MAX_ROWS) for text in (bases, sources)]
+        return jobs.sheet(self._model(model), *rows, psi)
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _model(self, name: str) -> Model:
+        if name not in self.models:
+            raise ValueError(f"there is no model {name!r} here: there are {', '.join(self.models)}")
+        return self.models[name]
+
+    def _made(self, name: str, recipe: Any) -> tuple[Any, dict[str, Any]]:
+        model = self._model(name)
+        picture: Picture = model.render(model.check(recipe))
+        picture.image.info[RECIPE_KEY] = json.dumps(picture.recipe)  # gradio writes it into the PNG
+        return picture.image, picture.recipe
+
+
+def _whole(value: Any) -> Any:
+    """JSON's 1.0 as the integer that a seed is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

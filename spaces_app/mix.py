@@ -1,0 +1,234 @@
+"""The tab "Mix pictures": pictures become codes, and each region is taken from one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from stylefusion_hf.images import fit_square, open_image
+from stylefusion_hf.spaces_app import dials
+from stylefusion_hf.spaces_app.errors import guarded
+from stylefusion_hf.spaces_app.jobs import mixed
+from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.results import data_uri, result
+from stylefusion_hf.spaces_app.settings import COMMON
+from stylefusion_hf.spaces_app.stage import stage
+
+SLOTS = ("A", "B", "C")
+MAX_STEPS = 200
+WITHOUT_ENCODER = 80  # steps, from the mean picture
+SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.png"))
+LONG: dict[str, Any] = {
+    "trigger_mode": "once",
+    "concurrency_id": "long",
+    "concurrency_limit": 1,
+    "api_visibility": "private",
+}
+PICK_JS = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button) trigger("click", { sample: Number(button.dataset.sample) });
+});
+"""
+
+
+class Mix:
+    """Builds the tab where it is made.
+
+    Args:
+        models: of the Space.
+        chosen: which of them is in use, by its place.
+        send: (button, function) -> connects a button that goes on in Compose; the function gives the recipe.
+    """
+
+    def __init__(self, models: Sequence[Model], chosen: gr.Dropdown, send: Callable[..., None], quick: dict[str, Any]):
+        self.models = models
+        model = models[0]
+        codes = gr.State([None] * len(SLOTS))  # of the pictures, in a recipe's JSON form
+        recipe = gr.State(None)
+        gr.Markdown(
+            "Upload two or three portraits, let the model read them, then say which picture each region comes from.",
+            elem_classes="sf-lead",
+        )
+        with gr.Row(elem_classes="sf-slots"):
+            pictures, seen = [], []
+            for slot in SLOTS:
+                with gr.Column(min_width=150):
+                    pictures.append(
+                        upload(
+                            f"Picture {slot}", height=230, elem_id=f"sf-picture-{slot.lower()}", elem_classes="sf-crisp"
+                        )
+                    )
+                    seen.append(gr.HTML(elem_classes="sf-seen", apply_default_css=False, js_on_load=None))
+        if SAMPLES:
+            gr.Markdown("#### Or pick some", elem_classes="sf-heading")
+            picks = gr.HTML(samples(), elem_classes="sf-examples", apply_default_css=False, js_on_load=PICK_JS)
+            picks.click(guarded(self._pick), pictures, pictures, api_visibility="private", queue=False)
+        with gr.Row(elem_classes="sf-compose"):
+            with gr.Column(scale=5, min_width=280):
+                note = gr.Markdown(reading(model), elem_classes="sf-lead")
+                steps = gr.Slider(
+                    0,
+                    MAX_STEPS,
+                    0 if model.has_encoder else WITHOUT_ENCODER,
+                    step=10,
+                    label="Extra care (steps of optimisation)",
+                    info="More brings the picture nearer to yours, and takes longer",
+                    elem_id="sf-steps",
+                    buttons=[],
+                )
+                read = gr.Button("Read the pictures", variant="primary", elem_id="sf-read")
+                most = max(len(each.regions) for each in models)
+                gr.Markdown("#### Take from", elem_classes="sf-heading")
+                with gr.Row(elem_classes="sf-radios"):
+                    common = gr.Radio(
+                        list(SLOTS), value=SLOTS[0], label=dials.named(COMMON), visible=model.has_common
+                    )
+                    radios = [
+                        gr.Radio(
+                            list(SLOTS),
+                            value=SLOTS[0],
+                            label=dials.named(model.regions[i]) if i < len(model.regions) else "",
+                            visible=i < len(model.regions),
+                            elem_id=f"sf-take-{i}",
+                        )
+                        for i in range(most)
+                    ]
+            with gr.Column(scale=5, min_width=280):
+                gr.Markdown("#### Your picture, and the mix", elem_classes="sf-lead")
+                mixture = stage(elem_id="sf-mix-stage", visible=False)
+                go = gr.Button("Go on in Compose", interactive=False, elem_id="sf-mix-go")
+
+        outputs = [recipe, mixture, go]
+        take = [chosen, codes, pictures[0], common, *radios]
+        read.click(
+            guarded(self._read),
+            [chosen, *pictures, steps],
+            [codes, *seen],
+            show_progress="full",
+            show_progress_on=[read],
+            **LONG,
+        ).success(guarded(self._mix), take, outputs, **quick)
+        for radio in (common, *radios):
+            radio.input(guarded(self._mix), take, outputs, **quick)
+        send(go, recipe)
+
+        def switch(index: int) -> list[Any]:
+            model = models[index]
+            names = [dials.named(name) for name in model.regions]
+            updates: list[Any] = [gr.update(visible=model.has_common, value=SLOTS[0])]
+            for i in range(most):
+                shown = {"label": names[i], "visible": True} if i < len(names) else {"visible": False}
+                updates.append(gr.update(value=SLOTS[0], **shown))
+            care = 0 if model.has_encoder else WITHOUT_ENCODER
+            nothing = [None] * len(SLOTS)
+            return [reading(model), care, *updates, list(nothing), *nothing, None, gr.update(visible=False)]
+
+        others = [note, steps, common, *radios, codes, *seen, recipe, mixture]
+        chosen.change(guarded(switch), chosen, others, api_visibility="private")
+
+    def _pick(self, event: gr.EventData, *paths: str | None) -> list[Any]:
+        number = event._data.get("sample")
+        if number not in range(len(SAMPLES)):
+            raise ValueError("there is no such picture")
+        free = next((i for i, path in enumerate(paths) if path is None), len(paths) - 1)
+        with Image.open(SAMPLES[number]) as picture:
+            return [picture.copy() if i == free else gr.skip() for i in range(len(paths))]
+
+    def _read(
+        self,
+        index: int,
+        first: str | None,
+        second: str | None,
+        third: str | None,
+        steps: int,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # gradio's way
+    ) -> list[Any]:
+        model, paths, steps = self.models[index], (first, second, third), int(steps)
+        there = [i for i, path in enumerate(paths) if path is not None]
+        if not there:
+            raise ValueError("there is no picture yet: upload one, or pick one below")
+        images = [open_named(paths[i], f"picture {SLOTS[i]}") for i in there]
+        if not model.has_encoder and not steps:
+            raise ValueError("this model has no encoder, so a picture needs some steps: move the slider")
+        progress(0, desc="Reading the pictures")
+        found, shown, errors = model.invert(
+            images, steps, lambda step: progress((step, steps), desc=f"Step {step} of {steps}")
+        )
+        codes: list[Any] = [None] * len(paths)
+        seen: list[Any] = [None] * len(paths)
+        for i, code, image, error in zip(there, found, shown, errors, strict=True):
+            codes[i] = code
+            seen[i] = f'<img src="{data_uri(image)}" alt=""><span>as the model sees it, error {error:.3f}</span>'
+        return [codes, *seen]
+
+    def _mix(self, index: int, codes: list[Any], first: str | None, *taken: str) -> list[Any]:
+        model = self.models[index]
+        if codes[0] is None or first is None:
+            raise ValueError("the mix starts from picture A: upload it, and press Read the pictures")
+        common, *which = [SLOTS.index(slot) for slot in taken]
+        for slot in {common, *which[: len(model.regions)]}:
+            if codes[slot] is None:
+                raise ValueError(f"there is no picture {SLOTS[slot]} yet: upload it, and press Read the pictures")
+        regions = dict(zip(model.regions, which, strict=False))
+        recipe = mixed(codes, regions, common, model.psi)
+        picture = model.render(recipe)
+        before = fit_square(open_named(first, "picture A"), model.resolution, "crop")
+        parts = [f"{dials.named(name).lower()} from {SLOTS[slot]}" for name, slot in regions.items() if slot]
+        parts += [f"{dials.named(COMMON).lower()} from {SLOTS[common]}"] if common else []
+        text = "Picture A" + (" with " + ", ".join(parts) if parts else " as the model sees it")
+        shown = result(model, picture, text) | {"before": data_uri(before)}
+        return [picture.recipe, gr.update(value=shown, visible=True), gr.update(interactive=True)]
+
+
+def upload(label: str, **settings: Any) -> gr.Image:
+    """A component that hands uploaded files on unopened: `open_named` opens them, with checks that gradio has not.
+
+    Set on the instance, since gradio writes a file beside the source of a component class.
+    """
+    picture = gr.Image(
+        label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], **settings
+    )
+
+    def place(payload: Any) -> str | None:  # gradio has made sure that it is an upload's
+        if payload is not None and payload.path is None:
+            raise ValueError("a picture comes as a file")
+        return None if payload is None else str(payload.path)
+
+    picture.preprocess = guarded(place)
+    return picture
+
+
+def open_named(path: str, name: str) -> Image.Image:
+    """An uploaded picture, checked; errors call it by `name`, not by its place."""
+    try:
+        return open_image(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(str(error).replace(f"the picture {path}", name)) from error
+
+
+def reading(model: Model) -> str:
+    """How this model reads pictures."""
+    if model.has_encoder:
+        return "This model's encoder reads a picture at once; steps of optimisation bring it nearer."
+    return (
+        "This model has no encoder: reading starts from its average portrait and takes some steps of optimisation, "
+        "a few seconds each picture."
+    )
+
+
+def samples() -> str:
+    """The sample pictures as buttons."""
+    parts = []
+    for number, path in enumerate(SAMPLES):
+        with Image.open(path) as picture:
+            uri = data_uri(picture.convert("RGB"))
+        label = f"Sample {number + 1}"
+        parts.append(
+            f'<button type="button" data-sample="{number}" aria-label="{label}"><img src="{uri}" alt=""></button>'
+        )
+    return "".join(parts)

@@ -1,0 +1,122 @@
+"""What the page gives for a picture: the exact PNG with its recipe in it, a link, and Python that makes it again."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from stylefusion_hf.commands._shared import RECIPE_KEY
+from stylefusion_hf.images import image_size
+from stylefusion_hf.spaces_app.models import EMBEDDED, Model, Picture
+
+MAX_RECIPE = 2**23  # bytes of a file
+MAX_LINK = 1500  # characters of a link's query; longer ones break in messengers
+
+
+def png(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> bytes:
+    """An exact PNG, with the recipe where `stylefusion fuse --from-recipe` looks for it."""
+    info, buffer = PngInfo(), io.BytesIO()
+    if recipe is not None:
+        info.add_text(RECIPE_KEY, json.dumps(recipe))
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def data_uri(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> str:
+    """`png` as a URI, so that no file is written for a picture."""
+    return "data:image/png;base64," + base64.b64encode(png(image, recipe)).decode("ascii")
+
+
+def result(model: Model, picture: Picture, caption: str) -> dict[str, Any]:
+    """The value of a `stage`: all that is shown and offered for a picture."""
+    return {
+        "png": data_uri(picture.image, picture.recipe),
+        "labels": None if picture.labels is None else data_uri(picture.labels),
+        "regions": [title(name) for name in model.regions],
+        "caption": caption,
+        "recipe": json.dumps(picture.recipe, indent=2),
+        "query": query(model, picture.recipe),
+        "code": snippet(model, picture.recipe),
+    }
+
+
+def read_recipe(path: str) -> str:
+    """The recipe's text in a JSON file, or in a PNG that carries one.
+
+    Raises:
+        ValueError, OSError: neither; too large.
+    """
+    with open(path, "rb") as file:
+        is_png = file.read(8) == b"\x89PNG\r\n\x1a\n"
+    if not is_png:
+        if os.path.getsize(path) > MAX_RECIPE:
+            raise ValueError(f"this is no recipe: it has more than {MAX_RECIPE // 2**20} MB")
+        try:
+            with open(path, encoding="utf-8") as file:
+                return file.read()
+        except UnicodeDecodeError as error:
+            raise ValueError("this is no recipe: open a .json or .png that was downloaded here") from error
+    try:
+        image_size(path)  # checks the header before anything is decoded
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.load()  # text chunks may stand behind the pixels
+            text = picture.info.get(RECIPE_KEY)
+    except ValueError:
+        raise
+    except Exception as error:  # decoders raise whatever they stumble over in a file that is cut off or forged
+        raise ValueError("the picture is damaged: download it again") from error
+    if not isinstance(text, str):
+        raise ValueError("this picture carries no recipe: it was not made here, or lost it on its way")
+    return text
+
+
+def title(name: str) -> str:
+    """A region's name for people."""
+    words = name.replace("_", " ").strip()
+    return words[:1].upper() + words[1:]
+
+
+def of_seeds(recipe: Mapping[str, Any]) -> bool:
+    """Whether all codes of a recipe are seeds."""
+    groups = [recipe.get("regions", {}), recipe.get("nodes", {}), recipe.get("edits", {})]
+    codes = [recipe["base"], recipe.get("global_code"), *(code for group in groups for code in group.values())]
+    return all(code is None or isinstance(code, int) for code in codes)
+
+
+def query(model: Model, recipe: Mapping[str, Any]) -> str:
+    """The part of a link after its "?"; "" for a recipe that a link cannot carry."""
+    if not of_seeds(recipe):
+        return ""
+    short = {name: value for name, value in recipe.items() if name not in ("model", "num_images")}
+    text = urlencode({"model": model.name, "recipe": json.dumps(short, separators=(",", ":"))})
+    return text if len(text) <= MAX_LINK else ""
+
+
+def snippet(model: Model, recipe: Mapping[str, Any]) -> str:
+    """Python that makes the picture with the library."""
+    lines = ["from stylefusion_hf import StyleFusionPipeline", "", load_line(model)]
+    if of_seeds(recipe):
+        skipped = ("version", "num_images", "model", "base", "noise_seeds")
+        given = {name: value for name, value in recipe.items() if name not in skipped and value is not None}
+        if given.get("noise_mode") == "const":
+            del given["noise_mode"]
+        arguments = "".join(f",\n    {name}={value!r}" for name, value in given.items())
+        lines.append(f"out = pipe(\n    base={recipe['base']!r}{arguments},\n)")
+    if not of_seeds(recipe) or recipe.get("noise_mode") == "random":
+        lines[3:] = ['out = pipe.from_recipe(open("stylefusion.json").read())  # "Recipe" above downloads it']
+    lines.append('out.images[0].save("stylefusion.png")')
+    return "\n".join(lines)
+
+
+def load_line(model: Model, pipeline: str = "StyleFusionPipeline") -> str:
+    """The line that loads a model; of a local folder, whose place nobody is told, the name."""
+    load = "from_embedded()" if model.name == EMBEDDED else f"from_pretrained({model.name!r})"
+    return f"pipe = {pipeline}.{load}"

@@ -1,0 +1,149 @@
+// The behaviour of a stage (stage.py). `element`, `props` and `watch` are Gradio's.
+const find = (name) => element.querySelector(".sf-" + name);
+const NONE = 255; // in the map of regions: none that has a dial
+let labels = null; // one byte a pixel: the region that it belongs to
+let side = 0;
+let pointed = NONE;
+let chosen = NONE;
+const cards = () => (props.leads ? [...document.querySelectorAll("[id^='sf-dial-']")] : []);
+
+function show() {
+  const value = props.value;
+  if (!value) return;
+  find("picture").src = value.png;
+  find("picture").alt = value.caption;
+  find("before").hidden = find("wipe").hidden = !value.before;
+  if (value.before) find("before").src = value.before;
+  wipe();
+  find("caption").textContent = value.caption;
+  find("png").href = value.png;
+  find("json").href = "data:application/json;charset=utf-8," + encodeURIComponent(value.recipe);
+  find("code").textContent = value.code;
+  find("share").disabled = !value.query;
+  find("share").title = value.query ? "A link that makes this picture" : "A link holds seeds only: download the recipe";
+  find("link").hidden = true;
+  read(value.labels);
+  for (const card of cards()) { // so that "Lock" and "Shuffle" say what they belong to
+    card.setAttribute("role", "group");
+    card.setAttribute("aria-label", card.querySelector("label span")?.textContent.trim() || "");
+  }
+}
+
+// The picture before lies over the result, as far as the slider says.
+function wipe() {
+  find("before").style.clipPath = `inset(0 ${100 - find("wipe").value}% 0 0)`;
+}
+
+// The map of regions comes as a PNG; its levels are the regions' numbers.
+function read(uri) {
+  if (!uri) { labels = null; return draw(); }
+  const image = new Image();
+  image.onload = () => {
+    if (!props.value || props.value.labels !== uri) return; // a newer one is under way
+    side = image.naturalWidth;
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = side;
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(image, 0, 0);
+    const pixels = context.getImageData(0, 0, side, side).data;
+    labels = new Uint8Array(side * side);
+    for (let i = 0; i < labels.length; i++) labels[i] = pixels[4 * i];
+    draw();
+  };
+  image.src = uri;
+}
+
+// The outline runs between the pixels of the region and the others.
+function draw() {
+  const canvas = find("outline");
+  const scale = Math.max(1, Math.round(768 / (side || 64)));
+  canvas.width = canvas.height = (side || 64) * scale;
+  const context = canvas.getContext("2d");
+  const region = pointed !== NONE ? pointed : chosen;
+  if (!labels || region === NONE) return;
+  const inside = (x, y) => x >= 0 && y >= 0 && x < side && y < side && labels[y * side + x] === region;
+  context.beginPath();
+  for (let y = 0; y < side; y++) {
+    for (let x = 0; x < side; x++) {
+      if (!inside(x, y)) continue;
+      const [l, t, r, b] = [x * scale, y * scale, (x + 1) * scale, (y + 1) * scale];
+      if (!inside(x - 1, y)) { context.moveTo(l, t); context.lineTo(l, b); }
+      if (!inside(x + 1, y)) { context.moveTo(r, t); context.lineTo(r, b); }
+      if (!inside(x, y - 1)) { context.moveTo(l, t); context.lineTo(r, t); }
+      if (!inside(x, y + 1)) { context.moveTo(l, b); context.lineTo(r, b); }
+    }
+  }
+  context.lineCap = "round";
+  for (const [width, colour] of [[9, "rgba(255,255,255,.95)"], [4, "#5b3fd6"]]) {
+    context.lineWidth = width;
+    context.strokeStyle = colour;
+    context.stroke();
+  }
+}
+
+function under(event) {
+  if (!labels) return NONE;
+  const box = find("picture").getBoundingClientRect();
+  const x = Math.floor(((event.clientX - box.left) / box.width) * side);
+  const y = Math.floor(((event.clientY - box.top) / box.height) * side);
+  return x >= 0 && y >= 0 && x < side && y < side ? labels[y * side + x] : NONE;
+}
+
+function point(region) {
+  if (region === pointed) return;
+  pointed = region;
+  const name = region === NONE ? "" : props.value.regions[region] || "";
+  find("tip").textContent = name;
+  find("tip").hidden = !name;
+  draw();
+}
+
+
+function choose(region) {
+  chosen = region === chosen ? NONE : region;
+  for (const card of cards()) card.classList.toggle("sf-chosen", card.id === "sf-dial-" + chosen);
+  const card = chosen === NONE ? null : document.getElementById("sf-dial-" + chosen);
+  if (props.leads && card) card.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  draw();
+}
+
+find("wipe").addEventListener("input", wipe);
+
+const frame = find("frame");
+frame.addEventListener("pointermove", (event) => point(under(event)));
+frame.addEventListener("pointerleave", () => point(NONE));
+frame.addEventListener("click", (event) => { const region = under(event); if (region !== NONE) choose(region); });
+
+if (props.leads) {
+  // The other way round: the dial under the pointer, or with the keyboard's focus, shows its region.
+  const region = (target) => {
+    const card = target instanceof Element ? target.closest("[id^='sf-dial-']") : null;
+    const number = card ? Number(card.id.slice("sf-dial-".length)) : NaN;
+    return Number.isInteger(number) ? number : NONE;
+  };
+  document.addEventListener("pointerover", (event) => { if (!frame.contains(event.target)) point(region(event.target)); });
+  document.addEventListener("focusin", (event) => { if (!frame.contains(event.target)) point(region(event.target)); });
+}
+
+async function copy(text, button) {
+  const before = button.dataset.text || (button.dataset.text = button.textContent);
+  let copied = true;
+  try { await navigator.clipboard.writeText(text); } catch (error) { copied = false; }
+  button.textContent = copied ? "Copied" : "Shown below";
+  setTimeout(() => { button.textContent = before; }, 1500);
+  return copied;
+}
+
+find("share").addEventListener("click", async (event) => {
+  const link = location.origin + location.pathname + "?" + props.value.query;
+  const field = find("link");
+  field.value = link;
+  field.hidden = false;
+  if (!(await copy(link, event.currentTarget))) field.select();
+});
+find("copy").addEventListener("click", async (event) => {
+  if (!(await copy(props.value.code, event.currentTarget))) find("details").open = true;
+});
+
+watch("value", show);
+show();

@@ -1,0 +1,49 @@
+"""The picture and what it offers, as one component: pointing at a region outlines it, clicking goes to its dial.
+
+With a picture `before`, a slider wipes from it to the result. It shows data URIs: what the browser has is the exact PNG with its recipe, and the server writes no file for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+HERE = Path(__file__).parent
+
+# Texts are put in by stage.js as text, so that nothing in a stranger's recipe becomes markup.
+TEMPLATE = """
+<figure class="sf-stage">
+  <div class="sf-frame">
+    <img class="sf-picture" alt="">
+    <img class="sf-before" alt="" hidden>
+    <canvas class="sf-outline" aria-hidden="true"></canvas>
+    <span class="sf-tip" hidden></span>
+  </div>
+  <input class="sf-wipe" type="range" min="0" max="100" value="50" hidden aria-label="Before and after">
+  <figcaption class="sf-caption" aria-live="polite"></figcaption>
+  <div class="sf-actions">
+    <a class="sf-action sf-png" download="stylefusion.png" title="The exact picture, with its recipe inside">PNG</a>
+    <a class="sf-action sf-json" download="stylefusion.json" title="The recipe that makes this picture again">Recipe</a>
+    <button type="button" class="sf-action sf-share">Copy link</button>
+    <button type="button" class="sf-action sf-copy">Copy Python</button>
+  </div>
+  <input class="sf-link" type="text" readonly hidden aria-label="Link to this picture">
+  <details class="sf-details"><summary>The same picture with Python</summary><pre class="sf-code"></pre></details>
+</figure>
+"""
+
+
+def stage(value: Any = None, leads: bool = False, **settings: Any) -> gr.HTML:
+    """A component that shows the dict of `results.result`.
+
+    Args:
+        value: the first of them.
+        leads: whether a click on a region goes to its dial; one stage of a page may.
+        settings: of `gr.HTML`.
+    """
+    behaviour = (HERE / "stage.js").read_text(encoding="utf-8")
+    return gr.HTML(
+        value, html_template=TEMPLATE, js_on_load=behaviour, apply_default_css=False, leads=leads, **settings
+    )

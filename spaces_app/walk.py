@@ -1,0 +1,171 @@
+"""The tabs "Animate", a region's walk from look to look, and "Compare", regions and seeds on one sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from stylefusion_hf.spaces_app import dials, jobs
+from stylefusion_hf.spaces_app.edit import choices
+from stylefusion_hf.spaces_app.errors import guarded
+from stylefusion_hf.spaces_app.mix import LONG
+from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.results import load_line
+
+EVERYTHING = ""  # the dropdown's value where the base walks
+
+
+class Walk:
+    """Builds the tab "Animate" where it is made; arguments as of `Edit`, and where its files go."""
+
+    def __init__(
+        self, models: Sequence[Model], chosen: gr.Dropdown, fetch: Callable[..., Any], films: jobs.Films
+    ):
+        self.models, self.films = models, films
+        model = models[0]
+        start = gr.State({"version": 1, "num_images": 1, "base": 1, "truncation_psi": model.psi})
+        gr.Markdown(
+            "One region walks through other looks and back again, in an endless loop; the rest keeps its code.",
+            elem_classes="sf-lead",
+        )
+        with gr.Row(elem_classes="sf-compose"):
+            with gr.Column(scale=5, min_width=280):
+                with gr.Row():
+                    seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=dials.MAX_SEED)
+                    take = gr.Button("Take the one from Compose")
+                region = gr.Dropdown(ways(model), value=model.regions[-1], label="What walks", elem_id="sf-walk-region")
+                through = gr.Textbox("31, 7, 24", label="Through these seeds", elem_id="sf-walk-seeds")
+                frames = gr.Slider(8, jobs.MAX_FRAMES, 48, step=1, label="Frames", buttons=[])
+                fps = gr.Slider(5, 50, 20, step=1, label="Frames a second", buttons=[])
+                suffix = gr.Radio(
+                    [("WebP, exact", ".webp"), ("GIF, 256 colours", ".gif")], value=".webp", label="File"
+                )
+                make = gr.Button("Make the animation", variant="primary", elem_id="sf-walk-make")
+            with gr.Column(scale=5, min_width=280):
+                film = gr.Image(
+                    label="The walk",
+                    type="filepath",
+                    interactive=False,
+                    buttons=[],
+                    elem_id="sf-walk-film",
+                    elem_classes="sf-crisp sf-film",
+                )
+                download = gr.DownloadButton("Download", interactive=False, elem_id="sf-walk-download")
+                code = gr.Code(label="The same with Python", language="python", visible=False)
+
+        def of_seed(index: int, value: int | None) -> dict[str, Any]:
+            if value is None:
+                raise ValueError("the portrait needs a seed: type a number")
+            return {"version": 1, "num_images": 1, "base": int(value), "truncation_psi": models[index].psi}
+
+        seed.input(guarded(of_seed), [chosen, seed], start, api_visibility="private", queue=False)
+        fetch(take, start)
+        make.click(
+            guarded(self._make),
+            [chosen, start, region, through, frames, fps, suffix],
+            [film, download, code],
+            show_progress_on=[film],
+            **LONG,
+        )
+
+        def switch(index: int) -> list[Any]:
+            model = models[index]
+            fresh = {"version": 1, "num_images": 1, "base": 1, "truncation_psi": model.psi}
+            return [fresh, gr.update(choices=ways(model), value=model.regions[-1])]
+
+        chosen.change(guarded(switch), chosen, [start, region], api_visibility="private")
+
+    def _make(
+        self,
+        index: int,
+        start: dict[str, Any],
+        region: str,
+        through: str,
+        frames: int,
+        fps: float,
+        suffix: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # gradio's way
+    ) -> tuple[str, Any, Any]:
+        model = self.models[index]
+        path = jobs.seeds(through, jobs.MAX_KEYFRAMES)
+        file = self.films.write(
+            model,
+            start,
+            region or None,
+            path,
+            int(frames),
+            float(fps),
+            suffix,
+            lambda count: progress((count, int(frames)), desc="Drawing frames"),
+        )
+        return (
+            str(file),
+            gr.update(value=str(file), interactive=True),
+            gr.update(value=walk_snippet(model, start, region or None, path, int(frames), fps, suffix), visible=True),
+        )
+
+
+def ways(model: Model) -> list[tuple[str, str]]:
+    """What may walk: the regions, and everything."""
+    return [*choices(model), ("Everything", EVERYTHING)]
+
+
+def walk_snippet(
+    model: Model,
+    recipe: dict[str, Any],
+    region: str | None,
+    through: Sequence[int],
+    frames: int,
+    fps: float,
+    suffix: str,
+) -> str:
+    """Python that makes the same animation."""
+    call = jobs.walk_call(model, recipe, region, through)
+    given = {name: value for name, value in call.items() if value not in (None, {}, 1.0)}
+    given = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in given.items()}
+    if "regions" in given:
+        given["regions"] = {k: v[0] if len(v) == 1 else v for k, v in given["regions"].items()}
+    if "Code(" in repr(given):
+        return "# This walk starts from a photograph's code: download the recipe in Compose, and use its codes."
+    lines = [
+        "from stylefusion_hf import StyleFusionInterpolationPipeline",
+        "from stylefusion_hf.animation import write_animation",
+        "",
+        load_line(model, "StyleFusionInterpolationPipeline"),
+        "out = pipe(",
+        *(f"    {name}={value!r}," for name, value in given.items()),
+        f"    frames={frames},",
+        "    loop=True,",
+        ")",
+        f'write_animation("walk{suffix}", out.frames, fps={fps:g})',
+    ]
+    return "\n".join(lines)
+
+
+class Grid:
+    """Builds the tab "Compare" where it is made."""
+
+    def __init__(self, models: Sequence[Model], chosen: gr.Dropdown):
+        gr.Markdown(
+            "Each row is a portrait and a source. From left to right, one region at a time is taken from the source.",
+            elem_classes="sf-lead",
+        )
+        with gr.Row():
+            bases = gr.Textbox("1, 4, 6", label="Portraits (seeds)", elem_id="sf-grid-bases")
+            sources = gr.Textbox("21, 24, 26", label="Sources (seeds)", elem_id="sf-grid-sources")
+            psi = gr.Slider(0, 1.5, models[0].psi, step=0.01, label="Variety", buttons=[])
+        make = gr.Button("Draw the sheet", variant="primary", elem_id="sf-grid-make")
+        drawn = gr.Image(
+            label="Sheet", format="png", type="pil", interactive=False, buttons=["download", "fullscreen"],
+            elem_id="sf-grid-sheet",
+        )  # fmt: skip
+
+        def draw(index: int, base: str, source: str, psi: float) -> Any:
+            rows = [jobs.seeds(text, jobs.MAX_ROWS) for text in (base, source)]
+            return jobs.sheet(models[index], *rows, psi)
+
+        make.click(guarded(draw), [chosen, bases, sources, psi], drawn, **LONG)
+
+
