@@ -39,8 +39,9 @@ def text_without_encoding(tree: ast.Module) -> Iterator[int]:
             continue
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
         owner = node.func.value if isinstance(node.func, ast.Attribute) else None
-        if name in ("read_text", "write_text") and isinstance(owner, ast.expr):
-            yield node.lineno
+        if name in ("read_text", "write_text") and owner is not None:
+            if len(node.args) == (name == "write_text"):  # the encoding may come without its name
+                yield node.lineno
         elif name == "open" and getattr(owner, "id", None) not in ("Image", "os", "tarfile", "zipfile"):
             place = 1 if owner is None else 0  # open(path, mode) and path.open(mode)
             given = [keyword.value for keyword in node.keywords if keyword.arg == "mode"] + node.args[place:][:1]
@@ -59,6 +60,7 @@ def text_without_encoding(tree: ast.Module) -> Iterator[int]:
         ("open(p, 'rb')", False),
         ("p.open('a+b')", False),
         ("p.read_text(encoding='utf-8')", False),
+        ("p.read_text('utf-8')", False),
         ("Image.open(p)", False),
     ],
 )

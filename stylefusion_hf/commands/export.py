@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-check", action="store_true", help="do not compare the files with the model")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument("--model", metavar="FOLDER|ID", help="a folder or a Hub id (default: the embedded model)")
-    parser.set_defaults(device="cpu")  # graphs have no device; they are traced and compared on this one
+    # Graphs have no device: they are traced and compared on this one.
+    parser.set_defaults(device="cpu", generator=None)
 
 
 def run(args: argparse.Namespace) -> None:
