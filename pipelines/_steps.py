@@ -18,6 +18,11 @@ from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.recipes import Recipe
 from stylefusion_hf.regions import RegionTree
 
+KINDS = {  # component -> what it is called, and what tells it from others
+    "generator": ("StyleGAN2Generator", "conv_sizes"),
+    "fusion": ("FusionHierarchy", "tree"),
+    "segmenter": ("RegionSegmenter", "segment"),
+}
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -30,9 +35,9 @@ class NodeSetting:
 
 
 def check_kind(name: str, model: Any) -> None:
-    """ValueError unless `model` is what a pipeline takes as its "generator" or "fusion"."""
-    kind, attribute = {"generator": ("StyleGAN2Generator", "conv_sizes"), "fusion": ("FusionHierarchy", "tree")}[name]
-    if not hasattr(model, attribute):
+    """ValueError unless `model` is what a pipeline takes under that name; what does the same work is as good."""
+    kind, attribute = KINDS[name]
+    if not hasattr(model, attribute) or (name == "fusion" and not isinstance(model.tree, RegionTree)):
         raise ValueError(f"{name} is a {kind}, got {type(model).__name__}")
 
 
@@ -48,6 +53,7 @@ def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None
                 " generator that they were trained for"
             )
     if segmenter is not None:
+        check_kind("segmenter", segmenter)
         regions, leaves = segmenter.config.regions, fusion.tree.leaves
         if missing := [leaf for leaf in leaves if leaf not in regions]:
             raise ValueError(

@@ -224,7 +224,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             everything = isinstance(name, str) and name == "all" and name not in tree.nodes
             node = tree.root if everything else _steps.resolve(tree, "edits", name)
             edited[node] = edited.get(node, none) + editing.Edit.of(value, f"edits[{name!r}]")
-        rows = {}
+        rows: dict[str, tuple[latents.Code, ...]] = {}
         for node, edit in edited.items():
             try:
                 rows |= {node: edit.displacement(self.generator).rows()} if edit else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from threading import get_ident
 from typing import Any, get_args
 
 import torch
@@ -31,9 +32,12 @@ def _leaving_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
     """What is made in inference mode cannot be differentiated later, as optimisation does."""
 
     @wraps(function)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad():
-            return function(*args, **kwargs)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return function(self, *args, **kwargs)
+        finally:
+            self._stopped.pop(get_ident(), None)  # `interrupt` of a call that has ended
 
     return called
 
@@ -81,16 +85,21 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             _steps.check_components(generator, fusion, segmenter)
         self.register_modules(generator=generator, fusion=fusion, segmenter=segmenter, encoder=encoder)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
-        self._interrupt = False
+        self._stopped: dict[int, bool] = {}  # thread that is in a call -> whether that call is to stop
 
     @property
     def interrupt(self) -> bool:
-        """Set it to True in a callback to stop; what was found so far is returned."""
-        return self._interrupt
+        """Set it to True in a callback to stop its call, or from a thread that is in no call to stop all; what was
+        found so far is returned."""
+        stopped = dict(self._stopped)
+        return stopped.get(get_ident(), any(stopped.values()))
 
     @interrupt.setter
     def interrupt(self, value: bool) -> None:
-        self._interrupt = value
+        for thread in [get_ident()] if get_ident() in self._stopped else list(self._stopped):
+            self._stopped[thread] = value
+
+    _interrupt = interrupt  # diffusers' name of it
 
     # ------------------------------------------------------------------------------------------------
     # Codes from pictures.
@@ -197,6 +206,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             given = unknown[0] if isinstance(unknown, list) else asked
             raise ValueError(f"callback_on_step_end_tensor_inputs are of {known}, got {short(given)}")
 
+        self._stopped[get_ident()] = False
         device = self._execution_device
         targets = read_targets(image, self.generator.config, fit).to(device)
         batch = batch_size or at_once(targets.shape[-1], 16)
@@ -205,7 +215,6 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         codes = self._start(start, targets, latent_type, batch)
         maps = extractor(self._float(self.segmenter))
         taken = torch.zeros(len(targets), dtype=torch.long)
-        self._interrupt = False
         done = 0
 
         def objective(part: slice) -> Objective:
@@ -224,9 +233,9 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             new = None if replaced is None else replaced.get("latents")
             old = tensors.get("latents")
             if new is not None and old is not None and (not torch.is_tensor(new) or new.shape != old.shape):
-                given = tuple(new.shape) if torch.is_tensor(new) else short(new)
+                kind = tuple(new.shape) if torch.is_tensor(new) else short(new)
                 raise ValueError(
-                    f"callback_on_step_end: latents is a tensor of the shape {tuple(old.shape)}, got {given}"
+                    f"callback_on_step_end: latents is a tensor of the shape {tuple(old.shape)}, got {kind}"
                 )
             return new
 

@@ -4,6 +4,7 @@ Names are imported when they are first used, so that `import stylefusion_hf` its
 """
 
 from importlib import import_module
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -24,6 +25,9 @@ _HOMES = {
     "StyleGAN2Discriminator": "stylefusion_hf.models.discriminator",
     "StyleGAN2Generator": "stylefusion_hf.models.generator",
 }
+
+# diffusers' modules import each other in circles, which threads that start at different ends would find half made.
+_importing = RLock()
 
 __all__ = [
     "Code",
@@ -60,7 +64,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    with _importing:
+        value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value  # found without this function from now on
     return value
 

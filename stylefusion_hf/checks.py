@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -24,9 +25,12 @@ class _Short(reprlib.Repr):
         return " ".join(super().repr_instance(x, level).split())
 
 
-def short(value: Any) -> str:
-    """`value` as text of one line: at most some hundred characters, and without an error, whatever it is."""
-    return _SHORT.repr(value)
+def short(value: Any, text: int = 0) -> str:
+    """`value` as text of one line: at most some hundred characters, and without an error, whatever it is.
+
+    With `text` a text is given as it is, up to so many characters.
+    """
+    return _SHORT.repr(value) if not text else str(value)[:text]
 
 
 _SHORT = _Short()
@@ -62,3 +66,11 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name} is True or False, got {short(value)}")
     return bool(value)
+
+
+def check_path(value: Any) -> str:
+    """The text of a folder's path or a Hub id; ValueError for anything that is neither."""
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text or len(text) > 4096:
+        raise ValueError(f"a model is a folder's path or a Hub id (user/name), got {short(value)}")
+    return text

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from diffusers import ModelMixin
 
+from stylefusion_hf.checks import check_path, short
 from stylefusion_hf.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
 
 if TYPE_CHECKING:
@@ -42,16 +43,17 @@ class HubMixin(_Pipeline):
             OSError: no such folder or repository, or a file is missing or damaged; names it.
             ValueError: sound files that do not fit together, such as a region tree without one of its nets.
         """
-        given = os.fspath(pretrained_model_name_or_path)
+        given = check_path(pretrained_model_name_or_path)
         kwargs.setdefault("use_safetensors", True)
         folder = given if os.path.isdir(given) else os.fspath(cls.download(given, **kwargs))
         try:
             pipe = cls._from_folder(folder, kwargs)
         except (OSError, ValueError) as error:
-            if folder == given:
+            if folder == given and folder in str(error):
                 raise
             kind = OSError if isinstance(error, OSError) else ValueError
-            raise kind(f"{given}: {error}; force_download=True downloads it anew") from error
+            again = "" if folder == given else "; force_download=True downloads it anew"
+            raise kind(f"{given}: {error}{again}") from error
         pipe.register_to_config(_name_or_path=given)
         return pipe
 
@@ -61,7 +63,13 @@ class HubMixin(_Pipeline):
         variant = kwargs.get("variant")
         if variant is not None and components and not any(has_variant(Path(folder, c), variant) for c in components):
             raise ValueError(f"no component in {folder} has weights of the variant {variant!r}: leave variant out")
-        return super().from_pretrained(folder, **kwargs | _load_beside_code(folder, components, kwargs))
+        try:
+            return super().from_pretrained(folder, **kwargs | _load_beside_code(folder, components, kwargs))
+        except (OSError, TypeError, ValueError) as error:
+            if not _raised_in("diffusers", error):
+                raise
+            problem = short(" ".join(str(error).split()), 400)
+            raise OSError(f"{folder} cannot be loaded: {problem}. Download or save the pipeline again") from error
 
     @classmethod
     def from_embedded(cls, **kwargs: Any) -> Self:
@@ -114,12 +122,22 @@ class HubMixin(_Pipeline):
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
         """As in diffusers, but a class that is also given as a file's (["pipeline", "Name"]) is just "Name" here."""
-        loaded = super().load_config(*args, **kwargs)
+        try:
+            loaded = super().load_config(*args, **kwargs)
+        except (RecursionError, UnicodeDecodeError) as error:
+            raise OSError(f"{cls.config_name} of {args[0] if args else ''} is not JSON ({error})") from error
+        except OSError as error:
+            if "not a valid JSON" not in str(error):
+                raise
+            raise OSError(f"{cls.config_name} of {args[0] if args else ''} is not JSON: save it again") from error
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if not isinstance(config, dict):
             raise OSError(f"{cls.config_name} is a JSON object, found {type(config).__name__}")
-        if isinstance(config.get("_class_name"), (list, tuple)):
-            config["_class_name"] = config["_class_name"][-1]
+        name = config.get("_class_name", "")
+        name = name[-1] if isinstance(name, (list, tuple)) and name else name
+        if not isinstance(name, str):
+            raise OSError(f"{cls.config_name} says that _class_name is {short(name)}, and not a class's name")
+        config["_class_name"] = name
         return loaded
 
     def save_pretrained(
@@ -201,13 +219,24 @@ class HubMixin(_Pipeline):
         if not os.path.isfile(os.path.join(folder, cls.config_name)):
             raise OSError(f"{folder} is no pipeline folder: it has no {cls.config_name}")
         expected, _ = cls._get_signature_keys(cls)
+        index = os.path.join(folder, cls.config_name)
+        for name, entry in cls.load_config(folder).items():
+            pair = isinstance(entry, (list, tuple)) and len(entry) == 2 and len({e is None for e in entry}) == 1
+            if name in expected and not (pair and all(isinstance(e, str) or e is None for e in entry)):
+                wanted = "[library, class] or [null, null]"
+                raise OSError(f"{index} says that {name!r} is {short(entry)}, and not {wanted}")
         listed = {n: entry for n, entry in components_of(cls.load_config(folder)).items() if n in expected}
         for name in expected:
             if name in passed:
                 listed.pop(name, None)
+            elif name in listed and listed[name][0] == PACKAGE and not _is_model(listed[name][1]):
+                raise OSError(
+                    f"{index} says that {name!r} is a {short(listed[name][1])}: {PACKAGE} has no such model; is it of"
+                    " a newer version?"
+                )
             elif name not in listed and name not in cls._optional_components:
                 raise OSError(
-                    f"{os.path.join(folder, cls.config_name)} lists no {name!r}, which {cls.__name__} needs: pass"
+                    f"{index} lists no {name!r}, which {cls.__name__} needs: pass"
                     f" {name}=..., or save the pipeline again"
                 )
             elif name in listed and not os.path.isfile(os.path.join(folder, name, "config.json")):
@@ -241,6 +270,19 @@ class HubMixin(_Pipeline):
                 known[name] = (state, weights_sha256(model))
             hashes[name] = known[name][1]
         return {"name": _public_name(self.config.get("_name_or_path")), "sha256": hashes}
+
+
+def _is_model(class_name: str) -> bool:
+    found = getattr(import_module(PACKAGE), class_name, None)
+    return isinstance(found, type) and issubclass(found, ModelMixin)
+
+
+def _raised_in(package: str, error: BaseException) -> bool:
+    """Whether an error comes from a package's own code, whose words may help nobody."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == package
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

@@ -82,8 +82,8 @@ class Code:
             given = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise ValueError(f"a code in {self.space} is a floating-point tensor, got {given}: seeds are ints")
         if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
-            given = "a meta tensor, which has no numbers" if tensor.is_meta else "a sparse or nested one"
-            raise ValueError(f"a code in {self.space} is a plain dense tensor, got {given}")
+            kind = "a meta tensor, which has no numbers" if tensor.is_meta else "a sparse or nested one"
+            raise ValueError(f"a code in {self.space} is a plain dense tensor, got {kind}")
         if tensor.ndim == dims - 1:
             tensor = tensor[None]
             object.__setattr__(self, "tensor", tensor)
@@ -221,8 +221,8 @@ def common_batch(lengths: Mapping[str, int]) -> int:
 # ----------------------------------------------------------------------------------------------------
 # Class labels.
 
-LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-LABEL_DTYPES += (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+LABEL_DTYPES = (*INTEGERS, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Label: TypeAlias = int | tuple[float, ...]  # a class, or a whole label vector (label_dim,) that is not one-hot
 
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
-from stylefusion_hf.checks import short
+from stylefusion_hf.checks import check_path, short
 from stylefusion_hf.hub_files import explained, snapshot, weight_patterns, without_paths
 
 STEM = "diffusion_pytorch_model"  # of weight files
@@ -45,7 +45,7 @@ class StrictModelMixin(ModelMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
         """As in diffusers, from a folder or a Hub id, with `subfolder=` for a component of a pipeline."""
-        given, subfolder = os.fspath(pretrained_model_name_or_path or ""), kwargs.pop("subfolder", None) or ""
+        given, subfolder = check_path(pretrained_model_name_or_path), kwargs.pop("subfolder", None) or ""
         where = path = os.path.join(given, subfolder) if subfolder else given
         wants_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:

@@ -12,6 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+MAX_PADDED_WIDTH = 2**13  # StyleGAN2's widest vectors have 512 numbers
+
 
 @dataclass(frozen=True)
 class FusionSpec:
@@ -44,6 +46,8 @@ class FusionSpec:
                 f"conv_sizes {list(self.conv_sizes)} and rgb_sizes {list(self.rgb_sizes)} must be widths from 1 to"
                 f" padded_width={self.padded_width}: raise padded_width or take the sizes from the generator's config"
             )
+        if self.padded_width > MAX_PADDED_WIDTH:
+            raise ValueError(f"padded_width={self.padded_width} must be at most {MAX_PADDED_WIDTH}")
         if self.num_indicators < needed:
             raise ValueError(
                 f"num_indicators={self.num_indicators} is too small for {conv} conv and {rgb} rgb vectors with"
