@@ -50,7 +50,7 @@ def test_what_others_put_there_stays_and_old_wheels_go(hub: HubServer, wheel: Pa
     assert not hub.variables
 
 
-@pytest.mark.parametrize(("token", "message"), [(READER, "rights|token"), ("hf_wrong", "token|credentials|log in")])
+@pytest.mark.parametrize(("token", "message"), [(READER, "rights|token"), ("hf_wrong", "hf auth login")])
 def test_who_may_not_write_is_told_so(
     hub: HubServer, wheel: Path, monkeypatch: pytest.MonkeyPatch, token: str, message: str
 ) -> None:
