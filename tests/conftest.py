@@ -22,6 +22,7 @@ for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLI
 
 from stylefusion_hf.ops import native  # noqa: E402
 from stylefusion_hf.ops.native import build  # noqa: E402
+from tests.refusals import TRIED  # noqa: E402
 
 
 @pytest.fixture
@@ -64,3 +65,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> HubServer:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if HUB.total:
         terminalreporter.write_line(f"Hub: {HUB.total} requests answered, {HUB.injected} faults injected")
+    if TRIED:
+        listed = ", ".join(f"{count} x {kind}" for kind, count in sorted(TRIED.items()))
+        terminalreporter.write_line(f"Inputs tried: {listed}")

@@ -22,6 +22,7 @@ OURS = tuple(str(ROOT / folder) + os.sep for folder in ("stylefusion_hf", "pipel
 ERRORS = (ValueError, TypeError, OSError, FloatingPointError)
 LONGEST = 1200  # characters of a message that still is one clear line
 TRIED: Counter[str] = Counter()
+MANY = os.environ.get("STYLEFUSION_EXAMPLES", "")  # random inputs a property; none for what the tests themselves say
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,9 @@ def attempt(kind: str, call: Callable[[], Any], names: str = "") -> Any:
 
 def examples(count: int) -> hypothesis.settings:
     """Settings of a property test: `count` inputs, the same in every run, unless STYLEFUSION_EXAMPLES is set."""
-    wanted = os.environ.get("STYLEFUSION_EXAMPLES")
     return hypothesis.settings(
-        max_examples=int(wanted) if wanted else count,
-        derandomize=not wanted,
+        max_examples=int(MANY) if MANY else count,
+        derandomize=not MANY,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
