@@ -124,12 +124,11 @@ class HubMixin(_Pipeline):
         """As in diffusers, but a class that is also given as a file's (["pipeline", "Name"]) is just "Name" here."""
         try:
             loaded = super().load_config(*args, **kwargs)
-        except (RecursionError, UnicodeDecodeError) as error:
-            raise OSError(f"{cls.config_name} of {args[0] if args else ''} is not JSON ({error})") from error
-        except OSError as error:
-            if "not a valid JSON" not in str(error):
+        except (RecursionError, UnicodeDecodeError, OSError) as error:
+            if isinstance(error, OSError) and "not a valid JSON" not in str(error):
                 raise
-            raise OSError(f"{cls.config_name} of {args[0] if args else ''} is not JSON: save it again") from error
+            file = os.path.join(str(args[0]), cls.config_name) if args else cls.config_name
+            raise OSError(f"'{file}' is not a valid JSON file: download or save the pipeline again") from error
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if not isinstance(config, dict):
             raise OSError(f"{cls.config_name} is a JSON object, found {type(config).__name__}")
@@ -230,8 +229,9 @@ class HubMixin(_Pipeline):
             if name in passed:
                 listed.pop(name, None)
             elif name in listed and listed[name][0] == PACKAGE and not _is_model(listed[name][1]):
-                raise OSError(
-                    f"{index} says that {name!r} is a {short(listed[name][1])}: {PACKAGE} has no such model; is it of"
+                class_name = " ".join(listed[name][1].split())[:100]
+                raise ValueError(
+                    f"{index} says that {name!r} is of {PACKAGE}, which has no class `{class_name}`; is it of"
                     " a newer version?"
                 )
             elif name not in listed and name not in cls._optional_components:
