@@ -28,7 +28,7 @@ from stylefusion_hf.spaces_app.walk import Grid, Walk
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "10mb"
-MAX_WAITING = 100  # events in the queue; who comes later is told so
+MAX_WAITING = 100  # events in the queue, which the endpoints and long work go through; who comes later is told so
 CLEAN = (600, 3600)  # seconds: how often files of the page are removed, and which age they have then
 
 
@@ -43,7 +43,7 @@ def load_models(sources: Sequence[str], place: str | None = None, directions: st
     Raises:
         ValueError, OSError: as in `StyleFusionPipeline.from_pretrained`.
     """
-    models = []
+    models: list[Model] = []
     for source in sources:
         model = None if source == EMBEDDED else source
         pipe = load_pipeline(argparse.Namespace(model=model, generator=None, device=place))
@@ -131,9 +131,7 @@ def theme() -> gr.themes.Base:
     )
 
 
-def main(
-    sources: Sequence[str], place: str | None = None, directions: str | None = None, **launch: Any
-) -> None:
+def main(sources: Sequence[str], place: str | None = None, directions: str | None = None, **launch: Any) -> None:
     """Load, build, serve; returns when the server is stopped."""
     page = build(load_models(sources, place, directions))
     queued(page).launch(**(launch_settings() | launch))

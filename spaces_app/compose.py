@@ -21,8 +21,9 @@ from stylefusion_hf.spaces_app.stage import stage
 FORGOTTEN = 6 * 3600  # seconds after which a session's history is dropped
 DRAWN = 10_000  # shuffled seeds are below: short numbers, good to pass on
 LIMITS: dict[str, Any] = {"concurrency_id": "render", "concurrency_limit": 8}
-QUICK: dict[str, Any] = LIMITS | {
+QUICK: dict[str, Any] = {
     "trigger_mode": "always_last",  # of a burst, the last event alone is rendered
+    "queue": False,  # gradio's takes as long as the picture; `Model.turn` bounds how many wait
     "show_progress": "hidden",
     "api_visibility": "private",
     "js": dials.CLEAN,
@@ -54,7 +55,9 @@ class Compose:
             with gr.Column(scale=5, min_width=280, elem_classes="sf-left"):
                 self.stage = stage(show(model, start), leads=True, elem_id="sf-compose-stage")
                 with gr.Row(elem_classes="sf-bar"):
-                    self.surprise = gr.Button("Surprise me", variant="primary", size="md", min_width=110, elem_id="sf-surprise")
+                    self.surprise = gr.Button(
+                        "Surprise me", variant="primary", size="md", min_width=110, elem_id="sf-surprise"
+                    )
                     self.undo = gr.Button("Undo", size="md", min_width=60, interactive=False, elem_id="sf-undo")
                     self.redo = gr.Button("Redo", size="md", min_width=60, interactive=False, elem_id="sf-redo")
                     self.clear = gr.Button("Start over", size="md", min_width=80, elem_id="sf-clear")
@@ -93,9 +96,7 @@ class Compose:
     # ------------------------------------------------------------------------------------------------
     # What the page shows.
 
-    def turn(
-        self, model: Model, history: History, was: Settings | None, values: Sequence[Any]
-    ) -> dict[Any, Any]:
+    def turn(self, model: Model, history: History, was: Settings | None, values: Sequence[Any]) -> dict[Any, Any]:
         """component -> its update, from settings `was` (None: another page) and these values to the present ones."""
         settings = history.present
         changed = dials.looks(model, self.cards, was, settings)

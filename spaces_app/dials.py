@@ -50,9 +50,7 @@ class Card:
                 self.lock = gr.Checkbox(label="Lock", container=False, min_width=50, elem_classes="sf-lock")
             self.seed.value = EMPTY
             if most:
-                self.strength = gr.Slider(
-                    0, 1, 1, step=0.01, label="Strength", elem_classes="sf-strength", buttons=[]
-                )
+                self.strength = gr.Slider(0, 1, 1, step=0.01, label="Strength", elem_classes="sf-strength", buttons=[])
 
     @property
     def values(self) -> list[Any]:
@@ -126,9 +124,7 @@ def example(model: Model, index: int) -> Settings:
     return settings
 
 
-def looks(
-    model: Model, cards: Sequence[Card], was: Settings | None, settings: Settings
-) -> dict[Any, dict[str, Any]]:
+def looks(model: Model, cards: Sequence[Card], was: Settings | None, settings: Settings) -> dict[Any, dict[str, Any]]:
     """control -> what changes about it from `was` (None: everything) to `settings`, beside its value.
 
     Args:

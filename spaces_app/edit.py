@@ -50,9 +50,7 @@ class Edit:
             region = gr.Dropdown(choices(model), value=model.regions[-1], label="Region", elem_id="sf-edit-region")
             names = list(model.directions())
             direction = gr.Dropdown(names, value=names[0], label="Direction", elem_id="sf-edit-direction")
-            strength = gr.Slider(
-                -REACH, REACH, 2.5, step=0.1, label="How far", elem_id="sf-edit-strength", buttons=[]
-            )
+            strength = gr.Slider(-REACH, REACH, 2.5, step=0.1, label="How far", elem_id="sf-edit-strength", buttons=[])
         with gr.Row(elem_classes="sf-pair"):
             with gr.Column(min_width=260):
                 gr.Markdown("#### Only this region")

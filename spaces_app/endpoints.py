@@ -132,7 +132,11 @@ class Endpoints:
         return self._made(model, jobs.edited(found, start, region, direction, amount))
 
     def invert(
-        self, picture: str | None, steps: int, model: str, progress: gr.Progress = gr.Progress()  # noqa: B008
+        self,
+        picture: str | None,
+        steps: int,
+        model: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, dict[str, Any]]:
         """A picture as the model sees it; the recipe's `base` is its code.
 
@@ -172,9 +176,7 @@ class Endpoints:
         }
         return self._made(model, start | {"regions": start.get("regions", {}) | taken})
 
-    def interpolate(
-        self, base: int, region: str, seeds: str, frames: int, fps: float, suffix: str, model: str
-    ) -> str:
+    def interpolate(self, base: int, region: str, seeds: str, frames: int, fps: float, suffix: str, model: str) -> str:
         """A looping animation in which one region walks through other looks.
 
         Args:
@@ -200,8 +202,8 @@ class Endpoints:
             psi: truncation.
             model: its name.
         """
-        rows = [jobs.seeds(text, jobs.MAX_ROWS) for text in (bases, sources)]
-        return jobs.sheet(self._model(model), *rows, psi)
+        rows, columns = (jobs.seeds(text, jobs.MAX_ROWS) for text in (bases, sources))
+        return jobs.sheet(self._model(model), rows, columns, psi)
 
     # ------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ from uuid import uuid4
 from PIL import Image
 
 from stylefusion_hf.animation import write_animation
+from stylefusion_hf.checks import check_count, check_number
 from stylefusion_hf.latents import check_seed
-from stylefusion_hf.recipes import Recipe, check_count, check_number
+from stylefusion_hf.recipes import Recipe
 from stylefusion_hf.sheet import contact_sheet
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.tensor_files import pick
@@ -33,7 +34,9 @@ def seeds(text: str, most: int) -> list[int]:
         raise ValueError(f"a list of seeds has at most {MAX_TEXT} characters")
     for part in text.replace(";", ",").replace(" ", ",").split(","):
         if part and not part.isdecimal():
-            raise ValueError(f"{part[:40]!r} is no seed: write whole numbers with commas between them, such as 7, 8, 9")
+            raise ValueError(
+                f"{part[:40]!r} is no seed: write whole numbers with commas between them, such as 7, 8, 9"
+            )
         if part:
             found.append(check_seed(int(part)))
     if not 0 < len(found) <= most:
@@ -115,8 +118,7 @@ class Films:
         def pictures() -> Iterator[Image.Image]:
             count = 0
             for batch in stream:
-                for frame in batch:
-                    yield frame
+                yield from batch
                 count += len(batch)
                 if told is not None:
                     told(count)
@@ -130,9 +132,7 @@ class Films:
         return path
 
 
-def walk_call(
-    model: Model, recipe: Mapping[str, Any], region: str | None, through: Sequence[int]
-) -> dict[str, Any]:
+def walk_call(model: Model, recipe: Mapping[str, Any], region: str | None, through: Sequence[int]) -> dict[str, Any]:
     """The arguments of the interpolation pipeline. ValueError for edits, which it does not take."""
     if not 0 < len(through) <= MAX_KEYFRAMES:
         raise ValueError(f"a walk goes through 1 to {MAX_KEYFRAMES} seeds, got {len(through)}")

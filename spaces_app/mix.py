@@ -60,7 +60,10 @@ class Mix:
                 with gr.Column(min_width=150):
                     pictures.append(
                         upload(
-                            f"Picture {slot}", height=230, elem_id=f"sf-picture-{slot.lower()}", elem_classes="sf-crisp"
+                            f"Picture {slot}",
+                            height=230,
+                            elem_id=f"sf-picture-{slot.lower()}",
+                            elem_classes="sf-crisp",
                         )
                     )
                     seen.append(gr.HTML(elem_classes="sf-seen", apply_default_css=False, js_on_load=None))
@@ -85,9 +88,7 @@ class Mix:
                 most = max(len(each.regions) for each in models)
                 gr.Markdown("#### Take from", elem_classes="sf-heading")
                 with gr.Row(elem_classes="sf-radios"):
-                    common = gr.Radio(
-                        list(SLOTS), value=SLOTS[0], label=dials.named(COMMON), visible=model.has_common
-                    )
+                    common = gr.Radio(list(SLOTS), value=SLOTS[0], label=dials.named(COMMON), visible=model.has_common)
                     radios = [
                         gr.Radio(
                             list(SLOTS),
@@ -149,10 +150,11 @@ class Mix:
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # gradio's way
     ) -> list[Any]:
         model, paths, steps = self.models[index], (first, second, third), int(steps)
-        there = [i for i, path in enumerate(paths) if path is not None]
+        given = {i: path for i, path in enumerate(paths) if path is not None}
+        there = list(given)
         if not there:
             raise ValueError("there is no picture yet: upload one, or pick one below")
-        images = [open_named(paths[i], f"picture {SLOTS[i]}") for i in there]
+        images = [open_named(path, f"picture {SLOTS[i]}") for i, path in given.items()]
         if not model.has_encoder and not steps:
             raise ValueError("this model has no encoder, so a picture needs some steps: move the slider")
         progress(0, desc="Reading the pictures")

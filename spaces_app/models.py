@@ -1,4 +1,4 @@
-"""The models of a Space: one pipeline each, with what the page asks of it. Pictures of different visitors take turns."""
+"""The models of a Space: a pipeline each, with what the page asks of it. Pictures of different visitors take turns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from stylefusion_hf.spaces_app.device import on_gpu
 EMBEDDED = "embedded"
 THUMBNAIL = 64  # pixels, about
 MAX_THUMBNAILS = 512  # remembered: some 6 kB each
+MAX_WAITING = 32  # pictures, the one being drawn among them; gradio has 40 threads
+PRIOR = 0.03  # ten times the library's default: codes near the generator's own mix better
 NONE = 255  # in a map of regions: none that has a dial
 
 
@@ -56,7 +59,7 @@ class Model:
         self.name: str = pipe.model_identity()["name"] or "unnamed"
         self._directions = load_directions(directions) if directions else None
         self._thumbnails: OrderedDict[str, Image.Image] = OrderedDict()
-        self._turn = threading.Lock()  # one picture at a time: two would only make each other slower
+        self._drawing, self._waiting = threading.Lock(), threading.Semaphore(MAX_WAITING)
         self._finding = threading.Lock()
 
         # Functions, not methods: on ZeroGPU they run in another process, to which their arguments are sent.
@@ -74,7 +77,12 @@ class Model:
             inversion = StyleFusionInversionPipeline.from_pipe(pipe)  # one a call, since it can be interrupted
             inversion.set_progress_bar_config(disable=True)
             out = inversion(
-                images, num_inference_steps=steps, fit="crop", noise_mode="const", callback_on_step_end=on_step
+                images,
+                num_inference_steps=steps,
+                fit="crop",
+                noise_mode="const",
+                prior_weight=PRIOR,
+                callback_on_step_end=on_step,
             )
             codes = [Recipe(base=(row,), num_images=1).to_dict()["base"] for row in out.codes.rows()]
             return codes, out.images, out.mse.tolist()
@@ -86,9 +94,20 @@ class Model:
 
     def render(self, recipe: Mapping[str, Any]) -> Picture:
         """The picture of a recipe of one picture. ValueError names what is wrong with it."""
-        with self._turn:
+        with self.turn():
             images, masks, made = self._fuse(dict(recipe), self.has_segmenter)
         return Picture(images[0], None if masks is None else self._labels(masks), made)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One picture at a time, since two would only make each other slower. ValueError where too many wait."""
+        if not self._waiting.acquire(blocking=False):
+            raise ValueError("many people are turning dials just now: try again in a moment")
+        try:
+            with self._drawing:
+                yield
+        finally:
+            self._waiting.release()
 
     def check(self, recipe: Mapping[str, Any] | str) -> dict[str, Any]:
         """A stranger's recipe as that of its first picture, complete. ValueError where it is not one of this model."""
@@ -113,7 +132,7 @@ class Model:
         missing = {key: code for key, code in zip(keys, codes, strict=True) if key not in self._thumbnails}
         made = {}
         if missing:
-            with self._turn:
+            with self.turn():
                 recipe = {"version": 1, "base": list(missing.values()), "truncation_psi": self.psi}
                 images = self._fuse(recipe, False)[0]
             made = {key: _small(image) for key, image in zip(missing, images, strict=True)}
@@ -147,10 +166,6 @@ class Model:
             told: is told each step.
         """
         return self._invert(list(images), steps, told)
-
-    def turn(self) -> threading.Lock:
-        """`with model.turn():` around other uses of the pipeline that make pictures."""
-        return self._turn
 
     def walk(self, call: Mapping[str, Any]) -> Any:
         """A stream of frames: `StyleFusionInterpolationPipeline.stream`."""

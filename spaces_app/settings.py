@@ -77,7 +77,7 @@ class Settings:
         if regions:
             kept["regions"] = regions
         if name in (BASE, COMMON):
-            return replace(self, kept=kept, **{"base" if name == BASE else "common": dial})
+            return replace(self, kept=kept, base=dial) if name == BASE else replace(self, kept=kept, common=dial)
         at = names.index(name)
         return replace(self, kept=kept, regions=(*self.regions[:at], dial, *self.regions[at + 1 :]))
 
@@ -151,9 +151,7 @@ def from_recipe(recipe: Mapping[str, Any], names: Sequence[str], root: str) -> S
         kept["strength"] = strengths
     return Settings(
         base=Dial(base if isinstance(base, int) else None),
-        common=Dial(
-            common if isinstance(common, int) else None, of.get(root, every) if common is not None else 1.0
-        ),
+        common=Dial(common if isinstance(common, int) else None, of.get(root, every) if common is not None else 1.0),
         regions=tuple(dials),
         psi=recipe["truncation_psi"],
         kept=kept,

@@ -20,9 +20,7 @@ EVERYTHING = ""  # the dropdown's value where the base walks
 class Walk:
     """Builds the tab "Animate" where it is made; arguments as of `Edit`, and where its files go."""
 
-    def __init__(
-        self, models: Sequence[Model], chosen: gr.Dropdown, fetch: Callable[..., Any], films: jobs.Films
-    ):
+    def __init__(self, models: Sequence[Model], chosen: gr.Dropdown, fetch: Callable[..., Any], films: jobs.Films):
         self.models, self.films = models, films
         model = models[0]
         start = gr.State({"version": 1, "num_images": 1, "base": 1, "truncation_psi": model.psi})
@@ -35,7 +33,9 @@ class Walk:
                 with gr.Row():
                     seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=dials.MAX_SEED)
                     take = gr.Button("Take the one from Compose")
-                region = gr.Dropdown(ways(model), value=model.regions[-1], label="What walks", elem_id="sf-walk-region")
+                region = gr.Dropdown(
+                    ways(model), value=model.regions[-1], label="What walks", elem_id="sf-walk-region"
+                )
                 through = gr.Textbox("31, 7, 24", label="Through these seeds", elem_id="sf-walk-seeds")
                 frames = gr.Slider(8, jobs.MAX_FRAMES, 48, step=1, label="Frames", buttons=[])
                 fps = gr.Slider(5, 50, 20, step=1, label="Frames a second", buttons=[])
@@ -163,9 +163,7 @@ class Grid:
         )  # fmt: skip
 
         def draw(index: int, base: str, source: str, psi: float) -> Any:
-            rows = [jobs.seeds(text, jobs.MAX_ROWS) for text in (base, source)]
-            return jobs.sheet(models[index], *rows, psi)
+            bases, sources = (jobs.seeds(text, jobs.MAX_ROWS) for text in (base, source))
+            return jobs.sheet(models[index], bases, sources, psi)
 
         make.click(guarded(draw), [chosen, bases, sources, psi], drawn, **LONG)
-
-

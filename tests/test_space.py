@@ -7,7 +7,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,7 +148,9 @@ def test_the_map_of_regions_has_every_leaf_below_its_dial(models: list[Model]) -
 # What a picture brings along.
 
 
-def test_the_python_of_a_picture_makes_it(models: list[Model], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_python_of_a_picture_makes_it(
+    models: list[Model], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     model = models[0]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(StyleFusionPipeline, "from_pretrained", lambda name: model.pipe)
@@ -272,8 +274,8 @@ def test_the_python_of_an_animation_makes_its_frames(models: list[Model]) -> Non
     model = models[0]
     recipe = model.check({"version": 1, "base": 4, "regions": {"hair": 2, "eyes": 3}, "truncation_psi": 0.6})
     text = walk_snippet(model, recipe, "hair", [7, 8], 5, 20.0, ".webp")
-    frames = [frame for batch in model.walk(jobs.walk_call(model, recipe, "hair", [7, 8]) | {"frames": 5, "loop": True})
-              for frame in batch]  # fmt: skip
+    call = jobs.walk_call(model, recipe, "hair", [7, 8]) | {"frames": 5, "loop": True}
+    frames = [frame for batch in model.walk(call) for frame in batch]
     written: dict[str, Any] = {}
     walker = StyleFusionInterpolationPipeline.from_pipe(model.pipe)
     lines = [line for line in text.splitlines() if not line.startswith(("from", "pipe ="))]
@@ -340,15 +342,17 @@ def test_uploads_are_bounded_and_checked(client: Client, tmp_path: Path) -> None
     (tmp_path / "bomb.png").write_bytes(bomb())
     (tmp_path / "text.png").write_text("#!/bin/sh")
     (tmp_path / "large.png").write_bytes(os.urandom(11 << 20))
-    Image.new("RGB", (64, 64)).save(tmp_path / "film.gif", save_all=True, append_images=[Image.new("RGB", (64, 64), 9)])
+    Image.new("RGB", (64, 64)).save(
+        tmp_path / "film.gif", save_all=True, append_images=[Image.new("RGB", (64, 64), 9)]
+    )
     for name, message in (
         ("bomb.png", "megapixels"),
         ("text.png", "not a picture"),
         ("large.png", "maximum file size"),
         ("film.gif", "2 frames"),
     ):
+        picture = handle_file(str(tmp_path / name))
         with pytest.raises(Exception, match=message) as caught:
-            picture = handle_file(str(tmp_path / name))
             client.predict(picture=picture, steps=1, api_name="/invert")
         if name != "large.png":  # the client's own message
             assert "/" not in str(caught.value)
@@ -395,6 +399,22 @@ def test_twenty_clients_get_their_own_pictures(url: str, models: list[Model], tm
 
     with ThreadPoolExecutor(20) as pool:
         assert all(all(right) for right in pool.map(visit, range(20)))
+
+
+def test_who_comes_when_too_many_wait_is_told_so(models: list[Model]) -> None:
+    from stylefusion_hf.spaces_app.models import MAX_WAITING
+
+    model, recipe = models[0], {"version": 1, "base": 1, "truncation_psi": 1.0}
+    with model.turn(), ThreadPoolExecutor(MAX_WAITING) as pool:
+        jobs = [pool.submit(model.render, recipe) for _ in range(MAX_WAITING)]
+        done, others = wait(jobs, return_when=FIRST_COMPLETED)
+        assert [str(job.exception()) for job in done] == [
+            "many people are turning dials just now: try again in a moment"
+        ]
+        model._drawing.release()  # as if the one in front were done
+        assert all(job.result().recipe["base"] == 1 for job in others)
+        model._drawing.acquire()
+    assert model.render(recipe)
 
 
 def test_nothing_is_written_beside_the_code(url: str) -> None:

@@ -57,7 +57,7 @@ class Visit:
         self.page, self.troubles = page, []
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        with page.expect_response(re.compile("queue/data")):  # the answer to the page's first event
+        with page.expect_response(re.compile("run/predict")):  # the answer to the page's first event
             page.goto(url)
         page.wait_for_function("document.querySelector('#sf-compose-stage .sf-picture')?.src.startsWith('data:')")
 
@@ -124,7 +124,9 @@ def test_a_dial_changes_its_region(visit: Visit, pipe: StyleFusionPipeline) -> N
     inside = (masks["eyes"] | new["eyes"])[0].numpy()
     moved = np.square(after - before).sum(axis=2)
     assert moved[inside].mean() > 20 * moved[~inside].mean()
-    api.expect(visit.dial("eyes").locator("img.sf-own")).to_have_count(1)  # the thumbnail is the seed's, no longer the base's
+    api.expect(visit.dial("eyes").locator("img.sf-own")).to_have_count(
+        1
+    )  # the thumbnail is the seed's, no longer the base's
 
 
 def test_strength_shuffle_reset_undo_and_redo(visit: Visit) -> None:

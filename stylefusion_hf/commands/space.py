@@ -30,10 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     try:
         from stylefusion_hf.spaces_app import app
+        from stylefusion_hf.spaces_app.models import EMBEDDED
     except ImportError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
         raise ImportError("the Space needs gradio: pip install 'stylefusion-hf[space]'") from error
-    app.main(
-        args.model or [app.EMBEDDED], args.device, args.directions, server_name=args.host, server_port=args.port
-    )
+    app.main(args.model or [EMBEDDED], args.device, args.directions, server_name=args.host, server_port=args.port)

@@ -1,0 +1,178 @@
+"""The Space, measured: a dial's turn in a browser, visitors at once, memory.
+
+    python -m benchmarks.space                      # a local server with the embedded model, and chromium
+    python -m benchmarks.space --turns 100 --visitors 20 --renders 500 --json space.json
+
+Wants the extra `space`, playwright and chromium. A turn is timed in the page, from the input event to the moment when
+the new picture is in the document; the requests of visitors from sending to having the PNG's bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TURN = """([selector, value]) => new Promise(done => {
+    const picture = document.querySelector("#sf-compose-stage .sf-picture"), before = picture.src;
+    const input = document.querySelector(selector), begun = performance.now();
+    new MutationObserver((_, observer) => {
+        if (picture.src !== before) { observer.disconnect(); done(performance.now() - begun); }
+    }).observe(picture, { attributes: true });
+    input.value = value;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+})"""
+PAUSE = 200  # ms between turns
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a folder or a Hub id (default: the embedded model)")
+    parser.add_argument("--turns", type=int, default=60, help="of each dial")
+    parser.add_argument("--visitors", type=int, default=20)
+    parser.add_argument("--requests", type=int, default=10, help="of each visitor")
+    parser.add_argument("--renders", type=int, default=500, help="for the memory")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args(argv)
+
+    found: dict[str, Any] = {"cores": os.cpu_count(), "load before": os.getloadavg()[0]}
+    with serving(args.model) as (url, process):
+        found |= in_browser(url, args.turns)
+        found |= visitors(url, args.visitors, args.requests)
+        found |= memory(url, process, args.renders)
+    found["load after"] = os.getloadavg()[0]
+    for name, value in found.items():
+        print(f"{name}: {value}")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def serving(model: str | None) -> Iterator[tuple[str, int]]:
+    """The address of `stylefusion space` in a process of its own, and that process."""
+    import httpx
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "stylefusion_hf.cli", "space", "--port", str(port)]
+    command += ["--model", model] if model else []
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "GRADIO_TEMP_DIR": folder},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(600):
+                try:
+                    httpx.get(url)
+                    break
+                except httpx.TransportError:
+                    if process.poll() is not None:
+                        raise RuntimeError(f"{' '.join(command)} has ended: run it by hand") from None
+                    time.sleep(0.2)
+            yield url, process.pid
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def timed(job: Callable[[int], Any], count: int) -> list[float]:
+    """Milliseconds of job(0), job(1), ..."""
+    times = []
+    for i in range(count):
+        begun = time.perf_counter()
+        job(i)
+        times.append(1e3 * (time.perf_counter() - begun))
+    return times
+
+
+def percentiles(times: Sequence[float]) -> dict[str, float]:
+    """Median and 95th percentile, in milliseconds."""
+    return {"median ms": round(statistics.median(times), 1), "p95 ms": round(statistics.quantiles(times, n=20)[-1], 1)}
+
+
+def in_browser(url: str, turns: int) -> dict[str, Any]:
+    """Turns of a seed, a strength and psi in the tab Compose."""
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    controls: dict[str, tuple[str, Callable[[int], float]]] = {
+        "seed": ("#sf-dial-0 .sf-seed input", lambda i: 100 + i),
+        "strength": ("#sf-dial-0 .sf-strength input[type=range]", lambda i: 0.1 + 0.8 * (i % 40) / 40),
+        "psi": ("#sf-psi input[type=range]", lambda i: 0.3 + (i % 50) / 100),
+    }
+    found = {}
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(url)
+        page.wait_for_selector("#sf-compose-stage .sf-picture[src^=data]")
+        page.wait_for_timeout(2000)
+        for name, (selector, value) in controls.items():
+            times = []
+            for i in range(-3, turns):  # the first three warm up
+                times.append(page.evaluate(TURN, [selector, str(value(i))]))
+                page.wait_for_timeout(PAUSE)
+            found[f"turn of a {name}"] = percentiles(times[3:])
+        browser.close()
+    return found
+
+
+def visitors(url: str, count: int, requests: int) -> dict[str, Any]:
+    """So many clients at once, each with pictures of its own."""
+    from gradio_client import Client
+
+    with tempfile.TemporaryDirectory() as folder:
+        clients = [Client(url, verbose=False, download_files=folder) for _ in range(count)]
+
+        def visit(number: int) -> list[float]:
+            def ask(i: int) -> None:
+                _, made = clients[number].predict(base=1000 * number + i, api_name="/compose")
+                if made["base"] != 1000 * number + i:
+                    raise AssertionError("a visitor got another's picture")
+
+            return timed(ask, requests)
+
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(count) as pool:
+            times = [one for each in pool.map(visit, range(count)) for one in each]
+        seconds = time.perf_counter() - begun
+    rate = {"pictures a second": round(len(times) / seconds, 1)}
+    return {f"{count} visitors at once": percentiles(times) | rate}
+
+
+def memory(url: str, process: int, renders: int) -> dict[str, Any]:
+    """The server's resident memory over pictures of different seeds, through the server."""
+    from gradio_client import Client
+
+    client, sizes = Client(url, verbose=False, download_files=False), []
+    for i in range(renders + 50):
+        if i >= 50 and (i - 50) % 100 == 0:  # the first fifty warm up
+            sizes.append(resident(process))
+        client.predict(base=50_000 + i, regions={}, api_name="/compose")
+    return {f"MB over {renders} pictures": [*sizes, resident(process)]}
+
+
+def resident(process: int) -> float:
+    """MB of a process, on Linux."""
+    return round(int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+if __name__ == "__main__":
+    main()
