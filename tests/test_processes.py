@@ -58,14 +58,18 @@ def test_two_processes_train_what_one_trains_with_twice_the_accumulation(both, d
 
 
 def same_networks(folder: Path, other: Path) -> None:
-    """All networks of a folder are in the other one too, with the same weights."""
+    """All networks of a folder are in the other one too, with the same weights.
+
+    Up to what rounding does (it depends on where in memory a process has its numbers): Adam divides a gradient by its
+    own size, so that of a gradient near 0 it makes a visible share of a step. Other draws differ by whole steps, 1e-3.
+    """
     found = sorted(p.relative_to(folder) for p in folder.rglob("*.safetensors"))
     assert found
     for file in found:
         one, two = load_file(other / file), load_file(folder / file)
         assert one.keys() == two.keys()
         for key in one:
-            torch.testing.assert_close(two[key], one[key], atol=1e-6, rtol=1e-6, msg=lambda m, f=file: f"{f}: {m}")
+            torch.testing.assert_close(two[key], one[key], atol=5e-5, rtol=0, msg=lambda m, f=file: f"{f}: {m}")
 
 
 def test_one_process_continues_what_two_began(both, data, tmp_path):
