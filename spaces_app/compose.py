@@ -12,7 +12,7 @@ import gradio as gr
 
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.dials import Card
-from stylefusion_hf.spaces_app.errors import guarded
+from stylefusion_hf.spaces_app.errors import guarded, told
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.results import data_uri, read_recipe, result
 from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, History, Settings, from_recipe, source, to_recipe
@@ -21,13 +21,15 @@ from stylefusion_hf.spaces_app.stage import stage
 FORGOTTEN = 6 * 3600  # seconds after which a session's history is dropped
 DRAWN = 10_000  # shuffled seeds are below: short numbers, good to pass on
 LIMITS: dict[str, Any] = {"concurrency_id": "render", "concurrency_limit": 8}
-QUICK: dict[str, Any] = {
+QUICK: dict[str, Any] = LIMITS | {
     "trigger_mode": "always_last",  # of a burst, the last event alone is rendered
-    "queue": False,  # gradio's takes as long as the picture; `Model.turn` bounds how many wait
     "show_progress": "hidden",
     "api_visibility": "private",
     "js": dials.CLEAN,
 }
+# For dials that turn: gradio's queue takes as long as the picture. `Model.turn` bounds how many wait instead, and the
+# stage has the message of an error, which gradio shows for events of its queue only.
+TURNING: dict[str, Any] = QUICK | {"queue": False, "concurrency_id": None, "concurrency_limit": "default"}
 Change = Callable[[Model, Settings], Settings]
 
 EXAMPLES_JS = """
@@ -99,6 +101,7 @@ class Compose:
     def turn(self, model: Model, history: History, was: Settings | None, values: Sequence[Any]) -> dict[Any, Any]:
         """component -> its update, from settings `was` (None: another page) and these values to the present ones."""
         settings = history.present
+        shown = show(model, settings)
         changed = dials.looks(model, self.cards, was, settings)
         if was is None:
             changed |= self._everything(model, settings)
@@ -107,7 +110,7 @@ class Compose:
                 changed.setdefault(control, {})["value"] = new
         updates: dict[Any, Any] = {control: gr.update(**properties) for control, properties in changed.items()}
         return updates | {
-            self.stage: show(model, settings),
+            self.stage: gr.update(value=shown, message=""),
             self.history: history,
             self.undo: gr.update(interactive=history.at > 0),
             self.redo: gr.update(interactive=history.at < len(history.steps) - 1),
@@ -174,6 +177,8 @@ class Compose:
         picture = [self.stage, self.history, self.undo, self.redo]
 
         def on(event: Callable[..., Any], change: Change, outputs: list[Any], control: str = "") -> None:
+            """Connects an event; `control` is the dial that turns, "" for a button."""
+
             def step(index: int, history: History, *values: Any) -> dict[Any, Any]:
                 model = self.models[index]
                 shown = Settings.from_values(values, len(model.regions), history.present.kept)
@@ -181,7 +186,10 @@ class Compose:
                 updates = self.turn(model, following, history.present, values)
                 return {component: update for component, update in updates.items() if component in outputs}
 
-            event(guarded(step), inputs, outputs, **QUICK)
+            if control:
+                event(told(step, self.stage), inputs, outputs, **TURNING)
+            else:
+                event(guarded(step), inputs, outputs, **QUICK)
 
         def move(by: int) -> Callable[..., Any]:
             def step(index: int, history: History, *values: Any) -> dict[Any, Any]:

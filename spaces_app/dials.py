@@ -39,10 +39,8 @@ class Card:
         self.strength = self.reset = None
         with gr.Group(elem_id=f"sf-dial-{number}", elem_classes="sf-dial", visible=visible) as self.group:
             self.thumbnail = gr.HTML(elem_classes="sf-thumbnail", apply_default_css=False, js_on_load=None)
-            hint = "as the base" if most else "a photograph"
-            self.seed = gr.Number(
-                label=label, precision=0, minimum=0, maximum=MAX_SEED, placeholder=hint, elem_classes="sf-seed"
-            )
+            hint = "as the base" if most else "a seed"
+            self.seed = gr.Number(label=label, precision=0, placeholder=hint, elem_classes="sf-seed")
             with gr.Row(elem_classes="sf-buttons"):
                 self.shuffle = gr.Button("Shuffle", size="sm", min_width=50)
                 if most:

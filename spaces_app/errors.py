@@ -36,6 +36,20 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def told(function: Callable[..., dict[Any, Any]], stage: Any) -> Callable[..., dict[Any, Any]]:
+    """The function with every error as the stage's message, for events that do not go through gradio's queue."""
+    call = guarded(function)
+
+    @wraps(function)
+    def quiet(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+        try:
+            return call(*args, **kwargs)
+        except gr.Error as error:
+            return {stage: gr.update(message=error.message)}
+
+    return quiet
+
+
 def public(message: str) -> str:
     """A message in one line of bounded length, a file's place reduced to its name."""
     line = PATH.sub(lambda found: re.split(r"[\\/]", found[0])[-1], " ".join(message.split()))

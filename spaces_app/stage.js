@@ -145,5 +145,11 @@ find("copy").addEventListener("click", async (event) => {
   if (!(await copy(props.value.code, event.currentTarget))) find("details").open = true;
 });
 
-watch("value", show);
+function tell() {
+  find("message").textContent = props.message || "";
+  find("message").hidden = !props.message;
+}
+
+watch("value", () => { show(); tell(); });
+watch("message", tell);
 show();

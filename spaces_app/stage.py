@@ -21,6 +21,7 @@ TEMPLATE = """
     <img class="sf-before" alt="" hidden>
     <canvas class="sf-outline" aria-hidden="true"></canvas>
     <span class="sf-tip" hidden></span>
+    <span class="sf-message" role="alert" hidden></span>
   </div>
   <input class="sf-wipe" type="range" min="0" max="100" value="50" hidden aria-label="Before and after">
   <figcaption class="sf-caption" aria-live="polite"></figcaption>
@@ -46,5 +47,11 @@ def stage(value: Any = None, leads: bool = False, **settings: Any) -> gr.HTML:
     """
     behaviour = (HERE / "stage.js").read_text(encoding="utf-8")
     return gr.HTML(
-        value, html_template=TEMPLATE, js_on_load=behaviour, apply_default_css=False, leads=leads, **settings
+        value,
+        html_template=TEMPLATE,
+        js_on_load=behaviour,
+        apply_default_css=False,
+        leads=leads,
+        message="",
+        **settings,
     )

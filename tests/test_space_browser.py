@@ -57,7 +57,7 @@ class Visit:
         self.page, self.troubles = page, []
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        with page.expect_response(re.compile("run/predict")):  # the answer to the page's first event
+        with page.expect_response(re.compile("queue/data")):  # the answer to the page's first event
             page.goto(url)
         page.wait_for_function("document.querySelector('#sf-compose-stage .sf-picture')?.src.startsWith('data:')")
 
@@ -175,6 +175,18 @@ def test_of_a_burst_the_last_is_shown(visit: Visit) -> None:
     assert visit.recipe["strength"] == {"skin": 0.29}
     visit.turn(lambda: visit.page.locator("#sf-undo").click())  # a burst is one step
     assert "strength" not in visit.recipe
+
+
+def test_an_error_of_a_dial_is_told_and_goes_away(visit: Visit) -> None:
+    message = visit.page.locator("#sf-compose-stage .sf-message")
+    before = visit.source
+    visit.page.locator("#sf-dial-base .sf-seed input").fill("")
+    api.expect(message).to_have_text("The base portrait needs a seed: type a number, or press Shuffle")
+    assert visit.source == before
+    visit.page.locator("#sf-dial-base .sf-seed input").fill("99999999999")
+    api.expect(message).to_have_text("Base: a seed is an integer from 0 to 4294967295, got 99999999999")
+    visit.turn(lambda: visit.page.locator("#sf-dial-base .sf-seed input").fill("5"))
+    api.expect(message).to_be_hidden()
 
 
 def test_pointing_at_the_picture(visit: Visit, pipe: StyleFusionPipeline) -> None:
