@@ -202,8 +202,8 @@ class Endpoints:
             psi: truncation.
             model: its name.
         """
-        rows, columns = (jobs.seeds(text, jobs.MAX_ROWS) for text in (bases, sources))
-        return jobs.sheet(self._model(model), rows, columns, psi)
+        rows, others = jobs.seeds(bases, jobs.MAX_ROWS), jobs.seeds(sources, jobs.MAX_ROWS)
+        return jobs.sheet(self._model(model), rows, others, psi)
 
     # ------------------------------------------------------------------------------------------------
 

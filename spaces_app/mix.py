@@ -150,11 +150,10 @@ class Mix:
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # gradio's way
     ) -> list[Any]:
         model, paths, steps = self.models[index], (first, second, third), int(steps)
-        given = {i: path for i, path in enumerate(paths) if path is not None}
-        there = list(given)
+        there = [i for i, path in enumerate(paths) if path is not None]
         if not there:
             raise ValueError("there is no picture yet: upload one, or pick one below")
-        images = [open_named(path, f"picture {SLOTS[i]}") for i, path in given.items()]
+        images = [open_named(str(paths[i]), f"picture {SLOTS[i]}") for i in there]
         if not model.has_encoder and not steps:
             raise ValueError("this model has no encoder, so a picture needs some steps: move the slider")
         progress(0, desc="Reading the pictures")

@@ -1,4 +1,4 @@
-"""The models of a Space: a pipeline each, with what the page asks of it. Pictures of different visitors take turns."""
+"""The models of a Space: one pipeline each, with what the page asks of it. Visitors' pictures take turns."""
 
 from __future__ import annotations
 

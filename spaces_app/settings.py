@@ -76,8 +76,10 @@ class Settings:
             (kept if name in (BASE, COMMON) else regions)[name] = code
         if regions:
             kept["regions"] = regions
-        if name in (BASE, COMMON):
-            return replace(self, kept=kept, base=dial) if name == BASE else replace(self, kept=kept, common=dial)
+        if name == BASE:
+            return replace(self, kept=kept, base=dial)
+        if name == COMMON:
+            return replace(self, kept=kept, common=dial)
         at = names.index(name)
         return replace(self, kept=kept, regions=(*self.regions[:at], dial, *self.regions[at + 1 :]))
 

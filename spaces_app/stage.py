@@ -1,7 +1,7 @@
 """The picture and what it offers, as one component: pointing at a region outlines it, clicking goes to its dial.
 
-With a picture `before`, a slider wipes from it to the result. It shows data URIs: what the browser has is the exact
-PNG with its recipe, and the server writes no file for it.
+With a picture `before`, a slider wipes from it to the result. All are data URIs: what the browser has is the exact PNG
+with its recipe, and the server writes no file for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEMPLATE = """
   <figcaption class="sf-caption" aria-live="polite"></figcaption>
   <div class="sf-actions">
     <a class="sf-action sf-png" download="stylefusion.png" title="The exact picture, with its recipe inside">PNG</a>
-    <a class="sf-action sf-json" download="stylefusion.json" title="The recipe that makes it again">Recipe</a>
+    <a class="sf-action sf-json" download="stylefusion.json" title="Makes this picture again">Recipe</a>
     <button type="button" class="sf-action sf-share">Copy link</button>
     <button type="button" class="sf-action sf-copy">Copy Python</button>
   </div>

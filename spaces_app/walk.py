@@ -163,7 +163,7 @@ class Grid:
         )  # fmt: skip
 
         def draw(index: int, base: str, source: str, psi: float) -> Any:
-            bases, sources = (jobs.seeds(text, jobs.MAX_ROWS) for text in (base, source))
-            return jobs.sheet(models[index], bases, sources, psi)
+            rows, others = jobs.seeds(base, jobs.MAX_ROWS), jobs.seeds(source, jobs.MAX_ROWS)
+            return jobs.sheet(models[index], rows, others, psi)
 
         make.click(guarded(draw), [chosen, bases, sources, psi], drawn, **LONG)

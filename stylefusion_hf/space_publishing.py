@@ -61,8 +61,10 @@ def space_files(repo_id: str, wheel: str | Path, endpoint: str, model: str | Non
     paths = [p for p in sorted(SPACE.resolve().rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
     files = {p.relative_to(SPACE.resolve()).as_posix(): p.read_bytes() for p in paths}
     address = f"{endpoint}/spaces/{repo_id}/resolve/main/{wheel.name}"
-    others = [line for line in files["requirements.txt"].decode().splitlines() if "stylefusion" not in line]
-    files["requirements.txt"] = "\n".join([f"stylefusion-hf[space] @ {address}", *others, ""]).encode()
+    lines = files["requirements.txt"].decode().splitlines()
+    others = [line for line in lines if line and not line.startswith("#") and "stylefusion" not in line]
+    # Without the extra `space`: gradio comes with the card's sdk_version.
+    files["requirements.txt"] = "\n".join([*others, f"stylefusion-hf @ {address}", ""]).encode()
     if model is not None:
         head, body = files["README.md"].decode().removeprefix("---\n").split("\n---\n", 1)
         head = re.sub(r"(?m)^models:\n(?:[ -].*\n?)*", "", head + "\n").rstrip("\n")

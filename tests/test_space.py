@@ -274,8 +274,8 @@ def test_the_python_of_an_animation_makes_its_frames(models: list[Model]) -> Non
     model = models[0]
     recipe = model.check({"version": 1, "base": 4, "regions": {"hair": 2, "eyes": 3}, "truncation_psi": 0.6})
     text = walk_snippet(model, recipe, "hair", [7, 8], 5, 20.0, ".webp")
-    call = jobs.walk_call(model, recipe, "hair", [7, 8]) | {"frames": 5, "loop": True}
-    frames = [frame for batch in model.walk(call) for frame in batch]
+    stream = model.walk(jobs.walk_call(model, recipe, "hair", [7, 8]) | {"frames": 5, "loop": True})
+    frames = [frame for batch in stream for frame in batch]
     written: dict[str, Any] = {}
     walker = StyleFusionInterpolationPipeline.from_pipe(model.pipe)
     lines = [line for line in text.splitlines() if not line.startswith(("from", "pipe ="))]

@@ -31,7 +31,7 @@ def test_a_space_is_one_commit_with_its_wheel(hub: HubServer, wheel: Path) -> No
     assert address.startswith(hub.endpoint)
     assert files[WHEEL] == b"a wheel"
     required = files["requirements.txt"].decode().splitlines()
-    assert required[0] == f"stylefusion-hf[space] @ {hub.endpoint}/spaces/{ROOM}/resolve/main/{WHEEL}"
+    assert required[-1] == f"stylefusion-hf @ {hub.endpoint}/spaces/{ROOM}/resolve/main/{WHEEL}"
     assert sum("stylefusion" in line for line in required) == 1
     about = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
     assert about["sdk"] == "gradio" and about["models"] == ["me/avatars"]
