@@ -454,7 +454,7 @@ def test_another_model_brings_its_own_dials(models: list[Model]) -> None:
     assert shown == [True, True, False, False, False, False]
     assert updates[tab.cards[2].seed]["label"] == "Sky"
     assert updates[tab.history].present.base == Dial(dials.EXAMPLES[0][0])
-    assert updates[tab.stage]["regions"] == ["Sky", "Ground"]
+    assert updates[tab.stage]["value"]["regions"] == ["Sky", "Ground"]
 
 
 def test_zero_gpu_is_asked_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
