@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench soak env clean distclean
+.PHONY: help demo test lint bench soak endurance env clean distclean
 
 help:  ## list the targets
 	@echo "stylefusion-hf: one latent code per region, fused into one picture"
@@ -43,6 +43,9 @@ bench: $(READY_DEV)  ## measure speed: ten minutes on an idle machine, into spee
 
 soak: $(READY_DEV)  ## kill and resume 100 trainings and renderings at random moments; minutes
 	@$(PY) -m tests.soak --cycles 100
+
+endurance: $(READY_DEV)  ## 1,000 calls of each pipeline on tiny models: what the process holds; some ten minutes
+	@$(PY) -m tests.endurance --calls 1000
 
 env: $(READY)  ## show versions, devices and the embedded model
 	@$(VENV)/bin/stylefusion env
