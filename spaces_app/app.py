@@ -16,6 +16,7 @@ from stylefusion_hf.spaces_app import device  # noqa: F401  # on ZeroGPU before 
 
 import gradio as gr  # isort: skip
 
+from stylefusion_hf import spaces_app
 from stylefusion_hf.commands._shared import load_pipeline
 from stylefusion_hf.spaces_app.compose import QUICK, Compose
 from stylefusion_hf.spaces_app.edit import Edit
@@ -26,7 +27,7 @@ from stylefusion_hf.spaces_app.mix import Mix
 from stylefusion_hf.spaces_app.models import EMBEDDED, Model
 from stylefusion_hf.spaces_app.walk import Grid, Walk
 
-HERE = Path(__file__).parent
+HERE = Path(str(spaces_app.__file__)).parent  # the package's: a Space's folder has this file alone, beside the wheel
 MAX_UPLOAD = "10mb"
 MAX_WAITING = 100  # events in the queue, which the endpoints and long work go through; who comes later is told so
 CLEAN = (600, 3600)  # seconds: how often files of the page are removed, and which age they have then

@@ -3,7 +3,9 @@
 import importlib
 import json
 import os
+import shutil
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
@@ -478,6 +480,25 @@ def test_zero_gpu_is_asked_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no-such-model" in fails(capsys, "space", "--model", str(tmp_path / "no-such-model"))
     assert "--port" in fails(capsys, "space", "--port", "0")
+
+
+def test_app_py_runs_where_nothing_lies_beside_it(tmp_path: Path) -> None:
+    from stylefusion_hf.spaces_app import app
+
+    shutil.copy(str(app.__file__), tmp_path / "app.py")  # as in a Space on the Hub, which has the package as a wheel
+    program = "import app, gradio; gradio.Blocks.launch = lambda page, **settings: print(len(page.blocks), settings);"
+    program += "app.main(['embedded'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(str(app.__file__)).resolve().parents[1])},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) > 100
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["app.py"]
 
 
 def test_models_have_different_names(models: list[Model]) -> None:
