@@ -28,6 +28,7 @@ COMMANDS = {
     "directions": ("stylefusion_hf.commands.directions", "find directions of a generator, and draw what they do"),
     "render": ("stylefusion_hf.commands.render", "render a file of recipes: many pictures with their masks"),
     "data": ("stylefusion_hf.commands.data", "make training data: avatars with exact region maps"),
+    "regions": ("stylefusion_hf.commands.regions", "find a generator's regions, without labels or with a few"),
     "train": ("stylefusion_hf.commands.train", "train a generator, a segmenter, fusion nets, an encoder or judges"),
     "evaluate": ("stylefusion_hf.commands.evaluate", "measure a model, and other methods on the same pairs"),
     "publish": ("stylefusion_hf.commands.publish", "upload a model to the Hugging Face Hub, with its card"),

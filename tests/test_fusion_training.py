@@ -18,6 +18,7 @@ from stylefusion_hf.training import common, fusion
 from stylefusion_hf.training._fusion_parts import (
     build_criterion,
     load_frozen,
+    load_segmenter,
     pool_size,
     without_batch_statistics,
 )
@@ -66,7 +67,9 @@ def test_fusion_learns_on_any_tree(base, tmp_path):
         args = fusion_args(base, tmp_path / name, *more, "--max_train_steps", str(steps), "--gate_learning_rate", rate)
         fusion.train(args)
         nets = FusionHierarchy.from_pretrained(tmp_path / name, subfolder="fusion")
-        criterion = build_criterion(args, nets.tree, *load_frozen(args, Accelerator()))
+        g, discriminator = load_frozen(args, Accelerator())
+        segmenter = load_segmenter(args, Accelerator())
+        criterion = build_criterion(args, nets.tree, g, segmenter, discriminator)
         with torch.no_grad():  # the same 60 samples for both
             values = []
             for i in range(10):

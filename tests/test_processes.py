@@ -67,8 +67,8 @@ def test_half_the_pictures_train_something_else(both, data, tmp_path):
 def same_networks(folder: Path, other: Path) -> None:
     """All networks of a folder are in the other one too, with the same weights.
 
-    Up to what rounding does, which depends on where in memory a process has its numbers: Adam divides a gradient by its
-    own size, so that a single weight whose gradient is near 0 may move a whole step the other way. Their root mean
+    Up to what rounding does, which depends on where in memory a process has its numbers: Adam divides a gradient by
+    its own size, so that a single weight whose gradient is near 0 may move a whole step the other way. Their root mean
     square over a file is a hundredth of a step then; of other draws it is a step, 1e-3.
     """
     found = sorted(p.relative_to(folder) for p in folder.rglob("*.safetensors"))

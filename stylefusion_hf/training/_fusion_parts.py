@@ -23,13 +23,13 @@ from stylefusion_hf.training.views import Eye, Pool
 logger = logging.getLogger("stylefusion_hf")
 
 
-def build_fusion(args: argparse.Namespace, g: StyleGAN2Generator) -> FusionHierarchy:
+def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGAN2Generator) -> FusionHierarchy:
     """New nets, small ones that start as constant gates."""
     layers = sum(4 * 2 ** ((i + 1) // 2) <= args.common_resolution for i in range(len(g.conv_sizes)))
     rgbs = sum(4 * 2**k <= args.common_resolution for k in range(len(g.rgb_sizes)))
     own = args.rgb_indicators
     return FusionHierarchy(
-        tree=RegionTree.of(args.tree).to_dict(),
+        tree=tree.to_dict(),
         conv_sizes=g.conv_sizes,
         rgb_sizes=g.rgb_sizes,
         padded_width=max(g.conv_sizes + g.rgb_sizes),
@@ -73,24 +73,36 @@ def start_gates(fusion: FusionHierarchy, energies: Tensor, regions: list[str], f
             torch.nn.init.constant_(align.gate_novelty, 4.0)
 
 
-def load_frozen(args: argparse.Namespace, accelerator: Accelerator):
-    """Generator, segmenter and (if the realism term wants it) discriminator of the given folder, frozen."""
-    if not args.pretrained_model_name_or_path:
-        raise ValueError("--model is missing: a folder or Hub id that holds generator/ and segmenter/")
-    where = {"revision": args.revision, "variant": args.variant}
-
-    def load(cls: Any, name: str) -> Any:
-        return cls.from_pretrained(args.pretrained_model_name_or_path, subfolder=name, **where)
-
-    def frozen(model: Any) -> Any:
-        return model.eval().requires_grad_(False).to(accelerator.device)
-
-    g, segmenter = frozen(load(StyleGAN2Generator, "generator")), frozen(load(RegionSegmenter, "segmenter"))
+def load_frozen(
+    args: argparse.Namespace, accelerator: Accelerator
+) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator | None]:
+    """Generator and (if the realism term wants it) discriminator of the given folder, frozen."""
+    g = _loaded(args, accelerator, StyleGAN2Generator, "generator")
     if g.config.label_dim:
         raise ValueError("fusion nets of class-conditional generators cannot be trained yet: their codes need labels")
     if not args.realism_weight:
-        return g, segmenter, None
-    return g, segmenter, frozen(without_batch_statistics(load(StyleGAN2Discriminator, "discriminator")))
+        return g, None
+    d = without_batch_statistics(_loaded(args, accelerator, StyleGAN2Discriminator, "discriminator"))
+    return g, d.eval().requires_grad_(False).to(accelerator.device)
+
+
+def load_segmenter(args: argparse.Namespace, accelerator: Accelerator) -> RegionSegmenter:
+    """The given folder's own segmenter, frozen; where there is none, the error says what to do."""
+    try:
+        return _loaded(args, accelerator, RegionSegmenter, "segmenter")
+    except OSError as error:
+        raise OSError(
+            f"{error} Without a segmenter, find regions in the generator with --regions auto, or train one"
+            " (`stylefusion train segmenter`)"
+        ) from error
+
+
+def _loaded(args: argparse.Namespace, accelerator: Accelerator, cls: Any, name: str) -> Any:
+    if not args.pretrained_model_name_or_path:
+        raise ValueError("--model is missing: a folder or Hub id that holds generator/ and segmenter/")
+    where = {"revision": args.revision, "variant": args.variant}
+    model = cls.from_pretrained(args.pretrained_model_name_or_path, subfolder=name, **where)
+    return model.eval().requires_grad_(False).to(accelerator.device)
 
 
 def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminator:

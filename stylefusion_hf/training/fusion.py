@@ -2,7 +2,8 @@
 
     accelerate launch -m stylefusion_hf.training.fusion --model FOLDER --output_dir runs/fusion --tree avatar
 
-FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/). Codes are sampled and a pool of
+FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/); without a segmenter, `--regions
+auto` finds regions in the generator. Codes are sampled and a pool of
 their plain pictures is described once; each step mixes codes of the pool by the tree and asks of the fused pictures
 what `criterion.py` says. The objective is a reconstruction, found by measurement (docs/objective.md): the paper's
 training code was never published. `--config FILE` reads flags from JSON, as docs/objective.md's rows do.
@@ -24,15 +25,16 @@ from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.features import channel_energies
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
-from stylefusion_hf.regions import RegionTree
 from stylefusion_hf.training._fusion_parts import (
     build_criterion,
     build_fusion,
     check_objective,
     load_frozen,
+    load_segmenter,
     start_gates,
 )
 from stylefusion_hf.training._fusion_step import Clock, Transfers, backward, discriminator_step
+from stylefusion_hf.training._regions import add_region_arguments, check_regions, take_regions
 from stylefusion_hf.training.card import model_card
 from stylefusion_hf.training.common import (
     Log,
@@ -77,11 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         validation_steps=250,
     )
     p.add_argument("--config", metavar="FILE", help="JSON of flags; what the command line says goes before it")
-    p.add_argument(
-        "--tree",
-        default="avatar",
-        help="a preset (avatar, ffhq, car, church), or text such as 'all*(face*(mouth, skin), hair)'",
-    )
+    add_region_arguments(p)
     nets = p.add_argument_group("nets")
     nets.add_argument("--hidden_width", type=int, default=192, help="of the gating MLPs")
     nets.add_argument("--hidden_layers", type=int, default=2, help="of the gating MLPs")
@@ -182,14 +180,16 @@ def train(args: argparse.Namespace) -> Path:
     """Run the training and return the output folder: a pipeline that `from_pretrained` loads."""
     check_objective(args)
     shares = Shares(codes=tuple(args.code_shares), single=args.single_share, twin=args.twin_share)
-    tree = RegionTree.of(args.tree)
+    check_regions(args)
     accelerator = start(args)
     torch.manual_seed(args.seed)
-    g, segmenter, discriminator = load_frozen(args, accelerator)
-    fusion = build_fusion(args, g).to(accelerator.device)
+    g, discriminator = load_frozen(args, accelerator)
+    regions = take_regions(args, accelerator, g)
+    tree, segmenter = regions.tree, regions.segmenter or load_segmenter(args, accelerator)
+    fusion = build_fusion(args, tree, g).to(accelerator.device)
     ema = FusionHierarchy.from_config(fusion.config).to(accelerator.device).requires_grad_(False).eval()
     pipe = StyleFusionPipeline(g, ema, segmenter)
-    judges = find_judges(args, pipe) if accelerator.is_main_process else None
+    judges = find_judges(args, pipe, regions.judges) if accelerator.is_main_process else None
     criterion = build_criterion(args, tree, g, segmenter, discriminator)
     pool, roles = criterion.pool, criterion.roles
     if args.standardise:
@@ -299,15 +299,16 @@ def save_sheet(fusion: FusionHierarchy, criterion: Criterion, path: Path, rows: 
     image_grid(images, columns).save(path)
 
 
-def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline) -> Judges | None:
-    """The ruler's judges, which watch and never teach; None, with a line that says why, where none fit.
+def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline, found: Path | None = None) -> Judges | None:
+    """The ruler's judges, which watch and never teach: those of --judges, those `found` with the regions, or the
+    embedded ones; None, with a line that says why, where none fit.
 
     ValueError or FileNotFoundError for a folder that was named and does not do.
     """
     if not args.validation_pairs:
         return None
     try:
-        judges = load_judges(args.judges, pipe.generator.device)
+        judges = load_judges(args.judges or found, pipe.generator.device)
         build_subject(pipe, judges)
     except (ValueError, FileNotFoundError) as error:
         if args.judges:

@@ -1,0 +1,109 @@
+"""A `RegionSegmenter` from anything that labels generated pictures: clusters, a few-shot head, a large Hub model.
+
+    segmenter, report = distil(generator, labeller_teacher(labeller), labeller.config.regions)
+
+The teacher labels sampled pictures once; the student learns them from the pixels alone, degraded as for
+`stylefusion train segmenter`, so that it holds on fused pictures and on real ones, where no feature maps are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.labeller import FeatureLabeller
+from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.training.common import step_generator
+from stylefusion_hf.training.sampling import draw_codes
+from stylefusion_hf.training.segmenter import degrade, region_iou
+
+# (images (B, 3, H, W) in [-1, 1], feature maps {h: (B, C, h, h)}) -> logits or probabilities (B, R, h, w)
+Teacher = Callable[[Tensor, Mapping[int, Tensor]], Tensor]
+POOL_BYTES = 2**31  # of pictures and labels that are kept
+HELD_OUT = 128  # pictures, at most, on which student and teacher are compared
+
+
+def labeller_teacher(labeller: FeatureLabeller) -> Teacher:
+    """A labeller as a teacher."""
+    return lambda images, maps: labeller.label(maps, images.shape[-1])
+
+
+def distil(
+    generator: StyleGAN2Generator,
+    teacher: Teacher,
+    regions: Sequence[str],
+    samples: int = 1500,
+    steps: int = 500,
+    batch: int = 16,
+    channels: Sequence[int] = (16, 32, 64, 96),
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[RegionSegmenter, dict[str, float]]:
+    """Train a segmenter on a teacher's labels, on the generator's device.
+
+    Args:
+        generator: frozen, in eval mode.
+        teacher: labels pictures; its maps' channels are `regions`.
+        regions: names of the regions.
+        samples: pictures that are labelled, truncated by psi from 0.5 to 1 and partly style-mixed; no more than
+            2 GiB of them.
+        steps: optimiser steps.
+        batch: pictures a step; fewer where they are large.
+        channels: of the segmenter's levels.
+        learning_rate: at first; it falls to 0 along a cosine.
+        seed: of samples, weights and degradation.
+
+    Returns:
+        The segmenter in eval mode, and its IoU with the teacher by region (and "mean") on held-out samples.
+
+    Raises:
+        ValueError: a count below 1, or channels that the segmenter refuses.
+    """
+    if min(samples, steps, batch) < 1:
+        raise ValueError(f"samples, steps and batch are at least 1, got {samples}, {steps} and {batch}")
+    device, size = generator.device, generator.config.resolution
+    held = min(HELD_OUT, max(1, samples // 8))
+    count = max(held + 1, min(samples + held, POOL_BYTES // (4 * size**2)))
+    draw = step_generator(seed, 0, purpose=5)
+    images, labels = [], []
+    codes = draw_codes(generator, count, draw, 0.5, 0.2)
+    with torch.no_grad():
+        for s in tqdm(codes.split(at_once(size, 64)), desc="labelling samples", disable=not progress, leave=False):
+            picture, maps = generator.synthesis(s, return_features=True)
+            picture = picture.clamp(-1, 1)
+            probs = teacher(picture, maps)
+            if probs.shape[-1] != size:
+                probs = F.interpolate(probs, size=(size, size), mode="bilinear", align_corners=False)
+            images.append(picture.add(1).mul(127.5).round().to(torch.uint8).cpu())
+            labels.append(probs.argmax(1).to(torch.uint8).cpu())
+    pictures, truth = torch.cat(images), torch.cat(labels)
+
+    def at(index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        return pictures[index].to(device).float().div(127.5).sub(1), truth[index].to(device).long()
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = RegionSegmenter(regions=list(regions), channels=list(channels), img_channels=pictures.shape[1])
+    student = student.to(device).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.06)
+    batch = min(batch, at_once(size, batch), count - held)
+    for step in tqdm(range(steps), desc="segmenter", disable=not progress, leave=False):
+        draw = step_generator(seed, step, purpose=6)
+        x, y = at(held + torch.randint(count - held, (batch,), generator=draw))
+        loss = F.cross_entropy(student.segment(degrade(x, draw) if x.shape[1] == 3 else x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    student = student.eval().requires_grad_(False)
+    x, y = at(slice(0, held))
+    return student, region_iou(student, x.cpu(), y.cpu(), batch=at_once(size, 64))
