@@ -29,7 +29,7 @@ def build_fusion(args: argparse.Namespace, g: StyleGAN2Generator) -> FusionHiera
     rgbs = sum(4 * 2**k <= args.common_resolution for k in range(len(g.rgb_sizes)))
     own = args.rgb_indicators
     return FusionHierarchy(
-        tree=RegionTree.of(args.tree).to_dict(),
+        tree=RegionTree.from_argument(args.tree).to_dict(),
         conv_sizes=g.conv_sizes,
         rgb_sizes=g.rgb_sizes,
         padded_width=max(g.conv_sizes + g.rgb_sizes),
@@ -86,8 +86,6 @@ def load_frozen(args: argparse.Namespace, accelerator: Accelerator):
         return model.eval().requires_grad_(False).to(accelerator.device)
 
     g, segmenter = frozen(load(StyleGAN2Generator, "generator")), frozen(load(RegionSegmenter, "segmenter"))
-    if g.config.label_dim:
-        raise ValueError("fusion nets of class-conditional generators cannot be trained yet: their codes need labels")
     if not args.realism_weight:
         return g, segmenter, None
     return g, segmenter, frozen(without_batch_statistics(load(StyleGAN2Discriminator, "discriminator")))

@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--tree",
         default="avatar",
-        help="a preset (avatar, ffhq, car, church), or text such as 'all*(face*(mouth, skin), hair)'",
+        help="a preset (avatar, ffhq, car, church), text such as 'all*(face*(mouth, skin), hair)', or a .json file",
     )
     nets = p.add_argument_group("nets")
     nets.add_argument("--hidden_width", type=int, default=192, help="of the gating MLPs")
@@ -182,7 +182,9 @@ def train(args: argparse.Namespace) -> Path:
     """Run the training and return the output folder: a pipeline that `from_pretrained` loads."""
     check_objective(args)
     shares = Shares(codes=tuple(args.code_shares), single=args.single_share, twin=args.twin_share)
-    tree = RegionTree.of(args.tree)
+    tree = RegionTree.from_argument(args.tree)
+    if args.tree.lower().endswith(".json"):
+        args.tree = str(tree)  # for the model card, which outlives the file
     accelerator = start(args)
     torch.manual_seed(args.seed)
     g, segmenter, discriminator = load_frozen(args, accelerator)
