@@ -93,8 +93,8 @@ def choose_tree(
     """
     if asked is not None:
         try:
-            tree = RegionTree.of(asked)
-        except ValueError as error:
+            tree = RegionTree.from_argument(asked)
+        except (ValueError, OSError) as error:
             raise ConversionError(f"--tree: {error}") from None
         return asked if asked in DOMAINS else "custom", _fuse(tree, nodes, json_path)
     fitting = [domain for domain in DOMAINS if set(nodes) <= set(RegionTree.preset(domain).inner)]

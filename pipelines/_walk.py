@@ -222,6 +222,12 @@ def plan(
     """
     latents.check_shapes(generator, recipe.groups())
     _steps.check_cutoff(generator, recipe)
+    moves = any(len(rows) > 1 for rows in recipe.groups().values())
+    if space == "z" and moves and generator.config.label_dim and recipe.class_labels is None:
+        raise ValueError(
+            "seeds have classes of their own, which are mapped with z, and between two of them there is none: give"
+            " one of class_labels, or choose space='w'"
+        )
     settings = _steps.node_settings(fusion.tree, recipe)
     keyframes: list[dict[str, torch.Tensor]] = []
     for k in range(recipe.num_images):

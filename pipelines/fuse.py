@@ -105,7 +105,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             global_code: the code of every inner node that `regions` set neither by name nor through an ancestor.
             nodes: a node -> its code alone; wins over both.
             latent_type: the space of bare tensors: "z", "w", "w+" or "s".
-            class_labels: for seeds and z of a conditional generator: classes, or vectors (B, label_dim).
+            class_labels: for seeds and z of a conditional generator: classes, or vectors (B, label_dim), one a
+                picture. None: every seed is of its own class (`latents.seed_classes`), so that regions mix classes.
             strength: 0 to 1, how far style codes move from the base's to those that were given. A dict says so for
                 each name of `regions` and `nodes`, and under the root's name for `global_code`.
             edits: a node of the tree -> what is added to the codes of its whole subtree, whatever they are and however

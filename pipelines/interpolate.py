@@ -128,7 +128,8 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
                 keyframes too) or "z" (along the sphere, then mapped and truncated; seeds and z only).
             easing: "linear", or "smooth": slow near every keyframe.
             latent_type: the space of bare tensors: "z", "w", "w+" or "s".
-            class_labels: for seeds and z of a conditional generator; one, or one a keyframe (not with "z").
+            class_labels: for seeds and z of a conditional generator; one, or one a keyframe (not with "z"). None:
+                every seed is of its own class.
             strength: as in `StyleFusionPipeline`, the same in every frame.
             truncation_psi, truncation_cutoff: as in `StyleFusionPipeline`.
             noise_mode: "const" (the stored noise, the same in every frame) or "none".

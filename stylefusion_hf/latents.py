@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from stylefusion_hf.checks import short
@@ -278,6 +279,26 @@ def labels_to_tensor(labels: Sequence[Label], label_dim: int) -> torch.Tensor:
     return rows
 
 
+def seed_classes(seeds: Iterable[int], label_dim: int) -> tuple[int, ...]:
+    """The class that each seed stands for where none is named, from 0 to `label_dim` - 1, uniform over them.
+
+    Drawn from a stream that no z comes from, so that a seed's class says nothing of its z.
+
+    Example:
+        >>> from stylefusion_hf.latents import seed_classes
+        >>> seed_classes([1, 2, 3], 10) == seed_classes([1, 2, 3], 10)
+        True
+    """
+    return tuple(int(np.random.RandomState([check_seed(seed), 1]).randint(label_dim)) for seed in seeds)
+
+
+def random_labels(label_dim: int, count: int, draw: torch.Generator) -> torch.Tensor | None:
+    """One-hot labels (count, label_dim), float32, uniform over the classes; None of a model that has none."""
+    if not label_dim:
+        return None
+    return F.one_hot(torch.randint(label_dim, (count,), generator=draw), label_dim).float()
+
+
 # ----------------------------------------------------------------------------------------------------
 # From any space to style codes.
 
@@ -309,11 +330,15 @@ def codes_to_style(
 
     Args:
         rows: seeds and codes of batch 1.
-        class_labels: (N, label_dim), for seeds and z.
+        class_labels: (N, label_dim), for seeds and z; None of a conditional generator: each seed's own class
+            (`seed_classes`).
         truncation_psi, truncation_cutoff: for seeds and z only; other codes enter as they are.
         device: where to compute; None for the generator's.
 
     Codes stay in float32 under half-precision weights: they are few numbers, and everything downstream hangs on them.
+
+    Raises:
+        ValueError: a z, which is nobody's seed, without a class; or style codes that are not finite.
     """
     device = generator.device if device is None else torch.device(device)
     z_dim = generator.mapping.z_dim
@@ -329,7 +354,8 @@ def codes_to_style(
 
     ws: dict[str, list[tuple[list[int], torch.Tensor]]] = {"w": [], "w+": []}
     if chosen := by_space["z"]:
-        w = generator.mapping(gather("z"), None if class_labels is None else class_labels[chosen].to(device))
+        labels = own_labels(generator, [rows[i] for i in chosen]) if class_labels is None else class_labels[chosen]
+        w = generator.mapping(gather("z"), None if labels is None else labels.to(device))
         if truncation_psi != 1.0:
             w = generator.truncate(w, truncation_psi, truncation_cutoff)
         ws["w" if w.ndim == 2 else "w+"].append((chosen, w))
@@ -342,6 +368,23 @@ def codes_to_style(
     if by_space["s"]:
         style[by_space["s"]] = gather("s")
     return check_style(style)
+
+
+def own_labels(generator: StyleGAN2Generator, rows: Sequence[Row]) -> torch.Tensor | None:
+    """(N, label_dim), the own class of each of N seeds; None of a model without classes.
+
+    ValueError for a z of a conditional model, since nothing says its class.
+    """
+    classes = generator.config.label_dim
+    if not classes:
+        return None
+    seeds = [row for row in rows if isinstance(row, int)]
+    if len(seeds) < len(rows):
+        raise ValueError(
+            f"this model is class-conditional, and a code in z says nothing of its class: give class_labels, 0 to"
+            f" {classes - 1} (a seed has a class of its own)"
+        )
+    return labels_to_tensor(seed_classes(seeds, classes), classes)
 
 
 def check_style(style: torch.Tensor) -> torch.Tensor:

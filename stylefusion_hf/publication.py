@@ -130,8 +130,7 @@ def prepare(
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     files[INDEX] = _json(index | {"_class_name": ["pipeline", name]})
     if model_card.PICTURE not in files:
-        labels = 0 if pipe.generator.config.label_dim else None
-        sheet = contact_sheet(StyleFusionPipeline.from_pipe(pipe), [1, 2], [7, 8], class_labels=labels)
+        sheet = contact_sheet(StyleFusionPipeline.from_pipe(pipe), [1, 2], [7, 8])
         buffer = io.BytesIO()
         sheet.save(buffer, "PNG")
         files[model_card.PICTURE] = buffer.getvalue()

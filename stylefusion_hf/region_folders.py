@@ -22,6 +22,7 @@ from PIL import Image
 
 from stylefusion_hf.discovery import Discovery, discover, rename
 from stylefusion_hf.images import pixels_to_tensor
+from stylefusion_hf.latents import random_labels
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.labeller import FeatureLabeller
 from stylefusion_hf.models.segmenter import RegionSegmenter
@@ -158,7 +159,9 @@ def sample_strip(generator: StyleGAN2Generator, count: int, seed: int) -> Image.
     """Plain samples at the model's own truncation, side by side."""
     draw = torch.Generator().manual_seed(seed + 1)
     z = torch.randn(count, generator.config.z_dim, generator=draw).to(generator.w_avg)
-    s = generator.to_style(generator.truncate(generator.mapping(z), generator.config.truncation_psi))
+    labels = random_labels(generator.config.label_dim, count, draw)
+    w = generator.mapping(z, None if labels is None else labels.to(z))
+    s = generator.to_style(generator.truncate(w, generator.config.truncation_psi))
     return image_grid(torch.cat([generator.synthesis(part) for part in s.split(4)]).cpu(), count)
 
 

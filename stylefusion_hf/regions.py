@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from stylefusion_hf.checks import short
@@ -72,7 +73,10 @@ class RegionTree:
 
     @classmethod
     def of(cls, tree: RegionTree | Mapping[str, Any] | str) -> RegionTree:
-        """A tree from whatever describes one: a tree, the dict of `to_dict`, a preset's name, or text."""
+        """A tree from whatever describes one: a tree, the dict of `to_dict`, a preset's name, or text.
+
+        Files are the command line's (`from_argument`): a model's config names none.
+        """
         if isinstance(tree, RegionTree):
             return tree
         if isinstance(tree, Mapping):
@@ -80,6 +84,26 @@ class RegionTree:
         if isinstance(tree, str):
             return cls.preset(tree) if tree in PRESETS else cls.parse(tree)
         raise ValueError(f"a region tree is a RegionTree, a dict or text, not {type(tree).__name__}")
+
+    @classmethod
+    def from_argument(cls, text: str) -> RegionTree:
+        """A tree from an argument of a command: a preset's name, text, or a .json file of `to_json` or of text.
+
+        Raises:
+            ValueError: not a tree; names the file where there is one. OSError: a file that cannot be read.
+        """
+        if not text.lower().endswith(".json"):
+            return cls.of(text)
+        try:
+            with open(text, encoding="utf-8") as file:
+                data = json.load(file)
+            if not isinstance(data, (str, Mapping)):
+                raise ValueError(f"a region tree is an object with root, children and fused, not {short(data)}")
+            return cls.of(data)
+        except (ValueError, RecursionError) as error:  # not JSON, not text, or no tree
+            raise ValueError(f"the region tree in {text}: {error}") from error
+        except OSError as error:
+            raise OSError(f"the region tree {text} cannot be read: {error.strerror or error}") from error
 
     @classmethod
     def parse(cls, text: str) -> RegionTree:
@@ -159,30 +183,35 @@ class RegionTree:
     # ------------------------------------------------------------------------------------------------
     # Looking around.
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[str, ...]:
         """Every name, in pre-order (a node before its children, the first child's subtree first)."""
         return self.subtree(self.root)
 
-    @property
+    @cached_property
     def inner(self) -> tuple[str, ...]:
         """Nodes with children, in pre-order."""
         return tuple(self.branches)
 
-    @property
+    @cached_property
     def leaves(self) -> tuple[str, ...]:
         """Nodes without children, in pre-order."""
         return tuple(name for name in self.nodes if name not in self.branches)
 
-    @property
+    @cached_property
     def active(self) -> tuple[str, ...]:
         """The nodes whose code can matter: reached from the root through fusion nets only, in pre-order."""
         return tuple(name for name in self.nodes if all(above in self.fused for above in self.ancestors(name)))
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """Edges from the root to the deepest leaf; 0 for a single node."""
         return max(len(self.ancestors(name)) for name in self.leaves)
+
+    @cached_property
+    def _parents(self) -> dict[str, str | None]:
+        """Every node -> the one above it; looked up for every code of every call, so kept."""
+        return {self.root: None} | {child: above for above, pair in self.branches.items() for child in pair}
 
     def children(self, name: str) -> tuple[str, ...]:
         """The two children, or () for a leaf."""
@@ -190,8 +219,7 @@ class RegionTree:
 
     def parent(self, name: str) -> str | None:
         """The node above, or None for the root."""
-        self.resolve(name)
-        return next((above for above, pair in self.branches.items() if name in pair), None)
+        return self._parents[self.resolve(name)]
 
     def ancestors(self, name: str) -> tuple[str, ...]:
         """The nodes above, from the parent up to the root."""
@@ -215,9 +243,8 @@ class RegionTree:
         Raises:
             ValueError: that lists the tree's names and the closest match.
         """
-        names = (self.root, *(child for pair in self.branches.values() for child in pair))
-        if not isinstance(name, str) or name not in names:
-            listed, closest = ", ".join(self.nodes), _closest(name, names)
+        if not isinstance(name, str) or name not in self._parents:
+            listed, closest = ", ".join(self.nodes), _closest(name, self._parents)
             raise ValueError(f"unknown region {short(name)}: the tree has {listed}{closest}")
         return name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ def contact_sheet(
     scale: int | None = None,
     max_batch: int = 64,
     progress: bool = False,
-    class_labels: int | None = None,
+    class_labels: int | Sequence[int] | None = None,
 ) -> Image.Image:
     """A row for each base: base, source, the base with the source's code in one region at a time, then as global code.
 
@@ -48,10 +48,10 @@ def contact_sheet(
         scale: whole factor by which pictures are enlarged; None brings them to about 128 pixels.
         max_batch: pictures computed in one call.
         progress: show a bar where there is more than one call.
-        class_labels: the class of all pictures, for a conditional generator.
+        class_labels: the class of all pictures, or one a row, of a conditional generator; None: each seed's own.
 
     Raises:
-        ValueError: no or unequally many bases and sources, a scale or batch below 1, or what the pipeline refuses.
+        ValueError: no or unequally many bases and sources, classes for another number of rows, a scale or batch below 1, or what the pipeline refuses.
     """
     bases, sources = list(bases), list(sources)
     count = max(len(bases), len(sources))
@@ -62,20 +62,24 @@ def contact_sheet(
     if max_batch < 1 or (scale is not None and scale < 1):
         raise ValueError(f"max_batch and scale must be at least 1; given: {max_batch} and {scale}")
     bases, sources = bases * (count // len(bases)), sources * (count // len(sources))
+    classes = [class_labels] if isinstance(class_labels, int) else list(class_labels or [None])
+    if len(classes) not in (1, count):
+        raise ValueError(f"a sheet needs one class, or one a row: {len(classes)} given for {count} rows")
+    classes *= count // len(classes)
 
     tree = pipe.fusion.tree
     columns = sheet_columns(tree)
-    cells = [(column, *row) for row in zip(bases, sources, strict=True) for column in columns]
+    places = range(len(columns))  # not names: a region may be called "source"
+    cells = [(place, *row) for row in zip(bases, sources, classes, strict=True) for place in places]
     slices = [cells[at : at + max_batch] for at in range(0, len(cells), max_batch)]
     pictures: list[Image.Image] = []
     for part in tqdm(slices, desc="sheet", unit="batch", disable=not progress or len(slices) == 1):
-        pictures += _fused(
-            pipe, tree, part, truncation_psi=truncation_psi, noise_mode=noise_mode, class_labels=class_labels
-        )
+        pictures += _fused(pipe, tree, part, truncation_psi=truncation_psi, noise_mode=noise_mode)
     remaining = iter(pictures)
     rows = [list(islice(remaining, len(columns))) for _ in range(count)]
     labels = [(f"base {base}", f"source {source}") for base, source in zip(bases, sources, strict=True)]
-    return draw_sheet(columns, labels, rows, scale)
+    regions = range(2, len(columns) - bool(tree.fused))
+    return draw_sheet(columns, labels, rows, scale, regions=regions)
 
 
 def sheet_columns(tree: RegionTree) -> list[str]:
@@ -87,18 +91,22 @@ def sheet_columns(tree: RegionTree) -> list[str]:
 def _fused(
     pipe: StyleFusionPipeline,
     tree: RegionTree,
-    cells: Sequence[tuple[str, int, int]],
+    cells: Sequence[tuple[int, int, int, int | None]],
     **call: Any,
 ) -> list[Image.Image]:
-    """The pictures of cells (column, base, source), which differ in their codes only: one call makes all of them."""
+    """The pictures of cells (place of the column, base, source, class), which differ in their codes only: one call makes all of them."""
 
-    def codes(*swapped: str) -> list[int]:
+    def codes(*swapped: int) -> list[int]:
         """A seed a cell: the source's in the columns `swapped`, the base's elsewhere."""
-        return [source if column in swapped else base for column, base, source in cells]
+        return [source if place in swapped else base for place, base, source, _ in cells]
 
-    regions = {name: codes(SOURCE, name) for name in tree.active if name not in tree.fused}
-    global_code = codes(SOURCE, GLOBAL) if tree.fused else None
-    out = pipe(base=codes(SOURCE), regions=regions, global_code=global_code, **call)
+    names = sheet_columns(tree)
+    source = names.index(SOURCE)  # the second: no region stands before it
+    count = len(names) - bool(tree.fused)
+    regions = {name: codes(source, place) for place, name in enumerate(names[2:count], 2)}
+    global_code = codes(source, count) if tree.fused else None
+    labels = None if cells[0][-1] is None else [label for *_, label in cells]
+    out = pipe(base=codes(source), regions=regions, global_code=global_code, class_labels=labels, **call)
     return list(out.images)
 
 
@@ -111,30 +119,33 @@ def draw_sheet(
     rows: Sequence[Sequence[Image.Image]],
     scale: int | None = None,
     brackets: Sequence[str] = BRACKETS,
+    regions: Collection[int] | None = None,
 ) -> Image.Image:
     """Pictures of one size in a labelled grid.
 
     Args:
-        columns: a title for every column; base, source and global stand apart from the rest.
+        columns: a title for every column.
         labels: two lines for every row.
         rows: the pictures, as many a row as there are columns.
         scale: as in `contact_sheet`.
-        brackets: what to write above the columns that are no base, source or global; the first that fits is taken.
+        brackets: what to write above the columns that belong together; the first that fits is taken.
+        regions: the places of these columns, side by side; None for all that are not called base, source or global.
     """
+    if regions is None:
+        regions = [i for i, title in enumerate(columns) if title not in (BASE, SOURCE, GLOBAL)]
     rows = [[_resized(picture, scale) for picture in row] for row in rows]
     width, height = rows[0][0].size
     small, large = ImageFont.load_default(LABEL_SIZE), ImageFont.load_default(TITLE_SIZE)
     titles = [_wrapped(title, large, width) for title in columns]
     left = MARGIN + round(max(small.getlength(line) for label in labels for line in label)) + MARGIN
     header = MARGIN + LINE + GAP + LINE * max(len(lines) for lines in titles) + GAP
-    lefts = list(_lefts(columns, left, width))
+    lefts = list(_lefts(len(columns), regions, left, width))
 
     size = (lefts[-1] + width + MARGIN, header + len(rows) * (height + GAP) - GAP + MARGIN)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    regions = [x for title, x in zip(columns, lefts, strict=True) if title not in (BASE, SOURCE, GLOBAL)]
-    if regions:  # a bracket over the columns that belong together
-        first, last = regions[0], regions[-1] + width
+    if together := [lefts[i] for i in regions]:  # a bracket over them
+        first, last = together[0], together[-1] + width
         captions = (text for text in brackets if small.getlength(text) <= last - first)
         draw.text(((first + last) / 2, MARGIN), next(captions, ""), QUIET, small, anchor="ma")
         draw.line([(first, MARGIN + LINE), (last, MARGIN + LINE)], RULE)
@@ -150,13 +161,11 @@ def draw_sheet(
     return sheet
 
 
-def _lefts(columns: Sequence[str], left: int, width: int) -> Iterator[int]:
-    """The left edge of every column; a wider gap where the kind of column changes."""
-    for index, title in enumerate(columns):
+def _lefts(count: int, regions: Collection[int], left: int, width: int) -> Iterator[int]:
+    """The left edge of every column; a wider gap on either side of the regions."""
+    for index in range(count):
         if index:
-            before = columns[index - 1]
-            changes = (before in (BASE, SOURCE)) != (title in (BASE, SOURCE)) or title == GLOBAL
-            left += width + (GROUP_GAP if changes else GAP)
+            left += width + (GROUP_GAP if (index in regions) != (index - 1 in regions) else GAP)
         yield left
 
 

@@ -156,13 +156,6 @@ def test_the_smallest_tree_and_pool_train(base, tmp_path):
         fusion.train(fusion_args(base, tmp_path / "layout", *flags, *alone))
 
 
-def test_codes_with_labels_are_refused(base, tmp_path):
-    tiny_generator(label_dim=3).save_pretrained(tmp_path / "model" / "generator")
-    tiny_segmenter().save_pretrained(tmp_path / "model" / "segmenter")
-    with pytest.raises(ValueError, match="class-conditional"):
-        fusion.train(fusion_args(tmp_path / "model", tmp_path / "out"))
-
-
 def test_pools_are_kept_to_what_memory_holds():
     args = fusion.parse_args(["--output_dir", "x"])
     assert pool_size(args, 64, 6) == 3072

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from stylefusion_hf import Code, StyleFusionPipeline, latents, recipes
-from stylefusion_hf.latents import codes_to_style, seeds_to_z
+from stylefusion_hf.latents import codes_to_style, seed_classes, seeds_to_z
 from stylefusion_hf.pipelines import fuse
 from stylefusion_hf.pipelines.output import StyleFusionPipelineOutput
 from stylefusion_hf.recipes import Recipe
@@ -335,8 +335,21 @@ def test_class_labels():
         assert close(out.images[i : i + 1], single)
     assert torch.equal(pipe.from_recipe(out.recipe, output_type="latent").images, out.images)
     assert styles(pipe, base=Code(torch.zeros(1, W_DIM), "w")).shape == (1, STYLE_DIM)  # w needs no label
-    with pytest.raises(ValueError, match="class-conditional"):
-        pipe(base=1)
+    with pytest.raises(ValueError, match=r"class-conditional, and a code in z .* class_labels, 0 to 2"):
+        pipe(base=torch.zeros(1, Z_DIM))
+
+
+def test_seeds_have_classes_of_their_own():
+    pipe = tiny_pipeline(label_dim=3)
+    seeds = list(range(40))
+    classes = seed_classes(seeds, 3)
+    assert set(classes) == {0, 1, 2}
+    assert close(styles(pipe, base=seeds), styles(pipe, base=seeds, class_labels=classes))
+    one = next(s for s in seeds if classes[s] != classes[0])
+    out = pipe(base=0, regions={"hair": one}, output_type="latent")  # two classes in one picture
+    assert "class_labels" not in out.recipe
+    assert torch.equal(pipe.from_recipe(out.recipe, output_type="latent").images, out.images)
+    assert not close(out.images, styles(pipe, base=0, regions={"hair": one}, class_labels=classes[0]))
 
 
 def test_trees_with_nodes_that_own_no_net():

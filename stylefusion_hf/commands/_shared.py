@@ -80,6 +80,24 @@ def seeds(text: str) -> list[int]:
     return [seed(part) for part in text.split(",")]
 
 
+def classes(text: str) -> list[int]:
+    """An argument that is one class or several: `3`, `0,4`. Which there are, the model says."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 10 for part in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no class: give an integer from 0, or several such as 0,4")
+    return [int(part) for part in found]
+
+
+def add_class_argument(group: Any, what: str = "of every seed", metavar: str = "CLASS") -> None:
+    """`--class-label`, for every command that takes seeds."""
+    group.add_argument(
+        "--class-label",
+        type=classes,
+        metavar=metavar,
+        help=f"the class {what}, of a conditional model (default: each seed has its own)",
+    )
+
+
 def number(text: str) -> float:
     """An argument that is a finite number."""
     try:
@@ -157,7 +175,7 @@ def strength(values: list[str]) -> float | dict[str, float]:
 
 
 def call_arguments(args: argparse.Namespace, convert: Callable[[str], Any]) -> dict[str, Any]:
-    """What --base, --region, --node, --global, --strength and --psi say, as a pipeline's arguments.
+    """What --base, --region, --node, --global, --strength, --class-label and --psi say, as a pipeline's arguments.
 
     Args:
         args: parsed.
@@ -174,6 +192,8 @@ def call_arguments(args: argparse.Namespace, convert: Callable[[str], Any]) -> d
         call["global_code"] = checked(given["global"], f"--global {given['global']}", convert)
     if args.strength:
         call["strength"] = strength(args.strength)
+    if args.class_label is not None:
+        call["class_labels"] = args.class_label
     return call
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stylefusion_hf.commands._shared import (
+    add_class_argument,
     add_model_arguments,
     load_pipeline,
     number,
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for job in (discover, sheet):
         job.add_argument("--base", type=seed, default=1, help="the sheet's picture, a seed (default: 1)")
         job.add_argument("--region", default="all", metavar="NAME", help="what the sheet edits (default: everything)")
+        add_class_argument(job, "of the sheet's picture")
         job.add_argument("--psi", type=number, help="the sheet's truncation (default: the model's own)")
         add_model_arguments(job)
 
@@ -117,8 +119,9 @@ def _draw(pipe: StyleFusionPipeline, found: Sequence[Direction], args: argparse.
     from stylefusion_hf.sheet import BASE, draw_sheet
 
     rows, labels = [], []
+    call = {"truncation_psi": args.psi, "class_labels": args.class_label}
     for direction in found:
-        result = pipe(base=args.base, edits={args.region: direction(STRENGTHS)}, truncation_psi=args.psi)
+        result = pipe(base=args.base, edits={args.region: direction(STRENGTHS)}, **call)
         rows.append(list(result.images))
         labels.append((direction.name, _about(direction)))
     columns = [f"{strength:+g}" if strength else BASE for strength in STRENGTHS]

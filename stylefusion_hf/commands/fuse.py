@@ -31,6 +31,7 @@ from stylefusion_hf.commands._invert import (
 )
 from stylefusion_hf.commands._shared import (
     RECIPE_KEY,
+    add_class_argument,
     add_model_arguments,
     call_arguments,
     code,
@@ -48,6 +49,7 @@ CODE_OPTIONS = (
     "node",
     "global",
     "edit",
+    "class_label",
     "strength",
     "psi",
     "noise_mode",
@@ -64,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     codes.add_argument("--region", action="append", metavar="NAME=CODE", help="a region, or a node with all below it")
     codes.add_argument("--node", action="append", metavar="NAME=CODE", help="exactly this node of the tree")
     codes.add_argument("--global", metavar="CODE", help="what the regions share: pose and layout")
+    add_class_argument(codes)
     codes.add_argument(
         "--edit", action="append", metavar="NAME=FILE:DIRECTION[=STRENGTH]", help="change a region along a direction"
     )

@@ -23,6 +23,7 @@ from stylefusion_hf.commands._invert import (
     save_beside,
 )
 from stylefusion_hf.commands._shared import (
+    add_class_argument,
     add_model_arguments,
     call_arguments,
     codes,
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--region", action="append", metavar="NAME=CODES", help="a region, or a node with all below it")
     group.add_argument("--node", action="append", metavar="NAME=CODES", help="exactly this node of the tree")
     group.add_argument("--global", metavar="CODES", help="what the regions share: pose and layout")
+    add_class_argument(group, "of every seed, or one a keyframe", "CLASSES")
     add_inversion_arguments(parser)
     walk = parser.add_argument_group("walk")
     walk.add_argument("--frames", type=positive, help="of the whole walk")

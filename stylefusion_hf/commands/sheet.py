@@ -14,6 +14,7 @@ import argparse
 import random
 
 from stylefusion_hf.commands._shared import (
+    add_class_argument,
     add_model_arguments,
     load_pipeline,
     number,
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rows.add_argument("--seed", type=seed, help="draw bases and sources from this seed instead")
     rows.add_argument("--rows", type=positive, help="how many to draw with --seed (default: 4)")
+    add_class_argument(rows, "of all pictures, or one a row", "CLASSES")
     parser.add_argument("--out", default="sheet.png", metavar="PNG", help="where to write it (default: sheet.png)")
     parser.add_argument("--psi", type=number, help="truncation (default: the model's own)")
     parser.add_argument("--noise-mode", choices=("const", "none"), default="const")
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         scale=args.scale,
         max_batch=args.batch_size,
         progress=True,
+        class_labels=args.class_label,
     )
     save_png(sheet, out)
     wrote(out, f"{sheet.width} x {sheet.height} pixels")

@@ -242,6 +242,7 @@ def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Pa
         raise ValueError("an interval needs two pairs or more")
     if "limits" in names and not settings.limit_pairs:
         raise ValueError("a quick look has no limits unless it is told how many pairs: give --limit-pairs")
+    out.mkdir(parents=True, exist_ok=True)
     run = Run(subject, settings)
     if "curves" in names or "limits" in names:  # an unknown name is told now, not after the other sections
         run.methods = at_equal_transfer.checked(build_methods(subject.pipe, settings.methods))

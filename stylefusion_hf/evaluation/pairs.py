@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from stylefusion_hf.latents import seeds_to_z
+from stylefusion_hf.latents import own_labels, seeds_to_z
 
 # Seeds of the three sets. No training draws from seeds, so none has seen them; a method is fitted, its strengths are
 # chosen and its figures are taken on different ones.
@@ -38,9 +38,11 @@ class Pairs:
 
 
 def style_codes(generator, seeds: range) -> Tensor:
-    """Style codes (B, S) of seeds, at the generator's own truncation."""
+    """Style codes (B, S) of seeds, at the generator's own truncation; of a conditional one each of its own class."""
     z = seeds_to_z(seeds, generator.config.z_dim).to(generator.w_avg)
-    return generator.to_style(generator.truncate(generator.mapping(z), generator.config.truncation_psi))
+    labels = own_labels(generator, seeds)
+    w = generator.mapping(z, None if labels is None else labels.to(z))
+    return generator.to_style(generator.truncate(w, generator.config.truncation_psi))
 
 
 def render(pipe, s: Tensor) -> Tensor:
@@ -53,12 +55,10 @@ def draw_pairs(pipe, count: int, first_seed: int = TEST_SEED, batch: int = 64) -
     """Pairs of seeds `first_seed`, `first_seed + 1`, ... taken two by two.
 
     Raises:
-        ValueError: the pipeline has no segmenter, is class-conditional, or `count` is not positive.
+        ValueError: the pipeline has no segmenter, or `count` is not positive.
     """
     if pipe.segmenter is None:
         raise ValueError("this model has no segmenter, so there is no telling inside from outside")
-    if pipe.generator.config.label_dim:
-        raise ValueError("class-conditional generators cannot be evaluated yet: their samples need labels")
     if count < 1:
         raise ValueError(f"pairs must be at least 1, got {count}")
     parts, dtype = [], getattr(pipe.segmenter, "dtype", torch.float32)

@@ -84,7 +84,9 @@ class Blender(nn.Module):
         rows = torch.cat([code.to(first.weight.dtype) for code in codes], -1)  # (B, R, C)
         batch, count, width = rows.shape
         # The tiled indicator's share of the first layer is the same for the whole batch: a bias per row.
-        tiles = first.weight[:, width:].unflatten(1, (self.indicator_repeats, -1)).sum(1)  # (hidden, N)
+        tiles = first.weight[:, width:]  # (hidden, N), or as often side by side as the indicator is tiled
+        if self.indicator_repeats > 1:
+            tiles = tiles.unflatten(1, (self.indicator_repeats, -1)).sum(1)
         row_bias = indicators.to(tiles.dtype) @ tiles.t() * (first.weight_gain * GAIN)  # (R, hidden)
         x = first.product(rows.flatten(0, 1), GAIN) + row_bias.repeat(batch, 1)
         x = F.leaky_relu_(x, SLOPE)  # its gain is inside the product: gain * lrelu(x) = lrelu(gain * x)

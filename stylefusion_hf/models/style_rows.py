@@ -120,7 +120,8 @@ class StyleRows(nn.Module):
     up: Tensor | None
     channels: Tensor | None
     members: Tensor | None
-    inside: Tensor
+    outside: Tensor
+    counts: Tensor
 
     def __init__(self, spec: FusionSpec, rows: Sequence[int]):
         super().__init__()
@@ -139,7 +140,8 @@ class StyleRows(nn.Module):
         self.register_buffer("up", None if everything and most == 1 else integers(up), persistent=False)
         self.register_buffer("channels", None if everything else integers(channels), persistent=False)
         self.register_buffer("members", None if most == 1 else integers(members), persistent=False)
-        self.register_buffer("inside", torch.tensor(inside), persistent=False)
+        self.register_buffer("outside", ~torch.tensor(inside, dtype=torch.bool), persistent=False)
+        self.register_buffer("counts", torch.tensor(inside, dtype=torch.bool).sum(-1), persistent=False)
 
     def expand(self, code: Tensor) -> Tensor:
         """(B, S) -> (B, R, P)"""
@@ -152,7 +154,7 @@ class StyleRows(nn.Module):
         if self.members is not None:
             groups = gate.index_select(1, self.members.flatten()).unflatten(1, self.members.shape)  # (B, channels, G)
             if self.pooling == "mean":
-                gate = groups.masked_fill(~self.inside, 0).sum(-1) / self.inside.sum(-1)
+                gate = groups.masked_fill(self.outside, 0).sum(-1) / self.counts
             else:
                 chosen = difference if self.channels is None else difference.index_select(1, self.channels)
                 gate = torch.where(chosen >= 0, groups.amax(-1), groups.amin(-1))

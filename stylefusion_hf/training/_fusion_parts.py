@@ -78,8 +78,6 @@ def load_frozen(
 ) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator | None]:
     """Generator and (if the realism term wants it) discriminator of the given folder, frozen."""
     g = _loaded(args, accelerator, StyleGAN2Generator, "generator")
-    if g.config.label_dim:
-        raise ValueError("fusion nets of class-conditional generators cannot be trained yet: their codes need labels")
     if not args.realism_weight:
         return g, None
     d = without_batch_statistics(_loaded(args, accelerator, StyleGAN2Discriminator, "discriminator"))

@@ -32,8 +32,8 @@ def add_region_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("regions")
     group.add_argument(
         "--tree",
-        help="a preset (avatar, ffhq, car, church), or text such as 'all*(face*(mouth, skin), hair)'; avatar, or the"
-        " tree of --regions, if left out",
+        help="a preset (avatar, ffhq, car, church), text such as 'all*(face*(mouth, skin), hair)', or a .json file;"
+        " avatar, or the tree of --regions, if left out",
     )
     group.add_argument(
         "--regions",
@@ -54,7 +54,7 @@ def check_regions(args: argparse.Namespace) -> None:
             " discover`) and name their folder"
         )
     if args.tree:
-        RegionTree.of(args.tree)
+        RegionTree.from_argument(args.tree)
     elif args.regions not in (None, AUTO) and not Path(args.regions, "regions.json").is_file():
         raise ValueError(
             f"--regions {args.regions} holds no regions: name auto, or a folder that `stylefusion regions discover` or"
@@ -65,7 +65,7 @@ def check_regions(args: argparse.Namespace) -> None:
 def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: StyleGAN2Generator) -> Regions:
     """What --tree and --regions say; finds regions where they are to be found, and not twice."""
     if args.regions is None:
-        return Regions(RegionTree.of(args.tree or "avatar"))
+        return Regions(RegionTree.from_argument(args.tree or "avatar"))
     from stylefusion_hf.region_folders import find_regions, read_regions
 
     folder = Path(args.output_dir, "regions") if args.regions == AUTO else Path(args.regions)
@@ -74,7 +74,7 @@ def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: 
             logger.info("finding regions in the generator: %s", folder)
             find_regions(folder, generator, seed=args.seed, num_regions=args.num_regions)
         tree, segmenter = read_regions(folder)
-    tree = RegionTree.of(args.tree) if args.tree else tree
+    tree = RegionTree.from_argument(args.tree) if args.tree else tree
     logger.info("regions: %s (%s)", tree, folder / "regions.png")
     return Regions(tree, segmenter.to(accelerator.device), folder / "judges")
 

@@ -204,7 +204,7 @@ class Criterion:
         claims = (labels == depth) & within
         hidden = (self.pool.labels[s.frame][:, None] == depth) & ((labels > depth) | ~within)
         t.region, t.colour_of = obj.compose(claims, hidden)
-        place = t.colour_of.clamp_min(0)[:, None, None].expand(-1, 1, 3, -1, -1)
+        place = t.colour_of.clamp_min(0)[:, None, None].expand(-1, 1, images.shape[2], -1, -1)
         t.picture = images.gather(1, place)[:, 0]
 
     def _aligned(self, sample: Sample, fuse: Callable) -> tuple[Views, Tensor]:

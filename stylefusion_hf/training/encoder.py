@@ -49,7 +49,7 @@ from stylefusion_hf.training.common import (
     step_generators,
     sync_when,
 )
-from stylefusion_hf.training.sampling import draw_rows
+from stylefusion_hf.training.sampling import draw_rows, draw_w
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -154,8 +154,6 @@ def load_frozen(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Sty
         return model.eval().requires_grad_(False).to(accelerator.device)
 
     g = load(StyleGAN2Generator, "generator")
-    if g.config.label_dim:
-        raise ValueError("encoders of class-conditional generators cannot be trained yet: their samples need labels")
     if args.resolution not in (None, g.config.resolution):
         raise ValueError(f"--resolution {args.resolution}: the generator in --model makes {g.config.resolution} px")
     try:
@@ -182,9 +180,8 @@ def new_encoder(args: argparse.Namespace, g: StyleGAN2Generator) -> ImageEncoder
     except ValueError as error:
         raise ValueError(f"--channels {args.channels}: {error}") from None
     draw = step_generator(args.seed, 0, purpose=2)
-    z = torch.randn(4096, g.config.z_dim, generator=draw)
     with torch.no_grad():
-        model.fit_axes(g.mapping(z.to(g.w_avg)))
+        model.fit_axes(draw_w(g, 4096, draw, min_psi=1.0))
     return model
 
 

@@ -234,8 +234,6 @@ def train_discriminator(args: argparse.Namespace) -> tuple[Any, dict]:
         variant=args.variant,
         torch_dtype=torch.float32,
     )
-    if g.config.label_dim:
-        raise ValueError("this trainer is for unconditional models; the generator in --model wants class labels")
     if g.config.resolution != args.resolution:
         raise ValueError(
             f"--resolution is {args.resolution}, but the generator in --model makes {g.config.resolution} px images"

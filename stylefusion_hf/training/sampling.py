@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stylefusion_hf.latents import random_labels
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.regions import RegionTree
 
@@ -15,8 +16,13 @@ from stylefusion_hf.regions import RegionTree
 
 
 def draw_w(g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: float) -> Tensor:
-    """w (count, w_dim) of normal z, each truncated by its own psi, uniform between `min_psi` and 1."""
-    w = g.mapping(torch.randn(count, g.config.z_dim, generator=draw).to(g.w_avg))
+    """w (count, w_dim) of normal z, each truncated by its own psi, uniform between `min_psi` and 1.
+
+    Of a conditional generator each is of a random class, truncated towards the mean of all, as NVIDIA's is.
+    """
+    z = torch.randn(count, g.config.z_dim, generator=draw)
+    labels = random_labels(g.config.label_dim, count, draw)
+    w = g.mapping(z.to(g.w_avg), None if labels is None else labels.to(g.w_avg))
     psi = (torch.rand(count, 1, generator=draw) * (1 - min_psi) + min_psi).to(w)
     return g.w_avg + psi * (w - g.w_avg)
 
