@@ -14,7 +14,7 @@ pytest.importorskip("python_avatars", reason="avatars need the extra `train`")
 pytest.importorskip("resvg_py", reason="avatars need the extra `train`")
 
 from stylefusion_hf.data import _avatar_choices as choices
-from stylefusion_hf.data import _avatar_render
+from stylefusion_hf.data import _raster
 from stylefusion_hf.data._avatar_parts import load_part
 from stylefusion_hf.data.avatars import (
     REGION_FIELDS,
@@ -152,7 +152,7 @@ def test_regions_are_visible_and_the_head_fills_the_frame(hundred: tuple[np.ndar
 @pytest.mark.parametrize("region", REGIONS)
 def test_recolouring_a_region_changes_that_region_alone(region: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one sample a pixel the map is exact to the pixel: no picture outside the mask changes by one level."""
-    monkeypatch.setattr(_avatar_render, "SAMPLES", 1)
+    monkeypatch.setattr(_raster, "SAMPLES", 1)
     changed = 0
     for index in range(12):
         spec = avatar_spec(index, seed=9)

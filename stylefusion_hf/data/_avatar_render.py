@@ -1,17 +1,13 @@
 """From an `AvatarSpec` to pixels: the SVG text, the picture and the label map. Without torch: workers start fast."""
 
-import io
-import os
 import re
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from stylefusion_hf.data._avatar_parts import load_part
-from stylefusion_hf.data._avatar_spec import NONE, AvatarSpec, avatar_spec
+from stylefusion_hf.data._avatar_spec import NONE, REGIONS, AvatarSpec
+from stylefusion_hf.data._raster import draw
 
 # The picture's frame in units of the 264 x 280 canvas: a square of FRAME units around (CENTRE_X, CENTRE_Y). Crown to
 # chin are 150 units (their middle at (132, 111)), brows to chin 85: a frame in which the whole head were half of the
@@ -32,12 +28,6 @@ MOUTH_SCALE = {
 CONTENTS = ("clothes", "mouth", "nose", "eyes", "eyebrows", "glasses", "facial_hair")
 FEATURES = {"mouth": (1.0, 54, 20), "eyes": (1.2, 56, 22), "eyebrows": (1.1, 56, 14)}
 
-# Picture and label map are both drawn at SAMPLES times the size without anti-aliasing, so that each sample lies in
-# exactly one region: a pixel's colour is the mean of its samples and its label the region with most of them. With a
-# rasteriser's own anti-aliasing a map's borders would read as some third region's grey, and in the picture a shape
-# exactly covered by another (skin under hair) would shine through along the outline.
-SAMPLES = 3
-
 
 def render_avatar(spec: AvatarSpec, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """The picture (size, size, 3) and its label map (size, size), both uint8; label i is `REGIONS[i]`.
@@ -46,28 +36,12 @@ def render_avatar(spec: AvatarSpec, size: int = 64) -> tuple[np.ndarray, np.ndar
     """
     if size < 16:
         raise ValueError(f"an avatar's size must be at least 16 pixels, got {size}")
-    picture, labels_svg = avatar_svg(spec)
-    image = _rasterise(picture, size * SAMPLES).astype(np.float32)
-    image[..., 3] /= 255
-    image[..., :3] *= image[..., 3:]
-    mean = _sum_of_samples(image) / SAMPLES**2
-    pixels = mean[..., :3] + (1 - mean[..., 3:]) * _gradient(spec, size)
-    labels = _rasterise(labels_svg, size * SAMPLES)[..., 0]
-    votes = np.stack([_sum_of_samples((labels == region).view(np.uint8)) for region in range(6)])
-    return (pixels + 0.5).astype(np.uint8), votes.argmax(axis=0).astype(np.uint8)
-
-
-def _sum_of_samples(samples: np.ndarray) -> np.ndarray:
-    """Each pixel's SAMPLES x SAMPLES samples added: (SAMPLES * size, SAMPLES * size, ...) -> (size, size, ...)."""
-    total = samples[::SAMPLES, ::SAMPLES].copy()
-    for y, x in np.ndindex(SAMPLES, SAMPLES):
-        if y or x:
-            total += samples[y::SAMPLES, x::SAMPLES]
-    return total
+    picture, labels = avatar_svg(spec)
+    return draw(picture, labels, lambda size: _gradient(spec, size), len(REGIONS), size)
 
 
 def _gradient(spec: AvatarSpec, size: int) -> np.ndarray:
-    """The background (size, size, 3), float in 0..255: resvg takes five times as long for a gradient."""
+    """The background (size, size, 3), float in 0..255."""
     angle = np.deg2rad(np.float64(spec.background_angle))
     ends = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (spec.background_from, spec.background_to)]
     first, last = np.array(ends, np.float32)
@@ -134,46 +108,3 @@ def _feature(slot: str, name: str, kind: str) -> str:
     if slot == "mouth":
         scale = MOUTH_SCALE.get(name, scale)
     return f'<g transform="translate({x} {y}) scale({scale}) translate({-x} {-y})">{text}</g>'
-
-
-def _rasterise(svg: str, size: int) -> np.ndarray:
-    """SVG text as (size, size, 4) uint8, without anti-aliasing."""
-    import resvg_py  # its absence is reported by parts_folder, which every drawing has passed before
-
-    png = resvg_py.svg_to_bytes(
-        svg_string=svg,
-        width=size,
-        height=size,
-        skip_system_fonts=True,
-        shape_rendering="crisp_edges",
-    )
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
-
-
-def render_range(start: int, count: int, size: int, seed: int) -> dict[str, Any]:
-    """A task: {"start", "images" (count, size, size, 3), "labels" (count, size, size)} from avatar `start` on."""
-    images = np.empty((count, size, size, 3), np.uint8)
-    labels = np.empty((count, size, size), np.uint8)
-    for offset in range(count):
-        images[offset], labels[offset] = render_avatar(avatar_spec(start + offset, seed), size)
-    return {"start": start, "images": images, "labels": labels}
-
-
-# Colours of the label PNGs, one a region: for eyes only, the values are the label ids.
-LABEL_PALETTE = (40, 40, 40, 240, 190, 150, 60, 120, 220, 220, 40, 60, 40, 200, 80, 150, 80, 30)
-
-
-def write_range(folder: str, offset: int, count: int, size: int, seed: int, start: int) -> int:
-    """Write files offset .. offset + count - 1 of a dataset that begins at avatar `start`; existing ones are kept."""
-    for number in range(offset, offset + count):
-        paths = [Path(folder, name, f"{number:06d}.png") for name in ("images", "labels")]
-        if all(path.exists() for path in paths):
-            continue
-        image, labels = render_avatar(avatar_spec(start + number, seed), size)
-        label_image = Image.fromarray(labels)
-        label_image.putpalette(LABEL_PALETTE)
-        for path, picture in zip(paths, (Image.fromarray(image), label_image), strict=True):
-            part = path.with_suffix(f".{os.getpid()}.part")
-            picture.save(part, format="PNG")
-            os.replace(part, path)  # so that an interrupted run leaves no half a picture
-    return count

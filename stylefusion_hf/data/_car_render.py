@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from stylefusion_hf.data._avatar_render import SAMPLES, _rasterise, _sum_of_samples
 from stylefusion_hf.data._car_spec import REGIONS, CarSpec
+from stylefusion_hf.data._raster import draw
 
 FRAME = 100.0  # units a picture's side has
 LENGTH = 0.9  # of the picture's width that a car of scale 1 takes
@@ -47,15 +47,8 @@ def render_car(spec: CarSpec, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """
     if size < 16:
         raise ValueError(f"a car's size must be at least 16 pixels, got {size}")
-    picture, labels_svg = car_svg(spec)
-    image = _rasterise(picture, size * SAMPLES).astype(np.float32)
-    image[..., 3] /= 255
-    image[..., :3] *= image[..., 3:]
-    mean = _sum_of_samples(image) / SAMPLES**2
-    pixels = mean[..., :3] + (1 - mean[..., 3:]) * _sky(spec, size)
-    labels = _rasterise(labels_svg, size * SAMPLES)[..., 0]
-    votes = np.stack([_sum_of_samples((labels == region).view(np.uint8)) for region in range(len(REGIONS))])
-    return (pixels + 0.5).astype(np.uint8), votes.argmax(axis=0).astype(np.uint8)
+    picture, labels = car_svg(spec)
+    return draw(picture, labels, lambda size: _sky(spec, size), len(REGIONS), size)
 
 
 def _sky(spec: CarSpec, size: int) -> np.ndarray:
@@ -80,9 +73,12 @@ def car_svg(spec: CarSpec) -> tuple[str, str]:
     image += f'<g transform="{pose}">{_body(spec)}{_wheels(spec)}</g>'
     horizon = FRAME * spec.horizon
     top, bottom, body, wheels = (f'fill="#{i:02x}{i:02x}{i:02x}"' for i in range(len(REGIONS)))
-    circles = "".join(f'<circle cx="{x}" cy="0" r="{spec.wheel_radius}" {wheels}/>' for x in AXLES)
+    # Shapes as in the picture, to the digit, so that they cover the same samples.
+    circle = f'<circle r="{spec.wheel_radius:.2f}" {wheels}/>'
+    circles = "".join(f'<g transform="translate({x} 0)">{circle}</g>' for x in AXLES)
+    ground = f'<rect x="0" y="{horizon}" width="{FRAME}" height="{FRAME - horizon}" {bottom}/>'
     labels = (
-        f'<path d="M0 0H{FRAME}V{FRAME}H0Z" {top}/><path d="M0 {horizon}H{FRAME}V{FRAME}H0Z" {bottom}/>'
+        f'<rect x="0" y="0" width="{FRAME}" height="{FRAME}" {top}/>{ground}'
         f'<g transform="{pose}"><path d="{OUTLINES[spec.body][0]}" {body}/>{circles}</g>'
     )
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{FRAME}" height="{FRAME}" viewBox="0 0 {FRAME} {FRAME}">'

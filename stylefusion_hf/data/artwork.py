@@ -1,0 +1,256 @@
+"""Collections of drawn pictures with an exact map of their regions: arrays, caches and folders of any of them.
+
+Picture i of a seed is the same on any machine with the same package versions, alone or in any batch. What takes
+`workers` starts processes by "spawn": a script that calls it needs the usual ``if __name__ == "__main__":``. This
+module imports no torch, so that they start fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+CHUNK = 64  # pictures a task of a worker: about a second's work
+
+
+@dataclass(frozen=True)
+class Artwork:
+    """One kind of drawn picture.
+
+    Args:
+        name: in the singular; the folder's file of attributes is `{name}s.jsonl`.
+        regions: names of the regions; label i is regions[i].
+        recipe: goes up whenever the same (index, seed, size) gives another picture: older caches are drawn again.
+        parts: what decides the pictures besides (a package's version); ImportError with the remedy without it.
+        credit: whose artwork it is.
+        spec: (index, seed) -> what makes picture `index`; it has `pose` and `attributes`, both JSON-able.
+        render: (spec, size) -> picture (size, size, 3) and label map (size, size), both uint8.
+        palette: colours of the label PNGs, three numbers a region: for eyes only, the values are the label ids.
+    """
+
+    name: str
+    regions: tuple[str, ...]
+    recipe: int
+    parts: Callable[[], str]
+    credit: str
+    spec: Callable[[int, int], Any]
+    render: Callable[[Any, int], tuple[np.ndarray, np.ndarray]]
+    palette: tuple[int, ...]
+
+    def render_arrays(
+        self,
+        count: int,
+        size: int = 64,
+        seed: int = 0,
+        start: int = 0,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures start .. start + count - 1: images (count, size, size, 3) and labels (count, size, size), uint8.
+
+        `workers` processes share the work (None: one a core). ValueError for bad arguments.
+        """
+        check(count, size, seed, start, workers)
+        images = np.empty((count, size, size, 3), np.uint8)
+        labels = np.empty((count, size, size), np.uint8)
+        self._render_into(images, labels, seed, start, workers, progress)
+        return images, labels
+
+    def cached_arrays(
+        self,
+        path: str | os.PathLike[str],
+        count: int,
+        size: int = 64,
+        seed: int = 0,
+        start: int = 0,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`render_arrays`, kept in the folder `path` (images.npy, labels.npy, arrays.json) and reused while it fits.
+
+        A cache of more pictures than asked for serves its first `count`. The arrays are memory-mapped, copy-on-write:
+        they take memory only as they are read, and writing to them does not reach the file.
+        """
+        check(count, size, seed, start, workers)
+        folder = Path(path)
+        files = {name: folder / f"{name}.npy" for name in ("images", "labels")}
+        key = self._about(size, seed, start)
+        try:
+            stored = json.loads((folder / "arrays.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            stored = {}
+        if stored.pop("count", 0) < count or stored != key:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "arrays.json").unlink(missing_ok=True)  # nothing is valid from here until it is written again
+            shapes = {"images": (count, size, size, 3), "labels": (count, size, size)}
+            parts = {name: folder / f"{name}.{os.getpid()}.part" for name in files}
+            maps = {name: np.lib.format.open_memmap(parts[name], "w+", np.uint8, shapes[name]) for name in files}
+            try:
+                self._render_into(maps["images"], maps["labels"], seed, start, workers, progress)
+                for name in files:
+                    maps[name].flush()
+                    os.replace(parts[name], files[name])
+            finally:
+                for part in parts.values():
+                    part.unlink(missing_ok=True)
+            _write_json(folder / "arrays.json", {**key, "count": count})
+        images, labels = (np.load(file, mmap_mode="c")[:count] for file in files.values())
+        return images, labels
+
+    def write_dataset(
+        self,
+        out: str | os.PathLike[str],
+        count: int,
+        size: int = 64,
+        seed: int = 0,
+        start: int = 0,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> Path:
+        """Write pictures start .. start + count - 1 as files, and return the folder.
+
+        images/000000.png (RGB), labels/000000.png (palette PNG whose values are label ids), {name}s.jsonl (one line a
+        picture: file, index, pose, attributes), dataset.json (regions, size, seed, start, count, credit). Files are
+        numbered from 0. An interrupted run goes on where it stopped, and a larger `count` adds to what is there.
+        ValueError for bad arguments, or where `out` holds other files or a dataset of other arguments.
+        """
+        check(count, size, seed, start, workers)
+        folder = Path(out)
+        about = self._about(size, seed, start)
+        self._check_folder(folder, about, count)
+        for name in ("images", "labels"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "dataset.json", {**about, "count": count, "credit": self.credit})
+        tasks = [
+            (self, str(folder), offset, min(CHUNK, count - offset), size, seed, start)
+            for offset in range(0, count, CHUNK)
+        ]
+        for _ in self._parallel(_write_range, tasks, workers, progress, count, lambda written: written):
+            pass
+        lines = []
+        for offset in range(count):
+            spec = self.spec(start + offset, seed)
+            entry = {"file": f"{offset:06d}.png", "index": start + offset}
+            lines.append(json.dumps({**entry, "pose": spec.pose, "attributes": spec.attributes}))
+        _write_text(folder / f"{self.name}s.jsonl", "\n".join(lines) + "\n")
+        return folder
+
+    def _render_into(
+        self, images: np.ndarray, labels: np.ndarray, seed: int, start: int, workers: int | None, progress: bool
+    ) -> None:
+        count, size = labels.shape[:2]
+        tasks = [(self, start + offset, min(CHUNK, count - offset), size, seed) for offset in range(0, count, CHUNK)]
+        found = self._parallel(_render_range, tasks, workers, progress, count, lambda done: len(done["images"]))
+        for chunk in found:
+            at = slice(chunk["start"] - start, chunk["start"] - start + len(chunk["images"]))
+            images[at], labels[at] = chunk["images"], chunk["labels"]
+
+    def _parallel(
+        self,
+        function: Callable[..., Any],
+        tasks: list[tuple[Any, ...]],
+        workers: int | None,
+        progress: bool,
+        total: int,
+        size_of: Callable[[Any], int],
+    ) -> Iterator[Any]:
+        """Results of function(*task) in order, from `workers` spawned processes, or from this one where that does."""
+        self.parts()  # a missing package is an error here rather than in a worker's traceback
+        workers = min(workers or os.cpu_count() or 1, len(tasks))
+        with tqdm(total=total, unit=self.name, disable=not progress) as bar:
+            if workers == 1:
+                for task in tasks:
+                    result = function(*task)
+                    bar.update(size_of(result))
+                    yield result
+                return
+            # spawn, not fork: the parent has torch's threads, and a fork may copy one of their locks while it is held
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                for result in pool.map(function, *zip(*tasks, strict=True)):
+                    bar.update(size_of(result))
+                    yield result
+
+    def _about(self, size: int, seed: int, start: int) -> dict[str, Any]:
+        """What decides the pictures besides their number; stored beside them, and compared before they are reused."""
+        about = {"recipe": self.recipe, "parts": self.parts(), "regions": list(self.regions)}
+        return about | {"size": size, "seed": seed, "start": start}
+
+    def _check_folder(self, folder: Path, about: dict[str, Any], count: int) -> None:
+        """ValueError unless a dataset `about` may be written, or continued, in `folder`."""
+        note = folder / "dataset.json"
+        if not note.exists():
+            if folder.exists() and any(folder.iterdir()):
+                raise ValueError(f"{folder} is not empty and holds no dataset.json: choose another folder")
+            return
+        try:
+            stored = dict(json.loads(note.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{note} cannot be read ({error}): choose another folder or delete it") from error
+        other = {name: stored.get(name) for name in about if stored.get(name) != about[name]}
+        if other:
+            wanted = {name: about[name] for name in other}
+            raise ValueError(
+                f"{folder} holds a dataset with {other}, not {wanted}: choose another folder or delete it"
+            )
+        if stored.get("count", 0) > count:
+            raise ValueError(
+                f"{folder} already holds a dataset of {stored['count']} {self.name}s, more than count={count}"
+            )
+
+
+def check(count: int, size: int, seed: int, start: int, workers: int | None = None) -> None:
+    """ValueError for a number that is too small."""
+    for name, value, least in (("count", count, 1), ("size", size, 16), ("seed", seed, 0), ("start", start, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1 (or None for one a core), got {workers}")
+
+
+# --- Tasks of workers ------------------------------------------------------------------------------------------------
+
+
+def _render_range(art: Artwork, start: int, count: int, size: int, seed: int) -> dict[str, Any]:
+    """{"start", "images" (count, size, size, 3), "labels" (count, size, size)} from picture `start` on."""
+    images = np.empty((count, size, size, 3), np.uint8)
+    labels = np.empty((count, size, size), np.uint8)
+    for offset in range(count):
+        images[offset], labels[offset] = art.render(art.spec(start + offset, seed), size)
+    return {"start": start, "images": images, "labels": labels}
+
+
+def _write_range(art: Artwork, folder: str, offset: int, count: int, size: int, seed: int, start: int) -> int:
+    """Write files offset .. offset + count - 1 of a dataset that begins at picture `start`; existing ones stay."""
+    for number in range(offset, offset + count):
+        paths = [Path(folder, name, f"{number:06d}.png") for name in ("images", "labels")]
+        if all(path.exists() for path in paths):
+            continue
+        image, labels = art.render(art.spec(start + number, seed), size)
+        label_image = Image.fromarray(labels)
+        label_image.putpalette(list(art.palette))
+        for path, picture in zip(paths, (Image.fromarray(image), label_image), strict=True):
+            part = path.with_suffix(f".{os.getpid()}.part")
+            picture.save(part, format="PNG")
+            os.replace(part, path)  # so that an interrupted run leaves no half a picture
+    return count
+
+
+def _write_json(path: Path, value: Any) -> None:
+    _write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Atomic: the file is either the old one or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
