@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Sequence
+from itertools import chain, count
 
 import torch
 import torch.nn.functional as F
@@ -15,45 +17,46 @@ BORDER = 0.3  # of the picture's border: what holds more of it than this and lie
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 
 
-def named_tree(labels: Tensor, count: int) -> tuple[RegionTree, list[str]]:
-    """A binary tree of all regions in label maps (N, H, W), every inner node fused, and the regions' names.
+def named_tree(labels: Tensor, count: int, names: Sequence[str] | None = None) -> tuple[RegionTree, list[str]]:
+    """A binary tree of all regions in label maps (N, H, W), every inner node fused, and the regions' names: those
+    given, or new ones.
 
     Regions are joined by average linkage, those first that touch most and move together; background goes last, since
     the root's first child is what tells the pose. Inner nodes are named group_1, ..., the root all, and a node of
     background alone background.
     """
+    if count < 2:
+        raise ValueError(f"a tree needs two regions or more, got {count}")
     border = border_share(labels, count)
     behind = border > BORDER
     if bool(behind.all()):
-        behind = behind & (border < border.min())  # nothing stands out: nothing is background
-    names = region_names(labels, count, behind)
-    if count == 1:
-        raise ValueError("a tree needs two regions or more")
+        behind = torch.zeros_like(behind)  # nothing stands before it
+    names = list(names) if names else region_names(labels, count, behind)
     near = touching(labels, count) + moving_together(labels, count)
     # Background and what stands before it are joined last, if there are both.
     near = near - 10.0 * (behind[:, None] != behind[None, :])
     groups: dict[int, list[int]] = {i: [i] for i in range(count)}
     texts = dict(enumerate(names))
-    made = 0
+    made, taken = 0, set(names)
     while len(groups) > 1:
         pairs = [(a, b) for a in groups for b in groups if a < b]
         a, b = max(pairs, key=lambda p: float(near[groups[p[0]]][:, groups[p[1]]].mean()))
         if float(border[groups[a]].sum()) > float(border[groups[b]].sum()):
             a, b = b, a  # what holds more of the border comes second
         members = groups.pop(a) + groups.pop(b)
-        if not groups:
-            name = "all"
-        elif all(bool(behind[i]) for i in members):
-            name = "background" if "background" not in names else "backgrounds"
-            if any(t.startswith(f"{name}*") for t in texts.values()):
-                made += 1
-                name = f"background_group_{made}"
-        else:
-            made += 1
-            name = f"group_{made}"
+        stem = "all" if not groups else "background" if all(bool(behind[i]) for i in members) else "group"
+        made += stem == "group"
+        name = _unused(f"group_{made}" if stem == "group" else stem, taken)
+        taken.add(name)
         new = max(texts) + 1
         groups[new], texts[new] = members, f"{name}*({texts[a]}, {texts[b]})"
     return RegionTree.parse(texts[next(iter(groups))]), names
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    """`name`, with a number behind it where it is taken."""
+    numbered = (f"{name}_{k}" for k in count(2))
+    return next(n for n in chain((name,), numbered) if n not in taken)
 
 
 def border_share(labels: Tensor, count: int) -> Tensor:

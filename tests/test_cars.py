@@ -70,7 +70,9 @@ def test_a_swap_keeps_the_pose():
 
 
 def test_data_cars(tmp_path, capsys):
-    assert main(["data", "cars", "--count", "3", "--size", "32", "--out", str(tmp_path / "set"), "--workers", "1"]) == 0
+    assert (
+        main(["data", "cars", "--count", "3", "--size", "32", "--out", str(tmp_path / "set"), "--workers", "1"]) == 0
+    )
     assert "3 cars of 32 x 32" in capsys.readouterr().out
     folder = ImageFolder(tmp_path / "set", 32)
     assert folder.regions == REGIONS

@@ -1,15 +1,18 @@
-"""Find a generator's regions, for models that have no segmenter.
+"""Find a generator's regions, for models that have no segmenter: without labels, or from a few painted samples.
 
     stylefusion regions discover --model MODEL --out regions          # looks at nothing but the generator
+    stylefusion regions label --model MODEL --out regions --region sky --region road --region car
     stylefusion regions update regions                                # after editing regions/tree.json
     stylefusion train fusion --model MODEL --regions regions --output_dir runs/fusion
 
 Look at regions/regions.png: samples, tinted by region, and the tree. tree.json holds its names, which you may edit.
+`label` opens a page to paint on; with --learn it learns from regions/painted as it is, which any program can paint.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from stylefusion_hf.commands._shared import number, output_folder, positive, seed, wrote
 
@@ -19,34 +22,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     discover = jobs.add_parser(
         "discover", help="find regions in the generator's features", description="Find regions.", allow_abbrev=False
     )
-    discover.add_argument("--model", required=True, metavar="FOLDER|ID", help="a folder or Hub id with generator/")
-    discover.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     discover.add_argument("--num-regions", type=positive, help="how many (default: as many as are stable)")
     discover.add_argument("--max-regions", type=positive, default=12, help="at most (default: 12)")
     discover.add_argument("--clusters", type=positive, default=28, help="fine clusters before joining (default: 28)")
     discover.add_argument("--min-area", type=number, default=0.003, help="of a region, a share (default: 0.003)")
     discover.add_argument("--layers", metavar="8,16,32", help="feature maps to read, by their pixels")
-    discover.add_argument("--samples", type=positive, default=1500, help="for the segmenters (default: 1500)")
-    discover.add_argument("--steps", type=positive, default=500, help="of each segmenter's training (default: 500)")
-    discover.add_argument("--seed", type=seed, default=0, help="of samples and clusterings (default: 0)")
-    discover.add_argument("--device", help="cpu, cuda ... (default: cuda where there is one, else cpu)")
+    label = jobs.add_parser(
+        "label", help="paint regions on a few samples", description="Paint regions on a page.", allow_abbrev=False
+    )
+    label.add_argument("--region", action="append", metavar="NAME", help="repeat it for each region")
+    label.add_argument("--count", type=positive, default=8, help="samples to paint on (default: 8)")
+    what = label.add_mutually_exclusive_group()
+    what.add_argument("--learn", action="store_true", help="no page: learn from DIR/painted and write the regions")
+    what.add_argument("--only-samples", action="store_true", help="no page: write DIR/painted, to paint elsewhere")
+    label.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1: this machine alone)")
+    label.add_argument("--port", type=positive, default=7861, help="(default: 7861)")
+    label.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    for job in (discover, label):
+        job.add_argument("--model", required=True, metavar="FOLDER|ID", help="a folder or Hub id with generator/")
+        job.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one of this command")
+        job.add_argument("--samples", type=positive, default=1500, help="for the segmenters (default: 1500)")
+        job.add_argument("--steps", type=positive, default=500, help="of each segmenter's training (default: 500)")
+        job.add_argument("--seed", type=seed, default=0, help="of samples and clusterings (default: 0)")
+        job.add_argument("--device", help="cpu, cuda ... (default: cuda where there is one, else cpu)")
     update = jobs.add_parser(
         "update", help="take up an edited tree.json", description="Take up an edited tree.json.", allow_abbrev=False
     )
-    update.add_argument("folder", metavar="DIR", help="what `regions discover` wrote")
+    update.add_argument("folder", metavar="DIR", help="what `regions discover` or `label` wrote")
 
 
 def run(args: argparse.Namespace) -> None:
-    from stylefusion_hf.region_folders import find_regions, update_regions
+    {"discover": _discover, "label": _label, "update": _update}[args.job](args)
 
-    if args.job == "update":
-        tree = update_regions(args.folder)
-        wrote(args.folder, f"the regions {', '.join(tree.leaves)}")
-        return
-    out = new_folder(args.out)
-    tree_of = find_regions(
+
+def _update(args: argparse.Namespace) -> None:
+    from stylefusion_hf.region_folders import update_regions
+
+    tree = update_regions(args.folder)
+    wrote(args.folder, f"the regions {', '.join(tree.leaves)}")
+
+
+def _discover(args: argparse.Namespace) -> None:
+    from stylefusion_hf.region_folders import find_regions
+
+    out = _new_folder(args.out)
+    find_regions(
         out,
-        load_generator(args.model, args.device),
+        _generator(args),
         args.samples,
         args.steps,
         args.seed,
@@ -54,22 +76,53 @@ def run(args: argparse.Namespace) -> None:
         max_regions=args.max_regions,
         clusters=args.clusters,
         min_area=args.min_area,
-        resolutions=layers(args.layers),
+        resolutions=_layers(args.layers),
     )
-    tree = update_regions(tree_of)
+    _written(out)
+
+
+def _label(args: argparse.Namespace) -> None:
+    from stylefusion_hf.few_shot import PaintFolder, learn
+    from stylefusion_hf.region_folders import write_regions
+
+    out = _new_folder(args.out)
+    if args.learn:
+        paint, generator = PaintFolder(out / "painted"), _generator(args)
+        write_regions(out, generator, learn(generator, paint), args.samples, args.steps, args.seed)
+        _written(out)
+        return
+    if (out / "painted" / "dataset.json").is_file() and not args.region:
+        args.region = PaintFolder(out / "painted").regions
+    if not args.region or len(args.region) < 2:
+        raise ValueError("name the regions to paint: --region sky --region car ... (two or more)")
+    if args.only_samples:
+        paint = PaintFolder.create(out / "painted", _generator(args), args.region, args.count)
+        wrote(paint.root, f"{len(paint.seeds)} samples; in labels/ paint 0 to {len(paint.regions) - 1}, then --learn")
+        return
+    from stylefusion_hf import label_page
+
+    how = {"host": args.host, "port": args.port, "open_browser": not args.no_browser}
+    label_page.label(_generator(args), args.region, args.count, out, args.samples, args.steps, args.seed, **how)
+
+
+def _written(out: Path) -> None:
+    from stylefusion_hf.region_folders import update_regions
+
+    tree = update_regions(out)
     wrote(out / "regions.png")
     wrote(out, str(tree))
 
 
-def new_folder(path: str):
-    """`path`, made; ValueError where it holds anything but regions that this command wrote."""
+def _new_folder(path: str) -> Path:
+    """`path`, made; ValueError where it holds anything but what this command wrote."""
     folder = output_folder(path)
-    if any(folder.iterdir()) and not (folder / "tree.json").is_file():
+    ours = (folder / "tree.json").is_file() or (folder / "painted").is_dir()
+    if any(folder.iterdir()) and not ours:
         raise ValueError(f"{path} is not empty and holds no regions: name a new folder")
     return folder
 
 
-def layers(text: str | None) -> list[int] | None:
+def _layers(text: str | None) -> list[int] | None:
     """`8,16,32` as numbers."""
     if text is None:
         return None
@@ -79,11 +132,11 @@ def layers(text: str | None) -> list[int] | None:
         raise ValueError(f"--layers {text}: expected pixels such as 8,16,32") from None
 
 
-def load_generator(model: str, device: str | None):
-    """The generator of a folder or Hub id, frozen."""
+def _generator(args: argparse.Namespace):
+    """The generator of --model on --device, frozen."""
     import torch
 
     from stylefusion_hf import StyleGAN2Generator
 
-    generator = StyleGAN2Generator.from_pretrained(model, subfolder="generator")
-    return generator.eval().requires_grad_(False).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    generator = StyleGAN2Generator.from_pretrained(args.model, subfolder="generator").eval().requires_grad_(False)
+    return generator.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
