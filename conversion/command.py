@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="the nets' generator checkpoint; the directions' converted model",
     )
-    nets.add_argument("--tree", metavar="TREE", help="ffhq, car, church, a tree's text or .json file, if the JSON leaves it open")
+    nets.add_argument(
+        "--tree", metavar="TREE", help="ffhq, car, church, a tree's text or .json file, if the JSON leaves it open"
+    )
     nets.add_argument("--space", choices=("z", "w", "w+", "s"), help="of the directions, if their files leave it open")
     nets.add_argument("--layers", metavar="0-3,7", help="rows of w+ that the directions are meant for")
 

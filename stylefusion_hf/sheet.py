@@ -51,7 +51,8 @@ def contact_sheet(
         class_labels: the class of all pictures, or one a row, of a conditional generator; None: each seed's own.
 
     Raises:
-        ValueError: no or unequally many bases and sources, classes for another number of rows, a scale or batch below 1, or what the pipeline refuses.
+        ValueError: no or unequally many bases and sources, classes for another number of rows, a scale or batch below
+            1, or what the pipeline refuses.
     """
     bases, sources = list(bases), list(sources)
     count = max(len(bases), len(sources))
@@ -94,7 +95,7 @@ def _fused(
     cells: Sequence[tuple[int, int, int, int | None]],
     **call: Any,
 ) -> list[Image.Image]:
-    """The pictures of cells (place of the column, base, source, class), which differ in their codes only: one call makes all of them."""
+    """The pictures of cells (place of the column, base, source, class), which differ in codes only: one call."""
 
     def codes(*swapped: int) -> list[int]:
         """A seed a cell: the source's in the columns `swapped`, the base's elsewhere."""
