@@ -37,7 +37,7 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "not monotone": {"channels": [16, 48, 24]},
     "constant": {"channels": [32, 32, 32]},
     "narrow": {"channels": [1, 2, 1]},
-    "128 pixels": {"resolution": 128, "channels": [8] * 6},
+    "64 pixels": {"resolution": 64, "channels": [8] * 5},
     "z is not w": {"z_dim": 5, "w_dim": 12, "mapping_width": 7},
     "grey": {"img_channels": 1},
     "no noise, clamped": {"use_noise": False, "conv_clamp": 256.0},
@@ -109,7 +109,7 @@ def walk(root: Path, pipe: StyleFusionPipeline) -> None:
     assert sheet.width > len(leaves) * size
 
     subject = build_subject(pipe, load_judges(str(root / "judges"), "cpu"), batch=4)
-    few = replace(Settings().quickened(), pairs=4, walks=1, realism_count=10)
+    few = replace(Settings().quickened(), pairs=2)
     report = evaluate(subject, few, ["swaps", "gates"], root / "report")
     assert set(report["swaps"]["leaf"]) >= set(leaves)
     assert set(report["gates"]) == set(tree.fused)
