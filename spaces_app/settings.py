@@ -84,8 +84,10 @@ class Settings:
             (kept if field else regions)[name] = code
         if regions:
             kept["regions"] = regions
+        if field and name == BASE:
+            return replace(self, kept=kept, base=dial)
         if field:
-            return replace(self, kept=kept, **{"base" if name == BASE else "common": dial})
+            return replace(self, kept=kept, common=dial)
         at = list(names).index(name)
         return replace(self, kept=kept, regions=(*self.regions[:at], dial, *self.regions[at + 1 :]))
 

@@ -63,7 +63,8 @@ def contact_sheet(
     if max_batch < 1 or (scale is not None and scale < 1):
         raise ValueError(f"max_batch and scale must be at least 1; given: {max_batch} and {scale}")
     bases, sources = bases * (count // len(bases)), sources * (count // len(sources))
-    classes = [class_labels] if isinstance(class_labels, int) else list(class_labels or [None])
+    given = [class_labels] if class_labels is None or isinstance(class_labels, int) else class_labels
+    classes: list[int | None] = list(given)
     if len(classes) not in (1, count):
         raise ValueError(f"a sheet needs one class, or one a row: {len(classes)} given for {count} rows")
     classes *= count // len(classes)
