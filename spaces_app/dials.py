@@ -108,7 +108,7 @@ def caption(model: Model, settings: Settings) -> str:
     extra += list(kept.get("nodes", {}))
     parts += [f"{title(name).lower()} as in the recipe" for name in extra]
     parts += [f"{title(name).lower()} edited" for name in kept.get("edits", {})]
-    parts += [f"class {kept['class_labels']}"] if isinstance(kept.get("class_labels"), int) else []
+    parts += [f"class {class_of(settings)}"] if class_of(settings) != OWN else []
     return " · ".join(parts) + f" · psi {settings.psi:g}"
 
 
@@ -119,8 +119,8 @@ def classes(model: Model) -> list[tuple[str, int]]:
 
 def class_of(settings: Settings) -> int:
     """The class of all seeds, or OWN; a recipe's label vector is shown as that, too, and stays as it is."""
-    label = settings.kept.get("class_labels")
-    return label if isinstance(label, int) else OWN
+    labels = settings.kept.get("class_labels") or [OWN]  # in a recipe's JSON form: a list, here of one picture's
+    return labels[0] if isinstance(labels[0], int) else OWN
 
 
 def blank(model: Model, base: int) -> Settings:

@@ -171,7 +171,7 @@ def from_recipe(recipe: Mapping[str, Any], names: Sequence[str], root: str) -> S
 def of_class(settings: Settings, label: int | None) -> Settings:
     """With this class for all seeds; None for each one's own."""
     kept = {key: value for key, value in settings.kept.items() if key != "class_labels"}
-    return replace(settings, kept=kept if label is None else kept | {"class_labels": label})
+    return replace(settings, kept=kept if label is None else kept | {"class_labels": [label]})
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from gradio_client import Client, handle_file  # noqa: E402
 
 from stylefusion_hf import StyleFusionInterpolationPipeline, StyleFusionPipeline  # noqa: E402
 from stylefusion_hf.commands._shared import RECIPE_KEY  # noqa: E402
+from stylefusion_hf.latents import seed_classes  # noqa: E402
 from stylefusion_hf.spaces_app import app, compose, dials, errors, jobs, results  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
 from stylefusion_hf.spaces_app.settings import (  # noqa: E402
@@ -126,14 +127,16 @@ def test_a_class_for_all_seeds_or_each_ones_own() -> None:
     assert (dials.class_of(chosen), dials.class_of(of_class(chosen, None))) == (2, dials.OWN)
     assert [value for _, value in dials.classes(model)] == [dials.OWN, 0, 1, 2]
     recipe = model.check(to_recipe(chosen, names, root))
-    assert recipe["class_labels"] == 2
+    assert recipe["class_labels"] == [2]
     assert from_recipe(recipe, names, root) == chosen
     made = [compose.show(model, state) for state in (own, chosen)]
     assert made[0]["png"] != made[1]["png"]
     assert "class 2" in made[1]["caption"]
-    assert json.loads(parse_qs(made[1]["query"])["recipe"][0])["class_labels"] == 2
-    assert "class_labels=2" in made[1]["code"]
-    assert model.thumbnails([4])[0].tobytes() != model.thumbnails([4], 0)[0].tobytes()
+    assert json.loads(parse_qs(made[1]["query"])["recipe"][0])["class_labels"] == [2]
+    assert "class_labels=[2]" in made[1]["code"]
+    assert (
+        model.thumbnails([4])[0].tobytes() != model.thumbnails([4], [(seed_classes([4], 3)[0] + 1) % 3])[0].tobytes()
+    )
     app.build([model])  # a page with the control
     assert jobs.sheet(model, [1], [2]).width > 0
     assert jobs.walk_call(model, recipe, "hair", [3])["class_labels"] == [2]
