@@ -15,7 +15,17 @@ from stylefusion_hf.spaces_app.dials import Card
 from stylefusion_hf.spaces_app.errors import guarded, told
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.results import data_uri, read_recipe, result
-from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, History, Settings, from_recipe, source, to_recipe
+from stylefusion_hf.spaces_app.settings import (
+    BASE,
+    COMMON,
+    Dial,
+    History,
+    Settings,
+    from_recipe,
+    of_class,
+    source,
+    to_recipe,
+)
 from stylefusion_hf.spaces_app.stage import stage
 
 FORGOTTEN = 6 * 3600  # seconds after which a session's history is dropped
@@ -81,6 +91,14 @@ class Compose:
                     elem_id="sf-psi",
                     buttons=[],
                 )
+                self.label = gr.Dropdown(
+                    dials.classes(model),
+                    value=dials.OWN,
+                    label="Class",
+                    info="Of every seed; each one's own lets regions mix classes",
+                    visible=model.classes > 0,
+                    elem_id="sf-class",
+                )
                 with gr.Row(elem_classes="sf-dials"):
                     base = Card("base", dials.named(BASE), most=False)
                     common = Card("global", dials.named(COMMON), visible=model.has_common)
@@ -89,7 +107,7 @@ class Compose:
         self.cards = [base, common, *regions]
         self.values = [self.psi, *(control for card in self.cards for control in card.values)]
         self.page = [self.stage, self.history, self.undo, self.redo, self.examples, *self.values]
-        self.page += [control for card in self.cards for control in card.others]
+        self.page += [self.label, *(control for card in self.cards for control in card.others)]
         for control, properties in self._everything(model, start).items():  # the first view, without an event
             for name, content in properties.items():
                 setattr(control, name, dials.EMPTY if content is None else content)
@@ -105,6 +123,8 @@ class Compose:
         changed = dials.looks(model, self.cards, was, settings)
         if was is None:
             changed |= self._everything(model, settings)
+        elif dials.class_of(was) != dials.class_of(settings):
+            changed[self.label] = {"value": dials.class_of(settings)}
         for control, old, new in zip(self.values, values, settings.values(), strict=False):
             if old != new:
                 changed.setdefault(control, {})["value"] = new
@@ -164,6 +184,11 @@ class Compose:
             if has:
                 made[card.seed]["label"] = dials.named(model.regions[i])
         made[self.cards[1].group] = {"visible": model.has_common}
+        made[self.label] = {
+            "visible": model.classes > 0,
+            "choices": dials.classes(model),
+            "value": dials.class_of(settings),
+        }
         return made
 
     # ------------------------------------------------------------------------------------------------
@@ -213,6 +238,16 @@ class Compose:
                 on(card.strength.input, as_shown, picture, f"{place} strength")
             if card.reset is not None:
                 on(card.reset.click, at(reset, place), own)
+
+        def step(label: int, index: int, history: History, *values: Any) -> dict[Any, Any]:
+            model = self.models[index]
+            if label != dials.OWN and label not in range(model.classes):
+                raise ValueError("this model has no such class")
+            shown = Settings.from_values(values, len(model.regions), history.present.kept)
+            changed = of_class(shown, None if label == dials.OWN else label)
+            return self.turn(model, history.push(changed, "", time.monotonic()), history.present, values)
+
+        self.label.input(guarded(step), [self.label, *inputs], self.page, **QUICK)
         on(self.surprise.click, surprised, self.page)
         on(self.clear.click, lambda model, settings: dials.blank(model, 1), self.page)
         self.undo.click(move(-1), inputs, self.page, **QUICK)

@@ -10,9 +10,10 @@ import gradio as gr
 
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.results import data_uri, title
-from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, Settings, source
+from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, RecipeField, Settings, source
 
 MAX_SEED = 2**32 - 1
+OWN = -1  # in the control of classes: every seed is of its own
 # The page shows a number that starts as None as 0. So it starts as an empty text, which CLEAN makes None again before
 # the server gets it. (A component of our own would have gradio write a file beside its source.)
 EMPTY = ""
@@ -73,9 +74,9 @@ class Card:
             looks[self.reset] = {"interactive": free and code is not None}
         return looks
 
-    def picture(self, model: Model, label: str, code: Any, follows: Any) -> str:
-        """The thumbnail's HTML."""
-        image = model.thumbnails([follows if code is None else code])[0]
+    def picture(self, model: Model, label: str, code: Any, follows: Any, kind_of_all: Any = None) -> str:
+        """The thumbnail's HTML; `kind_of_all`: the class of all seeds, None for their own."""
+        image = model.thumbnails([follows if code is None else code], kind_of_all)[0]
         kind = "sf-follows" if code is None else "sf-own"
         return f'<img class="{kind}" src="{data_uri(image)}" alt="{escape(label)}: {escape(told(code))}">'
 
@@ -89,7 +90,9 @@ def told(code: Any) -> str:
 
 def named(name: str) -> str:
     """A dial's name for people."""
-    return {BASE: "Base portrait", COMMON: "Pose and layout"}.get(name) or title(name)
+    if isinstance(name, RecipeField):
+        return "Base portrait" if name == BASE else "Pose and layout"
+    return title(name)
 
 
 def caption(model: Model, settings: Settings) -> str:
@@ -98,13 +101,26 @@ def caption(model: Model, settings: Settings) -> str:
     for name in (BASE, COMMON, *model.regions):
         code = source(settings, name, settings.dial(name, model.regions))
         if code is not None:
-            parts.append(f"{'base' if name == BASE else named(name).lower()} {code if isinstance(code, int) else '◻'}")
+            shown = "base" if name is BASE else named(name).lower()
+            parts.append(f"{shown} {code if isinstance(code, int) else '◻'}")
     kept = settings.kept
     extra = [name for name in kept.get("regions", {}) if name not in model.regions]
     extra += list(kept.get("nodes", {}))
     parts += [f"{title(name).lower()} as in the recipe" for name in extra]
     parts += [f"{title(name).lower()} edited" for name in kept.get("edits", {})]
+    parts += [f"class {class_of(settings)}"] if class_of(settings) != OWN else []
     return " · ".join(parts) + f" · psi {settings.psi:g}"
+
+
+def classes(model: Model) -> list[tuple[str, int]]:
+    """The choices of the control of classes."""
+    return [("Each seed's own", OWN), *((f"Class {i}", i) for i in range(model.classes))]
+
+
+def class_of(settings: Settings) -> int:
+    """The class of all seeds, or OWN; a recipe's label vector is shown as that, too, and stays as it is."""
+    labels = settings.kept.get("class_labels") or [OWN]  # in a recipe's JSON form: a list, here of one picture's
+    return labels[0] if isinstance(labels[0], int) else OWN
 
 
 def blank(model: Model, base: int) -> Settings:
@@ -129,7 +145,7 @@ def looks(model: Model, cards: Sequence[Card], was: Settings | None, settings: S
         cards: of the base, of what is shared, of every region (there may be more).
     """
     changed: dict[Any, dict[str, Any]] = {}
-    follows = source(settings, BASE, settings.base)
+    follows, label = source(settings, BASE, settings.base), settings.kept.get("class_labels")
     for card, name in zip(cards, (BASE, COMMON, *model.regions), strict=False):
         dial = settings.dial(name, model.regions)
         code = source(settings, name, dial)
@@ -141,10 +157,8 @@ def looks(model: Model, cards: Sequence[Card], was: Settings | None, settings: S
             code_before, follows_before = source(was, name, before), source(was, BASE, was.base)
             old = card.look(code_before, before)
             changed |= {control: new for control, new in look.items() if new != old[control]}
-            if (code, follows if code is None else None) == (
-                code_before,
-                follows_before if code_before is None else None,
-            ):
+            now = (code, follows if code is None else None, label)
+            if now == (code_before, follows_before if code_before is None else None, was.kept.get("class_labels")):
                 continue
-        changed[card.thumbnail] = {"value": card.picture(model, named(name), code, follows)}
+        changed[card.thumbnail] = {"value": card.picture(model, named(name), code, follows, label)}
     return changed

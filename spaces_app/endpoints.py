@@ -76,6 +76,7 @@ class Endpoints:
             "regions": list(found.regions),
             "tree": str(found.tree),
             "resolution": found.resolution,
+            "classes": found.classes,
             "truncation_psi": found.psi,
             "encoder": found.has_encoder,
             "directions": list(found.directions()),

@@ -55,6 +55,7 @@ class Model:
         self.has_encoder = pipe.encoder is not None
         self.has_segmenter = pipe.segmenter is not None
         self.resolution: int = pipe.generator.config.resolution
+        self.classes: int = pipe.generator.config.label_dim
         self.psi: float = pipe.generator.config.truncation_psi or 1.0
         self.name: str = pipe.model_identity()["name"] or "unnamed"
         self._directions = load_directions(directions) if directions else None
@@ -126,14 +127,19 @@ class Model:
         mine = self.pipe.model_identity()["sha256"]
         return all(mine.get(name, digits) == digits for name, digits in hashes.items())
 
-    def thumbnails(self, codes: Sequence[Any]) -> list[Image.Image]:
-        """Small pictures of codes (seeds, or in a recipe's JSON form), at the model's own truncation."""
+    def thumbnails(self, codes: Sequence[Any], label: Any = None) -> list[Image.Image]:
+        """Small pictures of codes (seeds, or in a recipe's JSON form), at the model's own truncation.
+
+        label: the class of all seeds, in a recipe's JSON form; None for their own.
+        """
         keys = [str(code) if isinstance(code, int) else _digest(code) for code in codes]
+        keys = keys if label is None else [f"{key} {label}" for key in keys]
         missing = {key: code for key, code in zip(keys, codes, strict=True) if key not in self._thumbnails}
         made = {}
         if missing:
             with self.turn():
                 recipe = {"version": 1, "base": list(missing.values()), "truncation_psi": self.psi}
+                recipe |= {} if label is None else {"class_labels": label}
                 images = self._fuse(recipe, False)[0]
             made = {key: _small(image) for key, image in zip(missing, images, strict=True)}
         found = [made[key] if key in made else self._thumbnails[key] for key in keys]

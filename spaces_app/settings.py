@@ -12,7 +12,13 @@ from typing import Any
 
 FIELDS = ("nodes", "edits", "class_labels", "truncation_cutoff", "noise_mode", "noise_seeds")  # of what is kept
 DEFAULT = ("noise_mode", "const")  # which every complete recipe has
-BASE, COMMON = "base", "global_code"  # the dials that are no region, under the names of their recipe's fields
+
+
+class RecipeField(str):
+    """A recipe's field as a dial's name: equal to its text, but a region of that name is no field."""
+
+
+BASE, COMMON = RecipeField("base"), RecipeField("global_code")  # the dials that are no region
 
 
 @dataclass(frozen=True)
@@ -64,23 +70,25 @@ class Settings:
 
     def dial(self, name: str, names: Sequence[str]) -> Dial:
         """The dial of a region, of `BASE` or of `COMMON`."""
-        if name in (BASE, COMMON):
+        if isinstance(name, RecipeField):
             return self.base if name == BASE else self.common
         return self.regions[names.index(name)]
 
     def turned(self, name: str, names: Sequence[str], dial: Dial, code: Any = None) -> Settings:
         """With this dial; `code`, in a recipe's JSON form, is kept for it instead of what was."""
-        kept = {key: value for key, value in self.kept.items() if key not in (name, "regions")}
-        regions = {key: value for key, value in self.kept.get("regions", {}).items() if key != name}
+        field = isinstance(name, RecipeField)
+        kept, regions = dict(self.kept), dict(self.kept.get("regions", {}))
+        (kept if field else regions).pop(name, None)
+        kept.pop("regions", None)
         if code is not None:
-            (kept if name in (BASE, COMMON) else regions)[name] = code
+            (kept if field else regions)[name] = code
         if regions:
             kept["regions"] = regions
-        if name == BASE:
+        if field and name == BASE:
             return replace(self, kept=kept, base=dial)
-        if name == COMMON:
+        if field:
             return replace(self, kept=kept, common=dial)
-        at = names.index(name)
+        at = list(names).index(name)
         return replace(self, kept=kept, regions=(*self.regions[:at], dial, *self.regions[at + 1 :]))
 
 
@@ -93,7 +101,7 @@ def source(settings: Settings, name: str, dial: Dial) -> Any:
     if dial.seed is not None:
         return dial.seed
     kept = settings.kept
-    return kept.get(name) if name in (BASE, COMMON) else kept.get("regions", {}).get(name)
+    return kept.get(name) if isinstance(name, RecipeField) else kept.get("regions", {}).get(name)
 
 
 def to_recipe(settings: Settings, names: Sequence[str], root: str) -> dict[str, Any]:
@@ -104,7 +112,7 @@ def to_recipe(settings: Settings, names: Sequence[str], root: str) -> dict[str, 
     kept = settings.kept
     strengths = dict(kept.get("strength", {}))
     regions = {name: code for name, code in kept.get("regions", {}).items() if name not in names}
-    recipe: dict[str, Any] = {"version": 1, "num_images": 1, "base": base}
+    recipe: dict[str, Any] = {"version": 1, "num_images": 1, str(BASE): base}
     for name, dial in zip(names, settings.regions, strict=True):
         code = source(settings, name, dial)
         if code is not None:
@@ -115,7 +123,7 @@ def to_recipe(settings: Settings, names: Sequence[str], root: str) -> dict[str, 
         recipe["regions"] = regions
     common = source(settings, COMMON, settings.common)
     if common is not None:
-        recipe[COMMON] = common
+        recipe[str(COMMON)] = common
         if settings.common.strength != 1:
             strengths[root] = settings.common.strength
     recipe |= {name: kept[name] for name in FIELDS if name in kept}
@@ -146,7 +154,7 @@ def from_recipe(recipe: Mapping[str, Any], names: Sequence[str], root: str) -> S
     base, common = recipe["base"], recipe.get(COMMON)
     for name, code in ((BASE, base), (COMMON, common), ("regions", regions or None)):
         if code is not None and not isinstance(code, int):
-            kept[name] = code
+            kept[str(name)] = code
     shown = {name for name in names if name in recipe.get("regions", {})}  # whose strength a dial has
     others = {*regions, *kept.get("nodes", {})} - shown
     if strengths := {name: of.get(name, every) for name in others if of.get(name, every) != 1}:
@@ -158,6 +166,12 @@ def from_recipe(recipe: Mapping[str, Any], names: Sequence[str], root: str) -> S
         psi=recipe["truncation_psi"],
         kept=kept,
     )
+
+
+def of_class(settings: Settings, label: int | None) -> Settings:
+    """With this class for all seeds; None for each one's own."""
+    kept = {key: value for key, value in settings.kept.items() if key != "class_labels"}
+    return replace(settings, kept=kept if label is None else kept | {"class_labels": [label]})
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ def contact_sheet(
         class_labels: the class of all pictures, or one a row, of a conditional generator; None: each seed's own.
 
     Raises:
-        ValueError: no or unequally many bases and sources, classes for another number of rows, a scale or batch below 1, or what the pipeline refuses.
+        ValueError: no or unequally many bases and sources, classes for another number of rows, a scale or batch below
+            1, or what the pipeline refuses.
     """
     bases, sources = list(bases), list(sources)
     count = max(len(bases), len(sources))
@@ -62,7 +63,8 @@ def contact_sheet(
     if max_batch < 1 or (scale is not None and scale < 1):
         raise ValueError(f"max_batch and scale must be at least 1; given: {max_batch} and {scale}")
     bases, sources = bases * (count // len(bases)), sources * (count // len(sources))
-    classes = [class_labels] if isinstance(class_labels, int) else list(class_labels or [None])
+    given = [class_labels] if class_labels is None or isinstance(class_labels, int) else class_labels
+    classes: list[int | None] = list(given)
     if len(classes) not in (1, count):
         raise ValueError(f"a sheet needs one class, or one a row: {len(classes)} given for {count} rows")
     classes *= count // len(classes)
@@ -94,7 +96,7 @@ def _fused(
     cells: Sequence[tuple[int, int, int, int | None]],
     **call: Any,
 ) -> list[Image.Image]:
-    """The pictures of cells (place of the column, base, source, class), which differ in their codes only: one call makes all of them."""
+    """The pictures of cells (place of the column, base, source, class), which differ in codes only: one call."""
 
     def codes(*swapped: int) -> list[int]:
         """A seed a cell: the source's in the columns `swapped`, the base's elsewhere."""

@@ -25,9 +25,18 @@ from gradio_client import Client, handle_file  # noqa: E402
 
 from stylefusion_hf import StyleFusionInterpolationPipeline, StyleFusionPipeline  # noqa: E402
 from stylefusion_hf.commands._shared import RECIPE_KEY  # noqa: E402
-from stylefusion_hf.spaces_app import compose, dials, errors, jobs, results  # noqa: E402
+from stylefusion_hf.latents import seed_classes  # noqa: E402
+from stylefusion_hf.spaces_app import app, compose, dials, errors, jobs, results  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
-from stylefusion_hf.spaces_app.settings import COMMON, Dial, History, Settings, from_recipe, to_recipe  # noqa: E402
+from stylefusion_hf.spaces_app.settings import (  # noqa: E402
+    COMMON,
+    Dial,
+    History,
+    Settings,
+    from_recipe,
+    of_class,
+    to_recipe,
+)
 from tests.command_line import fails  # noqa: E402
 from tests.space_server import serving  # noqa: E402
 from tests.tiny import TinyEncoder, tiny_pipeline  # noqa: E402
@@ -105,6 +114,54 @@ def test_a_photograph_stays_until_its_dial_has_a_seed(models: list[Model]) -> No
     kept = to_recipe(compose.reset(model, settings, 3), model.regions, model.tree.root)
     assert "regions" not in kept
     assert kept[COMMON] == other
+
+
+def test_a_class_for_all_seeds_or_each_ones_own() -> None:
+    pipe = tiny_pipeline(segmenter=True, label_dim=3)
+    pipe.register_to_config(_name_or_path="test/classes")
+    model = Model(pipe)
+    names, root = model.regions, model.tree.root
+    own = dials.example(model, 0)
+    assert dials.class_of(own) == dials.OWN
+    chosen = of_class(own, 2)
+    assert (dials.class_of(chosen), dials.class_of(of_class(chosen, None))) == (2, dials.OWN)
+    assert [value for _, value in dials.classes(model)] == [dials.OWN, 0, 1, 2]
+    recipe = model.check(to_recipe(chosen, names, root))
+    assert recipe["class_labels"] == [2]
+    assert from_recipe(recipe, names, root) == chosen
+    made = [compose.show(model, state) for state in (own, chosen)]
+    assert made[0]["png"] != made[1]["png"]
+    assert "class 2" in made[1]["caption"]
+    assert json.loads(parse_qs(made[1]["query"])["recipe"][0])["class_labels"] == [2]
+    assert "class_labels=[2]" in made[1]["code"]
+    assert (
+        model.thumbnails([4])[0].tobytes() != model.thumbnails([4], [(seed_classes([4], 3)[0] + 1) % 3])[0].tobytes()
+    )
+    app.build([model])  # a page with the control
+    assert jobs.sheet(model, [1], [2]).width > 0
+    assert jobs.walk_call(model, recipe, "hair", [3])["class_labels"] == [2]
+
+
+def test_twenty_regions_some_called_like_a_recipes_fields() -> None:
+    tree = "n0*(base, n1*(global_code, n2*(regions, nodes)))"
+    for i in range(3, 19):
+        tree = f"n{i}*({tree}, r{i})"
+    model = tiny_model("test/twenty", tree)
+    assert len(model.regions) == 20
+    settings = dials.blank(model, 1)
+    for place, name in enumerate(model.regions):
+        settings = settings.turned(name, model.regions, Dial(place + 10))
+    recipe = model.check(to_recipe(settings, model.regions, model.tree.root))
+    assert recipe["base"] == 1
+    assert recipe["regions"] == {name: place + 10 for place, name in enumerate(model.regions)}
+    assert from_recipe(recipe, model.regions, model.tree.root) == settings
+    assert dials.named("base") == "Base"
+    assert dials.caption(model, settings).startswith("base 1 · base 10 · ")
+    kept = settings.turned("base", model.regions, Dial(), {"space": "w"}).kept
+    assert kept == {"regions": {"base": {"space": "w"}}}
+    query = results.query(model, model.render(recipe).recipe)
+    assert json.loads(parse_qs(query)["recipe"][0])["regions"]["nodes"] == 13
+    app.build([model])
 
 
 def test_history_takes_a_turning_dial_for_one_step() -> None:

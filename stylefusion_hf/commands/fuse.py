@@ -169,8 +169,12 @@ def _take_tuned(pipe: Any, recipe: str, folder: Path) -> None:
 
 
 def _write_masks(masks: Mapping[str, Any], folder: Path) -> list[str]:
-    """{region: (1, H, W), from 0 to 1} as grey PNGs; returns the regions."""
+    """{region: (1, H, W), from 0 to 1} as grey PNGs; returns the regions.
+
+    What no system has in a file's name is written as in a URL: the mask of the region a/b is a%2Fb.png.
+    """
     for name, mask in masks.items():
         levels = mask[0].float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
-        save_png(Image.fromarray(levels, mode="L"), folder / f"{name}.png")
+        file = "".join(f"%{ord(mark):02X}" if mark in '<>:"/\\|?%' else mark for mark in name)
+        save_png(Image.fromarray(levels, mode="L"), folder / f"{file}.png")
     return list(masks)
