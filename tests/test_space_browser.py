@@ -358,9 +358,10 @@ def test_screenshots(visit: Visit) -> None:
     visit.page.locator("#sf-compose-stage .sf-frame").hover(position={"x": 230, "y": 60})
     visit.page.screenshot(path=folder / "space-compose.png")
     visit.open("Mix pictures")
-    for number in (0, 1):
+    for slot, number in (("a", 2), ("b", 1)):
         visit.page.locator(f"button[data-sample='{number}']").click()
-        api.expect(visit.page.locator(f"#sf-picture-{'ab'[number]} img")).to_be_visible()
+        api.expect(visit.page.locator(f"#sf-picture-{slot} img")).to_be_visible()
+    visit.page.locator("#sf-steps input[type=range]").fill("100")
     visit.page.locator("#sf-read").click()
     api.expect(visit.page.locator("#sf-mix-stage .sf-caption")).to_have_text("Picture A as the model sees it")
     visit.page.locator("#sf-take-5").get_by_label("B").check()
