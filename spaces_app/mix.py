@@ -192,8 +192,9 @@ def upload(label: str, **settings: Any) -> gr.Image:
     Set on the instance, since gradio writes a file beside the source of a component class.
     """
     picture = gr.Image(
-        label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], buttons=[], **settings
-    )
+        label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
+        buttons=[], **settings,
+    )  # fmt: skip
 
     def place(payload: Any) -> str | None:  # gradio has made sure that it is an upload's
         if payload is not None and payload.path is None:
@@ -215,7 +216,7 @@ def open_named(path: str, name: str) -> Image.Image:
 def reading(model: Model) -> str:
     """How this model reads pictures."""
     if model.has_encoder:
-        return "This model's encoder reads a picture at once; steps of optimisation, a few seconds, bring it much nearer."
+        return "This model's encoder reads a picture at once; steps of optimisation take seconds, and bring it nearer."
     return (
         "This model has no encoder: reading starts from its average portrait and takes some steps of optimisation, "
         "a few seconds each picture."

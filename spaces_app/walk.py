@@ -178,6 +178,6 @@ def sheet_snippet(model: Model, bases: Sequence[int], sources: Sequence[int], ps
         "from stylefusion_hf.sheet import contact_sheet",
         "",
         load_line(model),
-        f"contact_sheet(pipe, {list(bases)}, {list(sources)}, truncation_psi={psi!r}).save(\"sheet.png\")",
+        f'contact_sheet(pipe, {list(bases)}, {list(sources)}, truncation_psi={psi!r}).save("sheet.png")',
     ]
     return "\n".join(lines)
