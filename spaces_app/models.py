@@ -44,9 +44,6 @@ class Model:
     Args:
         pipe: with or without segmenter and encoder.
         directions: a file of `stylefusion directions`; None finds some when they are first asked for.
-
-    Raises:
-        ValueError: a class-conditional generator, whose class no dial says.
     """
 
     def __init__(self, pipe: StyleFusionPipeline, directions: str | None = None):
@@ -60,11 +57,6 @@ class Model:
         self.resolution: int = pipe.generator.config.resolution
         self.psi: float = pipe.generator.config.truncation_psi or 1.0
         self.name: str = pipe.model_identity()["name"] or "unnamed"
-        if pipe.generator.config.label_dim:
-            raise ValueError(
-                f"the Space has no dial for a class, and {self.name} is class-conditional (label_dim="
-                f"{pipe.generator.config.label_dim}): use the library, whose calls take class_labels"
-            )
         self._directions = load_directions(directions) if directions else None
         self._thumbnails: OrderedDict[str, Image.Image] = OrderedDict()
         self._drawing, self._waiting = threading.Lock(), threading.Semaphore(MAX_WAITING)

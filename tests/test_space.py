@@ -501,15 +501,6 @@ def test_app_py_runs_where_nothing_lies_beside_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["app.py"]
 
 
-def test_a_class_conditional_model_is_refused_by_name() -> None:
-    pipe = tiny_pipeline(label_dim=3)
-    pipe.register_to_config(_name_or_path="test/classes")
-    with pytest.raises(
-        ValueError, match=r"no dial for a class, and test/classes is class-conditional \(label_dim=3\)"
-    ):
-        Model(pipe)
-
-
 def test_models_have_different_names(models: list[Model]) -> None:
     from stylefusion_hf.spaces_app import app
 
