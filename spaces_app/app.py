@@ -72,7 +72,7 @@ def build(models: Sequence[Model]) -> gr.Blocks:
                 elem_id="sf-model",
             )
         films = Films()
-        with gr.Tabs() as tabs:
+        with gr.Tabs(overflow_behavior="wrap") as tabs:  # a phone shows them all
             with gr.Tab("Compose", id="compose"):
                 compose = Compose(models, chosen, tabs)
             with gr.Tab("Mix pictures", id="mix"):

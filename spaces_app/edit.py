@@ -39,11 +39,11 @@ class Edit:
         start = gr.State({"version": 1, "num_images": 1, "base": 1, "truncation_psi": model.psi})
         recipe = gr.State(None)
         gr.Markdown(
-            "A direction is one way in which the model's portraits differ. Moved along it, only the chosen region"
-            " changes on the left; on the right, the usual edit changes the whole picture.",
+            "A direction is one way in which the model's portraits differ. The first picture moves along it in the"
+            " chosen region only; the second moves everywhere, as edits usually do.",
             elem_classes="sf-lead",
         )
-        with gr.Row():
+        with gr.Row(elem_classes="sf-from"):
             seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=dials.MAX_SEED)
             take = gr.Button("Take the one from Compose", elem_id="sf-edit-take")
         with gr.Row():

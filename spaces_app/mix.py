@@ -20,7 +20,7 @@ from stylefusion_hf.spaces_app.stage import stage
 
 SLOTS = ("A", "B", "C")
 MAX_STEPS = 200
-WITHOUT_ENCODER = 80  # steps, from the mean picture
+WITH_ENCODER, WITHOUT_ENCODER = 40, 80  # steps to begin with: from the encoder's guess, from the mean picture
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.png"))
 LONG: dict[str, Any] = {
     "trigger_mode": "once",
@@ -77,7 +77,7 @@ class Mix:
                 steps = gr.Slider(
                     0,
                     MAX_STEPS,
-                    0 if model.has_encoder else WITHOUT_ENCODER,
+                    WITH_ENCODER if model.has_encoder else WITHOUT_ENCODER,
                     step=10,
                     label="Extra care (steps of optimisation)",
                     info="More brings the picture nearer to yours, and takes longer",
@@ -111,7 +111,7 @@ class Mix:
             [chosen, *pictures, steps],
             [codes, *seen],
             show_progress="full",
-            show_progress_on=[read],
+            show_progress_on=[steps],  # a button has no room for it
             **LONG,
         ).success(guarded(self._mix), take, outputs, **quick)
         for radio in (common, *radios):
@@ -125,7 +125,7 @@ class Mix:
             for i in range(most):
                 shown = {"label": names[i], "visible": True} if i < len(names) else {"visible": False}
                 updates.append(gr.update(value=SLOTS[0], **shown))
-            care = 0 if model.has_encoder else WITHOUT_ENCODER
+            care = WITH_ENCODER if model.has_encoder else WITHOUT_ENCODER
             nothing = [None] * len(SLOTS)
             return [reading(model), care, *updates, list(nothing), *nothing, None, gr.update(visible=False)]
 
@@ -192,8 +192,9 @@ def upload(label: str, **settings: Any) -> gr.Image:
     Set on the instance, since gradio writes a file beside the source of a component class.
     """
     picture = gr.Image(
-        label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], **settings
-    )
+        label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
+        buttons=[], **settings,
+    )  # fmt: skip
 
     def place(payload: Any) -> str | None:  # gradio has made sure that it is an upload's
         if payload is not None and payload.path is None:
@@ -215,7 +216,7 @@ def open_named(path: str, name: str) -> Image.Image:
 def reading(model: Model) -> str:
     """How this model reads pictures."""
     if model.has_encoder:
-        return "This model's encoder reads a picture at once; steps of optimisation bring it nearer."
+        return "This model's encoder reads a picture at once; steps of optimisation take seconds, and bring it nearer."
     return (
         "This model has no encoder: reading starts from its average portrait and takes some steps of optimisation, "
         "a few seconds each picture."

@@ -22,6 +22,8 @@ function show() {
   find("share").disabled = !value.query;
   find("share").title = value.query ? "A link that makes this picture" : "A link holds seeds only: download the recipe";
   find("link").hidden = true;
+  find("frame").title = value.labels ? "" : "This model has no segmenter, so that its regions have no outlines here";
+  find("frame").style.cursor = value.labels ? "" : "default";
   read(value.labels);
   for (const card of cards()) { // so that "Lock" and "Shuffle" say what they belong to
     card.setAttribute("role", "group");

@@ -30,7 +30,7 @@ class Walk:
         )
         with gr.Row(elem_classes="sf-compose"):
             with gr.Column(scale=5, min_width=280):
-                with gr.Row():
+                with gr.Row(elem_classes="sf-from"):
                     seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=dials.MAX_SEED)
                     take = gr.Button("Take the one from Compose")
                 region = gr.Dropdown(
@@ -158,12 +158,26 @@ class Grid:
             psi = gr.Slider(0, 1.5, models[0].psi, step=0.01, label="Variety", buttons=[])
         make = gr.Button("Draw the sheet", variant="primary", elem_id="sf-grid-make")
         drawn = gr.Image(
-            label="Sheet", format="png", type="pil", interactive=False, buttons=["download", "fullscreen"],
-            elem_id="sf-grid-sheet",
+            label="Sheet", show_label=False, format="png", type="pil", interactive=False,
+            buttons=["download", "fullscreen"], elem_id="sf-grid-sheet",
         )  # fmt: skip
+        code = gr.Code(label="The same with Python", language="python", visible=False, elem_id="sf-grid-code")
 
-        def draw(index: int, base: str, source: str, psi: float) -> Any:
+        def draw(index: int, base: str, source: str, psi: float) -> tuple[Any, Any]:
             rows, others = jobs.seeds(base, jobs.MAX_ROWS), jobs.seeds(source, jobs.MAX_ROWS)
-            return jobs.sheet(models[index], rows, others, psi)
+            image = jobs.sheet(models[index], rows, others, psi)
+            return image, gr.update(value=sheet_snippet(models[index], rows, others, psi), visible=True)
 
-        make.click(guarded(draw), [chosen, bases, sources, psi], drawn, **LONG)
+        make.click(guarded(draw), [chosen, bases, sources, psi], [drawn, code], show_progress_on=[drawn], **LONG)
+
+
+def sheet_snippet(model: Model, bases: Sequence[int], sources: Sequence[int], psi: float) -> str:
+    """Python that makes the same sheet."""
+    lines = [
+        "from stylefusion_hf import StyleFusionPipeline",
+        "from stylefusion_hf.sheet import contact_sheet",
+        "",
+        load_line(model),
+        f'contact_sheet(pipe, {list(bases)}, {list(sources)}, truncation_psi={psi!r}).save("sheet.png")',
+    ]
+    return "\n".join(lines)

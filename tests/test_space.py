@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -415,6 +416,31 @@ def test_uploads_are_bounded_and_checked(client: Client, tmp_path: Path) -> None
             client.predict(picture=picture, steps=1, api_name="/invert")
         if name != "large.png":  # the client's own message
             assert "/" not in str(caught.value)
+
+
+def test_junk_at_the_pages_own_events_harms_nothing(url: str, client: Client) -> None:
+    import httpx
+
+    junk = ["../../etc/passwd", -1, None, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, 1e308, [[]]]
+    with httpx.Client(base_url=f"{url}/gradio_api", timeout=60) as stranger:
+        events = stranger.get(f"{url}/config").json()["dependencies"]
+        assert len(events) > 50
+        for number, event in enumerate(events):
+            data = [junk[(number + i) % len(junk)] for i in range(len(event["inputs"]))]
+            body = {
+                "data": data,
+                "fn_index": event["id"],
+                "session_hash": f"junk{number}",
+                "event_data": {"example": "x"},
+            }
+            if event["queue"] is False:
+                answer = stranger.post("/run/predict", json=body).text
+            else:
+                stranger.post("/queue/join", json=body)
+                with stranger.stream("GET", "/queue/data", params={"session_hash": f"junk{number}"}) as lines:
+                    answer = next(line for line in lines.iter_lines() if "process_completed" in line)
+            assert not re.search("root:|Traceback|site-packages|stylefusion_hf/", answer), event["id"]
+    assert client.predict(base=1, api_name="/compose")[1]["base"] == 1
 
 
 def test_files_of_the_server_are_out_of_reach(url: str) -> None:

@@ -26,7 +26,7 @@ from tests.space_server import serving  # noqa: E402
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if BROWSER is None:
     pytest.skip("there is no chromium on the PATH: apt install chromium", allow_module_level=True)
-PATIENCE = 30_000  # ms; a busy machine takes seconds where an idle one takes tenths
+PATIENCE = 90_000  # ms; a machine with much other work takes minutes where an idle one takes seconds
 REGIONS = ["mouth", "skin", "eyes", "clothes", "background", "hair"]
 
 
@@ -264,6 +264,7 @@ def test_pictures_are_mixed_and_go_on(visit: Visit, pipe: StyleFusionPipeline) -
     api.expect(page.locator("#sf-picture-b img")).to_be_visible()
     page.locator("#sf-steps input[type=range]").fill("10")
     page.locator("#sf-read").click()
+    api.expect(page.locator("#sf-steps")).to_contain_text(re.compile("Reading the pictures|Step"))  # how far it is
     stage = page.locator("#sf-mix-stage")
     api.expect(stage.locator(".sf-caption")).to_have_text("Picture A as the model sees it")
     page.locator("#sf-take-5").get_by_label("B").check()
@@ -312,10 +313,12 @@ def test_edit_animate_and_compare(visit: Visit, tmp_path: Path) -> None:
     download.value.save_as(tmp_path / "walk.webp")
     with Image.open(tmp_path / "walk.webp") as film:
         assert (film.n_frames, film.size) == (48, (64, 64))
+    assert page.locator("#sf-walk-film img").bounding_box()["width"] > 300
 
     visit.open("Compare")
     page.locator("#sf-grid-make").click()
     api.expect(page.locator("#sf-grid-sheet img")).to_be_visible()
+    api.expect(page.locator("#sf-grid-code")).to_contain_text("contact_sheet(pipe, [1, 4, 6], [21, 24, 26]")
 
 
 def test_a_phone_shows_all_without_scrolling_sideways(browser: Any, url: str) -> None:
@@ -324,11 +327,17 @@ def test_a_phone_shows_all_without_scrolling_sideways(browser: Any, url: str) ->
     for tab in ("Compose", "Mix pictures"):
         visit.page.get_by_role("tab", name=tab).first.click(force=True)
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert visit.page.get_by_role("tab", name="About").first.is_visible()  # none hides in a menu
     visit.page.get_by_role("tab", name="Compose").first.click(force=True)
     visit.dial("hair").scroll_into_view_if_needed()
     box = visit.page.locator("#sf-compose-stage .sf-frame").bounding_box()
     assert 0 <= box["y"] < 100  # the picture stays in sight beside the last dial
     assert box["width"] > 120
+    middle = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
+    for step in range(8):  # and nothing that scrolls below it shines through
+        visit.page.mouse.wheel(0, -40)
+        top = visit.page.evaluate("([x, y]) => Boolean(document.elementFromPoint(x, y)?.closest('.sf-frame'))", middle)
+        assert top, step
     visit.turn(lambda: visit.seed("hair").fill("8"))
     assert visit.troubles == []
     context.close()
@@ -358,9 +367,10 @@ def test_screenshots(visit: Visit) -> None:
     visit.page.locator("#sf-compose-stage .sf-frame").hover(position={"x": 230, "y": 60})
     visit.page.screenshot(path=folder / "space-compose.png")
     visit.open("Mix pictures")
-    for number in (0, 1):
+    for slot, number in (("a", 2), ("b", 1)):
         visit.page.locator(f"button[data-sample='{number}']").click()
-        api.expect(visit.page.locator(f"#sf-picture-{'ab'[number]} img")).to_be_visible()
+        api.expect(visit.page.locator(f"#sf-picture-{slot} img")).to_be_visible()
+    visit.page.locator("#sf-steps input[type=range]").fill("100")
     visit.page.locator("#sf-read").click()
     api.expect(visit.page.locator("#sf-mix-stage .sf-caption")).to_have_text("Picture A as the model sees it")
     visit.page.locator("#sf-take-5").get_by_label("B").check()
