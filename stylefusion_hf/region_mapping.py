@@ -117,7 +117,9 @@ class RegionMap:
             for entry in entries:
                 number = self._number(entry, region, labels)
                 if number in taken:
-                    twice = f"twice in {region!r}" if taken[number] == region else f"in {taken[number]!r} and {region!r}"
+                    twice = (
+                        f"twice in {region!r}" if taken[number] == region else f"in {taken[number]!r} and {region!r}"
+                    )
                     raise ValueError(f"{self.name}: class {number} ({short(labels[number], 60)}) is {twice}")
                 taken[number] = region
                 found[region].append(number)

@@ -8,9 +8,11 @@ after the other, give no gradient, and some want torchvision. What their preproc
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ def _check_values(name: str, value: Any, depth: int = 0) -> None:
         for key in FOREIGN:
             value.pop(key, None)
         backbone = value.get("backbone")
-        if isinstance(backbone, str) and value.get("backbone_config") is None or value.get("use_timm_backbone"):
+        if (isinstance(backbone, str) and value.get("backbone_config") is None) or value.get("use_timm_backbone"):
             raise ValueError(
                 f"{name} takes its backbone {short(backbone)} from elsewhere (timm or the Hub): only networks whose"
                 " own config and weights are complete can be used"
@@ -159,17 +161,19 @@ def load_network(folder: str, where: str) -> tuple[dict[str, Any], dict[str, tor
             " https://huggingface.co/spaces/safetensors/convert"
         )
     made, auto = _config_and_class(config)
+    labels_of(made.to_dict())
     options = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     try:
-        network, info = auto.from_pretrained(
-            folder, config=made, output_loading_info=True, dtype=torch.float32, **options
-        )
+        with _quiet():
+            network, info = auto.from_pretrained(
+                folder, config=made, output_loading_info=True, dtype=torch.float32, **options
+            )
     except ImportError:
         raise
     except Exception as error:
         kind = OSError if isinstance(error, OSError) or "safetensor" in type(error).__name__.lower() else ValueError
         raise kind(f"the segmenter {where} cannot be loaded: {_line(error)}. Download or save it again") from error
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(key for key in info["missing_keys"] if not key.endswith("num_batches_tracked")):
         raise ValueError(
             f"{where} is no whole segmenter: its weights lack {len(missing)} of {type(network).__name__}'s, such as"
             f" {missing[0]}. Choose a model that was trained for segmentation"
@@ -177,6 +181,18 @@ def load_network(folder: str, where: str) -> tuple[dict[str, Any], dict[str, tor
     freeze_statistics(network)
     saved = plain_config(network.config.to_dict())
     return saved, network.state_dict()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of missing and unfit weights, which an error of one line follows."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def read_json(path: Path, where: str) -> dict[str, Any]:

@@ -179,7 +179,9 @@ class HubSegmenter(StrictModelMixin, ConfigMixin):
         from transformers import __version__
 
         saved = short(model.config.network.get("transformers_version", "an unknown version"), 40)
-        return f"{super()._describe_missing(model, keys)}; it was saved with transformers {saved}, this is {__version__}"
+        return (
+            f"{super()._describe_missing(model, keys)}; it was saved with transformers {saved}, this is {__version__}"
+        )
 
 
 def _check_classes(regions: Sequence[str], classes: Sequence[Sequence[int]], count: int) -> None:

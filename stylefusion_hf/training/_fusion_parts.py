@@ -12,8 +12,8 @@ from torch import Tensor
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.regions import RegionTree
+from stylefusion_hf.training._segmenters import load_segmenter
 from stylefusion_hf.training.common import step_generator
 from stylefusion_hf.training.criterion import TERMS, Criterion
 from stylefusion_hf.training.roles import Roles
@@ -74,7 +74,10 @@ def start_gates(fusion: FusionHierarchy, energies: Tensor, regions: list[str], f
 
 
 def load_frozen(args: argparse.Namespace, accelerator: Accelerator):
-    """Generator, segmenter and (if the realism term wants it) discriminator of the given folder, frozen."""
+    """Generator, segmenter and (if the realism term wants it) discriminator of the given folder, frozen.
+
+    The segmenter may come from elsewhere: see `_segmenters`.
+    """
     if not args.pretrained_model_name_or_path:
         raise ValueError("--model is missing: a folder or Hub id that holds generator/ and segmenter/")
     where = {"revision": args.revision, "variant": args.variant}
@@ -85,7 +88,7 @@ def load_frozen(args: argparse.Namespace, accelerator: Accelerator):
     def frozen(model: Any) -> Any:
         return model.eval().requires_grad_(False).to(accelerator.device)
 
-    g, segmenter = frozen(load(StyleGAN2Generator, "generator")), frozen(load(RegionSegmenter, "segmenter"))
+    g, segmenter = frozen(load(StyleGAN2Generator, "generator")), frozen(load_segmenter(args))
     if g.config.label_dim:
         raise ValueError("fusion nets of class-conditional generators cannot be trained yet: their codes need labels")
     if not args.realism_weight:

@@ -2,7 +2,8 @@
 
     accelerate launch -m stylefusion_hf.training.fusion --model FOLDER --output_dir runs/fusion --tree avatar
 
-FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/). Codes are sampled and a pool of
+FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/); `--segmenter ID_OR_FOLDER
+--region_map FILE` takes a segmenter of the Hub instead (docs/any-generator.md). Codes are sampled and a pool of
 their plain pictures is described once; each step mixes codes of the pool by the tree and asks of the fused pictures
 what `criterion.py` says. The objective is a reconstruction, found by measurement (docs/objective.md): the paper's
 training code was never published. `--config FILE` reads flags from JSON, as docs/objective.md's rows do.
@@ -33,6 +34,7 @@ from stylefusion_hf.training._fusion_parts import (
     start_gates,
 )
 from stylefusion_hf.training._fusion_step import Clock, Transfers, backward, discriminator_step
+from stylefusion_hf.training._segmenters import add_arguments
 from stylefusion_hf.training.card import model_card
 from stylefusion_hf.training.common import (
     Log,
@@ -82,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="avatar",
         help="a preset (avatar, ffhq, car, church), or text such as 'all*(face*(mouth, skin), hair)'",
     )
+    add_arguments(p)
     nets = p.add_argument_group("nets")
     nets.add_argument("--hidden_width", type=int, default=192, help="of the gating MLPs")
     nets.add_argument("--hidden_layers", type=int, default=2, help="of the gating MLPs")
