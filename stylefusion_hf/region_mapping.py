@@ -117,9 +117,8 @@ class RegionMap:
             for entry in entries:
                 number = self._number(entry, region, labels)
                 if number in taken:
-                    twice = (
-                        f"twice in {region!r}" if taken[number] == region else f"in {taken[number]!r} and {region!r}"
-                    )
+                    other = taken[number]
+                    twice = f"twice in {region!r}" if other == region else f"in {other!r} and {region!r}"
                     raise ValueError(f"{self.name}: class {number} ({short(labels[number], 60)}) is {twice}")
                 taken[number] = region
                 found[region].append(number)
@@ -141,16 +140,15 @@ class RegionMap:
             whole = [number for number, label in labels.items() if plain(label) == plain(name)]
             some = whole or [number for number, label in labels.items() if plain(name) in synonyms(label)]
             if len(some) > 1:
-                raise ValueError(
-                    f"{self.name}: {short(name)} of {region!r} fits the classes {', '.join(map(str, some))}: give a number"
-                )
+                listed = ", ".join(map(str, some))
+                raise ValueError(f"{self.name}: {short(name)} of {region!r} fits the classes {listed}: give a number")
             if some and plain(name):
                 return some[0]
         known = {plain(word): word.strip() for label in labels.values() for word in re.split("[,;]", label)}
         wanted = [plain(name) for name in entry.split("|")]
         near = [known[match] for name in wanted for match in difflib.get_close_matches(name, known, n=3)]
-        listed = [short(label.strip(), 40) for _, label in sorted(labels.items())]
-        some_names = ", ".join(listed[:24]) + (f" and {len(listed) - 24} more" if len(listed) > 24 else "")
+        every = [short(label.strip(), 40) for _, label in sorted(labels.items())]
+        some_names = ", ".join(every[:24]) + (f" and {len(every) - 24} more" if len(every) > 24 else "")
         hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
         raise ValueError(
             f"{self.name}: the network has no class {short(entry)} for {region!r}; {hint}It has {some_names}"

@@ -94,6 +94,7 @@ class HubSegmenter(StrictModelMixin, ConfigMixin):
             raise ValueError(f"size is one or two sides from 8 to {LARGEST_SIDE} pixels, got {short(size)}")
         check_choice("resample", resample, RESAMPLING.values())
         config = plain_config(network)
+        self.register_to_config(network=config)
         _check_classes(regions, classes, len(labels_of(config)))
         self.net = build_network(config)
         self.net.eval()
