@@ -67,7 +67,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(READY_DEV): pyproject.toml constraints.txt
 	@$(call check_python)
-	@$(call install,.[train$(comma)evaluation$(comma)space$(comma)dev],everything for tests and training)
+	@$(call install,.[train$(comma)evaluation$(comma)segmenter$(comma)space$(comma)dev],everything for tests and training)
 	@touch $(READY) $@
 
 comma := ,

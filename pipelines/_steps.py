@@ -21,7 +21,7 @@ from stylefusion_hf.regions import RegionTree
 KINDS = {  # component -> what it is called, and what tells it from others
     "generator": ("StyleGAN2Generator", "conv_sizes"),
     "fusion": ("FusionHierarchy", "tree"),
-    "segmenter": ("RegionSegmenter", "segment"),
+    "segmenter": ("RegionSegmenter or HubSegmenter", "segment"),
 }
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 

@@ -15,6 +15,7 @@ from stylefusion_hf.checks import check_choice, check_count, check_flag
 from stylefusion_hf.hub import HubMixin
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import NOISE_MODES, StyleGAN2Generator
+from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.pipelines import _steps
 from stylefusion_hf.pipelines.output import StyleFusionPipelineOutput
@@ -51,7 +52,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         self,
         generator: StyleGAN2Generator,
         fusion: FusionHierarchy,
-        segmenter: RegionSegmenter | None = None,
+        segmenter: RegionSegmenter | HubSegmenter | None = None,
         encoder: Any = None,
     ):
         super().__init__()

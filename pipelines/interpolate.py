@@ -17,6 +17,7 @@ from stylefusion_hf.checks import check_count, check_flag, short
 from stylefusion_hf.hub import HubMixin
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.pipelines import _steps, _walk
 from stylefusion_hf.pipelines._walk import Walk
@@ -78,7 +79,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         self,
         generator: StyleGAN2Generator,
         fusion: FusionHierarchy,
-        segmenter: RegionSegmenter | None = None,
+        segmenter: RegionSegmenter | HubSegmenter | None = None,
         encoder: Any = None,
     ):
         super().__init__()

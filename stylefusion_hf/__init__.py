@@ -15,6 +15,7 @@ _HOMES = {
     "Code": "stylefusion_hf.latents",
     "Direction": "stylefusion_hf.editing",
     "FusionHierarchy": "stylefusion_hf.models.fusion",
+    "HubSegmenter": "stylefusion_hf.models.hub_segmenter",
     "ImageEncoder": "stylefusion_hf.models.encoder",
     "ModelMixin": "diffusers",
     "RegionSegmenter": "stylefusion_hf.models.segmenter",
@@ -33,6 +34,7 @@ __all__ = [
     "Code",
     "Direction",
     "FusionHierarchy",
+    "HubSegmenter",
     "ImageEncoder",
     "ModelMixin",
     "RegionSegmenter",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from stylefusion_hf.models.encoder import ImageEncoder
     from stylefusion_hf.models.fusion import FusionHierarchy
     from stylefusion_hf.models.generator import StyleGAN2Generator
+    from stylefusion_hf.models.hub_segmenter import HubSegmenter
     from stylefusion_hf.models.segmenter import RegionSegmenter
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
     from stylefusion_hf.pipelines.interpolate import StyleFusionInterpolationPipeline

@@ -148,8 +148,10 @@ def map_distance(maps: Sequence[Tensor], others: Sequence[Tensor], weight: Tenso
 
 
 def extractor(segmenter: Any) -> Callable[[Tensor], list[Tensor]]:
-    """Images -> feature maps for `map_distance`: what a segmenter's levels see, or `edge_maps` where there is none."""
-    return edge_maps if segmenter is None else segmenter.feature_maps
+    """Images -> feature maps for `map_distance`: what a segmenter's levels see, or `edge_maps` where there is none, or
+    one that does not show them, as those of the Hub.
+    """
+    return getattr(segmenter, "feature_maps", edge_maps)
 
 
 def unit_length(x: Tensor, floor: float = 1e-2) -> Tensor:

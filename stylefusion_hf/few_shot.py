@@ -264,4 +264,5 @@ def _left_out(
         guess = head.read(x[out].t()[None])[0].exp().mean(0).argmax(0)
         counts += torch.bincount(y[out] * n + guess, minlength=n * n).view(n, n).float().cpu()
     iou = counts.diag() / (counts.sum(0) + counts.sum(1) - counts.diag()).clamp_min(1)
-    return {**{name: round(float(v), 3) for name, v in zip(regions, iou, strict=True)}, "mean": round(float(iou.mean()), 3)}  # fmt: skip
+    rows = {name: round(float(v), 3) for name, v in zip(regions, iou, strict=True)}
+    return rows | {"mean": round(float(iou.mean()), 3)}

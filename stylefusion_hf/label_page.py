@@ -1,7 +1,7 @@
 """The page of `stylefusion regions label`: a person paints strokes on generated samples, and sees what is learnt.
 
-A server of the standard library and one HTML file: nothing to install, and no WebGL, which Gradio's image editor wants.
-It serves one person on this machine; requests that change something are bounded in size and done one at a time.
+A server of the standard library and one HTML file: nothing to install, and no WebGL, which Gradio's image editor
+wants. It serves one person on this machine; requests that change something are bounded in size and done one at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 
 from stylefusion_hf.few_shot import PaintFolder, codes_of, learn, predicted
 from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.region_folders import write_regions
+from stylefusion_hf.region_folders import write_found
 from stylefusion_hf.region_sheet import TINT, region_colours
 
 PAGE = Path(__file__).with_name("label_page.html")
@@ -89,7 +89,7 @@ class Work:
     def save(self) -> dict[str, Any]:
         """Distil what is learnt, and write the folder of regions."""
         found = learn(self.generator, self.paint, progress=False)
-        write_regions(self.out, self.generator, found, self.samples, self.steps, self.seed, progress=False)
+        write_found(self.out, self.generator, found, self.samples, self.steps, self.seed, progress=False)
         return {"said": f"Saved. The tree: {found.tree}"}
 
 

@@ -12,7 +12,7 @@ samples.png         the pictures in regions.png, in a row
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stylefusion_hf.discovery import Discovery, discover, rename
+from stylefusion_hf.discovery import Discovery, discover, rename, sample_codes
 from stylefusion_hf.images import pixels_to_tensor
 from stylefusion_hf.latents import random_labels
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.labeller import FeatureLabeller
+from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.region_naming import named_tree
 from stylefusion_hf.region_sheet import region_sheet
 from stylefusion_hf.regions import RegionTree
 from stylefusion_hf.training.common import export, image_grid
-from stylefusion_hf.training.distillation import distil, labeller_teacher
+from stylefusion_hf.training.distillation import Teacher, distil, labeller_teacher
 
 NETWORKS = {"segmenter": RegionSegmenter, "judges/segmenter": RegionSegmenter, "labeller": FeatureLabeller}
 SHOWN = 16  # samples in the picture
@@ -46,11 +48,11 @@ def find_regions(
     **how: Any,
 ) -> Path:
     """Discover regions, distil them, and write the folder; `how` goes to `discover`."""
-    return write_regions(folder, generator, discover(generator, seed=seed, progress=progress, **how), samples, steps,
-                         seed, progress)  # fmt: skip
+    found = discover(generator, seed=seed, progress=progress, **how)
+    return write_found(folder, generator, found, samples, steps, seed, progress)
 
 
-def write_regions(
+def write_found(
     folder: str | Path,
     generator: StyleGAN2Generator,
     found: Discovery,
@@ -59,30 +61,57 @@ def write_regions(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Distil a labeller twice, for the pipeline and for its judge, and write everything; regions.json comes last.
+    """`write_regions` of a labeller that was found or taught, which is kept in labeller/."""
+    names, teacher = list(found.labeller.config.regions), labeller_teacher(found.labeller)
+    export(found.labeller, Path(folder) / "labeller")
+    return write_regions(folder, generator, found.tree, teacher, names, found.report, samples, steps, seed, progress)
+
+
+def write_regions(
+    folder: str | Path,
+    generator: StyleGAN2Generator,
+    tree: RegionTree,
+    teacher: Teacher,
+    names: Sequence[str],
+    report: Mapping[str, Any],
+    samples: int = 1500,
+    steps: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Distil a teacher twice, for the pipeline and for its judge, and write everything; regions.json comes last.
 
     Args:
         folder: made where it is not there; what is in it is replaced.
-        generator: what the labeller belongs to.
-        found: tree, labeller and report.
+        generator: whose pictures the teacher labels.
+        tree: its leaves are among `names`.
+        teacher, names: what labels, and the regions of its maps.
+        report: of how the regions were found.
         samples, steps, seed: of the distillation.
     """
-    folder = Path(folder)
+    folder, report = Path(folder), dict(report)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "regions.json").unlink(missing_ok=True)
-    names, teacher = list(found.labeller.config.regions), labeller_teacher(found.labeller)
-    report = dict(found.report)
     for part, number, channels in (("segmenter", 0, (16, 32, 64, 96)), ("judges/segmenter", 1, JUDGE_CHANNELS)):
         student, iou = distil(
             generator, teacher, names, samples, steps, channels=channels, seed=2 * seed + number, progress=progress
         )
         export(student.cpu(), folder / part)
-        report[f"IoU of {part} with the labeller"] = {k: round(v, 3) for k, v in iou.items()}
-    export(found.labeller, folder / "labeller")
+        report[f"IoU of {part} with what it learnt from"] = {k: round(v, 3) for k, v in iou.items()}
     sample_strip(generator, SHOWN, seed).save(folder / "samples.png")
-    (folder / "tree.json").write_text(found.tree.to_json(indent=1) + "\n", encoding="utf-8")
-    _finish(folder, found.tree, report)
+    (folder / "tree.json").write_text(tree.to_json(indent=1) + "\n", encoding="utf-8")
+    _finish(folder, tree, report)
     return folder
+
+
+@torch.no_grad()
+def tree_by_looking(generator: StyleGAN2Generator, segmenter: Any, seed: int = 0, samples: int = 64) -> RegionTree:
+    """A tree of a segmenter's regions, by what they touch and move with in samples."""
+    codes = sample_codes(generator, samples, torch.Generator().manual_seed(seed))
+    parts = codes.split(at_once(generator.config.resolution, 16))
+    maps = [segmenter.segment(generator.synthesis(s).clamp(-1, 1)).argmax(1).cpu() for s in parts]
+    names = list(segmenter.config.regions)
+    return named_tree(torch.cat(maps), len(names), names)[0]
 
 
 def read_regions(folder: str | Path) -> tuple[RegionTree, RegionSegmenter]:
@@ -131,6 +160,8 @@ def update_regions(folder: str | Path) -> RegionTree:
             f" regions update {folder}`, then the shape; the tree was {old}"
         )
     for part, kind in NETWORKS.items():
+        if not (folder / part).is_dir():  # a segmenter that was distilled has no labeller
+            continue
         network = kind.from_pretrained(folder / part)
         if part == "labeller":
             network = rename(network, names)

@@ -18,10 +18,10 @@ from stylefusion_hf.training import common, fusion
 from stylefusion_hf.training._fusion_parts import (
     build_criterion,
     load_frozen,
-    load_segmenter,
     pool_size,
     without_batch_statistics,
 )
+from stylefusion_hf.training._segmenters import load_segmenter
 from stylefusion_hf.training.card import model_card
 from stylefusion_hf.training.sampling import Shares
 from tests.tiny import assert_same_weights, tiny_generator, tiny_segmenter
@@ -68,7 +68,7 @@ def test_fusion_learns_on_any_tree(base, tmp_path):
         fusion.train(args)
         nets = FusionHierarchy.from_pretrained(tmp_path / name, subfolder="fusion")
         g, discriminator = load_frozen(args, Accelerator())
-        segmenter = load_segmenter(args, Accelerator())
+        segmenter = load_segmenter(args)
         criterion = build_criterion(args, nets.tree, g, segmenter, discriminator)
         with torch.no_grad():  # the same 60 samples for both
             values = []

@@ -1,6 +1,7 @@
 """What diffusers' own model tests ask of a model, for every model class of the package."""
 
 import copy
+import importlib.util
 import inspect
 import json
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from diffusers.utils import BaseOutput
 from safetensors.torch import load, save_file
 
 import stylefusion_hf
-from stylefusion_hf import StyleGAN2Discriminator
+from stylefusion_hf import HubSegmenter, StyleGAN2Discriminator
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models._loading import StrictModelMixin
 from tests.tiny import (
@@ -30,6 +31,7 @@ from tests.tiny import (
     tiny_generator,
     tiny_segmenter,
 )
+from tests.tiny_hub import FACE, configs
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -80,6 +82,15 @@ MODELS = {
 }
 
 
+if importlib.util.find_spec("transformers") is not None:  # the extra `segmenter`
+    CLASSES: dict[str, Any] = {"regions": ["back", "front"], "classes": [[0, 18, 3], [1, 2]]}
+    MODELS["hub segmenter"] = Specimen(
+        seeded(lambda: HubSegmenter(network=configs(FACE)["segformer"], size=[32], **CLASSES)),
+        lambda n: {"images": draw(n, 3, 40, 36)},
+        (2, 40, 36),
+    )
+
+
 @pytest.fixture(params=MODELS)
 def specimen(request: pytest.FixtureRequest) -> Specimen:
     return MODELS[request.param]
@@ -117,6 +128,8 @@ def test_every_model_class_is_here() -> None:
     exported = [getattr(stylefusion_hf, name) for name in stylefusion_hf.__all__ if name != "ModelMixin"]
     public = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, ModelMixin)}
     tested = {type(specimen.build()) for specimen in MODELS.values()}
+    if "hub segmenter" not in MODELS:
+        tested.add(HubSegmenter)
     assert public | set(StrictModelMixin.__subclasses__()) == tested
 
 

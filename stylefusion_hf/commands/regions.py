@@ -83,12 +83,12 @@ def _discover(args: argparse.Namespace) -> None:
 
 def _label(args: argparse.Namespace) -> None:
     from stylefusion_hf.few_shot import PaintFolder, learn
-    from stylefusion_hf.region_folders import write_regions
+    from stylefusion_hf.region_folders import write_found
 
     out = _new_folder(args.out)
     if args.learn:
         paint, generator = PaintFolder(out / "painted"), _generator(args)
-        write_regions(out, generator, learn(generator, paint), args.samples, args.steps, args.seed)
+        write_found(out, generator, learn(generator, paint), args.samples, args.steps, args.seed)
         _written(out)
         return
     if (out / "painted" / "dataset.json").is_file() and not args.region:

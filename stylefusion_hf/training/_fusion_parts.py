@@ -12,7 +12,6 @@ from torch import Tensor
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.regions import RegionTree
 from stylefusion_hf.training.common import step_generator
 from stylefusion_hf.training.criterion import TERMS, Criterion
@@ -77,30 +76,20 @@ def load_frozen(
     args: argparse.Namespace, accelerator: Accelerator
 ) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator | None]:
     """Generator and (if the realism term wants it) discriminator of the given folder, frozen."""
-    g = _loaded(args, accelerator, StyleGAN2Generator, "generator")
+    if not args.pretrained_model_name_or_path:
+        raise ValueError("--model is missing: a folder or Hub id that holds generator/")
+    where = {"revision": args.revision, "variant": args.variant}
+
+    def load(cls: Any, name: str) -> Any:
+        return cls.from_pretrained(args.pretrained_model_name_or_path, subfolder=name, **where)
+
+    def frozen(model: Any) -> Any:
+        return model.eval().requires_grad_(False).to(accelerator.device)
+
+    g = frozen(load(StyleGAN2Generator, "generator"))
     if not args.realism_weight:
         return g, None
-    d = without_batch_statistics(_loaded(args, accelerator, StyleGAN2Discriminator, "discriminator"))
-    return g, d.eval().requires_grad_(False).to(accelerator.device)
-
-
-def load_segmenter(args: argparse.Namespace, accelerator: Accelerator) -> RegionSegmenter:
-    """The given folder's own segmenter, frozen; where there is none, the error says what to do."""
-    try:
-        return _loaded(args, accelerator, RegionSegmenter, "segmenter")
-    except OSError as error:
-        raise OSError(
-            f"{error} Without a segmenter, find regions in the generator with --regions auto, or train one"
-            " (`stylefusion train segmenter`)"
-        ) from error
-
-
-def _loaded(args: argparse.Namespace, accelerator: Accelerator, cls: Any, name: str) -> Any:
-    if not args.pretrained_model_name_or_path:
-        raise ValueError("--model is missing: a folder or Hub id that holds generator/ and segmenter/")
-    where = {"revision": args.revision, "variant": args.variant}
-    model = cls.from_pretrained(args.pretrained_model_name_or_path, subfolder=name, **where)
-    return model.eval().requires_grad_(False).to(accelerator.device)
+    return g, frozen(without_batch_statistics(load(StyleGAN2Discriminator, "discriminator")))
 
 
 def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminator:

@@ -1,4 +1,4 @@
-"""Which regions a fusion training is for: of the model's own segmenter, found in its generator, or in a folder."""
+"""Which regions a fusion training is for: of a segmenter, found in the generator, or in a folder of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.regions import RegionTree
+from stylefusion_hf.models.hub_segmenter import HubSegmenter
+from stylefusion_hf.regions import PRESETS, RegionTree
+from stylefusion_hf.training import _segmenters
 from stylefusion_hf.training.common import one_process_first
 
 logger = logging.getLogger("stylefusion_hf")
@@ -21,33 +23,42 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Regions:
-    """A tree, and where --regions names some, their segmenter and the folder of their judges."""
+    """A tree, the segmenter of its regions, and the folder of their judges, where there is one."""
 
     tree: RegionTree
-    segmenter: RegionSegmenter | None = None
+    segmenter: Any
     judges: Path | None = None
 
 
 def add_region_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("regions")
+    group = parser.add_argument_group("regions (see docs/any-generator.md)")
     group.add_argument(
         "--tree",
-        help="a preset (avatar, ffhq, car, church), text such as 'all*(face*(mouth, skin), hair)', or a .json file;"
-        " avatar, or the tree of --regions, if left out",
+        help="a preset (avatar, ffhq, car, church), text such as 'all*(face*(mouth, skin), hair)', or a .json file; if"
+        " left out the tree of --regions, the preset of the segmenter's regions, or one that suits them",
     )
     group.add_argument(
         "--regions",
         metavar="auto|DIR",
         help="auto finds regions and a tree in the generator (in OUTPUT_DIR/regions), DIR is what"
-        " `stylefusion regions` wrote; the model's segmenter/ if left out",
+        " `stylefusion regions` wrote; the segmenter's if left out",
     )
     group.add_argument("--num_regions", type=int, help="of --regions auto; as many as are stable if left out")
+    _segmenters.add_arguments(group)
+    group.add_argument(
+        "--distil_segmenter",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="make a small segmenter of a --segmenter of the Hub first (in OUTPUT_DIR/regions), which every step asks",
+    )
 
 
 def check_regions(args: argparse.Namespace) -> None:
     """ValueError for flags that do not go together, before anything is computed."""
     if args.num_regions is not None and args.regions != AUTO:
         raise ValueError("--num_regions goes with --regions auto")
+    if args.regions and args.segmenter:
+        raise ValueError("--regions and --segmenter both say where regions come from: give one of the two")
     if args.regions == AUTO and args.tree:
         raise ValueError(
             "--regions auto makes a tree of its own: leave --tree out, or find regions first (`stylefusion regions"
@@ -55,7 +66,7 @@ def check_regions(args: argparse.Namespace) -> None:
         )
     if args.tree:
         RegionTree.from_argument(args.tree)
-    elif args.regions not in (None, AUTO) and not Path(args.regions, "regions.json").is_file():
+    if args.regions not in (None, AUTO) and not Path(args.regions, "regions.json").is_file():
         raise ValueError(
             f"--regions {args.regions} holds no regions: name auto, or a folder that `stylefusion regions discover` or"
             " `label` wrote"
@@ -63,20 +74,56 @@ def check_regions(args: argparse.Namespace) -> None:
 
 
 def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: StyleGAN2Generator) -> Regions:
-    """What --tree and --regions say; finds regions where they are to be found, and not twice."""
+    """What the flags say; finds or distils regions where that is asked for, and not twice."""
+    folder = Path(args.output_dir, "regions") if args.regions in (None, AUTO) else Path(args.regions)
+    tree = RegionTree.from_argument(args.tree) if args.tree else None
     if args.regions is None:
-        return Regions(RegionTree.from_argument(args.tree or "avatar"))
-    from stylefusion_hf.region_folders import find_regions, read_regions
+        segmenter = _segmenter(args).eval().requires_grad_(False).to(accelerator.device)
+        if not (isinstance(segmenter, HubSegmenter) and args.distil_segmenter):
+            return Regions(tree or suitable_tree(generator, segmenter, args.seed), segmenter)
+    from stylefusion_hf.region_folders import find_regions, read_regions, write_regions
 
-    folder = Path(args.output_dir, "regions") if args.regions == AUTO else Path(args.regions)
     with one_process_first(accelerator):
         if args.regions == AUTO and not found_before(folder, args):
             logger.info("finding regions in the generator: %s", folder)
             find_regions(folder, generator, seed=args.seed, num_regions=args.num_regions)
-        tree, segmenter = read_regions(folder)
-    tree = RegionTree.from_argument(args.tree) if args.tree else tree
-    logger.info("regions: %s (%s)", tree, folder / "regions.png")
-    return Regions(tree, segmenter.to(accelerator.device), folder / "judges")
+        elif args.regions is None and not found_before(folder, args):
+            logger.info("distilling %s into a small segmenter: %s", args.segmenter, folder)
+            write_regions(
+                folder,
+                generator,
+                tree or suitable_tree(generator, segmenter, args.seed),
+                lambda images, maps: segmenter.segment(images),
+                list(segmenter.config.regions),
+                {"segmenter": args.segmenter, "seed": args.seed},
+                seed=args.seed,
+            )
+        found, small = read_regions(folder)
+    logger.info("regions: %s (%s)", tree or found, folder / "regions.png")
+    return Regions(tree or found, small.to(accelerator.device), folder / "judges")
+
+
+def _segmenter(args: argparse.Namespace) -> Any:
+    try:
+        return _segmenters.load_segmenter(args)
+    except OSError as error:
+        if args.segmenter:
+            raise
+        raise OSError(
+            f"{error} Without a segmenter, find regions in the generator with --regions auto, take one of the Hub"
+            " with --segmenter, or train one (`stylefusion train segmenter`)"
+        ) from error
+
+
+def suitable_tree(generator: StyleGAN2Generator, segmenter: Any, seed: int) -> RegionTree:
+    """The preset whose leaves are the segmenter's regions, or a tree by what they touch and move with."""
+    from stylefusion_hf.region_folders import tree_by_looking
+
+    known = set(segmenter.config.regions)
+    for name in PRESETS:
+        if set(RegionTree.preset(name).leaves) <= known:
+            return RegionTree.preset(name)
+    return tree_by_looking(generator, segmenter, seed)
 
 
 def found_before(folder: Path, args: argparse.Namespace) -> bool:
@@ -85,4 +132,5 @@ def found_before(folder: Path, args: argparse.Namespace) -> bool:
         report = json.loads((folder / "regions.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(report.get("seed") == args.seed and args.num_regions in (None, report.get("num_regions")))
+    same = report.get("seed") == args.seed and report.get("segmenter") == args.segmenter
+    return bool(same and args.num_regions in (None, report.get("num_regions")))

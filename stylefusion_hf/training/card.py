@@ -2,7 +2,9 @@
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 
+from stylefusion_hf.hub_files import is_hub_id
 from stylefusion_hf.regions import RegionTree
 
 HEAD = """---
@@ -37,6 +39,9 @@ def model_card(args: argparse.Namespace, tree: RegionTree, figures: Mapping[str,
     """Markdown with the Hub's metadata. `figures`: those of `evaluation.brief`, or none."""
     title = args.hub_model_id or str(args.output_dir).rstrip("/").rsplit("/", 1)[-1]
     lines = [HEAD.format(title=title, tree=tree, leaf=tree.leaves[0])]
+    if segmenter := getattr(args, "segmenter", None):
+        name = str(segmenter) if is_hub_id(segmenter) else Path(segmenter).name
+        lines += [f"The segmenter is {name}, whose weights are part of this folder: its licence applies to them.", ""]
     if figures:
         lines += [
             f"## Figures ({args.validation_pairs} validation pairs)",

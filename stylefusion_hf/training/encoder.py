@@ -27,7 +27,7 @@ from stylefusion_hf.features import extractor, map_distance
 from stylefusion_hf.inversion import CodePrior
 from stylefusion_hf.models.encoder import ImageEncoder, encoder_channels
 from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.training._segmenters import own_segmenter
 from stylefusion_hf.training.common import (
     ArrayDataset,
     Log,
@@ -157,7 +157,8 @@ def load_frozen(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Sty
     if args.resolution not in (None, g.config.resolution):
         raise ValueError(f"--resolution {args.resolution}: the generator in --model makes {g.config.resolution} px")
     try:
-        segmenter = load(RegionSegmenter, "segmenter")
+        segmenter = own_segmenter(args.pretrained_model_name_or_path, "segmenter", **where)
+        segmenter = segmenter.eval().requires_grad_(False).to(accelerator.device)
     except OSError as error:
         if accelerator.is_main_process:
             print(f"features are edges: {args.pretrained_model_name_or_path} gives no segmenter ({error})")

@@ -2,11 +2,12 @@
 
     accelerate launch -m stylefusion_hf.training.fusion --model FOLDER --output_dir runs/fusion --tree avatar
 
-FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/); without a segmenter, `--regions
-auto` finds regions in the generator. Codes are sampled and a pool of
-their plain pictures is described once; each step mixes codes of the pool by the tree and asks of the fused pictures
-what `criterion.py` says. The objective is a reconstruction, found by measurement (docs/objective.md): the paper's
-training code was never published. `--config FILE` reads flags from JSON, as docs/objective.md's rows do.
+FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/). Without a segmenter, `--regions
+auto` finds regions in the generator; `--segmenter ID_OR_FOLDER --region_map FILE` takes one of the Hub
+(docs/any-generator.md). Codes are sampled and a pool of their plain pictures is described once; each step mixes codes
+of the pool by the tree and asks of the fused pictures what `criterion.py` says. The objective is a reconstruction,
+found by measurement (docs/objective.md): the paper's training code was never published. `--config FILE` reads flags
+from JSON, as docs/objective.md's rows do.
 """
 
 import argparse
@@ -30,7 +31,6 @@ from stylefusion_hf.training._fusion_parts import (
     build_fusion,
     check_objective,
     load_frozen,
-    load_segmenter,
     start_gates,
 )
 from stylefusion_hf.training._fusion_step import Clock, Transfers, backward, discriminator_step
@@ -185,7 +185,7 @@ def train(args: argparse.Namespace) -> Path:
     torch.manual_seed(args.seed)
     g, discriminator = load_frozen(args, accelerator)
     regions = take_regions(args, accelerator, g)
-    tree, segmenter = regions.tree, regions.segmenter or load_segmenter(args, accelerator)
+    tree, segmenter = regions.tree, regions.segmenter
     fusion = build_fusion(args, tree, g).to(accelerator.device)
     ema = FusionHierarchy.from_config(fusion.config).to(accelerator.device).requires_grad_(False).eval()
     pipe = StyleFusionPipeline(g, ema, segmenter)

@@ -56,7 +56,8 @@ PLACES = {"output_dir", "cache_dir", "config", "dataloader_num_workers"}
 KEEPING = {"checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"}
 JOBS = {"command", "only", "segmenter_steps", "portrait_steps", "discriminator_steps"}  # of the judges' trainer
 FREE = RATES | REPORTS | PLACES | KEEPING | JOBS
-MOVABLE = {"pretrained_model_name_or_path", "train_data_dir"}  # folders: compared by where they are
+# Folders and files: compared by where they are.
+MOVABLE = {"pretrained_model_name_or_path", "train_data_dir", "segmenter", "region_map"}
 BATCH = ("train_batch_size", "gradient_accumulation_steps")  # what counts is the images of a step, over all processes
 
 

@@ -1,0 +1,81 @@
+"""Which segmenter a training sees regions with: the model's own, or one of the Hub."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from stylefusion_hf.models._loading import StrictModelMixin
+from stylefusion_hf.models.hub_segmenter import HubSegmenter
+from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.region_mapping import shipped
+
+KINDS: dict[str, type[StrictModelMixin]] = {"RegionSegmenter": RegionSegmenter, "HubSegmenter": HubSegmenter}
+
+
+def add_arguments(group: argparse._ActionsContainer) -> None:
+    """The flags that choose a segmenter."""
+    group.add_argument(
+        "--segmenter",
+        metavar="ID_OR_FOLDER",
+        help="a semantic-segmentation model of transformers, or a segmenter that this package saved; the one in"
+        " --model if left out",
+    )
+    group.add_argument(
+        "--region_map",
+        "--region-map",
+        metavar="FILE",
+        help=f"which of its classes make which region: a JSON file, or one of {', '.join(shipped())}",
+    )
+    group.add_argument("--segmenter_revision", "--segmenter-revision", metavar="REV", help="of --segmenter on the Hub")
+
+
+def load_segmenter(args: argparse.Namespace) -> Any:
+    """The segmenter that the flags ask for, in evaluation mode on the CPU.
+
+    Raises:
+        ImportError: --segmenter needs transformers. OSError: it, or the model's segmenter/, is not there or damaged.
+        ValueError: --segmenter and --region_map do not go together, or do not fit; names both.
+    """
+    if args.segmenter is None:
+        if args.region_map is not None or args.segmenter_revision is not None:
+            flag = "--region_map" if args.region_map is not None else "--segmenter_revision"
+            raise ValueError(f"{flag} belongs to --segmenter: name a model of the Hub or a folder with it")
+        where = {"revision": args.revision, "variant": args.variant}
+        return own_segmenter(args.pretrained_model_name_or_path, "segmenter", **where)
+    return chosen_segmenter(args.segmenter, args.region_map, args.segmenter_revision)
+
+
+def chosen_segmenter(name: str, region_map: str | None, revision: str | None = None) -> Any:
+    """A segmenter of this package's, or a network of transformers with a region map."""
+    if saved_class(name, None, revision) in KINDS:
+        if region_map is not None:
+            raise ValueError(f"--segmenter {name} has regions of its own: leave --region_map out")
+        return own_segmenter(name, None, revision=revision)
+    if region_map is None:
+        raise ValueError(
+            f"--segmenter {name} needs --region_map, the table of its classes: a JSON file, or one of"
+            f" {', '.join(shipped())}"
+        )
+    return HubSegmenter.from_hub(name, region_map, revision=revision)
+
+
+def own_segmenter(name: str, subfolder: str | None, **where: Any) -> Any:
+    """A segmenter that this package saved, of whichever class it is. OSError and ValueError as `from_pretrained`."""
+    kind = KINDS.get(saved_class(name, subfolder, where.get("revision")) or "", RegionSegmenter)
+    return kind.from_pretrained(name, subfolder=subfolder, **where)
+
+
+def saved_class(name: str, subfolder: str | None, revision: str | None) -> str | None:
+    """The class that a model's config.json names; None where there is none, which loading then explains."""
+    folder = Path(name, subfolder or "")
+    try:
+        if os.path.isdir(name):
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+        else:
+            config = RegionSegmenter.load_config(name, subfolder=subfolder, revision=revision)
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = config.get("_class_name") if isinstance(config, dict) else None
+    return found if isinstance(found, str) else None
