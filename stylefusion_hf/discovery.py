@@ -4,11 +4,12 @@
 
 1. Features of many samples, several layers at every place, are clustered finely by spherical k-means (Dhillon and
    Modha, 2001), as Collins et al. (arXiv 2004.14367) do for one layer and few clusters.
-2. Clusters are joined pairwise, the most alike first: by the cosine of their centres, and by how surely they have one
-   colour within a picture while it differs between pictures. Every join is a candidate region.
+2. Clusters are joined pairwise, the most alike first: by the cosine of their centres, by how surely they have one
+   colour within a picture while it differs between pictures, and by how much one stands where the other would be.
+   Joins stop below a likeness of ALIKE.
 3. The clustering is done again on resampled pictures. A candidate's stability is the mean Jaccard index with its best
-   match there (Hennig, 2007, "Cluster-wise assessment of cluster stability"). Regions are the disjoint candidates with
-   the largest sum of (stability - 0.6); what is left over or too small goes to the region it is most alike.
+   match there (Hennig, 2007, "Cluster-wise assessment of cluster stability"). What is less stable than STABLE, or too
+   small, goes to the region that it is most alike.
 4. Regions are joined into a binary tree, those first that touch and move together from sample to sample: what shares a
    parent shares its common code. What holds the picture's border is background and goes last.
 """
@@ -31,7 +32,7 @@ from stylefusion_hf.region_naming import named_tree
 from stylefusion_hf.regions import RegionTree
 
 STABLE = 0.6  # Hennig's bound: below it a cluster is no pattern in the data
-ALIKE = 0.8  # of 2: clusters more alike than this are one region
+ALIKE = 0.8  # of 3: clusters more alike than this are one region
 TEMPERATURE = 0.05  # of the labeller's cosines; the width of the border between two regions
 GRID = 32  # places to a side that are clustered
 
@@ -218,8 +219,25 @@ def cluster_and_join(places: Places, chosen: Tensor, k: int, draw: torch.Generat
 
 
 def alike(places: Places, nearest: Tensor, centres: Tensor) -> Tensor:
-    """How alike clusters are, (K, K): cosine of the centres plus agreement of their colours, each at most 1."""
-    return centres @ centres.t() + colour_agreement(places.colours, nearest.view(places.pictures, -1), len(centres))
+    """How alike clusters are, (K, K): the sum of the cosine of their centres, the agreement of their colours, and how
+    much they stand for each other, each at most 1.
+    """
+    by_picture = nearest.view(places.pictures, -1)
+    colour = colour_agreement(places.colours, by_picture, len(centres))
+    return centres @ centres.t() + colour + instead(by_picture, len(centres))
+
+
+def instead(nearest: Tensor, k: int) -> Tensor:
+    """How much clusters (N, P) stand for each other, (k, k): 1 where they have the same place, but never in one
+    picture, as a blue sky and a red one. The cosine of their shares by place, times what is not there together.
+    """
+    member = F.one_hot(nearest, k).float()
+    place = F.normalize(member.sum(0), dim=0)  # (P, k)
+    area = member.sum(1)  # (N, k)
+    together = torch.minimum(area[:, :, None], area[:, None, :]).sum(0)
+    total = area.sum(0)
+    apart = 1 - together / torch.minimum(total[:, None], total[None, :]).clamp_min(1)
+    return (place.t() @ place) * apart
 
 
 def colour_agreement(colours: Tensor, nearest: Tensor, k: int, least: int = 4) -> Tensor:

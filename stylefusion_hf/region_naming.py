@@ -13,7 +13,7 @@ from torch import Tensor
 from stylefusion_hf.alignment import region_centroids
 from stylefusion_hf.regions import RegionTree
 
-BORDER = 0.3  # of the picture's border: what holds more of it than this and lies mostly there is background
+LARGE = 0.1  # of the picture: background is at least as large, and holds more of the border than of the picture
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 
 
@@ -28,21 +28,27 @@ def named_tree(labels: Tensor, count: int, names: Sequence[str] | None = None) -
     if count < 2:
         raise ValueError(f"a tree needs two regions or more, got {count}")
     border = border_share(labels, count)
-    behind = border > BORDER
+    area = torch.bincount(labels.flatten(), minlength=count).float() / labels.numel()
+    behind = (area >= LARGE) & (border > area)
     if bool(behind.all()):
         behind = torch.zeros_like(behind)  # nothing stands before it
     names = list(names) if names else region_names(labels, count, behind)
     near = touching(labels, count) + moving_together(labels, count)
     # Background and what stands before it are joined last, if there are both.
     near = near - 10.0 * (behind[:, None] != behind[None, :])
+
+    def in_front(group: list[int]) -> tuple[bool, float]:
+        """What comes first: what is no background, then what holds less of the border."""
+        return not all(bool(behind[i]) for i in group), -float(border[group].sum())
+
     groups: dict[int, list[int]] = {i: [i] for i in range(count)}
     texts = dict(enumerate(names))
     made, taken = 0, set(names)
     while len(groups) > 1:
         pairs = [(a, b) for a in groups for b in groups if a < b]
         a, b = max(pairs, key=lambda p: float(near[groups[p[0]]][:, groups[p[1]]].mean()))
-        if float(border[groups[a]].sum()) > float(border[groups[b]].sum()):
-            a, b = b, a  # what holds more of the border comes second
+        if in_front(groups[a]) < in_front(groups[b]):
+            a, b = b, a
         members = groups.pop(a) + groups.pop(b)
         stem = "all" if not groups else "background" if all(bool(behind[i]) for i in members) else "group"
         made += stem == "group"
