@@ -56,6 +56,17 @@ def test_colour_agreement_is_the_correlation_by_hand():
     assert found[3].eq(0).all()
 
 
+def test_what_never_meets_in_one_place_stands_for_each_other():
+    nearest = torch.zeros(10, 8, dtype=torch.long)
+    nearest[:, 4:] = 3
+    nearest[:5, :4], nearest[5:, :4] = 1, 2  # a blue sky or a red one
+    found = discovery.instead(nearest, 5)
+    assert float(found[1, 2]) == pytest.approx(1)
+    assert found[1, 3].eq(0) and found[0].eq(0).all()  # another place; never there
+    nearest[:5, 2:4] = 2  # half a red sky beside the blue one
+    assert 0 < float(discovery.instead(nearest, 5)[1, 2]) < 0.6
+
+
 def test_joins_are_average_linkage():
     affinity = torch.tensor([[1, 0.9, 0.2, 0.1], [0.9, 1, 0.4, 0.1], [0.2, 0.4, 1, 0.5], [0.1, 0.1, 0.5, 1]])
     weight = torch.tensor([1.0, 3.0, 1.0, 1.0])

@@ -4,6 +4,7 @@ import builtins
 import json
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers", reason="the extra `segmenter` is not installed")
 
-from stylefusion_hf import HubSegmenter, StyleFusionInversionPipeline, StyleFusionPipeline  # noqa: E402
+from stylefusion_hf import (  # noqa: E402
+    HubSegmenter,
+    RegionSegmenter,
+    StyleFusionInversionPipeline,
+    StyleFusionPipeline,
+    region_folders,
+)
 from stylefusion_hf.cli import main  # noqa: E402
 from stylefusion_hf.features import edge_maps, extractor  # noqa: E402
 from stylefusion_hf.models import hub_segmenter  # noqa: E402
@@ -397,9 +404,30 @@ def flags(base: Path, out: Path, *more: Any) -> list[str]:
     return [*text.split(), "--max_train_steps", "2", "--lr_scheduler", "constant", *map(str, more)]
 
 
-def test_the_trainer_takes_one(base: Path, folder: Path, model: HubSegmenter, tmp_path: Path, capsys) -> None:
+AS_IT_IS = "--no-distil_segmenter"
+
+
+def test_the_trainer_distils_one_by_default(base: Path, folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    small = {"samples": 8, "steps": 2, "progress": False}
+    monkeypatch.setattr(region_folders, "write_regions", partial(region_folders.write_regions, **small))
     out = tmp_path / "out"
     chosen = ["--segmenter", folder, "--region-map", base / "map.json"]
+    fusion.train(fusion.parse_args(flags(base, out, *chosen)))
+    pipe = StyleFusionPipeline.from_pretrained(out)
+    assert type(pipe.segmenter) is RegionSegmenter
+    assert set(pipe.segmenter.config.regions) >= set(pipe.fusion.tree.leaves)
+    assert f"learnt its regions from {folder.name}" in (out / "README.md").read_text()
+    assert (out / "regions" / "regions.png").is_file() and (out / "regions" / "judges" / "segmenter").is_dir()
+    monkeypatch.setattr(region_folders, "write_regions", None)  # a second run takes what is there
+    fusion.train(fusion.parse_args([*flags(base, out, *chosen), "--resume_from_checkpoint", "latest"]))
+    assert main(["train", "fusion", *flags(base, tmp_path / "b", *chosen), "--tree", "all*(skin, moon)"]) == 2
+    assert "the tree's moon" in capsys.readouterr().err
+    assert not (tmp_path / "b" / "regions").exists()  # told before it is distilled
+
+
+def test_the_trainer_takes_one(base: Path, folder: Path, model: HubSegmenter, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    chosen = ["--segmenter", folder, "--region-map", base / "map.json", AS_IT_IS]
     assert main(["train", "fusion", *flags(base, out, *chosen)]) == 0
     assert f"{folder.name}, whose weights are part of this folder: its licence" in (out / "README.md").read_text()
     pipe = StyleFusionPipeline.from_pretrained(out)
@@ -409,7 +437,7 @@ def test_the_trainer_takes_one(base: Path, folder: Path, model: HubSegmenter, tm
         main(["fuse", "--model", str(out), "--base", "1", "--region", "hair=2", "--out", str(tmp_path / "f.png")]) == 0
     )
     # the same run from the saved component, and then as the model's own
-    other = flags(base, tmp_path / "two", "--segmenter", out / "segmenter")
+    other = flags(base, tmp_path / "two", "--segmenter", out / "segmenter", AS_IT_IS)
     fusion.train(fusion.parse_args(other))
     assert_same_weights(tmp_path / "two" / "segmenter", out / "segmenter")
     fusion.train(fusion.parse_args(flags(out, tmp_path / "three")))
@@ -421,7 +449,7 @@ def test_the_trainer_takes_one_from_the_hub(base: Path, folder: Path, hub, tmp_p
     hub.add("you/face-parsing", folder, ref="good")
     out = tmp_path / "out"
     args = ["--segmenter", "you/face-parsing", "--region_map", base / "map.json", "--segmenter_revision", "good"]
-    fusion.train(fusion.parse_args(flags(base, out, *args)))
+    fusion.train(fusion.parse_args(flags(base, out, *args, AS_IT_IS)))
     assert json.loads((out / "segmenter" / "config.json").read_text())["source"].startswith("you/face-parsing@")
     assert "The segmenter is you/face-parsing, whose" in (out / "README.md").read_text()
 
@@ -434,8 +462,8 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--segmenter", "{folder}", "--region_map", "faces.json"], "there is no region map 'faces.json'"),
     (["--segmenter", "{folder}", "--region_map", "ade20k-car.json"], "the network has no class 'sky'"),
     (
-        ["--segmenter", "{folder}", "--region_map", "face.json"],
-        "does not know the regions background: it has bg, skin, .*the tree's leaves are",
+        ["--segmenter", "{folder}", "--region_map", "face.json", "--tree", "avatar"],
+        "knows bg, skin, .*, but not the tree's background",
     ),
     (["--segmenter", "{own}", "--region_map", "face.json"], "has regions of its own: leave --region_map out"),
     (["--segmenter", "no/such", "--region_map", "face.json"], "'no/such' is no folder here, and cannot be loaded"),

@@ -16,6 +16,7 @@ from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.regions import PRESETS, RegionTree
 from stylefusion_hf.training import _segmenters
 from stylefusion_hf.training.common import one_process_first
+from stylefusion_hf.training.roles import Roles
 
 logger = logging.getLogger("stylefusion_hf")
 AUTO = "auto"
@@ -79,7 +80,9 @@ def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: 
     tree = RegionTree.from_argument(args.tree) if args.tree else None
     if args.regions is None:
         segmenter = _segmenter(args).eval().requires_grad_(False).to(accelerator.device)
-        if not (isinstance(segmenter, HubSegmenter) and args.distil_segmenter):
+        if tree is not None:
+            Roles.of(tree, list(segmenter.config.regions))  # what does not fit is told before it is distilled
+        if not (args.segmenter and isinstance(segmenter, HubSegmenter) and args.distil_segmenter):
             return Regions(tree or suitable_tree(generator, segmenter, args.seed), segmenter)
     from stylefusion_hf.region_folders import find_regions, read_regions, write_regions
 
