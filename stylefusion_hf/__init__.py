@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Code": "stylefusion_hf.latents",
     "Direction": "stylefusion_hf.editing",
+    "FeatureLabeller": "stylefusion_hf.models.labeller",
     "FusionHierarchy": "stylefusion_hf.models.fusion",
     "HubSegmenter": "stylefusion_hf.models.hub_segmenter",
     "ImageEncoder": "stylefusion_hf.models.encoder",
@@ -33,6 +34,7 @@ _importing = RLock()
 __all__ = [
     "Code",
     "Direction",
+    "FeatureLabeller",
     "FusionHierarchy",
     "HubSegmenter",
     "ImageEncoder",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from stylefusion_hf.models.fusion import FusionHierarchy
     from stylefusion_hf.models.generator import StyleGAN2Generator
     from stylefusion_hf.models.hub_segmenter import HubSegmenter
+    from stylefusion_hf.models.labeller import FeatureLabeller
     from stylefusion_hf.models.segmenter import RegionSegmenter
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
     from stylefusion_hf.pipelines.interpolate import StyleFusionInterpolationPipeline

@@ -216,7 +216,7 @@ def test_the_discriminator_without_batch_statistics_judges_each_picture_by_itsel
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--tree", "all*(nose, chin)"), "does not know the regions nose, chin"),
+        (("--tree", "all*(nose, chin)"), "but not the tree.s nose, chin"),
         (("--tree", "all*(face(eyes, mouth), hair)"), "nothing to train for eyes, mouth"),
         (("--pose_regions", "nose"), "--pose_regions: 'nose'"),
         (("--tree", "all*(a"), "all"),

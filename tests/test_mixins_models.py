@@ -17,7 +17,7 @@ from diffusers.utils import BaseOutput
 from safetensors.torch import load, save_file
 
 import stylefusion_hf
-from stylefusion_hf import HubSegmenter, StyleGAN2Discriminator
+from stylefusion_hf import FeatureLabeller, HubSegmenter, StyleGAN2Discriminator
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models._loading import StrictModelMixin
 from tests.tiny import (
@@ -73,6 +73,13 @@ MODELS = {
         lambda: tiny_fusion(tiny_generator(), standardise=True, gate_bias=True), codes, (STYLE_DIM,)
     ),
     "segmenter": Specimen(tiny_segmenter, lambda n: {"images": draw(n, 3, 15, 9)}, (6, 15, 9)),
+    "labeller": Specimen(
+        seeded(
+            lambda: FeatureLabeller(regions=["a", "b"], resolutions=[4, 8], channels=[3, 5], hidden=[6], members=2)
+        ),
+        lambda n: {"maps": {4: draw(n, 3, 4, 4), 8: draw(n, 5, 8, 8)}},
+        (2, 8, 8),
+    ),
     "encoder": Specimen(tiny_encoder, lambda n: {"images": draw(n, 3, 32, 32)}, (NUM_WS, W_DIM)),
     "portrait judge": Specimen(
         seeded(lambda: PortraitJudge(channels=[8] * 4, reduced=4, features=8, groups=2, resolution=32)),

@@ -111,18 +111,24 @@ class FeatureLabeller(StrictModelMixin, ConfigMixin):
         owner = F.one_hot(torch.tensor(self.config.classes, device=x.device), regions).to(x)
         return (x.exp().transpose(2, 3) @ owner).transpose(2, 3).clamp_min(1e-12).log()
 
-    def label(self, maps: Mapping[int, Tensor], size: int) -> Tensor:
-        """Logits (B, R, size, size) from feature maps as of `generator.synthesis(..., return_features=True)`."""
+    def label(self, maps: Mapping[int, Tensor], size: int | None = None) -> Tensor:
+        """Logits (B, R, size, size) from feature maps as of `generator.synthesis(..., return_features=True)`.
+
+        size: None for that of the finest maps that are read. ValueError for maps of another generator.
+        """
         x = describe(maps, self.config.resolutions, self.size)
         if x.shape[1] != sum(self.config.channels):
             raise ValueError(
                 f"expected feature maps of {list(self.config.channels)} channels at {list(self.config.resolutions)}"
                 f" pixels, got {[maps[r].shape[1] for r in self.config.resolutions]}: another generator's?"
             )
-        found = self.read(x.flatten(2)).exp().mean(dim=1).log().unflatten(2, (self.size, self.size))
-        return _resized(found, size)
+        places = self.read(x.flatten(2).to(self.layers[0].weight.dtype))
+        found = places.float().exp().mean(dim=1).clamp_min(1e-12).log().unflatten(2, (self.size, self.size))
+        return _resized(found, size or self.size).to(places.dtype)
 
-    def forward(self, maps: Mapping[int, Tensor], size: int, return_dict: bool = True) -> LabellerOutput | tuple:
+    def forward(
+        self, maps: Mapping[int, Tensor], size: int | None = None, return_dict: bool = True
+    ) -> LabellerOutput | tuple:
         """`label`, as an output object."""
         logits = self.label(maps, size)
         return LabellerOutput(logits=logits) if return_dict else (logits,)

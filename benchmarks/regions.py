@@ -1,0 +1,132 @@
+"""How well regions are found without labels, and learnt from a few painted samples, where the exact ones are known.
+
+    python -m benchmarks.regions
+    python -m benchmarks.regions --regions runs/avatars/regions --artwork avatars
+    python -m benchmarks.regions --model runs/cars --judge runs/cars-judge --regions runs/cars-fusion/regions \
+        --artwork cars
+
+The truth on samples is a judge segmenter, trained on drawn pictures with exact maps (the embedded judges, or --judge).
+Found regions have no names: each exact region is compared with the one found region that overlaps it most, one to one.
+With --regions, that folder's segmenters are held against the exact maps of drawn pictures that nothing was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stylefusion_hf import RegionSegmenter, StyleFusionPipeline, StyleGAN2Generator
+from stylefusion_hf.discovery import discover, sample_codes
+from stylefusion_hf.evaluation.judges import load_judges
+from stylefusion_hf.evaluation.report import table
+from stylefusion_hf.few_shot import UNPAINTED, PaintFolder, learn, predicted, sample_images
+
+SAMPLES = 128  # on which labels are compared
+HELD_OUT = 1_000_000  # index of the first drawn picture, far behind any training's
+
+
+def matched(labels: Tensor, truth: Tensor, regions: int) -> Tensor:
+    """(regions,), the IoU of each region of `truth` with its own one of `labels`; the best pairs are matched first."""
+    found = int(labels.max()) + 1
+    counts = torch.bincount((labels * regions + truth).flatten(), minlength=found * regions).view(found, regions)
+    iou = counts / (counts.sum(0) + counts.sum(1, keepdim=True) - counts).clamp_min(1)
+    result = torch.zeros(regions)
+    for _ in range(min(found, regions)):
+        i, j = divmod(int(iou.argmax()), regions)
+        result[j] = iou[i, j]
+        iou[i], iou[:, j] = -1, -1
+    return result
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", help="a folder with generator/ (default: the embedded model)")
+    p.add_argument("--judge", help="a folder with segmenter/ (default: the embedded judges)")
+    p.add_argument("--seeds", type=int, default=5, help="clusterings")
+    p.add_argument("--painted", type=int, nargs="*", default=[2, 4, 8], help="painted samples")
+    p.add_argument("--share", type=float, default=0.03, help="of a sample's pixels that are painted")
+    p.add_argument("--regions", help="a folder of `stylefusion regions`, to hold against drawn pictures")
+    p.add_argument("--artwork", choices=("avatars", "cars"), default="avatars", help="of --regions")
+    args = p.parse_args()
+    own = None
+    if args.model:
+        g = StyleGAN2Generator.from_pretrained(args.model, subfolder="generator").eval().requires_grad_(False)
+    else:
+        pipe = StyleFusionPipeline.from_embedded()
+        g, own = pipe.generator, pipe.segmenter
+    judge = load_judges(args.judge).segmenter
+    names = list(judge.config.regions)
+    codes = sample_codes(g, SAMPLES, torch.Generator().manual_seed(999))
+    with torch.no_grad():
+        truth = torch.cat([judge.segment(g.synthesis(s).clamp(-1, 1)).argmax(1) for s in codes.split(32)])
+
+    rows, maps = {}, []
+    if own is not None:  # trained on exact maps, as the judge was: what agreement there is to be had
+        with torch.no_grad():
+            labels = torch.cat([own.segment(g.synthesis(s).clamp(-1, 1)).argmax(1) for s in codes.split(32)])
+        iou = matched(labels, truth, len(names))
+        row = {"regions": len(own.config.regions), "seconds": float("nan"), "mean": float(iou.mean())}
+        rows["the model's own segmenter"] = row | dict(zip(names, iou.tolist(), strict=True))
+    for seed in range(args.seeds):
+        started = time.monotonic()
+        found = discover(g, seed=seed, progress=False)
+        seconds = time.monotonic() - started
+        maps.append(predicted(g, found.labeller, codes))
+        iou = matched(maps[-1], truth, len(names))
+        row = {"regions": len(found.tree.leaves), "seconds": seconds, "mean": float(iou.mean())}
+        rows[f"seed {seed}"] = row | dict(zip(names, iou.tolist(), strict=True))
+        print(f"seed {seed}: {found.tree}", flush=True)
+    again = [
+        float(matched(a, b, int(b.max()) + 1).mean()) for a, b in itertools.permutations(maps, 2) if args.seeds > 1
+    ]
+    print(f"\n## Found without labels: IoU with the exact regions\n\n{table('', rows)}\n")
+    if again:
+        print(f"Found again with another seed: mean matched IoU {np.mean(again):.2f}.\n")
+
+    rows = {}
+    for count in args.painted:
+        with tempfile.TemporaryDirectory() as folder:
+            paint, draw = PaintFolder.create(Path(folder, "p"), g, names, count), np.random.RandomState(0)
+            with torch.no_grad():
+                known = judge.segment(sample_images(g, paint.seeds)).argmax(1).numpy().astype(np.uint8)
+            for seed, labels in zip(paint.seeds, known, strict=True):
+                chosen = draw.rand(*labels.shape) < args.share
+                paint.paint(seed, np.where(chosen, labels, UNPAINTED).astype(np.uint8))
+            started = time.monotonic()
+            found = learn(g, paint, check=False, progress=False)
+            seconds = time.monotonic() - started
+            labels = predicted(g, found.labeller, codes)
+        counts = torch.bincount((labels * len(names) + truth).flatten(), minlength=len(names) ** 2)
+        counts = counts.view(len(names), len(names)).float()
+        iou = counts.diag() / (counts.sum(0) + counts.sum(1) - counts.diag()).clamp_min(1)
+        row = {"seconds": seconds, "mean": float(iou.mean())}
+        rows[f"{count} samples"] = row | dict(zip(names, iou.tolist(), strict=True))
+    if rows:
+        print(f"## Learnt from painted samples ({args.share:.0%} of their pixels)\n\n{table('', rows)}\n")
+
+    if args.regions:
+        if args.artwork == "cars":
+            from stylefusion_hf.data.cars import CARS as ART
+        else:
+            from stylefusion_hf.data.avatars import AVATARS as ART
+        pixels, exact = ART.render_arrays(512, g.config.resolution, start=HELD_OUT, workers=1, progress=False)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        rows = {}
+        for part in ("segmenter", "judges/segmenter"):
+            network = RegionSegmenter.from_pretrained(Path(args.regions, part)).eval()
+            with torch.no_grad():
+                labels = torch.cat([network.segment(x).argmax(1) for x in images.split(64)])
+            iou = matched(labels, torch.from_numpy(exact).long(), len(ART.regions))
+            rows[part] = {"mean": float(iou.mean())} | dict(zip(ART.regions, iou.tolist(), strict=True))
+        print(f"## {args.regions} on 512 drawn pictures: IoU with the exact maps\n\n{table('', rows)}")
+
+
+if __name__ == "__main__":
+    main()
