@@ -370,7 +370,7 @@ def cluster_labeller(
     with torch.no_grad():
         labeller.layers[0].weight.copy_(centres[..., None] / TEMPERATURE)
         labeller.layers[0].bias.zero_()
-    return labeller.eval().requires_grad_(False)
+    return labeller.eval().requires_grad_(False).to(g.device)
 
 
 def rename(labeller: FeatureLabeller, names: Mapping[str, str]) -> FeatureLabeller:

@@ -21,8 +21,8 @@ from PIL import Image
 
 from stylefusion_hf.few_shot import PaintFolder, codes_of, learn, predicted
 from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.region_folders import write_found
 from stylefusion_hf.region_sheet import TINT, region_colours
+from stylefusion_hf.training.region_folders import write_found
 
 PAGE = Path(__file__).with_name("label_page.html")
 OWN_HOSTS = ("127.0.0.1", "localhost", "::1")

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from stylefusion_hf import RegionSegmenter, RegionTree, StyleFusionPipeline, StyleGAN2Generator, discovery
-from stylefusion_hf import region_folders as folders
 from stylefusion_hf.cli import main
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.models.labeller import FeatureLabeller, describe
 from stylefusion_hf.region_naming import moving_together, named_tree, touching
 from stylefusion_hf.training import fusion
+from stylefusion_hf.training import region_folders as folders
 from stylefusion_hf.training.distillation import distil
 from tests.tiny import tiny_generator
 

@@ -20,7 +20,7 @@ from stylefusion_hf.cli import main
 from stylefusion_hf.discovery import sample_codes
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.few_shot import UNPAINTED, PaintFolder, learn, painted_places, predicted, sample_images
-from stylefusion_hf.region_folders import read_regions
+from stylefusion_hf.training.region_folders import read_regions
 from tests.tiny import tiny_generator
 
 REGIONS = ["background", "skin", "clothes", "mouth", "eyes", "hair"]

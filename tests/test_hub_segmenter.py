@@ -20,13 +20,12 @@ from stylefusion_hf import (  # noqa: E402
     RegionSegmenter,
     StyleFusionInversionPipeline,
     StyleFusionPipeline,
-    region_folders,
 )
 from stylefusion_hf.cli import main  # noqa: E402
 from stylefusion_hf.features import edge_maps, extractor  # noqa: E402
 from stylefusion_hf.models import hub_segmenter  # noqa: E402
 from stylefusion_hf.models._transformers import input_size, preparation  # noqa: E402
-from stylefusion_hf.training import encoder, fusion  # noqa: E402
+from stylefusion_hf.training import encoder, fusion, region_folders  # noqa: E402
 from tests.tiny import RESOLUTION, assert_same_weights, draw, tiny_fusion, tiny_generator, tiny_segmenter  # noqa: E402
 from tests.tiny_hub import AVATAR, FACE, configs, save_network  # noqa: E402
 

@@ -56,14 +56,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _update(args: argparse.Namespace) -> None:
-    from stylefusion_hf.region_folders import update_regions
+    from stylefusion_hf.training.region_folders import update_regions
 
     tree = update_regions(args.folder)
     wrote(args.folder, f"the regions {', '.join(tree.leaves)}")
 
 
 def _discover(args: argparse.Namespace) -> None:
-    from stylefusion_hf.region_folders import find_regions
+    from stylefusion_hf.training.region_folders import find_regions
 
     out = _new_folder(args.out)
     find_regions(
@@ -83,7 +83,7 @@ def _discover(args: argparse.Namespace) -> None:
 
 def _label(args: argparse.Namespace) -> None:
     from stylefusion_hf.few_shot import PaintFolder, learn
-    from stylefusion_hf.region_folders import write_found
+    from stylefusion_hf.training.region_folders import write_found
 
     out = _new_folder(args.out)
     if args.learn:
@@ -106,7 +106,7 @@ def _label(args: argparse.Namespace) -> None:
 
 
 def _written(out: Path) -> None:
-    from stylefusion_hf.region_folders import update_regions
+    from stylefusion_hf.training.region_folders import update_regions
 
     tree = update_regions(out)
     wrote(out / "regions.png")

@@ -122,7 +122,7 @@ class FeatureLabeller(StrictModelMixin, ConfigMixin):
                 f"expected feature maps of {list(self.config.channels)} channels at {list(self.config.resolutions)}"
                 f" pixels, got {[maps[r].shape[1] for r in self.config.resolutions]}: another generator's?"
             )
-        places = self.read(x.flatten(2).to(self.layers[0].weight.dtype))
+        places = self.read(x.flatten(2).to(next(self.parameters()).dtype))
         found = places.float().exp().mean(dim=1).clamp_min(1e-12).log().unflatten(2, (self.size, self.size))
         return _resized(found, size or self.size).to(places.dtype)
 

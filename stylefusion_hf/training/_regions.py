@@ -84,7 +84,7 @@ def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: 
             Roles.of(tree, list(segmenter.config.regions))  # what does not fit is told before it is distilled
         if not (args.segmenter and isinstance(segmenter, HubSegmenter) and args.distil_segmenter):
             return Regions(tree or suitable_tree(generator, segmenter, args.seed), segmenter)
-    from stylefusion_hf.region_folders import find_regions, read_regions, write_regions
+    from stylefusion_hf.training.region_folders import find_regions, read_regions, write_regions
 
     with one_process_first(accelerator):
         if args.regions == AUTO and not found_before(folder, args):
@@ -120,7 +120,7 @@ def _segmenter(args: argparse.Namespace) -> Any:
 
 def suitable_tree(generator: StyleGAN2Generator, segmenter: Any, seed: int) -> RegionTree:
     """The preset whose leaves are the segmenter's regions, or a tree by what they touch and move with."""
-    from stylefusion_hf.region_folders import tree_by_looking
+    from stylefusion_hf.training.region_folders import tree_by_looking
 
     known = set(segmenter.config.regions)
     for name in PRESETS:
