@@ -6,7 +6,7 @@
    Modha, 2001), as Collins et al. (arXiv 2004.14367) do for one layer and few clusters.
 2. Clusters are joined pairwise, the most alike first: by the cosine of their centres, by how surely they have one
    colour within a picture while it differs between pictures, and by how much one stands where the other would be.
-   Joins stop below a likeness of ALIKE.
+   Joins stop below a likeness of ALIKE; what stands for each other by more than ALTERNATIVE is one region anyway.
 3. The clustering is done again on resampled pictures. A candidate's stability is the mean Jaccard index with its best
    match there (Hennig, 2007, "Cluster-wise assessment of cluster stability"). What is less stable than STABLE, or too
    small, goes to the region that it is most alike.
@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,10 @@ from stylefusion_hf.regions import RegionTree
 
 STABLE = 0.6  # Hennig's bound: below it a cluster is no pattern in the data
 ALIKE = 0.8  # of 3: clusters more alike than this are one region
+ALTERNATIVE = 0.5  # regions that stand for each other by more than this are one, however unlike they look
 TEMPERATURE = 0.05  # of the labeller's cosines; the width of the border between two regions
 GRID = 32  # places to a side that are clustered
+Same = Callable[[list[int]], list[list[int]]]  # nodes -> the nodes of each region
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def discover(
     steps.close()
     stability = torch.stack(matches).mean(0)
     area = nodes.float() @ torch.bincount(mine, minlength=clusters).float() / len(mine)
-    picked = choose(joins, stability, area >= min_area, num_regions, max_regions)
+    same = one_instead_of_the_other(mine.view(places.pictures, -1), nodes)
+    picked = choose(joins, stability, area >= min_area, num_regions, max_regions, same)
     owner = owners(picked, nodes, alike(places, mine, centres))
     labels = owner[mine].view(places.pictures, places.grid, places.grid)
     tree, names = named_tree(labels, len(picked))
@@ -134,7 +137,7 @@ def discover(
         labeller,
         {
             "tree": str(tree),
-            "stability": {names[i]: round(float(stability[picked[i]]), 3) for i in order},
+            "stability": {names[i]: round(float(stability[picked[i]].min()), 3) for i in order},
             "area": {names[i]: round(float(share[i]), 4) for i in order},
             "layers": layers,
             "num_regions": len(picked),
@@ -227,13 +230,17 @@ def alike(places: Places, nearest: Tensor, centres: Tensor) -> Tensor:
     return centres @ centres.t() + colour + instead(by_picture, len(centres))
 
 
-def instead(nearest: Tensor, k: int) -> Tensor:
+def instead(nearest: Tensor, k: int, groups: Tensor | None = None) -> Tensor:
     """How much clusters (N, P) stand for each other, (k, k): 1 where they have the same place, but never in one
     picture, as a blue sky and a red one. The cosine of their shares by place, times what is not there together.
+
+    groups: (G, k), true where a cluster belongs to a group; then it is groups that are compared, (G, G).
     """
     member = F.one_hot(nearest, k).float()
-    place = F.normalize(member.sum(0), dim=0)  # (P, k)
-    area = member.sum(1)  # (N, k)
+    places, areas = member.sum(0), member.sum(1)
+    if groups is not None:
+        places, areas = places @ groups.float().t(), areas @ groups.float().t()
+    place, area = F.normalize(places, dim=0), areas  # (P, k) and (N, k)
     together = torch.minimum(area[:, :, None], area[:, None, :]).sum(0)
     total = area.sum(0)
     apart = 1 - together / torch.minimum(total[:, None], total[None, :]).clamp_min(1)
@@ -320,17 +327,20 @@ def best_jaccard(nodes: Tensor, mine: Tensor, others: Tensor, theirs: Tensor) ->
 # --- Regions ---------------------------------------------------------------------------------------------------------
 
 
-def choose(joins: Sequence[Join], stability: Tensor, large: Tensor, number: int | None, most: int) -> list[int]:
-    """The nodes that are regions: what is left apart where joins stop, without the small and the unstable.
+def choose(
+    joins: Sequence[Join], stability: Tensor, large: Tensor, number: int | None, most: int, same: Same
+) -> list[list[int]]:
+    """The nodes that make each region: what is left apart where joins stop, without the small and the unstable.
 
-    Joins stop where the next one would be of less than ALIKE; with `number`, where that many are left.
+    Joins stop where the next one would be of less than ALIKE; with `number`, where that many regions are left. `same`
+    puts nodes together that are one region all the same.
     """
     k = len(joins) + 1
     good = (large & (stability >= STABLE)).tolist()
 
-    def left(made: int) -> list[int]:
+    def left(made: int) -> list[list[int]]:
         used = {child for join in joins[:made] for child in (join.a, join.b)}
-        return [node for node in range(k + made) if node not in used and good[node]]
+        return same([node for node in range(k + made) if node not in used and good[node]])
 
     if number is not None:
         for made in range(k - 1, -1, -1):
@@ -352,9 +362,26 @@ def choose(joins: Sequence[Join], stability: Tensor, large: Tensor, number: int 
     return found
 
 
-def owners(picked: Sequence[int], nodes: Tensor, affinity: Tensor) -> Tensor:
+def one_instead_of_the_other(nearest: Tensor, nodes: Tensor) -> Same:
+    """Groups nodes (2k - 1, k) that stand for each other by more than ALTERNATIVE: `nearest` (N, P) are clusters."""
+
+    def same(picked: list[int]) -> list[list[int]]:
+        groups = [[node] for node in picked]
+        while len(groups) > 1:
+            members = torch.stack([nodes[group].any(0) for group in groups])
+            found = instead(nearest, nodes.shape[1], members).fill_diagonal_(0)
+            if float(found.max()) <= ALTERNATIVE:
+                break
+            a, b = sorted(divmod(int(found.argmax()), len(groups)))
+            groups[a] += groups.pop(b)
+        return groups
+
+    return same
+
+
+def owners(picked: Sequence[Sequence[int]], nodes: Tensor, affinity: Tensor) -> Tensor:
     """(K,), the region of each cluster: its own, or the one it is most alike."""
-    inside = nodes[list(picked)].float()  # (R, K)
+    inside = torch.stack([nodes[list(group)].any(0) for group in picked]).float()  # (R, K)
     mean = (affinity @ inside.t()) / inside.sum(1)
     return torch.where(inside.bool().any(0), inside.argmax(0), mean.argmax(1))
 

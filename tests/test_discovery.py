@@ -87,20 +87,31 @@ def test_jaccard_index_of_every_pair_of_nodes():
         assert float(found[i, j]) == pytest.approx(float((a & b).sum() / (a | b).sum()))
 
 
+def alone(nodes: list[int]) -> list[list[int]]:
+    return [[node] for node in nodes]
+
+
+def test_alternatives_are_one_region():
+    nearest = torch.tensor([[0, 0, 3, 3], [1, 1, 3, 3], [2, 2, 3, 3]] * 4)  # three skies above one ground
+    same = discovery.one_instead_of_the_other(nearest, torch.eye(7, 4, dtype=torch.bool))
+    assert [sorted(group) for group in same([0, 1, 2, 3])] == [[0, 1, 2], [3]]
+    assert same([0, 3]) == [[0], [3]]
+
+
 def test_small_and_unstable_nodes_are_no_regions():
     joins = discovery.join(torch.eye(5) + torch.diag(torch.tensor([1.0, 0.0, 0.9, 0.0]), 1), torch.ones(5))
     stable, large = torch.full((9,), 0.9), torch.ones(9, dtype=torch.bool)
-    apart = discovery.choose(joins, stable, large, None, 12)
+    apart = discovery.choose(joins, stable, large, None, 12, alone)
     assert len(apart) == 3  # two joins are of more than ALIKE
-    assert len(discovery.choose(joins, stable, large, None, 2)) == 2
-    assert len(discovery.choose(joins, stable, large, 5, 12)) == 5
-    stable[apart[0]] = 0.3
-    assert apart[0] not in discovery.choose(joins, stable, large, None, 12)
-    large[apart[1]] = False
+    assert len(discovery.choose(joins, stable, large, None, 2, alone)) == 2
+    assert len(discovery.choose(joins, stable, large, 5, 12, alone)) == 5
+    stable[apart[0][0]] = 0.3
+    assert apart[0] not in discovery.choose(joins, stable, large, None, 12, alone)
+    large[apart[1][0]] = False
     with pytest.raises(ValueError, match="nothing stable is found"):
-        discovery.choose(joins, stable, large, None, 12)
+        discovery.choose(joins, stable, large, None, 12, alone)
     with pytest.raises(ValueError, match="there are no 9 regions"):
-        discovery.choose(joins, stable, large, 9, 12)
+        discovery.choose(joins, stable, large, 9, 12, alone)
 
 
 # --- The tree --------------------------------------------------------------------------------------------------------
