@@ -54,7 +54,7 @@ def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None
             )
     if segmenter is not None:
         check_kind("segmenter", segmenter)
-        drawn, seen = generator.config.img_channels, segmenter.config.get("img_channels", 3)
+        drawn, seen = generator.config.img_channels, getattr(segmenter.config, "img_channels", 3)
         if drawn != seen:
             raise ValueError(f"the generator's pictures have {drawn} channels, the segmenter takes {seen}")
         regions, leaves = segmenter.config.regions, fusion.tree.leaves

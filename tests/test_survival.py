@@ -184,7 +184,7 @@ def test_a_changed_rate_is_the_rate_of_the_next_step(data, run):
         ("segmenter", "--gradient_accumulation_steps 2", r"--gradient_accumulation_steps 1 \(now 2\)"),
         ("segmenter", "--train_data_dir elsewhere", r"--train_data_dir .*pictures \(now elsewhere\)"),
         ("segmenter", "--allow_tf32", r"--allow_tf32 False \(now True\)"),
-        ("fusion", "--tree all*(hair,skin)", r"--tree avatar \(now all\*\(hair,skin\)\)"),
+        ("fusion", "--tree all*(hair,skin)", r"--tree None \(now all\*\(hair,skin\)\)"),
         ("fusion", "--pool_size 24", r"--pool_size 16 \(now 24\)"),
         ("generator", "--channels 8,8,16", r"--channels 8,8,8 \(now 8,8,16\)"),
     ],
