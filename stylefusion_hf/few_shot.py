@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stylefusion_hf.discovery import Discovery, sample_codes
-from stylefusion_hf.latents import random_labels, seeds_to_z
+from stylefusion_hf.latents import labels_to_tensor, seed_classes, seeds_to_z
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.labeller import FeatureLabeller, describe
 from stylefusion_hf.models.layers import at_once
@@ -85,8 +85,7 @@ class PaintFolder:
         found = cls(folder)
         size = generator.config.resolution
         for seed, image in zip(found.seeds, sample_images(generator, found.seeds), strict=True):
-            pixels = image.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-            Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(found.image_file(seed))
+            picture_of(image).save(found.image_file(seed))
             found.paint(seed, np.full((size, size), UNPAINTED, np.uint8))
         return found
 
@@ -130,10 +129,11 @@ class PaintFolder:
 
 @torch.no_grad()
 def codes_of(generator: StyleGAN2Generator, seeds: Sequence[int]) -> Tensor:
-    """Style codes (N, S) of seeds, truncated as the model's pictures are."""
+    """Style codes (N, S) of seeds, truncated as the model's pictures are; each of its own class, if there are any."""
     z = seeds_to_z(seeds, generator.config.z_dim).to(generator.w_avg)
-    labels = random_labels(generator.config.label_dim, len(z), torch.Generator().manual_seed(0))
-    w = generator.mapping(z, None if labels is None else labels.to(z))
+    classes = generator.config.label_dim
+    labels = labels_to_tensor(seed_classes(seeds, classes), classes).to(z) if classes else None
+    w = generator.mapping(z, labels)
     return generator.to_style(generator.truncate(w, generator.config.truncation_psi))
 
 
@@ -142,6 +142,12 @@ def sample_images(generator: StyleGAN2Generator, seeds: Sequence[int]) -> Tensor
     """Images (N, C, H, W) in [-1, 1] of seeds."""
     parts = codes_of(generator, seeds).split(at_once(generator.config.resolution, 16))
     return torch.cat([generator.synthesis(s).float().clamp(-1, 1).cpu() for s in parts])
+
+
+def picture_of(image: Tensor) -> Image.Image:
+    """(3, H, W), or grey (1, H, W), in [-1, 1] as a picture."""
+    pixels = image.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def read_layers(generator: StyleGAN2Generator) -> list[int]:

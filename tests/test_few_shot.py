@@ -19,8 +19,8 @@ from stylefusion_hf import RegionTree, StyleFusionPipeline, label_page
 from stylefusion_hf.cli import main
 from stylefusion_hf.discovery import sample_codes
 from stylefusion_hf.evaluation.judges import load_judges
-from stylefusion_hf.few_shot import UNPAINTED, PaintFolder, learn, painted_places, predicted, sample_images
-from stylefusion_hf.training.region_folders import read_regions
+from stylefusion_hf.few_shot import UNPAINTED, PaintFolder, codes_of, learn, painted_places, predicted, sample_images
+from stylefusion_hf.training.region_folders import read_regions, write_found
 from tests.tiny import tiny_generator
 
 REGIONS = ["background", "skin", "clothes", "mouth", "eyes", "hair"]
@@ -101,11 +101,27 @@ def test_paint_is_a_folder_of_files(tmp_path):
             PaintFolder(tmp_path / "p")
 
 
+def test_grey_pictures_and_classes(tmp_path):
+    g = tiny_generator(use_noise=False, img_channels=1, label_dim=3)
+    paint = PaintFolder.create(tmp_path / "p", g, ["a", "b"], 3)
+    assert Image.open(paint.image_file(0)).mode == "L"
+    assert torch.allclose(codes_of(g, [2]), codes_of(g, [0, 1, 2])[2:], atol=1e-5)  # whoever stands beside it
+    labels = np.full((32, 32), UNPAINTED, np.uint8)
+    labels[:8], labels[24:] = 0, 1
+    paint.paint(2, labels)
+    folder = write_found(tmp_path / "out", g, learn(g, paint, progress=False), 16, 2, progress=False)
+    tree, segmenter = read_regions(folder)
+    assert set(tree.leaves) == {"a", "b"} and segmenter.config.img_channels == 1
+    assert Image.open(folder / "regions.png").size[0] > 700
+
+
 def test_the_command_without_a_page(tmp_path, capsys):
     tiny_generator(use_noise=False).save_pretrained(tmp_path / "model" / "generator")
     base = ["regions", "label", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
     assert main([*base, "--only-samples"]) == 2
     assert "name the regions to paint" in capsys.readouterr().err
+    assert main([*base, "--only-samples", "--region", "a", "--region", "b", "--device", "nowhere"]) == 2
+    assert "--device nowhere: " in capsys.readouterr().err
     assert main([*base, "--learn"]) == 2
     assert "holds no samples to paint" in capsys.readouterr().err
     assert main([*base, "--only-samples", "--region", "sky", "--region", "car", "--count", "3"]) == 0

@@ -41,18 +41,12 @@ def load_pipeline(args: argparse.Namespace, class_name: str = "StyleFusionPipeli
     Raises:
         ValueError, OSError: no such model, a damaged one, or no such device.
     """
-    import torch
     from diffusers.utils import logging
 
     import stylefusion_hf
 
     pipeline_class: Any = getattr(stylefusion_hf, class_name)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways to say no
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"--device {device}: {reason}") from error
+    device = chosen_device(args.device)
     logging.disable_progress_bar()  # three small parts: only a download, which has its own bars, takes long
     parts = {}
     try:
@@ -63,6 +57,19 @@ def load_pipeline(args: argparse.Namespace, class_name: str = "StyleFusionPipeli
     finally:
         logging.enable_progress_bar()
     return pipe.to(device)
+
+
+def chosen_device(name: str | None) -> str:
+    """`name`, or cuda where there is one, else cpu. ValueError for a device that torch cannot use here."""
+    import torch
+
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways to say no
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"--device {device}: {reason}") from error
+    return device
 
 
 # --- Arguments --------------------------------------------------------------------------------------

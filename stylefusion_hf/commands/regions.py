@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.commands._shared import number, output_folder, positive, seed, wrote
+from stylefusion_hf.commands._shared import chosen_device, number, output_folder, positive, seed, wrote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,9 +134,9 @@ def _layers(text: str | None) -> list[int] | None:
 
 def _generator(args: argparse.Namespace):
     """The generator of --model on --device, frozen."""
-    import torch
-
     from stylefusion_hf import StyleGAN2Generator
 
-    generator = StyleGAN2Generator.from_pretrained(args.model, subfolder="generator").eval().requires_grad_(False)
-    return generator.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = chosen_device(args.device)
+    return (
+        StyleGAN2Generator.from_pretrained(args.model, subfolder="generator").eval().requires_grad_(False).to(device)
+    )

@@ -199,7 +199,7 @@ def sample_strip(generator: StyleGAN2Generator, count: int, seed: int) -> Image.
 def _finish(folder: Path, tree: RegionTree, report: Mapping[str, Any]) -> None:
     """Draw regions.png and write regions.json."""
     segmenter = RegionSegmenter.from_pretrained(folder, subfolder="segmenter").eval()
-    strip = Image.open(folder / "samples.png").convert("RGB")
+    strip = Image.open(folder / "samples.png").convert("L" if segmenter.config.img_channels == 1 else "RGB")
     side = strip.height
     pictures = [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
     with torch.no_grad():
