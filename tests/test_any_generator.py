@@ -37,7 +37,7 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "not monotone": {"channels": [16, 48, 24]},
     "constant": {"channels": [32, 32, 32]},
     "narrow": {"channels": [1, 2, 1]},
-    "64 pixels": {"resolution": 64, "channels": [8] * 5},
+    "32 pixels": {"resolution": 32, "channels": [8] * 4},
     "z is not w": {"z_dim": 5, "w_dim": 12, "mapping_width": 7},
     "grey": {"img_channels": 1},
     "no noise, clamped": {"use_noise": False, "conv_clamp": 256.0},
