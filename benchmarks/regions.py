@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf import RegionSegmenter, StyleFusionPipeline, StyleGAN2Generator
+from stylefusion_hf.clustering import contingency, jaccard
 from stylefusion_hf.discovery import discover, sample_codes
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.evaluation.report import table
@@ -35,8 +36,7 @@ HELD_OUT = 1_000_000  # index of the first drawn picture, far behind any trainin
 def matched(labels: Tensor, truth: Tensor, regions: int) -> Tensor:
     """(regions,), the IoU of each region of `truth` with its own one of `labels`; the best pairs are matched first."""
     found = int(labels.max()) + 1
-    counts = torch.bincount((labels * regions + truth).flatten(), minlength=found * regions).view(found, regions)
-    iou = counts / (counts.sum(0) + counts.sum(1, keepdim=True) - counts).clamp_min(1)
+    iou = jaccard(contingency(labels, truth, found, regions))
     result = torch.zeros(regions)
     for _ in range(min(found, regions)):
         i, j = divmod(int(iou.argmax()), regions)
@@ -103,9 +103,7 @@ def main() -> None:
             found = learn(g, paint, check=False, progress=False)
             seconds = time.monotonic() - started
             labels = predicted(g, found.labeller, codes)
-        counts = torch.bincount((labels * len(names) + truth).flatten(), minlength=len(names) ** 2)
-        counts = counts.view(len(names), len(names)).float()
-        iou = counts.diag() / (counts.sum(0) + counts.sum(1) - counts.diag()).clamp_min(1)
+        iou = jaccard(contingency(labels, truth, len(names), len(names))).diag()
         row = {"seconds": seconds, "mean": float(iou.mean())}
         rows[f"{count} samples"] = row | dict(zip(names, iou.tolist(), strict=True))
     if rows:

@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stylefusion_hf.clustering import (
+    Join,
+    best_jaccard,
+    colour_agreement,
+    instead,
+    join,
+    members_of,
+    occupancy,
+    spherical_kmeans,
+)
 from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.models.labeller import FeatureLabeller, describe
+from stylefusion_hf.models.labeller import FeatureLabeller, describe, map_widths, readable_layers
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.region_naming import named_tree
 from stylefusion_hf.regions import RegionTree
@@ -75,7 +85,6 @@ def discover(
     trials: int = 6,
     resolutions: Sequence[int] | None = None,
     seed: int = 0,
-    codes: Tensor | None = None,
     progress: bool = True,
 ) -> Discovery:
     """Find regions, and the tree that they make.
@@ -90,7 +99,6 @@ def discover(
         trials: clusterings of resampled pictures that stability is judged by.
         resolutions: feature maps that are read; None: from 8 pixels to 32, or to 64 from 256 pixels on.
         seed: of samples and clusterings.
-        codes: style codes (samples, S) to use instead of sampled ones.
 
     Raises:
         ValueError: arguments out of range, a generator without such feature maps, or one in whose features nothing
@@ -105,9 +113,7 @@ def discover(
         raise ValueError(f"stability needs 8 samples and 2 trials or more, got {samples} and {trials}")
     layers = chosen_layers(generator, resolutions)
     draw = torch.Generator().manual_seed(seed)
-    if codes is None:
-        codes = sample_codes(generator, samples, draw)
-    places = see(generator, codes, layers)
+    places = see(generator, sample_codes(generator, samples, draw), layers)
     steps = tqdm(total=trials + 1, desc="clustering", disable=not progress)
     centres, joins = cluster_and_join(places, torch.arange(places.pictures), clusters, draw)
     steps.update()
@@ -123,7 +129,7 @@ def discover(
     steps.close()
     stability = torch.stack(matches).mean(0)
     area = nodes.float() @ torch.bincount(mine, minlength=clusters).float() / len(mine)
-    same = one_instead_of_the_other(mine.view(places.pictures, -1), nodes)
+    same = one_instead_of_the_other(*occupancy(mine.view(places.pictures, -1), clusters), nodes)
     picked = choose(joins, stability, area >= min_area, num_regions, max_regions, same)
     owner = owners(picked, nodes, alike(places, mine, centres))
     labels = owner[mine].view(places.pictures, places.grid, places.grid)
@@ -153,14 +159,13 @@ def discover(
 
 
 def chosen_layers(g: StyleGAN2Generator, resolutions: Sequence[int] | None = None) -> list[int]:
-    """The feature maps to read: below 8 pixels they know no parts, and the last ones know colours and edges only."""
-    there = [4 * 2**k for k in range(len(g.rgb_sizes))]
-    if resolutions is not None:
-        if missing := [r for r in resolutions if r not in there]:
-            raise ValueError(f"the generator has no feature maps of {missing[0]} pixels; it has {there}")
-        return list(resolutions)
-    last = 64 if g.config.resolution >= 256 else 32
-    return [r for r in there if 8 <= r <= last] or there[-1:]
+    """The feature maps to read: of `readable_layers`, not the last, which know colours and edges only."""
+    if resolutions is None:
+        return readable_layers(g, 64 if g.config.resolution >= 256 else 32)
+    there = list(map_widths(g))
+    if missing := [r for r in resolutions if r not in there]:
+        raise ValueError(f"the generator has no feature maps of {missing[0]} pixels; it has {there}")
+    return list(resolutions)
 
 
 @torch.no_grad()
@@ -188,29 +193,6 @@ def see(g: StyleGAN2Generator, codes: Tensor, layers: Sequence[int]) -> Places:
 # --- Clusters --------------------------------------------------------------------------------------------------------
 
 
-def spherical_kmeans(x: Tensor, k: int, draw: torch.Generator, iterations: int = 20, restarts: int = 2) -> Tensor:
-    """Unit centres (k, D) of unit vectors (P, D) that maximise the sum of cosines, from k-means++ starts."""
-    best, best_fit = None, float("-inf")
-    for _ in range(restarts):
-        centres = x[torch.randint(len(x), (1,), generator=draw)]
-        far = 1 - x @ centres[0]
-        for _ in range(k - 1):
-            # inverse transform sampling: multinomial takes 2^24 places at most
-            total = far.clamp_min(0).double().cumsum(0)
-            at = torch.rand(1, generator=draw, dtype=torch.float64) * total[-1]
-            centres = torch.cat([centres, x[torch.searchsorted(total, at).clamp_max(len(x) - 1)]])
-            far = torch.minimum(far, 1 - x @ centres[-1])
-        for _ in range(iterations):
-            nearest = (x @ centres.t()).argmax(1)
-            sums = torch.zeros_like(centres).index_add_(0, nearest, x)
-            centres = torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=1), centres)
-        fit = float((x @ centres.t()).amax(1).mean())
-        if fit > best_fit:
-            best, best_fit = centres, fit
-    assert best is not None
-    return best
-
-
 def cluster_and_join(places: Places, chosen: Tensor, k: int, draw: torch.Generator) -> tuple[Tensor, list[Join]]:
     """Centres (k, D) of some pictures' places, and the clusters' joins."""
     x = places.of(chosen)
@@ -227,101 +209,7 @@ def alike(places: Places, nearest: Tensor, centres: Tensor) -> Tensor:
     """
     by_picture = nearest.view(places.pictures, -1)
     colour = colour_agreement(places.colours, by_picture, len(centres))
-    return centres @ centres.t() + colour + instead(by_picture, len(centres))
-
-
-def instead(nearest: Tensor, k: int, groups: Tensor | None = None) -> Tensor:
-    """How much clusters (N, P) stand for each other, (k, k): 1 where they have the same place, but never in one
-    picture, as a blue sky and a red one. The cosine of their shares by place, times what is not there together.
-
-    groups: (G, k), true where a cluster belongs to a group; then it is groups that are compared, (G, G).
-    """
-    member = F.one_hot(nearest, k).float()
-    places, areas = member.sum(0), member.sum(1)
-    if groups is not None:
-        places, areas = places @ groups.float().t(), areas @ groups.float().t()
-    place, area = F.normalize(places, dim=0), areas  # (P, k) and (N, k)
-    together = torch.minimum(area[:, :, None], area[:, None, :]).sum(0)
-    total = area.sum(0)
-    apart = 1 - together / torch.minimum(total[:, None], total[None, :]).clamp_min(1)
-    return (place.t() @ place) * apart
-
-
-def colour_agreement(colours: Tensor, nearest: Tensor, k: int, least: int = 4) -> Tensor:
-    """How surely two clusters have one colour, (k, k): 1 if always the same one, 0 if no more than by chance.
-
-    1 - E|a(n) - b(n)|^2 / E|a(n) - b(m)|^2 for mean colours a, b in pictures n and others m: an intraclass
-    correlation. Pictures in which a cluster has fewer than `least` places do not count; clusters that never meet
-    get 0.
-
-    Args:
-        colours: (N, P, 3).
-        nearest: (N, P), the clusters.
-    """
-    member = F.one_hot(nearest, k).to(colours)
-    size = member.sum(1)  # (N, k)
-    mean = torch.einsum("npk,npc->nkc", member, colours) / size.clamp_min(1)[..., None]
-    there = (size >= least).to(colours)
-    square = (mean.square().sum(2) * there).t() @ there  # (k, k): sum over n of |a|^2 where both are there
-    cross = torch.einsum("nac,nbc->ab", mean * there[..., None], mean * there[..., None])
-    both = there.t() @ there
-    together = square + square.t() - 2 * cross
-    # over all pairs n, m of pictures in which both are there
-    sums = torch.einsum("nac,nb->abc", mean * there[..., None], there)
-    products = (sums * sums.transpose(0, 1)).sum(2)
-    apart = both * (square + square.t()) - 2 * products - together
-    pairs = (both * (both - 1)).clamp_min(1)
-    found = 1 - (together / both.clamp_min(1)) / (apart / pairs).clamp_min(1e-8)
-    return torch.where(both >= 8, found.clamp(-1, 1), torch.zeros_like(found))
-
-
-@dataclass(frozen=True)
-class Join:
-    """Nodes a and b become one, being so much alike."""
-
-    a: int
-    b: int
-    alike: float
-
-
-def join(affinity: Tensor, weight: Tensor) -> list[Join]:
-    """Average linkage, (K, K) and (K,) -> K - 1 joins, the most alike first; join i makes node K + i."""
-    k = len(affinity)
-    total = torch.full((2 * k - 1, 2 * k - 1), float("-inf"), dtype=torch.float64)
-    total[:k, :k] = affinity.double().fill_diagonal_(float("-inf"))
-    size = torch.zeros(2 * k - 1, dtype=torch.float64)
-    size[:k] = weight.double().clamp_min(1)
-    joins: list[Join] = []
-    for new in range(k, 2 * k - 1):
-        a, b = divmod(int(total.argmax()), 2 * k - 1)
-        a, b = min(a, b), max(a, b)
-        value = float(total[a, b])
-        joined = (size[a] * total[a] + size[b] * total[b]) / (size[a] + size[b])
-        joined[[a, b]] = float("-inf")
-        total[new], total[:, new] = joined, joined
-        total[[a, b]], total[:, [a, b]] = float("-inf"), float("-inf")
-        size[new] = size[a] + size[b]
-        joins.append(Join(a, b, value))
-    return joins
-
-
-def members_of(joins: Sequence[Join], k: int) -> Tensor:
-    """(2k - 1, k), true where a cluster belongs to a node."""
-    nodes = torch.eye(2 * k - 1, k, dtype=torch.bool)
-    for i, pair in enumerate(joins):
-        nodes[k + i] = nodes[pair.a] | nodes[pair.b]
-    return nodes
-
-
-def best_jaccard(nodes: Tensor, mine: Tensor, others: Tensor, theirs: Tensor) -> Tensor:
-    """Jaccard index of every node of one clustering with every one of another, (nodes, others); `mine` and `theirs`
-    (P,) are the clusters of the same places.
-    """
-    k, m = nodes.shape[1], others.shape[1]
-    counts = torch.bincount(mine * m + theirs, minlength=k * m).view(k, m).double()
-    common = nodes.double() @ counts @ others.double().t()
-    first, second = nodes.double() @ counts.sum(1), others.double() @ counts.sum(0)
-    return common / (first[:, None] + second - common).clamp_min(1)
+    return centres @ centres.t() + colour + instead(*occupancy(by_picture, len(centres)))
 
 
 # --- Regions ---------------------------------------------------------------------------------------------------------
@@ -362,14 +250,14 @@ def choose(
     return found
 
 
-def one_instead_of_the_other(nearest: Tensor, nodes: Tensor) -> Same:
-    """Groups nodes (2k - 1, k) that stand for each other by more than ALTERNATIVE: `nearest` (N, P) are clusters."""
+def one_instead_of_the_other(places: Tensor, areas: Tensor, nodes: Tensor) -> Same:
+    """Groups nodes (2k - 1, k) that stand for each other by more than ALTERNATIVE; `occupancy` is the clusters'."""
 
     def same(picked: list[int]) -> list[list[int]]:
         groups = [[node] for node in picked]
         while len(groups) > 1:
-            members = torch.stack([nodes[group].any(0) for group in groups])
-            found = instead(nearest, nodes.shape[1], members).fill_diagonal_(0)
+            members = torch.stack([nodes[group].any(0) for group in groups]).float().t()  # (k, G)
+            found = instead(places @ members, areas @ members).fill_diagonal_(0)
             if float(found.max()) <= ALTERNATIVE:
                 break
             a, b = sorted(divmod(int(found.argmax()), len(groups)))
@@ -390,19 +278,8 @@ def cluster_labeller(
     centres: Tensor, owner: list[int], names: list[str], layers: Sequence[int], g: StyleGAN2Generator
 ) -> FeatureLabeller:
     """The clusters as a labeller whose probabilities add up over a region's clusters."""
-    widths = {4 * 2**k: c for k, c in enumerate(g.config.channels)}
-    labeller = FeatureLabeller(
-        regions=names, resolutions=list(layers), channels=[widths[r] for r in layers], classes=owner
-    )
+    labeller = FeatureLabeller.of(g, names, layers, classes=owner)
     with torch.no_grad():
         labeller.layers[0].weight.copy_(centres[..., None] / TEMPERATURE)
         labeller.layers[0].bias.zero_()
     return labeller.eval().requires_grad_(False).to(g.device)
-
-
-def rename(labeller: FeatureLabeller, names: Mapping[str, str]) -> FeatureLabeller:
-    """The same labeller with other names for its regions."""
-    config = {key: value for key, value in labeller.config.items() if not key.startswith("_")}
-    renamed = FeatureLabeller(**config | {"regions": [names.get(n, n) for n in labeller.config.regions]})
-    renamed.load_state_dict(labeller.state_dict())
-    return renamed.eval().requires_grad_(False)

@@ -23,10 +23,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stylefusion_hf.clustering import contingency, jaccard
 from stylefusion_hf.discovery import Discovery, sample_codes
-from stylefusion_hf.latents import labels_to_tensor, seed_classes, seeds_to_z
+from stylefusion_hf.evaluation.pairs import style_codes
 from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.models.labeller import FeatureLabeller, describe
+from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.region_naming import named_tree
 from stylefusion_hf.region_sheet import region_colours
@@ -128,19 +129,9 @@ class PaintFolder:
 
 
 @torch.no_grad()
-def codes_of(generator: StyleGAN2Generator, seeds: Sequence[int]) -> Tensor:
-    """Style codes (N, S) of seeds, truncated as the model's pictures are; each of its own class, if there are any."""
-    z = seeds_to_z(seeds, generator.config.z_dim).to(generator.w_avg)
-    classes = generator.config.label_dim
-    labels = labels_to_tensor(seed_classes(seeds, classes), classes).to(z) if classes else None
-    w = generator.mapping(z, labels)
-    return generator.to_style(generator.truncate(w, generator.config.truncation_psi))
-
-
-@torch.no_grad()
 def sample_images(generator: StyleGAN2Generator, seeds: Sequence[int]) -> Tensor:
     """Images (N, C, H, W) in [-1, 1] of seeds."""
-    parts = codes_of(generator, seeds).split(at_once(generator.config.resolution, 16))
+    parts = style_codes(generator, seeds).split(at_once(generator.config.resolution, 16))
     return torch.cat([generator.synthesis(s).float().clamp(-1, 1).cpu() for s in parts])
 
 
@@ -150,16 +141,10 @@ def picture_of(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def read_layers(generator: StyleGAN2Generator) -> list[int]:
-    """All feature maps from 8 pixels to FINEST, or the last where there are none."""
-    there = [4 * 2**k for k in range(len(generator.rgb_sizes))]
-    return [r for r in there if 8 <= r <= FINEST] or there[-1:]
-
-
 @torch.no_grad()
 def painted_places(generator: StyleGAN2Generator, codes: Tensor, labels: Sequence[np.ndarray], regions: int):
     """Features (P, D), regions (P,) and pictures (P,) of all painted places of the pictures `codes` (N, S)."""
-    layers = read_layers(generator)
+    layers = readable_layers(generator, FINEST)
     size = max(layers)
     features, targets, pictures = [], [], []
     for n, (code, label) in enumerate(zip(codes, labels, strict=True)):
@@ -187,13 +172,10 @@ def fit_head(
     seed: int = 0,
 ) -> FeatureLabeller:
     """A labeller from features (P, D) of painted places and their regions (P,), each region of equal weight."""
-    layers = read_layers(generator)
-    widths = {4 * 2**k: c for k, c in enumerate(generator.config.channels)}
+    layers = readable_layers(generator, FINEST)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = FeatureLabeller(
-            list(regions), layers, [widths[r] for r in layers], hidden=list(hidden), members=members
-        )
+        head = FeatureLabeller.of(generator, regions, layers, hidden=list(hidden), members=members)
         chosen = torch.randperm(len(x))[:MOST_PLACES].to(x.device)
         # Every member leaves out a fifth of the places, so that they differ where they do not know.
         kept = (torch.rand(members, len(chosen)) < 0.8).to(x)
@@ -237,7 +219,7 @@ def learn(
             raise ValueError(
                 f"{paint.label_file(s)} is {label.shape[1]} x {label.shape[0]}, its sample {size} x {size}"
             )
-    x, y, picture = painted_places(generator, codes_of(generator, seeds), labels, len(paint.regions))
+    x, y, picture = painted_places(generator, style_codes(generator, seeds), labels, len(paint.regions))
     head = fit_head(generator, x, y, paint.regions, seed=seed)
     report: dict[str, Any] = {"painted": seeds, "places": len(x), "seed": seed, "num_regions": len(paint.regions)}
     if check and len(seeds) > 2:
@@ -268,7 +250,7 @@ def _left_out(
         out = picture == k
         head = fit_head(generator, x[~out], y[~out], regions, steps=100)
         guess = head.read(x[out].t()[None])[0].exp().mean(0).argmax(0)
-        counts += torch.bincount(y[out] * n + guess, minlength=n * n).view(n, n).float().cpu()
-    iou = counts.diag() / (counts.sum(0) + counts.sum(1) - counts.diag()).clamp_min(1)
+        counts += contingency(y[out], guess, n, n).cpu()
+    iou = jaccard(counts).diag()
     rows = {name: round(float(v), 3) for name, v in zip(regions, iou, strict=True)}
     return rows | {"mean": round(float(iou.mean()), 3)}

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stylefusion_hf.few_shot import PaintFolder, codes_of, learn, predicted
+from stylefusion_hf.evaluation.pairs import style_codes
+from stylefusion_hf.few_shot import PaintFolder, learn, predicted
 from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.region_sheet import TINT, region_colours
+from stylefusion_hf.region_sheet import region_colours, tinted
 from stylefusion_hf.training.region_folders import write_found
 
 PAGE = Path(__file__).with_name("label_page.html")
@@ -75,11 +76,10 @@ class Work:
     def learn(self) -> dict[str, Any]:
         """Every sample tinted by what the painted ones say, and how that went."""
         found = learn(self.generator, self.paint, progress=False)
-        maps = predicted(self.generator, found.labeller, codes_of(self.generator, self.paint.seeds)).numpy()
-        palette, pictures = np.array(self.colours, np.uint8), []
+        maps = predicted(self.generator, found.labeller, style_codes(self.generator, self.paint.seeds)).numpy()
+        pictures = []
         for seed, labels in zip(self.paint.seeds, maps, strict=True):
-            plain = Image.open(self.paint.image_file(seed)).convert("L").convert("RGB")
-            pictures.append(data_url(Image.blend(plain, Image.fromarray(palette[labels]), TINT)))
+            pictures.append(data_url(tinted(Image.open(self.paint.image_file(seed)), labels, self.colours)))
         held = found.report.get("IoU on painted pictures left out")
         said = f"Learnt from {found.report['places']} places on {len(found.report['painted'])} samples."
         if held:

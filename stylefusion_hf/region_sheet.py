@@ -25,6 +25,13 @@ def region_colours(count: int) -> list[tuple[int, int, int]]:
     return found
 
 
+def tinted(picture: Image.Image, labels: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """A picture in grey, under the colours of its regions: `labels` (H, W), numbers of `colours`."""
+    grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
+    shade = Image.fromarray(np.array(colours, np.uint8)[labels]).resize(picture.size, Image.Resampling.NEAREST)
+    return Image.fromarray((grey + TINT * (np.asarray(shade, np.float32) - grey)).astype(np.uint8))
+
+
 def region_sheet(
     pictures: Sequence[Image.Image],
     labels: np.ndarray,
@@ -42,7 +49,7 @@ def region_sheet(
         notes: what stands behind a node's name.
     """
     notes = notes or {}
-    palette = np.array(region_colours(len(regions)), np.float32)
+    colours = region_colours(len(regions))
     font = ImageFont.load_default(LABEL_SIZE)
     rows = -(-len(pictures) // COLUMNS)
     nodes = tree.nodes
@@ -53,10 +60,7 @@ def region_sheet(
     for n, picture in enumerate(pictures):
         x, y = MARGIN + n % COLUMNS * (CELL + GAP), MARGIN + n // COLUMNS * (2 * (CELL + 2) + GAP)
         plain = picture.convert("RGB")
-        grey = np.asarray(plain.convert("L").convert("RGB"), np.float32)
-        shade = Image.fromarray(palette[labels[n]].astype(np.uint8)).resize(plain.size, Image.Resampling.NEAREST)
-        tinted = grey + TINT * (np.asarray(shade, np.float32) - grey)
-        for part, at in ((plain, y), (Image.fromarray(tinted.astype(np.uint8)), y + CELL + 2)):
+        for part, at in ((plain, y), (tinted(plain, labels[n], colours), y + CELL + 2)):
             small = part.width <= CELL
             how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
             sheet.paste(part.resize((CELL, CELL), how), (x, at))
@@ -70,8 +74,7 @@ def region_sheet(
             line = top + nodes.index(above) * LINE + LINE
             draw.line([(x - INDENT + 6, line), (x - INDENT + 6, y), (x - 4, y)], RULE)
         if name in regions:
-            colour = tuple(int(c) for c in palette[list(regions).index(name)])
-            draw.rectangle([x, y - 6, x + 12, y + 6], colour)
+            draw.rectangle([x, y - 6, x + 12, y + 6], colours[list(regions).index(name)])
         else:
             draw.ellipse([x + 2, y - 4, x + 10, y + 4], outline=QUIET)
         draw.text((x + 20, y), name, INK, font, anchor="lm")

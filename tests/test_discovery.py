@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from stylefusion_hf import RegionSegmenter, RegionTree, StyleFusionPipeline, StyleGAN2Generator, discovery
+from benchmarks.regions import matched as matched_iou
+from stylefusion_hf import RegionSegmenter, RegionTree, StyleFusionPipeline, StyleGAN2Generator, clustering, discovery
 from stylefusion_hf.cli import main
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.models.labeller import FeatureLabeller, describe
@@ -32,7 +33,7 @@ def test_kmeans_finds_planted_directions():
     centres = F.normalize(torch.randn(5, 32, generator=draw), dim=1)
     member = torch.randint(5, (600,), generator=draw)
     x = F.normalize(centres[member] + 0.1 * torch.randn(600, 32, generator=draw), dim=1)
-    found = discovery.spherical_kmeans(x, 5, draw)
+    found = clustering.spherical_kmeans(x, 5, draw)
     assert torch.allclose(found.norm(dim=1), torch.ones(5))
     matched = (found @ centres.t()).argmax(1)
     assert sorted(matched.tolist()) == list(range(5))
@@ -45,7 +46,7 @@ def test_colour_agreement_is_the_correlation_by_hand():
     nearest = torch.arange(60).remainder(4).expand(40, 60).contiguous()
     colours[:, nearest[0] == 1] = colours[:, nearest[0] == 0]  # 1 has 0's colour in every picture
     nearest[:, nearest[0] == 3] = 2  # and 3 is never there
-    found = discovery.colour_agreement(colours, nearest, 4)
+    found = clustering.colour_agreement(colours, nearest, 4)
     mean = torch.stack([colours[:, nearest[0] == c].mean(1) for c in range(3)], 1)
     for a, b in itertools.product(range(3), range(3)):
         same = (mean[:, a] - mean[:, b]).square().sum(1).mean()
@@ -60,28 +61,28 @@ def test_what_never_meets_in_one_place_stands_for_each_other():
     nearest = torch.zeros(10, 8, dtype=torch.long)
     nearest[:, 4:] = 3
     nearest[:5, :4], nearest[5:, :4] = 1, 2  # a blue sky or a red one
-    found = discovery.instead(nearest, 5)
+    found = clustering.instead(*clustering.occupancy(nearest, 5))
     assert float(found[1, 2]) == pytest.approx(1)
     assert found[1, 3].eq(0) and found[0].eq(0).all()  # another place; never there
     nearest[:5, 2:4] = 2  # where the blue one is, half of it is red
-    assert float(discovery.instead(nearest, 5)[1, 2]) == 0
+    assert float(clustering.instead(*clustering.occupancy(nearest, 5))[1, 2]) == 0
 
 
 def test_joins_are_average_linkage():
     affinity = torch.tensor([[1, 0.9, 0.2, 0.1], [0.9, 1, 0.4, 0.1], [0.2, 0.4, 1, 0.5], [0.1, 0.1, 0.5, 1]])
     weight = torch.tensor([1.0, 3.0, 1.0, 1.0])
-    joins = discovery.join(affinity, weight)
+    joins = clustering.join(affinity, weight)
     assert [(j.a, j.b) for j in joins] == [(0, 1), (2, 3), (4, 5)]
     last = ((0.2 + 0.1) * 1 + (0.4 + 0.1) * 3) / (4 * 2)  # each pair by the product of its weights
     assert [j.alike for j in joins] == pytest.approx([0.9, 0.5, last])
-    assert discovery.members_of(joins, 4)[4:].int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]
+    assert clustering.members_of(joins, 4)[4:].int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]
 
 
 def test_jaccard_index_of_every_pair_of_nodes():
     draw = seeded()
     mine, theirs = torch.randint(3, (50,), generator=draw), torch.randint(4, (50,), generator=draw)
     nodes, others = torch.tensor([[1, 0, 0], [0, 1, 1]]).bool(), torch.tensor([[1, 1, 0, 0], [0, 0, 0, 1]]).bool()
-    found = discovery.best_jaccard(nodes, mine, others, theirs)
+    found = clustering.best_jaccard(nodes, mine, others, theirs)
     for i, j in itertools.product(range(2), range(2)):
         a, b = nodes[i][mine], others[j][theirs]
         assert float(found[i, j]) == pytest.approx(float((a & b).sum() / (a | b).sum()))
@@ -93,13 +94,13 @@ def alone(nodes: list[int]) -> list[list[int]]:
 
 def test_alternatives_are_one_region():
     nearest = torch.tensor([[0, 0, 3, 3], [1, 1, 3, 3], [2, 2, 3, 3]] * 4)  # three skies above one ground
-    same = discovery.one_instead_of_the_other(nearest, torch.eye(7, 4, dtype=torch.bool))
+    same = discovery.one_instead_of_the_other(*clustering.occupancy(nearest, 4), torch.eye(7, 4, dtype=torch.bool))
     assert [sorted(group) for group in same([0, 1, 2, 3])] == [[0, 1, 2], [3]]
     assert same([0, 3]) == [[0], [3]]
 
 
 def test_small_and_unstable_nodes_are_no_regions():
-    joins = discovery.join(torch.eye(5) + torch.diag(torch.tensor([1.0, 0.0, 0.9, 0.0]), 1), torch.ones(5))
+    joins = clustering.join(torch.eye(5) + torch.diag(torch.tensor([1.0, 0.0, 0.9, 0.0]), 1), torch.ones(5))
     stable, large = torch.full((9,), 0.9), torch.ones(9, dtype=torch.bool)
     apart = discovery.choose(joins, stable, large, None, 12, alone)
     assert len(apart) == 3  # two joins are of more than ALIKE
@@ -211,19 +212,6 @@ def found(embedded) -> discovery.Discovery:
     return discovery.discover(embedded.generator, samples=64, clusters=24, trials=3, progress=False)
 
 
-def matched_iou(labels: torch.Tensor, truth: torch.Tensor) -> list[float]:
-    """For each region of `truth` its largest IoU with a found one, one to one, the best pairs first."""
-    k, n = int(labels.max()) + 1, int(truth.max()) + 1
-    counts = torch.bincount((labels * n + truth).flatten(), minlength=k * n).view(k, n).float()
-    iou = counts / (counts.sum(0) + counts.sum(1, keepdim=True) - counts).clamp_min(1)
-    taken = []
-    for _ in range(min(k, n)):
-        i, j = divmod(int(iou.argmax()), n)
-        taken.append(float(iou[i, j]))
-        iou[i], iou[:, j] = -1, -1
-    return taken + [0.0] * (n - len(taken))
-
-
 def test_the_embedded_generators_regions_are_found_without_a_label(embedded, found):
     g = embedded.generator
     codes = discovery.sample_codes(g, 48, seeded(99))
@@ -231,7 +219,7 @@ def test_the_embedded_generators_regions_are_found_without_a_label(embedded, fou
         images, maps = g.synthesis(codes, return_features=True)
         truth = load_judges().segmenter.segment(images.clamp(-1, 1)).argmax(1)
         labels = found.labeller.label(maps, g.config.resolution).argmax(1)
-    matched = matched_iou(labels, truth)
+    matched = matched_iou(labels, truth, int(truth.max()) + 1).tolist()
     assert sum(matched) / len(matched) > 0.5 and sum(iou > 0.35 for iou in matched) >= 5
     assert "background" in str(found.tree).rsplit("(", 1)[0].split(",")[-1] or "background" in found.tree.leaves[-1]
     assert list(found.labeller.config.regions) == list(found.tree.leaves)

@@ -19,7 +19,8 @@ from stylefusion_hf import RegionTree, StyleFusionPipeline, label_page
 from stylefusion_hf.cli import main
 from stylefusion_hf.discovery import sample_codes
 from stylefusion_hf.evaluation.judges import load_judges
-from stylefusion_hf.few_shot import UNPAINTED, PaintFolder, codes_of, learn, painted_places, predicted, sample_images
+from stylefusion_hf.evaluation.pairs import style_codes
+from stylefusion_hf.few_shot import UNPAINTED, PaintFolder, learn, painted_places, predicted, sample_images
 from stylefusion_hf.training.region_folders import read_regions, write_found
 from tests.tiny import tiny_generator
 
@@ -105,7 +106,7 @@ def test_grey_pictures_and_classes(tmp_path):
     g = tiny_generator(use_noise=False, img_channels=1, label_dim=3)
     paint = PaintFolder.create(tmp_path / "p", g, ["a", "b"], 3)
     assert Image.open(paint.image_file(0)).mode == "L"
-    assert torch.allclose(codes_of(g, [2]), codes_of(g, [0, 1, 2])[2:], atol=1e-5)  # whoever stands beside it
+    assert torch.allclose(style_codes(g, [2]), style_codes(g, [0, 1, 2])[2:], atol=1e-5)  # whoever stands beside it
     labels = np.full((32, 32), UNPAINTED, np.uint8)
     labels[:8], labels[24:] = 0, 1
     paint.paint(2, labels)

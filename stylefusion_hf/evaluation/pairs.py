@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -37,7 +38,7 @@ class Pairs:
         return Pairs(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
-def style_codes(generator, seeds: range) -> Tensor:
+def style_codes(generator, seeds: Sequence[int]) -> Tensor:
     """Style codes (B, S) of seeds, at the generator's own truncation; of a conditional one each of its own class."""
     z = seeds_to_z(seeds, generator.config.z_dim).to(generator.w_avg)
     labels = own_labels(generator, seeds)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from stylefusion_hf.models._config import checked_config, positive
 from stylefusion_hf.models._loading import StrictModelMixin
+from stylefusion_hf.models.generator import StyleGAN2Generator
 
 
 @dataclass
@@ -26,6 +28,19 @@ class LabellerOutput(BaseOutput):
     """`logits`: (B, R, size, size), one map a region in the order of `config.regions`."""
 
     logits: Tensor
+
+
+def map_widths(generator: StyleGAN2Generator) -> dict[int, int]:
+    """{resolution: channels} of the feature maps that a generator's synthesis returns."""
+    return {4 * 2**k: width for k, width in enumerate(generator.config.channels)}
+
+
+def readable_layers(generator: StyleGAN2Generator, finest: int) -> list[int]:
+    """Resolutions of the feature maps from 8 pixels, below which they know no parts, to `finest`; the last one where
+    there are none.
+    """
+    there = list(map_widths(generator))
+    return [r for r in there if 8 <= r <= finest] or there[-1:]
 
 
 def describe(maps: Mapping[int, Tensor], resolutions: Sequence[int], size: int) -> Tensor:
@@ -92,6 +107,15 @@ class FeatureLabeller(StrictModelMixin, ConfigMixin):
             nn.Conv1d(widths[k] * (members if k else 1), widths[k + 1] * members, 1, groups=members if k else 1)
             for k in range(len(widths) - 1)
         )
+
+    @classmethod
+    def of(
+        cls, generator: StyleGAN2Generator, regions: Sequence[str], layers: Sequence[int], **config: Any
+    ) -> FeatureLabeller:
+        """A new one that reads these feature maps of a generator; `config` are further arguments."""
+        widths = map_widths(generator)
+        channels = [widths[r] for r in layers]
+        return cls(regions=list(regions), resolutions=list(layers), channels=channels, **config)
 
     @property
     def size(self) -> int:

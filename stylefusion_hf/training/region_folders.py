@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stylefusion_hf.discovery import Discovery, discover, rename, sample_codes
+from stylefusion_hf.discovery import Discovery, discover, sample_codes
 from stylefusion_hf.images import pixels_to_tensor
 from stylefusion_hf.latents import random_labels
 from stylefusion_hf.models.generator import StyleGAN2Generator
@@ -163,10 +163,7 @@ def update_regions(folder: str | Path) -> RegionTree:
         if not (folder / part).is_dir():  # a segmenter that was distilled has no labeller
             continue
         network = kind.from_pretrained(folder / part)
-        if part == "labeller":
-            network = rename(network, names)
-        else:
-            network.register_to_config(regions=[names.get(n, n) for n in network.config.regions])
+        network.register_to_config(regions=[names.get(n, n) for n in network.config.regions])
         export(network, folder / part)
     for key, value in report.items():
         if isinstance(value, dict):

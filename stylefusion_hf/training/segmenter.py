@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from stylefusion_hf.clustering import contingency, jaccard
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.training.common import (
     ArrayDataset,
@@ -105,8 +106,8 @@ def region_iou(
     counts = torch.zeros(n, n)
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         guess = model.segment(x.to(model.device)).argmax(1).cpu()
-        counts += torch.bincount((y * n + guess).flatten(), minlength=n * n).view(n, n)
-    iou = counts.diag() / (counts.sum(0) + counts.sum(1) - counts.diag()).clamp_min(1)
+        counts += contingency(y, guess, n, n)
+    iou = jaccard(counts).diag()
     return {**dict(zip(model.config.regions, iou.tolist(), strict=True)), "mean": iou.mean().item()}
 
 
