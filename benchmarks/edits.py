@@ -30,14 +30,14 @@ from PIL import Image
 from torch import Tensor
 
 from stylefusion_hf import Direction, StyleFusionPipeline
-from stylefusion_hf.directions import boundary_from_regions, ganspace, measure_regions, sefa
-from stylefusion_hf.editing import style_offsets
+from stylefusion_hf.core.edits import style_offsets
+from stylefusion_hf.editing.directions import boundary_from_regions, ganspace, measure_regions, sefa
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.evaluation.pairs import TEST_SEED, render, style_codes
 from stylefusion_hf.evaluation.ruler import dilate, most_probable
 from stylefusion_hf.evaluation.statistics import Estimate, resamples
+from stylefusion_hf.imaging.sheets import BASE, draw_sheet
 from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.sheet import BASE, draw_sheet
 
 FACTOR, LEAST_A, MOST_A = 1.7, 0.3, 5.0  # a is tried at 1 and at this factor's powers up or down, within bounds
 

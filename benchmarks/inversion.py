@@ -42,8 +42,8 @@ from stylefusion_hf.evaluation.measuring import Subject
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, render
 from stylefusion_hf.evaluation.report import table
 from stylefusion_hf.evaluation.statistics import Estimate, ratio, resamples
-from stylefusion_hf.features import map_distance
-from stylefusion_hf.sheet import draw_sheet
+from stylefusion_hf.imaging.features import map_distance
+from stylefusion_hf.imaging.sheets import draw_sheet
 
 FIRST = 1_000_000  # far behind any training index, as the trainers' own held-out pictures
 GROUP = 4  # pictures that share a tuned generator, as those of one mix do

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylefusion_hf import FusionHierarchy, StyleGAN2Generator
-from stylefusion_hf.models.fusion_net import GAIN, SLOPE, Blender
+from stylefusion_hf.models.fusion.net import GAIN, SLOPE, Blender
 
 # --- (a) Fusion ------------------------------------------------------------------------------------------------------
 

@@ -16,10 +16,10 @@ from PIL import Image
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.rendering import LARGEST, render, render_size
 from stylefusion_hf.conversion.safe_pickle import load
-from stylefusion_hf.latents import seeds_to_z
+from stylefusion_hf.core.codes import seeds_to_z
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.fusion import FusionHierarchy
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 CODE_TOLERANCE = 1e-4  # of the largest number of a code
 IMAGE_TOLERANCE = 1e-3  # of a picture's standard deviation

@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges, load_judges
-from stylefusion_hf.features import channel_energies
-from stylefusion_hf.models.fusion import FusionHierarchy
+from stylefusion_hf.imaging.features import channel_energies
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.training._fusion_parts import (
     build_criterion,

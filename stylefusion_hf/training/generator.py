@@ -22,8 +22,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.layers import check_channels
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training.augment import augment, parse_policy
 from stylefusion_hf.training.common import (
     ArrayDataset,
@@ -322,7 +322,7 @@ def train(args: argparse.Namespace) -> Path:
 @torch.no_grad()
 def save_samples(g: StyleGAN2Generator, path: Path, count: int = 64, psi: float = 1.0) -> None:
     """A grid of the seeds 0 .. count - 1, drawn as pipelines draw them."""
-    from stylefusion_hf.latents import seeds_to_z
+    from stylefusion_hf.core.codes import seeds_to_z
 
     z = seeds_to_z(range(count), g.config.z_dim).to(g.w_avg)
     s = g.to_style(g.truncate(g.mapping(z), psi))

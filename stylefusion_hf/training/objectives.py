@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.alignment import pixel_places
 from stylefusion_hf.evaluation.score import distance
+from stylefusion_hf.imaging.alignment import pixel_places
 
 # --- Locality --------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,23 @@
+"""Old module names that docs/stability.md keeps alive: they forward to where things are now, and warn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+
+def forward(old: str, *homes: str) -> Callable[[str], Any]:
+    """A module's `__getattr__` that looks names up in the modules `homes` and warns that `old` is deprecated."""
+
+    def lookup(name: str) -> Any:
+        if not name.startswith("_"):
+            for home in homes:
+                module = import_module(home)
+                if hasattr(module, name):
+                    warnings.warn(f"{old}.{name} is now {home}.{name}", FutureWarning, stacklevel=2)
+                    return getattr(module, name)
+        raise AttributeError(f"module {old!r} has no attribute {name!r}")
+
+    return lookup
