@@ -100,7 +100,7 @@ def compare(folder: Path, reference: Path, seed: int | None = None) -> list[Comp
         raise
     except (RuntimeError, LookupError, ValueError, TypeError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise ConversionError(f"{reference}: does not fit this generator ({problem}); see docs/convert.md") from None
+        raise ConversionError(f"{reference}: does not fit this generator ({problem}); see docs/reference/convert.md") from None
 
 
 def _compare(folder: Path, reference: Path, seed: int | None) -> list[Comparison]:
@@ -124,7 +124,7 @@ def _compare(folder: Path, reference: Path, seed: int | None) -> list[Comparison
             logits = judge(pictures.float(), data.get("c")).logits
         results.append(Comparison("logits", _relative(logits, data["logits"]), 10 * CODE_TOLERANCE))
     if not results:
-        raise ConversionError(f"{reference}: holds nothing to compare with; see docs/convert.md for the names")
+        raise ConversionError(f"{reference}: holds nothing to compare with; see docs/reference/convert.md for the names")
     return results
 
 
