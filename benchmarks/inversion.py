@@ -16,8 +16,8 @@ and the generator tuned at the codes in w+, four pictures at a time.
                alike in both
     seconds    a picture, as measured here, in batches of 16
 
-Then the ruler's figures (docs/research/evaluation.md) of swaps between inverted pictures, two by two, beside those between
-plain samples.
+Then the ruler's figures (docs/research/evaluation.md) of swaps between inverted pictures, two by two, beside those
+between plain samples.
 """
 
 from __future__ import annotations
