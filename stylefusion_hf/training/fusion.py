@@ -5,9 +5,9 @@
 FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/). Without a segmenter, `--regions
 auto` finds regions in the generator; `--segmenter ID_OR_FOLDER --region_map FILE` takes one of the Hub
 (docs/guides/any-generator.md). Codes are sampled and a pool of their plain pictures is described once; each step mixes
-codes of the pool by the tree and asks of the fused pictures what `criterion.py` says. The authors published no training
-code: the objective is a reconstruction, found by measurement (docs/research/objective.md). `--config FILE` reads flags
-from JSON, as the rows of that page do.
+codes of the pool by the tree and asks of the fused pictures what `criterion.py` says. The authors published no
+training code: the objective is a reconstruction, found by measurement (docs/research/objective.md). `--config FILE`
+reads flags from JSON, as the rows of that page do.
 """
 
 import argparse
