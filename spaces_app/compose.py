@@ -77,7 +77,7 @@ class Compose:
                     self.open = gr.UploadButton(
                         "Open recipe", file_types=[".json", ".png"], size="md", min_width=80, elem_id="sf-open"
                     )
-                    self.open.preprocess = guarded(own_file)
+                    self.open.preprocess = guarded(own_file)  # type: ignore[method-assign]
                 gr.Markdown("#### Start from an example", elem_classes="sf-heading")
                 self.examples = gr.HTML(
                     examples(model), elem_classes="sf-examples", apply_default_css=False, js_on_load=EXAMPLES_JS

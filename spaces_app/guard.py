@@ -98,7 +98,8 @@ class Page(gr.Blocks):
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **settings: Any) -> Any:
         """gradio's, for every event from the network and from the page."""
         request = settings.get("request")
-        session = "" if getattr(request, "request", None) is None else request.request.scope.get(SESSION, "")
+        network = getattr(request, "request", None)
+        session = "" if network is None else network.scope.get(SESSION, "")
         visitor = VISITOR.set((self.uploads, session))
         try:
             if settings.get("iterator") is None:

@@ -199,7 +199,7 @@ def upload(label: str, **settings: Any) -> gr.Image:
         buttons=[], **settings,
     )  # fmt: skip
 
-    picture.preprocess = guarded(own_file)
+    picture.preprocess = guarded(own_file)  # type: ignore[method-assign]
     return picture
 
 
