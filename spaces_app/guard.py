@@ -17,7 +17,7 @@ import anyio.to_thread
 import gradio as gr
 from starlette.responses import JSONResponse, Response
 
-from stylefusion_hf.checks import short
+from stylefusion_hf.core.checks import short
 from stylefusion_hf.spaces_app.bounds import MAX_BODY, TooLarge, read_json
 from stylefusion_hf.spaces_app.errors import page_error
 from stylefusion_hf.spaces_app.uploads import MAX_FILE, VISITOR, Uploads, check_files, remove_unfinished

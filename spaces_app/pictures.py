@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 from PIL import Image
 
-from stylefusion_hf.images import MAX_PIXELS, check_image
+from stylefusion_hf.imaging.images import MAX_PIXELS, check_image
 from stylefusion_hf.spaces_app.uploads import read_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # what browsers show; Pillow reads many more, some by other programs

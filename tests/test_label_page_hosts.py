@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from stylefusion_hf import label_page
-from stylefusion_hf.few_shot import PaintFolder
+from stylefusion_hf.regions import label_page
+from stylefusion_hf.regions.few_shot import PaintFolder
 from tests.tiny import tiny_generator
 
 
