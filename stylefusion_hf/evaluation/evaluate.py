@@ -22,6 +22,7 @@ from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.realism import realism_rows
 from stylefusion_hf.evaluation.report import draw, not_reached, plain, table, write_json
 from stylefusion_hf.evaluation.ruler import Ruler
+from stylefusion_hf.files import write_text
 
 MAX_SEED = 200  # of `measuring.SEED_STRIDE` each, below 2^32
 SWAP_COLUMNS = (
@@ -273,7 +274,7 @@ def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Pa
         run.report["seconds"][name] = round(seconds, 1)
         run.show("", f"({seconds:.0f} s)", "")
         write_json(run.report, out / "report.json")
-        (out / "report.md").write_text("\n".join(run.text) + "\n", encoding="utf-8")
+        write_text(out / "report.md", "\n".join(run.text) + "\n")
     title = settings.model + (" (quick look)" if settings.quick else "")
     if run.swaps or run.kept:
         draw(out / "report.png", points_of(run.kept), run.swaps, title)
