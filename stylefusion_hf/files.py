@@ -75,9 +75,9 @@ def write_text(path: Name, text: str, sync: bool = True) -> None:
     write_bytes(path, text.encode("utf-8"), sync)
 
 
-def write_json(path: Name, value: Any, indent: int | None = 1, **options: Any) -> None:
+def write_json(path: Name, value: Any, indent: int | None = 1, sync: bool = True, **options: Any) -> None:
     """Write a value as JSON, as `atomic_path` does; `options` are those of `json.dumps`."""
-    write_text(path, json.dumps(value, indent=indent, **options) + "\n")
+    write_text(path, json.dumps(value, indent=indent, **options) + "\n", sync)
 
 
 def save_image(image: Any, path: Name, format: str = "PNG", sync: bool = True, **options: Any) -> None:

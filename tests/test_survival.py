@@ -64,7 +64,7 @@ def zeros(folder: Path) -> None:  # what a power cut leaves of pages that were n
 
 
 def lost(folder: Path) -> None:
-    (folder / "state.safetensors").unlink()
+    (folder / "state.json").unlink()
 
 
 def no_manifest(folder: Path) -> None:
@@ -82,7 +82,7 @@ def other_json(folder: Path) -> None:
 DAMAGES = {
     cut: "optimizer.safetensors has 100 bytes, not ",
     zeros: "the content of model.safetensors has changed",
-    lost: "state.safetensors is missing",
+    lost: "state.json is missing",
     no_manifest: "it has no manifest.json",
     half_a_manifest: "its manifest.json cannot be read: ",
     other_json: "its manifest.json is not one of a checkpoint",
@@ -157,6 +157,9 @@ def test_a_changed_rate_is_the_rate_of_the_next_step(data, run):
     optimizer.param_groups[0].update(rate)
     schedule.base_lrs = [0.002]
     states.write(run / "checkpoint-5", states.collect(accelerator))
+    names = {p.name: [p.stat().st_size, checkpoints.digest_of(p)] for p in (run / "checkpoint-5").iterdir()}
+    about = json.loads((run / "checkpoint-3" / "manifest.json").read_text())
+    (run / "checkpoint-5" / "manifest.json").write_text(json.dumps(about | {"files": names}))
     optimizer.param_groups[0].update({"lr": 0.5, "initial_lr": 0.5})
     schedule.base_lrs = [0.5]
     from stylefusion_hf.training.resuming import load
@@ -285,9 +288,7 @@ def test_nan_before_the_first_checkpoint(data, tmp_path):
 # --- A full disk -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "file", ["model.safetensors", "optimizer.safetensors", "state.safetensors", "random_states_0.safetensors"]
-)
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
 def test_a_full_disk_keeps_the_checkpoints_there_are(data, three, run, file, monkeypatch):
     """Half of one file is written, then safetensors' own words for a full disk are raised."""
     plain = tensor_files.save_file

@@ -233,7 +233,7 @@ def load(accelerator: Accelerator, path: Path) -> None:
     rates = [[group.get("initial_lr", group["lr"]) for group in o.param_groups] for o in optimizers]
     bases = [list(s.base_lrs) for s in schedules]
     try:
-        states.restore(accelerator, path)
+        states.restore(accelerator, path, read_manifest(path)["files"].keys())
     except LOADING_ERRORS as error:
         raise ValueError(
             f"{path} cannot be loaded: it is damaged, or of networks other than these flags make ({one_line(error)})"

@@ -1,14 +1,14 @@
-"""What a checkpoint consists of, as safetensors files: models, optimizers, averages, schedules, random states.
+"""What a checkpoint consists of, as safetensors and JSON: models, optimizers, averages, schedules, random states.
 
-Nothing here pickles or unpickles. Nested states (dicts, lists and tuples of tensors and plain values) go into one
-safetensors file each, whose metadata hold their structure as JSON. Weights and optimizer states are those of the whole
+Nothing here pickles or unpickles. Nested states (dicts, lists and tuples of tensors and plain values) are their
+structure as JSON and, beside it, their tensors as safetensors. Weights and optimizer states are those of the whole
 model, also where FSDP shares them out, so a run can be continued on another number of processes.
 """
 
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from stylefusion_hf.checks import short
+from stylefusion_hf.files import write_json
 from stylefusion_hf.tensor_files import write_tensors
 
-FORMAT, VERSION = "stylefusion-state", "1"
 # All files that a checkpoint may have, beside its manifest.
-FILE = re.compile(r"(?:(?:model|optimizer|state)(?:_[0-9]{1,3})?|scaler|random_states_[0-9]{1,5})\.safetensors")
+FILE = re.compile(
+    r"(?:model|optimizer|state)(?:_[0-9]{1,3})?\.safetensors|(?:optimizer|state)(?:_[0-9]{1,3})?\.json|scaler\.json"
+    r"|random_states_[0-9]{1,5}\.json"
+)
 UNSHARED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)  # whose own checkpoints are pickles
 
 # --- Nested states as files ------------------------------------------------------------------------------------------
@@ -33,23 +36,49 @@ UNSHARED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)  # whose own
 def write_state(path: Path, state: Any) -> None:
     """Write nested dicts, lists and tuples of tensors, numbers, texts, booleans and None.
 
+    Args:
+        path: ends in .json and gets the structure; the tensors, where there are any, go beside it as .safetensors.
+
     Raises:
         TypeError: it holds something else. OSError: it cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     structure = _pack(state, (), tensors)
-    metadata = {"format": FORMAT, "version": VERSION, "structure": json.dumps(structure)}
-    write_tensors(path, _separate(tensors), metadata)
+    if tensors:
+        write_tensors(path.with_suffix(".safetensors"), _separate(tensors), {"format": "pt"})
+    write_json(path, structure, indent=None)
 
 
-def read_state(path: Path) -> Any:
-    """What `write_state` wrote, its tensors on the CPU. ValueError for a file of another kind."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
-            raise ValueError(f"{path.name} is not a file of states")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return _unpack(json.loads(metadata.get("structure", "")), tensors)
+def read_state(path: Path, names: Collection[str]) -> Any:
+    """What `write_state` wrote, its tensors on the CPU.
+
+    Args:
+        path: the JSON file.
+        names: the files that may be opened: what the manifest lists.
+
+    Raises:
+        ValueError: a file is not among these, or damaged.
+    """
+    content, tensors = path.with_suffix(".safetensors"), {}
+    if content.name in names:
+        tensors = read_weights(content, names)
+    return _unpack(_read_json(path, names), tensors)
+
+
+def read_weights(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError where the manifest does not list it."""
+    with safe_open(_listed(path, names), "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _read_json(path: Path, names: Collection[str]) -> Any:
+    return json.loads(_listed(path, names).read_text(encoding="utf-8"))
+
+
+def _listed(path: Path, names: Collection[str]) -> Path:
+    if path.name not in names:
+        raise ValueError(f"it has no {path.name}")
+    return path
 
 
 def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
@@ -114,13 +143,13 @@ def collect(accelerator: Accelerator) -> dict[str, Any]:
         )
     states: dict[str, Any] = {}
     for i, model in enumerate(accelerator._models):
-        states[_numbered("model", i)] = model_state(accelerator, model)
+        states[f"{_numbered('model', i)}.safetensors"] = model_state(accelerator, model)
     for i, optimizer in enumerate(accelerator._optimizers):
-        states[_numbered("optimizer", i)] = optimizer_state(accelerator, optimizer, i)
+        states[f"{_numbered('optimizer', i)}.json"] = optimizer_state(accelerator, optimizer, i)
     for i, thing in enumerate(accelerator._custom_objects):
-        states[_numbered("state", i)] = thing.state_dict()
+        states[f"{_numbered('state', i)}.json"] = thing.state_dict()
     if accelerator.scaler is not None:
-        states["scaler.safetensors"] = accelerator.scaler.state_dict()
+        states["scaler.json"] = accelerator.scaler.state_dict()
     if not accelerator.is_main_process:
         states = {}
     states[_random_file(accelerator)] = {"step": accelerator.step, **random_states()}
@@ -133,43 +162,46 @@ def write(folder: Path, states: Mapping[str, Any]) -> None:
     for name, state in states.items():
         if name.startswith("model"):
             write_tensors(folder / name, _separate(state), {"format": "pt"})
+        elif name.startswith("random_states"):
+            write_json(folder / name, state, indent=None)
         else:
             write_state(folder / name, state)
 
 
-def restore(accelerator: Accelerator, folder: Path) -> None:
+def restore(accelerator: Accelerator, folder: Path, names: Collection[str]) -> None:
     """Load a checkpoint's states into the models, optimizers and registered objects of this process.
+
+    Args:
+        accelerator: has prepared and registered them.
+        folder: the checkpoint.
+        names: its files, as the manifest lists them; no other is opened.
 
     Raises:
         ValueError, RuntimeError, KeyError, OSError, SafetensorError: files that are missing, damaged, or of others.
     """
     for i, model in enumerate(accelerator._models):
-        with safe_open(folder / _numbered("model", i), "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        load_model(accelerator, model, weights)
-    if accelerator.scaler is not None:  # before the optimizers: loading these under FSDP takes a step
-        accelerator.scaler.load_state_dict(
-            alike(read_state(folder / "scaler.safetensors"), accelerator.scaler.state_dict())
-        )
+        load_model(accelerator, model, read_weights(folder / f"{_numbered('model', i)}.safetensors", names))
+    if (scaler := accelerator.scaler) is not None:  # before the optimizers: loading these under FSDP takes a step
+        scaler.load_state_dict(alike(read_state(folder / "scaler.json", names), scaler.state_dict()))
         if accelerator.is_fsdp2:
-            accelerator.scaler._lazy_init_scale_growth_tracker(accelerator.scaler._device)
+            scaler._lazy_init_scale_growth_tracker(scaler._device)
     for i, optimizer in enumerate(accelerator._optimizers):
-        load_optimizer(accelerator, optimizer, i, read_state(folder / _numbered("optimizer", i)))
+        load_optimizer(accelerator, optimizer, i, read_state(folder / f"{_numbered('optimizer', i)}.json", names))
     for i, thing in enumerate(accelerator._custom_objects):
-        thing.load_state_dict(alike(read_state(folder / _numbered("state", i)), thing.state_dict()))
+        thing.load_state_dict(alike(read_state(folder / f"{_numbered('state', i)}.json", names), thing.state_dict()))
     own = folder / _random_file(accelerator)
-    if own.is_file():  # else there are more processes now than when it was written
-        found = read_state(own)
+    if own.name in names:  # else there are more processes now than when it was written
+        found = _read_json(own, names)
         accelerator.step = int(found["step"])
         set_random_states(found)
 
 
 def _numbered(name: str, i: int) -> str:
-    return f"{name}_{i}.safetensors" if i else f"{name}.safetensors"
+    return f"{name}_{i}" if i else name
 
 
 def _random_file(accelerator: Accelerator) -> str:
-    return f"random_states_{accelerator.process_index}.safetensors"
+    return f"random_states_{accelerator.process_index}.json"
 
 
 # --- Models and optimizers, whole or shared out ----------------------------------------------------------------------
@@ -252,23 +284,29 @@ def alike(found: Any, expected: Any, place: str = "state") -> Any:
 
 
 def random_states() -> dict[str, Any]:
-    """The global random states of this process: Python's, NumPy's and PyTorch's."""
+    """The global random states of this process, JSON-able: Python's, NumPy's and PyTorch's (bytes as hex digits)."""
     name, keys, *rest = np.random.get_state()
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "cuda": [state.numpy().tobytes().hex() for state in on_gpus],
     }
 
 
 def set_random_states(found: Mapping[str, Any]) -> None:
     """Continue from what `random_states` gave; ValueError for numbers that no such state has."""
     name, keys, position, *rest = found["numpy"]
-    if name != "MT19937" or keys.shape != (624,) or not 0 <= position <= 624:  # NumPy does not look at the position
+    if name != "MT19937" or len(keys) != 624 or not 0 <= position <= 624:  # NumPy does not look at the position
         raise ValueError("its NumPy random state is damaged")
-    random.setstate(found["python"])
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, *rest))
-    torch.set_rng_state(found["torch"])
+    version, numbers, normal = found["python"]
+    random.setstate((version, tuple(numbers), normal))
+    np.random.set_state((name, np.array(keys, np.uint32), position, *rest))
+    torch.set_rng_state(_bytes(found["torch"]))
     if torch.cuda.is_available() and len(found["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(found["cuda"])
+        torch.cuda.set_rng_state_all([_bytes(state) for state in found["cuda"]])
+
+
+def _bytes(digits: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(digits), dtype=torch.uint8)
