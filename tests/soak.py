@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -37,6 +38,7 @@ from stylefusion_hf.training import checkpoints, encoder, fusion, generator, jud
 from tests.tiny import tiny_generator, tiny_pipeline, tiny_segmenter
 
 LATEST = ("--resume_from_checkpoint", "latest")
+STATE = re.compile(r"(optimizer|state)(_\d+)?\.json")
 HOW = ("at any moment", "while writing", "at a file operation")
 
 
@@ -229,9 +231,8 @@ class Watch:
 
 def results(out: Path) -> dict[str, str]:
     """Digests of what a finished run leaves: networks, pictures, and checkpoints but for their random states."""
-    files = [p for p in sorted(out.rglob("*")) if p.suffix in (".safetensors", ".png", ".tar")]
-    named = {str(p.relative_to(out)): p for p in files if not p.name.startswith("random_states")}
-    return {name: checkpoints.digest_of(p) for name, p in named.items()}
+    files = [p for p in sorted(out.rglob("*")) if p.suffix in (".safetensors", ".png", ".tar") or STATE.match(p.name)]
+    return {str(p.relative_to(out)): checkpoints.digest_of(p) for p in files}
 
 
 def newest(out: Path) -> dict[str, int]:

@@ -173,8 +173,8 @@ SETS = [
     ("a.png", "fuse --base 1 --out a.png"),
     ("a.json", "fuse --base 1 --out b.png --recipe a.json"),
     ("masks/hair.png", "fuse --base 1 --out b.png --masks masks"),
-    ("a.gif", "interpolate --base 1,2 --frames 2 --out a.gif"),
-    ("a.webp", "interpolate --base 1,2 --frames 2 --out a.webp"),
+    ("a.gif", "interpolate --base 1,2 --frames 3 --out a.gif"),
+    ("a.webp", "interpolate --base 1,2 --frames 3 --out a.webp"),
     ("a.safetensors", "directions discover --method sefa --count 2 --out a.safetensors"),
     ("out/dataset.json", "render --random 1 --out out"),
 ]

@@ -213,7 +213,7 @@ def _whole_options() -> Any:
     return StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def model_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
+def model_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Any]:
     """A model's tensors by the names that it has without wrappers; under FSDP complete in the main process alone."""
     if accelerator.distributed_type == DistributedType.FSDP:
         from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -222,7 +222,7 @@ def model_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]
     return accelerator.unwrap_model(model).state_dict()
 
 
-def load_model(accelerator: Accelerator, model: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_model(accelerator: Accelerator, model: nn.Module, weights: dict[str, Any]) -> None:
     if accelerator.distributed_type == DistributedType.FSDP:
         from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
