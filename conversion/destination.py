@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stylefusion_hf.conversion.inert import ConversionError
-from stylefusion_hf.files import flush, set_modes
+from stylefusion_hf.core.files import flush, set_modes
 
 
 def check_destination(target: Path, overwrite: bool, sources: Iterable[Path] = ()) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stylefusion_hf.files import write_text
+from stylefusion_hf.core.files import write_text
 
 NVIDIA_NOTICE = (
     "NVIDIA releases its StyleGAN2 code and models under the Nvidia Source Code License-NC: research and evaluation"
@@ -141,7 +141,7 @@ def model_card(report: Report, title: str) -> str:
 def _usage(report: Report) -> list[str]:
     if report.kind == "directions":
         return [
-            "from stylefusion_hf.editing import load_directions",
+            "from stylefusion_hf.core.edits import load_directions",
             "",
             'directions = load_directions("directions.safetensors")  # name -> Direction',
             "# pipe(base=1, edits={region: directions[name](1.5)}): with the generator that they were made for",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from stylefusion_hf import __version__
+from stylefusion_hf.core.files import write_text
 from stylefusion_hf.evaluation import curves as at_equal_transfer
 from stylefusion_hf.evaluation import sections
 from stylefusion_hf.evaluation.backbone import Backbone
@@ -22,7 +23,6 @@ from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.realism import realism_rows
 from stylefusion_hf.evaluation.report import draw, not_reached, plain, table, write_json
 from stylefusion_hf.evaluation.ruler import Ruler
-from stylefusion_hf.files import write_text
 
 MAX_SEED = 200  # of `measuring.SEED_STRIDE` each, below 2^32
 SWAP_COLUMNS = (

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.evaluation.baselines import GateMethod, move
 from stylefusion_hf.evaluation.channels import energy_shares
 from stylefusion_hf.evaluation.score import Scores, TrainingScore
-from stylefusion_hf.tensor_files import write_tensors
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from stylefusion_hf import files
+from stylefusion_hf.core import files
 from stylefusion_hf.evaluation.statistics import Estimate
 
 # --- Tables ----------------------------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 
-from stylefusion_hf.checks import short
-from stylefusion_hf.files import FolderLock, flush, remove_partials, write_json
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.files import FolderLock, flush, remove_partials, write_json
 from stylefusion_hf.training import states
 from stylefusion_hf.training.inputs import digests_of_inputs
 

@@ -23,11 +23,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylefusion_hf.features import extractor, map_distance
-from stylefusion_hf.files import save_image, write_json
-from stylefusion_hf.inversion import CodePrior
+from stylefusion_hf.core.files import save_image, write_json
+from stylefusion_hf.imaging.features import extractor, map_distance
+from stylefusion_hf.inversion.optimization import CodePrior
 from stylefusion_hf.models.encoder import ImageEncoder, encoder_channels
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training._segmenters import own_segmenter
 from stylefusion_hf.training.common import (
     ArrayDataset,

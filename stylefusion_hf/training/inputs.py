@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from stylefusion_hf.hub_files import snapshot, weight_patterns
+from stylefusion_hf.core.hub_files import snapshot, weight_patterns
 
 # What each trainer takes from --model.
 COMPONENTS = {

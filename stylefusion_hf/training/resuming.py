@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from stylefusion_hf.checks import short
-from stylefusion_hf.files import remove_partials
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.files import remove_partials
 from stylefusion_hf.training import states
 from stylefusion_hf.training.checkpoints import (
     OLDER,

@@ -19,9 +19,9 @@ from accelerate.utils import DistributedType
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from stylefusion_hf.checks import short
-from stylefusion_hf.files import write_json
-from stylefusion_hf.tensor_files import write_tensors
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.tensor_files import write_tensors
 
 # All files that a checkpoint may have, beside its manifest.
 FILE = re.compile(
@@ -139,7 +139,7 @@ def collect(accelerator: Accelerator) -> dict[str, Any]:
     if accelerator.distributed_type in UNSHARED:
         raise ValueError(
             f"{accelerator.distributed_type.value} keeps its checkpoints as pickles, which are never written or read"
-            " here: use DDP or FSDP (docs/train.md)"
+            " here: use DDP or FSDP (docs/guides/train.md)"
         )
     states: dict[str, Any] = {}
     for i, model in enumerate(accelerator._models):
