@@ -7,7 +7,6 @@ Reading (`safe_pickle`), recognising (`sources`), renaming (`layouts`), writing 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,10 @@ from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.report import Report, model_card, printable
 from stylefusion_hf.conversion.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
-from stylefusion_hf.conversion.writing import estimated_mean, release, save_model, write_tensors
+from stylefusion_hf.conversion.writing import estimated_mean, release, save_model
+from stylefusion_hf.core.files import write_json, write_text
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
@@ -196,7 +197,7 @@ class _Job:
         self.report.parts["directions"] = {"lines": [f"{len(found.found)} in {', '.join(spaces)}: {listed}"]}
         vectors = {name: d.vector for name, d in found.found.items()}
         with self._folder([self.source]) as work:
-            write_tensors(vectors, work / "directions.safetensors", directions.metadata(found))
+            write_tensors(work / "directions.safetensors", vectors, directions.metadata(found))
             self._finish(work)
 
     # --- Their steps ------------------------------------------------------------------------------
@@ -291,11 +292,11 @@ class _Job:
                 "generator": [StyleGAN2Generator.__module__, StyleGAN2Generator.__name__],
                 "segmenter": [None, None],
             }
-            (work / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            write_json(work / "model_index.json", index, indent=2)
         if self.options.reference is not None:
             lines = checks.compare(work, self.options.reference, self.options.reference_seed)
             self.report.comparison = [(line.what, line.error, line.tolerance) for line in lines]
         files = sorted(path for path in work.rglob("*") if path.is_file())
         self.report.files = {path.relative_to(work).as_posix(): path.stat().st_size for path in files}
-        (work / "README.md").write_text(model_card(self.report, self.destination.name), encoding="utf-8")
+        write_text(work / "README.md", model_card(self.report, self.destination.name))
         self.report.save(work)

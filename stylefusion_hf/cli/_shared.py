@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from stylefusion_hf.core.files import save_image
 from stylefusion_hf.imaging.images import open_image
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def save_png(image: Image.Image, path: Path, recipe: str | None = None) -> None:
     info = PngInfo()
     if recipe is not None:
         info.add_text(RECIPE_KEY, recipe)  # not compressed: PIL refuses to read large chunks that are
-    image.save(path, format="PNG", pnginfo=info)
+    save_image(image, path, pnginfo=info)
 
 
 def wrote(path: str | os.PathLike[str], what: str = "") -> None:

@@ -42,6 +42,7 @@ from stylefusion_hf.cli._shared import (
     save_png,
     wrote,
 )
+from stylefusion_hf.core.files import write_json
 
 CODE_OPTIONS = (
     "base",
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
     if recipe_out is None and recipe is None and not _of_seeds(result.recipe):
         recipe_out = out.with_suffix(".json")
     if recipe_out is not None:
-        recipe_out.write_text(json.dumps(result.recipe, indent=2) + "\n", encoding="utf-8")
+        write_json(recipe_out, result.recipe, indent=2)
         wrote(recipe_out, "the recipe")
     save_beside(pipe, out.parent, settings)
     if masks_out is not None:

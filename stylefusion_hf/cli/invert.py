@@ -29,6 +29,7 @@ from stylefusion_hf.cli._shared import (
     save_png,
     wrote,
 )
+from stylefusion_hf.core.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         name: {"mse": round(float(mse), 6), "feature_distance": round(float(apart), 6), "steps": int(steps)}
         for name, mse, apart, steps in zip(names, result.mse, result.feature_distance, result.steps, strict=True)
     }
-    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "figures.json", figures, indent=2)
     wrote(out, f"reconstructions; MSE {result.mse.mean():.4f}, feature distance {result.feature_distance.mean():.3f}")
     if tuned:
         from stylefusion_hf.inversion.tuned import save_tuned

@@ -6,11 +6,9 @@ import json
 import os
 from collections.abc import Mapping
 
-from safetensors.torch import save_file
-
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.codes import Code
-from stylefusion_hf.core.tensor_files import pick, read_tensors
+from stylefusion_hf.core.tensor_files import pick, read_tensors, write_tensors
 
 FORMAT, VERSION = "stylefusion-codes", "1"
 
@@ -22,7 +20,7 @@ def save_codes(path: str | os.PathLike[str], codes: Mapping[str, Code]) -> None:
     spaces = {name: code.space for name, code in codes.items()}
     metadata = {"format": FORMAT, "version": VERSION, "spaces": json.dumps(spaces)}
     tensors = {name: code.tensor.detach().float().cpu().contiguous().clone() for name, code in codes.items()}
-    save_file(tensors, path, metadata=metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def load_codes(path: str | os.PathLike[str]) -> dict[str, Code]:

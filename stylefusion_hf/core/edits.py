@@ -23,12 +23,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.codes import Code, check_shapes, check_space, common_batch
-from stylefusion_hf.core.tensor_files import read_tensors
+from stylefusion_hf.core.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
@@ -288,7 +287,7 @@ def save_directions(path: str | os.PathLike[str], directions: Iterable[Direction
     if len(table) != len(found) or not 0 < len(found) <= MAX_DIRECTIONS:
         raise ValueError(f"a file holds 1 to {MAX_DIRECTIONS} directions of different names, got {len(found)}")
     metadata = {"format": FORMAT, "version": VERSION, "directions": json.dumps(table, allow_nan=False)}
-    save_file({d.name: d.tensor.contiguous() for d in found}, path, metadata=metadata)
+    write_tensors(path, {d.name: d.tensor.contiguous() for d in found}, metadata)
 
 
 def load_directions(path: str | os.PathLike[str]) -> dict[str, Direction]:

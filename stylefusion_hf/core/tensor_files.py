@@ -9,9 +9,21 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from stylefusion_hf.core.files import atomic_path
+
 T = TypeVar("T")
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file that is whole or not there; OSError that names it where it cannot be written."""
+    with atomic_path(path) as part:
+        try:
+            save_file(dict(tensors), part, metadata=dict(metadata))
+        except SafetensorError as error:  # its own words for a full disk
+            raise OSError(f"{os.fspath(path)} could not be written: {error}") from error
 
 
 def read_tensors(

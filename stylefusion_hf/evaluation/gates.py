@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.evaluation.baselines import GateMethod, move
 from stylefusion_hf.evaluation.channels import energy_shares
 from stylefusion_hf.evaluation.score import Scores, TrainingScore
@@ -132,7 +132,7 @@ class LearnedGates(GateMethod):
         if self.logits is None:
             raise ValueError("these gates are not fitted yet: call fit() before save()")
         about = {"lambdas": json.dumps(self.lambdas), "regions": json.dumps(self.regions)}
-        save_file({"logits": self.logits.cpu().contiguous()}, path, metadata=about)
+        write_tensors(path, {"logits": self.logits.cpu().contiguous()}, about)
 
     @classmethod
     def load(cls, pipe, path: str | Path) -> LearnedGates:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -29,11 +30,12 @@ from tqdm.auto import tqdm
 
 from stylefusion_hf.core import codes as latents
 from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.files import LOCK, PARTIAL, FolderLock, remove_partials, write_json
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.export.shards import check_format, shard_path, write_shard
 from stylefusion_hf.pipelines.steps import node_settings
-from stylefusion_hf.training.checkpoints import everywhere, on_main, write_text
+from stylefusion_hf.training.checkpoints import everywhere, on_main
 
 if TYPE_CHECKING:
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
@@ -278,10 +280,11 @@ def render(
 
     def prepare() -> None:
         out.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(out, "rendering")
+        stack.callback(lock.release)
         check_folder(out, about)
-        write_text(out / NOTE, json.dumps(about, indent=1) + "\n")
-
-    on_main(prepare)
+        remove_partials(out)  # of a rendering that was killed
+        write_json(out / NOTE, about)
 
     def own() -> Iterator[tuple[int, int, Callable[[], Recipe]]]:
         """(shard, number, what makes the recipe) of what this process has still to do."""
@@ -315,25 +318,27 @@ def render(
                         bar.update(len(batch))
 
     counted: list[int] = []
-    problem = everywhere(check, (ValueError, OSError))
-    if problem is not None:
-        raise ValueError(problem)
-    started = time.monotonic()
-    problem = everywhere(work, (OSError,))
-    if problem is not None:
-        raise OSError(problem)
-    told = gather_object([(sum(counted), time.monotonic() - started)])
-    shards = len(list(out.glob(shard_path(out, 0, kind).name.replace("000000", "*"))))
-    if not shards:
-        raise ValueError(f"{source.where(1)}: there is no recipe")
-    return Rendered(sum(n for n, _ in told), shards, max(seconds for _, seconds in told))
+    with ExitStack() as stack:
+        on_main(prepare)
+        problem = everywhere(check, (ValueError, OSError))
+        if problem is not None:
+            raise ValueError(problem)
+        started = time.monotonic()
+        problem = everywhere(work, (OSError,))
+        if problem is not None:
+            raise OSError(problem)
+        told = gather_object([(sum(counted), time.monotonic() - started)])
+        shards = len(list(out.glob(shard_path(out, 0, kind).name.replace("000000", "*"))))
+        if not shards:
+            raise ValueError(f"{source.where(1)}: there is no recipe")
+        return Rendered(sum(n for n, _ in told), shards, max(seconds for _, seconds in told))
 
 
 def check_folder(out: Path, about: Mapping[str, Any]) -> None:
     """ValueError where a folder holds something else than a part of this data set."""
     note = out / NOTE
     if not note.exists():
-        if any(p.name != note.with_name(f".partial-{NOTE}").name for p in out.iterdir()):
+        if any(p.name != LOCK and not p.name.startswith(PARTIAL) for p in out.iterdir()):
             raise ValueError(f"{out} is not empty and holds no {NOTE}: choose another folder")
         return
     try:

@@ -17,7 +17,9 @@ import torch
 from diffusers import ModelMixin
 
 from stylefusion_hf.core.checks import check_path, short
+from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
+from stylefusion_hf.models.loading import remove_other_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
@@ -155,8 +157,8 @@ class HubMixin(_Pipeline):
         """
         models = [getattr(module, "_orig_mod", module) for module in self.components.values()]
         further = {} if push_to_hub else kwargs
-        with without_paths([self, *models]):
-            super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **further)
+        with without_paths([self, *models]), atomic_folder(save_directory, tidy=remove_other_weights) as work:
+            super().save_pretrained(work, safe_serialization, variant, max_shard_size, **further)
         if push_to_hub:
             from stylefusion_hf.hub.publishing import publish
 

@@ -22,13 +22,17 @@ from typing import Any, Self
 import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from stylefusion_hf.core.checks import check_path, short
+from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import explained, snapshot, weight_patterns, without_paths
+from stylefusion_hf.core.tensor_files import write_tensors
 
 STEM = "diffusion_pytorch_model"  # of weight files
+WRITTEN = re.compile(
+    rf"{STEM}(?:(?P<variant>\.[\w]+)?(?:-\d+-of-\d+)?\.safetensors|\.safetensors\.index(?P<indexed>\.[\w]+)?\.json)"
+)
 LARGEST_CONFIG = 2**24  # bytes; a config has some hundred
 _loading = threading.RLock()  # diffusers changes torch's default dtype for all threads while it loads
 
@@ -140,26 +144,25 @@ class StrictModelMixin(ModelMixin):
 
     @wraps(ModelMixin.save_pretrained)  # pipelines look at the names of its parameters
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        folder, given = (
-            Path(save_directory),
-            signature(ModelMixin.save_pretrained).bind(self, save_directory, *args, **kwargs),
-        )
+        given = signature(ModelMixin.save_pretrained).bind(self, save_directory, *args, **kwargs)
         given.apply_defaults()
         main, safe, variant = (given.arguments[name] for name in ("is_main_process", "safe_serialization", "variant"))
-        dot = f".{variant}" if variant else ""
-        whole, index = folder / f"{STEM}{dot}.safetensors", folder / f"{STEM}.safetensors.index{dot}.json"
-        if main and safe:
-            index.unlink(missing_ok=True)  # of an earlier save in shards: loading would look for these
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if main and safe and index.is_file():
-            whole.unlink(missing_ok=True)  # of an earlier save in one file
-        elif main and safe and not self.state_dict():
-            save_file({}, whole, metadata={"format": "pt"})  # a tree may have no net; diffusers would write nothing
+        if not main:
+            return
+        if given.arguments["push_to_hub"]:
+            kwargs.setdefault("repo_id", Path(save_directory).absolute().name)  # not the temporary folder's
+        with atomic_folder(save_directory, tidy=remove_other_weights) as work:
+            try:
+                super().save_pretrained(work, *args, **kwargs)
+            except SafetensorError as error:  # its own words for a full disk
+                raise OSError(f"the weights cannot be written to {save_directory}: {error}") from error
+            if safe and not self.state_dict():  # a tree may have no net; diffusers would write nothing
+                write_tensors(work / f"{STEM}{f'.{variant}' if variant else ''}.safetensors", {}, {"format": "pt"})
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As in diffusers, without the local path that diffusers would record."""
-        with without_paths([self]):
-            super().save_config(save_directory, push_to_hub, **kwargs)
+        with without_paths([self]), atomic_folder(save_directory) as work:
+            super().save_config(work, push_to_hub, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """As in diffusers; OSError in one line for whatever the Hub refuses."""
@@ -171,6 +174,22 @@ class StrictModelMixin(ModelMixin):
         """What the missing keys mean to a user; a model of several parts overrides it to name them."""
         listed = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         return f"{cls.__name__} lacks {len(keys)} of its weights ({listed})"
+
+
+def remove_other_weights(folder: Path, written: set[str]) -> None:
+    """Remove weights of an earlier save, whole or in shards, that loading would take instead of those just written."""
+    for name in sorted(written):
+        if not (found := WRITTEN.fullmatch(name)):
+            continue
+        dot = found["variant"] or found["indexed"] or ""
+        for pattern in (
+            f"{STEM}{dot}.safetensors",
+            f"{STEM}{dot}-*-of-*.safetensors",
+            f"{STEM}.safetensors.index{dot}.json",
+        ):
+            for file in folder.glob(pattern):
+                if file.name not in written and WRITTEN.fullmatch(file.name):
+                    file.unlink(missing_ok=True)
 
 
 @contextmanager

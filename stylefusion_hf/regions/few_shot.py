@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stylefusion_hf.core.files import save_image, write_json
 from stylefusion_hf.evaluation.pairs import style_codes
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
 from stylefusion_hf.models.layers import at_once
@@ -82,11 +83,11 @@ class PaintFolder:
         for name in ("images", "labels"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         about = {"regions": list(regions), "seeds": list(range(count)), "unpainted": UNPAINTED}
-        (folder / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "dataset.json", about)
         found = cls(folder)
         size = generator.config.resolution
         for seed, image in zip(found.seeds, sample_images(generator, found.seeds), strict=True):
-            picture_of(image).save(found.image_file(seed))
+            save_image(picture_of(image), found.image_file(seed), sync=False)
             found.paint(seed, np.full((size, size), UNPAINTED, np.uint8))
         return found
 
@@ -101,9 +102,7 @@ class PaintFolder:
         image = Image.fromarray(labels)
         palette = [c for colour in region_colours(len(self.regions)) for c in colour]
         image.putpalette(palette + [255] * (768 - len(palette)))
-        part = self.label_file(seed).with_suffix(".part")
-        image.save(part, format="PNG")
-        os.replace(part, self.label_file(seed))
+        save_image(image, self.label_file(seed))
 
     def labels(self, seed: int) -> np.ndarray:
         """(H, W), uint8. ValueError for a file that holds other values than the regions' numbers and UNPAINTED."""

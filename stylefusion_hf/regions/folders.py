@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from stylefusion_hf.core.codes import random_labels
+from stylefusion_hf.core.files import save_image, write_json, write_text
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.imaging.images import pixels_to_tensor
 from stylefusion_hf.models.labeller import FeatureLabeller
@@ -98,8 +99,8 @@ def write_regions(
         )
         export(student.cpu(), folder / part)
         report[f"IoU of {part} with what it learnt from"] = {k: round(v, 3) for k, v in iou.items()}
-    sample_strip(generator, SHOWN, seed).save(folder / "samples.png")
-    (folder / "tree.json").write_text(tree.to_json(indent=1) + "\n", encoding="utf-8")
+    save_image(sample_strip(generator, SHOWN, seed), folder / "samples.png")
+    write_text(folder / "tree.json", tree.to_json(indent=1) + "\n")
     _finish(folder, tree, report)
     return folder
 
@@ -203,9 +204,8 @@ def _finish(folder: Path, tree: RegionTree, report: Mapping[str, Any]) -> None:
         x = torch.stack([pixels_to_tensor(p) for p in pictures])
         labels = segmenter.segment(x).argmax(1).numpy().astype(np.uint8)
     notes = {name: _note(name, report) for name in tree.leaves}
-    region_sheet(pictures, labels, segmenter.config.regions, tree, notes).save(folder / "regions.png")
-    text = json.dumps({**report, "tree": str(tree)}, indent=1) + "\n"
-    (folder / "regions.json").write_text(text, encoding="utf-8")
+    save_image(region_sheet(pictures, labels, segmenter.config.regions, tree, notes), folder / "regions.png")
+    write_json(folder / "regions.json", {**report, "tree": str(tree)})
 
 
 def _note(name: str, report: Mapping[str, Any]) -> str:

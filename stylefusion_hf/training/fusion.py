@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from stylefusion_hf.core.files import save_image, write_text
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges, load_judges
@@ -267,9 +268,8 @@ def train(args: argparse.Namespace) -> Path:
                     export(ema, folder / "fusion")
         if accelerator.is_main_process:
             pipe.save_pretrained(folder)
-            (folder / "README.md").write_text(
-                model_card(args, tree, figures or validate(), time.monotonic() - started), encoding="utf-8"
-            )
+            card = model_card(args, tree, figures or validate(), time.monotonic() - started)
+            write_text(folder / "README.md", card)
             push_to_hub(args, folder)
     return folder
 
@@ -296,7 +296,7 @@ def save_sheet(fusion: FusionHierarchy, criterion: Criterion, path: Path, rows: 
     columns = len(images) // rows
     images = images.unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, columns).save(path)
+    save_image(image_grid(images, columns), path)
 
 
 def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline, found: Path | None = None) -> Judges | None:

@@ -21,6 +21,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from tqdm.auto import tqdm
 
+from stylefusion_hf.core.files import save_image
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.layers import check_channels
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
@@ -328,7 +329,7 @@ def save_samples(g: StyleGAN2Generator, path: Path, count: int = 64, psi: float 
     s = g.to_style(g.truncate(g.mapping(z), psi))
     images = torch.cat([g.synthesis(part) for part in s.split(16)])
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, math.ceil(math.sqrt(count))).save(path)
+    save_image(image_grid(images, math.ceil(math.sqrt(count))), path)
 
 
 def main(argv: list[str] | None = None) -> None:
