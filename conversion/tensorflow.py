@@ -132,6 +132,8 @@ def variables_of(network: Record, name: str, depth: int = 0) -> dict[str, Any]:
             f"{name}: is a TensorFlow network of version {shown}; StyleGAN2's begin with {MIN_VERSION}"
         )
     listed = state.get("variables", [])
+    if isinstance(listed, list) and len(listed) > MAX_VARIABLES:
+        raise ConversionError(f"{name}: has more variables than any StyleGAN2; it is damaged")
     for entry in listed if isinstance(listed, list) else []:
         if type(entry) in (tuple, list) and len(entry) == 2 and type(entry[0]) is str:
             variables[entry[0]] = entry[1]

@@ -1,4 +1,4 @@
-"""Checks of single arguments, each one clear line; and `short`, `shown`, `listed`, which quote untrusted text in it."""
+"""Checks of single arguments, each one clear line; `short`, `shown` and `listed` quote untrusted text in such a line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-
 
 SHOWN = 80  # characters of anything from outside that an error quotes
 LISTED = 400  # characters of a list of names in an error
@@ -73,7 +72,7 @@ def listed(names: Iterable[Any], most: int = LISTED) -> str:
 
 
 def closest(name: Any, names: Iterable[Any]) -> str:
-    """"; did you mean 'hair'?" for a name that is like one of `names`, else ""; bounded work for any names."""
+    """ "; did you mean 'hair'?" for a name that is like one of `names`, else ""; bounded work for any names."""
     if not isinstance(name, str) or len(name) > 40:  # not a typing error
         return ""
     known = [known for known in islice(names, 200) if isinstance(known, str) and len(known) <= 40]

@@ -18,6 +18,7 @@ from diffusers import ModelMixin
 
 from stylefusion_hf.checks import check_path, short
 from stylefusion_hf.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
+from stylefusion_hf.regular_files import check_model_folder
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
@@ -59,7 +60,9 @@ class HubMixin(_Pipeline):
 
     @classmethod
     def _from_folder(cls, folder: str, kwargs: dict[str, Any]) -> Self:
+        check_model_folder(folder)
         components = cls._listed_components(folder, kwargs)
+        check_model_folder(folder, *components)
         variant = kwargs.get("variant")
         if variant is not None and components and not any(has_variant(Path(folder, c), variant) for c in components):
             raise ValueError(f"no component in {folder} has weights of the variant {variant!r}: leave variant out")

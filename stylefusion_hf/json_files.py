@@ -57,21 +57,19 @@ def parse_json(text: str | bytes, what: str, largest: int = LARGEST, values: int
     return value
 
 
-def read_json(
-    path: str | os.PathLike[str], what: str = "", largest: int = LARGEST, values: int = MAX_VALUES
-) -> Any:
+def read_json(path: str | os.PathLike[str], what: str = "", largest: int = LARGEST, values: int = MAX_VALUES) -> Any:
     """The value of a JSON file; arguments as of `parse_json`, `what` is the path where it is left out.
 
     Raises:
         FileNotFoundError: no such file. OSError: it cannot be read, or is not a regular file.
         ValueError: as from `parse_json`.
     """
+    what = what or shown(os.fspath(path), 400)
     with open_regular(path) as file:
         content = file.read(largest + 1)
     if len(content) > largest:
-        size = os.path.getsize(path)
-        raise ValueError(f"{what or shown(os.fspath(path), 400)} is too long: {size:,} bytes, at most {largest:,} are read")
-    return parse_json(content, what or shown(os.fspath(path), 400), largest, values)
+        raise ValueError(f"{what} is too long: {os.path.getsize(path):,} bytes, at most {largest:,} are read")
+    return parse_json(content, what, largest, values)
 
 
 def read_object(
@@ -94,13 +92,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"the number {name} is not finite")
 
 
 def _finite_number(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError(f"the number {short(digits, 40)} is too large")
+        raise ValueError(f"the number {short(digits, 40)} is not finite")
     return number
 
 

@@ -1,7 +1,7 @@
 """What picture files declare, read before Pillow sees them: sizes that its decoders would allocate, and PNG text.
 
-Pillow checks the size of a picture after its file was opened. Two formats cost memory before that: a WebP file's canvas
-is allocated, and every tag of a TIFF directory is copied, although all of them may point to the same bytes.
+Pillow checks the size of a picture after its file was opened. Two formats cost memory before: a WebP file's canvas is
+allocated, and every tag of a TIFF directory is copied, although all of them may point to the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stylefusion_hf.regular_files import open_regular
 
 PNG = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 100_000  # of a PNG file; encoders write pixels in chunks of 8 KiB and more
-TAG_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # TIFF's types; else 1 byte
+TAG_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # TIFF's; else 1 byte
 
 
 def check_header(file: BinaryIO, most_pixels: int) -> None:

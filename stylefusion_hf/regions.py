@@ -148,7 +148,9 @@ class RegionTree:
             else:
                 raise fail(f"unexpected {short(token)}")
         if enclosing or expects_name:
-            raise fail("a name is missing" if expects_name else f"the bracket of {short(enclosing[-1])} is not closed,")
+            raise fail(
+                "a name is missing" if expects_name else f"the bracket of {short(enclosing[-1])} is not closed,"
+            )
         return cls(next(iter(names)), branches, tuple(fused))  # type: ignore[arg-type]  # validated in __post_init__
 
     def __str__(self) -> str:
@@ -330,9 +332,7 @@ def _validated_order(root: str, branches: Mapping[str, Sequence[str]]) -> list[s
         name, path = pending.pop()
         if name in path:
             circle = " > ".join(map(shown, (*path, name)))
-            raise ValueError(
-                f"the region tree has a cycle, {shown(circle, 400)}: a node may not lie below itself"
-            )
+            raise ValueError(f"the region tree has a cycle, {shown(circle, 400)}: a node may not lie below itself")
         if name in order:
             raise ValueError(f"the name {short(name)} appears twice in the region tree: give every node its own name")
         if len(path) > MAX_DEPTH:
@@ -361,9 +361,7 @@ def _validated_fused(fused: Any, order: Sequence[str], branches: Mapping[str, Se
         raise ValueError(f"the region tree lists more than {MAX_NODES:,} fused nodes, it has {len(order):,} nodes")
     for name in names:
         if not isinstance(name, str) or name not in known:
-            raise ValueError(
-                f"unknown fused node {short(name)}: the tree has {listed(order)}{closest(name, order)}"
-            )
+            raise ValueError(f"unknown fused node {short(name)}: the tree has {listed(order)}{closest(name, order)}")
         if name not in branches:
             raise ValueError(
                 f"the leaf {short(name)} cannot be fused, it has no children: fuse one of {listed(branches)}"

@@ -7,7 +7,6 @@ first call fails with a message that names nothing. Here an incomplete or damage
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import re
@@ -27,8 +26,11 @@ from torch.overrides import TorchFunctionMode
 
 from stylefusion_hf.checks import check_path, short
 from stylefusion_hf.hub_files import explained, snapshot, weight_patterns, without_paths
+from stylefusion_hf.json_files import read_object
+from stylefusion_hf.regular_files import check_model_folder
 
 STEM = "diffusion_pytorch_model"  # of weight files
+SHARD = re.compile(r"[\w.-]+")  # the name of a weight file: of this folder, nothing else is opened
 LARGEST_CONFIG = 2**24  # bytes; a config has some hundred
 _loading = threading.RLock()  # diffusers changes torch's default dtype for all threads while it loads
 
@@ -104,19 +106,23 @@ class StrictModelMixin(ModelMixin):
     def _check_files(cls, folder: str, where: str, variant: str | None) -> None:
         """What diffusers does not look at: JSON of another kind, and weights that are no real numbers, which it would
         convert. Damaged safetensors are left to diffusers' own errors."""
+        try:
+            check_model_folder(folder)
+        except OSError as error:
+            raise OSError(f"{cls.__name__} cannot be loaded from {where}: {error}") from error
         for name in (cls.config_name, f"{STEM}.safetensors.index.json"):
             file = Path(folder, name)
             if not file.is_file():
                 continue
             try:
-                content: Any = json.loads(file.read_text("utf-8")) if file.stat().st_size <= LARGEST_CONFIG else None
-                sound = isinstance(content, dict)
-                if sound and name != cls.config_name:  # shards are files of this folder, nothing else is opened
+                content: Any = read_object(file, largest=LARGEST_CONFIG)
+                sound = True
+                if name != cls.config_name:  # shards are files of this folder, nothing else is opened
                     shards = content.get("weight_map")
                     sound = isinstance(shards, dict) and bool(shards)
-                    sound = sound and all(isinstance(s, str) and re.fullmatch(r"[\w.-]+", s) for s in shards.values())
+                    sound = sound and all(isinstance(s, str) and SHARD.fullmatch(s) for s in shards.values())
                     sound = sound and isinstance(content.get("metadata"), dict)
-            except (ValueError, RecursionError, OSError):
+            except (ValueError, OSError):
                 sound = False
             if not sound:
                 raise OSError(
