@@ -270,7 +270,7 @@ def _check_header(image: Image.Image, name: str) -> None:
 
 
 def _frames(image: Image.Image) -> int:
-    """How many frames or pages there are; MAX_PAGES stands for more, as Pillow's count of them is quadratic in TIFF."""
+    """How many frames or pages there are; MAX_PAGES stands for more, as Pillow's count of them is quadratic."""
     if not getattr(image, "is_animated", False):
         return 1
     if image.format != "TIFF":

@@ -44,16 +44,16 @@ def parse_json(text: str | bytes, what: str, largest: int = LARGEST, values: int
         raise ValueError(f"{what} is not JSON: it is not UTF-8 text (byte {error.start:,})") from None
     if sum(map(decoded.count, ",[{")) > values:
         raise ValueError(f"{what} is too large: at most {values:,} values are read")
+    too_deep = ValueError(f"{what} is not JSON that is read here: it is nested deeper than {MAX_DEPTH} levels")
     try:
-        value = json.loads(
-            decoded, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite_number
-        )
+        value = json.loads(decoded, object_pairs_hook=_object)
+        depth = _check_values(value)
     except RecursionError:
-        raise ValueError(f"{what} is nested too deeply: at most {MAX_DEPTH} levels are read") from None
+        raise too_deep from None
     except ValueError as error:
         raise ValueError(f"{what} is not JSON: {shown(str(error), 200)}") from None
-    if _deeper_than(value, MAX_DEPTH):
-        raise ValueError(f"{what} is nested too deeply: at most {MAX_DEPTH} levels are read")
+    if depth > MAX_DEPTH:
+        raise too_deep
     return value
 
 
@@ -88,24 +88,26 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"an object has the key {short(twice)} twice")
+    for key, value in pairs:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{shown(key)} is a number that is not finite ({value})")
     return found
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"the number {name} is not finite")
+def _check_values(value: Any) -> int:
+    """How deep objects and lists lie in each other, up to one more than MAX_DEPTH; found without recursion.
 
-
-def _finite_number(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {short(digits, 40)} is not finite")
-    return number
-
-
-def _deeper_than(value: Any, most: int) -> bool:
-    """Whether objects and lists lie in each other more than `most` deep; without recursion."""
-    level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(most):
+    ValueError for a number in a list that is not finite.
+    """
+    level, depth = [value], 0
+    while depth <= MAX_DEPTH:
+        for item in level:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"a number is not finite ({item})")
+        level = [item for item in level if isinstance(item, (dict, list))]
+        if not level:
+            break
+        depth += 1
         inside = [item.values() if isinstance(item, dict) else item for item in level]
-        level = [item for items in inside for item in items if isinstance(item, (dict, list))]
-    return bool(level)
+        level = [item for items in inside for item in items]
+    return depth

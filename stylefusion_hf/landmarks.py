@@ -74,8 +74,9 @@ def load_detector(name: str) -> Detector:
         entry = installed[name]
     else:
         raise ValueError(
-            f"no landmark detector is called {short(name)}: choose from {', '.join(sorted({*DETECTORS, *installed}))}, name"
-            f" one as module:callable, or install a package that brings one (entry point group {GROUP})"
+            f"no landmark detector is called {short(name)}: choose from"
+            f" {', '.join(sorted({*DETECTORS, *installed}))}, name one as module:callable, or install a package that"
+            f" brings one (entry point group {GROUP})"
         )
     try:
         detector = entry.load()

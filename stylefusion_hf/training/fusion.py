@@ -11,7 +11,6 @@ from JSON, as docs/objective.md's rows do.
 """
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -24,6 +23,7 @@ from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.features import channel_energies
+from stylefusion_hf.json_files import read_json
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.training._fusion_parts import (
@@ -153,7 +153,7 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     """
     known = {flag.removeprefix("--") for flag in parser._option_string_actions} - {"help", "-h", "config"}
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path, "the file")
     except (OSError, ValueError) as error:
         raise ValueError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(given, dict):
