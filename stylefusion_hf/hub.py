@@ -60,9 +60,8 @@ class HubMixin(_Pipeline):
 
     @classmethod
     def _from_folder(cls, folder: str, kwargs: dict[str, Any]) -> Self:
-        check_model_folder(folder)
+        check_model_folder(folder, *(path.name for path in Path(folder).iterdir() if path.is_dir()))
         components = cls._listed_components(folder, kwargs)
-        check_model_folder(folder, *components)
         variant = kwargs.get("variant")
         if variant is not None and components and not any(has_variant(Path(folder, c), variant) for c in components):
             raise ValueError(f"no component in {folder} has weights of the variant {variant!r}: leave variant out")
