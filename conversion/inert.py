@@ -12,12 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from stylefusion_hf.checks import shown
+
 MiB = 2**20
 MAX_RATIO = 10  # weights shrink by a tenth, sparse ones to a quarter; a zip bomb shrinks to a thousandth
 
 
 class ConversionError(ValueError):
-    """A source that cannot be converted: the message names the file, what is wrong with it and what to do."""
+    """A source that cannot be converted: the message names the file, what is wrong with it and what to do.
+
+    The message becomes one printable line, whatever names of the file are in it.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(shown(" ".join(message[:8000].split()), 2000))
 
 
 @dataclass(frozen=True)

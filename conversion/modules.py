@@ -63,7 +63,7 @@ def take_apart(value: Any, name: str) -> Taken:
         path, module = pending.pop()
         described = module_state(module)
         if described is None:
-            raise ConversionError(f"{name}: {path or 'the network'} is no module; a damaged file, or of another kind")
+            raise ConversionError(f"{name}: {path[:200] or 'the network'} is no module; damaged, or of another kind")
         taken.classes[path], state = described
         groups = [state.get(group) for group in ("_parameters", "_buffers")]
         entries_left -= len(state) + sum(len(group) for group in groups if isinstance(group, dict))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from diffusers import ModelMixin
 
-from stylefusion_hf.checks import check_path, short
+from stylefusion_hf.checks import check_path, short, shown
 from stylefusion_hf.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
 from stylefusion_hf.regular_files import check_model_folder
 
@@ -231,7 +231,7 @@ class HubMixin(_Pipeline):
             if name in passed:
                 listed.pop(name, None)
             elif name in listed and listed[name][0] == PACKAGE and not _is_model(listed[name][1]):
-                class_name = " ".join(listed[name][1].split())[:100]
+                class_name = shown(listed[name][1])
                 raise ValueError(
                     f"{index} says that {name!r} is of {PACKAGE}, which has no class `{class_name}`; is it of"
                     " a newer version?"

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
-from stylefusion_hf.checks import check_path, short
+from stylefusion_hf.checks import check_path, describe_error, short, shown
 from stylefusion_hf.hub_files import explained, snapshot, weight_patterns, without_paths
 from stylefusion_hf.json_files import read_object
 from stylefusion_hf.regular_files import check_model_folder
@@ -68,7 +68,7 @@ class StrictModelMixin(ModelMixin):
             with _undisturbed(), light:
                 model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
         except OSError as error:
-            problem = " ".join(str(error).split())
+            problem = describe_error(error, 800)
             if "Unable to load weights" in problem:
                 problem = f"its weights are truncated or in another format ({problem})"
             elif named := re.search(r"Error no file named (diffusion_pytorch_model\S*)", problem):
@@ -81,9 +81,9 @@ class StrictModelMixin(ModelMixin):
             raise OSError(f"{cls.__name__} cannot be loaded from {where}: {problem}. {again}") from error
         except (RuntimeError, TypeError, ValueError) as error:
             if "size mismatch" not in str(error) and "expected shape" not in str(error):
-                problem = " ".join(str(error).split())
+                problem = describe_error(error, 800)
                 raise ValueError(f"{cls.__name__} cannot be made of {where}: {problem}") from error
-            problem = " ".join(str(error).split(" If you want to instead")[0].split()).rstrip(".")
+            problem = shown(" ".join(str(error).split(" If you want to instead")[0].split()).rstrip("."), 800)
             raise ValueError(
                 f"the weights in {where} do not fit {cls.__name__}'s config.json: {problem}. Use the config.json that"
                 " was saved with the weights"
