@@ -182,7 +182,7 @@ def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str)
             raise ConversionError(f"{name}: is a StyleGAN or ProGAN snapshot ({key[:80]!r}), not a StyleGAN2")
         if "LabelConcat" in key:
             raise ConversionError(
-                f"{name}: is class-conditional the way of the first StyleGAN2 in TensorFlow ({key[:80]!r}): z and label"
+                f"{name}: is conditional the way of the first StyleGAN2 in TensorFlow ({key[:60]!r}): z and label"
                 " are normalised together, which the mapping network here cannot express; stylegan2-ada's conditional"
                 " models can be converted"
             )

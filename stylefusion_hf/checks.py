@@ -60,7 +60,8 @@ def shown(text: str, most: int = SHOWN) -> str:
 
 def listed(names: Iterable[Any], most: int = LISTED) -> str:
     """Names for an error, separated by commas: as many as fit into `most` characters, then how many more there are."""
-    names, parts, used = list(names), [], 0
+    names, used = list(names), 0
+    parts: list[str] = []
     for i, name in enumerate(names):
         part = shown(str(name))
         used += len(part) + 2

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from stylefusion_hf.checks import shown
-from stylefusion_hf.picture_headers import check_header, check_tags
+from stylefusion_hf.picture_headers import check_header, check_tags, count_pages
 from stylefusion_hf.regular_files import open_regular
 
 if TYPE_CHECKING:
@@ -275,15 +275,8 @@ def _frames(image: Image.Image) -> int:
         return 1
     if image.format != "TIFF":
         return min(getattr(image, "n_frames", 1), MAX_PAGES)
-    here = image.tell()
-    try:
-        for page in range(1, MAX_PAGES):
-            image.seek(page)
-    except EOFError:
-        return page
-    finally:
-        image.seek(here)
-    return MAX_PAGES
+    file = getattr(image, "fp", None)
+    return MAX_PAGES if file is None else count_pages(file, MAX_PAGES)
 
 
 def _orientation(image: Image.Image, name: str) -> int:

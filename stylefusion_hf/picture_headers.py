@@ -6,14 +6,16 @@ allocated, and every tag of a TIFF directory is copied, although all of them may
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from stylefusion_hf.regular_files import open_regular
 
 PNG = b"\x89PNG\r\n\x1a\n"
+MAX_EXIF = 2**20  # bytes in a JPEG file; one segment has 64 KiB
 MAX_CHUNKS = 100_000  # of a PNG file; encoders write pixels in chunks of 8 KiB and more
 TAG_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # TIFF's; else 1 byte
 
@@ -23,7 +25,7 @@ def check_header(file: BinaryIO, most_pixels: int) -> None:
 
     Raises:
         ValueError: a WebP canvas of more than `most_pixels`.
-        OSError: a TIFF directory whose tags claim more bytes than the file has.
+        OSError: a TIFF directory, or that of EXIF data in a JPEG file, whose tags claim more bytes than there are.
     """
     file.seek(0)
     start = file.read(30)
@@ -33,6 +35,8 @@ def check_header(file: BinaryIO, most_pixels: int) -> None:
             raise ValueError(f"is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels")
     elif start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         check_tags(file)
+    elif start[:2] == b"\xff\xd8":
+        check_tags(io.BytesIO(_jpeg_exif(file)))
     file.seek(0)
 
 
@@ -48,6 +52,44 @@ def _webp_size(start: bytes) -> tuple[int, int]:
         width, height = struct.unpack("<HH", start[26:30])
         return width & 0x3FFF, height & 0x3FFF
     return 0, 0
+
+
+def _jpeg_exif(file: BinaryIO) -> bytes:
+    """The EXIF data of a JPEG file, which Pillow joins where they are in several segments."""
+    file.seek(2)
+    exif = b""
+    while (head := file.read(4))[:1] == b"\xff" and len(head) == 4 and head[1] not in (0xD9, 0xDA):
+        if head[1] == 0xFF:  # filling
+            file.seek(-3, os.SEEK_CUR)
+            continue
+        length = int.from_bytes(head[2:], "big") - 2
+        data = file.read(6) if head[1] == 0xE1 and length >= 6 else b""
+        if data == b"Exif\0\0":
+            exif += file.read(length - 6)
+            if len(exif) > MAX_EXIF:
+                raise OSError(f"damaged: it has more than {MAX_EXIF:,} bytes of EXIF data")
+        else:
+            file.seek(max(0, length) - len(data), os.SEEK_CUR)
+    return exif
+
+
+def count_pages(file: BinaryIO, most: int) -> int:
+    """How many directories a TIFF file has, up to `most`; none of their tags is read. The file's position is kept."""
+    here = file.tell()
+    file.seek(0)
+    head = file.read(16)
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+    big = head[2:4] in (b"+\0", b"\0+")
+    offset = int.from_bytes(head[8:16] if big else head[4:8], order)
+    pages = 0
+    while offset and pages < most:
+        file.seek(offset % 2**62)
+        count = int.from_bytes(file.read(8 if big else 2), order)
+        file.seek(count * (20 if big else 12) % 2**61, os.SEEK_CUR)
+        offset = int.from_bytes(file.read(8 if big else 4), order)
+        pages += 1
+    file.seek(here)
+    return pages
 
 
 def check_tags(file: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -148,6 +149,14 @@ def tiff_of(tags: int, length: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + length) + bytes(length) + struct.pack("<H", len(entries)) + body + bytes(4)
 
 
+def jpeg_of(*exif: bytes) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    parts = [b"Exif\0\0" + data for data in exif]
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(data)) + data for data in parts)
+    return b"\xff\xd8" + segments + file.getvalue()[2:]
+
+
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n"
 PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
     "PostScript": (lambda: POSTSCRIPT, "not a picture that Pillow knows"),
@@ -161,6 +170,8 @@ PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: png_of(chunk(b"eXIf", tiff_of(10_000, 100_000))),
         "tags claim more bytes",
     ),
+    "tags of a JPEG's EXIF": (lambda: jpeg_of(tiff_of(4_000, 10_000)), "tags claim more bytes"),
+    "segments of EXIF": (lambda: jpeg_of(*[bytes(65_000)] * 40), "bytes of EXIF data"),
     "size of PNG": (lambda: png_of(size=(13_000, 13_000)), "169 megapixels"),
     "nothing": (lambda: b"", "the file is empty"),
 }
@@ -201,7 +212,7 @@ def test_pages_are_counted_in_bounded_time(tmp_path):
     size = 2 + len(entry) + 4
     pages = [struct.pack("<H", 2) + entry + struct.pack("<I", 8 + size * (i + 1)) for i in range(30_000)]
     (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + b"".join(pages)[:-4] + bytes(4))
-    with time_limit(5), pytest.raises((OSError, ValueError), match="at least 100 pages|cannot read"):
+    with time_limit(5), pytest.raises((OSError, ValueError), match="at least 100 pages"):
         open_image(tmp_path / "a.tif")
 
 
