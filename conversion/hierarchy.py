@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from stylefusion_hf.checks import describe_error, shown
 from stylefusion_hf.conversion.fusion_nets import rename_fusion_net
 from stylefusion_hf.conversion.inert import ConversionError, MiB
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.safe_pickle import load
-from stylefusion_hf.json_files import read_json as read_table
-from stylefusion_hf.models.fusion import NET_PREFIX
-from stylefusion_hf.regions import PRESETS, RegionTree
+from stylefusion_hf.core.checks import describe_error, shown
+from stylefusion_hf.core.json_files import read_json as read_table
+from stylefusion_hf.core.region_tree import PRESETS, RegionTree
+from stylefusion_hf.models.fusion.hierarchy import NET_PREFIX
 
 # Domain -> (the resolution of the authors' generator, their truncation).
 DOMAINS = {"ffhq": (1024, 0.7), "car": (512, 0.5), "church": (256, 0.5)}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stylefusion_hf.checks import shown
+from stylefusion_hf.core.checks import shown
 
 MiB = 2**20
 MAX_RATIO = 10  # weights shrink by a tenth, sparse ones to a quarter; a zip bomb shrinks to a thousandth

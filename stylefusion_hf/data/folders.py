@@ -10,8 +10,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from stylefusion_hf.checks import listed
-from stylefusion_hf.images import (
+from stylefusion_hf.core.checks import listed
+from stylefusion_hf.core.json_files import read_json
+from stylefusion_hf.imaging.images import (
     image_size,
     open_image,
     open_labels,
@@ -19,7 +20,6 @@ from stylefusion_hf.images import (
     pixels_to_tensor,
     resize_middle,
 )
-from stylefusion_hf.json_files import read_json
 
 
 class ImageFolder(Dataset[dict[str, torch.Tensor]]):

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stylefusion_hf.core.json_files import parse_json
 from stylefusion_hf.evaluation.baselines import GateMethod, move
 from stylefusion_hf.evaluation.channels import energy_shares
 from stylefusion_hf.evaluation.score import Scores, TrainingScore
-from stylefusion_hf.json_files import parse_json
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -1,0 +1,61 @@
+"""Named tensors in safetensors files with a table about them: files of directions, files of codes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from stylefusion_hf.core.checks import closest, listed, short, shown
+from stylefusion_hf.core.json_files import parse_json
+from stylefusion_hf.core.regular_files import check_regular
+
+T = TypeVar("T")
+
+
+def read_tensors(
+    path: str | os.PathLike[str], file_format: str, version: str, table: str, kind: str, hint: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file by name, and the table in its metadata, which has the same names.
+
+    Args:
+        path: the file.
+        file_format, version: what its metadata must say under "format" and "version".
+        table: the metadata's key of the table, as JSON.
+        kind: what the tensors are called in errors, such as "codes".
+        hint: how such a file is made.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another or a damaged file; names it and what is wrong. Nothing is unpickled.
+    """
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(2, f"no such file of {kind}", path)
+    check_regular(path)
+    where = shown(path, 400)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != file_format or metadata.get("version") != version:
+                raise ValueError(
+                    f"{where} is no {kind} file: its metadata lack format={file_format}, version={version}"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{where} is no {kind} file ({shown(str(error), 200)}): {hint}") from error
+    entries = parse_json(metadata.get(table, ""), f"{where}: the table of {kind} in its metadata")
+    if not isinstance(entries, dict) or set(entries) != set(tensors) or not entries:
+        raise ValueError(f"{where}: the table in its metadata and the tensors do not name the same {kind}")
+    return tensors, entries
+
+
+def pick(entries: Mapping[str, T], name: str, where: str, kind: str = "direction") -> T:
+    """The entry of that name; ValueError that lists some of those in `where`, and the closest match."""
+    if name not in entries:
+        problem = f"has no {kind} {short(name)}: it has" if name else f"holds several {kind}s, name one of"
+        raise ValueError(f"{shown(where, 400)} {problem} {listed(entries)}{closest(name, entries)}")
+    return entries[name]
