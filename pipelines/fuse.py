@@ -97,9 +97,10 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
     ) -> StyleFusionPipelineOutput:
         """Pictures whose regions follow codes of their own.
 
-        A code is a seed (int), a PIL image (where there is an encoder), a tensor of the space `latent_type`, a
-        `Code`, or a list of these. The longest list sets the batch, length 1 repeats. Images are square: a photograph
-        is aligned first (`faces.align`) or made square (`images.fit_square`), never cropped here.
+        A code is a seed (int), a picture (where there is an encoder), a tensor of the space `latent_type`, a `Code`,
+        or a list of these. A picture is a PIL image, a file's path, or an array (H, W, C) of uint8 or of numbers from
+        0 to 1 (`latents.parse_code` has the details). The longest list sets the batch, length 1 repeats. Pictures are
+        square: a photograph is aligned first (`faces.align`) or made square (`images.fit_square`), never cropped here.
 
         Args:
             base: the code of every node that nothing else sets; None draws a seed a picture from `generator`.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from stylefusion_hf.core import codes as latents
-from stylefusion_hf.core.checks import check_choice
+from stylefusion_hf.core.checks import check_choice, listed
 from stylefusion_hf.core.codes import Row
 from stylefusion_hf.core.edits import style_offsets
 from stylefusion_hf.core.recipes import Recipe
@@ -60,8 +60,8 @@ def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None
         regions, leaves = segmenter.config.regions, fusion.tree.leaves
         if missing := [leaf for leaf in leaves if leaf not in regions]:
             raise ValueError(
-                f"the segmenter does not know the regions {', '.join(missing)}: it has {', '.join(regions)}, the"
-                f" tree's leaves are {', '.join(leaves)}"
+                f"the segmenter does not know the regions {listed(missing)}: it has {listed(regions)}, the"
+                f" tree's leaves are {listed(leaves)}"
             )
 
 
@@ -169,7 +169,7 @@ def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
                 above = next(name for name in tree.ancestors(node)[::-1] if name not in tree.fused)
                 raise ValueError(
                     f"{argument}[{node!r}] can have no effect: {above!r} above it has no fusion net and gives its own"
-                    f" code for all below. Set {above!r}; the nodes with an effect are {', '.join(tree.active)}"
+                    f" code for all below. Set {above!r}; the nodes with an effect are {listed(tree.active)}"
                 )
     if recipe.global_code is not None and tree.root not in tree.branches:
         raise ValueError(f"global_code can have no effect: the tree is the single region {tree.root!r}")
@@ -177,9 +177,9 @@ def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
         named = {*recipe.regions, *recipe.nodes, *([tree.root] if recipe.global_code is not None else [])}
         for node in strength:
             if resolve(tree, "strength", node) not in named:
-                listed = ", ".join(sorted(named)) or "no node"
+                names = listed(sorted(named)) or "no node"
                 raise ValueError(
-                    f"strength[{node!r}] can have no effect: this call gives codes for {listed}"
+                    f"strength[{node!r}] can have no effect: this call gives codes for {names}"
                     f" (a strength under {tree.root!r} is that of global_code)"
                 )
 

@@ -44,7 +44,10 @@ class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"stylefusion: error: {message} (see {self.prog} --help)\n")
+        from stylefusion_hf.core.checks import shown
+
+        line = shown(" ".join(message.split()), 2000)
+        self.exit(2, f"stylefusion: error: {line} (see {self.prog} --help)\n")
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -97,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"  # without "[Errno 2]"
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error in one line, with escapes for what would act on a terminal."""
+    from stylefusion_hf.core.checks import describe_error  # here: it imports numpy, which `--help` does without
+
+    return describe_error(error, 2000)

@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_format(args.format)
     if args.recipes is not None:
-        with open(args.recipes, "rb"):  # before the model is loaded
-            pass
+        RecipeFile(Path(args.recipes)).check()  # before the model is loaded
     accelerator = Accelerator()
     if accelerator.num_processes > 1 and args.device is None:
         args.device = str(accelerator.device)

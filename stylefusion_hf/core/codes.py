@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from stylefusion_hf.core.checks import short
-from stylefusion_hf.imaging.images import to_tensor
+from stylefusion_hf.core.checks import describe_error, short, shown
+from stylefusion_hf.imaging.images import array_images, open_image, to_tensor
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
@@ -116,8 +117,12 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: 
     """The rows of anything that stands for codes.
 
     Args:
-        value: a seed, a PIL image, a tensor or float array of the space `latent_type`, a `Code`, or a list of any of
-            these, nested or not, whose rows are put one after the other.
+        value: a seed, a picture, a tensor or float array of the space `latent_type`, a `Code`, or a list of any of
+            these, nested or not, whose rows are put one after the other. A picture is a PIL image, a picture file's
+            path, or an array of one or several: uint8 (H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels, or
+            floating-point numbers from 0 to 1 in one of the last two shapes. (H, W, C) is a picture in any space but
+            w+, whose codes have as many dimensions. `CODES.safetensors` or `CODES.safetensors:NAME`, as text, is a
+            code from a file. Integers in an array of one dimension are seeds.
         latent_type: the space of bare tensors.
         name: what the value is called in errors.
         depth: how many lists it lies in.
@@ -126,7 +131,7 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: 
         One seed, `Code` of batch 1 or image a row; at least one.
 
     Raises:
-        ValueError: that begins with `name`.
+        ValueError: that begins with `name`. OSError: the same, of a file that cannot be read.
 
     Example:
         >>> from stylefusion_hf.core.codes import parse_code
@@ -134,7 +139,16 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: 
         (1, 2, 3)
     """
     check_space(latent_type)
+    if isinstance(value, (str, os.PathLike)):
+        return _read_file(value, name)
+    if isinstance(value, np.ndarray) and _holds_pictures(value, latent_type):
+        return tuple(array_images(value, name))
     if isinstance(value, np.ndarray):  # float arrays are latents, arrays of integers are seeds
+        if value.ndim > 1 and value.dtype.kind in "iub":
+            raise ValueError(
+                f"{name}: an array of integers is a list of seeds, of one dimension, or a picture of uint8"
+                f" (height, width, 3); got {value.shape} of {value.dtype}"
+            )
         if np.issubdtype(value.dtype, np.floating):
             kind = np.float32 if value.dtype.itemsize <= 4 else np.float64  # torch has no other sizes and byte orders
             value = torch.from_numpy(np.array(value, dtype=kind))
@@ -152,7 +166,10 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: 
         try:
             value = Code(value, latent_type)
         except ValueError as error:
-            raise ValueError(f"{name}: {error} (bare tensors are in latent_type={latent_type!r})") from error
+            raise ValueError(
+                f"{name}: {error} (bare tensors are in latent_type={latent_type!r}; a picture is a PIL image, a file,"
+                " or an array (height, width, 3) of uint8, or of numbers from 0 to 1)"
+            ) from error
     if isinstance(value, Code):
         return value.rows()
     if isinstance(value, Image.Image):
@@ -165,6 +182,38 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: 
         return (check_seed(value, f"{name}: a seed"),)
     raise ValueError(
         f"{name} is a seed (int), a PIL image, a tensor, a Code, or a list of these; got {type(value).__name__}"
+    )
+
+
+def _holds_pictures(array: np.ndarray, latent_type: str) -> bool:
+    """Whether an array is meant as a picture or several rather than as seeds or latents."""
+    if array.dtype == np.uint8:
+        return array.ndim > 1
+    channels = array.ndim in (3, 4) and array.shape[-1] in (1, 3, 4)
+    return array.dtype.kind == "f" and (array.ndim == 4 or (channels and latent_type != "w+"))
+
+
+def _read_file(path: str | os.PathLike[str], name: str) -> tuple[Given, ...]:
+    """The picture of a file, or the code of `CODES.safetensors` or `CODES.safetensors:NAME`."""
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is a file's path as text, got {short(text)}")
+    try:
+        if ".safetensors" in text[-4096:].lower():
+            from stylefusion_hf.core.code_files import pick_code
+
+            return pick_code(text).rows()
+        if len(text) <= 4096 and os.path.exists(text):
+            return (open_image(text, channels=4),)  # alpha is put on white where the model has none
+    except OSError as error:
+        raise type(error)(f"{name}: {describe_error(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    seed = text.isascii() and text.isdecimal() and len(text) < 11
+    hint = f": for a seed give the number {text}" if seed else ", which is not a file here"
+    raise ValueError(
+        f"{name} is a seed (int), a PIL image, a picture file, a tensor, a Code, or a list of these; got str"
+        f" '{shown(text)}'{hint}"
     )
 
 

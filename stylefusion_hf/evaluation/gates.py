@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stylefusion_hf.core.json_files import parse_json
 from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.evaluation.baselines import GateMethod, move
 from stylefusion_hf.evaluation.channels import energy_shares
@@ -139,8 +140,8 @@ class LearnedGates(GateMethod):
         """Gates that `save` wrote; ValueError if they are of another generator's size or other regions."""
         with safe_open(path, framework="pt") as file:
             about, logits = file.metadata(), file.get_tensor("logits")
-        gates = cls(pipe, lambdas=json.loads(about["lambdas"]))
-        regions = json.loads(about["regions"])
+        gates = cls(pipe, lambdas=parse_json(about["lambdas"], "the gates' lambdas"))
+        regions = parse_json(about["regions"], "the gates' regions")
         if regions != gates.regions or logits.shape[-1] != pipe.generator.style_dim:
             raise ValueError(
                 f"{path} has gates of {logits.shape[-1]} style channels for {', '.join(regions)}; this model has"

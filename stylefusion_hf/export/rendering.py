@@ -29,10 +29,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from stylefusion_hf.core import codes as latents
-from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.checks import short, shown
 from stylefusion_hf.core.files import LOCK, PARTIAL, FolderLock, remove_partials, write_json
-from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.core.json_files import read_object
+from stylefusion_hf.core.recipes import MAX_CHARACTERS, Recipe
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.core.regular_files import open_regular
 from stylefusion_hf.export.shards import check_format, shard_path, write_shard
 from stylefusion_hf.pipelines.steps import node_settings
 from stylefusion_hf.training.checkpoints import everywhere, on_main
@@ -70,20 +72,25 @@ class RecipeFile:
     path: Path
 
     def __iter__(self) -> Iterator[tuple[int, Callable[[], Recipe]]]:
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, 1):
+        with open_regular(self.path) as file:
+            lines = iter(partial(file.readline, MAX_CHARACTERS + 2), b"")  # a longer one is refused as a recipe
+            for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, partial(self.read, line)
+                    yield number, partial(Recipe.from_json, line)
 
-    @staticmethod
-    def read(line: bytes) -> Recipe:
-        return Recipe.from_json(line.decode())
+    def check(self) -> None:
+        """ValueError for the first line that is not a recipe; what a model has to do with them is not known here."""
+        for number, make in self:
+            try:
+                make()
+            except ValueError as error:
+                raise ValueError(f"{self.where(number)}: {error}") from error
 
     def where(self, number: int) -> str:
-        return f"{self.path}, line {number}"
+        return f"{shown(str(self.path), 400)}, line {number}"
 
     def about(self) -> dict[str, Any]:
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             return {"recipes": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
@@ -342,7 +349,7 @@ def check_folder(out: Path, about: Mapping[str, Any]) -> None:
             raise ValueError(f"{out} is not empty and holds no {NOTE}: choose another folder")
         return
     try:
-        stored = dict(json.loads(note.read_text(encoding="utf-8")))
+        stored = read_object(note)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{note} cannot be read ({error}): choose another folder or delete it") from error
     if other := [name for name in {**stored, **about} if stored.get(name) != about.get(name)]:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from diffusers import ModelMixin
 
-from stylefusion_hf.core.checks import check_path, short
+from stylefusion_hf.core.checks import check_path, short, shown
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
+from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.models.loading import remove_other_weights
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class HubMixin(_Pipeline):
 
     @classmethod
     def _from_folder(cls, folder: str, kwargs: dict[str, Any]) -> Self:
+        check_model_folder(folder, *(path.name for path in Path(folder).iterdir() if path.is_dir()))
         components = cls._listed_components(folder, kwargs)
         variant = kwargs.get("variant")
         if variant is not None and components and not any(has_variant(Path(folder, c), variant) for c in components):
@@ -231,7 +233,7 @@ class HubMixin(_Pipeline):
             if name in passed:
                 listed.pop(name, None)
             elif name in listed and listed[name][0] == PACKAGE and not _is_model(listed[name][1]):
-                class_name = " ".join(listed[name][1].split())[:100]
+                class_name = shown(listed[name][1])
                 raise ValueError(
                     f"{index} says that {name!r} is of {PACKAGE}, which has no class `{class_name}`; is it of"
                     " a newer version?"

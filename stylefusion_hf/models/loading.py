@@ -7,7 +7,6 @@ first call fails with a message that names nothing. Here an incomplete or damage
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import re
@@ -24,15 +23,18 @@ from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
-from stylefusion_hf.core.checks import check_path, short
+from stylefusion_hf.core.checks import check_path, describe_error, short, shown
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import explained, snapshot, weight_patterns, without_paths
+from stylefusion_hf.core.json_files import read_object
+from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.core.tensor_files import write_tensors
 
 STEM = "diffusion_pytorch_model"  # of weight files
 WRITTEN = re.compile(
     rf"{STEM}(?:(?P<variant>\.[\w]+)?(?:-\d+-of-\d+)?\.safetensors|\.safetensors\.index(?P<indexed>\.[\w]+)?\.json)"
 )
+SHARD = re.compile(r"[\w.-]+")  # the name of a weight file: of this folder, nothing else is opened
 LARGEST_CONFIG = 2**24  # bytes; a config has some hundred
 _loading = threading.RLock()  # diffusers changes torch's default dtype for all threads while it loads
 
@@ -70,7 +72,7 @@ class StrictModelMixin(ModelMixin):
             with _undisturbed(), light:
                 model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
         except OSError as error:
-            problem = " ".join(str(error).split())
+            problem = describe_error(error, 800)
             if "Unable to load weights" in problem:
                 problem = f"its weights are truncated or in another format ({problem})"
             elif named := re.search(r"Error no file named (diffusion_pytorch_model\S*)", problem):
@@ -83,9 +85,9 @@ class StrictModelMixin(ModelMixin):
             raise OSError(f"{cls.__name__} cannot be loaded from {where}: {problem}. {again}") from error
         except (RuntimeError, TypeError, ValueError) as error:
             if "size mismatch" not in str(error) and "expected shape" not in str(error):
-                problem = " ".join(str(error).split())
+                problem = describe_error(error, 800)
                 raise ValueError(f"{cls.__name__} cannot be made of {where}: {problem}") from error
-            problem = " ".join(str(error).split(" If you want to instead")[0].split()).rstrip(".")
+            problem = shown(" ".join(str(error).split(" If you want to instead")[0].split()).rstrip("."), 800)
             raise ValueError(
                 f"the weights in {where} do not fit {cls.__name__}'s config.json: {problem}. Use the config.json that"
                 " was saved with the weights"
@@ -108,19 +110,23 @@ class StrictModelMixin(ModelMixin):
     def _check_files(cls, folder: str, where: str, variant: str | None) -> None:
         """What diffusers does not look at: JSON of another kind, and weights that are no real numbers, which it would
         convert. Damaged safetensors are left to diffusers' own errors."""
+        try:
+            check_model_folder(folder)
+        except OSError as error:
+            raise OSError(f"{cls.__name__} cannot be loaded from {where}: {error}") from error
         for name in (cls.config_name, f"{STEM}.safetensors.index.json"):
             file = Path(folder, name)
             if not file.is_file():
                 continue
             try:
-                content: Any = json.loads(file.read_text("utf-8")) if file.stat().st_size <= LARGEST_CONFIG else None
-                sound = isinstance(content, dict)
-                if sound and name != cls.config_name:  # shards are files of this folder, nothing else is opened
+                content: Any = read_object(file, largest=LARGEST_CONFIG)
+                sound = True
+                if name != cls.config_name:  # shards are files of this folder, nothing else is opened
                     shards = content.get("weight_map")
                     sound = isinstance(shards, dict) and bool(shards)
-                    sound = sound and all(isinstance(s, str) and re.fullmatch(r"[\w.-]+", s) for s in shards.values())
+                    sound = sound and all(isinstance(s, str) and SHARD.fullmatch(s) for s in shards.values())
                     sound = sound and isinstance(content.get("metadata"), dict)
-            except (ValueError, RecursionError, OSError):
+            except (ValueError, OSError):
                 sound = False
             if not sound:
                 raise OSError(

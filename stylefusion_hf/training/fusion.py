@@ -11,7 +11,6 @@ reads flags from JSON, as the rows of that page do.
 """
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from stylefusion_hf.core.files import save_image, write_text
+from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges, load_judges
@@ -154,7 +154,7 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     """
     known = {flag.removeprefix("--") for flag in parser._option_string_actions} - {"help", "-h", "config"}
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path, "the file")
     except (OSError, ValueError) as error:
         raise ValueError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(given, dict):

@@ -163,7 +163,7 @@ def test_another_models_recipe_is_refused_unless_asked_for(
         (["--from-recipe", "text.png"], "text.png"),
         (["--from-recipe", "broken.json"], "recipe"),
         (["--from-recipe", "list.json"], "recipe"),
-        (["--from-recipe", "binary.json"], "binary.json is no recipe"),
+        (["--from-recipe", "binary.json"], "binary.json: the recipe is not JSON"),
         (["--from-recipe", "broken.json", "--base", "1", "--psi", "1"], "leave out --base, --psi"),
     ],
 )
