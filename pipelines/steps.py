@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from stylefusion_hf.core import codes as latents
 from stylefusion_hf.core.checks import check_choice, listed
-from stylefusion_hf.core.codes import Row
+from stylefusion_hf.core.codes import LATENT_SPACES, MAX_SEED, Row, check_shapes, common_batch, labels_to_tensor
 from stylefusion_hf.core.edits import style_offsets
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
@@ -95,14 +95,14 @@ def input_batch(lengths: Mapping[str, int], generator: Any, each: int) -> int:
         raise ValueError(
             f"generator is a torch.Generator or a list of them, got {type(generator).__name__}; for a seed give base="
         )
-    return latents.common_batch({"base": 1, **lengths})
+    return common_batch({"base": 1, **lengths})
 
 
 def draw_seeds(generator: Any, count: int) -> tuple[int, ...]:
     """A seed a picture, each from its own generator where there is a list."""
     sources = list(generator) if isinstance(generator, (list, tuple)) else [generator]
     sources = sources if len(sources) == count else sources * count
-    high = latents.MAX_SEED + 1
+    high = MAX_SEED + 1
     return tuple(int(torch.randint(high, (1,), generator=g, device=None if g is None else g.device)) for g in sources)
 
 
@@ -115,7 +115,7 @@ def read_codes(
         given: the rows of all that were given, under the names that errors give them.
         fields: `regions`, `nodes` and `global_code` as a recipe has them.
     """
-    check_choice("latent_type", latent_type, latents.LATENT_SPACES)
+    check_choice("latent_type", latent_type, LATENT_SPACES)
     regions, nodes = {} if regions is None else regions, {} if nodes is None else nodes
     given = {} if base is None else {"base": latents.parse_code(base, latent_type, "base")}
     if global_code is not None:
@@ -224,7 +224,7 @@ def style_codes(
     at = {node: places(setting.rows) for node, setting in settings.items()}
     table = None
     if labels is not None:
-        table = latents.labels_to_tensor(labels, generator.config.label_dim)[[label for _, label in distinct]]
+        table = labels_to_tensor(labels, generator.config.label_dim)[[label for _, label in distinct]]
     psi = 1.0 if recipe.truncation_psi is None else recipe.truncation_psi
     onload(generator)
     rows = [row for row, _ in distinct]
@@ -241,7 +241,7 @@ def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: 
 
     ValueError for names, shapes and labels that these models do not have. The recipe's `truncation_psi` is a number.
     """
-    latents.check_shapes(generator, recipe.groups())
+    check_shapes(generator, recipe.groups())
     check_cutoff(generator, recipe)
     settings = node_settings(fusion.tree, recipe)
     batch = recipe.num_images

@@ -7,13 +7,13 @@ command is named, and imports torch and diffusers only in `run`, so that every `
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
 from stylefusion_hf import __version__
+from stylefusion_hf.core.command_line import run
 
 # command -> the module that implements it, and what `stylefusion --help` says of it
 COMMANDS = {
@@ -35,9 +35,6 @@ COMMANDS = {
     "space": ("stylefusion_hf.spaces_app.command", "serve a page with a dial for every region"),
     "env": ("stylefusion_hf.cli.env", "show versions, devices and the embedded model"),
 }
-
-# What bad input raises, here and in the libraries below; anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,26 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         build_parser().print_help(sys.stderr)
         return 2
-    try:
+
+    def command() -> None:
         args = build_parser(argv[0]).parse_args(argv)
         args.run(args)
-        sys.stdout.flush()  # a closed pipe shows here rather than at exit
-    except BrokenPipeError:  # `stylefusion env | head -1`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("\nstylefusion: interrupted", file=sys.stderr)
-        return 130
-    except USER_ERRORS as error:
-        if os.environ.get("STYLEFUSION_DEBUG", "0") not in ("", "0"):
-            raise
-        print(f"stylefusion: error: {describe(error)}", file=sys.stderr)
-        return 2
-    return 0
 
-
-def describe(error: BaseException) -> str:
-    """An error in one line, with escapes for what would act on a terminal."""
-    from stylefusion_hf.core.checks import describe_error  # here: it imports numpy, which `--help` does without
-
-    return describe_error(error, 2000)
+    return run(command)

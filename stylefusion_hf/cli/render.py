@@ -2,7 +2,7 @@
 
 RECIPES has a recipe a line, as JSON: what `stylefusion fuse --recipe` and a pipeline's output give. What is finished
 stays: the same command line goes on where it was stopped. On several processes or machines:
-`accelerate launch -m stylefusion_hf.export.rendering`, with the same arguments.
+`accelerate launch -m stylefusion_hf.cli render`, with the same arguments.
 
     stylefusion render recipes.jsonl --out pictures
     stylefusion render --random 1000000 --seed 0 --format parquet --out pictures

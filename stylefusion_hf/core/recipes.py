@@ -22,9 +22,17 @@ import numpy as np
 import torch
 
 from stylefusion_hf.core.checks import check_choice, check_count, check_number, short
-from stylefusion_hf.core.codes import Code, Label, Row, check_seed, check_space, common_batch, parse_labels
+from stylefusion_hf.core.codes import (
+    NOISE_MODES,
+    Code,
+    Label,
+    Row,
+    check_seed,
+    check_space,
+    common_batch,
+    parse_labels,
+)
 from stylefusion_hf.core.json_files import parse_json
-from stylefusion_hf.models.stylegan2 import NOISE_MODES
 
 VERSION = 1
 MAX_IMAGES = 1024  # pictures of one recipe

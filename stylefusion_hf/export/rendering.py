@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,16 +27,16 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
-from stylefusion_hf.core import codes as latents
 from stylefusion_hf.core.checks import short, shown
+from stylefusion_hf.core.codes import check_shapes, labels_to_tensor
 from stylefusion_hf.core.files import LOCK, PARTIAL, FolderLock, remove_partials, write_json
 from stylefusion_hf.core.json_files import read_object
+from stylefusion_hf.core.processes import everywhere, on_main
 from stylefusion_hf.core.recipes import MAX_CHARACTERS, Recipe
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.core.regular_files import open_regular
 from stylefusion_hf.export.shards import check_format, shard_path, write_shard
 from stylefusion_hf.pipelines.steps import node_settings
-from stylefusion_hf.training.checkpoints import everywhere, on_main
 
 if TYPE_CHECKING:
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
@@ -123,12 +122,12 @@ def check_recipe(
     pipe: StyleFusionPipeline, recipe: Recipe, identity: Mapping[str, Any], any_model: bool, known: set[str]
 ) -> None:
     """ValueError unless the pipeline can make the recipe's pictures. `known`: kinds whose names are right."""
-    latents.check_shapes(pipe.generator, recipe.groups())
+    check_shapes(pipe.generator, recipe.groups())
     if (kind := kind_of(recipe)) not in known:
         node_settings(pipe.fusion.tree, recipe)
         known.add(kind)
     if recipe.class_labels is not None:
-        latents.labels_to_tensor(recipe.class_labels, pipe.generator.config.label_dim)
+        labels_to_tensor(recipe.class_labels, pipe.generator.config.label_dim)
     written = {} if any_model else (recipe.model or {}).get("sha256", {})
     if other := [name for name, digits in written.items() if identity["sha256"].get(name, digits) != digits]:
         raise ValueError(
@@ -357,9 +356,3 @@ def check_folder(out: Path, about: Mapping[str, Any]) -> None:
             f"{out} holds pictures of another {' and '.join(other)} ({short(stored.get(other[0]))}, now"
             f" {short(about.get(other[0]))}): choose another folder"
         )
-
-
-if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    sys.exit(command_line(["render", *sys.argv[1:]]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stylefusion_hf.core.files import atomic_path
-from stylefusion_hf.training.checkpoints import one_line
+from stylefusion_hf.core.processes import one_line
 
 FORMATS = {"tar": "webdataset", "parquet": "pyarrow"}  # and the package that writes it
 ROW_GROUP = 2**25  # bytes of a Parquet row group, about

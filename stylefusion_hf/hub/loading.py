@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import re
@@ -20,7 +19,7 @@ from stylefusion_hf.core.checks import check_path, short, shown
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
 from stylefusion_hf.core.regular_files import check_model_folder
-from stylefusion_hf.models.loading import remove_other_weights
+from stylefusion_hf.models.loading import remove_other_weights, weights_sha256
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
@@ -287,16 +286,6 @@ def _raised_in(package: str, error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == package
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """The sha256 of a model's saved tensors: names, dtypes, shapes and bytes, in the order of names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
-    return digest.hexdigest()
 
 
 def _public_name(name: Any) -> str | None:

@@ -6,6 +6,7 @@ first call fails with a message that names nothing. Here an incomplete or damage
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import os
@@ -230,3 +231,13 @@ class WithoutMemory(TorchFunctionMode):
             if outline.numel() >= self.LARGE:
                 return outline
         return func(*args, **kwargs)
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """The sha256 of a model's saved tensors: names, dtypes, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()

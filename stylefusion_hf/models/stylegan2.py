@@ -15,6 +15,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from stylefusion_hf.core.codes import NOISE_MODES
 from stylefusion_hf.models.config_checks import checked_config, positive
 from stylefusion_hf.models.layers import (
     MappingNetwork,
@@ -26,8 +27,6 @@ from stylefusion_hf.models.layers import (
 )
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.ops import bias_act, modulated_conv2d, modulated_conv2d_act, upfirdn2d
-
-NOISE_MODES = ("const", "random", "none")
 
 
 @dataclass

@@ -28,14 +28,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.processes import everywhere, on_main
 from stylefusion_hf.training.checkpoints import (
-    everywhere,
     flags_of,
     hold,
     last_good,
     let_go,
     list_checkpoints,
-    on_main,
     save_checkpoint,
     writing,
 )

@@ -13,7 +13,6 @@ or load the pipeline with `encoder=`.
 import argparse
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image, write_json
 from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.inversion.optimization import CodePrior
@@ -322,6 +322,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "encoder", *sys.argv[1:]]))
+    raise SystemExit(run(main))

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image, write_text
 from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.evaluation.brief import brief
@@ -323,6 +324,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "fusion", *sys.argv[1:]]))
+    raise SystemExit(run(main))

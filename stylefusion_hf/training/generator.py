@@ -11,7 +11,6 @@ thriftier: the discriminator's step reuses the images of the generator's step in
 import argparse
 import copy
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from tqdm.auto import tqdm
 
+from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.layers import check_channels
@@ -338,6 +338,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "generator", *sys.argv[1:]]))
+    raise SystemExit(run(main))

@@ -12,18 +12,9 @@ from accelerate import Accelerator
 
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.files import remove_partials
+from stylefusion_hf.core.processes import SAVING_ERRORS, on_main, one_line
 from stylefusion_hf.training import states
-from stylefusion_hf.training.checkpoints import (
-    OLDER,
-    SAVING_ERRORS,
-    damage,
-    flags_of,
-    list_checkpoints,
-    on_main,
-    one_line,
-    read_manifest,
-    step_of,
-)
+from stylefusion_hf.training.checkpoints import OLDER, damage, flags_of, list_checkpoints, read_manifest, step_of
 from stylefusion_hf.training.inputs import digests_of_inputs
 
 logger = logging.getLogger("stylefusion_hf")

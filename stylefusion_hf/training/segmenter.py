@@ -10,7 +10,6 @@ ways at random.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import write_json
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.regions.clustering import contingency, jaccard
@@ -219,6 +219,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "segmenter", *sys.argv[1:]]))
+    raise SystemExit(run(main))

@@ -23,7 +23,6 @@ from stylefusion_hf.cli import main
 from stylefusion_hf.conversion.convert import convert
 from stylefusion_hf.core.checks import closest, describe_error, listed, short, shown
 from stylefusion_hf.core.code_files import load_codes, pick_code
-from stylefusion_hf.core.codes import parse_code
 from stylefusion_hf.core.edits import load_directions
 from stylefusion_hf.core.json_files import parse_json, read_json, read_object
 from stylefusion_hf.core.recipes import Recipe
@@ -34,6 +33,7 @@ from stylefusion_hf.export.rendering import RecipeFile
 from stylefusion_hf.imaging.images import image_size, open_image, open_labels
 from stylefusion_hf.imaging.landmarks import read_landmarks
 from stylefusion_hf.imaging.picture_headers import read_png_text
+from stylefusion_hf.models.latents import parse_code
 from tests.command_line import fails
 from tests.hostile import time_limit
 from tests.tiny import tiny_pipeline

@@ -54,9 +54,10 @@ def program(words: list[str]) -> list[str]:
     parser = launch_command_parser() if words[0] == "accelerate" else get_args_parser()
     args = parser.parse_args(words[2:] if words[0] == "accelerate" else words[1:])
     assert args.module, "-m is missing"
+    if args.training_script == "stylefusion_hf.cli":
+        return list(args.training_script_args)
     assert 'if __name__ == "__main__"' in inspect.getsource(import_module(args.training_script))
-    command = {"stylefusion_hf.export.rendering": ["render"]}.get(args.training_script)
-    return [*(command or ["train", args.training_script.removeprefix(TRAINERS)]), *args.training_script_args]
+    return ["train", args.training_script.removeprefix(TRAINERS), *args.training_script_args]
 
 
 def parse(command: str) -> None:
