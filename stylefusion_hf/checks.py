@@ -1,23 +1,38 @@
-"""Checks of single arguments, each one clear line; and `short`, which shows what was given in such a line."""
+"""Checks of single arguments, each one clear line; and `short`, `shown`, `listed`, which quote untrusted text in it."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import reprlib
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 
+SHOWN = 80  # characters of anything from outside that an error quotes
+LISTED = 400  # characters of a list of names in an error
+
+
 class _Short(reprlib.Repr):
-    """reprlib's, bounded in length and depth, for whatever a stranger sends."""
+    """reprlib's, bounded in length and depth, for untrusted values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = SHOWN
 
     def repr_int(self, x: int, level: int) -> str:
         if abs(x) < 10**30:  # Python refuses to write integers of thousands of digits
             return repr(x)
         return f"an integer of {x.bit_length()} bits"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[:SHOWN])
+
+    repr_bytearray = repr_bytes
 
     def repr_instance(self, x: Any, level: int) -> str:
         if hasattr(x, "dtype") and not isinstance(x, np.generic):  # numbers say less than what they are the array of
@@ -26,11 +41,44 @@ class _Short(reprlib.Repr):
 
 
 def short(value: Any, text: int = 0) -> str:
-    """`value` as text of one line: at most some hundred characters, and without an error, whatever it is.
+    """`value` as printable text of one line, at most 80 characters, whatever it is; never raises.
 
-    With `text` a text is given as it is, up to so many characters.
+    Args:
+        value: anything; shown as Python writes it, so that text has quotes around it.
+        text: show a text as it is instead, up to this many characters.
     """
-    return _SHORT.repr(value) if not text else str(value)[:text]
+    return shown(str(value), text) if text else shown(_SHORT.repr(value), SHOWN)
+
+
+def shown(text: str, most: int = SHOWN) -> str:
+    """A text as it is, cut to `most` characters, with escapes in place of whatever would not print as itself.
+
+    Control characters (ESC and CSI among them), line breaks, marks that change the direction of writing, invisible
+    characters and lone surrogates are escaped, so that a terminal and a log show one line of what is there.
+    """
+    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: most + 1])
+    return escaped if len(text) <= most and len(escaped) <= most else escaped[: max(0, most - 3)] + "..."
+
+
+def listed(names: Iterable[Any], most: int = LISTED) -> str:
+    """Names for an error, separated by commas: as many as fit into `most` characters, then how many more there are."""
+    names, parts, used = list(names), [], 0
+    for i, name in enumerate(names):
+        part = shown(str(name))
+        used += len(part) + 2
+        if parts and used > most:
+            return f"{', '.join(parts)} and {len(names) - i} more"
+        parts.append(part)
+    return ", ".join(parts)
+
+
+def closest(name: Any, names: Iterable[Any]) -> str:
+    """"; did you mean 'hair'?" for a name that is like one of `names`, else ""; bounded work for any names."""
+    if not isinstance(name, str) or len(name) > 40:  # not a typing error
+        return ""
+    known = [known for known in islice(names, 200) if isinstance(known, str) and len(known) <= 40]
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {short(matches[0])}?" if matches else ""
 
 
 _SHORT = _Short()

@@ -23,9 +23,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stylefusion_hf.checks import listed
 from stylefusion_hf.clustering import contingency, jaccard
 from stylefusion_hf.discovery import Discovery, sample_codes
 from stylefusion_hf.evaluation.pairs import style_codes
+from stylefusion_hf.images import open_labels
+from stylefusion_hf.json_files import read_json
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
 from stylefusion_hf.models.layers import at_once
@@ -48,7 +51,7 @@ class PaintFolder:
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
         try:
-            about = json.loads((self.root / "dataset.json").read_text(encoding="utf-8"))
+            about = read_json(self.root / "dataset.json")
             self.regions = [str(name) for name in about["regions"]]
             self.seeds = [int(seed) for seed in about["seeds"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -56,7 +59,7 @@ class PaintFolder:
                 f"{root} holds no samples to paint ({error}): make them with `stylefusion regions label`"
             ) from None
         if not 2 <= len(self.regions) <= 20 or len(set(self.regions)) != len(self.regions):
-            raise ValueError(f"{root}: expected 2 to 20 different region names, got {self.regions}")
+            raise ValueError(f"{root}: expected 2 to 20 different region names, got {listed(self.regions)}")
 
     @classmethod
     def create(
@@ -109,17 +112,14 @@ class PaintFolder:
         """(H, W), uint8. ValueError for a file that holds other values than the regions' numbers and UNPAINTED."""
         file = self.label_file(seed)
         try:
-            with Image.open(file) as opened:
-                if opened.mode not in ("P", "L"):
-                    raise ValueError(f"{file} has mode {opened.mode}: labels are palette or grey, their values ids")
-                found = np.array(opened, dtype=np.uint8)
+            found = open_labels(file)
         except OSError as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
         known = (found < len(self.regions)) | (found == UNPAINTED)
         if not known.all():
             raise ValueError(
                 f"{file} has the value {found[~known][0]}: expected 0 to {len(self.regions) - 1} for"
-                f" {', '.join(self.regions)}, or {UNPAINTED} for unpainted"
+                f" {listed(self.regions)}, or {UNPAINTED} for unpainted"
             )
         return found
 

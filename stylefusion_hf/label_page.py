@@ -21,6 +21,7 @@ from PIL import Image
 
 from stylefusion_hf.evaluation.pairs import style_codes
 from stylefusion_hf.few_shot import PaintFolder, learn, predicted
+from stylefusion_hf.images import open_image
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.region_sheet import region_colours, tinted
 from stylefusion_hf.training.region_folders import write_found
@@ -54,7 +55,7 @@ class Work:
         samples = [
             {
                 "seed": seed,
-                "image": data_url(Image.open(self.paint.image_file(seed)).convert("RGB")),
+                "image": data_url(open_image(self.paint.image_file(seed))),
                 "labels": base64.b64encode(self.paint.labels(seed).tobytes()).decode(),
             }
             for seed in self.paint.seeds
@@ -79,7 +80,7 @@ class Work:
         maps = predicted(self.generator, found.labeller, style_codes(self.generator, self.paint.seeds)).numpy()
         pictures = []
         for seed, labels in zip(self.paint.seeds, maps, strict=True):
-            pictures.append(data_url(tinted(Image.open(self.paint.image_file(seed)), labels, self.colours)))
+            pictures.append(data_url(tinted(open_image(self.paint.image_file(seed)), labels, self.colours)))
         held = found.report.get("IoU on painted pictures left out")
         said = f"Learnt from {found.report['places']} places on {len(found.report['painted'])} samples."
         if held:

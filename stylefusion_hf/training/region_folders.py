@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stylefusion_hf.checks import listed, shown
 from stylefusion_hf.discovery import Discovery, discover, sample_codes
-from stylefusion_hf.images import pixels_to_tensor
+from stylefusion_hf.images import open_image, pixels_to_tensor
+from stylefusion_hf.json_files import read_json, read_object
 from stylefusion_hf.latents import random_labels
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.labeller import FeatureLabeller
@@ -29,7 +31,7 @@ from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.region_naming import named_tree
 from stylefusion_hf.region_sheet import region_sheet
-from stylefusion_hf.regions import RegionTree
+from stylefusion_hf.regions import LARGEST_TREE, RegionTree
 from stylefusion_hf.training.common import export, image_grid
 from stylefusion_hf.training.distillation import Teacher, distil, labeller_teacher
 
@@ -134,16 +136,16 @@ def update_regions(folder: str | Path) -> RegionTree:
     """
     folder = Path(folder)
     try:
-        report = json.loads((folder / "regions.json").read_text(encoding="utf-8"))
+        report = read_object(folder / "regions.json")
         old = RegionTree.parse(report["tree"])
-        text = (folder / "tree.json").read_text(encoding="utf-8")
+        edited = read_json(folder / "tree.json", largest=LARGEST_TREE)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder} holds no finished regions ({error}): make them with `stylefusion regions"
             f" discover --out {folder}`"
         ) from None
     try:
-        tree = RegionTree.from_json(text)
+        tree = RegionTree.from_dict(edited)
     except ValueError as error:
         raise ValueError(f"{folder / 'tree.json'}: {error}") from None
     if tree == old:
@@ -154,10 +156,10 @@ def update_regions(folder: str | Path) -> RegionTree:
     elif set(tree.leaves) <= known:
         names = {n: n for n in old.nodes}
     else:
-        new = ", ".join(n for n in tree.leaves if n not in known)
+        new = listed(n for n in tree.leaves if n not in known)
         raise ValueError(
             f"{folder / 'tree.json'} has another shape and new names ({new}): change the names first, run `stylefusion"
-            f" regions update {folder}`, then the shape; the tree was {old}"
+            f" regions update {folder}`, then the shape; the tree was {shown(str(old), 400)}"
         )
     for part, kind in NETWORKS.items():
         if not (folder / part).is_dir():  # a segmenter that was distilled has no labeller
@@ -196,7 +198,7 @@ def sample_strip(generator: StyleGAN2Generator, count: int, seed: int) -> Image.
 def _finish(folder: Path, tree: RegionTree, report: Mapping[str, Any]) -> None:
     """Draw regions.png and write regions.json."""
     segmenter = RegionSegmenter.from_pretrained(folder, subfolder="segmenter").eval()
-    strip = Image.open(folder / "samples.png").convert("L" if segmenter.config.img_channels == 1 else "RGB")
+    strip = open_image(folder / "samples.png", 1 if segmenter.config.img_channels == 1 else 3)
     side = strip.height
     pictures = [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
     with torch.no_grad():
