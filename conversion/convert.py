@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import __version__ as diffusers_version
-from tqdm import tqdm
 
 from stylefusion_hf.conversion import checks, directions, hierarchy
 from stylefusion_hf.conversion.destination import check_destination, whole_folder
@@ -27,6 +26,7 @@ from stylefusion_hf.conversion.writing import estimated_mean, release, save_mode
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.progress import tqdm
 from stylefusion_hf.regions import RegionTree
 
 PSI = 0.7  # the usual truncation, where a source does not say its own

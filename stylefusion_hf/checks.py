@@ -6,12 +6,10 @@ import difflib
 import math
 import os
 import reprlib
+import sys
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
-
-import numpy as np
-
 
 SHOWN = 80  # characters of anything from outside that an error quotes
 LISTED = 400  # characters of a list of names in an error
@@ -35,7 +33,7 @@ class _Short(reprlib.Repr):
     repr_bytearray = repr_bytes
 
     def repr_instance(self, x: Any, level: int) -> str:
-        if hasattr(x, "dtype") and not isinstance(x, np.generic):  # numbers say less than what they are the array of
+        if hasattr(x, "dtype") and not _is_numpy(x, "generic"):  # numbers say less than what they are the array of
             return f"{type(x).__name__} of {x.dtype}"
         return " ".join(super().repr_instance(x, level).split())
 
@@ -73,7 +71,7 @@ def listed(names: Iterable[Any], most: int = LISTED) -> str:
 
 
 def closest(name: Any, names: Iterable[Any]) -> str:
-    """"; did you mean 'hair'?" for a name that is like one of `names`, else ""; bounded work for any names."""
+    """ "; did you mean 'hair'?" for a name that is like one of `names`, else ""; bounded work for any names."""
     if not isinstance(name, str) or len(name) > 40:  # not a typing error
         return ""
     known = [known for known in islice(names, 200) if isinstance(known, str) and len(known) <= 40]
@@ -86,7 +84,9 @@ _SHORT = _Short()
 
 def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
     """`value` as a float; ValueError that begins with `name` unless it is a finite number within these bounds."""
-    number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
+    number = (isinstance(value, (int, float)) or _is_numpy(value, "floating", "integer")) and not isinstance(
+        value, bool
+    )
     if not number or not least <= value <= most or not abs(value) <= 1e300:  # NaN fails the comparisons
         bounds = "" if math.isinf(least) else f" from {least:g} to {most:g}"
         raise ValueError(f"{name} is a number{bounds}, got {short(value)}")
@@ -95,7 +95,7 @@ def check_number(name: str, value: Any, least: float = -math.inf, most: float = 
 
 def check_count(name: str, value: Any, most: int, least: int = 1) -> int:
     """`value` as an int; ValueError that begins with `name` unless it is an integer within these bounds."""
-    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    integer = (isinstance(value, int) or _is_numpy(value, "integer")) and not isinstance(value, bool)
     if not integer or not least <= value <= most:
         raise ValueError(f"{name} is an integer from {least} to {most}, got {short(value)}")
     return int(value)
@@ -111,7 +111,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
 
 def check_flag(name: str, value: Any) -> bool:
     """`value` as a bool; ValueError that begins with `name` for anything else ("False" would count as true)."""
-    if not isinstance(value, (bool, np.bool_)):
+    if not isinstance(value, bool) and not _is_numpy(value, "bool_"):
         raise ValueError(f"{name} is True or False, got {short(value)}")
     return bool(value)
 
@@ -122,3 +122,9 @@ def check_path(value: Any) -> str:
     if not isinstance(text, str) or not text or "\0" in text or len(text) > 4096:
         raise ValueError(f"a model is a folder's path or a Hub id (user/name), got {short(value)}")
     return text
+
+
+def _is_numpy(value: Any, *kinds: str) -> bool:
+    """Whether a value is a scalar of numpy, which is not imported for it: without it, none can have been made."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, tuple(getattr(numpy, kind) for kind in kinds))

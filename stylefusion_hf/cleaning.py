@@ -27,12 +27,6 @@ MAX_JSON = 2**26  # bytes of a JSON or text file that is published
 MAX_DEPTH = 64  # lists and objects in each other
 
 
-def shown(name: str) -> str:
-    """A file's name for one line of any terminal: 80 characters, with escapes for what cannot be printed."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[:80])
-    return text + ("..." if len(name) > 80 else "")
-
-
 # --- Text ------------------------------------------------------------------------------------------------------------
 
 _PART = r"[^\s/\\\"'`|<>()\[\]{},;*?]+"

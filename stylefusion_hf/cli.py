@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from stylefusion_hf import __version__
+from stylefusion_hf.checks import shown
 
 # command -> the module that implements it, and what `stylefusion --help` says of it
 COMMANDS = {
@@ -36,6 +37,7 @@ COMMANDS = {
     "env": ("stylefusion_hf.commands.env", "show versions, devices and the embedded model"),
 }
 
+LONGEST = 1000  # characters of an error
 # What bad input raises, here and in the libraries below; anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
@@ -44,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"stylefusion: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"stylefusion: error: {shown(' '.join(message.split()), LONGEST)} (see {self.prog} --help)\n")
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

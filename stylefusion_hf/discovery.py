@@ -23,7 +23,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.clustering import (
     Join,
@@ -38,6 +37,7 @@ from stylefusion_hf.clustering import (
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, map_widths, readable_layers
 from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.progress import tqdm
 from stylefusion_hf.region_naming import named_tree
 from stylefusion_hf.regions import RegionTree
 

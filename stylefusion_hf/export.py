@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from stylefusion_hf import __version__
 from stylefusion_hf.conversion.destination import check_destination, whole_folder
@@ -36,6 +35,7 @@ from stylefusion_hf.graph_files import (
 )
 from stylefusion_hf.latents import seeds_to_z
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
+from stylefusion_hf.progress import tqdm
 from stylefusion_hf.versions import version
 
 DESCRIPTION, MARK = "export.json", "stylefusion-export"

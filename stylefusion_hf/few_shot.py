@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.checks import listed
 from stylefusion_hf.clustering import contingency, jaccard
@@ -32,6 +31,7 @@ from stylefusion_hf.json_files import read_json
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
 from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.progress import tqdm
 from stylefusion_hf.region_naming import named_tree
 from stylefusion_hf.region_sheet import region_colours
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import stylefusion_hf
 from stylefusion_hf import model_card
+from stylefusion_hf.checks import shown
 from stylefusion_hf.cleaning import (
     MAX_JSON,
     RECIPE_CHUNK,
@@ -31,7 +32,6 @@ from stylefusion_hf.cleaning import (
     is_recipe,
     read_header,
     read_json,
-    shown,
 )
 from stylefusion_hf.hub import PACKAGE, HubMixin, components_of
 from stylefusion_hf.hub_files import LOCAL_PATH, WEIGHTS, is_hub_id

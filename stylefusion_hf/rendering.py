@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from accelerate.utils import gather_object
 from PIL import Image
-from tqdm.auto import tqdm
 
 from stylefusion_hf import latents
 from stylefusion_hf.checks import short
 from stylefusion_hf.pipelines._steps import node_settings
+from stylefusion_hf.progress import tqdm
 from stylefusion_hf.recipes import Recipe
 from stylefusion_hf.regions import RegionTree
 from stylefusion_hf.shards import check_format, shard_path, write_shard

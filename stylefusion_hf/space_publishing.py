@@ -13,7 +13,8 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 import stylefusion_hf
-from stylefusion_hf.cleaning import clean_png, shown
+from stylefusion_hf.checks import shown
+from stylefusion_hf.cleaning import clean_png
 from stylefusion_hf.hub_files import explained
 
 SPACE = Path(stylefusion_hf.__file__).parent / "spaces_app"

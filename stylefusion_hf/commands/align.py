@@ -48,11 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from stylefusion_hf.faces import align
     from stylefusion_hf.images import open_image, picture_files
     from stylefusion_hf.landmarks import find_landmarks, load_detector, read_landmarks
+    from stylefusion_hf.progress import tqdm
 
     if args.face is not None and args.landmarks:
         raise ValueError("--face chooses among faces that a --detector finds: leave it out with --landmarks")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.commands._shared import load_pipeline, wrote
+from stylefusion_hf.commands._shared import check_call, load_pipeline, wrote
 
 FORMATS = ("onnx", "torch-export")
 GRAPHS = ("mapping", "fusion", "synthesis", "segmenter")
@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_call(args)
+
     from stylefusion_hf.export import TOLERANCE, check_target, export, table
     from stylefusion_hf.graph_files import check_packages
 

@@ -34,6 +34,7 @@ from stylefusion_hf.commands._shared import (
     add_class_argument,
     add_model_arguments,
     call_arguments,
+    check_call,
     code,
     load_pipeline,
     number,
@@ -91,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_call(args)
     recipe = _read_recipe(args) if args.from_recipe else None
     call = {} if args.from_recipe else _call(args)
     settings = inversion_arguments(args)

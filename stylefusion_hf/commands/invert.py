@@ -18,9 +18,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stylefusion_hf.checks import shown
 from stylefusion_hf.commands._invert import add_inversion_arguments, inversion_arguments
 from stylefusion_hf.commands._shared import (
     add_model_arguments,
+    check_call,
     load_pipeline,
     number,
     output_folder,
@@ -52,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.images import picture_files
 
+    check_call(args)
+    for given in args.pictures:
+        if not Path(given).exists():
+            raise FileNotFoundError(f"there is no picture or folder {shown(given, 200)}")
     files = [f for given in args.pictures for f in (picture_files(given) if Path(given).is_dir() else [Path(given)])]
     names = names_of(files)
     settings = inversion_arguments(args)

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
     from diffusers.utils import logging
 
-    from stylefusion_hf.cleaning import shown
+    from stylefusion_hf.checks import shown
     from stylefusion_hf.publication import prepare
     from stylefusion_hf.publishing import upload
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.commands._shared import add_model_arguments, load_pipeline, positive, seed, wrote
+from stylefusion_hf.commands._checks import check_file
+from stylefusion_hf.commands._shared import add_model_arguments, check_call, load_pipeline, positive, seed, wrote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,15 +38,16 @@ def run(args: argparse.Namespace) -> None:
     if args.seed is not None and args.random is None:
         raise ValueError("--seed is that of --random: a file of recipes has its own")
 
+    if args.recipes is not None:
+        check_file(args.recipes, "the recipes")
+    check_call(args)
+
     from accelerate import Accelerator
 
     from stylefusion_hf.rendering import RandomRecipes, RecipeFile, Source, render
     from stylefusion_hf.shards import check_format
 
     check_format(args.format)
-    if args.recipes is not None:
-        with open(args.recipes, "rb"):  # before the model is loaded
-            pass
     accelerator = Accelerator()
     if accelerator.num_processes > 1 and args.device is None:
         args.device = str(accelerator.device)

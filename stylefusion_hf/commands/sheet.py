@@ -16,6 +16,7 @@ import random
 from stylefusion_hf.commands._shared import (
     add_class_argument,
     add_model_arguments,
+    check_call,
     load_pipeline,
     number,
     output_file,
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     bases, sources = _rows(args)
     out = output_file(args.out, [".png"])
+    check_call(args)
 
     from stylefusion_hf.sheet import contact_sheet
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+
+from stylefusion_hf.progress import tqdm
 
 CHUNK = 64  # pictures a task of a worker: about a second's work
 

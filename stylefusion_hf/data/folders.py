@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from stylefusion_hf.checks import listed
 from stylefusion_hf.images import (
@@ -20,6 +19,7 @@ from stylefusion_hf.images import (
     resize_middle,
 )
 from stylefusion_hf.json_files import read_json
+from stylefusion_hf.progress import tqdm
 
 
 class ImageFolder(Dataset[dict[str, torch.Tensor]]):

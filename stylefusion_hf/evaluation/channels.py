@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, draw_pairs
 from stylefusion_hf.features import channel_energies
+from stylefusion_hf.progress import tqdm
 
 
 def fitting_samples(pipe, count: int) -> tuple[Tensor, Tensor]:

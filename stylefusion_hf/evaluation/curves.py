@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.limits import all_limits
@@ -24,6 +23,7 @@ from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.pairs import TEST_SEED, VALIDATION_SEED, draw_pairs, render
 from stylefusion_hf.evaluation.ruler import transfer
 from stylefusion_hf.evaluation.statistics import Estimate, outside_at, pareto, ratio, resamples
+from stylefusion_hf.progress import tqdm
 
 OURS, BASELINE = "stylefusion", "editing-in-style-simultaneous"
 LIMITS = {"static": "limit: one gate a region", "gate": "limit: a gate a pair", "code": "limit: a free code a pair"}

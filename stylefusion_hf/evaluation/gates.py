@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.baselines import GateMethod, move
 from stylefusion_hf.evaluation.channels import energy_shares
 from stylefusion_hf.evaluation.score import Scores, TrainingScore
+from stylefusion_hf.progress import tqdm
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

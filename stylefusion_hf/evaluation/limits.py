@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.baselines import move
 from stylefusion_hf.evaluation.channels import energy_shares
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, style_codes
 from stylefusion_hf.evaluation.score import Scores, TrainingScore
+from stylefusion_hf.progress import tqdm
 
 KINDS = ("static", "gate", "code")
 RATES = {"static": 0.1, "gate": 0.1, "code": 0.05}  # Adam's, on logits and on numbers in units of their deviation

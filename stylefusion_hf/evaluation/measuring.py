@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.judges import Judges
 from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, TEST_SEED, Pairs, draw_pairs
 from stylefusion_hf.evaluation.ruler import Comparison, Ruler, measurable
+from stylefusion_hf.progress import tqdm
 
 Columns = dict[str, Tensor]
 Job = tuple[str, str, float]  # method, region, strength

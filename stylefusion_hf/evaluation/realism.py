@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.measuring import Subject
 from stylefusion_hf.evaluation.pairs import render, style_codes
 from stylefusion_hf.evaluation.statistics import Estimate, coverage, kid_subsets, ratio, resamples
+from stylefusion_hf.progress import tqdm
 
 PLAIN_SEED, REAL_START, MAX_COUNT = 6_000_000, 2_000_000, 100_000
 LOW = 0.05  # the quantile of the plain pictures' logits below which a picture counts as implausible

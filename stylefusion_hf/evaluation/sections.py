@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.baselines import StyleFusionSwap
 from stylefusion_hf.evaluation.measuring import Columns, Subject, joined, measure_jobs
 from stylefusion_hf.evaluation.pairs import TEST_SEED, render, style_codes
 from stylefusion_hf.evaluation.ruler import HEADS, dilate, figures, transfer
 from stylefusion_hf.evaluation.statistics import Estimate, ratio, resamples
+from stylefusion_hf.progress import tqdm
 
 Rows = dict[str, dict[str, Estimate]]
 COLLAPSED = 0.1  # a swap that changes its region by less than this share of |Ib - I0| is a dead dial

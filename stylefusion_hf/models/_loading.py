@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from stylefusion_hf.checks import check_path, short
 from stylefusion_hf.hub_files import explained, snapshot, weight_patterns, without_paths
+from stylefusion_hf.progress import quiet_loading
 
 STEM = "diffusion_pytorch_model"  # of weight files
 LARGEST_CONFIG = 2**24  # bytes; a config has some hundred
@@ -63,7 +64,7 @@ class StrictModelMixin(ModelMixin):
             cls._check_files(path, where, kwargs.get("variant"))
         light = nullcontext() if kwargs.get("low_cpu_mem_usage") is False else WithoutMemory()
         try:
-            with _undisturbed(), light:
+            with _undisturbed(), quiet_loading(), light:
                 model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
         except OSError as error:
             problem = " ".join(str(error).split())

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.features import extractor, map_distance
 from stylefusion_hf.inversion import CodePrior
 from stylefusion_hf.models.encoder import ImageEncoder, encoder_channels
 from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.progress import tqdm
 from stylefusion_hf.training._segmenters import own_segmenter
 from stylefusion_hf.training.common import (
     ArrayDataset,

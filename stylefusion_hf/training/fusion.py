@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import build_subject
@@ -26,6 +25,7 @@ from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.features import channel_energies
 from stylefusion_hf.models.fusion import FusionHierarchy
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
+from stylefusion_hf.progress import tqdm
 from stylefusion_hf.training._fusion_parts import (
     build_criterion,
     build_fusion,

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from tqdm.auto import tqdm
 
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.layers import check_channels
+from stylefusion_hf.progress import tqdm
 from stylefusion_hf.training.augment import augment, parse_policy
 from stylefusion_hf.training.common import (
     ArrayDataset,
