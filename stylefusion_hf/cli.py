@@ -76,6 +76,10 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0, or 2 after one line on stderr for bad input. Other errors are raised."""
+    if argv is None:  # the command `stylefusion`, rather than a program that calls this function
+        from stylefusion_hf.commands import _light
+
+        _light.own_process = True
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         build_parser().print_help(sys.stderr)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from stylefusion_hf import StyleFusionPipeline, StyleGAN2Generator
 from stylefusion_hf.cli import main
+from stylefusion_hf.commands import _light
 from stylefusion_hf.commands._shared import code
 from stylefusion_hf.devices import check_device
 from stylefusion_hf.editing import Direction, save_directions
@@ -83,7 +84,9 @@ def test_one_short_line(model: str, capsys: pytest.CaptureFixture[str], argv: st
 @pytest.mark.skipif(torch.version.cuda is not None or sys.platform == "darwin", reason="a machine with such devices")
 def test_devices_that_are_not_here(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("cuda", "cuda:99"):
-        assert f"--device {name}: this torch is built without CUDA; give cpu" in fails(capsys, "fuse", "--device", name)
+        assert f"--device {name}: this torch is built without CUDA; give cpu" in fails(
+            capsys, "fuse", "--device", name
+        )
     assert "--device mps: MPS is Apple's, and this is not a Mac" in fails(capsys, "sheet", "--device", "mps")
     for name in ("cuda", "mps", "meta", "xla", "cuda:99", "", "cpu,cuda", "cuda:-1", "privateuseone"):
         with pytest.raises(ValueError, match=f"^{name}: "):
@@ -254,3 +257,54 @@ def test_a_terminal_has_its_bars() -> None:
     os.close(theirs)
     assert b"3/3" in os.read(ours, 10_000)
     os.close(ours)
+
+
+# ----------------------------------------------------------------------------------------------------
+# A light start.
+
+LIGHT = (
+    "import sys\n"
+    "from stylefusion_hf.cli import main\n"
+    "from stylefusion_hf.commands import _light\n"
+    "if {broken}: _light.WANTED = (*_light.WANTED, 'diffusers.no_such_module')\n"
+    "sys.argv[0] = 'stylefusion'\n"
+    "assert main() == 0\n"
+    "names = ('torch._dynamo', 'sympy', 'scipy', 'transformers', 'diffusers.models.unets')\n"
+    "heavy = [name for name in names if name in sys.modules]\n"
+    "assert bool(heavy) is {broken}, heavy\n"
+)
+AFTERWARDS = (
+    "import diffusers, scipy.stats, torch, transformers\n"
+    "assert diffusers.AutoencoderKL.__module__ == 'diffusers.models.autoencoders.autoencoder_kl'\n"
+    "compiled = torch.compile(torch.nn.Linear(1, 1), backend='eager')\n"
+    "from diffusers.utils.torch_utils import is_compiled_module\n"
+    "assert is_compiled_module(compiled) and not is_compiled_module(torch.nn.Linear(1, 1))\n"
+    "import importlib.metadata; assert importlib.metadata.packages_distributions()\n"
+)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_command_starts_light(model: str, broken: bool) -> None:
+    """The picture is the same, what was hidden can be had afterwards, and where hiding fails nothing is lost."""
+    argv = ["fuse", "--model", model, "--base", "1", "--region", "hair=7", "--device", "cpu"]
+    program = LIGHT.format(broken=broken) + ("" if broken else AFTERWARDS)
+    done = run("-c", program, *argv, "--out", "light.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert main([*argv, "--out", "plain.png"]) == 0
+    assert Path("light.png").read_bytes() == Path("plain.png").read_bytes()
+
+
+def test_other_models_and_other_programs_import_everything(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not _light.own_process  # `main` was given arguments
+    monkeypatch.setattr(_light, "own_process", True)
+    assert not _light.import_diffusers(Path(model))  # it is there already
+    assert _light._is_own(Path(model))
+    index = json.loads(Path(model, "model_index.json").read_text())
+    for entry in (["stylefusion_hf", "HubSegmenter"], ["transformers", "SegformerModel"], ["diffusers", "VaeModel"]):
+        Path(model, "model_index.json").write_text(json.dumps(index | {"segmenter": entry}))
+        assert not _light._is_own(Path(model))
+    for text in ("{", "[]", '"x"', "null"):
+        Path(model, "model_index.json").write_text(text)
+        assert not _light._is_own(Path(model))
+    assert not _light._is_own(Path("nowhere")) and not _light._is_own(None)

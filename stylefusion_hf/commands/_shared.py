@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stylefusion_hf.checks import shown
+from stylefusion_hf.commands import _light
 from stylefusion_hf.commands._checks import check_model, check_named_device, check_regions
 from stylefusion_hf.devices import check_device
 from stylefusion_hf.images import open_image
@@ -55,12 +56,22 @@ def check_call(args: argparse.Namespace) -> None:
     check_regions(check_model(args), args)
 
 
-def load_pipeline(args: argparse.Namespace, class_name: str = "StyleFusionPipeline") -> StyleFusionPipeline:
+def load_pipeline(
+    args: argparse.Namespace, class_name: str = "StyleFusionPipeline", light: bool = False
+) -> StyleFusionPipeline:
     """The pipeline that `--model`, `--generator` and `--device` ask for.
+
+    Args:
+        args: parsed.
+        class_name: a pipeline of this package.
+        light: the command needs nothing of diffusers but this, so that it is imported in part.
 
     Raises:
         ValueError, OSError: no such model, a damaged one, or no such device.
     """
+    if light:
+        _light.import_diffusers(check_model(args))
+
     from diffusers.utils import logging
 
     import stylefusion_hf

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
     recipe_out = output_file(args.recipe, [".json"]) if args.recipe else None
     masks_out = output_folder(args.masks) if args.masks else None
 
-    pipe, with_masks = load_pipeline(args), masks_out is not None
+    pipe, with_masks = load_pipeline(args, light=True), masks_out is not None
     result: Any
     if recipe is not None:
         if not args.generator:

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
     from stylefusion_hf import StyleFusionInterpolationPipeline
 
-    fuser = load_pipeline(args)
+    fuser = load_pipeline(args, light=True)
     call = invert_pictures(fuser, call, settings)
     pipe = StyleFusionInterpolationPipeline.from_pipe(fuser)
     stream = pipe.stream(**call)

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     settings = inversion_arguments(args)
     weights = pairs(args.region_weight, "--region-weight", number)
     out = output_folder(args.out)
-    pipe: Any = load_pipeline(args, "StyleFusionInversionPipeline")
+    pipe: Any = load_pipeline(args, "StyleFusionInversionPipeline", light=True)
     masks = read_mask(args.mask, pipe.generator.config.resolution) if args.mask else None
     result = pipe(
         [str(file) for file in files],

@@ -52,10 +52,12 @@ def run(args: argparse.Namespace) -> None:
     out = output_file(args.out, [".png"])
     check_call(args)
 
+    pipe = load_pipeline(args, light=True)
+
     from stylefusion_hf.sheet import contact_sheet
 
     sheet = contact_sheet(
-        load_pipeline(args),
+        pipe,
         bases,
         sources,
         truncation_psi=args.psi,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -202,7 +203,19 @@ class WithoutMemory(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in self.FILLED and kwargs.get("device") is None:
-            outline = func(*args, **{**kwargs, "device": "meta"})
-            if outline.numel() >= self.LARGE:
-                return outline
+            sizes = _sizes(func, args, kwargs)
+            if math.prod(sizes) >= self.LARGE:
+                # Not `func` itself: on meta some are written in Python, which imports all of torch's compiler.
+                options = {name: kwargs[name] for name in ("dtype", "requires_grad") if name in kwargs}
+                return torch.empty(sizes, **options, device="meta")
         return func(*args, **kwargs)
+
+
+def _sizes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    """The shape of what torch.eye(n, m) or torch.zeros(*sizes) or torch.zeros(sizes) makes."""
+    if func is torch.eye:
+        n = args[0] if args else kwargs["n"]
+        m = args[1] if len(args) > 1 else kwargs.get("m")
+        return (n, n if m is None else m)
+    given = args[0] if args and not isinstance(args[0], int) else args or kwargs["size"]
+    return tuple(given)
