@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from stylefusion_hf.checks import short
-from stylefusion_hf.hub_files import LOCAL_PATH
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.hub_files import LOCAL_PATH
 
 RECIPE_KEY = "stylefusion"  # the PNG text chunk that holds a picture's recipe
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the library
@@ -218,7 +218,7 @@ def _clean_recipe(text: bytes) -> bytes | None:
 
 def is_recipe(value: Any) -> bool:
     """Whether a JSON value has the form of a recipe: the fields of one and no others."""
-    from stylefusion_hf.recipes import FIELDS
+    from stylefusion_hf.core.recipes import FIELDS
 
     return isinstance(value, Mapping) and {"version", "base"} <= set(value) <= set(FIELDS)
 

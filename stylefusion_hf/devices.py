@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from stylefusion_hf.checks import short, shown
+from stylefusion_hf.core.checks import short, shown
 
 NAME = re.compile(r"(cpu|cuda|mps|xpu|hpu|npu|mtia|xla)(?::(\d{1,3}))?")
 

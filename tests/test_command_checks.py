@@ -15,11 +15,10 @@ import torch
 from PIL import Image
 
 from stylefusion_hf import StyleFusionPipeline, StyleGAN2Generator
-from stylefusion_hf.cli import main
-from stylefusion_hf.commands import _light
-from stylefusion_hf.commands._shared import code
+from stylefusion_hf.cli import _light, main
+from stylefusion_hf.cli._shared import code
+from stylefusion_hf.core.edits import Direction, save_directions
 from stylefusion_hf.devices import check_device
-from stylefusion_hf.editing import Direction, save_directions
 from stylefusion_hf.progress import tqdm
 from tests.command_line import fails
 from tests.tiny import tiny_pipeline
@@ -265,7 +264,7 @@ def test_a_terminal_has_its_bars() -> None:
 LIGHT = (
     "import sys\n"
     "from stylefusion_hf.cli import main\n"
-    "from stylefusion_hf.commands import _light\n"
+    "from stylefusion_hf.cli import _light\n"
     "if {broken}: _light.WANTED = (*_light.WANTED, 'diffusers.no_such_module')\n"
     "sys.argv[0] = 'stylefusion'\n"
     "assert main() == 0\n"

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from stylefusion_hf import Direction, StyleFusionPipeline
 from stylefusion_hf.cleaning import RECIPE_KEY, CleanedFiles, base_name, clean_json, clean_png, clean_text
 from stylefusion_hf.cli import main
-from stylefusion_hf.editing import load_directions, save_directions
-from stylefusion_hf.publication import Collection, collect
-from stylefusion_hf.publishing import publish, publish_models
+from stylefusion_hf.core.edits import load_directions, save_directions
+from stylefusion_hf.hub.publication import Collection, collect
+from stylefusion_hf.hub.publishing import publish, publish_models
 from tests.command_line import fails
 from tests.hub_server import HubServer, read_folder
 from tests.tiny import tiny_generator, tiny_pipeline

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from stylefusion_hf.checks import listed
-from stylefusion_hf.images import (
+from stylefusion_hf.core.checks import listed
+from stylefusion_hf.core.json_files import read_json
+from stylefusion_hf.imaging.images import (
     image_size,
     open_image,
     open_labels,
@@ -18,7 +19,6 @@ from stylefusion_hf.images import (
     pixels_to_tensor,
     resize_middle,
 )
-from stylefusion_hf.json_files import read_json
 from stylefusion_hf.progress import tqdm
 
 

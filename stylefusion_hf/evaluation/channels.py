@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, draw_pairs
-from stylefusion_hf.features import channel_energies
+from stylefusion_hf.imaging.features import channel_energies
 from stylefusion_hf.progress import tqdm
 
 

@@ -9,8 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from stylefusion_hf.models._config import checked_config, positive
-from stylefusion_hf.models._loading import StrictModelMixin
+from stylefusion_hf.models.config_checks import checked_config, positive
 from stylefusion_hf.models.layers import (
     EqualizedConv,
     EqualizedLinear,
@@ -19,6 +18,7 @@ from stylefusion_hf.models.layers import (
     check_channels,
     to_fast_layout,
 )
+from stylefusion_hf.models.loading import StrictModelMixin
 
 
 @dataclass

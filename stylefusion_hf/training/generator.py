@@ -21,8 +21,8 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.layers import check_channels
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.progress import tqdm
 from stylefusion_hf.training.augment import augment, parse_policy
 from stylefusion_hf.training.common import (
@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--mapping_layers", type=int, default=4)
     p.add_argument("--use_noise", action="store_true", help="noise inputs; flat artwork is better without")
     p.add_argument(
-        "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (see docs/train.md before lowering it)"
+        "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (see docs/guides/train.md before lowering it)"
     )
     p.add_argument("--r1_interval", type=int, default=16, help="steps between two R1 penalties")
     p.add_argument(
@@ -322,7 +322,7 @@ def train(args: argparse.Namespace) -> Path:
 @torch.no_grad()
 def save_samples(g: StyleGAN2Generator, path: Path, count: int = 64, psi: float = 1.0) -> None:
     """A grid of the seeds 0 .. count - 1, drawn as pipelines draw them."""
-    from stylefusion_hf.latents import seeds_to_z
+    from stylefusion_hf.core.codes import seeds_to_z
 
     z = seeds_to_z(range(count), g.config.z_dim).to(g.w_avg)
     s = g.to_style(g.truncate(g.mapping(z), psi))

@@ -30,8 +30,8 @@ from torch.utils.data import Dataset
 
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.progress import tqdm
 from stylefusion_hf.training import segmenter
 from stylefusion_hf.training._discriminator import default_channels, plain_samples, realness_loss, telling_apart

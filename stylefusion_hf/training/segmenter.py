@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from stylefusion_hf.clustering import contingency, jaccard
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.progress import tqdm
+from stylefusion_hf.regions.clustering import contingency, jaccard
 from stylefusion_hf.training.common import (
     ArrayDataset,
     Log,
