@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import __version__ as diffusers_version
-from tqdm import tqdm
 
 from stylefusion_hf.conversion import checks, directions, hierarchy
 from stylefusion_hf.conversion.destination import check_destination, whole_folder
@@ -24,6 +23,7 @@ from stylefusion_hf.conversion.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
 from stylefusion_hf.conversion.writing import estimated_mean, release, save_model
 from stylefusion_hf.core.files import write_json, write_text
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator

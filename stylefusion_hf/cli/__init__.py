@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from stylefusion_hf import __version__
+from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.command_line import run
 
 # command -> the module that implements it, and what `stylefusion --help` says of it
@@ -36,15 +37,14 @@ COMMANDS = {
     "env": ("stylefusion_hf.cli.env", "show versions, devices and the embedded model"),
 }
 
+LONGEST = 1000  # characters of an error
+
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
-        from stylefusion_hf.core.checks import shown
-
-        line = shown(" ".join(message.split()), 2000)
-        self.exit(2, f"stylefusion: error: {line} (see {self.prog} --help)\n")
+        self.exit(2, f"stylefusion: error: {shown(' '.join(message.split()), LONGEST)} (see {self.prog} --help)\n")
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -74,6 +74,10 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0, or 2 after one line on stderr for bad input. Other errors are raised."""
+    if argv is None:  # the command `stylefusion`, rather than a program that calls this function
+        from stylefusion_hf.cli import _light
+
+        _light.own_process = True
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         build_parser().print_help(sys.stderr)

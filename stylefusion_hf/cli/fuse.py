@@ -34,6 +34,7 @@ from stylefusion_hf.cli._shared import (
     add_class_argument,
     add_model_arguments,
     call_arguments,
+    check_call,
     code,
     load_pipeline,
     number,
@@ -98,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_call(args)
     recipe = _read_recipe(args) if args.from_recipe else None  # the whole of it is checked before a model is loaded
     call = {} if args.from_recipe else _call(args)
     settings = inversion_arguments(args)
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     recipe_out = output_file(args.recipe, [".json"]) if args.recipe else None
     masks_out = output_folder(args.masks) if args.masks else None
 
-    pipe, with_masks = load_pipeline(args), masks_out is not None
+    pipe, with_masks = load_pipeline(args, light=True), masks_out is not None
     result: Any
     if recipe is not None:
         if not args.generator:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._shared import add_model_arguments, load_pipeline, positive, seed, wrote
+from stylefusion_hf.cli._checks import check_file
+from stylefusion_hf.cli._shared import add_model_arguments, check_call, load_pipeline, positive, seed, wrote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,10 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("give a file of recipes, or --random N: one of the two")
     if args.seed is not None and args.random is None:
         raise ValueError("--seed is that of --random: a file of recipes has its own")
+
+    if args.recipes is not None:
+        check_file(args.recipes, "the recipes")
+    check_call(args)
 
     from accelerate import Accelerator
 

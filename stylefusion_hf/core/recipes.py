@@ -43,6 +43,13 @@ MAX_NAME = 100  # characters of a region's name, as in a tree
 DIMS = {"z": 2, "w": 2, "w+": 3, "s": 2}
 
 
+class PrintedAsJSON(dict[str, Any]):
+    """A dict whose text is JSON, so that what `print(out.recipe)` shows can be pasted into a file or a link."""
+
+    def __str__(self) -> str:
+        return json.dumps(self)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides on a batch of pictures, beside the weights. Codes are rows of length 1 or `num_images`.
@@ -151,9 +158,12 @@ class Recipe:
     # ------------------------------------------------------------------------------------------------
     # JSON.
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able; what has its default is left out, so that a recipe of seeds is short enough for a URL."""
-        data: dict[str, Any] = {"version": VERSION, "num_images": self.num_images, "base": _write(self.base)}
+    def to_dict(self) -> PrintedAsJSON:
+        """JSON-able, and JSON where it is printed.
+
+        What has its default is left out, so that a recipe of seeds is short enough for a URL.
+        """
+        data = PrintedAsJSON({"version": VERSION, "num_images": self.num_images, "base": _write(self.base)})
         for argument in ("regions", "nodes", "edits"):
             if codes := getattr(self, argument):
                 data[argument] = {name: _write(rows) for name, rows in codes.items()}

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from stylefusion_hf.core.files import atomic_path, save_image, write_json, write_text
+from stylefusion_hf.core.progress import tqdm
 
 CHUNK = 64  # pictures a task of a worker: about a second's work
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from stylefusion_hf.core.checks import listed
 from stylefusion_hf.core.json_files import read_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.imaging.images import (
     image_size,
     open_image,

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.core.json_files import parse_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.evaluation.baselines import GateMethod, move
 from stylefusion_hf.evaluation.channels import energy_shares

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from stylefusion_hf import __version__
 from stylefusion_hf.conversion.destination import check_destination, whole_folder
 from stylefusion_hf.core.codes import seeds_to_z
 from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.versions import version
 from stylefusion_hf.export.graph_files import (
     OPSET,

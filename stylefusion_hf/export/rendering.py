@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from accelerate.utils import gather_object
 from PIL import Image
-from tqdm.auto import tqdm
 
 from stylefusion_hf.core.checks import short, shown
 from stylefusion_hf.core.codes import check_shapes, labels_to_tensor
 from stylefusion_hf.core.files import LOCK, PARTIAL, FolderLock, remove_partials, write_json
 from stylefusion_hf.core.json_files import read_object
 from stylefusion_hf.core.processes import everywhere, on_main
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.recipes import MAX_CHARACTERS, Recipe
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.core.regular_files import open_regular

@@ -18,6 +18,7 @@ from diffusers import ModelMixin
 from stylefusion_hf.core.checks import check_path, short, shown
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
+from stylefusion_hf.core.progress import nobody_watches, quiet_loading, tqdm
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.models.loading import remove_other_weights, weights_sha256
 
@@ -67,7 +68,8 @@ class HubMixin(_Pipeline):
         if variant is not None and components and not any(has_variant(Path(folder, c), variant) for c in components):
             raise ValueError(f"no component in {folder} has weights of the variant {variant!r}: leave variant out")
         try:
-            return super().from_pretrained(folder, **kwargs | _load_beside_code(folder, components, kwargs))
+            with quiet_loading():
+                return super().from_pretrained(folder, **kwargs | _load_beside_code(folder, components, kwargs))
         except (OSError, TypeError, ValueError) as error:
             if not _raised_in("diffusers", error):
                 raise
@@ -204,6 +206,13 @@ class HubMixin(_Pipeline):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
             return publish(Path(folder), repo_id, pipe=self, keep_variants=True, **kwargs)
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """As in diffusers; quiet where stderr is not a terminal, unless `set_progress_bar_config(disable=False)`."""
+        config = getattr(self, "_progress_bar_config", {})
+        if "disable" not in config and nobody_watches():
+            return tqdm(iterable, total=total, disable=True)
+        return super().progress_bar(iterable, total)
 
     @property
     def device(self) -> torch.device:

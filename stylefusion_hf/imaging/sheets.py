@@ -7,7 +7,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
-from tqdm.auto import tqdm
+
+from stylefusion_hf.core.progress import tqdm
 
 if TYPE_CHECKING:
     from stylefusion_hf.core.region_tree import RegionTree

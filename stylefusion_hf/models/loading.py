@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 import os
 import re
 import threading
@@ -28,6 +29,7 @@ from stylefusion_hf.core.checks import check_path, describe_error, short, shown
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import explained, snapshot, weight_patterns, without_paths
 from stylefusion_hf.core.json_files import read_object
+from stylefusion_hf.core.progress import quiet_loading
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.core.tensor_files import write_tensors
 
@@ -70,7 +72,7 @@ class StrictModelMixin(ModelMixin):
             cls._check_files(path, where, kwargs.get("variant"))
         light = nullcontext() if kwargs.get("low_cpu_mem_usage") is False else WithoutMemory()
         try:
-            with _undisturbed(), light:
+            with _undisturbed(), quiet_loading(), light:
                 model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
         except OSError as error:
             problem = describe_error(error, 800)
@@ -227,9 +229,11 @@ class WithoutMemory(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in self.FILLED and kwargs.get("device") is None:
-            outline = func(*args, **{**kwargs, "device": "meta"})
-            if outline.numel() >= self.LARGE:
-                return outline
+            sizes = _sizes(func, args, kwargs)
+            if math.prod(sizes) >= self.LARGE:
+                # Not `func` itself: on meta some are written in Python, which imports all of torch's compiler.
+                options = {name: kwargs[name] for name in ("dtype", "requires_grad") if name in kwargs}
+                return torch.empty(sizes, **options, device="meta")
         return func(*args, **kwargs)
 
 
@@ -241,3 +245,13 @@ def weights_sha256(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+def _sizes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    """The shape of what torch.eye(n, m) or torch.zeros(*sizes) or torch.zeros(sizes) makes."""
+    if func is torch.eye:
+        n = args[0] if args else kwargs["n"]
+        m = args[1] if len(args) > 1 else kwargs.get("m")
+        return (n, n if m is None else m)
+    given = args[0] if args and not isinstance(args[0], int) else args or kwargs["size"]
+    return tuple(given)

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.core.checks import listed
 from stylefusion_hf.core.files import save_image, write_json
 from stylefusion_hf.core.json_files import read_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.pairs import style_codes
 from stylefusion_hf.imaging.images import open_labels
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers

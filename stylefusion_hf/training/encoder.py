@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image, write_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.inversion.optimization import CodePrior
 from stylefusion_hf.models.encoder import ImageEncoder, encoder_channels

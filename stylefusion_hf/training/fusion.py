@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image, write_text
 from stylefusion_hf.core.json_files import read_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges, load_judges

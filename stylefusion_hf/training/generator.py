@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from tqdm.auto import tqdm
 
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.layers import check_channels
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator

@@ -25,10 +25,10 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import remove_partials, write_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.segmenter import RegionSegmenter

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.regions.clustering import contingency, jaccard
 from stylefusion_hf.training.common import (
