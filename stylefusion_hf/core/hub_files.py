@@ -93,9 +93,9 @@ def snapshot(
         before = _blobs(storage)
         try:
             patience = _patience()
-            chosen["etag_timeout"] = patience
             _check_connection(repo_id, file, revision, chosen, patience)
-            first = Path(_or_cached(hf_hub_download, repo_id, filename=file, revision=revision, **chosen))
+            asked = {"filename": file, "revision": revision, "etag_timeout": patience}
+            first = Path(_or_cached(hf_hub_download, repo_id, **asked, **chosen))
             folder = first.parents[file.count("/")]
 
             def fetch(patterns: Sequence[str]) -> None:
@@ -161,13 +161,21 @@ def _check_connection(
 def _or_cached(download: Callable[..., str], repo_id: str, **kwargs: Any) -> str:
     """huggingface_hub's download, from the cache where the connection breaks: it does so only if there is none."""
     try:
-        return download(repo_id, **kwargs)
+        try:
+            return download(repo_id, **kwargs)
+        except AttributeError as error:
+            # Its threads share a client, which the first that finds no connection closes under the others.
+            if "'NoneType' object has no attribute" not in str(error):
+                raise
+            raise NoAnswer("no connection") from error
     except CLIENT_ERROR as error:
         if isinstance(error, HfHubHTTPError):  # an answer
             raise
         try:
             return download(repo_id, **kwargs | {"local_files_only": True})
         except (OSError, ValueError):
+            if isinstance(error, NoAnswer):
+                raise LocalEntryNotFoundError("the cache lacks a file") from error
             raise error from None
 
 

@@ -89,8 +89,11 @@ class RecipeFile:
         return f"{shown(str(self.path), 400)}, line {number}"
 
     def about(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
         with open_regular(self.path) as file:
-            return {"recipes": hashlib.file_digest(file, "sha256").hexdigest()}
+            while part := file.read(2**20):
+                digest.update(part)
+        return {"recipes": digest.hexdigest()}
 
 
 @dataclass(frozen=True)
