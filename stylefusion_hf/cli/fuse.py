@@ -45,7 +45,7 @@ from stylefusion_hf.cli._shared import (
 )
 from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.files import write_json
-from stylefusion_hf.core.regular_files import open_regular
+from stylefusion_hf.core.regular_files import check_regular, open_regular
 from stylefusion_hf.imaging.picture_headers import read_png_text
 
 if TYPE_CHECKING:
@@ -150,9 +150,11 @@ def _read_recipe(args: argparse.Namespace) -> Recipe:
         flags = ", ".join("--" + name.replace("_", "-") for name in others)
         raise ValueError(f"--from-recipe says what goes into the picture: leave out {flags}")
 
+    path, where = Path(args.from_recipe), shown(args.from_recipe, 400)
+    check_regular(path)  # before torch is imported
+
     from stylefusion_hf.core.recipes import MAX_CHARACTERS, Recipe
 
-    path, where = Path(args.from_recipe), shown(args.from_recipe, 400)
     if path.suffix.lower() == ".png":
         try:
             text: str | bytes | None = read_png_text(path, RECIPE_KEY, MAX_CHARACTERS)

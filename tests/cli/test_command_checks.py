@@ -23,7 +23,7 @@ from stylefusion_hf.core.progress import tqdm
 from tests.command_line import fails
 from tests.tiny import tiny_pipeline
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
