@@ -51,7 +51,7 @@ def load_pipeline(args: argparse.Namespace, class_name: str = "StyleFusionPipeli
     parts = {}
     try:
         if args.generator:
-            parts["generator"] = stylefusion_hf.StyleGAN2Generator.from_pretrained(args.generator)
+            parts["generator"] = stylefusion_hf.StyleGenerator.from_pretrained(args.generator)
         load = pipeline_class.from_embedded if not args.model else partial(pipeline_class.from_pretrained, args.model)
         pipe = load(**parts)
     finally:

@@ -15,7 +15,7 @@ from stylefusion_hf.core.checks import short
 from stylefusion_hf.imaging.images import to_tensor
 
 if TYPE_CHECKING:
-    from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+    from stylefusion_hf.models.style_generator import StyleGenerator
 
 LATENT_SPACES = ("z", "w", "w+", "s")
 MAX_SEED = 2**32 - 1
@@ -303,7 +303,7 @@ def random_labels(label_dim: int, count: int, draw: torch.Generator) -> torch.Te
 # From any space to style codes.
 
 
-def check_shapes(generator: StyleGAN2Generator, groups: Mapping[str, Iterable[Row]]) -> None:
+def check_shapes(generator: StyleGenerator, groups: Mapping[str, Iterable[Row]]) -> None:
     """ValueError for a code that is not of this generator's shape in its space; names the group."""
     w_dim = generator.w_avg.shape[0]
     shapes = {"z": (generator.mapping.z_dim,), "w": (w_dim,), "w+": (generator.num_ws, w_dim)}
@@ -319,7 +319,7 @@ def check_shapes(generator: StyleGAN2Generator, groups: Mapping[str, Iterable[Ro
 
 
 def codes_to_style(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     rows: Sequence[Row],
     class_labels: torch.Tensor | None = None,
     truncation_psi: float = 1.0,
@@ -370,7 +370,7 @@ def codes_to_style(
     return check_style(style)
 
 
-def own_labels(generator: StyleGAN2Generator, rows: Sequence[Row]) -> torch.Tensor | None:
+def own_labels(generator: StyleGenerator, rows: Sequence[Row]) -> torch.Tensor | None:
     """(N, label_dim), the own class of each of N seeds; None of a model without classes.
 
     ValueError for a z of a conditional model, since nothing says its class.

@@ -41,6 +41,11 @@ BATCH = 16  # pictures at once without gradients, up to 128 px
 STRIP = 2**24  # bytes of a strip of feature maps: larger tensors come fresh from the system each time
 
 
+def is_eager() -> bool:
+    """Without gradients and not in a graph, which would keep what depends on the batch's size."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 # --- Layers ----------------------------------------------------------------------------------------------------------
 
 
@@ -100,7 +105,7 @@ class SeparableConv(NoisyActivation):
         weight = self.depthwise
         if style is not None:
             style = (style * self.gain)[:, :, None, None]
-            if len(x) == 1 and not torch.is_grad_enabled():
+            if is_eager() and x.shape[0] == 1:
                 weight = weight * style.transpose(0, 1)  # a pass over the kernel instead of one over the maps
             else:
                 x = x * style
@@ -139,7 +144,7 @@ class ToImage(nn.Module):
         # The transform mixes the four bands of a pixel, so that it is folded into the convolution's weights.
         weight, bias = self._to_pixels(self.weight.flatten(1)), self._to_pixels(self.bias[:, None])[:, 0]
         weight, style = weight[:, :, None, None], (style * self.gain)[:, :, None, None]
-        if len(x) == 1:
+        if is_eager() and x.shape[0] == 1:
             weight = weight * style
         else:
             x = x * style
@@ -214,8 +219,8 @@ class MobileSynthesis(nn.Module):
                 f"this generator has no preview head of {size} px, only pictures of {sizes}: fit one with"
                 f" generator.fit_preview({size}), or take the features with return_features=True"
             )
-        frugal = s.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        parts = s.split(at_once(size, BATCH)) if frugal and len(s) else (s,)
+        frugal = is_eager() and s.device.type == "cpu"
+        parts = s.split(at_once(size, BATCH)) if frugal and s.shape[0] else (s,)
         done = [self._render(part, noise_mode, return_features, generator, size, frugal) for part in parts]
         image = done[0][0] if len(done) == 1 or done[0][0] is None else torch.cat([picture for picture, _ in done])
         if not return_features:
@@ -230,8 +235,8 @@ class MobileSynthesis(nn.Module):
     ) -> tuple[Tensor | None, dict[int, Tensor]]:
         """The picture of `size` px, and the features by height: the last alone unless all are to be kept."""
         styles = iter(s.split(self.sizes, dim=1))
-        noises = iter(self._noises(len(s), mode, generator, size))
-        x = to_fast_layout(self.const.to(s.dtype).expand(len(s), -1, -1, -1))
+        noises = iter(self._noises(s.shape[0], mode, generator, size))
+        x = to_fast_layout(self.const.to(s.dtype).expand(s.shape[0], -1, -1, -1))
         x = self.conv(x, next(styles), next(noises))
         features = {4: x}
         for block, resolution in zip(self.blocks, self.resolutions[1:], strict=True):
@@ -241,7 +246,7 @@ class MobileSynthesis(nn.Module):
             if resolution == self.resolutions[-1] < size and not keep:  # these features are not even made whole
                 steps.append(partial(self.to_image, style=next(styles)))
             maps = [next(noises), next(noises)]
-            row = 2 * 2 * x.shape[3] * len(s) * self.channels[resolution] * x.element_size()
+            row = 2 * 2 * x.shape[3] * s.shape[0] * self.channels[resolution] * x.element_size()
             x = in_strips(steps, x, maps, max(2, STRIP // row)) if frugal else chain(steps, x, maps)
             features = {**(features if keep else {}), x.shape[3]: x}
         if x.shape[3] == size:
