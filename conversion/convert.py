@@ -317,7 +317,7 @@ class _Job:
         self.step("checking")
         if self.report.kind != "directions":
             generator = StyleGenerator.from_pretrained(work / "generator")
-            self.report.check = checks.sample_statistics(generator)
+            self.report.check = dict(checks.sample_statistics(generator))
             if compare is not None and not checks.is_too_large(generator):
                 differences = compare(generator)
                 self.report.check |= {f"{name} differs by": f"{error:.1e}" for name, error in differences.items()}

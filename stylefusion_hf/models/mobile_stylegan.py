@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,7 @@ class SeparableConv(NoisyActivation):
 
     def forward(self, x: Tensor, style: Tensor | None, noise: Tensor | None) -> Tensor:
         """`style` (B, in), or None where the input is scaled by style and gain already."""
-        weight = self.depthwise
+        weight: Tensor = self.depthwise
         if style is not None:
             style = (style * self.gain)[:, :, None, None]
             if is_eager() and x.shape[0] == 1:
@@ -165,6 +166,8 @@ class ToImage(nn.Module):
 class MobileSynthesis(nn.Module):
     """s (B, S) -> images (B, img_channels, resolution, resolution)."""
 
+    blocks: Any  # a ModuleList of `Block`
+
     def __init__(self, channels: Sequence[int], img_channels: int, use_noise: bool, previews: Sequence[int]):
         super().__init__()
         resolutions = [4 * 2**k for k in range(len(channels))]
@@ -222,13 +225,11 @@ class MobileSynthesis(nn.Module):
         frugal = is_eager() and s.device.type == "cpu"
         parts = s.split(at_once(size, BATCH)) if frugal and s.shape[0] else (s,)
         done = [self._render(part, noise_mode, return_features, generator, size, frugal) for part in parts]
-        image = done[0][0] if len(done) == 1 or done[0][0] is None else torch.cat([picture for picture, _ in done])
-        if not return_features:
-            return image
-        features = {
-            r: maps if len(done) == 1 else torch.cat([f[r] for _, f in done]) for r, maps in done[0][1].items()
-        }
-        return image, features
+        image, features = done[0]
+        if len(done) > 1:
+            image = None if image is None else torch.cat([part for part, _ in done if part is not None])
+            features = {height: torch.cat([maps[height] for _, maps in done]) for height in features}
+        return (image, features) if return_features else image
 
     def _render(
         self, s: Tensor, mode: str, keep: bool, generator: torch.Generator | None, size: int, frugal: bool
@@ -259,9 +260,11 @@ class MobileSynthesis(nn.Module):
 
     def _noises(self, batch: int, mode: str, generator: torch.Generator | None, size: int) -> list[Tensor | None]:
         """A map for each layer up to `size` px. Random ones are drawn sample by sample, as single runs would."""
-        layers = [self.conv, *(conv for block in self.blocks for conv in (block.conv1, block.conv2))]
+        layers: list[NoisyActivation] = [self.conv]
+        layers += [conv for block in self.blocks for conv in (block.conv1, block.conv2)]
         layers = [layer for layer in layers if layer.resolution <= size]
-        draws = [[layer.noise(mode, generator) for layer in layers] for _ in range(batch if mode == "random" else 1)]
+        count = max(batch, 1) if mode == "random" else 1
+        draws = [[layer.noise(mode, generator) for layer in layers] for _ in range(count)]
         return [None if maps[0] is None else torch.cat(maps) for maps in zip(*draws, strict=True)]
 
 
@@ -334,6 +337,8 @@ class MobileStyleGANGenerator(StyleGenerator):
         >>> generator.synthesis(s).shape
         torch.Size([1, 3, 32, 32])
     """
+
+    synthesis: MobileSynthesis
 
     @register_to_config
     @checked_config

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from stylefusion_hf.core.checks import check_path, short
 from stylefusion_hf.core.hub_files import snapshot
+from stylefusion_hf.models.layers import MappingNetwork
 from stylefusion_hf.models.loading import StrictModelMixin
 
 NOISE_MODES = ("const", "random", "none")
@@ -51,8 +52,9 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
         style_rows: (S,), the row of w+ that each number of a style code comes from.
     """
 
-    mapping: nn.Module
-    synthesis: nn.Module
+    config: Any
+    mapping: MappingNetwork
+    synthesis: Any  # each architecture's own network
     affine_weight: Tensor
     affine_bias: Tensor
     affine_gain: float
@@ -64,7 +66,7 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
         if cls is not StyleGenerator:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         kind = _saved_class(check_path(pretrained_model_name_or_path), kwargs)
-        return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[return-value]
+        return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def _add_affine(self, w_dim: int, gain: float = 1.0, spread: float = 1.0) -> None:
         """The affine layers w -> s. Their bias starts at one, so that a style starts as "leave as it is".
