@@ -18,7 +18,7 @@ from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.output import StyleFusionPipelineOutput
 
@@ -51,7 +51,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
 
     def __init__(
         self,
-        generator: StyleGAN2Generator,
+        generator: StyleGenerator,
         fusion: FusionHierarchy,
         segmenter: RegionSegmenter | HubSegmenter | None = None,
         encoder: Any = None,

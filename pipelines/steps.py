@@ -16,10 +16,10 @@ from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 KINDS = {  # component -> what it is called, and what tells it from others
-    "generator": ("StyleGAN2Generator", "conv_sizes"),
+    "generator": ("StyleGAN2Generator or MobileStyleGANGenerator", "conv_sizes"),
     "fusion": ("FusionHierarchy", "tree"),
     "segmenter": ("RegionSegmenter or HubSegmenter", "segment"),
 }
@@ -143,7 +143,7 @@ def read_codes(
 # From a recipe to style codes.
 
 
-def check_cutoff(generator: StyleGAN2Generator, recipe: Recipe) -> None:
+def check_cutoff(generator: StyleGenerator, recipe: Recipe) -> None:
     """ValueError for more rows than w+ has, also where nothing is truncated."""
     if recipe.truncation_cutoff is not None and recipe.truncation_cutoff > generator.num_ws:
         raise ValueError(
@@ -196,7 +196,7 @@ def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
 
 
 def style_codes(
-    generator: StyleGAN2Generator, recipe: Recipe, settings: Mapping[str, NodeSetting], device: Any
+    generator: StyleGenerator, recipe: Recipe, settings: Mapping[str, NodeSetting], device: Any
 ) -> tuple[torch.Tensor, dict[str, list[int]], list[int]]:
     """What nodes are given, as style codes of one mapping batch.
 
@@ -236,7 +236,7 @@ def move(given: torch.Tensor, base: torch.Tensor | None, strength: float) -> tor
     return given if strength == 1.0 or base is None else base + strength * (given - base)
 
 
-def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
+def fuse_recipe(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
     """The fused style codes (num_images, S), float32: one mapping batch, one pass of the fusion nets.
 
     ValueError for names, shapes and labels that these models do not have. The recipe's `truncation_psi` is a number.
@@ -255,7 +255,7 @@ def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: 
 
 
 def edited(
-    generator: StyleGAN2Generator, tree: RegionTree, recipe: Recipe, given: Mapping[str, torch.Tensor]
+    generator: StyleGenerator, tree: RegionTree, recipe: Recipe, given: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Nodes' style codes, moved as far as `strength` says, with the recipe's edits added to them and all below them.
 
@@ -275,7 +275,7 @@ def edited(
 
 
 def synthesize(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     style: torch.Tensor,
     noise_mode: str = "const",
     noise_seeds: Sequence[int] | None = None,

@@ -14,7 +14,7 @@ from stylefusion_hf.core.codes import LATENT_SPACES, Code, Row, check_shapes, la
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 
 BASE = ""  # where a node's name stands; no node is called so
@@ -209,7 +209,7 @@ class Walk:
 
 
 def plan(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     fusion: FusionHierarchy,
     recipe: Recipe,
     timeline: Timeline,
@@ -256,7 +256,7 @@ def plan(
 
 
 def fuse_positions(
-    generator: StyleGAN2Generator, fusion: FusionHierarchy, walk: Walk, positions: Sequence[Position], device: Any
+    generator: StyleGenerator, fusion: FusionHierarchy, walk: Walk, positions: Sequence[Position], device: Any
 ) -> torch.Tensor:
     """The fused style codes (B, S) there, float32."""
     labels, psi = walk.recipe.class_labels, walk.recipe.truncation_psi

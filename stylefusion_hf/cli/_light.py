@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = "stylefusion_hf"
-OWN = {"FusionHierarchy", "ImageEncoder", "RegionSegmenter", "StyleGAN2Generator"}  # classes that need nothing else
+OWN = {"FusionHierarchy", "ImageEncoder", "MobileStyleGANGenerator", "RegionSegmenter", "StyleGAN2Generator"}  # classes that need nothing else
 HIDDEN = ("transformers", "peft", "scipy", "torchvision", "onnxruntime")
 WANTED = (
     "diffusers.image_processor",

@@ -83,7 +83,7 @@ def load_pipeline(
     parts = {}
     try:
         if args.generator:
-            parts["generator"] = stylefusion_hf.StyleGAN2Generator.from_pretrained(args.generator)
+            parts["generator"] = stylefusion_hf.StyleGenerator.from_pretrained(args.generator)
         load = pipeline_class.from_embedded if not args.model else partial(pipeline_class.from_pretrained, args.model)
         pipe = load(**parts)
     finally:

@@ -148,9 +148,7 @@ def _layers(text: str | None) -> list[int] | None:
 
 def _generator(args: argparse.Namespace):
     """The generator of --model on --device, frozen."""
-    from stylefusion_hf import StyleGAN2Generator
+    from stylefusion_hf import StyleGenerator
 
     device = chosen_device(args.device)
-    return (
-        StyleGAN2Generator.from_pretrained(args.model, subfolder="generator").eval().requires_grad_(False).to(device)
-    )
+    return StyleGenerator.from_pretrained(args.model, subfolder="generator").eval().requires_grad_(False).to(device)

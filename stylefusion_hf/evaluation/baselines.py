@@ -149,7 +149,7 @@ class EditingInStyle(GateMethod):
             raise ValueError(f"unknown form {form!r} of Editing in Style: choose sequential or simultaneous")
         super().__init__(pipe)
         self.form, self.samples = form, samples
-        widest = max(pipe.generator.synthesis.sizes)
+        widest = max(pipe.generator.style_sizes.values())
         # A shortfall is below 1, so that an epsilon of the layer's width takes every channel above the floor.
         self.settings = [(rho, epsilon) for epsilon, rho in product(geometric(0.25, widest, 10), floors)]
         if form == "sequential":
@@ -168,7 +168,7 @@ class EditingInStyle(GateMethod):
             return (strength * own).clamp_max(1)
         rho, epsilon = self.settings[round(strength)]
         layers = []
-        for m in own.split(self.pipe.generator.synthesis.sizes):
+        for m in own.split(list(self.pipe.generator.style_sizes.values())):
             high, order = m.sort(descending=True)
             chosen = ((1 - high).cumsum(0) < epsilon) & (high > rho)
             layers.append(torch.zeros_like(m).scatter(0, order, chosen.to(m.dtype)))
@@ -215,7 +215,7 @@ class FeatureBlending:
 
     def __init__(self, pipe):
         self.pipe = pipe
-        resolutions = [4 * 2**k for k in range(len(pipe.generator.synthesis.rgbs))]
+        resolutions = list(pipe.generator.feature_sizes)
         self.settings = list(product((0.5, 1.0), (0.0, 1 / 32), resolutions))
         self.strengths = tuple(map(float, range(len(self.settings))))
 
@@ -236,6 +236,8 @@ def blend_features(pipe, base: Tensor, source: Tensor, mask: Tensor, resolution:
     base, source: style codes (B, S); mask: (B, H, W) from 0 to 1. ValueError for a size that no block has.
     """
     net, both = pipe.generator.synthesis, torch.cat([base, source])
+    if not hasattr(net, "rgbs"):
+        raise ValueError(f"feature blending is for StyleGAN2's blocks, not those of {type(pipe.generator).__name__}")
     block = resolution.bit_length() - 3  # 4 px is block 0
     if resolution != 4 * 2**block or not 0 <= block < len(net.rgbs):
         sizes = ", ".join(str(4 * 2**k) for k in range(len(net.rgbs)))

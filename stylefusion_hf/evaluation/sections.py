@@ -85,9 +85,8 @@ def global_rows(subject: Subject, count: int, first_seed: int = TEST_SEED) -> Ro
     vectors up to 8, up to 16 pixels from c.
     """
     g, tree = subject.pipe.generator, subject.pipe.fusion.tree
-    resolutions = [4 * 2 ** ((i + 1) // 2) for i in range(len(g.conv_sizes))]
-    resolutions += [4 * 2**k for k in range(len(g.rgb_sizes))]
-    layer = torch.tensor(resolutions).repeat_interleave(torch.tensor([*g.conv_sizes, *g.rgb_sizes])).to(g.device)
+    sizes, resolutions = list(g.style_sizes.values()), list(g.style_resolutions.values())
+    layer = torch.tensor(resolutions).repeat_interleave(torch.tensor(sizes)).to(g.device)
 
     def fused(a: Tensor, c: Tensor, common: list[str]) -> Tensor:
         return subject.pipe.fusion.fuse({n: c if n in common else a for n in tree.nodes})

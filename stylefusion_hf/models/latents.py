@@ -27,7 +27,7 @@ from stylefusion_hf.core.codes import (
 from stylefusion_hf.imaging.images import array_images, open_image, to_tensor
 
 if TYPE_CHECKING:
-    from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+    from stylefusion_hf.models.style_generator import StyleGenerator
 
 Given: TypeAlias = Row | Image.Image  # one picture's code before images are encoded
 
@@ -173,7 +173,7 @@ def encode_images(
 
 
 def codes_to_style(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     rows: Sequence[Row],
     class_labels: torch.Tensor | None = None,
     truncation_psi: float = 1.0,
@@ -224,7 +224,7 @@ def codes_to_style(
     return check_style(style)
 
 
-def own_labels(generator: StyleGAN2Generator, rows: Sequence[Row]) -> torch.Tensor | None:
+def own_labels(generator: StyleGenerator, rows: Sequence[Row]) -> torch.Tensor | None:
     """(N, label_dim), the own class of each of N seeds; None of a model without classes.
 
     ValueError for a z of a conditional model, since nothing says its class.

@@ -29,7 +29,7 @@ from stylefusion_hf.evaluation.pairs import style_codes
 from stylefusion_hf.imaging.images import open_labels
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
 from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.clustering import contingency, jaccard
 from stylefusion_hf.regions.discovery import Discovery, sample_codes
 from stylefusion_hf.regions.naming import named_tree
@@ -63,7 +63,7 @@ class PaintFolder:
 
     @classmethod
     def create(
-        cls, root: str | os.PathLike[str], generator: StyleGAN2Generator, regions: Sequence[str], count: int
+        cls, root: str | os.PathLike[str], generator: StyleGenerator, regions: Sequence[str], count: int
     ) -> PaintFolder:
         """Write samples of the seeds 0 .. count - 1 with empty labels; an existing folder of the same regions and at
         least as many samples is taken as it is.
@@ -127,7 +127,7 @@ class PaintFolder:
 
 
 @torch.no_grad()
-def sample_images(generator: StyleGAN2Generator, seeds: Sequence[int]) -> Tensor:
+def sample_images(generator: StyleGenerator, seeds: Sequence[int]) -> Tensor:
     """Images (N, C, H, W) in [-1, 1] of seeds."""
     parts = style_codes(generator, seeds).split(at_once(generator.config.resolution, 16))
     return torch.cat([generator.synthesis(s).float().clamp(-1, 1).cpu() for s in parts])
@@ -140,7 +140,7 @@ def picture_of(image: Tensor) -> Image.Image:
 
 
 @torch.no_grad()
-def painted_places(generator: StyleGAN2Generator, codes: Tensor, labels: Sequence[np.ndarray], regions: int):
+def painted_places(generator: StyleGenerator, codes: Tensor, labels: Sequence[np.ndarray], regions: int):
     """Features (P, D), regions (P,) and pictures (P,) of all painted places of the pictures `codes` (N, S)."""
     layers = readable_layers(generator, FINEST)
     size = max(layers)
@@ -160,7 +160,7 @@ def painted_places(generator: StyleGAN2Generator, codes: Tensor, labels: Sequenc
 
 
 def fit_head(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     x: Tensor,
     y: Tensor,
     regions: Sequence[str],
@@ -193,7 +193,7 @@ def fit_head(
 
 
 def learn(
-    generator: StyleGAN2Generator, paint: PaintFolder, check: bool = True, seed: int = 0, progress: bool = True
+    generator: StyleGenerator, paint: PaintFolder, check: bool = True, seed: int = 0, progress: bool = True
 ) -> Discovery:
     """The labeller of painted samples, and the tree that its regions make on fresh ones.
 
@@ -230,7 +230,7 @@ def learn(
 
 
 @torch.no_grad()
-def predicted(generator: StyleGAN2Generator, labeller: FeatureLabeller, codes: Tensor) -> Tensor:
+def predicted(generator: StyleGenerator, labeller: FeatureLabeller, codes: Tensor) -> Tensor:
     """Label maps (N, H, W) of style codes (N, S), on the CPU."""
     found = []
     for s in codes.split(at_once(generator.config.resolution, 16)):
@@ -240,7 +240,7 @@ def predicted(generator: StyleGAN2Generator, labeller: FeatureLabeller, codes: T
 
 
 def _left_out(
-    generator: StyleGAN2Generator, x: Tensor, y: Tensor, picture: Tensor, regions: Sequence[str], progress: bool
+    generator: StyleGenerator, x: Tensor, y: Tensor, picture: Tensor, regions: Sequence[str], progress: bool
 ) -> dict[str, float]:
     n = len(regions)
     counts = torch.zeros(n, n)

@@ -28,7 +28,7 @@ from stylefusion_hf.imaging.images import open_image, pixels_to_tensor
 from stylefusion_hf.models.labeller import FeatureLabeller
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.discovery import Discovery, discover, sample_codes
 from stylefusion_hf.regions.naming import named_tree
 from stylefusion_hf.regions.sheet import region_sheet
@@ -42,7 +42,7 @@ JUDGE_CHANNELS = (24, 32, 64, 96)  # unlike the segmenter's
 
 def find_regions(
     folder: str | Path,
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     samples: int = 1500,
     steps: int = 500,
     seed: int = 0,
@@ -56,7 +56,7 @@ def find_regions(
 
 def write_found(
     folder: str | Path,
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     found: Discovery,
     samples: int = 1500,
     steps: int = 500,
@@ -71,7 +71,7 @@ def write_found(
 
 def write_regions(
     folder: str | Path,
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     tree: RegionTree,
     teacher: Teacher,
     names: Sequence[str],
@@ -107,7 +107,7 @@ def write_regions(
 
 
 @torch.no_grad()
-def tree_by_looking(generator: StyleGAN2Generator, segmenter: Any, seed: int = 0, samples: int = 64) -> RegionTree:
+def tree_by_looking(generator: StyleGenerator, segmenter: Any, seed: int = 0, samples: int = 64) -> RegionTree:
     """A tree of a segmenter's regions, by what they touch and move with in samples."""
     codes = sample_codes(generator, samples, torch.Generator().manual_seed(seed))
     parts = codes.split(at_once(generator.config.resolution, 16))
@@ -185,7 +185,7 @@ def shape(tree: RegionTree) -> Any:
 
 
 @torch.no_grad()
-def sample_strip(generator: StyleGAN2Generator, count: int, seed: int) -> Image.Image:
+def sample_strip(generator: StyleGenerator, count: int, seed: int) -> Image.Image:
     """Plain samples at the model's own truncation, side by side."""
     draw = torch.Generator().manual_seed(seed + 1)
     z = torch.randn(count, generator.config.z_dim, generator=draw).to(generator.w_avg)

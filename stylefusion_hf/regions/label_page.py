@@ -23,7 +23,7 @@ from PIL import Image
 
 from stylefusion_hf.evaluation.pairs import style_codes
 from stylefusion_hf.imaging.images import open_image
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.few_shot import PaintFolder, learn, predicted
 from stylefusion_hf.regions.folders import write_found
 from stylefusion_hf.regions.sheet import region_colours, tinted
@@ -43,9 +43,7 @@ class Work:
         samples, steps, seed: of the distillation.
     """
 
-    def __init__(
-        self, generator: StyleGAN2Generator, paint: PaintFolder, out: Path, samples: int, steps: int, seed: int
-    ):
+    def __init__(self, generator: StyleGenerator, paint: PaintFolder, out: Path, samples: int, steps: int, seed: int):
         self.generator, self.paint, self.out = generator, paint, out
         self.samples, self.steps, self.seed = samples, steps, seed
         self.colours = region_colours(len(paint.regions))
@@ -203,7 +201,7 @@ def _is_address(host: str) -> bool:
 
 
 def label(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     regions: Sequence[str],
     count: int,
     out: Path,

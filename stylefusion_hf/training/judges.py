@@ -32,7 +32,7 @@ from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training import segmenter
 from stylefusion_hf.training._discriminator import default_channels, plain_samples, realness_loss, telling_apart
 from stylefusion_hf.training.augment import parse_policy
@@ -229,7 +229,7 @@ def train_discriminator(args: argparse.Namespace) -> tuple[Any, dict]:
     policy = parse_policy(args.augment)
     accelerator = start(own)
     torch.manual_seed(own.seed)
-    g = StyleGAN2Generator.from_pretrained(
+    g = StyleGenerator.from_pretrained(
         args.pretrained_model_name_or_path,
         subfolder="generator",
         revision=args.revision,
