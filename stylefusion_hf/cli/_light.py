@@ -21,7 +21,8 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = "stylefusion_hf"
-OWN = {"FusionHierarchy", "ImageEncoder", "MobileStyleGANGenerator", "RegionSegmenter", "StyleGAN2Generator"}  # classes that need nothing else
+# Classes that need nothing else.
+OWN = {"FusionHierarchy", "ImageEncoder", "MobileStyleGANGenerator", "RegionSegmenter", "StyleGAN2Generator"}
 HIDDEN = ("transformers", "peft", "scipy", "torchvision", "onnxruntime")
 WANTED = (
     "diffusers.image_processor",

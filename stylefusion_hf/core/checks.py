@@ -135,9 +135,3 @@ def check_path(value: Any) -> str:
     if not isinstance(text, str) or not text or "\0" in text or len(text) > 4096:
         raise ValueError(f"a model is a folder's path or a Hub id (user/name), got {short(value)}")
     return text
-
-
-def _is_numpy(value: Any, *kinds: str) -> bool:
-    """Whether a value is a scalar of numpy, which is not imported for it: without it, none can have been made."""
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, tuple(getattr(numpy, kind) for kind in kinds))
