@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
@@ -69,6 +70,11 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         mbstd_group_size, mbstd_channels: the minibatch standard deviation; 0 channels switch it off, after which a
             sample's logit does not depend on the rest of its batch.
         conv_clamp: limit of activations, for half precision.
+        input_skips: how many of the largest blocks are followed by a fromRGB layer of the image at their output's
+            resolution (the "input skips" of the paper's figure 7). Growing to twice the resolution adds one.
+
+    Raises:
+        ValueError: a resolution that is not a power of two, or numbers that do not fit it.
     """
 
     @register_to_config
@@ -84,6 +90,7 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         mbstd_group_size: int = 4,
         mbstd_channels: int = 1,
         conv_clamp: float | None = None,
+        input_skips: int = 0,
     ):
         super().__init__()
         channels = check_channels(channel_schedule(resolution) if channels is None else channels, resolution)
@@ -95,6 +102,8 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
                 f"got {mbstd_channels=}, {mbstd_group_size=}"
             )
         positive(img_channels=img_channels, conv_clamp=conv_clamp, label_embed_dim=label_embed_dim)
+        if not 0 <= input_skips <= len(channels) - 1:
+            raise ValueError(f"input_skips must be from 0 to {len(channels) - 1} (the blocks), got {input_skips}")
         self.register_to_config(channels=channels)
         c4 = channels[0]
         embed = label_embed_dim or c4
@@ -102,6 +111,10 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         # From the image's resolution down to 8 x 8.
         pairs = zip(channels[:0:-1], channels[-2::-1], strict=True)
         self.blocks = nn.ModuleList(DiscriminatorBlock(i, o, conv_clamp) for i, o in pairs)
+        self.skips = nn.ModuleList(
+            EqualizedConv(img_channels, block.conv1.weight.shape[0], 1, clamp=conv_clamp)
+            for block in self.blocks[:input_skips]
+        )
         self.mapping = MappingNetwork(0, label_dim, embed, mapping_layers, embed_dim=embed) if label_dim else None
         self.conv = EqualizedConv(c4 + mbstd_channels, c4, 3, clamp=conv_clamp)
         self.fc = EqualizedLinear(c4 * 16, c4, act="lrelu")
@@ -117,8 +130,11 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
                 f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
             )
         x = self.fromrgb(to_fast_layout(images))
-        for block in self.blocks:
+        for k, block in enumerate(self.blocks):
             x = block(x)
+            if k < len(self.skips):
+                images = F.avg_pool2d(images, 2)
+                x = x + self.skips[k](to_fast_layout(images))
         if self.config.mbstd_channels:
             x = minibatch_std(x, self.config.mbstd_group_size, self.config.mbstd_channels)
         x = self.out(self.fc(self.conv(x).flatten(1)))
