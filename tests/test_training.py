@@ -15,6 +15,7 @@ from stylefusion_hf import (
     StyleGAN2Generator,
 )
 from stylefusion_hf.evaluation.judges import PortraitJudge
+from stylefusion_hf.models.discriminator import ProjectedDiscriminator
 from stylefusion_hf.ops import upfirdn2d
 from stylefusion_hf.training import common, gan_validation, generator, growing, segmenter
 from stylefusion_hf.training.augment import augment, parse_policy
@@ -333,3 +334,52 @@ def test_kinds_show_a_collapse(tmp_path):
     found = judge.figures(g)
     assert found["kinds of shade"] == pytest.approx(1) and found["recall"] == 0
     assert found["KID x 1000"] > 0
+
+
+def test_a_projected_discriminator_trains_and_resumes_to_the_bit(pictures, tmp_path):
+    torch.manual_seed(2)
+    tiny_segmenter("all(background, disc)").save_pretrained(tmp_path / "features" / "segmenter")
+    projected = ("--discriminator", "projected", "--feature_network", str(tmp_path / "features"), *R3GAN)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    generator.train(generator_args(pictures, whole, "--max_train_steps", "3", *projected))
+    generator.train(generator_args(pictures, halves, "--max_train_steps", "1", *projected))
+    again = ("--max_train_steps", "3", "--resume_from_checkpoint", "latest")
+    generator.train(generator_args(pictures, halves, *again, *projected))
+    for part in ("generator", "discriminator"):
+        assert_same_weights(whole / part, halves / part)
+    trained = saved_weights(whole / "discriminator")
+    frozen = saved_weights(tmp_path / "features" / "segmenter")
+    assert all(torch.equal(trained[f"frozen.{name}"], value) for name, value in frozen.items())
+    # Started from, it is the same network with the same random mixtures.
+    more = generator_args(pictures, tmp_path / "more", "--max_train_steps", "1", "--model", str(whole), *projected)
+    generator.train(more)
+    further = saved_weights(tmp_path / "more" / "discriminator")
+    mixtures = [name for name in trained if name.startswith("across_")]
+    assert mixtures and all(torch.equal(trained[name], further[name]) for name in mixtures)
+    assert any(not torch.equal(trained[name], further[name]) for name in trained if name.startswith("heads."))
+    for flags, message in (
+        (("--discriminator", "projected"), "go together"),
+        (("--feature_network", str(tmp_path / "features")), "go together"),
+        ((*projected, "--grow_from", str(whole)), "grows the plain discriminator"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generator.train(generator_args(pictures, tmp_path / "x", *flags))
+
+
+def test_a_projected_discriminator_checks_its_input():
+    config = {"regions": ["a", "b"], "channels": [8, 8]}
+    d = ProjectedDiscriminator(config, resolution=16, width=8)
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    d(x).logits.sum().backward()
+    assert (x.grad != 0).any() and all(p.grad is None for p in d.frozen.parameters())
+    assert not any(p.requires_grad for p in d.requires_grad_(True).frozen.parameters())
+    with pytest.raises(ValueError, match="expected images of shape"):
+        d(torch.randn(2, 3, 8, 8))
+    for arguments, message in (
+        ({"network": {"channels": [8]}}, "has none to read at 16 px"),
+        ({"network": config, "width": 0}, "width must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ProjectedDiscriminator(**arguments, resolution=16)
+    with pytest.raises(ValueError, match="input_skips must be from 0 to 1 .the blocks., got 2"):
+        StyleGAN2Discriminator(resolution=8, channels=[8, 8], input_skips=2)

@@ -1,8 +1,10 @@
-"""StyleGAN2's discriminator (Karras et al., arXiv 1912.04958; residual architecture) as a diffusers model."""
+"""StyleGAN2's discriminator (Karras et al., arXiv 1912.04958; residual architecture) as a diffusers model, and one on
+the features of a frozen network."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +18,12 @@ from stylefusion_hf.models.layers import (
     EqualizedConv,
     EqualizedLinear,
     MappingNetwork,
+    block_resolutions,
     channel_schedule,
     check_channels,
     to_fast_layout,
 )
+from stylefusion_hf.models.segmenter import RegionSegmenter
 
 
 @dataclass
@@ -145,3 +149,74 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
 
 
 StyleGAN2Discriminator.__module__ = "stylefusion_hf"
+
+
+class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
+    """Images (B, C, H, W) in [-1, 1] -> logits (B, 1), judged by the features of a frozen segmenter.
+
+    After Projected GAN (Sauer et al., arXiv 2111.01007): the feature maps of several levels are mixed across channels,
+    and from the coarsest level up across scales, by random convolutions that are never trained; a small discriminator
+    per level reads the mixture, and its logits are averaged. No level sees the pixels themselves.
+
+    Args:
+        network: the constructor's arguments of the [`RegionSegmenter`] whose encoder gives the features.
+        resolution: of the images, a power of two. Levels of 4 x 4 to half of it are read.
+        width: channels of the mixtures and of the small discriminators.
+        mbstd_group_size: of the minibatch standard deviation at the end of each small discriminator.
+
+    Raises:
+        ValueError: a resolution at which the network has no level to read, or another number that does not fit.
+    """
+
+    @register_to_config
+    @checked_config
+    def __init__(
+        self, network: Mapping | None = None, resolution: int = 64, width: int = 64, mbstd_group_size: int = 4
+    ):
+        super().__init__()
+        block_resolutions(resolution)
+        positive(width=width, mbstd_group_size=mbstd_group_size)
+        self.frozen = RegionSegmenter(**dict(network or {})).requires_grad_(False)
+        sizes = {k: resolution >> k for k in range(1, len(self.frozen.down)) if resolution >> k >= 4}
+        if not sizes:
+            raise ValueError(f"a segmenter of {len(self.frozen.down)} levels has none to read at {resolution} px")
+        self.levels = list(sizes)
+        widths = self.frozen.config.channels
+        # Buffers, so that no optimizer learns them and checkpoints keep them.
+        for k in self.levels:
+            self.register_buffer(f"across_channels{k}", torch.randn(width, widths[k], 1, 1) / math.sqrt(widths[k]))
+            self.register_buffer(f"across_scales{k}", torch.randn(width, width, 3, 3) / math.sqrt(9 * width))
+        self.heads = nn.ModuleList(self._build_head(width, size) for size in sizes.values())
+
+    @staticmethod
+    def _build_head(width: int, size: int) -> nn.ModuleDict:
+        blocks = [DiscriminatorBlock(width, width) for _ in range(size.bit_length() - 3)]
+        last = nn.Sequential(nn.Flatten(), EqualizedLinear(width * 16, width, act="lrelu"), EqualizedLinear(width, 1))
+        return nn.ModuleDict(
+            {"blocks": nn.Sequential(*blocks), "conv": EqualizedConv(width + 1, width, 3), "last": last}
+        )
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As for any module, but the frozen network stays frozen."""
+        super().requires_grad_(requires_grad)
+        self.frozen.requires_grad_(False)
+        return self
+
+    def forward(self, images: torch.Tensor, return_dict: bool = True) -> DiscriminatorOutput | tuple:
+        """`logits` (B, 1). ValueError if the images have another shape than the model's."""
+        expected = (self.frozen.config.img_channels, self.config.resolution, self.config.resolution)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
+            )
+        maps = self.frozen.feature_maps(images)
+        logits, coarser = [], None
+        for head, k in zip(self.heads[::-1], self.levels[::-1], strict=True):
+            x = F.conv2d(maps[k], getattr(self, f"across_channels{k}").to(maps[k].dtype))
+            if coarser is not None:
+                x = x + F.interpolate(coarser, scale_factor=2, mode="nearest")
+            coarser = x = F.conv2d(x, getattr(self, f"across_scales{k}").to(x.dtype), padding=1)
+            x = minibatch_std(head["blocks"](to_fast_layout(x)), self.config.mbstd_group_size, 1)
+            logits.append(head["last"](head["conv"](x)))
+        mean = torch.stack(logits).mean(dim=0)
+        return DiscriminatorOutput(logits=mean) if return_dict else (mean,)

@@ -93,7 +93,7 @@ class SampleJudge:
         features = (features - self.mean) / self.std
         some = slice(0, NEAREST)
         kinds = {name: effective_kinds(classes[name], n) for name, n in self.judge.class_counts.items()}
-        shares = [kinds[name] / self.kinds[name] for name in kinds]
+        shares = [min(kinds[name] / self.kinds[name], 1.0) for name in kinds]  # noise may look like many kinds
         return {
             "KID x 1000": 1000 * kid(features, self.features),
             "precision": coverage(self.features[some], features[some]),

@@ -22,9 +22,10 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from tqdm.auto import tqdm
 
-from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.models.discriminator import ProjectedDiscriminator, StyleGAN2Discriminator
 from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.layers import check_channels
+from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.training.augment import augment, parse_policy
 from stylefusion_hf.training.common import (
     ArrayDataset,
@@ -47,7 +48,7 @@ from stylefusion_hf.training.common import (
 )
 from stylefusion_hf.training.gan_losses import LOSSES, discriminator_loss, generator_loss, r1_penalty
 from stylefusion_hf.training.gan_validation import REAL_START, SampleJudge, load_judge
-from stylefusion_hf.training.growing import grow_models
+from stylefusion_hf.training.growing import grow_models, own_config
 
 # The embedded generator's channels at 4, 8, ..., 64 pixels; larger resolutions go on halving.
 SMALL_CHANNELS = (128, 128, 128, 64, 32)
@@ -75,6 +76,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FOLDER",
         help="start from the trained generator/ and discriminator/ of half the --resolution, with one more block each",
     )
+    p.add_argument(
+        "--discriminator",
+        choices=("stylegan2", "projected"),
+        default="stylegan2",
+        help="stylegan2 sees pixels, projected the features of --feature_network",
+    )
+    p.add_argument("--feature_network", metavar="FOLDER", help="holds the segmenter/ of --discriminator projected")
     p.add_argument("--loss", choices=LOSSES, default="logistic", help="StyleGAN2's, or R3GAN's (with --r2_gamma)")
     p.add_argument(
         "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (see docs/train.md before lowering it)"
@@ -157,9 +165,16 @@ def path_length(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> 
 # --- The run ---------------------------------------------------------------------------------------------------------
 
 
-def build_models(args: argparse.Namespace) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator]:
+def build_models(
+    args: argparse.Namespace,
+) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator | ProjectedDiscriminator]:
     """New models, those of `--pretrained_model_name_or_path` (its folders generator/ and discriminator/), or those of
     `--grow_from` with one more block each."""
+    projected = args.discriminator == "projected"
+    if projected == (args.feature_network is None):
+        raise ValueError("--discriminator projected and --feature_network FOLDER go together: give both or neither")
+    if projected and args.grow_from:
+        raise ValueError("--grow_from grows the plain discriminator: leave --discriminator projected out")
     if args.pretrained_model_name_or_path and args.grow_from:
         raise ValueError(
             "--model starts from networks of this resolution, --grow_from of half of it: give one of them"
@@ -167,9 +182,8 @@ def build_models(args: argparse.Namespace) -> tuple[StyleGAN2Generator, StyleGAN
     if args.pretrained_model_name_or_path:
         where = {"revision": args.revision, "variant": args.variant}
         g = StyleGAN2Generator.from_pretrained(args.pretrained_model_name_or_path, subfolder="generator", **where)
-        d = StyleGAN2Discriminator.from_pretrained(
-            args.pretrained_model_name_or_path, subfolder="discriminator", **where
-        )
+        kind = ProjectedDiscriminator if projected else StyleGAN2Discriminator
+        d = kind.from_pretrained(args.pretrained_model_name_or_path, subfolder="discriminator", **where)
         if g.config.resolution != args.resolution:
             raise ValueError(
                 f"--resolution is {args.resolution}, but the given generator makes {g.config.resolution} px images"
@@ -197,6 +211,11 @@ def build_models(args: argparse.Namespace) -> tuple[StyleGAN2Generator, StyleGAN
         mapping_layers=args.mapping_layers,
         use_noise=args.use_noise,
     )
+    if projected:
+        network = RegionSegmenter.from_pretrained(args.feature_network, subfolder="segmenter")
+        d = ProjectedDiscriminator(own_config(network), resolution=args.resolution)
+        d.frozen.load_state_dict(network.state_dict())
+        return g, d
     return g, StyleGAN2Discriminator(resolution=args.resolution, channels=channels)
 
 

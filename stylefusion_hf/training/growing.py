@@ -9,14 +9,16 @@ where they were, and no separate fading is needed.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.generator import StyleGAN2Generator
 
 
-def own_config(model: StyleGAN2Generator | StyleGAN2Discriminator) -> dict:
+def own_config(model: ConfigMixin) -> dict[str, Any]:
     """The constructor's arguments, without what diffusers notes beside them."""
     return {name: value for name, value in model.config.items() if not name.startswith("_")}
 
