@@ -116,8 +116,7 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         pairs = zip(channels[:0:-1], channels[-2::-1], strict=True)
         self.blocks = nn.ModuleList(DiscriminatorBlock(i, o, conv_clamp) for i, o in pairs)
         self.skips = nn.ModuleList(
-            EqualizedConv(img_channels, block.conv1.weight.shape[0], 1, clamp=conv_clamp)
-            for block in self.blocks[:input_skips]
+            EqualizedConv(img_channels, width, 1, clamp=conv_clamp) for width in channels[-2::-1][:input_skips]
         )
         self.mapping = MappingNetwork(0, label_dim, embed, mapping_layers, embed_dim=embed) if label_dim else None
         self.conv = EqualizedConv(c4 + mbstd_channels, c4, 3, clamp=conv_clamp)
@@ -149,6 +148,22 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
 
 
 StyleGAN2Discriminator.__module__ = "stylefusion_hf"
+
+
+class FeatureHead(nn.Module):
+    """The small discriminator of one level: features (B, width, size, size) -> logits (B, 1)."""
+
+    def __init__(self, width: int, size: int, group_size: int):
+        super().__init__()
+        self.group_size = group_size
+        self.blocks = nn.Sequential(*(DiscriminatorBlock(width, width) for _ in range(size.bit_length() - 3)))
+        self.conv = EqualizedConv(width + 1, width, 3)
+        self.fc = EqualizedLinear(width * 16, width, act="lrelu")
+        self.out = EqualizedLinear(width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = minibatch_std(self.blocks(to_fast_layout(x)), self.group_size, 1)
+        return self.out(self.fc(self.conv(x).flatten(1)))
 
 
 class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
@@ -186,15 +201,7 @@ class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
         for k in self.levels:
             self.register_buffer(f"across_channels{k}", torch.randn(width, widths[k], 1, 1) / math.sqrt(widths[k]))
             self.register_buffer(f"across_scales{k}", torch.randn(width, width, 3, 3) / math.sqrt(9 * width))
-        self.heads = nn.ModuleList(self._build_head(width, size) for size in sizes.values())
-
-    @staticmethod
-    def _build_head(width: int, size: int) -> nn.ModuleDict:
-        blocks = [DiscriminatorBlock(width, width) for _ in range(size.bit_length() - 3)]
-        last = nn.Sequential(nn.Flatten(), EqualizedLinear(width * 16, width, act="lrelu"), EqualizedLinear(width, 1))
-        return nn.ModuleDict(
-            {"blocks": nn.Sequential(*blocks), "conv": EqualizedConv(width + 1, width, 3), "last": last}
-        )
+        self.heads = nn.ModuleList(FeatureHead(width, size, mbstd_group_size) for size in sizes.values())
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """As for any module, but the frozen network stays frozen."""
@@ -216,7 +223,6 @@ class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
             if coarser is not None:
                 x = x + F.interpolate(coarser, scale_factor=2, mode="nearest")
             coarser = x = F.conv2d(x, getattr(self, f"across_scales{k}").to(x.dtype), padding=1)
-            x = minibatch_std(head["blocks"](to_fast_layout(x)), self.config.mbstd_group_size, 1)
-            logits.append(head["last"](head["conv"](x)))
+            logits.append(head(x))
         mean = torch.stack(logits).mean(dim=0)
         return DiscriminatorOutput(logits=mean) if return_dict else (mean,)

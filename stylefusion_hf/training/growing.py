@@ -9,13 +9,13 @@ where they were, and no separate fading is needed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 
-from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.discriminator import DiscriminatorBlock, StyleGAN2Discriminator
+from stylefusion_hf.models.generator import StyleGAN2Generator, ToRGB
 
 
 def own_config(model: ConfigMixin) -> dict[str, Any]:
@@ -39,10 +39,11 @@ def grow_generator(old: StyleGAN2Generator, width: int) -> StyleGAN2Generator:
     # The affine layers are one matrix: conv0, conv1, ..., rgb0, rgb1, ..., so that the new block's lie in two places.
     convs, rgbs = sum(old.conv_sizes), sum(old.rgb_sizes)
     start = sum(new.conv_sizes)
-    for target, source in ((new.affine_weight, old.affine_weight), (new.affine_bias, old.affine_bias)):
-        target[:convs] = source[:convs]
-        target[start : start + rgbs] = source[convs:]
-    new.synthesis.rgbs[-1].weight.zero_()
+    pairs = ((new.affine_weight, old.affine_weight), (new.affine_bias, old.affine_bias))
+    for target, trained_rows in pairs:
+        target[:convs] = trained_rows[:convs]
+        target[start : start + rgbs] = trained_rows[convs:]
+    cast(ToRGB, new.synthesis.rgbs[-1]).weight.zero_()
     return new
 
 
@@ -68,7 +69,8 @@ def grow_discriminator(old: StyleGAN2Discriminator, width: int) -> StyleGAN2Disc
             name = f"{part}.{int(index) + 1}.{rest}"
         state[name] = value
     new.load_state_dict(state, strict=False)  # the new block and its fromRGB keep their random weights
-    for layer in (new.blocks[0].conv1, new.blocks[0].skip):
+    added = cast(DiscriminatorBlock, new.blocks[0])
+    for layer in (added.conv1, added.skip):
         layer.weight.zero_()
     return new
 
