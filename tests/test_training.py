@@ -349,7 +349,8 @@ def test_a_projected_discriminator_trains_and_resumes_to_the_bit(pictures, tmp_p
         assert_same_weights(whole / part, halves / part)
     trained = saved_weights(whole / "discriminator")
     frozen = saved_weights(tmp_path / "features" / "segmenter")
-    assert all(torch.equal(trained[f"frozen.{name}"], value) for name, value in frozen.items())
+    kept = {name: value for name, value in frozen.items() if name.startswith("down.")}
+    assert kept and all(torch.equal(trained[f"frozen.{name}"], value) for name, value in kept.items())
     # Started from, it is the same network with the same random mixtures.
     more = generator_args(pictures, tmp_path / "more", "--max_train_steps", "1", "--model", str(whole), *projected)
     generator.train(more)
@@ -371,8 +372,7 @@ def test_a_projected_discriminator_checks_its_input():
     d = ProjectedDiscriminator(config, resolution=16, width=8)
     x = torch.randn(2, 3, 16, 16, requires_grad=True)
     d(x).logits.sum().backward()
-    assert (x.grad != 0).any() and all(p.grad is None for p in d.frozen.parameters())
-    assert not any(p.requires_grad for p in d.requires_grad_(True).frozen.parameters())
+    assert (x.grad != 0).any() and not list(d.frozen.parameters())
     with pytest.raises(ValueError, match="expected images of shape"):
         d(torch.randn(2, 3, 8, 8))
     for arguments, message in (

@@ -4,7 +4,6 @@ the features of a frozen network."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +149,14 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
 StyleGAN2Discriminator.__module__ = "stylefusion_hf"
 
 
+def turn_into_buffers(module: nn.Module) -> None:
+    """Parameters become buffers of the same names: they are saved and moved, and nothing can train them."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, parameter.detach())
+
+
 class FeatureHead(nn.Module):
     """The small discriminator of one level: features (B, width, size, size) -> logits (B, 1)."""
 
@@ -191,7 +198,9 @@ class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
         super().__init__()
         block_resolutions(resolution)
         positive(width=width, mbstd_group_size=mbstd_group_size)
-        self.frozen = RegionSegmenter(**dict(network or {})).requires_grad_(False)
+        self.frozen = RegionSegmenter(**dict(network or {}))
+        self.frozen.up, self.frozen.head = nn.ModuleList(), nn.Identity()  # features need no decoder
+        turn_into_buffers(self.frozen)
         sizes = {k: resolution >> k for k in range(1, len(self.frozen.down)) if resolution >> k >= 4}
         if not sizes:
             raise ValueError(f"a segmenter of {len(self.frozen.down)} levels has none to read at {resolution} px")
@@ -202,12 +211,6 @@ class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
             self.register_buffer(f"across_channels{k}", torch.randn(width, widths[k], 1, 1) / math.sqrt(widths[k]))
             self.register_buffer(f"across_scales{k}", torch.randn(width, width, 3, 3) / math.sqrt(9 * width))
         self.heads = nn.ModuleList(FeatureHead(width, size, mbstd_group_size) for size in sizes.values())
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """As for any module, but the frozen network stays frozen."""
-        super().requires_grad_(requires_grad)
-        self.frozen.requires_grad_(False)
-        return self
 
     def forward(self, images: torch.Tensor, return_dict: bool = True) -> DiscriminatorOutput | tuple:
         """`logits` (B, 1). ValueError if the images have another shape than the model's."""

@@ -214,7 +214,7 @@ def build_models(
     if projected:
         network = RegionSegmenter.from_pretrained(args.feature_network, subfolder="segmenter")
         d = ProjectedDiscriminator(own_config(network), resolution=args.resolution)
-        d.frozen.load_state_dict(network.state_dict())
+        d.frozen.load_state_dict({k: v for k, v in network.state_dict().items() if k.startswith("down.")})
         return g, d
     return g, StyleGAN2Discriminator(resolution=args.resolution, channels=channels)
 
@@ -284,8 +284,7 @@ def train(args: argparse.Namespace) -> Path:
         # Lazy regularisation adds a step's worth of gradient every `interval` steps; rate and betas make up for it
         # (1912.04958, B). A penalty in every step is not lazy.
         c = interval / (interval + 1) if interval > 1 else 1.0
-        learning = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.Adam(learning, lr=args.learning_rate * c, betas=(0.0, 0.99**c), eps=1e-8)
+        return torch.optim.Adam(model.parameters(), lr=args.learning_rate * c, betas=(0.0, 0.99**c), eps=1e-8)
 
     g_optimizer = optimizer(g, args.path_length_interval if args.path_length_weight else 0)
     d_optimizer = optimizer(d, args.r1_interval if r1_gamma or r2_gamma else 0)
