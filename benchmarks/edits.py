@@ -1,7 +1,7 @@
 """What an edit moves outside its region: applied to the whole code, against applied to the region's code only.
 
     python -m benchmarks.edits [--seeds 64] [--strength 1] [--out edits]      five minutes on one core
-    python -m benchmarks.edits --seeds 16 --sheet docs/edits.png              a picture of four cells, no table
+    python -m benchmarks.edits --seeds 16 --sheet docs/images/edits.png              a picture of four cells, no table
 
 For a direction d, a region r and a seed: I0 is the plain picture, Ig the one with d added to the whole code, Ic the
 one with a * d added to the code of r alone. M is where r is in I0, Ig or Ic (by the evaluation segmenter, which no
@@ -30,14 +30,14 @@ from PIL import Image
 from torch import Tensor
 
 from stylefusion_hf import Direction, StyleFusionPipeline
-from stylefusion_hf.directions import boundary_from_regions, ganspace, measure_regions, sefa
-from stylefusion_hf.editing import style_offsets
+from stylefusion_hf.core.edits import style_offsets
+from stylefusion_hf.editing.directions import boundary_from_regions, ganspace, measure_regions, sefa
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.evaluation.pairs import TEST_SEED, render, style_codes
 from stylefusion_hf.evaluation.ruler import dilate, most_probable
 from stylefusion_hf.evaluation.statistics import Estimate, resamples
+from stylefusion_hf.imaging.sheets import BASE, draw_sheet
 from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.sheet import BASE, draw_sheet
 
 FACTOR, LEAST_A, MOST_A = 1.7, 0.3, 5.0  # a is tried at 1 and at this factor's powers up or down, within bounds
 

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf import RegionSegmenter, StyleFusionPipeline, StyleGAN2Generator
-from stylefusion_hf.clustering import contingency, jaccard
-from stylefusion_hf.discovery import discover, sample_codes
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.evaluation.report import table
-from stylefusion_hf.few_shot import UNPAINTED, PaintFolder, learn, predicted, sample_images
+from stylefusion_hf.regions.clustering import contingency, jaccard
+from stylefusion_hf.regions.discovery import discover, sample_codes
+from stylefusion_hf.regions.few_shot import UNPAINTED, PaintFolder, learn, predicted, sample_images
 
 SAMPLES = 128  # on which labels are compared
 HELD_OUT = 1_000_000  # index of the first drawn picture, far behind any training's

@@ -16,10 +16,10 @@ from PIL import Image
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.rendering import LARGEST, render, render_size
 from stylefusion_hf.conversion.safe_pickle import load
-from stylefusion_hf.latents import seeds_to_z
+from stylefusion_hf.core.codes import seeds_to_z
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.fusion import FusionHierarchy
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 CODE_TOLERANCE = 1e-4  # of the largest number of a code
 IMAGE_TOLERANCE = 1e-3  # of a picture's standard deviation
@@ -100,7 +100,7 @@ def compare(folder: Path, reference: Path, seed: int | None = None) -> list[Comp
         raise
     except (RuntimeError, LookupError, ValueError, TypeError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise ConversionError(f"{reference}: does not fit this generator ({problem}); see docs/convert.md") from None
+        raise ConversionError(f"{reference}: does not fit this generator ({problem}); see docs/reference/convert.md") from None
 
 
 def _compare(folder: Path, reference: Path, seed: int | None) -> list[Comparison]:
@@ -124,7 +124,7 @@ def _compare(folder: Path, reference: Path, seed: int | None) -> list[Comparison
             logits = judge(pictures.float(), data.get("c")).logits
         results.append(Comparison("logits", _relative(logits, data["logits"]), 10 * CODE_TOLERANCE))
     if not results:
-        raise ConversionError(f"{reference}: holds nothing to compare with; see docs/convert.md for the names")
+        raise ConversionError(f"{reference}: holds nothing to compare with; see docs/reference/convert.md for the names")
     return results
 
 

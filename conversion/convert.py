@@ -24,10 +24,10 @@ from stylefusion_hf.conversion.report import Report, model_card, printable
 from stylefusion_hf.conversion.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
 from stylefusion_hf.conversion.writing import estimated_mean, release, save_model, write_tensors
+from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.fusion import FusionHierarchy
-from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.regions import RegionTree
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 PSI = 0.7  # the usual truncation, where a source does not say its own
 MEAN_SAMPLES = 4096  # as many as the StyleFusion authors draw

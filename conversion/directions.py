@@ -27,8 +27,8 @@ from accelerate import init_empty_weights
 
 from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
 from stylefusion_hf.conversion.safe_pickle import load
-from stylefusion_hf.editing import FORMAT, VERSION
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.core.edits import FORMAT, VERSION
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 SPACES = ("z", "w", "w+", "s")
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".safetensors")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from stylefusion_hf.models.fusion import NET_PREFIX
+from stylefusion_hf.models.fusion.hierarchy import NET_PREFIX
 
 _PUBLISHED = re.compile(r"(blender_(?:segments|common))\.disentangle_net\.(\d+)\.(weight|bias)")
 

@@ -17,8 +17,8 @@ from stylefusion_hf.conversion.fusion_nets import rename_fusion_net
 from stylefusion_hf.conversion.inert import ConversionError, MiB
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.safe_pickle import load
-from stylefusion_hf.models.fusion import NET_PREFIX
-from stylefusion_hf.regions import PRESETS, RegionTree
+from stylefusion_hf.core.region_tree import PRESETS, RegionTree
+from stylefusion_hf.models.fusion.hierarchy import NET_PREFIX
 
 # Domain -> (the resolution of the authors' generator, their truncation).
 DOMAINS = {"ffhq": (1024, 0.7), "car": (512, 0.5), "church": (256, 0.5)}

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from stylefusion_hf.models.generator import StyleGAN2Generator, SynthesisConv
 from stylefusion_hf.models.layers import to_fast_layout
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator, SynthesisConv
 from stylefusion_hf.ops import upfirdn2d
 
 WHOLE = 128  # resolution up to which features are computed whole

@@ -139,7 +139,7 @@ def model_card(report: Report, title: str) -> str:
 def _usage(report: Report) -> list[str]:
     if report.kind == "directions":
         return [
-            "from stylefusion_hf.editing import load_directions",
+            "from stylefusion_hf.core.edits import load_directions",
             "",
             'directions = load_directions("directions.safetensors")  # name -> Direction',
             "# pipe(base=1, edits={region: directions[name](1.5)}): with the generator that they were made for",

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.rendering import LARGEST
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 WEIGHTS = "diffusion_pytorch_model"
 HALF = "fp16"  # the variant's name, as in diffusers

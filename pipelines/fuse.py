@@ -10,16 +10,17 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 
-from stylefusion_hf import editing, latents
-from stylefusion_hf.checks import check_choice, check_count, check_flag
-from stylefusion_hf.hub import HubMixin
-from stylefusion_hf.models.fusion import FusionHierarchy
-from stylefusion_hf.models.generator import NOISE_MODES, StyleGAN2Generator
+from stylefusion_hf.core import codes as latents
+from stylefusion_hf.core import edits as editing
+from stylefusion_hf.core.checks import check_choice, check_count, check_flag
+from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.hub.loading import HubMixin
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.pipelines import _steps
+from stylefusion_hf.models.stylegan2 import NOISE_MODES, StyleGAN2Generator
+from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.output import StyleFusionPipelineOutput
-from stylefusion_hf.recipes import Recipe
 
 
 class StyleFusionPipeline(HubMixin, DiffusionPipeline):

@@ -12,17 +12,18 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 
-from stylefusion_hf import latents
-from stylefusion_hf.checks import check_count, check_flag, short
-from stylefusion_hf.hub import HubMixin
-from stylefusion_hf.models.fusion import FusionHierarchy
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.core import codes as latents
+from stylefusion_hf.core.checks import check_count, check_flag, short
+from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.hub.loading import HubMixin
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.pipelines import _steps, _walk
-from stylefusion_hf.pipelines._walk import Walk
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.pipelines import steps as _steps
+from stylefusion_hf.pipelines import walk as _walk
 from stylefusion_hf.pipelines.output import StyleFusionInterpolationPipelineOutput
-from stylefusion_hf.recipes import Recipe
+from stylefusion_hf.pipelines.walk import Walk
 
 NOISE_MODES = ("const", "none")
 

@@ -13,17 +13,17 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch import nn
 
-from stylefusion_hf.checks import check_count, check_flag, check_number, short
-from stylefusion_hf.features import extractor, map_distance
-from stylefusion_hf.hub import HubMixin
-from stylefusion_hf.images import Fit
-from stylefusion_hf.inversion import SPACES, CodePrior, Interrupted, Objective, optimise, tune
-from stylefusion_hf.latents import Code, check_shapes
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.core.checks import check_count, check_flag, check_number, short
+from stylefusion_hf.core.codes import Code, check_shapes
+from stylefusion_hf.hub.loading import HubMixin
+from stylefusion_hf.imaging.features import extractor, map_distance
+from stylefusion_hf.imaging.images import Fit
+from stylefusion_hf.inversion.optimization import SPACES, CodePrior, Interrupted, Objective, optimise, tune
 from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.pipelines import _steps
-from stylefusion_hf.pipelines._targets import read_masks, read_targets
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.output import StyleFusionInversionPipelineOutput
+from stylefusion_hf.pipelines.targets import read_masks, read_targets
 
 TENSOR_INPUTS = ("latents", "losses")  # what a callback may ask for
 
@@ -146,7 +146,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             num_tuning_steps: of pivotal tuning.
             start: "encoder", "mean", or codes to start from; None for the encoder where there is one.
             fit: what happens to pictures that are not square: "refuse" (an error), "crop" (the middle square) or
-                "pad". Faces want `stylefusion_hf.faces.align` first.
+                "pad". Faces want `stylefusion_hf.imaging.faces.align` first.
             masks: (B, H, W), not negative, at the generator's resolution: which pixels count how much.
             region_weights: the same by region of the segmenter, such as {"hair": 4, "background": 0}; others 1. Both
                 together multiply.

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
-from stylefusion_hf.latents import Code
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.core.codes import Code
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 
 @dataclass

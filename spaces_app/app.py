@@ -17,7 +17,7 @@ from stylefusion_hf.spaces_app import device  # noqa: F401  # on ZeroGPU before 
 import gradio as gr  # isort: skip
 
 from stylefusion_hf import spaces_app
-from stylefusion_hf.commands._shared import load_pipeline
+from stylefusion_hf.cli._shared import load_pipeline
 from stylefusion_hf.spaces_app.compose import QUICK, Compose
 from stylefusion_hf.spaces_app.edit import Edit
 from stylefusion_hf.spaces_app.endpoints import Endpoints

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from stylefusion_hf.commands._shared import RECIPE_KEY
+from stylefusion_hf.cli._shared import RECIPE_KEY
 from stylefusion_hf.spaces_app import jobs
 from stylefusion_hf.spaces_app.compose import LIMITS
 from stylefusion_hf.spaces_app.errors import guarded

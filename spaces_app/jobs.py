@@ -12,13 +12,13 @@ from uuid import uuid4
 
 from PIL import Image
 
-from stylefusion_hf.animation import write_animation
-from stylefusion_hf.checks import check_count, check_number
-from stylefusion_hf.latents import check_seed
-from stylefusion_hf.recipes import Recipe
-from stylefusion_hf.sheet import contact_sheet
+from stylefusion_hf.core.checks import check_count, check_number
+from stylefusion_hf.core.codes import check_seed
+from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.core.tensor_files import pick
+from stylefusion_hf.imaging.animation import write_animation
+from stylefusion_hf.imaging.sheets import contact_sheet
 from stylefusion_hf.spaces_app.models import Model
-from stylefusion_hf.tensor_files import pick
 
 MAX_KEYFRAMES, MAX_FRAMES, MAX_ROWS = 8, 120, 8
 MAX_EDIT = 10.0  # standard deviations
@@ -158,7 +158,7 @@ def walk_call(model: Model, recipe: Mapping[str, Any], region: str | None, throu
 
 
 def sheet(model: Model, bases: Sequence[int], sources: Sequence[int], psi: float | None = None) -> Image.Image:
-    """`stylefusion_hf.sheet.contact_sheet` of a few rows."""
+    """`stylefusion_hf.imaging.sheets.contact_sheet` of a few rows."""
     check_count("rows of the sheet", max(len(bases), len(sources)), MAX_ROWS)
     with model.turn():
         return contact_sheet(model.pipe, bases, sources, truncation_psi=psi, max_batch=16)

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from stylefusion_hf.images import fit_square, open_image
+from stylefusion_hf.imaging.images import fit_square, open_image
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.errors import guarded
 from stylefusion_hf.spaces_app.jobs import mixed

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from stylefusion_hf import StyleFusionInterpolationPipeline, StyleFusionInversionPipeline, StyleFusionPipeline
-from stylefusion_hf.directions import ganspace, sefa
-from stylefusion_hf.editing import Direction, load_directions
-from stylefusion_hf.recipes import Recipe
+from stylefusion_hf.core.edits import Direction, load_directions
+from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.editing.directions import ganspace, sefa
 from stylefusion_hf.spaces_app.device import on_gpu
 
 EMBEDDED = "embedded"

@@ -13,8 +13,8 @@ from urllib.parse import urlencode
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from stylefusion_hf.commands._shared import RECIPE_KEY
-from stylefusion_hf.images import image_size
+from stylefusion_hf.cli._shared import RECIPE_KEY
+from stylefusion_hf.imaging.images import image_size
 from stylefusion_hf.spaces_app.models import EMBEDDED, Model, Picture
 
 MAX_RECIPE = 2**23  # bytes of a file

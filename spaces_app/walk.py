@@ -131,7 +131,7 @@ def walk_snippet(
         return "# This walk starts from a photograph's code: download the recipe in Compose, and use its codes."
     lines = [
         "from stylefusion_hf import StyleFusionInterpolationPipeline",
-        "from stylefusion_hf.animation import write_animation",
+        "from stylefusion_hf.imaging.animation import write_animation",
         "",
         load_line(model, "StyleFusionInterpolationPipeline"),
         "out = pipe(",
@@ -175,7 +175,7 @@ def sheet_snippet(model: Model, bases: Sequence[int], sources: Sequence[int], ps
     """Python that makes the same sheet."""
     lines = [
         "from stylefusion_hf import StyleFusionPipeline",
-        "from stylefusion_hf.sheet import contact_sheet",
+        "from stylefusion_hf.imaging.sheets import contact_sheet",
         "",
         load_line(model),
         f'contact_sheet(pipe, {list(bases)}, {list(sources)}, truncation_psi={psi!r}).save("sheet.png")',

@@ -12,20 +12,20 @@ __version__ = "0.1.0"
 # What users import from here -> where it lives. Saved pipelines record "stylefusion_hf" as the home of components,
 # so a name stays even where its file moves; ModelMixin is here since diffusers looks for it in that same module.
 _HOMES = {
-    "Code": "stylefusion_hf.latents",
-    "Direction": "stylefusion_hf.editing",
+    "Code": "stylefusion_hf.core.codes",
+    "Direction": "stylefusion_hf.core.edits",
     "FeatureLabeller": "stylefusion_hf.models.labeller",
-    "FusionHierarchy": "stylefusion_hf.models.fusion",
+    "FusionHierarchy": "stylefusion_hf.models.fusion.hierarchy",
     "HubSegmenter": "stylefusion_hf.models.hub_segmenter",
     "ImageEncoder": "stylefusion_hf.models.encoder",
     "ModelMixin": "diffusers",
     "RegionSegmenter": "stylefusion_hf.models.segmenter",
-    "RegionTree": "stylefusion_hf.regions",
+    "RegionTree": "stylefusion_hf.core.region_tree",
     "StyleFusionInterpolationPipeline": "stylefusion_hf.pipelines.interpolate",
     "StyleFusionInversionPipeline": "stylefusion_hf.pipelines.invert",
     "StyleFusionPipeline": "stylefusion_hf.pipelines.fuse",
     "StyleGAN2Discriminator": "stylefusion_hf.models.discriminator",
-    "StyleGAN2Generator": "stylefusion_hf.models.generator",
+    "StyleGAN2Generator": "stylefusion_hf.models.stylegan2",
 }
 
 # diffusers' modules import each other in circles, which threads that start at different ends would find half made.
@@ -52,19 +52,19 @@ __all__ = [
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-    from stylefusion_hf.editing import Direction
-    from stylefusion_hf.latents import Code
+    from stylefusion_hf.core.codes import Code
+    from stylefusion_hf.core.edits import Direction
+    from stylefusion_hf.core.region_tree import RegionTree
     from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
     from stylefusion_hf.models.encoder import ImageEncoder
-    from stylefusion_hf.models.fusion import FusionHierarchy
-    from stylefusion_hf.models.generator import StyleGAN2Generator
+    from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
     from stylefusion_hf.models.hub_segmenter import HubSegmenter
     from stylefusion_hf.models.labeller import FeatureLabeller
     from stylefusion_hf.models.segmenter import RegionSegmenter
+    from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
     from stylefusion_hf.pipelines.interpolate import StyleFusionInterpolationPipeline
     from stylefusion_hf.pipelines.invert import StyleFusionInversionPipeline
-    from stylefusion_hf.regions import RegionTree
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stylefusion_hf import StyleGAN2Discriminator, cli, rendering
+from stylefusion_hf import StyleGAN2Discriminator, cli
+from stylefusion_hf.export import rendering
 from stylefusion_hf.training import checkpoints, encoder, fusion, generator, judges, segmenter
 from tests.tiny import tiny_generator, tiny_pipeline, tiny_segmenter
 

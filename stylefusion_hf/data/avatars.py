@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from stylefusion_hf.data._avatar_parts import parts_folder
-from stylefusion_hf.data._avatar_render import render_avatar
-from stylefusion_hf.data._avatar_spec import REGION_FIELDS, REGIONS, AvatarSpec, avatar_spec, swap_region
 from stylefusion_hf.data.artwork import Artwork, check
+from stylefusion_hf.data.avatar_parts import parts_folder
+from stylefusion_hf.data.avatar_render import render_avatar
+from stylefusion_hf.data.avatar_spec import REGION_FIELDS, REGIONS, AvatarSpec, avatar_spec, swap_region
 
 __all__ = [
     "AVATARS",

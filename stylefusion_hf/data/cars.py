@@ -8,9 +8,9 @@ Rasterised with resvg, which is in the extra `train`: ``pip install stylefusion-
 
 from importlib.util import find_spec
 
-from stylefusion_hf.data._car_render import render_car
-from stylefusion_hf.data._car_spec import REGION_FIELDS, REGIONS, CarSpec, car_spec, swap_region
 from stylefusion_hf.data.artwork import Artwork
+from stylefusion_hf.data.car_render import render_car
+from stylefusion_hf.data.car_spec import REGION_FIELDS, REGIONS, CarSpec, car_spec, swap_region
 
 __all__ = ["CARS", "REGIONS", "REGION_FIELDS", "CarSpec", "car_spec", "render_car", "swap_region"]
 

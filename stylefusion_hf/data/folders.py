@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from stylefusion_hf.images import image_size, open_image, picture_files, pixels_to_tensor, resize_middle
+from stylefusion_hf.imaging.images import image_size, open_image, picture_files, pixels_to_tensor, resize_middle
 
 
 class ImageFolder(Dataset[dict[str, torch.Tensor]]):

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, draw_pairs
-from stylefusion_hf.features import channel_energies
+from stylefusion_hf.imaging.features import channel_energies
 
 
 def fitting_samples(pipe, count: int) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from stylefusion_hf.models._loading import StrictModelMixin
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.layers import to_fast_layout
+from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.segmenter import ConvBlock, RegionSegmenter
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "evaluation"

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.alignment import (
+from stylefusion_hf.evaluation.statistics import ratio
+from stylefusion_hf.imaging.alignment import (
     fit_similarity,
     inside,
     pose_between,
@@ -32,8 +33,7 @@ from stylefusion_hf.alignment import (
     static_regions,
     warp,
 )
-from stylefusion_hf.evaluation.statistics import ratio
-from stylefusion_hf.features import colour, layout, texture
+from stylefusion_hf.imaging.features import colour, layout, texture
 
 HEADS = ("colour", "texture", "outline")
 MIN_PIXELS = 8  # of a region in I0 and in Ib, for a pair to count

@@ -12,10 +12,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from stylefusion_hf.alignment import pose_between, pose_regions, static_regions, warp
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, draw_pairs, style_codes
 from stylefusion_hf.evaluation.ruler import MIN_PIXELS, dilate
-from stylefusion_hf.features import PooledMaps, colour, layout
+from stylefusion_hf.imaging.alignment import pose_between, pose_regions, static_regions, warp
+from stylefusion_hf.imaging.features import PooledMaps, colour, layout
 
 HEADS = ("colour", "maps", "layout")
 # A head on which a region hardly differs from picture to picture would measure noise. It counts for nothing where the

@@ -11,8 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from stylefusion_hf.models._config import checked_config, positive
-from stylefusion_hf.models._loading import StrictModelMixin
+from stylefusion_hf.models.config_checks import checked_config, positive
 from stylefusion_hf.models.layers import (
     EqualizedConv,
     EqualizedLinear,
@@ -22,6 +21,7 @@ from stylefusion_hf.models.layers import (
     check_channels,
     to_fast_layout,
 )
+from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.segmenter import RegionSegmenter
 
 

@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch.utils.checkpoint import checkpoint
 
-from stylefusion_hf.checks import check_choice, check_path, short
-from stylefusion_hf.hub_files import is_hub_id, snapshot, weight_patterns
-from stylefusion_hf.models._config import checked_config, positive
-from stylefusion_hf.models._loading import StrictModelMixin
-from stylefusion_hf.models._transformers import (
+from stylefusion_hf.core.checks import check_choice, check_path, short
+from stylefusion_hf.core.hub_files import is_hub_id, snapshot, weight_patterns
+from stylefusion_hf.core.region_mapping import RegionMap
+from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.loading import StrictModelMixin
+from stylefusion_hf.models.segmenter import SegmenterOutput
+from stylefusion_hf.models.transformers_networks import (
     CONFIG,
     MEAN,
     PREPROCESSING,
@@ -28,9 +31,6 @@ from stylefusion_hf.models._transformers import (
     plain_config,
     preparation,
 )
-from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.models.segmenter import SegmenterOutput
-from stylefusion_hf.region_mapping import RegionMap
 
 LARGEST_SIDE = 4096  # pixels of a network's input
 FAINT = 1e-6  # of a class's share: below it a mask network's scores are rounding

@@ -18,9 +18,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from stylefusion_hf.models._config import checked_config, positive
-from stylefusion_hf.models._loading import StrictModelMixin
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.loading import StrictModelMixin
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 
 @dataclass

@@ -10,9 +10,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from stylefusion_hf.models._config import checked_config, positive
-from stylefusion_hf.models._loading import StrictModelMixin
+from stylefusion_hf.models.config_checks import checked_config, positive
 from stylefusion_hf.models.layers import to_fast_layout
+from stylefusion_hf.models.loading import StrictModelMixin
 
 
 @dataclass

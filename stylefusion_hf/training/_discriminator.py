@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training.augment import augment
 from stylefusion_hf.training.gan_losses import r1_penalty
 from stylefusion_hf.training.sampling import draw_w

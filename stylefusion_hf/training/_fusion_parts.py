@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.fusion import FusionHierarchy
-from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.regions import RegionTree
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training.common import step_generator
 from stylefusion_hf.training.criterion import TERMS, Criterion
 from stylefusion_hf.training.roles import Roles

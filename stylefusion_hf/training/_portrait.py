@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.alignment import warp
-from stylefusion_hf.data._avatar_choices import CLOTHES, EYEBROWS, EYES, FACIAL_HAIR, GLASSES, HAIR, HATS, MOUTHS
-from stylefusion_hf.data._avatar_parts import load_part
-from stylefusion_hf.data._avatar_render import CENTRE_X, CENTRE_Y, FRAME
-from stylefusion_hf.data._avatar_spec import NONE, REGION_FIELDS, AvatarSpec
+from stylefusion_hf.data.avatar_choices import CLOTHES, EYEBROWS, EYES, FACIAL_HAIR, GLASSES, HAIR, HATS, MOUTHS
+from stylefusion_hf.data.avatar_parts import load_part
+from stylefusion_hf.data.avatar_render import CENTRE_X, CENTRE_Y, FRAME
+from stylefusion_hf.data.avatar_spec import NONE, REGION_FIELDS, AvatarSpec
 from stylefusion_hf.evaluation.judges import PortraitJudge
+from stylefusion_hf.imaging.alignment import warp
 from stylefusion_hf.training.common import ArrayDataset
 from stylefusion_hf.training.segmenter import degrade
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.core.region_tree import PRESETS, RegionTree
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
-from stylefusion_hf.regions import PRESETS, RegionTree
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training import _segmenters
 from stylefusion_hf.training.common import one_process_first
 from stylefusion_hf.training.roles import Roles
@@ -32,7 +32,7 @@ class Regions:
 
 
 def add_region_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("regions (see docs/any-generator.md)")
+    group = parser.add_argument_group("regions (see docs/guides/any-generator.md)")
     group.add_argument(
         "--tree",
         help="a preset (avatar, ffhq, car, church), text such as 'all*(face*(mouth, skin), hair)', or a .json file; if"
@@ -84,7 +84,7 @@ def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: 
             Roles.of(tree, list(segmenter.config.regions))  # what does not fit is told before it is distilled
         if not (args.segmenter and isinstance(segmenter, HubSegmenter) and args.distil_segmenter):
             return Regions(tree or suitable_tree(generator, segmenter, args.seed), segmenter)
-    from stylefusion_hf.training.region_folders import find_regions, read_regions, write_regions
+    from stylefusion_hf.regions.folders import find_regions, read_regions, write_regions
 
     with one_process_first(accelerator):
         if args.regions == AUTO and not found_before(folder, args):
@@ -120,7 +120,7 @@ def _segmenter(args: argparse.Namespace) -> Any:
 
 def suitable_tree(generator: StyleGAN2Generator, segmenter: Any, seed: int) -> RegionTree:
     """The preset whose leaves are the segmenter's regions, or a tree by what they touch and move with."""
-    from stylefusion_hf.training.region_folders import tree_by_looking
+    from stylefusion_hf.regions.folders import tree_by_looking
 
     known = set(segmenter.config.regions)
     for name in PRESETS:

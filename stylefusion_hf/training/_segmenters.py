@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stylefusion_hf.models._loading import StrictModelMixin
+from stylefusion_hf.core.region_mapping import shipped
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
+from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.region_mapping import shipped
 
 KINDS: dict[str, type[StrictModelMixin]] = {"RegionSegmenter": RegionSegmenter, "HubSegmenter": HubSegmenter}
 

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from stylefusion_hf.hub_files import is_hub_id
-from stylefusion_hf.regions import RegionTree
+from stylefusion_hf.core.hub_files import is_hub_id
+from stylefusion_hf.core.region_tree import RegionTree
 
 HEAD = """---
 library_name: diffusers

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.alignment import inside, warp
+from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation import ruler, score
 from stylefusion_hf.evaluation.ruler import MIN_PIXELS, dilate
 from stylefusion_hf.evaluation.score import distance
+from stylefusion_hf.imaging.alignment import inside, warp
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.regions import RegionTree
 from stylefusion_hf.training import objectives as obj
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.labeller import FeatureLabeller
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training.common import step_generator
 from stylefusion_hf.training.sampling import draw_codes
 from stylefusion_hf.training.segmenter import degrade, region_iou

@@ -23,10 +23,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylefusion_hf.features import extractor, map_distance
-from stylefusion_hf.inversion import CodePrior
+from stylefusion_hf.imaging.features import extractor, map_distance
+from stylefusion_hf.inversion.optimization import CodePrior
 from stylefusion_hf.models.encoder import ImageEncoder, encoder_channels
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training._segmenters import own_segmenter
 from stylefusion_hf.training.common import (
     ArrayDataset,

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stylefusion_hf.core.codes import seeds_to_z
 from stylefusion_hf.evaluation.judges import PortraitJudge, load_judges
 from stylefusion_hf.evaluation.statistics import coverage, kid
-from stylefusion_hf.latents import seeds_to_z
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 REAL_START = 3_000_000  # avatars from here on are seen neither by trainings nor by the evaluation
 FIRST_SEED = 7_000_000  # of the codes that are judged: always the same ones, so that figures are comparable

@@ -7,7 +7,7 @@ The recipe is StyleGAN2's (Karras et al., arXiv 1912.04958): non-saturating logi
 path-length regularisation, style mixing, equalised learning rates, averaged weights with ramp-up. In one respect it is
 thriftier: the discriminator's step reuses the images of the generator's step instead of drawing new ones.
 `--loss relativistic --r2_gamma` is R3GAN's objective, `--grow_from` starts from networks of half the resolution, and
-`--discriminator projected` looks at the features of a frozen network; docs/train.md has what each was worth.
+`--discriminator projected` looks at the features of a frozen network; docs/guides/train.md has what each was worth.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from stylefusion_hf.models.discriminator import ProjectedDiscriminator, StyleGAN2Discriminator
-from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.layers import check_channels
 from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training.augment import augment, parse_policy
 from stylefusion_hf.training.common import (
     ArrayDataset,
@@ -85,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--feature_network", metavar="FOLDER", help="holds the segmenter/ of --discriminator projected")
     p.add_argument("--loss", choices=LOSSES, default="logistic", help="StyleGAN2's, or R3GAN's (with --r2_gamma)")
     p.add_argument(
-        "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (see docs/train.md before lowering it)"
+        "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (see docs/guides/train.md before lowering it)"
     )
     p.add_argument("--r2_gamma", type=float, default=0.0, help="weight of R2, the same penalty at generated images")
     p.add_argument(
@@ -408,7 +408,7 @@ def train(args: argparse.Namespace) -> Path:
 @torch.no_grad()
 def save_samples(g: StyleGAN2Generator, path: Path, count: int = 64, psi: float = 1.0) -> None:
     """A grid of the seeds 0 .. count - 1, drawn as pipelines draw them."""
-    from stylefusion_hf.latents import seeds_to_z
+    from stylefusion_hf.core.codes import seeds_to_z
 
     z = seeds_to_z(range(count), g.config.z_dim).to(g.w_avg)
     s = g.to_style(g.truncate(g.mapping(z), psi))

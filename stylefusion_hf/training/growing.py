@@ -15,7 +15,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 
 from stylefusion_hf.models.discriminator import DiscriminatorBlock, StyleGAN2Discriminator
-from stylefusion_hf.models.generator import StyleGAN2Generator, ToRGB
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator, ToRGB
 
 
 def own_config(model: ConfigMixin) -> dict[str, Any]:

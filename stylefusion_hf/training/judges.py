@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.generator import StyleGAN2Generator
 from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training import segmenter
 from stylefusion_hf.training._discriminator import default_channels, plain_samples, realness_loss, telling_apart
 from stylefusion_hf.training.augment import parse_policy

@@ -1,6 +1,6 @@
 """What fused images should be like: the candidate terms of the fusion objective, each a small pure function.
 
-StyleFusion's authors published no training code, so all of this is a RECONSTRUCTION: docs/objective.md says which
+StyleFusion's authors published no training code, so all of this is a RECONSTRUCTION: docs/research/objective.md says which
 terms were tried and which ones won. `training/criterion.py` weighs and sums them.
 
 All functions are batched and differentiable. B samples, R regions, listed back to front; images (B, 3, H, W) in
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.alignment import pixel_places
 from stylefusion_hf.evaluation.score import distance
+from stylefusion_hf.imaging.alignment import pixel_places
 
 # --- Locality --------------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stylefusion_hf.alignment import pose_regions, static_regions
-from stylefusion_hf.regions import RegionTree
+from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.imaging.alignment import pose_regions, static_regions
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stylefusion_hf.latents import random_labels
-from stylefusion_hf.models.generator import StyleGAN2Generator
-from stylefusion_hf.regions import RegionTree
+from stylefusion_hf.core.codes import random_labels
+from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 # --- Codes -----------------------------------------------------------------------------------------------------------
 

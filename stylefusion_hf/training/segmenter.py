@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from stylefusion_hf.clustering import contingency, jaccard
 from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.regions.clustering import contingency, jaccard
 from stylefusion_hf.training.common import (
     ArrayDataset,
     Log,

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylefusion_hf.alignment import pose_between_centroids, region_centroids, warp
-from stylefusion_hf.features import PooledMaps, colour, layout, texture
-from stylefusion_hf.models.generator import StyleGAN2Generator
+from stylefusion_hf.imaging.alignment import pose_between_centroids, region_centroids, warp
+from stylefusion_hf.imaging.features import PooledMaps, colour, layout, texture
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training.objectives import soft_middles
 
 FEATURES = ("maps", "texture")

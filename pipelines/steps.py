@@ -1,0 +1,323 @@
+"""The steps that pipelines share: from a recipe to style codes, from style codes to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from stylefusion_hf.core import codes as latents
+from stylefusion_hf.core.checks import check_choice
+from stylefusion_hf.core.codes import Row
+from stylefusion_hf.core.edits import style_offsets
+from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+
+KINDS = {  # component -> what it is called, and what tells it from others
+    "generator": ("StyleGAN2Generator", "conv_sizes"),
+    "fusion": ("FusionHierarchy", "tree"),
+    "segmenter": ("RegionSegmenter or HubSegmenter", "segment"),
+}
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass(frozen=True, eq=False)
+class NodeSetting:
+    """What a node is given: its codes, and how far it moves to them from the base."""
+
+    rows: tuple[Row, ...]
+    strength: float = 1.0
+
+
+def check_kind(name: str, model: Any) -> None:
+    """ValueError unless `model` is what a pipeline takes under that name; what does the same work is as good."""
+    kind, attribute = KINDS[name]
+    if not hasattr(model, attribute) or (name == "fusion" and not isinstance(model.tree, RegionTree)):
+        raise ValueError(f"{name} is a {kind}, got {type(model).__name__}")
+
+
+def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None:
+    """ValueError unless fusion nets and segmenter are of this generator's and this tree's kind; names both sides."""
+    check_kind("generator", generator)
+    check_kind("fusion", fusion)
+    for sizes in ("conv_sizes", "rgb_sizes"):
+        of_generator, of_fusion = list(getattr(generator, sizes)), list(fusion.config[sizes])
+        if of_generator != of_fusion:
+            raise ValueError(
+                f"the generator's {sizes} are {of_generator}, the fusion nets' {of_fusion}: fusion nets fit the"
+                " generator that they were trained for"
+            )
+    if segmenter is not None:
+        check_kind("segmenter", segmenter)
+        drawn, seen = generator.config.img_channels, getattr(segmenter.config, "img_channels", 3)
+        if drawn != seen:
+            raise ValueError(f"the generator's pictures have {drawn} channels, the segmenter takes {seen}")
+        regions, leaves = segmenter.config.regions, fusion.tree.leaves
+        if missing := [leaf for leaf in leaves if leaf not in regions]:
+            raise ValueError(
+                f"the segmenter does not know the regions {', '.join(missing)}: it has {', '.join(regions)}, the"
+                f" tree's leaves are {', '.join(leaves)}"
+            )
+
+
+def check_output_type(output_type: Any) -> None:
+    """ValueError unless it is one of OUTPUT_TYPES."""
+    check_choice("output_type", output_type, OUTPUT_TYPES)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Codes, batches and random numbers.
+
+
+def input_batch(lengths: Mapping[str, int], generator: Any, each: int) -> int:
+    """How many inputs there are; a list of generators counts as a list with `each` entries an input.
+
+    Args:
+        lengths: of the arguments, by name.
+        generator: a `torch.Generator`, a list of them (one a picture), or None.
+        each: pictures for each input.
+    """
+    if isinstance(generator, (list, tuple)):
+        if not generator or not all(isinstance(item, torch.Generator) for item in generator):
+            raise ValueError("generator is a torch.Generator or a list of them, one a picture")
+        if len(generator) > 1:
+            if len(generator) % each:
+                raise ValueError(
+                    f"generator has length {len(generator)}, which num_images_per_prompt={each} does not divide"
+                )
+            lengths = {**lengths, "generator": len(generator) // each}
+    elif not (generator is None or isinstance(generator, torch.Generator)):
+        raise ValueError(
+            f"generator is a torch.Generator or a list of them, got {type(generator).__name__}; for a seed give base="
+        )
+    return latents.common_batch({"base": 1, **lengths})
+
+
+def draw_seeds(generator: Any, count: int) -> tuple[int, ...]:
+    """A seed a picture, each from its own generator where there is a list."""
+    sources = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+    sources = sources if len(sources) == count else sources * count
+    high = latents.MAX_SEED + 1
+    return tuple(int(torch.randint(high, (1,), generator=g, device=None if g is None else g.device)) for g in sources)
+
+
+def read_codes(
+    pipe: Any, base: Any, regions: Any, global_code: Any, nodes: Any, latent_type: str
+) -> tuple[dict[str, tuple[Row, ...]], dict[str, Any]]:
+    """The codes of a call, images encoded.
+
+    Returns:
+        given: the rows of all that were given, under the names that errors give them.
+        fields: `regions`, `nodes` and `global_code` as a recipe has them.
+    """
+    check_choice("latent_type", latent_type, latents.LATENT_SPACES)
+    regions, nodes = {} if regions is None else regions, {} if nodes is None else nodes
+    given = {} if base is None else {"base": latents.parse_code(base, latent_type, "base")}
+    if global_code is not None:
+        given["global_code"] = latents.parse_code(global_code, latent_type, "global_code")
+    for argument, codes in (("regions", regions), ("nodes", nodes)):
+        if not isinstance(codes, Mapping):
+            raise ValueError(f"{argument} is a dict, node -> code, not {type(codes).__name__}")
+        for node, code in codes.items():
+            resolve(pipe.fusion.tree, argument, node)
+            name = f"{argument}[{node!r}]"
+            given[name] = latents.parse_code(code, latent_type, name)
+    config, device = pipe.generator.config, None
+    if any(isinstance(row, Image.Image) for group in given.values() for row in group):
+        onload(pipe.encoder)
+        device = pipe._execution_device
+    rows = latents.encode_images(given, pipe.encoder, config.resolution, config.img_channels, device)
+    fields: dict[str, Any] = {
+        argument: {node: rows[f"{argument}[{node!r}]"] for node in codes}
+        for argument, codes in (("regions", regions), ("nodes", nodes))
+    }
+    return rows, {**fields, "global_code": rows.get("global_code")}
+
+
+# ----------------------------------------------------------------------------------------------------
+# From a recipe to style codes.
+
+
+def check_cutoff(generator: StyleGAN2Generator, recipe: Recipe) -> None:
+    """ValueError for more rows than w+ has, also where nothing is truncated."""
+    if recipe.truncation_cutoff is not None and recipe.truncation_cutoff > generator.num_ws:
+        raise ValueError(
+            f"truncation_cutoff: the truncation cutoff must be between 0 and {generator.num_ws} (the rows of w+), got"
+            f" {recipe.truncation_cutoff}"
+        )
+
+
+def resolve(tree: RegionTree, argument: str, node: Any) -> str:
+    """The tree's own check of a name, in an error that also names the argument."""
+    try:
+        return tree.resolve(node)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None
+
+
+def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
+    """What every node that takes part is given; ValueError for a name that can have no effect."""
+    strength = recipe.strength
+    for argument, codes in (("regions", recipe.regions), ("nodes", recipe.nodes), ("edits", recipe.edits)):
+        for node in codes:
+            if resolve(tree, argument, node) not in tree.active:
+                above = next(name for name in tree.ancestors(node)[::-1] if name not in tree.fused)
+                raise ValueError(
+                    f"{argument}[{node!r}] can have no effect: {above!r} above it has no fusion net and gives its own"
+                    f" code for all below. Set {above!r}; the nodes with an effect are {', '.join(tree.active)}"
+                )
+    if recipe.global_code is not None and tree.root not in tree.branches:
+        raise ValueError(f"global_code can have no effect: the tree is the single region {tree.root!r}")
+    if isinstance(strength, Mapping):
+        named = {*recipe.regions, *recipe.nodes, *([tree.root] if recipe.global_code is not None else [])}
+        for node in strength:
+            if resolve(tree, "strength", node) not in named:
+                listed = ", ".join(sorted(named)) or "no node"
+                raise ValueError(
+                    f"strength[{node!r}] can have no effect: this call gives codes for {listed}"
+                    f" (a strength under {tree.root!r} is that of global_code)"
+                )
+
+    def setting(node: str, rows: tuple[Row, ...]) -> NodeSetting:
+        return NodeSetting(rows, strength.get(node, 1.0) if isinstance(strength, Mapping) else strength)
+
+    assigned = tree.assign(
+        base=NodeSetting(recipe.base),
+        regions={node: setting(node, rows) for node, rows in recipe.regions.items()},
+        nodes={node: setting(node, rows) for node, rows in recipe.nodes.items()},
+        global_code=None if recipe.global_code is None else setting(tree.root, recipe.global_code),
+    )
+    return {node: assigned[node] for node in tree.active}
+
+
+def style_codes(
+    generator: StyleGAN2Generator, recipe: Recipe, settings: Mapping[str, NodeSetting], device: Any
+) -> tuple[torch.Tensor, dict[str, list[int]], list[int]]:
+    """What nodes are given, as style codes of one mapping batch.
+
+    Returns:
+        codes: (N, S), float32: every different pair of a code and a label once, whatever nodes and pictures take it.
+        at: node -> where its codes stand among them, one place or one a picture.
+        base: where the base's stand; empty unless a strength needs them.
+    """
+    batch, labels = recipe.num_images, recipe.class_labels
+    index: dict[Any, int] = {}
+    distinct: list[tuple[Row, int]] = []
+
+    def places(rows: tuple[Row, ...]) -> list[int]:  # where the style codes of these rows stand: 1 or `batch` of them
+        found = []
+        for i in range(batch if len(rows) > 1 or (labels is not None and len(labels) > 1) else 1):
+            row, label = rows[i % len(rows)], 0 if labels is None else i % len(labels)
+            key = (row if isinstance(row, int) else id(row.tensor), isinstance(row, int), label)
+            if key not in index:
+                index[key] = len(distinct)
+                distinct.append((row, label))
+            found.append(index[key])
+        return found
+
+    base = places(recipe.base) if any(setting.strength != 1.0 for setting in settings.values()) else []
+    at = {node: places(setting.rows) for node, setting in settings.items()}
+    table = None
+    if labels is not None:
+        table = latents.labels_to_tensor(labels, generator.config.label_dim)[[label for _, label in distinct]]
+    psi = 1.0 if recipe.truncation_psi is None else recipe.truncation_psi
+    onload(generator)
+    rows = [row for row, _ in distinct]
+    return latents.codes_to_style(generator, rows, table, psi, recipe.truncation_cutoff, device), at, base
+
+
+def move(given: torch.Tensor, base: torch.Tensor | None, strength: float) -> torch.Tensor:
+    """From the base's style codes so far to those that were given."""
+    return given if strength == 1.0 or base is None else base + strength * (given - base)
+
+
+def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
+    """The fused style codes (num_images, S), float32: one mapping batch, one pass of the fusion nets.
+
+    ValueError for names, shapes and labels that these models do not have. The recipe's `truncation_psi` is a number.
+    """
+    latents.check_shapes(generator, recipe.groups())
+    check_cutoff(generator, recipe)
+    settings = node_settings(fusion.tree, recipe)
+    batch = recipe.num_images
+    codes, at, base = style_codes(generator, recipe, settings, device)
+    if len({tuple(place) for place in at.values()}) == 1 and not (base or recipe.edits):
+        return codes[at[fusion.tree.root]].expand(batch, -1).clone()  # fusing equal codes gives that code
+    start = codes[base] if base else None
+    given = {node: move(codes[at[node]], start, setting.strength) for node, setting in settings.items()}
+    onload(fusion)
+    return fusion.fuse(edited(generator, fusion.tree, recipe, given)).expand(batch, -1).contiguous()
+
+
+def edited(
+    generator: StyleGAN2Generator, tree: RegionTree, recipe: Recipe, given: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Nodes' style codes, moved as far as `strength` says, with the recipe's edits added to them and all below them.
+
+    After the strengths, since an edit has a strength of its own.
+    """
+    codes = dict(given)
+    for node, displacements in recipe.edits.items():
+        offsets = style_offsets(generator, displacements, codes[node].device)  # type: ignore[arg-type]  # no seeds
+        codes |= {below: codes[below] + offsets for below in tree.subtree(node) if below in codes}
+    for code in codes.values() if recipe.edits else ():
+        latents.check_style(code)
+    return codes
+
+
+# ----------------------------------------------------------------------------------------------------
+# From style codes to pictures.
+
+
+def synthesize(
+    generator: StyleGAN2Generator,
+    style: torch.Tensor,
+    noise_mode: str = "const",
+    noise_seeds: Sequence[int] | None = None,
+    slice_size: int | None = None,
+) -> torch.Tensor:
+    """Pictures (B, C, H, W), float32 in [-1, 1], of style codes (B, S), `slice_size` at a time.
+
+    Random noise has a seed a picture, so that it is the same in every batch.
+    """
+    alone = noise_seeds is not None and generator.config.use_noise
+    size = 1 if alone else slice_size or len(style)
+    onload(generator)
+    pictures = []
+    style = style.to(generator.dtype)
+    if not bool(style.isfinite().all()):
+        raise ValueError(
+            f"the fused style codes are not finite in {generator.dtype}: load the pipeline in float32, and check that"
+            " the fusion nets' weights are finite"
+        )
+    for k, part in enumerate(style.split(size)):
+        noise = torch.Generator().manual_seed(noise_seeds[k % len(noise_seeds)]) if alone and noise_seeds else None
+        image = generator.synthesis(part, noise_mode=noise_mode, generator=noise)
+        pictures.append(image.float().clamp(-1, 1))
+    made = torch.cat(pictures)
+    if not bool(made.isfinite().all()):
+        raise ValueError(
+            f"the pictures are not finite: the codes are too large for {generator.dtype}, or the generator's weights"
+            " are damaged"
+        )
+    return made
+
+
+def segment(segmenter: Any, images: torch.Tensor, slice_size: int | None = None) -> dict[str, torch.Tensor]:
+    """region -> (B, H, W), bool, of pictures in [-1, 1]: every pixel belongs to the region with the largest logit."""
+    onload(segmenter)
+    parts = images.to(getattr(segmenter, "dtype", images.dtype)).split(slice_size or len(images))
+    labels = torch.cat([segmenter.segment(part).argmax(dim=1) for part in parts])
+    return {name: labels == i for i, name in enumerate(segmenter.config.regions)}
+
+
+def onload(model: Any) -> None:
+    """Brings an offloaded model to its device; accelerate's hooks do it for `forward` alone."""
+    hook = getattr(model, "_hf_hook", None)
+    if hook is not None and hasattr(hook, "pre_forward"):
+        hook.pre_forward(model)

@@ -1,0 +1,113 @@
+"""What an inversion is given: pictures in every form, and masks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.imaging.images import Fit, open_image, picture_files, picture_name, to_tensor
+
+
+def read_targets(image: Any, config: Any, fit: Fit) -> torch.Tensor:
+    """Pictures in any form as (B, C, resolution, resolution) in [-1, 1].
+
+    Args:
+        image: a PIL image, a file, a folder, an array (B, H, W, C) or tensor (B, C, H, W) in [0, 1], or a list.
+        config: the generator's: `resolution` and `img_channels`.
+        fit: what happens to pictures that are not square.
+
+    Raises:
+        ValueError: names what was given. OSError: a file that cannot be read.
+    """
+    resolution, channels = config.resolution, config.img_channels
+    items = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not items or any(isinstance(item, str) and not item for item in items):  # "" would be the working folder
+        raise ValueError(f"image is an empty {'list' if not items else 'text'}: give at least one picture")
+    parts = []
+    for item in items:
+        if isinstance(item, (str, os.PathLike)):
+            for path in _files(item):
+                opened, name = open_image(path, channels), picture_name(path)
+                parts.append(to_tensor([opened], resolution, channels, fit, [name]))
+        elif isinstance(item, Image.Image):
+            parts.append(to_tensor([item], resolution, channels, fit, ["image"]))
+        elif isinstance(item, (np.ndarray, torch.Tensor)):
+            parts.append(_from_array(item, (channels, resolution, resolution)))
+        else:
+            kind = type(item).__name__
+            raise ValueError(
+                f"image is a PIL image, a file, a folder, an array, a tensor or a list of these; got {kind}"
+            )
+    return torch.cat(parts)
+
+
+def _files(item: str | os.PathLike[str]) -> list[Path]:
+    """The file, or the pictures below the folder, of that name."""
+    try:
+        return picture_files(item) if Path(item).is_dir() else [Path(item)]
+    except OSError as error:  # a name that the system cannot have
+        raise OSError(f"image: {short(os.fspath(item))} cannot be read: {error.strerror or error}") from None
+
+
+def plain_tensor(value: Any, name: str) -> torch.Tensor:
+    """A tensor of real numbers, or of bools, from a tensor, an array, numbers or lists of them.
+
+    ValueError that begins with `name` for whatever else a stranger may have.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_nested or value.is_meta or value.is_quantized:
+            raise ValueError(f"{name} is a plain dense tensor, got a sparse, nested, quantized or meta one")
+        if value.is_complex():
+            raise ValueError(f"{name}: expected real numbers, got {value.dtype}")
+        return value
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError, MemoryError, RuntimeError):  # ragged, or too deep
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biuf" or not array.size:
+        raise ValueError(f"{name} is a tensor or an array of numbers, got {short(value)}")
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
+    elif array.dtype.kind in "iu":
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.array(array))
+
+
+def _from_array(item: np.ndarray | torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
+    """Arrays (B, H, W, C) and tensors (B, C, H, W) in [0, 1], a single one without B: in [-1, 1]."""
+    is_tensor = isinstance(item, torch.Tensor)
+    tensor = plain_tensor(item, "image")
+    tensor = tensor[None] if tensor.ndim == 3 else tensor
+    if not is_tensor and tensor.ndim == 4:
+        tensor = tensor.permute(0, 3, 1, 2)
+    if tensor.ndim != 4 or tuple(tensor.shape[1:]) != size or not len(tensor) or not tensor.is_floating_point():
+        kind = "a tensor (batch, {}, {}, {})" if is_tensor else "an array (batch, {1}, {2}, {0})"
+        raise ValueError(
+            f"image: expected {kind.format(*size)} of floating-point numbers in [0, 1], got {tuple(item.shape)} of"
+            f" {item.dtype}; PIL images are brought to size"
+        )
+    tensor = tensor.detach().float()
+    if not bool(((tensor >= 0) & (tensor <= 1)).all()):  # NaN fails, too
+        raise ValueError(
+            f"image: numbers are in [0, 1], got {tensor.min():.3g} to {tensor.max():.3g}: (x + 1) / 2 brings [-1, 1]"
+            " there, x / 255 bytes"
+        )
+    return tensor * 2 - 1
+
+
+def read_masks(masks: Any, targets: torch.Tensor) -> torch.Tensor:
+    """(B, H, W) of the targets' kind, from a tensor or an array (H, W), (1, H, W) or (B, H, W)."""
+    weight = plain_tensor(masks, "masks").to(targets)
+    weight = weight[None] if weight.ndim == 2 else weight
+    if tuple(weight.shape[1:]) != tuple(targets.shape[2:]) or len(weight) not in (1, len(targets)):
+        expected = (len(targets), *targets.shape[2:])
+        raise ValueError(f"masks have the shape {expected} here, got {tuple(weight.shape)}")
+    if not bool((weight >= 0).all() and weight.isfinite().all()):
+        raise ValueError("masks are finite numbers that are not negative")
+    return weight.expand(len(targets), -1, -1)

@@ -1,0 +1,279 @@
+"""Walks between codes: which frame stands where, the codes there, and what fusing them gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from stylefusion_hf.core import codes as latents
+from stylefusion_hf.core.checks import check_choice, check_count, short
+from stylefusion_hf.core.codes import Code, Row, seeds_to_z
+from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.pipelines import steps as _steps
+
+BASE = ""  # where a node's name stands; no node is called so
+MAX_FRAMES = 10**6
+DEFAULT_STEPS = 30
+
+# What a walk goes straight in -> the spaces of the codes that it can take (a seed is a z).
+SPACES = {"w": ("z", "w", "w+"), "s": latents.LATENT_SPACES, "z": ("z",)}
+
+# From the time between two keyframes to the way gone between them, both 0 to 1.
+EASINGS: dict[str, Callable[[float], float]] = {
+    "linear": lambda t: t,
+    "smooth": lambda t: t * t * (3 - 2 * t),  # at rest at every keyframe
+}
+
+
+# ----------------------------------------------------------------------------------------------------
+# Time.
+
+
+@dataclass(frozen=True)
+class Position:
+    """A frame's place: from keyframe `start` towards keyframe `end`, `t` of the way; `t` is below 1."""
+
+    start: int
+    end: int
+    t: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The frames of a walk through keyframes. A frame stands on every keyframe, the others evenly between.
+
+    Args:
+        keyframes: how many there are, at least 2.
+        frames: of the whole walk; those between two keyframes may differ by one from pair to pair.
+        loop: the walk goes on from the last keyframe to the first, which is not shown again at the end.
+        easing: a name of EASINGS.
+    """
+
+    keyframes: int
+    frames: int
+    loop: bool = False
+    easing: str = "linear"
+
+    def marks(self) -> list[int]:
+        """The frame on each keyframe."""
+        return self._marks()[: self.keyframes]
+
+    def positions(self) -> Iterator[Position]:
+        """One a frame, in order."""
+        marks, way = self._marks(), EASINGS[self.easing]
+        for k, (first, after) in enumerate(pairwise(marks)):
+            for frame in range(first, after):
+                yield Position(k, (k + 1) % self.keyframes, way((frame - first) / (after - first)))
+        if not self.loop:
+            yield Position(self.keyframes - 1, self.keyframes - 1, 0.0)
+
+    def _marks(self) -> list[int]:  # with the end of the last stretch
+        stretches = self.keyframes - (not self.loop)
+        intervals = self.frames - (not self.loop)
+        return [(2 * k * intervals + stretches) // (2 * stretches) for k in range(stretches + 1)]  # rounded
+
+
+def timeline(keyframes: int, frames: int | None, steps: int | None, loop: bool, easing: str) -> Timeline:
+    """The timeline of `frames` in all, or of `steps` from keyframe to keyframe; ValueError if there is none."""
+    if keyframes < 2:
+        raise ValueError(
+            "every code is a single one, so nothing moves: give base, a region or a node a list of two codes or more"
+        )
+    check_choice("easing", easing, EASINGS)
+    if frames is not None and steps is not None:
+        raise ValueError(
+            f"frames={short(frames)} and steps={short(steps)} each say how long the walk is: give one of them"
+        )
+    if frames is None:
+        steps = DEFAULT_STEPS if steps is None else steps
+        steps = check_count("steps", steps, MAX_FRAMES)
+        frames = steps * keyframes if loop else steps * (keyframes - 1) + 1
+    frames = check_count("frames", frames, MAX_FRAMES)
+    if frames < keyframes:
+        raise ValueError(f"frames is {frames}, fewer than the {keyframes} keyframes, each of which is a frame")
+    return Timeline(keyframes, frames, bool(loop), easing)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Codes.
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
+    """From a to b (each (1, D)) along the great circle; the length goes from the one's to the other's in a line.
+
+        sin((1 - t) angle) / sin(angle) a/|a| + sin(t angle) / sin(angle) b/|b|
+
+    (Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985; White, arXiv 1609.04468, for latents), in the
+    equal form cos(t angle) u + sin(t angle) v with u = a/|a| and v the unit vector towards b at right angles to it,
+    which does not divide by a small sine where a and b are parallel. Opposite vectors have no shortest way: theirs
+    turns through the axis that a has least of, the same in every run. A zero vector has no direction: from or to it
+    the way is straight.
+
+    Computed in float64 on the CPU; returned in a's dtype and on its device.
+    """
+    x, y = a.detach().to("cpu", torch.float64), b.detach().to("cpu", torch.float64)
+    long_x, long_y = x.norm(), y.norm()
+    if long_x == 0 or long_y == 0:
+        return (x + t * (y - x)).to(a)
+    u, target = x / long_x, y / long_y
+    cosine = (u * target).sum()
+    across = target - cosine * u
+    sine = across.norm()
+    if sine < 1e-9 and cosine < 0:  # opposite
+        across = torch.zeros_like(u)
+        across[0, u.abs().argmin()] = 1.0
+        across = across - (across * u).sum() * u
+    angle = torch.atan2(sine, cosine)
+    v = across / across.norm().clamp_min(1e-300)
+    return ((torch.cos(t * angle) * u + torch.sin(t * angle) * v) * (long_x + t * (long_y - long_x))).to(a)
+
+
+def check_recipe(recipe: Recipe, space: str) -> None:
+    """ValueError where a keyframe is of a space, or has a label, that the walk cannot go through; names the code."""
+    for name, rows in recipe.groups().items():
+        for row in rows if len(rows) > 1 else ():
+            given = row.space if isinstance(row, Code) else "z"
+            if given not in SPACES[space]:
+                reason = {
+                    "z": "only seeds and z lie on its sphere (an image is encoded to w+, which no z leads to)",
+                    "w": "a style code was not made from one w",
+                }[space]
+                fitting = [other for other, taken in SPACES.items() if given in taken]
+                raise ValueError(
+                    f"{name} has a keyframe in {given}, and the walk goes through {space}: {reason}. Choose"
+                    f" space={' or '.join(map(repr, fitting))}"
+                )
+    if space == "z" and recipe.class_labels is not None and len(recipe.class_labels) > 1:
+        raise ValueError("class_labels are mapped with z, and between two of them there is none: choose space='w'")
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """One code of the walk.
+
+    Args:
+        keys: its style codes at the keyframes, (K, S).
+        zs: the z (1, z_dim) that they came from, where the walk goes along the sphere of z; else None.
+    """
+
+    keys: torch.Tensor
+    zs: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def moves(self) -> bool:
+        return bool((self.keys != self.keys[:1]).any())
+
+    def at(
+        self, positions: Sequence[Position], to_style: Callable[[list[Row]], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The style codes (B, S) there, or (1, S) of a code that does not move.
+
+        On a keyframe they are the keyframe's own numbers. Between them lines in w are lines in s, since style codes
+        are affine in w (as truncation is), so that both are computed in s. `to_style` is needed along z.
+        """
+        if not self.moves:
+            return self.keys[:1]
+        start, end = self.keys[[p.start for p in positions]], self.keys[[p.end for p in positions]]
+        if self.zs is None or to_style is None:
+            return start + torch.tensor([[p.t] for p in positions], device=start.device) * (end - start)
+        ends = [(self.zs[p.start], self.zs[p.end], p.t) for p in positions]
+        between = [i for i, (a, b, t) in enumerate(ends) if t > 0 and not torch.equal(a, b)]
+        if between:
+            start[between] = to_style([Code(slerp(*ends[i]), "z") for i in between])
+        return start
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """A walk whose keyframes were mapped: all that frames are made from.
+
+    Args:
+        recipe: of the keyframes.
+        timeline: which frame stands where.
+        nodes: node -> its code; nodes with the same keyframes share a track.
+        strengths: node -> how far it moves from the base to its code.
+        base: the base's code, where a strength needs it.
+    """
+
+    recipe: Recipe
+    timeline: Timeline
+    nodes: dict[str, Track]
+    strengths: dict[str, float]
+    base: Track | None
+
+
+def plan(
+    generator: StyleGAN2Generator,
+    fusion: FusionHierarchy,
+    recipe: Recipe,
+    timeline: Timeline,
+    space: str,
+    device: Any,
+) -> Walk:
+    """Maps every keyframe by itself, as the fuse pipeline maps that one picture, so that its numbers are the same.
+
+    ValueError for names, shapes and labels that these models do not have.
+    """
+    latents.check_shapes(generator, recipe.groups())
+    _steps.check_cutoff(generator, recipe)
+    moves = any(len(rows) > 1 for rows in recipe.groups().values())
+    if space == "z" and moves and generator.config.label_dim and recipe.class_labels is None:
+        raise ValueError(
+            "seeds have classes of their own, which are mapped with z, and between two of them there is none: give"
+            " one of class_labels, or choose space='w'"
+        )
+    settings = _steps.node_settings(fusion.tree, recipe)
+    keyframes: list[dict[str, torch.Tensor]] = []
+    for k in range(recipe.num_images):
+        one = recipe.select(k)
+        codes, at, base = _steps.style_codes(generator, one, _steps.node_settings(fusion.tree, one), device)
+        places = {**at, BASE: base} if base else at
+        keyframes.append({node: codes[place] for node, place in places.items()})
+    tracks: dict[int, Track] = {}
+
+    def track(node: str, rows: tuple[Row, ...]) -> Track:
+        if id(rows) not in tracks:
+            zs = None
+            if space == "z" and len(rows) > 1:
+                z_dim = generator.mapping.z_dim
+                zs = tuple(row.tensor if isinstance(row, Code) else seeds_to_z([row], z_dim) for row in rows)
+            tracks[id(rows)] = Track(torch.cat([keyframe[node] for keyframe in keyframes]), zs)
+        return tracks[id(rows)]
+
+    return Walk(
+        recipe=recipe,
+        timeline=timeline,
+        nodes={node: track(node, setting.rows) for node, setting in settings.items()},
+        strengths={node: setting.strength for node, setting in settings.items()},
+        base=track(BASE, recipe.base) if BASE in keyframes[0] else None,
+    )
+
+
+def fuse_positions(
+    generator: StyleGAN2Generator, fusion: FusionHierarchy, walk: Walk, positions: Sequence[Position], device: Any
+) -> torch.Tensor:
+    """The fused style codes (B, S) there, float32."""
+    labels, psi = walk.recipe.class_labels, walk.recipe.truncation_psi
+
+    def to_style(rows: list[Row]) -> torch.Tensor:  # of z between keyframes
+        table = None
+        if labels is not None:
+            table = latents.labels_to_tensor(labels, generator.config.label_dim).expand(len(rows), -1)
+        _steps.onload(generator)
+        cutoff = walk.recipe.truncation_cutoff
+        return latents.codes_to_style(generator, rows, table, 1.0 if psi is None else psi, cutoff, device)
+
+    tracks = {id(track): track for track in (*walk.nodes.values(), walk.base) if track is not None}
+    codes = {key: track.at(positions, to_style) for key, track in tracks.items()}
+    if len(codes) == 1:
+        return next(iter(codes.values())).expand(len(positions), -1).clone()  # fusing equal codes gives that code
+    base = None if walk.base is None else codes[id(walk.base)]
+    given = {node: _steps.move(codes[id(track)], base, walk.strengths[node]) for node, track in walk.nodes.items()}
+    _steps.onload(fusion)
+    return fusion.fuse(given).expand(len(positions), -1).contiguous()

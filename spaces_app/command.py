@@ -1,0 +1,38 @@
+"""Serve the Space on this machine: a page where every region of a portrait has its own dial.
+
+    stylefusion space
+    stylefusion space --model my-model --model user/repo --port 8000
+    stylefusion space --directions directions.safetensors --host 0.0.0.0
+
+--model is repeatable, and the page then has a choice of them. STYLEFUSION_MODEL and STYLEFUSION_DIRECTIONS say the
+same to a Space on the Hub. Wants the extra `space`: pip install 'stylefusion-hf[space]'. docs/guides/space.md has the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from stylefusion_hf.cli._shared import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--model", action="append", metavar="FOLDER|ID", help="a folder or a Hub id (default: the embedded model)"
+    )
+    models.add_argument("--directions", metavar="FILE", help="directions of the first (default: found at the start)")
+    models.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda where there is one, else cpu)")
+    server = parser.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines too (default: 127.0.0.1)")
+    server.add_argument("--port", type=positive, help="(default: the first that is free from 7860)")
+
+
+def run(args: argparse.Namespace) -> None:
+    try:
+        from stylefusion_hf.spaces_app import app
+        from stylefusion_hf.spaces_app.models import EMBEDDED
+    except ImportError as error:
+        if (error.name or "").split(".")[0] != "gradio":
+            raise
+        raise ImportError("the Space needs gradio: pip install 'stylefusion-hf[space]'") from error
+    app.main(args.model or [EMBEDDED], args.device, args.directions, server_name=args.host, server_port=args.port)

@@ -1,0 +1,180 @@
+"""Fuse one picture from a base and a code for each region.
+
+A code is a seed, a picture file, which the model's encoder turns into a code (better with --optimize and --tune), or
+CODES:NAME from a file that `stylefusion invert` wrote. --region, --node and --strength are repeatable. The picture
+carries its recipe, from which --from-recipe makes it again. Where pictures or edits went in, the recipe also lies
+beside it, and so does a tuned generator, which --from-recipe finds there.
+
+    stylefusion fuse --base 1 --region hair=7 --region eyes=3 --global 5 --out fused.png
+    stylefusion fuse --base 1 --node face=5 --strength 0.7 --masks masks --out fused.png
+    stylefusion fuse --base 1 --region hair=7 --edit hair=directions.safetensors:sefa-3=2.5 --out fused.png
+    stylefusion fuse --base b.png --region hair=a.png --region clothes=7 --optimize 200 --tune 100 --out mixed.png
+    stylefusion fuse --from-recipe fused.png --out again.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from stylefusion_hf.cli._edits import read_edits
+from stylefusion_hf.cli._invert import (
+    add_inversion_arguments,
+    inversion_arguments,
+    invert_pictures,
+    save_beside,
+)
+from stylefusion_hf.cli._shared import (
+    RECIPE_KEY,
+    add_class_argument,
+    add_model_arguments,
+    call_arguments,
+    code,
+    load_pipeline,
+    number,
+    output_file,
+    output_folder,
+    save_png,
+    wrote,
+)
+
+CODE_OPTIONS = (
+    "base",
+    "region",
+    "node",
+    "global",
+    "edit",
+    "class_label",
+    "strength",
+    "psi",
+    "noise_mode",
+    "optimize",
+    "tune",
+    "fit",
+    "prior",
+)  # what a recipe says by itself
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    codes = parser.add_argument_group("codes")
+    codes.add_argument("--base", metavar="CODE", help="every node that nothing else sets (default: a random seed)")
+    codes.add_argument("--region", action="append", metavar="NAME=CODE", help="a region, or a node with all below it")
+    codes.add_argument("--node", action="append", metavar="NAME=CODE", help="exactly this node of the tree")
+    codes.add_argument("--global", metavar="CODE", help="what the regions share: pose and layout")
+    add_class_argument(codes)
+    codes.add_argument(
+        "--edit", action="append", metavar="NAME=FILE:DIRECTION[=STRENGTH]", help="change a region along a direction"
+    )
+    codes.add_argument(
+        "--from-recipe", metavar="FILE", help="all of this from a recipe, or from a picture that has one"
+    )
+    codes.add_argument("--any-model", action="store_true", help="accept a recipe that was written with other weights")
+    add_inversion_arguments(parser)
+    look = parser.add_argument_group("look")
+    look.add_argument(
+        "--strength", action="append", metavar="[NAME=]NUMBER", help="0 to 1, from the base to the codes (default: 1)"
+    )
+    look.add_argument("--psi", type=number, help="truncation (default: the model's own)")
+    look.add_argument("--noise-mode", choices=("const", "random", "none"), help="(default: const)")
+    files = parser.add_argument_group("files")
+    files.add_argument("--out", default="fused.png", metavar="PNG", help="where to write it (default: fused.png)")
+    files.add_argument("--masks", metavar="DIR", help="also write a mask for each region")
+    files.add_argument(
+        "--recipe", metavar="JSON", help="also write the recipe (default: OUT.json where it has more than seeds)"
+    )
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    recipe = _read_recipe(args) if args.from_recipe else None
+    call = {} if args.from_recipe else _call(args)
+    settings = inversion_arguments(args)
+    out = output_file(args.out, [".png"])
+    recipe_out = output_file(args.recipe, [".json"]) if args.recipe else None
+    masks_out = output_folder(args.masks) if args.masks else None
+
+    pipe, with_masks = load_pipeline(args), masks_out is not None
+    result: Any
+    if recipe is not None:
+        if not args.generator:
+            _take_tuned(pipe, recipe, Path(args.from_recipe).parent)
+        result = pipe.from_recipe(recipe, check_model=not args.any_model, output_masks=with_masks)
+    else:
+        result = pipe(**invert_pictures(pipe, call, settings), output_masks=with_masks)
+    if len(result.images) != 1:
+        raise ValueError(f"this recipe makes {len(result.images)} pictures, and --out names one")
+
+    text = json.dumps(result.recipe)
+    save_png(result.images[0], out, text)
+    wrote(out, f"{result.images[0].width} x {result.images[0].height} pixels, with its recipe")
+    if recipe_out is None and recipe is None and not _of_seeds(result.recipe):
+        recipe_out = out.with_suffix(".json")
+    if recipe_out is not None:
+        recipe_out.write_text(json.dumps(result.recipe, indent=2) + "\n", encoding="utf-8")
+        wrote(recipe_out, "the recipe")
+    save_beside(pipe, out.parent, settings)
+    if masks_out is not None:
+        names = _write_masks(result.masks, masks_out)
+        wrote(masks_out, f"masks of {', '.join(names)}")
+
+
+def _call(args: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline's arguments."""
+    call = call_arguments(args, code) | {"noise_mode": args.noise_mode or "const"}
+    if args.edit:
+        call["edits"] = read_edits(args.edit)
+    return call
+
+
+def _read_recipe(args: argparse.Namespace) -> str:
+    """The recipe in a JSON file, or in the text chunk of a PNG that `stylefusion fuse` wrote."""
+    others = [name for name in CODE_OPTIONS if vars(args)[name] is not None]
+    if others:
+        flags = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise ValueError(f"--from-recipe says what goes into the picture: leave out {flags}")
+    path = Path(args.from_recipe)
+    if path.suffix.lower() != ".png":
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no recipe: it is not text") from error
+    with Image.open(path) as picture:
+        picture.load()  # text chunks may stand behind the pixels
+        text = picture.info.get(RECIPE_KEY)
+    if not isinstance(text, str):
+        raise ValueError(f"{path} carries no recipe: it was not written by `stylefusion fuse`, or lost it since")
+    return text
+
+
+def _of_seeds(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe is short: seeds and nothing else."""
+    from stylefusion_hf.core.recipes import Recipe
+
+    return all(isinstance(row, int) for rows in Recipe.from_dict(recipe).groups().values() for row in rows)
+
+
+def _take_tuned(pipe: Any, recipe: str, folder: Path) -> None:
+    """Gives the pipeline the tuned generator that a recipe needs, where it lies beside the recipe."""
+    from stylefusion_hf.core.recipes import Recipe
+    from stylefusion_hf.inversion.tuned import find_tuned
+
+    tuned = find_tuned(Recipe.from_json(recipe).to_dict(), folder)
+    if tuned is not None:
+        pipe.register_modules(generator=tuned.to(pipe.device))
+
+
+def _write_masks(masks: Mapping[str, Any], folder: Path) -> list[str]:
+    """{region: (1, H, W), from 0 to 1} as grey PNGs; returns the regions.
+
+    What no system has in a file's name is written as in a URL: the mask of the region a/b is a%2Fb.png.
+    """
+    for name, mask in masks.items():
+        levels = mask[0].float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
+        file = "".join(f"%{ord(mark):02X}" if mark in '<>:"/\\|?%' else mark for mark in name)
+        save_png(Image.fromarray(levels, mode="L"), folder / f"{file}.png")
+    return list(masks)

@@ -1,0 +1,74 @@
+"""Render recipes by the million: pictures with their masks, as WebDataset tar files or Parquet files.
+
+RECIPES has a recipe a line, as JSON: what `stylefusion fuse --recipe` and a pipeline's output give. What is finished
+stays: the same command line goes on where it was stopped. On several processes or machines:
+`accelerate launch -m stylefusion_hf.export.rendering`, with the same arguments.
+
+    stylefusion render recipes.jsonl --out pictures
+    stylefusion render --random 1000000 --seed 0 --format parquet --out pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from stylefusion_hf.cli._shared import add_model_arguments, load_pipeline, positive, seed, wrote
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("recipes")
+    what.add_argument("recipes", nargs="?", metavar="RECIPES", help="a file of JSON lines")
+    what.add_argument("--random", type=positive, metavar="N", help="instead: N recipes, a random seed for each region")
+    what.add_argument("--seed", type=seed, help="of --random (default: 0)")
+    what.add_argument("--any-model", action="store_true", help="accept recipes that were written with other weights")
+    files = parser.add_argument_group("files")
+    files.add_argument("--out", required=True, metavar="DIR", help="where the shards and dataset.json go")
+    files.add_argument("--format", choices=("tar", "parquet"), default="tar", help="of the shards (default: tar)")
+    files.add_argument("--shard-size", type=positive, default=1000, metavar="N", help="recipes each (default: 1000)")
+    files.add_argument("--no-masks", action="store_true", help="leave out the label maps of the regions")
+    parser.add_argument("--batch-size", type=positive, default=8, help="pictures computed at once (default: 8)")
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    if (args.recipes is None) == (args.random is None):
+        raise ValueError("give a file of recipes, or --random N: one of the two")
+    if args.seed is not None and args.random is None:
+        raise ValueError("--seed is that of --random: a file of recipes has its own")
+
+    from accelerate import Accelerator
+
+    from stylefusion_hf.export.rendering import RandomRecipes, RecipeFile, Source, render
+    from stylefusion_hf.export.shards import check_format
+
+    check_format(args.format)
+    if args.recipes is not None:
+        with open(args.recipes, "rb"):  # before the model is loaded
+            pass
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1 and args.device is None:
+        args.device = str(accelerator.device)
+    pipe = load_pipeline(args)
+    pipe.set_progress_bar_config(disable=True)
+    source: Source
+    if args.recipes is not None:
+        source = RecipeFile(Path(args.recipes))
+    else:
+        source = RandomRecipes(args.random, args.seed or 0, pipe.fusion.tree)
+    done = render(
+        pipe,
+        source,
+        args.out,
+        kind=args.format,
+        shard_size=args.shard_size,
+        batch_size=args.batch_size,
+        masks=not args.no_masks,
+        any_model=args.any_model,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    if accelerator.is_main_process:
+        speed = f"{done.pictures:,} rendered, {done.rate:.1f} images/s" if done.pictures else "all there before"
+        wrote(args.out, f"{done.shards:,} shards; {speed}")
+    accelerator.end_training()

@@ -1,0 +1,85 @@
+"""Draw a contact sheet.
+
+Rows are bases; the columns are the base, the source, the base with the source's code in one region at a time, and the
+base with the source's code as the global one.
+
+    stylefusion sheet --out sheet.png
+    stylefusion sheet --bases 1,2,3 --sources 11,12,13 --psi 0.7 --out sheet.png
+    stylefusion sheet --seed 5 --rows 6 --model user/repo --out sheet.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+
+from stylefusion_hf.cli._shared import (
+    add_class_argument,
+    add_model_arguments,
+    load_pipeline,
+    number,
+    output_file,
+    positive,
+    save_png,
+    seed,
+    seeds,
+    wrote,
+)
+
+BASES, SOURCES = [1, 4, 6, 11], [21, 24, 26, 31]  # rows in which the embedded model has something to show
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    rows = parser.add_argument_group("rows")
+    rows.add_argument("--bases", type=seeds, metavar="SEEDS", help="one a row, such as 1,2,3 (default: 1,4,6,11)")
+    rows.add_argument(
+        "--sources", type=seeds, metavar="SEEDS", help="as many as bases, or one for all (default: 21,24,26,31)"
+    )
+    rows.add_argument("--seed", type=seed, help="draw bases and sources from this seed instead")
+    rows.add_argument("--rows", type=positive, help="how many to draw with --seed (default: 4)")
+    add_class_argument(rows, "of all pictures, or one a row", "CLASSES")
+    parser.add_argument("--out", default="sheet.png", metavar="PNG", help="where to write it (default: sheet.png)")
+    parser.add_argument("--psi", type=number, help="truncation (default: the model's own)")
+    parser.add_argument("--noise-mode", choices=("const", "none"), default="const")
+    parser.add_argument("--scale", type=positive, help="enlarge by this whole factor (default: to about 128 pixels)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="pictures computed at once (default: 64)")
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    bases, sources = _rows(args)
+    out = output_file(args.out, [".png"])
+
+    from stylefusion_hf.imaging.sheets import contact_sheet
+
+    sheet = contact_sheet(
+        load_pipeline(args),
+        bases,
+        sources,
+        truncation_psi=args.psi,
+        noise_mode=args.noise_mode,
+        scale=args.scale,
+        max_batch=args.batch_size,
+        progress=True,
+        class_labels=args.class_label,
+    )
+    save_png(sheet, out)
+    wrote(out, f"{sheet.width} x {sheet.height} pixels")
+
+
+def _rows(args: argparse.Namespace) -> tuple[list[int], list[int]]:
+    """The bases and sources that the arguments name or draw."""
+    if args.seed is None:
+        if args.rows is not None:
+            raise ValueError(
+                "--rows goes with --seed; --bases and --sources say how many rows there are by themselves"
+            )
+        if args.bases is None and args.sources is None:
+            return BASES, SOURCES
+        if args.bases is None or args.sources is None:
+            raise ValueError("--bases and --sources go together: give both, or --seed to draw them")
+        return args.bases, args.sources
+    if args.bases is not None or args.sources is not None:
+        raise ValueError("--seed draws bases and sources: give either it or --bases and --sources")
+    drawn = random.Random(args.seed).sample(range(10_000), 2 * (args.rows or 4))  # short numbers, good to pass on
+    return drawn[0::2], drawn[1::2]

@@ -1,0 +1,56 @@
+"""Codes as safetensors files: what `stylefusion invert` writes, and `--region hair=codes.safetensors:NAME` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+from safetensors.torch import save_file
+
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.codes import Code
+from stylefusion_hf.core.tensor_files import pick, read_tensors
+
+FORMAT, VERSION = "stylefusion-codes", "1"
+
+
+def save_codes(path: str | os.PathLike[str], codes: Mapping[str, Code]) -> None:
+    """Write named codes, float32; ValueError for none, or names that are empty."""
+    if not codes or not all(codes):
+        raise ValueError("expected codes under names that are not empty")
+    spaces = {name: code.space for name, code in codes.items()}
+    metadata = {"format": FORMAT, "version": VERSION, "spaces": json.dumps(spaces)}
+    tensors = {name: code.tensor.detach().float().cpu().contiguous().clone() for name, code in codes.items()}
+    save_file(tensors, path, metadata=metadata)
+
+
+def load_codes(path: str | os.PathLike[str]) -> dict[str, Code]:
+    """name -> code, in the order in which they were written.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of codes, or a damaged one; names the file and what is wrong. Nothing is unpickled.
+    """
+    path, hint = os.fspath(path), "`stylefusion invert` makes one of pictures"
+    tensors, spaces = read_tensors(path, FORMAT, VERSION, "spaces", "codes", hint)
+    codes = {}
+    for name, space in spaces.items():
+        try:
+            codes[name] = Code(tensors[name], space)
+        except ValueError as error:
+            raise ValueError(f"{path}: {short(name)}: {error}") from error
+    return codes
+
+
+def pick_code(argument: str) -> Code:
+    """The code of `FILE` or `FILE:NAME`; the name may be left out where the file has only one.
+
+    ValueError, FileNotFoundError: as from `load_codes`, no such name, or a code of several rows.
+    """
+    where, _, name = argument.rpartition(":") if not os.path.isfile(argument) else (argument, "", "")
+    codes = load_codes(where or argument)
+    code = pick(codes, name or (next(iter(codes)) if len(codes) == 1 else ""), where, "code")
+    if len(code) != 1:
+        raise ValueError(f"{where}: {name} holds {len(code)} codes, expected one")
+    return code

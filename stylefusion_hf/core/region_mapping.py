@@ -1,0 +1,172 @@
+"""From the classes of somebody's segmentation network to the regions of a tree: tables in JSON.
+
+    {"#": "a note",
+     "regions": {"bg": [], "skin": ["skin", "nose", "l_ear|left ear"], "hair": ["hair", 18]},
+     "rest": "bg"}
+
+An entry is a class by its number or by its name; `a|b` is whichever of the two names the network has. Names are
+compared without case, spaces and punctuation, also with each synonym of a label such as "building, edifice". `rest` is
+the region of all classes that no region names; without it these count for nothing, and their pixels go to the most
+probable region. Regions are listed back to front, as everywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from stylefusion_hf.core.checks import short
+
+FOLDER = "region_maps"  # of the tables that come with the package
+LARGEST_FILE = 2**20  # bytes
+KEYS = ("regions", "rest")
+
+
+@dataclass(frozen=True)
+class RegionMap:
+    """Which classes a region is made of; see the module.
+
+    Args:
+        regions: region -> its classes, by name or number.
+        rest: the region that takes what no region names, or None.
+        name: what to call the table in errors.
+
+    Raises:
+        ValueError: fewer than two regions, something that is no table, or a region without classes.
+    """
+
+    regions: Mapping[str, Sequence[str | int]]
+    rest: str | None = None
+    name: str = "the region map"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.regions, Mapping) or len({*self.regions, self.rest} - {None}) < 2:
+            raise ValueError(f'{self.name}: "regions" names two or more regions, got {short(self.regions)}')
+        if self.rest is not None and not isinstance(self.rest, str):
+            raise ValueError(f'{self.name}: "rest" is the name of a region, got {short(self.rest)}')
+        for region, classes in self.regions.items():
+            if not isinstance(region, str) or not region:
+                raise ValueError(f"{self.name}: a region's name is a text, got {short(region)}")
+            if isinstance(classes, str) or not isinstance(classes, Sequence):
+                raise ValueError(f"{self.name}: {region!r} is a list of classes, got {short(classes)}")
+            for entry in classes:
+                if isinstance(entry, bool) or not isinstance(entry, (str, int)):
+                    raise ValueError(f"{self.name}: a class of {region!r} is a name or a number, got {short(entry)}")
+            if not classes and region != self.rest:
+                raise ValueError(f'{self.name}: {region!r} has no class: list some, or make it the "rest"')
+
+    @classmethod
+    def of(cls, given: RegionMap | Mapping[str, Any] | str | os.PathLike) -> RegionMap:
+        """A map from whatever describes one: a map, its dict, a JSON file's path, or the name of a shipped table.
+
+        Raises:
+            ValueError: as for the class, or a key that a table does not have.
+            OSError: no such file and no such table; lists those there are.
+        """
+        if isinstance(given, RegionMap):
+            return given
+        if isinstance(given, Mapping):
+            return cls._of_dict(given, "the region map")
+        if not isinstance(given, (str, os.PathLike)):
+            raise ValueError(f"a region map is a dict, a file or one of {', '.join(shipped())}, got {short(given)}")
+        where = os.fspath(given)
+        try:
+            if os.path.isfile(where):
+                if os.path.getsize(where) > LARGEST_FILE:
+                    raise ValueError(f"region map {where}: a table has at most {LARGEST_FILE} bytes")
+                text = Path(where).read_text("utf-8")
+            else:
+                name = where.removesuffix(".json") + ".json"
+                if name not in shipped():
+                    raise FileNotFoundError(
+                        f"there is no region map {short(where)}: give a JSON file or one of {', '.join(shipped())}"
+                    )
+                text = (files("stylefusion_hf.core") / FOLDER / name).read_text("utf-8")
+            loaded = json.loads(text)
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"region map {where} is no JSON: {short(str(error), 200)}") from error
+        if not isinstance(loaded, dict):
+            raise ValueError(f"region map {where} is a JSON object, found {type(loaded).__name__}")
+        return cls._of_dict(loaded, f"region map {where}")
+
+    @classmethod
+    def _of_dict(cls, given: Mapping[str, Any], name: str) -> RegionMap:
+        notes = [key for key in given if isinstance(key, str) and key.startswith("#")]
+        if unknown := [key for key in given if key not in KEYS and key not in notes]:
+            raise ValueError(f"{name} has {' and '.join(KEYS)}, and notes under #...; got {short(unknown[0])}")
+        return cls(given.get("regions", {}), given.get("rest"), name)
+
+    def classes(self, labels: Mapping[int, str]) -> dict[str, list[int]]:
+        """region -> the numbers of its classes, for a network whose class `i` is called `labels[i]`.
+
+        Raises:
+            ValueError: a class that the network does not have (names the nearest), one that two regions name, a name
+                that fits several classes, or a `rest` for which nothing is left.
+        """
+        taken: dict[int, str] = {}
+        found: dict[str, list[int]] = {}
+        for region, entries in self.regions.items():
+            found[region] = []
+            for entry in entries:
+                number = self._number(entry, region, labels)
+                if number in taken:
+                    other = taken[number]
+                    twice = f"twice in {region!r}" if other == region else f"in {other!r} and {region!r}"
+                    raise ValueError(f"{self.name}: class {number} ({short(labels[number], 60)}) is {twice}")
+                taken[number] = region
+                found[region].append(number)
+        if self.rest is not None:
+            left = [number for number in sorted(labels) if number not in taken]
+            found.setdefault(self.rest, []).extend(left)
+            if not found[self.rest]:
+                raise ValueError(f'{self.name}: nothing is left for the "rest" {self.rest!r}: leave it out')
+        return found
+
+    def _number(self, entry: str | int, region: str, labels: Mapping[int, str]) -> int:
+        if isinstance(entry, int):
+            if entry not in labels:
+                raise ValueError(
+                    f"{self.name}: {region!r} names class {entry}, but the network's are 0 to {max(labels)}"
+                )
+            return entry
+        for name in entry.split("|"):
+            whole = [number for number, label in labels.items() if plain(label) == plain(name)]
+            some = whole or [number for number, label in labels.items() if plain(name) in synonyms(label)]
+            if len(some) > 1:
+                listed = ", ".join(map(str, some))
+                raise ValueError(f"{self.name}: {short(name)} of {region!r} fits the classes {listed}: give a number")
+            if some and plain(name):
+                return some[0]
+        known = {plain(word): word.strip() for label in labels.values() for word in re.split("[,;]", label)}
+        wanted = [plain(name) for name in entry.split("|")]
+        near = [known[match] for name in wanted for match in difflib.get_close_matches(name, known, n=3)]
+        every = [short(label.strip(), 40) for _, label in sorted(labels.items())]
+        some_names = ", ".join(every[:24]) + (f" and {len(every) - 24} more" if len(every) > 24 else "")
+        hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
+        raise ValueError(
+            f"{self.name}: the network has no class {short(entry)} for {region!r}; {hint}It has {some_names}"
+        )
+
+
+def plain(name: str) -> str:
+    """A class's name without case, spaces and punctuation."""
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+def synonyms(label: str) -> set[str]:
+    """The names of a label such as "building, edifice", each plain."""
+    return {plain(word) for word in re.split("[,;]", label)}
+
+
+def shipped() -> list[str]:
+    """Names of the tables that come with the package."""
+    return sorted(
+        item.name for item in (files("stylefusion_hf.core") / FOLDER).iterdir() if item.name.endswith(".json")
+    )

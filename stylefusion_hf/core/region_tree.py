@@ -1,0 +1,372 @@
+"""Region trees: which regions a domain has, how they nest, and which inner nodes own a fusion net.
+
+A tree is binary. Every node, inner ones too, has a code: a leaf's code is the look of its region, an inner node's
+code is what its two children share (StyleFusion, arXiv 2107.07437, section 3). Domains are data: a tree is text,
+
+    all*(face*(mouth, skin), hair)          `*` = the node has a fusion net
+
+or the dict of `RegionTree.to_dict`, which is what a fusion hierarchy keeps in its config.json.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from stylefusion_hf.core.checks import short
+
+T = TypeVar("T")
+
+MAX_DEPTH = 32  # edges from the root to the deepest leaf; a deeper tree is a mistake, not a picture
+MAX_NAME = 100  # characters
+FORBIDDEN = ".(),*="  # "." ends a state-dict key, "=" an argument of the command line, the others are the text's own
+
+PRESETS = {
+    "avatar": "all*(face*(skin_mouth*(mouth, skin), eyes), bg_hair_clothes*(bg_clothes*(clothes, background), hair))",
+    "ffhq": "all*(face*(skin_mouth*(mouth, skin), eyes), bg_hair_clothes*(bg_clothes*(clothes, bg), hair))",
+    "car": "all*(car*(car_body, wheels), background*(background_top, background_bottom))",
+    "church": "all*(church, background)",
+}
+
+
+@dataclass(frozen=True)
+class RegionTree:
+    """A validated binary tree of region names.
+
+    Args:
+        root: name of the topmost node.
+        branches: inner node -> its two children. Treat as read-only.
+        fused: the inner nodes that own a fusion net.
+
+    Raises:
+        ValueError: for anything that is not one binary tree of distinct, legal names.
+    """
+
+    root: str
+    branches: dict[str, tuple[str, str]]
+    fused: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        order = _validated_order(self.root, self.branches)
+        fused = _validated_fused(self.fused, order, self.branches)
+        branches = {name: tuple(self.branches[name]) for name in order if name in self.branches}
+        object.__setattr__(self, "branches", branches)
+        object.__setattr__(self, "fused", fused)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    # ------------------------------------------------------------------------------------------------
+    # Ways in and out: presets, text, dict, JSON.
+
+    @classmethod
+    def preset(cls, name: str) -> RegionTree:
+        """One of the known domains: avatar, ffhq, car, church."""
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {short(name)}: there are {', '.join(PRESETS)}{_closest(name, PRESETS)}")
+        return cls.parse(PRESETS[name])
+
+    @classmethod
+    def of(cls, tree: RegionTree | Mapping[str, Any] | str) -> RegionTree:
+        """A tree from whatever describes one: a tree, the dict of `to_dict`, a preset's name, or text.
+
+        Files are the command line's (`from_argument`): a model's config names none.
+        """
+        if isinstance(tree, RegionTree):
+            return tree
+        if isinstance(tree, Mapping):
+            return cls.from_dict(tree)
+        if isinstance(tree, str):
+            return cls.preset(tree) if tree in PRESETS else cls.parse(tree)
+        raise ValueError(f"a region tree is a RegionTree, a dict or text, not {type(tree).__name__}")
+
+    @classmethod
+    def from_argument(cls, text: str) -> RegionTree:
+        """A tree from an argument of a command: a preset's name, text, or a .json file of `to_json` or of text.
+
+        Raises:
+            ValueError: not a tree; names the file where there is one. OSError: a file that cannot be read.
+        """
+        if not text.lower().endswith(".json"):
+            return cls.of(text)
+        try:
+            with open(text, encoding="utf-8") as file:
+                data = json.load(file)
+            if not isinstance(data, (str, Mapping)):
+                raise ValueError(f"a region tree is an object with root, children and fused, not {short(data)}")
+            return cls.of(data)
+        except (ValueError, RecursionError) as error:  # not JSON, not text, or no tree
+            raise ValueError(f"the region tree in {text}: {error}") from error
+        except OSError as error:
+            raise OSError(f"the region tree {text} cannot be read: {error.strerror or error}") from error
+
+    @classmethod
+    def parse(cls, text: str) -> RegionTree:
+        """The inverse of `str(tree)`: ``name*(child, child)``, where `*` marks a fused node."""
+
+        def fail(problem: str) -> ValueError:
+            return ValueError(
+                f"{problem} in the region tree {text!r}; expected text like 'all*(face*(mouth, skin), hair)'"
+            )
+
+        branches: dict[str, list[str]] = {}
+        names: dict[str, None] = {}
+        fused: list[str] = []
+        enclosing: list[str] = []  # nodes whose "(" is open
+        expects_name, latest = True, ""  # latest: the name that a following "*" or "(" belongs to
+        for token in (match.strip() for match in re.findall(r"[(),*]|[^(),*]+", text)):
+            if not token:
+                continue
+            if token == "*" and latest and latest not in fused:
+                fused.append(latest)
+            elif token == "(" and latest:
+                enclosing.append(latest)
+                branches[latest] = []
+                expects_name, latest = True, ""
+            elif token == ")" and enclosing and not expects_name:
+                enclosing.pop()
+                latest = ""
+            elif token == "," and enclosing and not expects_name:
+                expects_name, latest = True, ""
+            elif token not in "(),*" and expects_name:
+                if token in names:
+                    raise fail(f"the name {token!r} appears twice")
+                names[token] = None
+                if enclosing:
+                    branches[enclosing[-1]].append(token)
+                expects_name, latest = False, token
+            else:
+                raise fail(f"unexpected {token!r}")
+        if enclosing or expects_name:
+            raise fail("a name is missing" if expects_name else f"the bracket of {enclosing[-1]!r} is not closed,")
+        return cls(next(iter(names)), branches, tuple(fused))  # type: ignore[arg-type]  # validated in __post_init__
+
+    def __str__(self) -> str:
+        return self._text(self.root)
+
+    def _text(self, name: str) -> str:
+        star = "*" if name in self.fused else ""
+        children = self.children(name)
+        return f"{name}{star}" + (f"({', '.join(map(self._text, children))})" if children else "")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RegionTree:
+        """The inverse of `to_dict`."""
+        keys = {"root", "children", "fused"}
+        if not isinstance(data, Mapping) or set(data) != keys or not isinstance(data["children"], Mapping):
+            given = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"a region tree's dict has root, children (name -> two names) and fused; given: {given}")
+        return cls(data["root"], dict(data["children"]), data["fused"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: ``{"root": name, "children": {name: [name, name]}, "fused": [name]}``."""
+        children = {name: list(pair) for name, pair in self.branches.items()}
+        return {"root": self.root, "children": children, "fused": list(self.fused)}
+
+    @classmethod
+    def from_json(cls, text: str) -> RegionTree:
+        """The inverse of `to_json`."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a region tree's JSON does not parse: {error}") from error
+        return cls.from_dict(data)
+
+    def to_json(self, indent: int | None = None) -> str:
+        return json.dumps(self.to_dict(), indent=indent)
+
+    # ------------------------------------------------------------------------------------------------
+    # Looking around.
+
+    @cached_property
+    def nodes(self) -> tuple[str, ...]:
+        """Every name, in pre-order (a node before its children, the first child's subtree first)."""
+        return self.subtree(self.root)
+
+    @cached_property
+    def inner(self) -> tuple[str, ...]:
+        """Nodes with children, in pre-order."""
+        return tuple(self.branches)
+
+    @cached_property
+    def leaves(self) -> tuple[str, ...]:
+        """Nodes without children, in pre-order."""
+        return tuple(name for name in self.nodes if name not in self.branches)
+
+    @cached_property
+    def active(self) -> tuple[str, ...]:
+        """The nodes whose code can matter: reached from the root through fusion nets only, in pre-order."""
+        return tuple(name for name in self.nodes if all(above in self.fused for above in self.ancestors(name)))
+
+    @cached_property
+    def depth(self) -> int:
+        """Edges from the root to the deepest leaf; 0 for a single node."""
+        return max(len(self.ancestors(name)) for name in self.leaves)
+
+    @cached_property
+    def _parents(self) -> dict[str, str | None]:
+        """Every node -> the one above it; looked up for every code of every call, so kept."""
+        return {self.root: None} | {child: above for above, pair in self.branches.items() for child in pair}
+
+    def children(self, name: str) -> tuple[str, ...]:
+        """The two children, or () for a leaf."""
+        return self.branches.get(self.resolve(name), ())
+
+    def parent(self, name: str) -> str | None:
+        """The node above, or None for the root."""
+        return self._parents[self.resolve(name)]
+
+    def ancestors(self, name: str) -> tuple[str, ...]:
+        """The nodes above, from the parent up to the root."""
+        above = self.parent(name)
+        return () if above is None else (above, *self.ancestors(above))
+
+    def subtree(self, name: str) -> tuple[str, ...]:
+        """The node and everything below it, in pre-order."""
+        return (name, *(below for child in self.children(name) for below in self.subtree(child)))
+
+    def levels(self) -> tuple[tuple[str, ...], ...]:
+        """Inner nodes bottom-up: a level needs only leaves and earlier levels, so it can be evaluated as a whole."""
+        height: dict[str, int] = {}
+        for name in reversed(self.nodes):  # children come before their parent
+            height[name] = 1 + max((height[child] for child in self.children(name)), default=-1)
+        return tuple(tuple(n for n in self.inner if height[n] == h) for h in range(1, height[self.root] + 1))
+
+    def resolve(self, name: str) -> str:
+        """`name` itself where the tree has it.
+
+        Raises:
+            ValueError: that lists the tree's names and the closest match.
+        """
+        if not isinstance(name, str) or name not in self._parents:
+            listed, closest = ", ".join(self.nodes), _closest(name, self._parents)
+            raise ValueError(f"unknown region {short(name)}: the tree has {listed}{closest}")
+        return name
+
+    # ------------------------------------------------------------------------------------------------
+    # Codes for every node.
+
+    def assign(
+        self,
+        base: T,
+        regions: Mapping[str, T] | None = None,
+        global_code: T | None = None,
+        nodes: Mapping[str, T] | None = None,
+    ) -> dict[str, T]:
+        """A code for every node, from the few that a user names. Codes are opaque.
+
+        Args:
+            base: the code of every node that nothing else sets.
+            regions: a node sets its whole subtree; the more specific name wins.
+            global_code: every inner node that `regions` sets neither by name nor through an ancestor.
+            nodes: exact nodes; wins over both.
+
+        Raises:
+            ValueError: for an unknown name, or for `global_code` beside the root in `regions` or `nodes`.
+        """
+        regions, nodes = regions or {}, nodes or {}
+        for argument, given in (("regions", regions), ("nodes", nodes)):
+            if not isinstance(given, Mapping):
+                raise ValueError(f"{argument} is a dict, node -> code, not {type(given).__name__}")
+            for name in given:
+                self.resolve(name)
+        if global_code is not None and (self.root in regions or self.root in nodes):
+            where = "regions" if self.root in regions else "nodes"
+            raise ValueError(
+                f"global_code and {where}[{self.root!r}] both set the root's code: give one of the two"
+                f" (regions[{self.root!r}] sets every region, global_code only what the regions share)"
+            )
+        codes: dict[str, T] = {}
+        inherited: dict[str, T] = {}  # what `regions` sets, by name or through an ancestor
+        for name in self.nodes:
+            above = self.parent(name)
+            if name in regions:
+                inherited[name] = regions[name]
+            elif above in inherited:
+                inherited[name] = inherited[above]
+            if name in nodes:
+                codes[name] = nodes[name]
+            elif name in inherited:
+                codes[name] = inherited[name]
+            else:
+                codes[name] = global_code if global_code is not None and name in self.branches else base
+        return codes
+
+
+# ----------------------------------------------------------------------------------------------------
+# Validation: one clear ValueError each. Nothing here recurses, so that bad input cannot exhaust the stack.
+
+
+def _validated_order(root: str, branches: Mapping[str, Sequence[str]]) -> list[str]:
+    """The names in pre-order, or a ValueError."""
+    _check_name(root)
+    for name, children in branches.items():
+        _check_name(name)
+        pair = list(children) if isinstance(children, Iterable) and not isinstance(children, str) else [children]
+        if len(pair) != 2:
+            listed = ", ".join(map(str, pair))
+            raise ValueError(
+                f"node {name!r} has {len(pair)} {'child' if len(pair) == 1 else 'children'} ({listed}) in the region"
+                " tree: give it two, or none to make it a leaf"
+            )
+        for child in pair:
+            _check_name(child)
+    order: list[str] = []
+    pending: list[tuple[str, tuple[str, ...]]] = [(root, ())]  # a node and the path that leads to it
+    while pending:
+        name, path = pending.pop()
+        if name in path:
+            circle = " > ".join((*path, name))
+            raise ValueError(f"the region tree has a cycle, {circle}: a node may not lie below itself")
+        if name in order:
+            raise ValueError(f"the name {name!r} appears twice in the region tree: give every node its own name")
+        if len(path) > MAX_DEPTH:
+            raise ValueError(
+                f"the region tree is too deep: at most {MAX_DEPTH} levels may lie below the root {root!r}"
+            )
+        order.append(name)
+        pending += [(child, (*path, name)) for child in reversed(branches.get(name, ()))]
+    unknown = [name for name in branches if name not in order]
+    if unknown:
+        raise ValueError(
+            f"the region tree gives children to unknown names ({', '.join(unknown)}): below the root {root!r} there"
+            f" are {', '.join(order)}"
+        )
+    return order
+
+
+def _validated_fused(fused: Any, order: Sequence[str], branches: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The fused names in pre-order, or a ValueError."""
+    if not isinstance(fused, Iterable) or isinstance(fused, str):
+        raise ValueError(f"the region tree's fused nodes are a list of names, not {short(fused)}")
+    fused = list(fused)
+    for name in fused:
+        if name not in order:
+            closest = _closest(name, order)
+            raise ValueError(f"unknown fused node {short(name)}: the tree has {', '.join(order)}{closest}")
+        if name not in branches:
+            raise ValueError(
+                f"the leaf {name!r} cannot be fused, it has no children: fuse one of {', '.join(branches)}"
+            )
+    return tuple(name for name in order if name in fused)
+
+
+def _check_name(name: Any) -> None:
+    text = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable() and name == name.strip()
+    if not text or any(mark in name for mark in FORBIDDEN):
+        raise ValueError(
+            f"illegal region name {short(name)}: use text, not empty, of at most {MAX_NAME} characters, on one line,"
+            f" without spaces around it or any of {FORBIDDEN!r}"
+        )
+
+
+def _closest(name: Any, names: Iterable[str]) -> str:
+    if not isinstance(name, str) or len(name) > 100:  # nobody's slip of the keys
+        return ""
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

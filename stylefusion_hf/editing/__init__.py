@@ -1,0 +1,1 @@
+"""Finding directions and style channels."""

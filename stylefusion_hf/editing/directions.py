@@ -1,0 +1,337 @@
+"""Finding directions: SeFa, GANSpace, linear boundaries and style channels. `editing.py` applies them.
+
+All need a generator alone, but for the boundaries of regions, which need its segmenter, and no training. What is found
+has unit length, and as scale one standard deviation of the generator's own w (without truncation) along it. Where a
+method leaves the sign open, the largest number is positive, so that a direction is the same on every machine.
+
+Where A is named, it is the matrix of all affine layers: s = A w + b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylefusion_hf.core.checks import check_count
+from stylefusion_hf.core.edits import Direction
+from stylefusion_hf.imaging.features import pooled
+from stylefusion_hf.models.layers import at_once
+
+if TYPE_CHECKING:
+    from stylefusion_hf.models.segmenter import RegionSegmenter
+    from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+
+BATCH = 64  # pictures made at once, up to 128 pixels
+STATISTICS = ("area", "brightness", "saturation", "warmth", "height")
+LEAST_AREA = 2e-3  # of the picture, for a region's colour or place to say something (8 pixels of 64 x 64)
+
+
+@torch.no_grad()
+def sample_w(generator: StyleGAN2Generator, samples: int, seed: int = 0) -> Tensor:
+    """w (samples, w_dim), float32 on the CPU, without truncation; of a conditional generator, with random classes."""
+    check_count("samples", samples, 2**24, least=2)
+    random, config = np.random.RandomState(seed), generator.config
+    z = torch.from_numpy(random.randn(samples, config.z_dim)).float()
+    labels = None
+    if config.label_dim:
+        labels = F.one_hot(torch.from_numpy(random.randint(config.label_dim, size=samples)), config.label_dim).float()
+    parts = []
+    for k in range(0, samples, 4096):
+        part = None if labels is None else labels[k : k + 4096].to(generator.w_avg)
+        parts.append(generator.mapping(z[k : k + 4096].to(generator.w_avg), part).float().cpu())
+    return torch.cat(parts)
+
+
+# --- From the weights ------------------------------------------------------------------------------------------------
+
+
+def sefa(
+    generator: StyleGAN2Generator,
+    count: int,
+    layers: Sequence[int] | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+) -> list[Direction]:
+    """Closed-form factorisation (Shen and Zhou, arXiv 2007.06600): the w that move the style code furthest.
+
+    Eigenvectors of A^T A, by falling eigenvalue, where A has the rows that `layers` drive. As in the paper; its
+    published code scales the rows of A to unit length first.
+
+    Args:
+        generator: of which only the affine layers count.
+        count: 1 to w_dim; named sefa-0, sefa-1, ...
+        layers: rows of w+, which the directions are then for; None for all.
+        samples, seed: of the w that the scale is measured on.
+
+    Raises:
+        ValueError: a count or rows that the generator does not have.
+    """
+    check_count("count", count, generator.w_avg.shape[0])
+    matrix = (generator.affine_weight * generator.affine_gain).detach().cpu().double()
+    rows = _rows(generator, layers)
+    if rows is not None:
+        matrix = matrix[torch.isin(generator.style_rows.cpu(), torch.tensor(rows))]
+    values, vectors = torch.linalg.eigh(matrix.t() @ matrix)  # by rising eigenvalue
+    w = sample_w(generator, samples, seed)
+    return [
+        _direction(f"sefa-{k}", vectors[:, -1 - k], w, rows, method="sefa", eigenvalue=float(values[-1 - k]))
+        for k in range(count)
+    ]
+
+
+@torch.no_grad()
+def style_channel(
+    generator: StyleGAN2Generator, name: str, index: int, samples: int = 2000, seed: int = 0
+) -> Direction:
+    """One number of one layer's style vector (StyleSpace; Wu et al., arXiv 2011.12799), as a direction in s.
+
+    Args:
+        generator: whose layer.
+        name: the layer: conv0, conv1, ..., rgb0, ...
+        index: which of its numbers, from 0.
+        samples, seed: of the codes whose standard deviation in this number is the scale.
+
+    Raises:
+        ValueError: no such layer, no such number.
+    """
+    names = generator.style_sizes
+    if name not in names:
+        raise ValueError(f"{name!r} is no layer of this generator: it has {', '.join(names)}")
+    check_count(f"index: a number of {name}", index, names[name] - 1, least=0)
+    one_hot = torch.zeros(1, generator.style_dim)
+    generator.split_style(one_hot)[name][0, index] = 1
+    row = generator.affine_weight[one_hot[0] > 0].float().cpu() * generator.affine_gain
+    scale = float((sample_w(generator, samples, seed) @ row[0]).std())
+    about = {"method": "style channel", "layer": name, "index": index}
+    return Direction(f"{name}-{index}", "s", one_hot[0], scale, provenance=about)
+
+
+# --- From samples ----------------------------------------------------------------------------------------------------
+
+
+def principal_components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Unit directions (count, D) and standard deviations (count,) of samples (N, D), by falling deviation, float64.
+
+    From the smaller of the covariance (D, D) and the Gram matrix (N, N), so that whole feature maps may be samples.
+    """
+    x = x.double() - x.double().mean(dim=0)
+    n, d = x.shape
+    check_count("count: as many components as samples of this size have", count, min(n - 1, d))
+    values, vectors = torch.linalg.eigh(x.t() @ x if d <= n else x @ x.t())
+    values, vectors = values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
+    if d > n:
+        vectors = x.t() @ vectors / values.sqrt().clamp_min(1e-12)
+    return vectors.t(), (values / (n - 1)).sqrt()
+
+
+@torch.no_grad()
+def ganspace(
+    generator: StyleGAN2Generator,
+    count: int,
+    samples: int = 10_000,
+    seed: int = 0,
+    space: str = "w",
+    resolution: int = 8,
+) -> list[Direction]:
+    """Principal components (GANSpace; Haerkoenen et al., arXiv 2004.02546): the ways in which samples differ most.
+
+    Args:
+        generator: to sample from, without truncation.
+        count: how many; named pc000, pc001, ... as in converted GANSpace files.
+        samples, seed: how many w, and of which seed.
+        space: "w", components of w itself; or "features", components of a feature map, each brought back to w by
+            least squares, as the paper does for generators without a w.
+        resolution: of that feature map, in pixels.
+
+    The scale of a component of w is its standard deviation; one of features moves its feature coordinate by one.
+
+    Raises:
+        ValueError: an unknown space or resolution, or more components than samples or numbers.
+    """
+    w = sample_w(generator, samples, seed)
+    about = {"method": "ganspace", "samples": samples, "seed": seed, "of": space}
+    if space == "w":
+        vectors, deviations = principal_components(w, count)
+    elif space == "features":
+        sides = [4 * 2**k for k in range(len(generator.rgb_sizes))]
+        if resolution not in sides:
+            raise ValueError(
+                f"this generator has feature maps of {', '.join(map(str, sides))} pixels, not {resolution}"
+            )
+        maps = []
+        for part in w.to(generator.w_avg).split(at_once(generator.config.resolution, BATCH)):
+            style = generator.to_style(part).to(generator.dtype)
+            _, features = generator.synthesis(style, return_features=True)
+            maps.append(features[resolution].flatten(1).float().cpu())
+        x = torch.cat(maps)
+        basis, spreads = principal_components(x, count)
+        # Coordinates of different components are uncorrelated, so that each one's least-squares fit stands alone.
+        coordinates = (x.double() - x.double().mean(dim=0)) @ basis.t()
+        found = coordinates.t() @ (w.double() - w.double().mean(dim=0)) / (len(w) - 1) / spreads[:, None]
+        deviations = found.norm(dim=1)  # w's way for one standard deviation of the coordinate
+        vectors, about = found / deviations[:, None], about | {"resolution": resolution}
+    else:
+        raise ValueError(f"unknown space {space!r}: GANSpace takes components of w or of features")
+    return [
+        Direction(f"pc{k:03d}", "w", _signed(vector).float(), float(deviation), provenance=about)
+        for k, (vector, deviation) in enumerate(zip(vectors, deviations, strict=True))
+    ]
+
+
+def boundary_from_labels(
+    codes: Tensor, labels: Any, name: str = "boundary", space: str = "w", ridge: float = 1e-3
+) -> Direction:
+    """The normal of the hyperplane that tells labels apart best, in the least-squares sense.
+
+    InterFaceGAN's idea (Shen et al., arXiv 1907.10786) with ridge regression in place of a support vector machine: for
+    two labels the result is Fisher's linear discriminant; for graded ones the gradient of the best linear forecast.
+
+    Args:
+        codes: (N, D) of the space "w" or "s", or (N, num_ws, w_dim) in "w+".
+        labels: (N,), two values or numbers; the direction points to the larger ones.
+        name, space: of the direction.
+        ridge: relative to the codes' mean variance; above 0.
+
+    Returns:
+        Of unit length; a strength of 1 is one standard deviation of these codes along it. `provenance["r2"]` is the
+        share of the labels' variance that the forecast explains (on these very codes).
+
+    Raises:
+        ValueError: shapes that do not fit, fewer than two different labels, numbers that are not finite.
+    """
+    y = torch.as_tensor(labels).detach().cpu().double()
+    x = codes.detach().cpu().double().flatten(1)
+    if y.shape != (len(x),) or len(x) < 2:
+        raise ValueError(f"expected a label for each of {len(x)} codes (two or more), got labels {tuple(y.shape)}")
+    if not ridge > 0 or not bool(x.isfinite().all() and y.isfinite().all()):
+        raise ValueError(f"codes and labels are finite numbers and ridge is above 0, got ridge={ridge}")
+    x, y = x - x.mean(dim=0), y - y.mean()
+    if float(y.square().mean()) < 1e-20:
+        raise ValueError(f"{name}: all labels are the same, so that there is no boundary between them")
+    covariance = x.t() @ x / len(x)
+    penalty = ridge * covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(len(covariance), dtype=x.dtype)
+    normal = torch.linalg.solve(covariance + penalty, x.t() @ y / len(x))
+    along = x @ normal
+    explained = 1 - float((y - along).square().mean() / y.square().mean())
+    length = normal.norm()
+    if not length > 1e-20:
+        raise ValueError(f"{name}: the codes say nothing about the labels")
+    tensor = (normal / length).float().reshape(codes.shape[1:])
+    return Direction(
+        name, space, tensor, float((along / length).std()), provenance={"method": "boundary", "r2": explained}
+    )
+
+
+# --- From what a segmenter sees --------------------------------------------------------------------------------------
+
+
+class RegionSamples(NamedTuple):
+    """Samples and what was measured in their pictures.
+
+    `w`: (N, w_dim), truncated. `values`: {(region, statistic): (N,)}. `seen`: {region: (N,), whether it shows}.
+    """
+
+    w: Tensor
+    values: dict[tuple[str, str], Tensor]
+    seen: dict[str, Tensor]
+
+
+@torch.no_grad()
+def measure_regions(
+    generator: StyleGAN2Generator,
+    segmenter: RegionSegmenter,
+    samples: int = 2000,
+    seed: int = 0,
+    progress: Callable[[Any], Any] = lambda parts: parts,
+) -> RegionSamples:
+    """The statistics of all regions in samples of the generator at its own truncation.
+
+    area: share of the picture; brightness, saturation (largest channel less smallest), warmth (red less blue): means
+    over the region; height: of the region's middle, upwards. `progress` wraps the loop over batches.
+    """
+    regions = list(segmenter.config.regions)
+    w = generator.truncate(sample_w(generator, samples, seed).to(generator.w_avg), generator.config.truncation_psi)
+    rows: dict[str, list[Tensor]] = {statistic: [] for statistic in STATISTICS}
+    for part in progress(w.split(at_once(generator.config.resolution, BATCH))):
+        images = generator.synthesis(generator.to_style(part).to(generator.dtype)).float().clamp(-1, 1)
+        mask = segmenter.segment(images.to(segmenter.dtype)).float().softmax(dim=1)
+        up = torch.linspace(1, -1, images.shape[2], device=images.device)[:, None].expand(images.shape[2:])
+        high, low = images.max(dim=1).values, images.min(dim=1).values
+        maps = torch.stack([images.mean(dim=1), high - low, images[:, 0] - images[:, -1], up.expand_as(high)], dim=1)
+        means = pooled(maps, mask).cpu()  # (B, R, 4)
+        for statistic, values in zip(STATISTICS, (mask.mean(dim=(2, 3)).cpu(), *means.unbind(dim=2)), strict=True):
+            rows[statistic].append(values)
+    table = {statistic: torch.cat(parts) for statistic, parts in rows.items()}
+    values = {(name, statistic): table[statistic][:, k] for k, name in enumerate(regions) for statistic in STATISTICS}
+    seen = {name: values[name, "area"] > LEAST_AREA for name in regions}
+    return RegionSamples(w.float().cpu(), values, seen)
+
+
+def boundary_from_regions(
+    generator: StyleGAN2Generator,
+    segmenter: RegionSegmenter,
+    region: str,
+    statistic: str = "area",
+    samples: int = 2000,
+    seed: int = 0,
+    measured: RegionSamples | None = None,
+) -> Direction:
+    """The direction in w along which a region's statistic grows: `boundary_from_labels` of what a segmenter sees.
+
+    Args:
+        generator, segmenter: of one model.
+        region: one of the segmenter's.
+        statistic: "area", "brightness", "saturation", "warmth" or "height": see `measure_regions`.
+        samples, seed: as there.
+        measured: what `measure_regions` gave, to learn several directions from one set of pictures.
+
+    Returns:
+        Named region-statistic, in units of one standard deviation of untruncated w.
+
+    Raises:
+        ValueError: an unknown region or statistic, or a region that too few pictures show.
+    """
+    for what, given, known in (
+        ("region", region, tuple(segmenter.config.regions)),
+        ("statistic", statistic, STATISTICS),
+    ):
+        if given not in known:
+            raise ValueError(f"unknown {what} {given!r}: choose from {', '.join(known)}")
+    found = measure_regions(generator, segmenter, samples, seed) if measured is None else measured
+    chosen = found.seen[region] if statistic != "area" else torch.ones(len(found.w), dtype=torch.bool)
+    if int(chosen.sum()) < 16:
+        raise ValueError(f"{region!r} shows in {int(chosen.sum())} of {len(found.w)} pictures: take more samples")
+    values = found.values[region, statistic][chosen]
+    fitted = boundary_from_labels(found.w[chosen], values, f"{region}-{statistic}")
+    psi = generator.config.truncation_psi or 1.0  # the pictures' codes were truncated: the unit is that of free ones
+    about = {"method": "regions", "region": region, "statistic": statistic, "r2": fitted.provenance["r2"]}
+    return Direction(fitted.name, "w", fitted.tensor, fitted.scale / psi, provenance=about)
+
+
+# --- Parts -----------------------------------------------------------------------------------------------------------
+
+
+def _rows(generator: StyleGAN2Generator, layers: Sequence[int] | None) -> tuple[int, ...] | None:
+    if layers is None:
+        return None
+    for row in layers:
+        check_count("layers: a row of w+", row, generator.num_ws - 1, least=0)
+    if not layers:
+        raise ValueError("layers is empty: name rows of w+, or leave it out for all")
+    return tuple(layers)
+
+
+def _signed(vector: Tensor) -> Tensor:
+    """The vector or its opposite, whichever has a positive largest number."""
+    return vector * torch.where(vector[vector.abs().argmax()] < 0, -1, 1)
+
+
+def _direction(name: str, vector: Tensor, w: Tensor, rows: tuple[int, ...] | None, **about: Any) -> Direction:
+    """A unit direction in w, in standard deviations of samples w (N, w_dim)."""
+    vector = _signed(vector / vector.norm()).float()
+    return Direction(name, "w", vector, float((w @ vector).std()), rows, about)

@@ -1,0 +1,1 @@
+"""Static graphs and data sets in shards."""

@@ -1,0 +1,347 @@
+"""A pipeline's networks as static graphs for other runtimes: ONNX files, or torch.export's `.pt2`.
+
+The graphs: mapping (z, truncation psi -> s), fusion (codes of all nodes -> s), synthesis (s -> images), segmenter
+(images -> logits). Each is a file of its own with a dynamic batch, and `export.json` says what it takes and gives.
+Every file is read back, run at two batch sizes on inputs that were not traced, and held against the models themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stylefusion_hf import __version__
+from stylefusion_hf.conversion.destination import check_destination, whole_folder
+from stylefusion_hf.core.codes import seeds_to_z
+from stylefusion_hf.core.versions import version
+from stylefusion_hf.export.graph_files import (
+    OPSET,
+    SUFFIXES,
+    Graph,
+    Port,
+    Run,
+    check_packages,
+    open_onnx,
+    open_torch,
+    trace,
+    write_onnx,
+    write_torch,
+)
+from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
+
+DESCRIPTION, MARK = "export.json", "stylefusion-export"
+TOLERANCE = 1e-3  # the largest error, of the output's standard deviation
+CHECKED = (1, 3)  # batch sizes; neither is the one that is traced
+RUNS = 9  # of which the latency is the median
+
+# ----------------------------------------------------------------------------------------------------
+# What there is to export. A traced model goes through every net, and calls PyTorch's own operators only.
+
+
+class Traced(nn.Module):
+    """A function of models as the `forward` that exporters trace. `state`: the modules and tensors that it reads."""
+
+    def __init__(self, function: Run, **state: nn.Module | Tensor):
+        super().__init__()
+        self.function = function
+        for name, value in state.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of a graph; the figures are None where nothing was checked.
+
+    Attributes:
+        path, size: the file, in bytes with what lies beside it.
+        error, deviation: largest error over all checked batches, and the standard deviation of what it is an error of.
+        latency, exported_latency: of the model in PyTorch and of the file, seconds for a batch of one.
+    """
+
+    name: str
+    path: Path
+    size: int
+    error: float | None = None
+    deviation: float | None = None
+    latency: float | None = None
+    exported_latency: float | None = None
+
+
+def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
+    """What can be exported of a pipeline in float32 on the CPU, by name."""
+    generator, fusion, segmenter = pipe.generator, pipe.fusion, pipe.segmenter
+    config, nodes, width = generator.config, fusion.tree.nodes, generator.style_dim
+    size = config.resolution
+    code = Port("style", (None, width), "packed style codes")
+    images = Port("images", (None, config.img_channels, size, size), "about -1 to 1: clip; channels RGB where three")
+
+    def inputs(batch: int) -> tuple[Tensor, ...]:
+        labels = torch.eye(config.label_dim or 1)[torch.arange(batch) % (config.label_dim or 1)]
+        z = seeds_to_z(range(100 * batch, 101 * batch), config.z_dim)
+        return (z, *((labels,) if config.label_dim else ()), torch.tensor(1.0 if batch == 1 else 0.6))
+
+    def style(z: Tensor, *rest: Tensor) -> Tensor:
+        *labels, psi = rest
+        return generator.to_style(generator.truncate(generator.mapping(z, *labels), psi))
+
+    def fused(given: Tensor) -> Tensor:
+        return fusion.fuse({node: given[:, i] for i, node in enumerate(nodes)})
+
+    def codes(batch: int) -> Tensor:
+        return style(*inputs(batch))
+
+    found = {
+        "mapping": Graph(
+            "mapping",
+            Traced(
+                style,
+                mapping=generator.mapping,
+                weight=generator.affine_weight,
+                bias=generator.affine_bias,
+                mean=generator.w_avg,
+            ),
+            (
+                Port("z", (None, config.z_dim), "normal numbers; numpy.random.RandomState(seed).randn(1, z_dim)"),
+                *(
+                    [Port("class_labels", (None, config.label_dim), "one-hot, or any mixture")]
+                    if config.label_dim
+                    else []
+                ),
+                Port("truncation_psi", (), "1 for none, 0 for the mean's code; a scalar for the whole batch"),
+            ),
+            code,
+            style,
+            inputs,
+        ),
+        "fusion": Graph(
+            "fusion",
+            Traced(fused, fusion=fusion),
+            (Port("codes", (None, len(nodes), width), "the code of every node, in the order of `nodes`"),),
+            code,
+            fused,
+            lambda batch: (codes(batch * len(nodes)).unflatten(0, (batch, len(nodes))),),
+        ),
+        "synthesis": Graph(
+            "synthesis",
+            Traced(generator.synthesis, synthesis=generator.synthesis),
+            (code,),
+            images,
+            generator.synthesis,
+            lambda batch: (codes(batch),),
+        ),
+    }
+    if segmenter is not None:
+        regions = segmenter.config.regions
+        found["segmenter"] = Graph(
+            "segmenter",
+            Traced(segmenter.segment, segmenter=segmenter),
+            (replace(images, meaning="-1 to 1"),),
+            Port("logits", (None, len(regions), size, size), "a map for each of `regions`; a pixel is the largest's"),
+            segmenter.segment,
+            lambda batch: (generator.synthesis(codes(batch)),),
+        )
+    return {name: replace(graph, module=graph.module.eval()) for name, graph in found.items()}
+
+
+# ----------------------------------------------------------------------------------------------------
+# The check.
+
+
+def check(graph: Graph, run: Run) -> tuple[float, float]:
+    """The largest error of `run` over the checked batch sizes, and the least standard deviation of what is expected.
+
+    Raises:
+        ValueError: an output of another shape, or an error beyond the tolerance; names the graph and both numbers.
+    """
+    worst, deviation = 0.0, float("inf")
+    for batch in CHECKED:
+        inputs = graph.example(batch)
+        expected, given = graph.original(*inputs), run(*inputs)
+        if given.shape != expected.shape:
+            raise ValueError(
+                f"the exported {graph.name} gives {tuple(given.shape)} for a batch of {batch}, the model"
+                f" {tuple(expected.shape)}"
+            )
+        error, spread = float((given - expected).abs().max()), float(expected.std())
+        if not error <= TOLERANCE * spread:
+            raise ValueError(
+                f"the exported {graph.name} differs from the model by {error:.2g} at a batch of {batch}; at most"
+                f" {TOLERANCE:g} of its standard deviation {spread:.2g} is allowed, and nothing was written"
+            )
+        worst, deviation = max(worst, error), min(deviation, spread)
+    return worst, deviation
+
+
+def latencies(runs: Sequence[Run], inputs: Sequence[Tensor]) -> list[float]:
+    """Seconds of a call of each, medians after a first one. They take turns, so that a busy machine is fair to all."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for turn in range(RUNS + 1):
+        for run, times in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run(*inputs)
+            if turn:
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
+
+
+# ----------------------------------------------------------------------------------------------------
+# The whole.
+
+
+@torch.no_grad()
+def export(
+    pipe: StyleFusionPipeline,
+    out: Path,
+    form: str = "onnx",
+    *,
+    only: Iterable[str] | None = None,
+    checked: bool = True,
+    overwrite: bool = False,
+    sources: Iterable[Path] = (),
+    progress: bool = False,
+) -> list[Exported]:
+    """Write a pipeline's networks and `export.json` into a folder, which appears whole or not at all.
+
+    Args:
+        pipe: is brought to the CPU, in float32.
+        out: the folder; one that holds files only with `overwrite`, and only if they are those of an export.
+        form: "onnx" or "torch-export".
+        only: names of the graphs to write; all that the pipeline has if None.
+        checked: read every file back and compare it with the models.
+        sources: what may not be overwritten.
+        progress: show a bar.
+
+    Raises:
+        ValueError: an unknown format, a graph that the pipeline does not have, a folder that is not to be replaced, or
+            a graph that differs from its model.
+        ImportError: the packages for the format are missing; names the extra.
+        OSError: a place that cannot be written.
+    """
+    check_packages(form, checked)
+    check_target(out, overwrite, sources)
+    identity = pipe.model_identity()  # of the weights as they are, before the cast
+    for model in pipe.components.values():
+        if isinstance(model, nn.Module):
+            nn.Module.to(model, "cpu", torch.float32)  # diffusers' own warns of modules to keep in float32
+    available = graphs(pipe)
+    names = list(available) if only is None else [name for name in available if name in set(only)]
+    if missing := [name for name in dict.fromkeys(only or ()) if name not in available]:
+        raise ValueError(f"this model has no {', '.join(missing)} to export: it has {', '.join(available)}")
+    written = []
+    with whole_folder(out, overwrite, sources) as work:
+        for name in (bar := tqdm(names, disable=not progress, leave=False)):
+            bar.set_description(name)
+            written.append(_export_one(available[name], work, form, checked))
+        files = sorted(path.name for path in work.iterdir())
+        description = describe(pipe, form, [available[name] for name in names], written, files) | {"model": identity}
+        (work / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    return [replace(item, path=Path(out, item.path.name)) for item in written]
+
+
+def _export_one(graph: Graph, folder: Path, form: str, checked: bool) -> Exported:
+    path = folder / f"{graph.name}{SUFFIXES[form]}"
+    program = trace(graph)
+    if form == "onnx":
+        write_onnx(graph, program, path)
+    else:
+        write_torch(program, path)
+    size = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
+    if not checked:
+        return Exported(graph.name, path, size)
+    run = open_onnx(path) if form == "onnx" else open_torch(path)
+    error, deviation = check(graph, run)
+    return Exported(graph.name, path, size, error, deviation, *latencies((graph.original, run), graph.example(1)))
+
+
+def describe(
+    pipe: StyleFusionPipeline, form: str, chosen: Sequence[Graph], written: Sequence[Exported], files: Sequence[str]
+) -> dict[str, Any]:
+    """What `export.json` says: all that it takes to run the graphs without this package."""
+    generator, config, tree = pipe.generator, pipe.generator.config, pipe.fusion.tree
+    packages = ["torch", *(["onnx", "onnxscript", "onnxruntime"] if form == "onnx" else [])]
+    graphs = {}
+    for graph, item in zip(chosen, written, strict=True):
+        compared = item.error is not None
+        graphs[graph.name] = {
+            "file": item.path.name,
+            "inputs": [port.to_dict() for port in graph.inputs],
+            "outputs": [graph.output.to_dict()],
+            "check": {"batches": CHECKED, "max_error": item.error, "output_std": item.deviation} if compared else None,
+        }
+    return {
+        "format": MARK,
+        "version": 1,
+        "kind": form,
+        **({"opset": OPSET} if form == "onnx" else {}),
+        "dtype": "float32",
+        "graphs": graphs,
+        "resolution": config.resolution,
+        "img_channels": config.img_channels,
+        "z_dim": config.z_dim,
+        "label_dim": config.label_dim,
+        "style_dim": generator.style_dim,
+        "style_sizes": generator.style_sizes,
+        "noise": "constant, in the synthesis graph" if config.use_noise else "none",
+        "truncation_psi": config.truncation_psi,
+        "w_avg": generator.w_avg.tolist(),
+        "tree": tree.to_dict(),
+        "nodes": list(tree.nodes),
+        "active_nodes": list(tree.active),
+        "regions": list(pipe.segmenter.config.regions) if pipe.segmenter is not None else None,
+        "files": list(files),
+        "made_with": {"stylefusion-hf": __version__, **{name: version(name) for name in packages}},
+    }
+
+
+def check_target(out: Path, overwrite: bool, sources: Iterable[Path] = ()) -> None:
+    """ValueError unless an export can be written there: what else lies in a folder is never removed."""
+    check_destination(out, overwrite, sources)
+    found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if not found:
+        return
+    try:
+        description = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))
+        ours = {DESCRIPTION, *description["files"]} if description["format"] == MARK else set()
+    except (OSError, ValueError, TypeError, KeyError):
+        ours = set()
+    if not ours:
+        raise ValueError(f"{out}: is no export, and --overwrite replaces nothing else; give another name")
+    if others := [name for name in found if name not in ours]:
+        raise ValueError(f"{out}: holds {', '.join(others[:4])} beside an export; move that, or give another name")
+
+
+def table(exported: Sequence[Exported]) -> str:
+    """The files as lines for a screen; latencies are of a batch of one, in milliseconds."""
+    rows: list[tuple[str, ...]] = [("file", "MiB", "max error", "of std", "PyTorch ms", "graph ms", "ratio")]
+    for item in exported:
+        figures: tuple[str, ...] = ("not checked", "", "", "", "")
+        if item.error is not None and item.deviation and item.latency and item.exported_latency:
+            figures = (
+                f"{item.error:.1e}",
+                f"{item.error / item.deviation:.1e}",
+                f"{item.latency * 1e3:.2f}",
+                f"{item.exported_latency * 1e3:.2f}",
+                f"{item.latency / item.exported_latency:.1f}x",
+            )
+        rows.append((item.path.name, f"{item.size / 2**20:.2f}", *figures))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,353 @@
+"""Fused pictures by the million: recipes in, shards of pictures with their masks out.
+
+    accelerate launch -m stylefusion_hf.export.rendering recipes.jsonl --out pictures
+
+is `stylefusion render` on several processes or machines. Lines are dealt out in blocks: shard k has the pictures of
+lines k * S + 1 to (k + 1) * S and is made by one process. What is finished stays, whatever the number of processes was
+or will be; the file of recipes is streamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from accelerate.utils import gather_object
+from PIL import Image
+from tqdm.auto import tqdm
+
+from stylefusion_hf.core import codes as latents
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.export.shards import check_format, shard_path, write_shard
+from stylefusion_hf.pipelines.steps import node_settings
+from stylefusion_hf.training.checkpoints import everywhere, on_main, write_text
+
+if TYPE_CHECKING:
+    from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
+
+NOTE = "dataset.json"
+WAITING = 16  # batches of recipes that may wait for others of their kind
+
+
+# --- Recipes ---------------------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Numbered recipes that can be gone through more than once."""
+
+    def __iter__(self) -> Iterator[tuple[int, Callable[[], Recipe]]]:
+        """(number from 1, what makes the recipe); making it may raise a ValueError."""
+        ...
+
+    def where(self, number: int) -> str:
+        """What an error about this recipe begins with."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """What tells this source from others, JSON-able."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe a line, as JSON; empty lines count but mean nothing. OSError where the file cannot be read."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[tuple[int, Callable[[], Recipe]]]:
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, partial(self.read, line)
+
+    @staticmethod
+    def read(line: bytes) -> Recipe:
+        return Recipe.from_json(line.decode())
+
+    def where(self, number: int) -> str:
+        return f"{self.path}, line {number}"
+
+    def about(self) -> dict[str, Any]:
+        with open(self.path, "rb") as file:
+            return {"recipes": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+@dataclass(frozen=True)
+class RandomRecipes:
+    """`count` recipes with a base seed, and a seed of its own for every region that can have one."""
+
+    count: int
+    seed: int
+    tree: RegionTree
+
+    def __iter__(self) -> Iterator[tuple[int, Callable[[], Recipe]]]:
+        return ((number, partial(self.make, number)) for number in range(1, self.count + 1))
+
+    def make(self, number: int) -> Recipe:
+        regions = [name for name in self.tree.active if name not in self.tree.fused]
+        drawn = np.random.SeedSequence([self.seed, number]).generate_state(len(regions) + 1).tolist()
+        return Recipe(
+            base=(drawn[0],), num_images=1, regions={n: (s,) for n, s in zip(regions, drawn[1:], strict=True)}
+        )
+
+    def where(self, number: int) -> str:
+        return f"random recipe {number}"
+
+    def about(self) -> dict[str, Any]:
+        return {"random": self.count, "seed": self.seed, "tree": str(self.tree)}
+
+
+def check_recipe(
+    pipe: StyleFusionPipeline, recipe: Recipe, identity: Mapping[str, Any], any_model: bool, known: set[str]
+) -> None:
+    """ValueError unless the pipeline can make the recipe's pictures. `known`: kinds whose names are right."""
+    latents.check_shapes(pipe.generator, recipe.groups())
+    if (kind := kind_of(recipe)) not in known:
+        node_settings(pipe.fusion.tree, recipe)
+        known.add(kind)
+    if recipe.class_labels is not None:
+        latents.labels_to_tensor(recipe.class_labels, pipe.generator.config.label_dim)
+    written = {} if any_model else (recipe.model or {}).get("sha256", {})
+    if other := [name for name, digits in written.items() if identity["sha256"].get(name, digits) != digits]:
+        raise ValueError(
+            f"written with other weights of {' and '.join(other)} than this model has: load that one, or give"
+            " --any-model"
+        )
+
+
+# --- Batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to be made."""
+
+    line: int
+    index: int  # among the pictures of its line
+    recipe: Recipe
+
+    @property
+    def key(self) -> str:
+        return f"{self.line:09d}-{self.index:04d}"
+
+
+def kind_of(recipe: Recipe) -> str:
+    """Recipes of the same kind can be one batch: they differ in codes only."""
+    r = recipe
+    settings = (r.noise_mode, r.truncation_psi, r.truncation_cutoff, r.strength, r.global_code is None)
+    names = [sorted(codes) for codes in (r.regions, r.nodes, r.edits)]
+    return json.dumps([*settings, *names, r.class_labels is None], sort_keys=True)
+
+
+def join(recipes: list[Recipe]) -> Recipe:
+    """One recipe for the pictures of several of the same kind, each of one picture."""
+
+    def rows(name: str) -> Any:
+        found = [getattr(r, name) for r in recipes]
+        if found[0] is None:
+            return None
+        if isinstance(found[0], Mapping):
+            return {node: tuple(row for codes in found for row in codes[node]) for node in found[0]}
+        return tuple(row for codes in found for row in codes)
+
+    lists = ("base", "regions", "nodes", "global_code", "class_labels", "noise_seeds", "edits")
+    return replace(recipes[0], num_images=len(recipes), model=None, **{name: rows(name) for name in lists})
+
+
+def batches(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
+    """Pictures of one kind, `size` at a time; what is left over comes at the end, or when too many wait."""
+    waiting: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        group = waiting.setdefault(kind_of(picture.recipe), [])
+        group.append(picture)
+        if len(group) == size or sum(map(len, waiting.values())) >= WAITING * size:
+            fullest = max(waiting, key=lambda kind: len(waiting[kind]))
+            yield waiting.pop(fullest)
+    yield from waiting.values()
+
+
+# --- Pictures --------------------------------------------------------------------------------------------------------
+
+
+def palette(count: int) -> list[int]:
+    """r, g, b of `count` labels: hues a golden section apart, light and dark in turn."""
+    colours: list[int] = []
+    for i in range(count):
+        hue, value = (i * 0.618034) % 1 * 6, (1.0, 0.6)[i % 2]
+        colours += [round(255 * value * min(max(abs((hue - k) % 6 - 3) - 1, 0.15), 1)) for k in (0, 2, 4)]
+    return colours
+
+
+def png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG", compress_level=1)  # encoding, not rendering, would take most of the time of large pictures
+    return data.getvalue()
+
+
+def render_batch(
+    pipe: StyleFusionPipeline,
+    pictures: list[Picture],
+    masks: bool,
+    identity: Mapping[str, Any],
+    pool: ThreadPoolExecutor,
+) -> Iterator[dict[str, Any]]:
+    """The samples of pictures of one kind, in order."""
+    output: Any = pipe.from_recipe(join([p.recipe for p in pictures]), check_model=False, output_masks=masks)
+    maps: list[Image.Image | None] = [None] * len(pictures)
+    if masks:
+        labels = sum(mask.byte() * i for i, mask in enumerate(output.masks.values())).cpu().numpy()
+        colours = palette(len(output.masks))
+        for i, values in enumerate(labels):
+            found = Image.fromarray(values, mode="P")
+            found.putpalette(colours)
+            maps[i] = found
+    psi = output.recipe["truncation_psi"]
+    encoded = zip(pool.map(png, output.images), pool.map(lambda m: m and png(m), maps), strict=True)
+    for picture, (image, mask) in zip(pictures, encoded, strict=True):
+        recipe = replace(picture.recipe, truncation_psi=psi, model=identity).to_json()
+        yield {"key": picture.key, "line": picture.line, "picture": picture.index, "image": image} | {
+            "mask": mask,
+            "recipe": recipe,
+        }
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """pictures: made now, by all processes; shards: all there are; seconds: of the slowest process."""
+
+    pictures: int
+    shards: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second."""
+        return self.pictures / self.seconds if self.seconds else 0.0
+
+
+def render(
+    pipe: StyleFusionPipeline,
+    source: Source,
+    out: str | Path,
+    *,
+    kind: str = "tar",
+    shard_size: int = 1000,
+    batch_size: int = 8,
+    masks: bool = True,
+    any_model: bool = False,
+    process: int = 0,
+    processes: int = 1,
+) -> Rendered:
+    """Render what is not there yet, as one of several processes.
+
+    Args:
+        pipe: has a segmenter where masks are wanted.
+        source: the recipes; every one of this process's is checked before the first is rendered.
+        out: the folder; gets shard-000000.tar ... and dataset.json, which names the regions of the masks.
+        kind: "tar" (WebDataset) or "parquet".
+        shard_size: recipes of a shard.
+        batch_size: pictures computed at once.
+        masks: also a label map a picture: a palette PNG whose values are places in dataset.json's regions.
+        any_model: also take recipes that were written with other weights.
+        process, processes: this one's place among all. Each must see `out`.
+
+    Raises:
+        ValueError: a recipe that cannot be made (says which line), no recipe at all, no segmenter, or a folder that
+            holds another data set.
+        OSError: what cannot be read or written.
+    """
+    check_format(kind)
+    if masks and pipe.segmenter is None:
+        raise ValueError("masks need a segmenter, and this model has none: leave them out with --no-masks")
+    out, identity = Path(out), pipe.model_identity()
+    regions = list(pipe.segmenter.config.regions) if masks else []
+    about = source.about() | {"format": kind, "shard_size": shard_size, "regions": regions, "model": identity}
+
+    def prepare() -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        check_folder(out, about)
+        write_text(out / NOTE, json.dumps(about, indent=1) + "\n")
+
+    on_main(prepare)
+
+    def own() -> Iterator[tuple[int, int, Callable[[], Recipe]]]:
+        """(shard, number, what makes the recipe) of what this process has still to do."""
+        for number, make in source:
+            shard = (number - 1) // shard_size
+            if shard % processes == process and not shard_path(out, shard, kind).exists():
+                yield shard, number, make
+
+    def check() -> None:
+        known: set[str] = set()
+        for _, number, make in own():
+            try:
+                recipe = make()
+                check_recipe(pipe, recipe, identity, any_model, known)
+            except ValueError as error:
+                raise ValueError(f"{source.where(number)}: {error}") from error
+            counted.append(recipe.num_images)
+
+    def pictures(group: Iterator[tuple[int, int, Callable[[], Recipe]]]) -> Iterator[Picture]:
+        for _, number, make in group:
+            recipe = make()
+            yield from (Picture(number, i, recipe.select(i)) for i in range(recipe.num_images))
+
+    def work() -> None:
+        with ThreadPoolExecutor() as pool, tqdm(total=sum(counted), desc="render", disable=process > 0) as bar:
+            for shard, group in groupby(own(), key=lambda item: item[0]):
+                with write_shard(shard_path(out, shard, kind), about) as write:
+                    for batch in batches(pictures(group), batch_size):
+                        for sample in render_batch(pipe, batch, masks, identity, pool):
+                            write(sample)
+                        bar.update(len(batch))
+
+    counted: list[int] = []
+    problem = everywhere(check, (ValueError, OSError))
+    if problem is not None:
+        raise ValueError(problem)
+    started = time.monotonic()
+    problem = everywhere(work, (OSError,))
+    if problem is not None:
+        raise OSError(problem)
+    told = gather_object([(sum(counted), time.monotonic() - started)])
+    shards = len(list(out.glob(shard_path(out, 0, kind).name.replace("000000", "*"))))
+    if not shards:
+        raise ValueError(f"{source.where(1)}: there is no recipe")
+    return Rendered(sum(n for n, _ in told), shards, max(seconds for _, seconds in told))
+
+
+def check_folder(out: Path, about: Mapping[str, Any]) -> None:
+    """ValueError where a folder holds something else than a part of this data set."""
+    note = out / NOTE
+    if not note.exists():
+        if any(p.name != note.with_name(f".partial-{NOTE}").name for p in out.iterdir()):
+            raise ValueError(f"{out} is not empty and holds no {NOTE}: choose another folder")
+        return
+    try:
+        stored = dict(json.loads(note.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{note} cannot be read ({error}): choose another folder or delete it") from error
+    if other := [name for name in {**stored, **about} if stored.get(name) != about.get(name)]:
+        raise ValueError(
+            f"{out} holds pictures of another {' and '.join(other)} ({short(stored.get(other[0]))}, now"
+            f" {short(about.get(other[0]))}): choose another folder"
+        )
+
+
+if __name__ == "__main__":
+    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
+
+    sys.exit(command_line(["render", *sys.argv[1:]]))

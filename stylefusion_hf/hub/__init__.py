@@ -1,0 +1,1 @@
+"""Pipelines from and to folders and the Hub, with their cards."""

@@ -1,0 +1,116 @@
+"""Uploading the Space to the Hub in one commit, with the wheel of this package, which is on no index."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+import stylefusion_hf
+from stylefusion_hf.core.hub_files import explained
+
+SPACE = Path(stylefusion_hf.__file__).parent / "spaces_app"
+WHEEL = re.compile(r"stylefusion_hf-[\w.+]+-py3-none-any\.whl")
+
+
+def build_wheel(folder: str | Path) -> Path:
+    """The wheel of the checkout that this package is run from, built into `folder`.
+
+    Raises:
+        ValueError: it is not run from a checkout. OSError: the build failed; says why.
+    """
+    checkout = Path(stylefusion_hf.__file__).parents[1]
+    if not (checkout / "pyproject.toml").is_file() or not (checkout / "spaces_app").is_dir():
+        raise ValueError(
+            f"{checkout} is no checkout of stylefusion-hf, from which a wheel can be built: give --wheel FILE"
+        )
+    flags = ["--no-deps", "--disable-pip-version-check", "--quiet", "--wheel-dir", str(folder)]
+    command = [sys.executable, "-m", "pip", "wheel", *flags, str(checkout)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    built = sorted(Path(folder).glob("*.whl"))
+    if done.returncode or not built:
+        reason = " ".join((done.stderr or done.stdout).split())[-300:]
+        raise OSError(f"the wheel could not be built ({reason}): build one with `pip wheel --no-deps .`, give --wheel")
+    return built[-1]
+
+
+def space_files(repo_id: str, wheel: str | Path, endpoint: str, model: str | None = None) -> dict[str, bytes]:
+    """What the Space's repository holds: path -> content.
+
+    The requirements name the wheel by its address: while a Space is built, its other files are not there yet.
+
+    Args:
+        repo_id: user/space.
+        wheel: of this package, with its usual name.
+        endpoint: of the Hub.
+        model: a repository that the card names as used.
+
+    Raises:
+        ValueError: no wheel of this package.
+    """
+    wheel = Path(wheel)
+    if not WHEEL.fullmatch(wheel.name) or not wheel.is_file():
+        raise ValueError(
+            f"{wheel} is no wheel of stylefusion-hf: expected a file such as stylefusion_hf-0.1.0-py3-none-any.whl"
+        )
+    paths = [p for p in sorted(SPACE.resolve().rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
+    files = {p.relative_to(SPACE.resolve()).as_posix(): p.read_bytes() for p in paths}
+    address = f"{endpoint}/spaces/{repo_id}/resolve/main/{wheel.name}"
+    lines = files["requirements.txt"].decode().splitlines()
+    others = [line for line in lines if line and not line.startswith("#") and "stylefusion" not in line]
+    # Without the extra `space`: gradio comes with the card's sdk_version.
+    files["requirements.txt"] = "\n".join([*others, f"stylefusion-hf @ {address}", ""]).encode()
+    if model is not None:
+        head, body = files["README.md"].decode().removeprefix("---\n").split("\n---\n", 1)
+        head = re.sub(r"(?m)^models:\n(?:[ -].*\n?)*", "", head + "\n").rstrip("\n")
+        files["README.md"] = f"---\n{head}\nmodels:\n- {model}\n---\n{body}".encode()
+    return files | {wheel.name: wheel.read_bytes()}
+
+
+def publish_space(
+    repo_id: str,
+    *,
+    model: str | None = None,
+    wheel: str | Path | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Uploads the Space; the commit's address.
+
+    Args:
+        repo_id: user/space; made where there is none.
+        model: a model on the Hub that it shows (its variable STYLEFUSION_MODEL); None for the embedded one.
+        wheel: of this package; None builds one from the checkout.
+        private: of a new Space. Its build cannot fetch the wheel then, unless the wheel is put where it can.
+        token: the stored login, or HF_TOKEN, if None.
+        commit_message: its title.
+
+    Raises:
+        ValueError, OSError: one line that says what is wrong; nothing is published then.
+    """
+    api: Any = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        files = space_files(repo_id, build_wheel(folder) if wheel is None else wheel, api.endpoint, model)
+    with explained(f"cannot publish to the Space {repo_id!r}"):
+        api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        parent = api.repo_info(repo_id, repo_type="space").sha
+        there = api.list_repo_files(repo_id, repo_type="space", revision=parent)
+        operations: list[Any] = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
+        # Wheels of other versions; everything else that somebody put there stays.
+        operations += [CommitOperationDelete(path) for path in there if WHEEL.fullmatch(path) and path not in files]
+        if model is not None:
+            api.add_space_variable(repo_id, "STYLEFUSION_MODEL", model)
+        commit = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message or "Upload with stylefusion-hf",
+            repo_type="space",
+            parent_commit=parent,
+        )
+    return str(commit.commit_url)

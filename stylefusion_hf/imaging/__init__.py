@@ -1,0 +1,1 @@
+"""Pictures: opening them, aligning faces and regions, contact sheets and animations."""

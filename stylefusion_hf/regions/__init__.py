@@ -1,0 +1,1 @@
+"""Regions found in a generator, or learned from painted samples."""

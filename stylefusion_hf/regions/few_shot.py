@@ -1,0 +1,256 @@
+"""Regions from a few painted samples: a head on the generator's features learns what a person meant.
+
+    paint = PaintFolder.create("painted", generator, ["sky", "road", "car", "wheels"], count=8)
+    ...                                           # paint labels/*.png, in any program or on `regions label`'s page
+    found = learn(generator, PaintFolder("painted"))      # .tree, .labeller, .report, as of `discover`
+
+As DatasetGAN (arXiv 2104.06490) and RepurposeGAN (arXiv 2103.04379): the features of all layers at a painted place, an
+ensemble of small networks, and from there labels for as many samples as one likes. Strokes do; nothing need be filled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from stylefusion_hf.evaluation.pairs import style_codes
+from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
+from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.regions.clustering import contingency, jaccard
+from stylefusion_hf.regions.discovery import Discovery, sample_codes
+from stylefusion_hf.regions.naming import named_tree
+from stylefusion_hf.regions.sheet import region_colours
+
+UNPAINTED = 255
+FINEST = 128  # pixels of the finest feature maps that are read
+MOST_PLACES = 6_000  # painted places that are learnt from
+
+
+class PaintFolder:
+    """Samples to paint, and what is painted: images/, labels/ (palette PNGs, 255 where nothing is painted) and
+    dataset.json with the regions' names and the samples' seeds.
+
+    Raises:
+        ValueError: the folder holds no such files, or dataset.json cannot be used.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = Path(root)
+        try:
+            about = json.loads((self.root / "dataset.json").read_text(encoding="utf-8"))
+            self.regions = [str(name) for name in about["regions"]]
+            self.seeds = [int(seed) for seed in about["seeds"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{root} holds no samples to paint ({error}): make them with `stylefusion regions label`"
+            ) from None
+        if not 2 <= len(self.regions) <= 20 or len(set(self.regions)) != len(self.regions):
+            raise ValueError(f"{root}: expected 2 to 20 different region names, got {self.regions}")
+
+    @classmethod
+    def create(
+        cls, root: str | os.PathLike[str], generator: StyleGAN2Generator, regions: Sequence[str], count: int
+    ) -> PaintFolder:
+        """Write samples of the seeds 0 .. count - 1 with empty labels; an existing folder of the same regions and at
+        least as many samples is taken as it is.
+
+        Raises:
+            ValueError: the folder holds samples of other regions, or something else.
+        """
+        folder = Path(root)
+        if (folder / "dataset.json").is_file():
+            found = cls(folder)
+            if found.regions != list(regions) or len(found.seeds) < count:
+                raise ValueError(
+                    f"{root} holds {len(found.seeds)} samples of the regions {', '.join(found.regions)}: name another"
+                    " folder, or ask for these"
+                )
+            return found
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{root} is not empty and holds no samples to paint: name a new folder")
+        for name in ("images", "labels"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        about = {"regions": list(regions), "seeds": list(range(count)), "unpainted": UNPAINTED}
+        (folder / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        found = cls(folder)
+        size = generator.config.resolution
+        for seed, image in zip(found.seeds, sample_images(generator, found.seeds), strict=True):
+            picture_of(image).save(found.image_file(seed))
+            found.paint(seed, np.full((size, size), UNPAINTED, np.uint8))
+        return found
+
+    def image_file(self, seed: int) -> Path:
+        return self.root / "images" / f"seed-{seed}.png"
+
+    def label_file(self, seed: int) -> Path:
+        return self.root / "labels" / f"seed-{seed}.png"
+
+    def paint(self, seed: int, labels: np.ndarray) -> None:
+        """Keep labels (H, W), uint8: region numbers, or UNPAINTED."""
+        image = Image.fromarray(labels)
+        palette = [c for colour in region_colours(len(self.regions)) for c in colour]
+        image.putpalette(palette + [255] * (768 - len(palette)))
+        part = self.label_file(seed).with_suffix(".part")
+        image.save(part, format="PNG")
+        os.replace(part, self.label_file(seed))
+
+    def labels(self, seed: int) -> np.ndarray:
+        """(H, W), uint8. ValueError for a file that holds other values than the regions' numbers and UNPAINTED."""
+        file = self.label_file(seed)
+        try:
+            with Image.open(file) as opened:
+                if opened.mode not in ("P", "L"):
+                    raise ValueError(f"{file} has mode {opened.mode}: labels are palette or grey, their values ids")
+                found = np.array(opened, dtype=np.uint8)
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from None
+        known = (found < len(self.regions)) | (found == UNPAINTED)
+        if not known.all():
+            raise ValueError(
+                f"{file} has the value {found[~known][0]}: expected 0 to {len(self.regions) - 1} for"
+                f" {', '.join(self.regions)}, or {UNPAINTED} for unpainted"
+            )
+        return found
+
+    def painted(self) -> list[int]:
+        """Seeds of the samples that have any paint on them."""
+        return [seed for seed in self.seeds if (self.labels(seed) != UNPAINTED).any()]
+
+
+@torch.no_grad()
+def sample_images(generator: StyleGAN2Generator, seeds: Sequence[int]) -> Tensor:
+    """Images (N, C, H, W) in [-1, 1] of seeds."""
+    parts = style_codes(generator, seeds).split(at_once(generator.config.resolution, 16))
+    return torch.cat([generator.synthesis(s).float().clamp(-1, 1).cpu() for s in parts])
+
+
+def picture_of(image: Tensor) -> Image.Image:
+    """(3, H, W), or grey (1, H, W), in [-1, 1] as a picture."""
+    pixels = image.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+@torch.no_grad()
+def painted_places(generator: StyleGAN2Generator, codes: Tensor, labels: Sequence[np.ndarray], regions: int):
+    """Features (P, D), regions (P,) and pictures (P,) of all painted places of the pictures `codes` (N, S)."""
+    layers = readable_layers(generator, FINEST)
+    size = max(layers)
+    features, targets, pictures = [], [], []
+    for n, (code, label) in enumerate(zip(codes, labels, strict=True)):
+        known = torch.from_numpy(label.astype(np.int64))
+        votes = F.one_hot(known.clamp_max(regions), regions + 1)[..., :regions].permute(2, 0, 1)[None].float()
+        if votes.shape[-1] != size:
+            votes = F.adaptive_avg_pool2d(votes, size)
+        votes = votes[0].flatten(1)
+        there = votes.amax(0) > 0
+        _, maps = generator.synthesis(code[None], return_features=True)
+        features.append(describe(maps, layers, size)[0].flatten(1).t()[there.to(code.device)])
+        targets.append(votes.argmax(0)[there].to(code.device))
+        pictures.append(torch.full_like(targets[-1], n))
+    return torch.cat(features), torch.cat(targets), torch.cat(pictures)
+
+
+def fit_head(
+    generator: StyleGAN2Generator,
+    x: Tensor,
+    y: Tensor,
+    regions: Sequence[str],
+    hidden: Sequence[int] = (64,),
+    members: int = 5,
+    steps: int = 200,
+    seed: int = 0,
+) -> FeatureLabeller:
+    """A labeller from features (P, D) of painted places and their regions (P,), each region of equal weight."""
+    layers = readable_layers(generator, FINEST)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = FeatureLabeller.of(generator, regions, layers, hidden=list(hidden), members=members)
+        chosen = torch.randperm(len(x))[:MOST_PLACES].to(x.device)
+        # Every member leaves out a fifth of the places, so that they differ where they do not know.
+        kept = (torch.rand(members, len(chosen)) < 0.8).to(x)
+    head = head.to(x.device).train()
+    x, y = x[chosen], y[chosen]
+    counts = torch.bincount(y, minlength=len(regions)).float()
+    weight = kept * (1 / counts.clamp_min(1))[y]
+    weight = weight / weight.sum(1, keepdim=True)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=1e-2)
+    for _ in range(steps):
+        found = head.read(x.t()[None])[0]  # (M, R, P)
+        loss = -(found.gather(1, y.expand(members, 1, -1))[:, 0] * weight).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return head.eval().requires_grad_(False)
+
+
+def learn(
+    generator: StyleGAN2Generator, paint: PaintFolder, check: bool = True, seed: int = 0, progress: bool = True
+) -> Discovery:
+    """The labeller of painted samples, and the tree that its regions make on fresh ones.
+
+    Args:
+        generator: in eval mode, the one that the samples are of.
+        paint: the samples.
+        check: leave each painted picture out once, and report the IoU on what is painted there.
+        seed: of weights and fresh samples.
+
+    Raises:
+        ValueError: nothing painted, a region that is painted nowhere, or labels of another size.
+    """
+    seeds = paint.painted()
+    labels = [paint.labels(s) for s in seeds]
+    missing = [n for i, n in enumerate(paint.regions) if not any((label == i).any() for label in labels)]
+    if missing:
+        raise ValueError(f"nothing is painted for {', '.join(missing)} yet: a stroke in one or two samples will do")
+    size = generator.config.resolution
+    for s, label in zip(seeds, labels, strict=True):
+        if label.shape != (size, size):
+            raise ValueError(
+                f"{paint.label_file(s)} is {label.shape[1]} x {label.shape[0]}, its sample {size} x {size}"
+            )
+    x, y, picture = painted_places(generator, style_codes(generator, seeds), labels, len(paint.regions))
+    head = fit_head(generator, x, y, paint.regions, seed=seed)
+    report: dict[str, Any] = {"painted": seeds, "places": len(x), "seed": seed, "num_regions": len(paint.regions)}
+    if check and len(seeds) > 2:
+        report["IoU on painted pictures left out"] = _left_out(generator, x, y, picture, paint.regions, progress)
+    maps = predicted(generator, head, sample_codes(generator, 64, torch.Generator().manual_seed(seed)))
+    tree, _ = named_tree(maps, len(paint.regions), paint.regions)
+    share = torch.bincount(maps.flatten(), minlength=len(paint.regions)).float() / maps.numel()
+    report |= {"tree": str(tree), "area": {n: round(float(a), 4) for n, a in zip(paint.regions, share, strict=True)}}
+    return Discovery(tree, head, report)
+
+
+@torch.no_grad()
+def predicted(generator: StyleGAN2Generator, labeller: FeatureLabeller, codes: Tensor) -> Tensor:
+    """Label maps (N, H, W) of style codes (N, S), on the CPU."""
+    found = []
+    for s in codes.split(at_once(generator.config.resolution, 16)):
+        _, maps = generator.synthesis(s, return_features=True)
+        found.append(labeller.label(maps, generator.config.resolution).argmax(1).cpu())
+    return torch.cat(found)
+
+
+def _left_out(
+    generator: StyleGAN2Generator, x: Tensor, y: Tensor, picture: Tensor, regions: Sequence[str], progress: bool
+) -> dict[str, float]:
+    n = len(regions)
+    counts = torch.zeros(n, n)
+    for k in tqdm(range(int(picture.max()) + 1), desc="leaving one out", disable=not progress, leave=False):
+        out = picture == k
+        head = fit_head(generator, x[~out], y[~out], regions, steps=100)
+        guess = head.read(x[out].t()[None])[0].exp().mean(0).argmax(0)
+        counts += contingency(y[out], guess, n, n).cpu()
+    iou = jaccard(counts).diag()
+    rows = {name: round(float(v), 3) for name, v in zip(regions, iou, strict=True)}
+    return rows | {"mean": round(float(iou.mean()), 3)}

@@ -1,0 +1,217 @@
+"""A folder of regions that were found or taught: what `stylefusion regions` writes and `train fusion --regions` reads.
+
+tree.json           the tree; its names may be edited by hand, or its shape, one at a time
+regions.png         samples, tinted by region, and the tree
+regions.json        how they were found, and how well the segmenters know them
+segmenter/          for the pipeline
+judges/segmenter/   another one, for `stylefusion evaluate --judges`
+labeller/           what reads them off feature maps
+samples.png         the pictures in regions.png, in a row
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stylefusion_hf.core.codes import random_labels
+from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.imaging.images import pixels_to_tensor
+from stylefusion_hf.models.labeller import FeatureLabeller
+from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.regions.discovery import Discovery, discover, sample_codes
+from stylefusion_hf.regions.naming import named_tree
+from stylefusion_hf.regions.sheet import region_sheet
+from stylefusion_hf.training.common import export, image_grid
+from stylefusion_hf.training.distillation import Teacher, distil, labeller_teacher
+
+NETWORKS = {"segmenter": RegionSegmenter, "judges/segmenter": RegionSegmenter, "labeller": FeatureLabeller}
+SHOWN = 16  # samples in the picture
+JUDGE_CHANNELS = (24, 32, 64, 96)  # unlike the segmenter's
+
+
+def find_regions(
+    folder: str | Path,
+    generator: StyleGAN2Generator,
+    samples: int = 1500,
+    steps: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+    **how: Any,
+) -> Path:
+    """Discover regions, distil them, and write the folder; `how` goes to `discover`."""
+    found = discover(generator, seed=seed, progress=progress, **how)
+    return write_found(folder, generator, found, samples, steps, seed, progress)
+
+
+def write_found(
+    folder: str | Path,
+    generator: StyleGAN2Generator,
+    found: Discovery,
+    samples: int = 1500,
+    steps: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """`write_regions` of a labeller that was found or taught, which is kept in labeller/."""
+    names, teacher = list(found.labeller.config.regions), labeller_teacher(found.labeller)
+    export(found.labeller, Path(folder) / "labeller")
+    return write_regions(folder, generator, found.tree, teacher, names, found.report, samples, steps, seed, progress)
+
+
+def write_regions(
+    folder: str | Path,
+    generator: StyleGAN2Generator,
+    tree: RegionTree,
+    teacher: Teacher,
+    names: Sequence[str],
+    report: Mapping[str, Any],
+    samples: int = 1500,
+    steps: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Distil a teacher twice, for the pipeline and for its judge, and write everything; regions.json comes last.
+
+    Args:
+        folder: made where it is not there; what is in it is replaced.
+        generator: whose pictures the teacher labels.
+        tree: its leaves are among `names`.
+        teacher, names: what labels, and the regions of its maps.
+        report: of how the regions were found.
+        samples, steps, seed: of the distillation.
+    """
+    folder, report = Path(folder), dict(report)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "regions.json").unlink(missing_ok=True)
+    for part, number, channels in (("segmenter", 0, (16, 32, 64, 96)), ("judges/segmenter", 1, JUDGE_CHANNELS)):
+        student, iou = distil(
+            generator, teacher, names, samples, steps, channels=channels, seed=2 * seed + number, progress=progress
+        )
+        export(student.cpu(), folder / part)
+        report[f"IoU of {part} with what it learnt from"] = {k: round(v, 3) for k, v in iou.items()}
+    sample_strip(generator, SHOWN, seed).save(folder / "samples.png")
+    (folder / "tree.json").write_text(tree.to_json(indent=1) + "\n", encoding="utf-8")
+    _finish(folder, tree, report)
+    return folder
+
+
+@torch.no_grad()
+def tree_by_looking(generator: StyleGAN2Generator, segmenter: Any, seed: int = 0, samples: int = 64) -> RegionTree:
+    """A tree of a segmenter's regions, by what they touch and move with in samples."""
+    codes = sample_codes(generator, samples, torch.Generator().manual_seed(seed))
+    parts = codes.split(at_once(generator.config.resolution, 16))
+    maps = [segmenter.segment(generator.synthesis(s).clamp(-1, 1)).argmax(1).cpu() for s in parts]
+    names = list(segmenter.config.regions)
+    return named_tree(torch.cat(maps), len(names), names)[0]
+
+
+def read_regions(folder: str | Path) -> tuple[RegionTree, RegionSegmenter]:
+    """The tree and the segmenter of a folder, once the names in tree.json have been taken up.
+
+    Raises:
+        ValueError: the folder is incomplete, or tree.json does not fit the segmenter.
+    """
+    tree = update_regions(folder)
+    return tree, RegionSegmenter.from_pretrained(folder, subfolder="segmenter").eval().requires_grad_(False)
+
+
+def update_regions(folder: str | Path) -> RegionTree:
+    """Take up what tree.json says after editing: new names in the same tree, or another tree of the same names.
+
+    Names go into the networks' configs and the picture is drawn again. Returns the tree.
+
+    Raises:
+        ValueError: the folder is incomplete, or names and shape have both changed.
+    """
+    folder = Path(folder)
+    try:
+        report = json.loads((folder / "regions.json").read_text(encoding="utf-8"))
+        old = RegionTree.parse(report["tree"])
+        text = (folder / "tree.json").read_text(encoding="utf-8")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} holds no finished regions ({error}): make them with `stylefusion regions"
+            f" discover --out {folder}`"
+        ) from None
+    try:
+        tree = RegionTree.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'tree.json'}: {error}") from None
+    if tree == old:
+        return tree
+    known = set(old.leaves)
+    if shape(tree) == shape(old):
+        names = dict(zip(old.nodes, tree.nodes, strict=True))
+    elif set(tree.leaves) <= known:
+        names = {n: n for n in old.nodes}
+    else:
+        new = ", ".join(n for n in tree.leaves if n not in known)
+        raise ValueError(
+            f"{folder / 'tree.json'} has another shape and new names ({new}): change the names first, run `stylefusion"
+            f" regions update {folder}`, then the shape; the tree was {old}"
+        )
+    for part, kind in NETWORKS.items():
+        if not (folder / part).is_dir():  # a segmenter that was distilled has no labeller
+            continue
+        network = kind.from_pretrained(folder / part)
+        network.register_to_config(regions=[names.get(n, n) for n in network.config.regions])
+        export(network, folder / part)
+    for key, value in report.items():
+        if isinstance(value, dict):
+            report[key] = {names.get(k, k): v for k, v in value.items()}
+    _finish(folder, tree, report)
+    return tree
+
+
+def shape(tree: RegionTree) -> Any:
+    """The tree without its names: nested pairs, and whether each has a net."""
+
+    def below(name: str) -> Any:
+        children = tree.children(name)
+        return (name in tree.fused, *map(below, children)) if children else ()
+
+    return below(tree.root)
+
+
+@torch.no_grad()
+def sample_strip(generator: StyleGAN2Generator, count: int, seed: int) -> Image.Image:
+    """Plain samples at the model's own truncation, side by side."""
+    draw = torch.Generator().manual_seed(seed + 1)
+    z = torch.randn(count, generator.config.z_dim, generator=draw).to(generator.w_avg)
+    labels = random_labels(generator.config.label_dim, count, draw)
+    w = generator.mapping(z, None if labels is None else labels.to(z))
+    s = generator.to_style(generator.truncate(w, generator.config.truncation_psi))
+    return image_grid(torch.cat([generator.synthesis(part) for part in s.split(4)]).cpu(), count)
+
+
+def _finish(folder: Path, tree: RegionTree, report: Mapping[str, Any]) -> None:
+    """Draw regions.png and write regions.json."""
+    segmenter = RegionSegmenter.from_pretrained(folder, subfolder="segmenter").eval()
+    strip = Image.open(folder / "samples.png").convert("L" if segmenter.config.img_channels == 1 else "RGB")
+    side = strip.height
+    pictures = [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
+    with torch.no_grad():
+        x = torch.stack([pixels_to_tensor(p) for p in pictures])
+        labels = segmenter.segment(x).argmax(1).numpy().astype(np.uint8)
+    notes = {name: _note(name, report) for name in tree.leaves}
+    region_sheet(pictures, labels, segmenter.config.regions, tree, notes).save(folder / "regions.png")
+    text = json.dumps({**report, "tree": str(tree)}, indent=1) + "\n"
+    (folder / "regions.json").write_text(text, encoding="utf-8")
+
+
+def _note(name: str, report: Mapping[str, Any]) -> str:
+    parts = []
+    if name in report.get("area", {}):
+        parts.append(f"{100 * report['area'][name]:.1f} % of the pictures")
+    if name in report.get("stability", {}):
+        parts.append(f"found again: {report['stability'][name]:.2f}")
+    return ", ".join(parts)

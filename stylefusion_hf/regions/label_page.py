@@ -1,0 +1,188 @@
+"""The page of `stylefusion regions label`: a person paints strokes on generated samples, and sees what is learnt.
+
+A server of the standard library and one HTML file: nothing to install, and no WebGL, which Gradio's image editor
+wants. It serves one person on this machine; requests that change something are bounded in size and done one at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import webbrowser
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from stylefusion_hf.evaluation.pairs import style_codes
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.regions.few_shot import PaintFolder, learn, predicted
+from stylefusion_hf.regions.folders import write_found
+from stylefusion_hf.regions.sheet import region_colours, tinted
+
+PAGE = Path(__file__).with_name("label_page.html")
+OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+class Work:
+    """What the page does, one thing at a time.
+
+    Args:
+        generator: frozen.
+        paint: the samples, and where paint is kept.
+        out: the folder of regions that `save` writes.
+        samples, steps, seed: of the distillation.
+    """
+
+    def __init__(
+        self, generator: StyleGAN2Generator, paint: PaintFolder, out: Path, samples: int, steps: int, seed: int
+    ):
+        self.generator, self.paint, self.out = generator, paint, out
+        self.samples, self.steps, self.seed = samples, steps, seed
+        self.colours = region_colours(len(paint.regions))
+        self.size: int = generator.config.resolution
+        self.lock = threading.Lock()
+
+    def about(self) -> dict[str, Any]:
+        """What the page shows first: regions with colours, and each sample's picture and paint."""
+        hexes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in self.colours]
+        samples = [
+            {
+                "seed": seed,
+                "image": data_url(Image.open(self.paint.image_file(seed)).convert("RGB")),
+                "labels": base64.b64encode(self.paint.labels(seed).tobytes()).decode(),
+            }
+            for seed in self.paint.seeds
+        ]
+        return {"size": self.size, "regions": self.paint.regions, "colours": hexes, "samples": samples}
+
+    def keep(self, seed: int, labels: bytes) -> dict[str, Any]:
+        """Write a sample's paint: a byte a pixel, row by row. ValueError for another sample, size or value."""
+        if seed not in self.paint.seeds:
+            raise ValueError(f"there is no sample of seed {seed}")
+        found = np.frombuffer(labels, np.uint8)
+        if found.size != self.size**2:
+            raise ValueError(f"expected {self.size**2} labels, got {found.size}")
+        if ((found >= len(self.paint.regions)) & (found != 255)).any():
+            raise ValueError(f"labels are from 0 to {len(self.paint.regions) - 1}, or 255")
+        self.paint.paint(seed, found.reshape(self.size, self.size).copy())
+        return {"said": ""}
+
+    def learn(self) -> dict[str, Any]:
+        """Every sample tinted by what the painted ones say, and how that went."""
+        found = learn(self.generator, self.paint, progress=False)
+        maps = predicted(self.generator, found.labeller, style_codes(self.generator, self.paint.seeds)).numpy()
+        pictures = []
+        for seed, labels in zip(self.paint.seeds, maps, strict=True):
+            pictures.append(data_url(tinted(Image.open(self.paint.image_file(seed)), labels, self.colours)))
+        held = found.report.get("IoU on painted pictures left out")
+        said = f"Learnt from {found.report['places']} places on {len(found.report['painted'])} samples."
+        if held:
+            said += f" On painted samples that were left out: IoU {held['mean']:.2f}."
+        return {"said": said, "pictures": pictures}
+
+    def save(self) -> dict[str, Any]:
+        """Distil what is learnt, and write the folder of regions."""
+        found = learn(self.generator, self.paint, progress=False)
+        write_found(self.out, self.generator, found, self.samples, self.steps, self.seed, progress=False)
+        return {"said": f"Saved. The tree: {found.tree}"}
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture for a page."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """GET / and /about; POST /paint/SEED, /learn and /save."""
+
+    server: Server
+
+    def do_GET(self) -> None:
+        if self.path == "/":
+            self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
+        elif self.path == "/about":
+            self._do(self.server.work.about)
+        else:
+            self._send(404, b"there is no such page", "text/plain")
+
+    def do_POST(self) -> None:
+        work, length = self.server.work, self.headers.get("Content-Length", "0")
+        # A page of another site can send requests here, but none with this header.
+        if self.headers.get("X-Stylefusion") != "label" or not length.isdecimal() or int(length) > work.size**2:
+            self._send(400, b"not a request of this page", "text/plain")
+            return
+        body = self.rfile.read(int(length))
+        if self.path.startswith("/paint/") and self.path[7:].isdecimal() and len(self.path) < 20:
+            self._do(lambda: work.keep(int(self.path[7:]), body))
+        elif self.path in ("/learn", "/save"):
+            self._do(work.learn if self.path == "/learn" else work.save)
+        else:
+            self._send(404, b"there is no such action", "text/plain")
+
+    def _do(self, action: Any) -> None:
+        try:
+            with self.server.work.lock:
+                found, status = action(), 200
+        except (ValueError, OSError) as error:
+            found, status = {"said": str(error)}, 422
+        self._send(status, json.dumps(found).encode(), "application/json")
+
+    def _send(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the page says what happens."""
+
+
+class Server(ThreadingHTTPServer):
+    """Serves the page for one piece of work."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, work: Work):
+        self.work = work
+        super().__init__((host, port), Handler)
+
+
+def label(
+    generator: StyleGAN2Generator,
+    regions: Sequence[str],
+    count: int,
+    out: Path,
+    samples: int,
+    steps: int,
+    seed: int,
+    host: str = "127.0.0.1",
+    port: int = 7861,
+    open_browser: bool = True,
+) -> None:
+    """Serve the page, on `count` samples whose paint is kept in out/painted, until it is interrupted.
+
+    Raises:
+        ValueError: as `PaintFolder.create`. OSError: the port is taken; names it.
+    """
+    paint = PaintFolder.create(out / "painted", generator, regions, count)
+    try:
+        server = Server(host, port, Work(generator, paint, out, samples, steps, seed))
+    except OSError as error:
+        raise OSError(f"--port {port} of {host} cannot be had: {error.strerror or error}") from error
+    address = f"http://{host}:{server.server_address[1]}"
+    print(f"paint on {address} (Ctrl-C ends it; paint is kept in {out / 'painted'})", flush=True)
+    if host not in OWN_HOSTS:
+        print("everyone who reaches this address can paint", flush=True)
+    if open_browser:
+        webbrowser.open(address)
+    with server:
+        server.serve_forever()

@@ -1,0 +1,124 @@
+"""Names and a tree for regions that have none: from where they lie, what they touch, and what they move with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from itertools import chain, count
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.imaging.alignment import region_centroids
+
+LARGE = 0.1  # of the picture: background is at least as large, and holds more of the border than of the picture
+ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
+
+
+def named_tree(labels: Tensor, count: int, names: Sequence[str] | None = None) -> tuple[RegionTree, list[str]]:
+    """A binary tree of all regions in label maps (N, H, W), every inner node fused, and the regions' names: those
+    given, or new ones.
+
+    Regions are joined by average linkage, those first that touch most and move together; background goes last, since
+    the root's first child is what tells the pose. Inner nodes are named group_1, ..., the root all, and a node of
+    background alone background.
+    """
+    if count < 2:
+        raise ValueError(f"a tree needs two regions or more, got {count}")
+    border = border_share(labels, count)
+    area = torch.bincount(labels.flatten(), minlength=count).float() / labels.numel()
+    behind = (area >= LARGE) & (border > area)
+    if bool(behind.all()):
+        behind = torch.zeros_like(behind)  # nothing stands before it
+    names = list(names) if names else region_names(labels, count, behind)
+    near = touching(labels, count) + moving_together(labels, count)
+    # Background and what stands before it are joined last, if there are both.
+    near = near - 10.0 * (behind[:, None] != behind[None, :])
+
+    def in_front(group: list[int]) -> tuple[bool, float]:
+        """What comes first: what is no background, then what holds less of the border."""
+        return not all(bool(behind[i]) for i in group), -float(border[group].sum())
+
+    groups: dict[int, list[int]] = {i: [i] for i in range(count)}
+    texts = dict(enumerate(names))
+    made, taken = 0, set(names)
+    while len(groups) > 1:
+        pairs = [(a, b) for a in groups for b in groups if a < b]
+        a, b = max(pairs, key=lambda p: float(near[groups[p[0]]][:, groups[p[1]]].mean()))
+        if in_front(groups[a]) < in_front(groups[b]):
+            a, b = b, a
+        members = groups.pop(a) + groups.pop(b)
+        stem = "all" if not groups else "background" if all(bool(behind[i]) for i in members) else "group"
+        made += stem == "group"
+        name = _unused(f"group_{made}" if stem == "group" else stem, taken)
+        taken.add(name)
+        new = max(texts) + 1
+        groups[new], texts[new] = members, f"{name}*({texts[a]}, {texts[b]})"
+    return RegionTree.parse(texts[next(iter(groups))]), names
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    """`name`, with a number behind it where it is taken."""
+    numbered = (f"{name}_{k}" for k in count(2))
+    return next(n for n in chain((name,), numbered) if n not in taken)
+
+
+def border_share(labels: Tensor, count: int) -> Tensor:
+    """(R,), how much of the picture's border each region holds on average."""
+    edge = torch.cat([labels[:, 0], labels[:, -1], labels[:, 1:-1, 0], labels[:, 1:-1, -1]], dim=1)
+    return F.one_hot(edge, count).float().mean(dim=(0, 1))
+
+
+def region_names(labels: Tensor, count: int, behind: Tensor) -> list[str]:
+    """By place: background (with its place, if there are several), top_left, centre, ...; numbered where they would be
+    the same.
+    """
+    centre, area = region_centroids(labels, count)
+    weight = (area / area.sum(0).clamp_min(1e-8))[..., None]
+    x, y = (centre * weight).sum(0).unbind(1)
+
+    def place(i: int) -> str:
+        row = ROWS[int((y[i] > -1 / 3).int() + (y[i] > 1 / 3).int())]
+        column = COLUMNS[int((x[i] > -1 / 3).int() + (x[i] > 1 / 3).int())]
+        return "_".join(word for word in (row, column) if word) or "centre"
+
+    several = int(behind.sum()) > 1
+    names = []
+    for i in range(count):
+        if behind[i]:
+            names.append(f"background_{place(i)}" if several else "background")
+        else:
+            names.append(place(i))
+    total, seen = Counter(names), Counter[str]()
+    for i in sorted(range(count), key=lambda i: -float(area[:, i].mean())):  # the largest is number 1
+        if total[names[i]] > 1:
+            seen[names[i]] += 1
+            names[i] = f"{names[i]}_{seen[names[i]]}"
+    return names
+
+
+def touching(labels: Tensor, count: int) -> Tensor:
+    """(R, R): the share of the shorter one's outline (against all others) that lies between two regions."""
+    pairs = torch.zeros(count * count)
+    for a, b in ((labels[:, :-1], labels[:, 1:]), (labels[:, :, :-1], labels[:, :, 1:])):
+        pairs += torch.bincount((a * count + b).flatten(), minlength=count * count).float()
+    borders = pairs.view(count, count)
+    borders = (borders + borders.t()).fill_diagonal_(0)
+    length = borders.sum(1)
+    return borders / torch.minimum(length[:, None], length[None, :]).clamp_min(1)
+
+
+def moving_together(labels: Tensor, count: int) -> Tensor:
+    """(R, R), from -1 to 1: the correlation, over pictures, of two regions' places (the mean over x and y)."""
+    centre, area = region_centroids(labels, count)
+    there = area > 0
+    result = torch.zeros(count, count)
+    for axis in range(2):
+        at = torch.where(there, centre[..., axis], torch.nan)
+        at = (at - at.nanmean(0)).nan_to_num(0)
+        products = at.t() @ at
+        square = (at.square().t() @ there.float()).clamp_min(1e-12)
+        result += products / (square * square.t()).sqrt() / 2
+    return result

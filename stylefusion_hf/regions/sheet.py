@@ -1,0 +1,83 @@
+"""Found regions as a picture: samples, the same tinted by region, and the tree."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.imaging.sheets import GAP, INK, LABEL_SIZE, LINE, MARGIN, PAPER, QUIET, RULE
+
+CELL, COLUMNS = 96, 8
+TINT = 0.62  # of a region's colour over the picture
+INDENT = 26  # pixels, from a node to its children
+
+
+def region_colours(count: int) -> list[tuple[int, int, int]]:
+    """Colours that are easily told apart: hues by the golden ratio, lightness in three steps."""
+    found = []
+    for i in range(count):
+        r, g, b = colorsys.hls_to_rgb((0.58 + i * 0.61803) % 1, (0.5, 0.64, 0.38)[i % 3], 0.75)
+        found.append((round(255 * r), round(255 * g), round(255 * b)))
+    return found
+
+
+def tinted(picture: Image.Image, labels: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """A picture in grey, under the colours of its regions: `labels` (H, W), numbers of `colours`."""
+    grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
+    shade = Image.fromarray(np.array(colours, np.uint8)[labels]).resize(picture.size, Image.Resampling.NEAREST)
+    return Image.fromarray((grey + TINT * (np.asarray(shade, np.float32) - grey)).astype(np.uint8))
+
+
+def region_sheet(
+    pictures: Sequence[Image.Image],
+    labels: np.ndarray,
+    regions: Sequence[str],
+    tree: RegionTree,
+    notes: Mapping[str, str] | None = None,
+) -> Image.Image:
+    """Pictures above their tinted copies, eight a row, and the tree below, its leaves in their colours.
+
+    Args:
+        pictures: N square ones.
+        labels: (N, H, W), the region of every pixel by number.
+        regions: the regions' names by number; the tree's leaves are among them.
+        tree: is drawn in outline, a line a node.
+        notes: what stands behind a node's name.
+    """
+    notes = notes or {}
+    colours = region_colours(len(regions))
+    font = ImageFont.load_default(LABEL_SIZE)
+    rows = -(-len(pictures) // COLUMNS)
+    nodes = tree.nodes
+    top = MARGIN + rows * (2 * (CELL + 2) + GAP)
+    width = 2 * MARGIN + COLUMNS * (CELL + GAP) - GAP
+    sheet = Image.new("RGB", (width, top + len(nodes) * LINE + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for n, picture in enumerate(pictures):
+        x, y = MARGIN + n % COLUMNS * (CELL + GAP), MARGIN + n // COLUMNS * (2 * (CELL + 2) + GAP)
+        plain = picture.convert("RGB")
+        for part, at in ((plain, y), (tinted(plain, labels[n], colours), y + CELL + 2)):
+            small = part.width <= CELL
+            how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+            sheet.paste(part.resize((CELL, CELL), how), (x, at))
+    depth = {tree.root: 0}
+    for row, name in enumerate(nodes):
+        above = tree.parent(name)
+        if above is not None:
+            depth[name] = depth[above] + 1
+        x, y = MARGIN + depth[name] * INDENT, top + row * LINE + LINE // 2
+        if above is not None:
+            line = top + nodes.index(above) * LINE + LINE
+            draw.line([(x - INDENT + 6, line), (x - INDENT + 6, y), (x - 4, y)], RULE)
+        if name in regions:
+            draw.rectangle([x, y - 6, x + 12, y + 6], colours[list(regions).index(name)])
+        else:
+            draw.ellipse([x + 2, y - 4, x + 10, y + 4], outline=QUIET)
+        draw.text((x + 20, y), name, INK, font, anchor="lm")
+        if name in notes:
+            draw.text((x + 28 + font.getlength(name), y), notes[name], QUIET, font, anchor="lm")
+    return sheet

@@ -1,0 +1,378 @@
+"""The Space in a real browser: chromium, driven by playwright, with the embedded model."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the Space needs the extra `space`")
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+
+from stylefusion_hf import StyleFusionPipeline  # noqa: E402
+from stylefusion_hf.cli._shared import RECIPE_KEY  # noqa: E402
+from stylefusion_hf.spaces_app.mix import SAMPLES  # noqa: E402
+from stylefusion_hf.spaces_app.models import Model  # noqa: E402
+from tests.space_server import serving  # noqa: E402
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if BROWSER is None:
+    pytest.skip("there is no chromium on the PATH: apt install chromium", allow_module_level=True)
+PATIENCE = 90_000  # ms; a machine with much other work takes minutes where an idle one takes seconds
+REGIONS = ["mouth", "skin", "eyes", "clothes", "background", "hair"]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StyleFusionPipeline:
+    return StyleFusionPipeline.from_embedded()
+
+
+@pytest.fixture(scope="module")
+def url(pipe: StyleFusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving([Model(pipe)], tmp_path_factory.mktemp("gradio")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api.expect.set_options(timeout=PATIENCE)
+    with api.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+class Visit:
+    """A page, and what a visitor sees in the tab Compose."""
+
+    def __init__(self, page: Any, url: str):
+        self.page, self.troubles = page, []
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        with page.expect_response(re.compile("queue/data")):  # the answer to the page's first event
+            page.goto(url)
+        page.wait_for_function("document.querySelector('#sf-compose-stage .sf-picture')?.src.startsWith('data:')")
+
+    @property
+    def source(self) -> str:
+        return self.page.locator("#sf-compose-stage .sf-picture").get_attribute("src")
+
+    @property
+    def image(self) -> Image.Image:
+        return Image.open(io.BytesIO(base64.b64decode(self.source.split(",")[1])))
+
+    @property
+    def pixels(self) -> np.ndarray:
+        return np.array(self.image, dtype=float)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return json.loads(self.image.info[RECIPE_KEY])
+
+    def dial(self, region: str) -> Any:
+        return self.page.locator(f"#sf-dial-{REGIONS.index(region)}").first
+
+    def seed(self, region: str) -> Any:
+        return self.dial(region).locator(".sf-seed input")
+
+    def turn(self, action: Callable[[], Any]) -> None:
+        """An action, and the picture that follows it."""
+        before = self.source
+        action()
+        self.page.wait_for_function(
+            "before => document.querySelector('#sf-compose-stage .sf-picture').src !== before", arg=before
+        )
+
+    def open(self, tab: str) -> None:
+        self.page.get_by_role("tab", name=tab).click()
+
+
+@pytest.fixture(scope="module")
+def context(browser: Any) -> Any:
+    """One for all, so that gradio's scripts are loaded once."""
+    made = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    made.grant_permissions(["clipboard-read", "clipboard-write"])
+    return made
+
+
+@pytest.fixture
+def visit(context: Any, url: str) -> Iterator[Visit]:
+    visitor = Visit(context.new_page(), url)
+    yield visitor
+    assert visitor.troubles == []
+    visitor.page.close()
+
+
+def test_a_dial_changes_its_region(visit: Visit, pipe: StyleFusionPipeline) -> None:
+    before, recipe = visit.pixels, visit.recipe
+    masks = pipe.from_recipe(recipe, output_masks=True).masks
+    visit.turn(lambda: visit.seed("eyes").fill("3"))
+    after = visit.pixels
+    recipe["regions"]["eyes"] = 3
+    assert visit.recipe == recipe
+    assert np.array_equal(after, np.array(pipe.from_recipe(recipe).images[0]))
+
+    new = pipe.from_recipe(recipe, output_masks=True).masks
+    inside = (masks["eyes"] | new["eyes"])[0].numpy()
+    moved = np.square(after - before).sum(axis=2)
+    assert moved[inside].mean() > 20 * moved[~inside].mean()
+    api.expect(visit.dial("eyes").locator("img.sf-own")).to_have_count(
+        1
+    )  # the thumbnail is the seed's, no longer the base's
+
+
+def test_strength_shuffle_reset_undo_and_redo(visit: Visit) -> None:
+    page, start = visit.page, visit.source
+    api.expect(page.locator("#sf-undo")).to_be_disabled()
+    visit.turn(lambda: visit.dial("hair").locator("input[type=range]").fill("0.4"))
+    assert visit.recipe["strength"] == {"hair": 0.4}
+    visit.turn(lambda: visit.dial("clothes").get_by_role("button", name="Shuffle").click())
+    drawn = visit.recipe["regions"]["clothes"]
+    api.expect(visit.seed("clothes")).to_have_value(str(drawn))
+    visit.turn(lambda: visit.dial("clothes").get_by_role("button", name="Reset").click())
+    assert "clothes" not in visit.recipe["regions"]
+    api.expect(visit.seed("clothes")).to_have_value("")
+    visit.turn(lambda: page.locator("#sf-undo").click())
+    api.expect(visit.seed("clothes")).to_have_value(str(drawn))
+    for _ in range(2):
+        visit.turn(lambda: page.locator("#sf-undo").click())
+    assert visit.source == start
+    api.expect(page.locator("#sf-undo")).to_be_disabled()
+    api.expect(visit.dial("hair").locator("input[type=range]")).to_have_value("1")
+    visit.turn(lambda: page.locator("#sf-redo").click())
+    assert visit.recipe["strength"] == {"hair": 0.4}
+
+
+def test_a_lock_holds(visit: Visit) -> None:
+    seed = visit.seed("hair").input_value()
+    visit.dial("hair").get_by_label("Lock").check()
+    api.expect(visit.seed("hair")).to_be_disabled()
+    before = visit.recipe
+    visit.turn(lambda: visit.page.locator("#sf-surprise").click())
+    after = visit.recipe
+    assert after["regions"]["hair"] == before["regions"]["hair"] == int(seed)
+    assert after["base"] != before["base"]
+    assert sorted(after["regions"]) == sorted(REGIONS)
+
+
+def test_of_a_burst_the_last_is_shown(visit: Visit) -> None:
+    slider = visit.dial("skin").locator("input[type=range]")
+    slider.evaluate("""slider => {
+        for (let step = 1; step < 30; step++) {
+            slider.value = step / 100;
+            slider.dispatchEvent(new Event("input", { bubbles: true }));
+        }
+    }""")
+    api.expect(visit.page.locator("#sf-compose-stage .sf-code")).to_contain_text("'skin': 0.29")
+    assert visit.recipe["strength"] == {"skin": 0.29}
+    visit.turn(lambda: visit.page.locator("#sf-undo").click())  # a burst is one step
+    assert "strength" not in visit.recipe
+
+
+def test_an_error_of_a_dial_is_told_and_goes_away(visit: Visit) -> None:
+    message = visit.page.locator("#sf-compose-stage .sf-message")
+    before = visit.source
+    visit.page.locator("#sf-dial-base .sf-seed input").fill("")
+    api.expect(message).to_have_text("The base portrait needs a seed: type a number, or press Shuffle")
+    assert visit.source == before
+    visit.page.locator("#sf-dial-base .sf-seed input").fill("99999999999")
+    api.expect(message).to_have_text("Base: a seed is an integer from 0 to 4294967295, got 99999999999")
+    visit.turn(lambda: visit.page.locator("#sf-dial-base .sf-seed input").fill("5"))
+    api.expect(message).to_be_hidden()
+
+
+def test_pointing_at_the_picture(visit: Visit, pipe: StyleFusionPipeline) -> None:
+    masks = pipe.from_recipe(visit.recipe, output_masks=True).masks
+    frame = visit.page.locator("#sf-compose-stage .sf-frame")
+    side = frame.bounding_box()["width"]
+    for region in ("skin", "background"):
+        y, x = np.argwhere(masks[region][0].numpy())[len(np.argwhere(masks[region][0].numpy())) // 2]
+        place = {"x": float(x + 0.5) * side / 64, "y": float(y + 0.5) * side / 64}
+        frame.hover(position=place)
+        api.expect(visit.page.locator("#sf-compose-stage .sf-tip")).to_have_text(region.capitalize())
+        frame.click(position=place)
+        api.expect(visit.dial(region)).to_have_class(re.compile("sf-chosen"))
+    visit.seed("eyes").focus()
+    drawn = "() => [...document.querySelector('#sf-compose-stage .sf-outline').getContext('2d')"
+    drawn += ".getImageData(0, 0, 768, 768).data].filter((level, i) => i % 4 === 3 && level).length"
+    visit.page.mouse.move(2, 2)
+    assert visit.page.evaluate(drawn) > 1000
+
+
+def test_export_and_import(visit: Visit, tmp_path: Path) -> None:
+    page = visit.page
+
+    def choose(file: Path) -> None:
+        with page.expect_file_chooser() as chooser:
+            page.locator("#sf-open").click()
+        chooser.value.set_files(file)
+
+    visit.turn(lambda: page.locator("#sf-surprise").click())
+    visit.turn(lambda: page.locator("#sf-psi input[type=range]").fill("0.5"))
+    source, recipe = visit.source, visit.recipe
+    for link, name in (("png", "a.png"), ("json", "a.json")):
+        with page.expect_download() as download:
+            page.locator(f"#sf-compose-stage .sf-{link}").click()
+        download.value.save_as(tmp_path / name)
+    assert json.loads((tmp_path / "a.json").read_text()) == recipe
+    assert (tmp_path / "a.png").read_bytes() == base64.b64decode(source.split(",")[1])
+    for name in ("a.png", "a.json"):
+        visit.turn(lambda: page.locator("#sf-clear").click())
+        assert visit.recipe["base"] == 1
+        visit.turn(lambda name=name: choose(tmp_path / name))
+        assert visit.source == source
+        api.expect(visit.seed("hair")).to_have_value(str(recipe["regions"]["hair"]))
+
+    (tmp_path / "no.json").write_text("[]")
+    choose(tmp_path / "no.json")
+    api.expect(page.get_by_text("A recipe is a JSON object")).to_be_visible()
+
+
+def test_a_link_brings_the_picture(visit: Visit, context: Any) -> None:
+    visit.turn(lambda: visit.page.locator("#sf-surprise").click())
+    visit.page.get_by_role("button", name="Copy link").first.click()
+    link = visit.page.locator("#sf-compose-stage .sf-link").input_value()
+    assert visit.page.evaluate("navigator.clipboard.readText()") == link
+    page = context.new_page()
+    other = Visit(page, link)
+    page.wait_for_function("src => document.querySelector('#sf-compose-stage .sf-picture').src === src",
+                           arg=visit.source)  # fmt: skip
+    api.expect(other.seed("mouth")).to_have_value(visit.seed("mouth").input_value())
+    page.close()
+
+
+def test_examples_and_python(visit: Visit) -> None:
+    visit.turn(lambda: visit.page.locator("button[data-example='2']").click())
+    assert visit.recipe["base"] == 6
+    visit.page.get_by_role("button", name="Copy Python").first.click()
+    assert "StyleFusionPipeline.from_embedded()" in visit.page.evaluate("navigator.clipboard.readText()")
+
+
+def test_pictures_are_mixed_and_go_on(visit: Visit, pipe: StyleFusionPipeline) -> None:
+    page = visit.page
+    visit.open("Mix pictures")
+    page.locator("#sf-picture-a input[type=file]").set_input_files(SAMPLES[0])
+    page.locator("button[data-sample='1']").click()
+    api.expect(page.locator("#sf-picture-b img")).to_be_visible()
+    page.locator("#sf-steps input[type=range]").fill("10")
+    page.locator("#sf-read").click()
+    api.expect(page.locator("#sf-steps")).to_contain_text(re.compile("Reading the pictures|Step"))  # how far it is
+    stage = page.locator("#sf-mix-stage")
+    api.expect(stage.locator(".sf-caption")).to_have_text("Picture A as the model sees it")
+    page.locator("#sf-take-5").get_by_label("B").check()
+    api.expect(stage.locator(".sf-caption")).to_have_text("Picture A with hair from B")
+    api.expect(stage.locator(".sf-wipe")).to_be_visible()
+    before = np.array(Image.open(io.BytesIO(base64.b64decode(
+        stage.locator(".sf-before").get_attribute("src").split(",")[1]))))  # fmt: skip
+    assert np.array_equal(before, np.array(Image.open(SAMPLES[0]).convert("RGB")))
+    assert stage.get_by_role("button", name="Copy link").is_disabled()
+
+    mixed = stage.locator(".sf-picture").get_attribute("src")
+    visit.turn(lambda: page.locator("#sf-mix-go").click())
+    api.expect(page.locator("#sf-compose-stage")).to_be_visible()
+    assert visit.source == mixed
+    visit.turn(lambda: visit.seed("eyes").fill("3"))  # the photographs stay where no seed is given
+    assert isinstance(visit.recipe["base"], dict)
+    assert set(visit.recipe["regions"]) == {"hair", "eyes"}
+    assert np.array_equal(visit.pixels, np.array(pipe.from_recipe(visit.recipe).images[0]))
+
+
+def test_a_bad_upload_is_a_message(visit: Visit, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("#!/bin/sh")
+    visit.open("Mix pictures")
+    visit.page.locator("#sf-picture-a input[type=file]").set_input_files(tmp_path / "text.png")
+    visit.page.locator("#sf-read").click()
+    api.expect(visit.page.get_by_text("Cannot read picture A")).to_be_visible()
+    assert str(tmp_path.name) not in visit.page.content()
+
+
+def test_edit_animate_and_compare(visit: Visit, tmp_path: Path) -> None:
+    page = visit.page
+    visit.open("Edit")
+    local, everywhere = page.locator("#sf-edit-local .sf-picture"), page.locator("#sf-edit-global .sf-picture")
+    before = local.get_attribute("src"), everywhere.get_attribute("src")
+    assert before[0] != before[1]
+    page.locator("#sf-edit-strength input[type=range]").fill("-3")
+    api.expect(page.locator("#sf-edit-global .sf-caption")).to_have_text("sefa-0 by -3: everything")
+    api.expect(local).not_to_have_attribute("src", before[0])
+
+    visit.open("Animate")
+    page.locator("#sf-walk-seeds textarea, #sf-walk-seeds input").first.fill("7")
+    page.locator("#sf-walk-make").click()
+    api.expect(page.locator("#sf-walk-download")).to_be_enabled()
+    with page.expect_download() as download:
+        page.locator("#sf-walk-download").click()
+    download.value.save_as(tmp_path / "walk.webp")
+    with Image.open(tmp_path / "walk.webp") as film:
+        assert (film.n_frames, film.size) == (48, (64, 64))
+    assert page.locator("#sf-walk-film img").bounding_box()["width"] > 300
+
+    visit.open("Compare")
+    page.locator("#sf-grid-make").click()
+    api.expect(page.locator("#sf-grid-sheet img")).to_be_visible()
+    api.expect(page.locator("#sf-grid-code")).to_contain_text("contact_sheet(pipe, [1, 4, 6], [21, 24, 26]")
+
+
+def test_a_phone_shows_all_without_scrolling_sideways(browser: Any, url: str) -> None:
+    context = browser.new_context(viewport={"width": 375, "height": 740}, has_touch=True, is_mobile=True)
+    visit = Visit(context.new_page(), url)
+    for tab in ("Compose", "Mix pictures"):
+        visit.page.get_by_role("tab", name=tab).first.click(force=True)
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert visit.page.get_by_role("tab", name="About").first.is_visible()  # none hides in a menu
+    visit.page.get_by_role("tab", name="Compose").first.click(force=True)
+    visit.dial("hair").scroll_into_view_if_needed()
+    box = visit.page.locator("#sf-compose-stage .sf-frame").bounding_box()
+    assert 0 <= box["y"] < 100  # the picture stays in sight beside the last dial
+    assert box["width"] > 120
+    middle = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
+    for step in range(8):  # and nothing that scrolls below it shines through
+        visit.page.mouse.wheel(0, -40)
+        top = visit.page.evaluate("([x, y]) => Boolean(document.elementFromPoint(x, y)?.closest('.sf-frame'))", middle)
+        assert top, step
+    visit.turn(lambda: visit.seed("hair").fill("8"))
+    assert visit.troubles == []
+    context.close()
+
+
+def test_the_keyboard_reaches_everything(visit: Visit) -> None:
+    reached = set()
+    visit.page.locator("#sf-compose-stage .sf-png").focus()
+    for _ in range(60):
+        reached.add(visit.page.evaluate(
+            "() => { const at = document.activeElement; const card = at.closest('[id^=sf-dial-]');"
+            " return (card ? card.id + ' ' : '') + (at.type || at.tagName) + ' ' + at.textContent.trim(); }"
+        ))  # fmt: skip
+        visit.page.keyboard.press("Tab")
+    for number in range(len(REGIONS)):
+        for control in ("number", "submit Shuffle", "checkbox"):
+            assert any(f"sf-dial-{number} {control}" in name for name in reached), (number, control, sorted(reached))
+    visit.seed("hair").focus()
+    visit.turn(lambda: visit.page.keyboard.press("ArrowUp"))
+    assert visit.recipe["regions"]["hair"] == 32
+
+
+@pytest.mark.skipif("STYLEFUSION_SCREENSHOTS" not in os.environ, reason="STYLEFUSION_SCREENSHOTS names no folder")
+def test_screenshots(visit: Visit) -> None:
+    folder = Path(os.environ["STYLEFUSION_SCREENSHOTS"])
+    visit.turn(lambda: visit.page.locator("button[data-example='1']").click())
+    visit.page.locator("#sf-compose-stage .sf-frame").hover(position={"x": 230, "y": 60})
+    visit.page.screenshot(path=folder / "space-compose.png")
+    visit.open("Mix pictures")
+    for slot, number in (("a", 2), ("b", 1)):
+        visit.page.locator(f"button[data-sample='{number}']").click()
+        api.expect(visit.page.locator(f"#sf-picture-{slot} img")).to_be_visible()
+    visit.page.locator("#sf-steps input[type=range]").fill("100")
+    visit.page.locator("#sf-read").click()
+    api.expect(visit.page.locator("#sf-mix-stage .sf-caption")).to_have_text("Picture A as the model sees it")
+    visit.page.locator("#sf-take-5").get_by_label("B").check()
+    api.expect(visit.page.locator("#sf-mix-stage .sf-caption")).to_have_text("Picture A with hair from B")
+    visit.page.screenshot(path=folder / "space-mix.png", full_page=True)

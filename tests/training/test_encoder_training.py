@@ -1,0 +1,122 @@
+"""The encoder's trainer on tiny models: with pictures and without, to the bit after a break, refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from stylefusion_hf import ImageEncoder, StyleFusionInversionPipeline
+from stylefusion_hf.inversion.optimization import CodePrior
+from stylefusion_hf.training import encoder
+from stylefusion_hf.training.common import step_generator
+from stylefusion_hf.training.sampling import draw_rows
+from tests.inversion.test_inversion import pil
+from tests.tiny import NUM_WS, RESOLUTION, W_DIM, assert_same_weights, draw, tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline(segmenter=True, use_noise=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for i, image in enumerate(draw(6, 3, RESOLUTION, RESOLUTION)):
+        pil(image).save(folder / f"{i}.png")
+    return folder
+
+
+def arguments(model: Path, out: Path, *more: str):
+    flags = f"--model {model} --output_dir {out} --channels 16,16 --train_batch_size 4 --logging_steps 1 --seed 3"
+    return encoder.parse_args(
+        [*flags.split(), "--eval_images", "8", "--validation_steps", "2", "--lr_warmup_steps", "0", *more]
+    )
+
+
+@pytest.mark.parametrize("with_photos", [False, True])
+def test_the_encoder_runs_and_resumes_to_the_bit(model, photos, tmp_path, with_photos):
+    more = ["--train_data_dir", str(photos), "--gradient_accumulation_steps", "2"] if with_photos else ["--no-use_ema"]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    constant = [*more, "--lr_scheduler", "constant"]
+    encoder.train(arguments(model, whole, "--max_train_steps", "4", *constant))
+    encoder.train(arguments(model, halves, "--max_train_steps", "2", *constant))
+    resumed = ["--resume_from_checkpoint", "latest"]
+    encoder.train(arguments(model, halves, "--max_train_steps", "4", *constant, *resumed))
+    assert_same_weights(whole / "encoder", halves / "encoder")
+    figures = json.loads((whole / "figures.json").read_text())
+    assert set(figures) == {"samples"} and set(figures["samples"]) == {"mse", "feature"}
+    assert (whole / "samples" / "samples-000004.png").is_file()
+
+
+def test_the_encoder_learns_and_serves_its_pipeline(model, tmp_path):
+    more = ["--learning_rate", "0.005", "--ema_decay", "0.5", "--train_batch_size", "16"]
+    encoder.train(arguments(model, tmp_path, "--max_train_steps", "40", "--validation_steps", "0", *more))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert lines[-1]["code"] < lines[0]["code"]
+    trained = ImageEncoder.from_pretrained(tmp_path, subfolder="encoder")
+    pipe = StyleFusionInversionPipeline.from_pretrained(model, encoder=trained)
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        rows = draw_rows(pipe.generator, 8, step_generator(99, 0), 0.7, 0.0)
+        samples = (pipe.generator.synthesis(pipe.generator.to_style(rows)).clamp(-1, 1) + 1) / 2
+    assert pipe(samples).mse.mean() < 0.9 * pipe(samples, start="mean").mse.mean()
+
+
+def test_the_loss_knows_what_the_codes_of_samples_are():
+    pipe = tiny_pipeline()
+    g, prior = pipe.generator.requires_grad_(False), CodePrior.of(pipe.generator)
+    known = draw_rows(g, 2, step_generator(0, 0), 1.0, 0.0)
+    images = g.synthesis(g.to_style(known), noise_mode="none")
+    weights = {"code": 1.0, "pixel": 1.0, "feature": 1.0, "prior": 0.0}
+    from stylefusion_hf.imaging.features import edge_maps
+
+    right, terms = encoder.encoder_loss(g, edge_maps, known, known, images, prior, weights)
+    assert right < 1e-8 and terms["prior"] > 0
+    both = torch.cat([images, images.flip(3)])  # two samples, two real pictures
+    wrong, terms = encoder.encoder_loss(g, edge_maps, torch.cat([known, known]), known, both, prior, weights)
+    assert terms["code"] < 1e-8 and terms["pixel"] > 0.01 and wrong > 0.01
+    assert encoder.encoder_loss(g, edge_maps, known, known[:0], images, prior, weights)[1]["code"] == 0
+
+
+def test_a_model_without_segmenter_trains_on_edges(model, tmp_path, capsys):
+    alone = tmp_path / "alone"
+    tiny_pipeline(use_noise=False).generator.save_pretrained(alone / "generator")
+    encoder.train(arguments(alone, tmp_path / "out", "--max_train_steps", "1"))
+    assert "features are edges" in capsys.readouterr().out
+    assert ImageEncoder.from_pretrained(tmp_path / "out" / "encoder").config.num_ws == NUM_WS
+
+
+def test_draws_of_rows_mix_and_jitter():
+    g = tiny_pipeline().generator
+    rows = draw_rows(g, 64, step_generator(0, 0), 0.7, 0.0)
+    assert rows.shape == (64, NUM_WS, W_DIM)
+    assert torch.equal(rows, rows[:, :1].expand_as(rows))
+    mixed = draw_rows(g, 64, step_generator(0, 0), 0.7, 1.0)
+    assert (mixed != mixed[:, :1]).any(dim=2).any(dim=1).float().mean() > 0.9
+
+
+BAD = {
+    "no model": (["--model", ""], "--model is missing"),
+    "resolution": (["--resolution", "64"], "--resolution 64: the generator in --model makes 32 px"),
+    "channels": (["--channels", "16,9"], "--channels 16,9: expected two or more widths"),
+    "share": (["--real_share", "2"], "--real_share is from 0 to 1, got 2"),
+    "psi": (["--min_psi", "-1"], "--min_psi and --mixed_share are from 0 to 1"),
+    "weight": (["--pixel_weight", "-1"], "--pixel_weight must not be negative"),
+    "nothing": (["--pixel_weight", "0", "--code_weight", "0", "--feature_weight", "0"], "nothing to train for"),
+    "decay": (["--ema_decay", "1"], "--ema_decay is from 0 to below 1"),
+    "no pictures": (["--train_data_dir", "."], "no pictures in"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_flags_are_named(model, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    more, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        encoder.train(arguments(model, tmp_path / "out", "--max_train_steps", "1", *more))
+    assert not list(tmp_path.glob("out/checkpoint-*"))
