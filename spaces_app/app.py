@@ -19,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 
 from stylefusion_hf import spaces_app
-from stylefusion_hf.cli._shared import load_pipeline
+from stylefusion_hf.cli.loading import load_pipeline
 from stylefusion_hf.spaces_app.compose import QUICK, Compose
 from stylefusion_hf.spaces_app.edit import Edit
 from stylefusion_hf.spaces_app.endpoints import Endpoints

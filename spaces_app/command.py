@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 
-from stylefusion_hf.cli._checks import check_file, check_model, check_named_device, check_port
-from stylefusion_hf.cli._shared import add_device_argument, positive
+from stylefusion_hf.cli.arguments import add_device_argument, positive
+from stylefusion_hf.cli.checks import check_file, check_model, check_named_device, check_port
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import gradio as gr
 
-from stylefusion_hf.cli._shared import RECIPE_KEY
 from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.spaces_app import jobs
 from stylefusion_hf.spaces_app.compose import LIMITS
 from stylefusion_hf.spaces_app.errors import guarded

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from stylefusion_hf.cli._shared import RECIPE_KEY
+from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.spaces_app.models import EMBEDDED, Model, Picture
 from stylefusion_hf.spaces_app.pictures import open_checked
 from stylefusion_hf.spaces_app.uploads import read_file

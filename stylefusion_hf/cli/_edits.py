@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from stylefusion_hf.cli._checks import check_file
-from stylefusion_hf.cli._shared import checked, number
+from stylefusion_hf.cli.arguments import checked, number
+from stylefusion_hf.cli.checks import check_file
 from stylefusion_hf.core.checks import shown
 
 if TYPE_CHECKING:

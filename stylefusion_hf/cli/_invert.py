@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from stylefusion_hf.cli._shared import number, wrote
+from stylefusion_hf.cli.arguments import number
+from stylefusion_hf.cli.outputs import wrote
 from stylefusion_hf.core.checks import shown
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stylefusion_hf.cli._shared import output_file, output_folder, positive, save_png, wrote
+from stylefusion_hf.cli.arguments import positive
+from stylefusion_hf.cli.outputs import output_file, output_folder, save_png, wrote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 
-from stylefusion_hf.cli._shared import positive, wrote
+from stylefusion_hf.cli.arguments import positive
+from stylefusion_hf.cli.outputs import wrote
 
 KINDS = {"avatars": "drawn portraits (needs the extra `train`)", "cars": "drawn cars (needs the extra `train`)"}
 

@@ -14,19 +14,10 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stylefusion_hf.cli._checks import check_file
-from stylefusion_hf.cli._shared import (
-    add_class_argument,
-    add_model_arguments,
-    check_call,
-    load_pipeline,
-    number,
-    output_file,
-    positive,
-    save_png,
-    seed,
-    wrote,
-)
+from stylefusion_hf.cli.arguments import add_class_argument, add_model_arguments, number, positive, seed
+from stylefusion_hf.cli.checks import check_file
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import output_file, save_png, wrote
 
 if TYPE_CHECKING:
     from stylefusion_hf import Direction, StyleFusionPipeline

@@ -18,16 +18,9 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
-from stylefusion_hf.cli._shared import (
-    add_model_arguments,
-    check_call,
-    load_pipeline,
-    number,
-    output_folder,
-    positive,
-    seed,
-    wrote,
-)
+from stylefusion_hf.cli.arguments import add_model_arguments, number, positive, seed
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import output_folder, wrote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

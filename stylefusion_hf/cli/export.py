@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._shared import check_call, load_pipeline, wrote
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import wrote
 
 FORMATS = ("onnx", "torch-export")
 GRAPHS = ("mapping", "fusion", "synthesis", "segmenter")

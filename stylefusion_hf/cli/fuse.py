@@ -29,22 +29,11 @@ from stylefusion_hf.cli._invert import (
     invert_pictures,
     save_beside,
 )
-from stylefusion_hf.cli._shared import (
-    RECIPE_KEY,
-    add_class_argument,
-    add_model_arguments,
-    call_arguments,
-    check_call,
-    code,
-    load_pipeline,
-    number,
-    output_file,
-    output_folder,
-    save_png,
-    wrote,
-)
+from stylefusion_hf.cli.arguments import add_class_argument, add_model_arguments, call_arguments, code, number
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import output_file, output_folder, save_png, wrote
 from stylefusion_hf.core.checks import shown
-from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.files import RECIPE_KEY, write_json
 from stylefusion_hf.core.regular_files import check_regular, open_regular
 from stylefusion_hf.imaging.picture_headers import read_png_text
 

@@ -20,17 +20,16 @@ from stylefusion_hf.cli._invert import (
     invert_pictures,
     save_beside,
 )
-from stylefusion_hf.cli._shared import (
+from stylefusion_hf.cli.arguments import (
     add_class_argument,
     add_model_arguments,
     call_arguments,
-    check_call,
     codes,
-    load_pipeline,
     number,
     positive,
-    wrote,
 )
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import wrote
 from stylefusion_hf.core.progress import tqdm
 
 FPS = 25.0  # 4/100 s a frame: exact in a GIF too

@@ -19,17 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from stylefusion_hf.cli._invert import add_inversion_arguments, inversion_arguments
-from stylefusion_hf.cli._shared import (
-    add_model_arguments,
-    check_call,
-    load_pipeline,
-    number,
-    output_folder,
-    pairs,
-    positive,
-    save_png,
-    wrote,
-)
+from stylefusion_hf.cli.arguments import add_model_arguments, number, pairs, positive
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import output_folder, save_png, wrote
 from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.files import write_json
 

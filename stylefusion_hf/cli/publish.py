@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._shared import output_folder, wrote
+from stylefusion_hf.cli.outputs import output_folder, wrote
 
 SHOWN = 100  # names of files that are left out
 LIST_ONLY = "-"  # what --dry-run is without a folder

@@ -14,16 +14,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._checks import check_model, check_named_device, check_port
-from stylefusion_hf.cli._shared import (
-    add_device_argument,
-    chosen_device,
-    number,
-    output_folder,
-    positive,
-    seed,
-    wrote,
-)
+from stylefusion_hf.cli.arguments import add_device_argument, number, positive, seed
+from stylefusion_hf.cli.checks import check_model, check_named_device, check_port
+from stylefusion_hf.cli.loading import chosen_device
+from stylefusion_hf.cli.outputs import output_folder, wrote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

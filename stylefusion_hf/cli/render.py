@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._checks import check_file
-from stylefusion_hf.cli._shared import add_model_arguments, check_call, load_pipeline, positive, seed, wrote
+from stylefusion_hf.cli.arguments import add_model_arguments, positive, seed
+from stylefusion_hf.cli.checks import check_file
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import wrote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,19 +13,9 @@ from __future__ import annotations
 import argparse
 import random
 
-from stylefusion_hf.cli._shared import (
-    add_class_argument,
-    add_model_arguments,
-    check_call,
-    load_pipeline,
-    number,
-    output_file,
-    positive,
-    save_png,
-    seed,
-    seeds,
-    wrote,
-)
+from stylefusion_hf.cli.arguments import add_class_argument, add_model_arguments, number, positive, seed, seeds
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import output_file, save_png, wrote
 
 BASES, SOURCES = [1, 4, 6, 11], [21, 24, 26, 31]  # rows in which the embedded model has something to show
 

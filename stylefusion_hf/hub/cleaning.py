@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.core.hub_files import LOCAL_PATH
 
-RECIPE_KEY = "stylefusion"  # the PNG text chunk that holds a picture's recipe
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the library
 MAX_JSON = 2**26  # bytes of a JSON or text file that is published
 MAX_DEPTH = 64  # lists and objects in each other

@@ -16,7 +16,7 @@ from PIL import Image
 
 from stylefusion_hf import StyleFusionPipeline, StyleGAN2Generator
 from stylefusion_hf.cli import _light, main
-from stylefusion_hf.cli._shared import code
+from stylefusion_hf.cli.arguments import code
 from stylefusion_hf.core.devices import check_device
 from stylefusion_hf.core.edits import Direction, save_directions
 from stylefusion_hf.core.progress import tqdm

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from stylefusion_hf import Direction, StyleFusionPipeline
 from stylefusion_hf.cli import main
 from stylefusion_hf.core.edits import load_directions, save_directions
-from stylefusion_hf.hub.cleaning import RECIPE_KEY, CleanedFiles, base_name, clean_json, clean_png, clean_text
+from stylefusion_hf.core.files import RECIPE_KEY
+from stylefusion_hf.hub.cleaning import CleanedFiles, base_name, clean_json, clean_png, clean_text
 from stylefusion_hf.hub.publication import Collection, collect
 from stylefusion_hf.hub.publishing import publish, publish_models
 from tests.command_line import fails

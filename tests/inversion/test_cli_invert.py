@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from stylefusion_hf import Code, StyleFusionPipeline
 from stylefusion_hf.cli import main
-from stylefusion_hf.cli._shared import RECIPE_KEY
 from stylefusion_hf.core.code_files import load_codes, pick_code, save_codes
+from stylefusion_hf.core.files import RECIPE_KEY
 from tests.command_line import fails
 from tests.inversion.test_inversion import pil
 from tests.tiny import NUM_WS, RESOLUTION, W_DIM, draw, tiny_encoder, tiny_generator, tiny_pipeline

@@ -25,8 +25,8 @@ gradio = pytest.importorskip("gradio", reason="the Space needs the extra `space`
 from gradio_client import Client, handle_file  # noqa: E402
 
 from stylefusion_hf import StyleFusionInterpolationPipeline, StyleFusionPipeline  # noqa: E402
-from stylefusion_hf.cli._shared import RECIPE_KEY  # noqa: E402
 from stylefusion_hf.core.codes import seed_classes  # noqa: E402
+from stylefusion_hf.core.files import RECIPE_KEY  # noqa: E402
 from stylefusion_hf.spaces_app import app, compose, dials, errors, jobs, results  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
 from stylefusion_hf.spaces_app.settings import (  # noqa: E402

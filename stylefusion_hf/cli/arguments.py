@@ -1,37 +1,21 @@
-"""What several commands share: the model, codes and `NAME=VALUE` pairs as arguments, pictures as files."""
+"""Arguments that several commands share: models, devices, seeds, codes and `NAME=VALUE` pairs."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
-from stylefusion_hf.cli import _light
-from stylefusion_hf.cli._checks import check_model, check_named_device, check_regions
 from stylefusion_hf.core.checks import shown
-from stylefusion_hf.core.devices import check_device
-from stylefusion_hf.core.files import save_image
 from stylefusion_hf.imaging.images import open_image
-
-if TYPE_CHECKING:
-    from stylefusion_hf import StyleFusionPipeline
 
 T = TypeVar("T")
 
 MAX_SEED = 2**32 - 1
-MAX_COUNT = 10**9  # of anything that is counted
+MAX_COUNT = 10**9  # for any argument that is a count
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".ppm")
-RECIPE_KEY = "stylefusion"  # the PNG text chunk that holds a picture's recipe
-
-
-# --- The model --------------------------------------------------------------------------------------
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,61 +29,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_device_argument(group: Any, text: str = "cpu, cuda, cuda:1, mps ...") -> None:
     """`--device`, for every command that computes."""
     group.add_argument("--device", help=f"{text} (default: cuda where there is one, else cpu)")
-
-
-def check_call(args: argparse.Namespace) -> None:
-    """What can be refused of a command's device, model and regions, before torch is imported for the rest.
-
-    Raises:
-        ValueError, OSError: no such device or model, or a region that it does not have.
-    """
-    check_named_device(args.device)
-    check_regions(check_model(args), args)
-
-
-def load_pipeline(
-    args: argparse.Namespace, class_name: str = "StyleFusionPipeline", light: bool = False
-) -> StyleFusionPipeline:
-    """The pipeline that `--model`, `--generator` and `--device` ask for.
-
-    Args:
-        args: parsed.
-        class_name: a pipeline of this package.
-        light: the command needs nothing of diffusers but this, so that it is imported in part.
-
-    Raises:
-        ValueError, OSError: no such model, a damaged one, or no such device.
-    """
-    if light:
-        _light.import_diffusers(check_model(args))
-
-    from diffusers.utils import logging
-
-    import stylefusion_hf
-
-    pipeline_class: Any = getattr(stylefusion_hf, class_name)
-    device = chosen_device(args.device)
-    logging.disable_progress_bar()  # three small parts: only a download, which has its own bars, takes long
-    parts = {}
-    try:
-        if args.generator:
-            parts["generator"] = stylefusion_hf.StyleGenerator.from_pretrained(args.generator)
-        load = pipeline_class.from_embedded if not args.model else partial(pipeline_class.from_pretrained, args.model)
-        pipe = load(**parts)
-    finally:
-        logging.enable_progress_bar()
-    return pipe.to(device)
-
-
-def chosen_device(name: str | None) -> str:
-    """`name`, or cuda where there is one, else cpu. ValueError for a device that torch cannot use here."""
-    try:
-        return check_device(name)
-    except ValueError as error:
-        raise ValueError(f"--device {error}") from error
-
-
-# --- Arguments --------------------------------------------------------------------------------------
 
 
 def seed(text: str) -> int:
@@ -258,52 +187,3 @@ def call_arguments(args: argparse.Namespace, convert: Callable[[str], Any]) -> d
     if args.class_label is not None:
         call["class_labels"] = args.class_label
     return call
-
-
-# --- Files ------------------------------------------------------------------------------------------
-
-
-def output_file(path: str, suffixes: Sequence[str]) -> Path:
-    """`path` with its parent folder made, checked before the long work rather than after it.
-
-    Raises:
-        ValueError: another suffix. OSError: a folder of that name, or a place that cannot be written.
-    """
-    file = Path(path)
-    if file.suffix.lower() not in suffixes:
-        raise ValueError(f"{path}: expected a file name that ends in {' or '.join(suffixes)}")
-    if file.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file")
-    output_folder(str(file.parent))
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise PermissionError(f"{path} cannot be written: permission denied")
-    return file
-
-
-def output_folder(path: str) -> Path:
-    """`path`, made with its parents.
-
-    Raises:
-        OSError: it cannot be made; says why.
-    """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(f"{path} is a file, not a folder") from error
-    except OSError as error:
-        raise OSError(f"the folder {path} cannot be made: {error.strerror or error}") from error
-    return folder
-
-
-def save_png(image: Image.Image, path: Path, recipe: str | None = None) -> None:
-    """Write a PNG, with the picture's recipe as a text chunk."""
-    info = PngInfo()
-    if recipe is not None:
-        info.add_text(RECIPE_KEY, recipe)  # not compressed: PIL refuses to read large chunks that are
-    save_image(image, path, pnginfo=info)
-
-
-def wrote(path: str | os.PathLike[str], what: str = "") -> None:
-    """Say what was written, and where."""
-    print(f"wrote {os.path.abspath(path)}" + (f" ({what})" if what else ""))
