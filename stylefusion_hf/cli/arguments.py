@@ -19,22 +19,24 @@ PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", 
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--model` and `--device`, for every command that uses a model."""
+    """Add `--model`, `--generator` and `--device`, for commands that use a model."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="FOLDER|ID", help="a folder or a Hub id (default: the embedded model)")
-    group.add_argument("--generator", metavar="FOLDER", help="instead of the model's: one that --tune made of it")
+    group.add_argument(
+        "--generator", metavar="FOLDER", help="use this generator, made by --tune, instead of the model's"
+    )
     add_device_argument(group)
 
 
 def add_device_argument(group: Any, text: str = "cpu, cuda, cuda:1, mps ...") -> None:
-    """`--device`, for every command that computes."""
-    group.add_argument("--device", help=f"{text} (default: cuda where there is one, else cpu)")
+    """Add `--device`, for commands that compute."""
+    group.add_argument("--device", help=f"{text} (default: cuda if available, else cpu)")
 
 
 def seed(text: str) -> int:
-    """An argument that is a seed."""
+    """Convert an argument that is a seed."""
     if not text.strip().isdecimal() or len(text) > 20 or int(text) > MAX_SEED:
-        raise argparse.ArgumentTypeError(f"{_quoted(text)} is no seed: give an integer from 0 to {MAX_SEED}")
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is not a seed: give an integer from 0 to {MAX_SEED}")
     return int(text)
 
 
@@ -43,75 +45,78 @@ def _quoted(text: str) -> str:
 
 
 def seeds(text: str) -> list[int]:
-    """An argument that is a list of seeds: `1,2,3`."""
+    """Convert an argument that is a list of seeds: `1,2,3`."""
     return [seed(part) for part in text.split(",")]
 
 
 def classes(text: str) -> list[int]:
-    """An argument that is one class or several: `3`, `0,4`. Which there are, the model says."""
+    """Convert an argument that is one class or several: `3`, `0,4`. Whether a class exists depends on the model."""
     found = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) < 10 for part in found):
         raise argparse.ArgumentTypeError(
-            f"{_quoted(text)} is no class: give an integer from 0, or several such as 0,4"
+            f"{_quoted(text)} is not a class: give an integer from 0, or several such as 0,4"
         )
     return [int(part) for part in found]
 
 
 def add_class_argument(group: Any, what: str = "of every seed", metavar: str = "CLASS") -> None:
-    """`--class-label`, for every command that takes seeds."""
+    """Add `--class-label`, for commands that take seeds."""
     group.add_argument(
         "--class-label",
         type=classes,
         metavar=metavar,
-        help=f"the class {what}, of a conditional model (default: each seed has its own)",
+        help=f"the class {what}, for conditional models (default: each seed has its own)",
     )
 
 
 def number(text: str) -> float:
-    """An argument that is a finite number."""
+    """Convert an argument that is a finite number."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{_quoted(text)} is no number")
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is not a finite number")
     return value
 
 
 def positive(text: str) -> int:
-    """An argument that is an integer from 1."""
+    """Convert an argument that is an integer from 1."""
     if not text.strip().isdecimal() or len(text) > 20 or not 1 <= int(text) <= MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"{_quoted(text)} is no integer from 1 to {MAX_COUNT}")
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is not an integer from 1 to {MAX_COUNT}")
     return int(text)
 
 
 def code(text: str) -> Any:
-    """A code: a seed; a picture file, which is opened; or `CODES.safetensors:NAME` of `stylefusion invert`."""
+    """Convert an argument that is a code: a seed, a picture file, or `CODES.safetensors:NAME` from `invert`.
+
+    Picture files are opened, and named codes are read.
+    """
     if text.strip().isdecimal():
         return seed(text)
     suffix = os.path.splitext(text)[1].lower()
     try:
         if ".safetensors" in text.lower():
             file = text if os.path.isfile(text) else text.rpartition(":")[0] or text
-            _check_there(file, "file of codes")
+            _check_exists(file, "file of codes")
 
             from stylefusion_hf.core.code_files import pick_code
 
             return pick_code(text)
         if os.path.isfile(text) or suffix in PICTURES or os.sep in text or "/" in text:
-            _check_there(text, "picture file")
+            _check_exists(text, "picture file")
             return open_image(text)
     except (ValueError, OSError) as error:
         raise argparse.ArgumentTypeError(f"{error}") from error
     if _is_number(text):
-        raise argparse.ArgumentTypeError(f"{_quoted(text)} is no seed: give an integer from 0 to {MAX_SEED}")
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is not a seed: give an integer from 0 to {MAX_SEED}")
     raise argparse.ArgumentTypeError(
         f"{_quoted(text)} is neither a seed (an integer from 0), a picture file, nor a code such as"
         " codes.safetensors:NAME"
     )
 
 
-def _check_there(path: str, what: str) -> None:
+def _check_exists(path: str, what: str) -> None:
     if os.path.isdir(path):
         raise IsADirectoryError(f"{shown(path, 200)} is a folder: name a {what}")
     if not os.path.exists(path):
@@ -127,15 +132,15 @@ def _is_number(text: str) -> bool:
 
 
 def codes(text: str) -> list[Any]:
-    """An argument that is one code or several: `7,8,9`, `me.png,7`."""
+    """Convert an argument that is one code or several: `7,8,9`, `me.png,7`."""
     return [code(part) for part in ([text] if os.path.isfile(text) else text.split(","))]
 
 
-def pairs(values: Iterable[str] | None, option: str, convert: Callable[[str], T]) -> dict[str, T]:
-    """`["hair=7", "eyes=3"]` -> `{"hair": 7, "eyes": 3}`.
+def parse_pairs(values: Iterable[str] | None, option: str, convert: Callable[[str], T]) -> dict[str, T]:
+    """Parse pairs: `["hair=7", "eyes=3"]` -> `{"hair": 7, "eyes": 3}`.
 
     Raises:
-        ValueError: no `=`, the same name twice, or a value that `convert` refuses; names the option.
+        ValueError: no `=`, the same name twice, or a value that `convert` rejects; names the option.
     """
     found: dict[str, T] = {}
     for text in values or ():
@@ -145,45 +150,45 @@ def pairs(values: Iterable[str] | None, option: str, convert: Callable[[str], T]
             raise ValueError(f"{option} {shown(text)}: expected NAME=VALUE, such as {option} hair=7")
         if name in found:
             raise ValueError(f"{option} sets {_quoted(name)} twice")
-        found[name] = checked(value, f"{option} {shown(text)}", convert)
+        found[name] = convert_argument(value, f"{option} {shown(text)}", convert)
     return found
 
 
-def checked(text: str, option: str, convert: Callable[[str], T]) -> T:
-    """`convert(text)`, with an error that names the option."""
+def convert_argument(text: str, option: str, convert: Callable[[str], T]) -> T:
+    """Return `convert(text)`; ValueError names the option."""
     try:
         return convert(text)
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"{option}: {error}") from error
 
 
-def strength(values: list[str]) -> float | dict[str, float]:
-    """One number for all nodes, or a number for each named one."""
+def parse_strength(values: list[str]) -> float | dict[str, float]:
+    """Parse --strength: one number for all nodes, or a number per named node."""
     if all("=" in text for text in values):
-        return pairs(values, "--strength", number)
+        return parse_pairs(values, "--strength", number)
     if len(values) > 1:
-        raise ValueError("--strength is one number, or NAME=NUMBER once for each node: not both, and not two numbers")
-    return checked(values[0], f"--strength {shown(values[0])}", number)
+        raise ValueError("--strength takes one number, or NAME=NUMBER once per node: not both, and not two numbers")
+    return convert_argument(values[0], f"--strength {shown(values[0])}", number)
 
 
 def call_arguments(args: argparse.Namespace, convert: Callable[[str], Any]) -> dict[str, Any]:
-    """What --base, --region, --node, --global, --strength, --class-label and --psi say, as a pipeline's arguments.
+    """Convert --base, --region, --node, --global, --strength, --class-label and --psi to a pipeline's arguments.
 
     Args:
-        args: parsed.
-        convert: from text to a code, or to a list of them.
+        args: parsed arguments.
+        convert: converts a text to a code, or to a list of codes.
     """
     given = vars(args)
     call: dict[str, Any] = {
-        "base": None if args.base is None else checked(args.base, f"--base {shown(args.base)}", convert),
-        "regions": pairs(args.region, "--region", convert),
-        "nodes": pairs(args.node, "--node", convert),
+        "base": None if args.base is None else convert_argument(args.base, f"--base {shown(args.base)}", convert),
+        "regions": parse_pairs(args.region, "--region", convert),
+        "nodes": parse_pairs(args.node, "--node", convert),
         "truncation_psi": args.psi,
     }
     if given["global"] is not None:
-        call["global_code"] = checked(given["global"], f"--global {shown(given['global'])}", convert)
+        call["global_code"] = convert_argument(given["global"], f"--global {shown(given['global'])}", convert)
     if args.strength:
-        call["strength"] = strength(args.strength)
+        call["strength"] = parse_strength(args.strength)
     if args.class_label is not None:
         call["class_labels"] = args.class_label
     return call

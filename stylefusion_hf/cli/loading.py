@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def check_call(args: argparse.Namespace) -> None:
-    """What can be refused of a command's device, model and regions, before torch is imported for the rest.
+    """Check a command's device, model and regions before torch is imported.
 
     Raises:
-        ValueError, OSError: no such device or model, or a region that it does not have.
+        ValueError, OSError: no such device or model, or a region that the model does not have.
     """
     check_named_device(args.device)
     check_regions(check_model(args), args)
@@ -27,12 +27,12 @@ def check_call(args: argparse.Namespace) -> None:
 def load_pipeline(
     args: argparse.Namespace, class_name: str = "StyleFusionPipeline", light: bool = False
 ) -> StyleFusionPipeline:
-    """The pipeline that `--model`, `--generator` and `--device` ask for.
+    """Load the pipeline that `--model`, `--generator` and `--device` name.
 
     Args:
-        args: parsed.
-        class_name: a pipeline of this package.
-        light: the command needs nothing of diffusers but this, so that it is imported in part.
+        args: parsed arguments.
+        class_name: class of a pipeline of this package.
+        light: import only the parts of diffusers that pipelines need; the command must not use others.
 
     Raises:
         ValueError, OSError: no such model, a damaged one, or no such device.
@@ -45,8 +45,8 @@ def load_pipeline(
     import stylefusion_hf
 
     pipeline_class: Any = getattr(stylefusion_hf, class_name)
-    device = chosen_device(args.device)
-    logging.disable_progress_bar()  # three small parts: only a download, which has its own bars, takes long
+    device = choose_device(args.device)
+    logging.disable_progress_bar()  # components load quickly, and downloads have their own progress bars
     parts = {}
     try:
         if args.generator:
@@ -58,8 +58,8 @@ def load_pipeline(
     return pipe.to(device)
 
 
-def chosen_device(name: str | None) -> str:
-    """`name`, or cuda where there is one, else cpu. ValueError for a device that torch cannot use here."""
+def choose_device(name: str | None) -> str:
+    """Return `name`, or by default cuda if available, else cpu. ValueError for a device that torch cannot use here."""
     try:
         return check_device(name)
     except ValueError as error:

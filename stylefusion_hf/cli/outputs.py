@@ -13,10 +13,10 @@ from stylefusion_hf.core.files import RECIPE_KEY, save_image
 
 
 def output_file(path: str, suffixes: Sequence[str]) -> Path:
-    """`path` with its parent folder made, checked before the long work rather than after it.
+    """Check that `path` can be written, and create its parent folder; to be called before any long computation.
 
     Raises:
-        ValueError: another suffix. OSError: a folder of that name, or a place that cannot be written.
+        ValueError: the suffix is not one of `suffixes`. OSError: `path` is a folder, or cannot be written.
     """
     file = Path(path)
     if file.suffix.lower() not in suffixes:
@@ -30,10 +30,10 @@ def output_file(path: str, suffixes: Sequence[str]) -> Path:
 
 
 def output_folder(path: str) -> Path:
-    """`path`, made with its parents.
+    """Create the folder `path` and its parents.
 
     Raises:
-        OSError: it cannot be made; says why.
+        OSError: it cannot be created; says why.
     """
     folder = Path(path)
     try:
@@ -41,7 +41,7 @@ def output_folder(path: str) -> Path:
     except FileExistsError as error:
         raise NotADirectoryError(f"{path} is a file, not a folder") from error
     except OSError as error:
-        raise OSError(f"the folder {path} cannot be made: {error.strerror or error}") from error
+        raise OSError(f"the folder {path} cannot be created: {error.strerror or error}") from error
     return folder
 
 
@@ -49,10 +49,10 @@ def save_png(image: Image.Image, path: Path, recipe: str | None = None) -> None:
     """Write a PNG, with the picture's recipe as a text chunk."""
     info = PngInfo()
     if recipe is not None:
-        info.add_text(RECIPE_KEY, recipe)  # not compressed: PIL refuses to read large chunks that are
+        info.add_text(RECIPE_KEY, recipe)  # uncompressed, since PIL refuses to read large compressed chunks
     save_image(image, path, pnginfo=info)
 
 
-def wrote(path: str | os.PathLike[str], what: str = "") -> None:
-    """Say what was written, and where."""
+def report_written(path: str | os.PathLike[str], what: str = "") -> None:
+    """Print what was written, and where."""
     print(f"wrote {os.path.abspath(path)}" + (f" ({what})" if what else ""))

@@ -117,7 +117,7 @@ def odd_resolution(folder: Path) -> None:
 
 
 DAMAGED = {
-    "no index": (remove("model_index.json"), OSError, "saved is no pipeline folder: it has no model_index.json"),
+    "no index": (remove("model_index.json"), OSError, "saved is not a pipeline folder: it has no model_index.json"),
     "index is no JSON": (
         lambda f: (f / "model_index.json").write_text("{"),
         OSError,

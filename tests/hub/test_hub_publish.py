@@ -303,9 +303,9 @@ def test_a_dry_run(hub, folder, capsys):
 @pytest.mark.usefixtures("elsewhere")
 def test_the_command_refuses(hub, folder, capsys, monkeypatch):
     Path("empty").mkdir()
-    assert "nowhere is no folder" in fails(capsys, "publish", "nowhere", REPO)
+    assert "nowhere is not a folder" in fails(capsys, "publish", "nowhere", REPO)
     assert "empty is a folder without model_index.json" in fails(capsys, "publish", "empty", REPO)
-    assert "'a/b/c' is no name of a repository" in fails(capsys, "publish", str(folder), "a/b/c")
+    assert "'a/b/c' is not the name of a repository" in fails(capsys, "publish", str(folder), "a/b/c")
     Path("empty/model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
     assert "a pipeline of the class 'DDPMPipeline'" in fails(capsys, "publish", "empty", REPO)
     Path("report.json").write_text("[]")

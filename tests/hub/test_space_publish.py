@@ -150,5 +150,5 @@ def test_the_command_publishes_both(hub: HubServer, wheel: Path, capsys: pytest.
     said = capsys.readouterr()
     assert "published the Space: " in said.out and WRITER not in said.out + said.err
     assert {"me/avatars", f"spaces/{ROOM}"} == set(hub.repositories)
-    assert "is no name of a Space" in fails(capsys, "publish", "model", "me/avatars", "--space", "a/b/c")
+    assert "is not the name of a Space" in fails(capsys, "publish", "model", "me/avatars", "--space", "a/b/c")
     assert "give --space USER/SPACE too" in fails(capsys, "publish", "model", "me/avatars", "--wheel", str(wheel))
