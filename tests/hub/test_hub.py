@@ -123,7 +123,11 @@ DAMAGED = {
         OSError,
         "model_index.json' is not a valid",
     ),
-    "index is a list": (lambda f: (f / "model_index.json").write_text("[]"), OSError, "is a JSON object, found list"),
+    "index is a list": (
+        lambda f: (f / "model_index.json").write_text("[]"),
+        OSError,
+        "must be a JSON object, found list",
+    ),
     "component is missing": (
         remove("fusion"),
         OSError,

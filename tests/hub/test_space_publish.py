@@ -74,7 +74,7 @@ def test_who_may_not_write_is_told_so(
 
 def test_only_a_wheel_of_this_package_is_taken(tmp_path: Path) -> None:
     for name in ("other-1.0-py3-none-any.whl", WHEEL):  # the second does not exist
-        with pytest.raises(ValueError, match="is no wheel of stylefusion-hf"):
+        with pytest.raises(ValueError, match="is not a wheel of stylefusion-hf"):
             space_files(ROOM, tmp_path / name, "https://hub")
 
 
@@ -91,7 +91,7 @@ def test_only_a_wheel_of_this_package_is_taken(tmp_path: Path) -> None:
 )
 def test_a_wheel_with_anything_else_is_refused(tmp_path: Path, foreign: str) -> None:
     wheel = make_wheel(tmp_path / WHEEL, foreign)
-    with pytest.raises(ValueError, match=f"holds files that are not of this package: {foreign}; build a clean one"):
+    with pytest.raises(ValueError, match=f"has files that are not part of this package: {foreign}; build a clean one"):
         space_files(ROOM, wheel, "https://hub")
     wheel.write_bytes(b"cut")
     with pytest.raises(ValueError, match="is damaged"):
