@@ -12,8 +12,8 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 
-from stylefusion_hf.core import codes as latents
 from stylefusion_hf.core.checks import check_count, check_flag, short
+from stylefusion_hf.core.codes import parse_labels
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
@@ -241,7 +241,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
                 f"noise_mode is {' or '.join(map(repr, NOISE_MODES))}, got {short(noise_mode)}: other noise in"
                 " every frame would flicker"
             )
-        labels = latents.parse_labels(class_labels)
+        labels = parse_labels(class_labels)
         rows, fields = _steps.read_codes(self, base, regions, global_code, nodes, latent_type)
         lengths = {name: len(group) for name, group in rows.items()}
         if labels is not None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from stylefusion_hf.core import codes as latents
 from stylefusion_hf.core.checks import check_choice, check_count, short
-from stylefusion_hf.core.codes import Code, Row, seeds_to_z
+from stylefusion_hf.core.codes import LATENT_SPACES, Code, Row, check_shapes, labels_to_tensor, seeds_to_z
 from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
@@ -22,7 +22,7 @@ MAX_FRAMES = 10**6
 DEFAULT_STEPS = 30
 
 # What a walk goes straight in -> the spaces of the codes that it can take (a seed is a z).
-SPACES = {"w": ("z", "w", "w+"), "s": latents.LATENT_SPACES, "z": ("z",)}
+SPACES = {"w": ("z", "w", "w+"), "s": LATENT_SPACES, "z": ("z",)}
 
 # From the time between two keyframes to the way gone between them, both 0 to 1.
 EASINGS: dict[str, Callable[[float], float]] = {
@@ -220,7 +220,7 @@ def plan(
 
     ValueError for names, shapes and labels that these models do not have.
     """
-    latents.check_shapes(generator, recipe.groups())
+    check_shapes(generator, recipe.groups())
     _steps.check_cutoff(generator, recipe)
     moves = any(len(rows) > 1 for rows in recipe.groups().values())
     if space == "z" and moves and generator.config.label_dim and recipe.class_labels is None:
@@ -264,7 +264,7 @@ def fuse_positions(
     def to_style(rows: list[Row]) -> torch.Tensor:  # of z between keyframes
         table = None
         if labels is not None:
-            table = latents.labels_to_tensor(labels, generator.config.label_dim).expand(len(rows), -1)
+            table = labels_to_tensor(labels, generator.config.label_dim).expand(len(rows), -1)
         _steps.onload(generator)
         cutoff = walk.recipe.truncation_cutoff
         return latents.codes_to_style(generator, rows, table, 1.0 if psi is None else psi, cutoff, device)

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.limits import all_limits
 from stylefusion_hf.evaluation.measuring import Columns, Job, Subject, measure_jobs

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from stylefusion_hf import __version__
+from stylefusion_hf.core.files import write_text
 from stylefusion_hf.evaluation import curves as at_equal_transfer
 from stylefusion_hf.evaluation import sections
 from stylefusion_hf.evaluation.backbone import Backbone
@@ -273,7 +274,7 @@ def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Pa
         run.report["seconds"][name] = round(seconds, 1)
         run.show("", f"({seconds:.0f} s)", "")
         write_json(run.report, out / "report.json")
-        (out / "report.md").write_text("\n".join(run.text) + "\n", encoding="utf-8")
+        write_text(out / "report.md", "\n".join(run.text) + "\n")
     title = settings.model + (" (quick look)" if settings.quick else "")
     if run.swaps or run.kept:
         draw(out / "report.png", points_of(run.kept), run.swaps, title)

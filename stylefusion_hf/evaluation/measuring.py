@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.judges import Judges
 from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, TEST_SEED, Pairs, draw_pairs

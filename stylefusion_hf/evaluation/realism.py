@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.measuring import Subject
 from stylefusion_hf.evaluation.pairs import render, style_codes
 from stylefusion_hf.evaluation.statistics import Estimate, coverage, kid_subsets, ratio, resamples

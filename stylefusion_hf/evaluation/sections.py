@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.baselines import StyleFusionSwap
 from stylefusion_hf.evaluation.measuring import Columns, Subject, joined, measure_jobs
 from stylefusion_hf.evaluation.pairs import TEST_SEED, render, style_codes

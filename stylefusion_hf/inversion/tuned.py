@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stylefusion_hf.hub.loading import weights_sha256
+from stylefusion_hf.models.loading import weights_sha256
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 DIGITS = 16  # of the sha256, in a folder's name

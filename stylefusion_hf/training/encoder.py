@@ -13,7 +13,6 @@ or load the pipeline with `encoder=`.
 import argparse
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.command_line import run
+from stylefusion_hf.core.files import save_image, write_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.inversion.optimization import CodePrior
 from stylefusion_hf.models.encoder import ImageEncoder, encoder_channels
@@ -298,7 +299,7 @@ def train(args: argparse.Namespace) -> Path:
         if accelerator.is_main_process:
             export(average, folder / "encoder")  # also where all steps were done before and this did not come to it
             report = {name: figures(g, maps, average, images) for name, images in tests.items()}
-            (folder / "figures.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / "figures.json", report, indent=2)
             print(json.dumps(report, indent=2))
             push_to_hub(args, folder / "encoder")
     return folder
@@ -313,7 +314,7 @@ def mirrored(images: Tensor, draw: torch.Generator) -> Tensor:
 def save_sheet(g: StyleGenerator, encoder: ImageEncoder, images: Tensor, path: Path) -> None:
     """Pictures above their reconstructions."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(torch.cat([images, reconstruct(g, encoder, images)]), len(images)).save(path)
+    save_image(image_grid(torch.cat([images, reconstruct(g, encoder, images)]), len(images)), path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -321,6 +322,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "encoder", *sys.argv[1:]]))
+    raise SystemExit(run(main))
