@@ -107,6 +107,7 @@ class SynthesisNetwork(nn.Module):
         noise_mode: str = "const",
         return_features: bool = False,
         generator: torch.Generator | None = None,
+        up_to: int | None = None,
     ):
         """Images from packed style codes.
 
@@ -114,6 +115,7 @@ class SynthesisNetwork(nn.Module):
             s: (B, S).
             noise_mode: `"const"` (the stored noise), `"random"` (drawn anew from `generator`) or `"none"`.
             return_features: also return {height: (B, C, height, height)}, each block's last feature map.
+            up_to: stop at this resolution; the images are then the sum of the toRGB layers so far, of this size.
 
         Returns:
             images (B, C, H, W), or (images, features).
@@ -122,6 +124,9 @@ class SynthesisNetwork(nn.Module):
             raise ValueError(f"unknown noise_mode {noise_mode!r}; choose from {', '.join(NOISE_MODES)}")
         if s.ndim != 2 or s.shape[1] != sum(self.sizes):
             raise ValueError(f"a style code of this generator is (batch, {sum(self.sizes)}), got {tuple(s.shape)}")
+        sizes = [4 * 2**k for k in range(len(self.rgbs))]
+        if up_to is not None and up_to not in sizes:
+            raise ValueError(f"up_to is one of {', '.join(map(str, sizes))}, got {up_to!r}")
         styles = s.split(self.sizes, dim=1)
         conv_styles, rgb_styles = iter(styles[: len(self.convs)]), iter(styles[len(self.convs) :])
         convs = iter(self.convs)
@@ -133,6 +138,8 @@ class SynthesisNetwork(nn.Module):
             rgb = to_rgb(x, next(rgb_styles))
             image = rgb if image is None else rgb + upfirdn2d(image, self.fir, up=2, padding=(2, 1, 2, 1), gain=4.0)
             features[x.shape[-1]] = x
+            if x.shape[-1] == up_to:
+                break
         assert image is not None  # every generator has a block of 4 pixels
         image = image.contiguous()  # features may be channels-last, pictures go to all sorts of readers
         return (image, features) if return_features else image
@@ -204,6 +211,26 @@ class StyleGAN2Generator(StrictModelMixin, ConfigMixin):
     def rgb_sizes(self) -> list[int]:
         """Widths of the toRGB layers' style vectors."""
         return self.synthesis.sizes[len(self.synthesis.convs) :]
+
+    @property
+    def conv_resolutions(self) -> list[int]:
+        """For each convolution, the height of what it gives."""
+        return [4 * 2 ** ((i + 1) // 2) for i in range(len(self.conv_sizes))]
+
+    @property
+    def rgb_resolutions(self) -> list[int]:
+        """For each toRGB layer, the height of the features that it reads."""
+        return [4 * 2**k for k in range(len(self.rgb_sizes))]
+
+    @property
+    def picture_sizes(self) -> list[int]:
+        """The heights that `synthesis(s, up_to=height)` gives a picture of, the full size last."""
+        return self.rgb_resolutions
+
+    @property
+    def feature_sizes(self) -> dict[int, int]:
+        """{height: channels} of the feature maps that `synthesis` returns."""
+        return {4 * 2**k: width for k, width in enumerate(self.config.channels)}
 
     @property
     def style_sizes(self) -> dict[str, int]:
