@@ -163,7 +163,9 @@ def unit_length(x: Tensor, floor: float = 1e-2) -> Tensor:
 
 
 @torch.enable_grad()
-def channel_energies(synthesis, s: Tensor, labels: Tensor, num_regions: int, probes: int = 2, seed: int = 0) -> Tensor:
+def channel_energies(
+    synthesis, s: Tensor, labels: Tensor, num_regions: int, probes: int = 2, seed: int = 0, batch: int | None = None
+) -> Tensor:
     """How strongly each style channel drives each region, (R, S), rows and columns in no particular unit.
 
     The expected squared change of a region's pixels when a channel varies as it does among samples: the squared
@@ -174,16 +176,20 @@ def channel_energies(synthesis, s: Tensor, labels: Tensor, num_regions: int, pro
         synthesis: style codes (B, S) -> images (B, 3, H, W).
         s: sampled style codes (B, S).
         labels: (B, H, W), the label maps of their images.
+        batch: pictures that are rendered at once; all if left out.
     """
     draw = torch.Generator().manual_seed(seed)
-    codes = s.detach().requires_grad_()
-    images = synthesis(codes)
     total = torch.zeros(num_regions, s.shape[1], device=s.device)
-    for region in range(num_regions):
-        mask = (labels == region)[:, None].to(images.dtype)
-        share = mask.mean(dim=(0, 2, 3)).clamp_min(1e-6)
-        for _ in range(probes):
-            sign = torch.randint(0, 2, images.shape, generator=draw).to(images) * 2 - 1
-            (g,) = torch.autograd.grad((images * mask * sign).sum(), codes, retain_graph=True)
-            total[region] += (g.square().mean(0) / share).squeeze() / probes
-    return total * s.var(dim=0)
+    area = torch.zeros(num_regions, 1, device=s.device)
+    for part, own in zip(s.split(batch or len(s)), labels.split(batch or len(s)), strict=True):
+        codes = part.detach().requires_grad_()
+        images = synthesis(codes)
+        for region in range(num_regions):
+            mask = (own == region)[:, None].to(images.dtype)
+            area[region] += mask.mean(dim=(1, 2, 3)).sum()
+            for probe in range(probes):
+                sign = torch.randint(0, 2, images.shape, generator=draw).to(images) * 2 - 1
+                last = probe == probes - 1 and region == num_regions - 1
+                (g,) = torch.autograd.grad((images * mask * sign).sum(), codes, retain_graph=not last)
+                total[region] += g.square().sum(0) / probes
+    return total / area.clamp_min(1e-6 * len(s)) * s.var(dim=0)

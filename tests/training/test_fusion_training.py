@@ -15,14 +15,9 @@ from stylefusion_hf import (
     StyleGAN2Discriminator,
 )
 from stylefusion_hf.training import common, fusion
-from stylefusion_hf.training._fusion_parts import (
-    build_criterion,
-    load_frozen,
-    pool_size,
-    without_batch_statistics,
-)
 from stylefusion_hf.training._segmenters import load_segmenter
 from stylefusion_hf.training.card import model_card
+from stylefusion_hf.training.fusion_setup import build_criterion, load_frozen, without_batch_statistics
 from stylefusion_hf.training.sampling import Shares
 from tests.tiny import assert_same_weights, tiny_generator, tiny_segmenter
 
@@ -74,7 +69,7 @@ def test_fusion_learns_on_any_tree(base, tmp_path):
             values = []
             for i in range(10):
                 sample = criterion.draw(6, common.step_generator(1, i), Shares())
-                view = criterion.eye(nets.fuse(criterion.codes(sample)))
+                view = criterion.networks(nets.fuse(criterion.codes(sample)))
                 values.append(criterion.total(criterion(sample, criterion.targets(sample), view)[0]))
         losses.append(float(torch.stack(values).mean()))
     assert losses[1] < 0.8 * losses[0]  # of random nets, locality alone is what can be had
@@ -154,14 +149,6 @@ def test_the_smallest_tree_and_pool_train(base, tmp_path):
     alone = [x for name in ("locality", "transfer", "regions", "pose") for x in (f"--{name}_weight", "0")]
     with pytest.raises(ValueError, match="nothing to train for"):  # no inner node below the root, nothing else asked
         fusion.train(fusion_args(base, tmp_path / "layout", *flags, *alone))
-
-
-def test_pools_are_kept_to_what_memory_holds():
-    args = fusion.parse_args(["--output_dir", "x"])
-    assert pool_size(args, 64, 6) == 3072
-    assert pool_size(args, 1024, 6) == 512
-    args.pool_size = 5000
-    assert pool_size(args, 1024, 6) == 5000
 
 
 def test_constant_gates_come_first(base, tmp_path):

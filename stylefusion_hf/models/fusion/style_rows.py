@@ -62,7 +62,9 @@ class FusionSpec:
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if not self.gate_bias and len(self.adaptive_rows) < len(sizes):
-            raise ValueError("adaptive_conv_layers and adaptive_rgb_layers leave out vectors: these need gate_bias=True")
+            raise ValueError(
+                "adaptive_conv_layers and adaptive_rgb_layers leave out vectors: these need gate_bias=True"
+            )
         for name, choices in (("pooling", ("max", "mean")), ("final_activation", ("lrelu", "linear"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}")

@@ -1,0 +1,209 @@
+"""What a fusion training is made of: new nets, the frozen networks, and the objective that the flags describe."""
+
+import argparse
+import contextlib
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.training.common import step_generator
+from stylefusion_hf.training.criterion import TERMS, Criterion
+from stylefusion_hf.training.memory import (
+    RENDER_SHARE,
+    MemoryPlan,
+    backward_bytes,
+    chunk_size,
+    forward_bytes,
+    memory_budget,
+    plan_pool,
+    plan_step,
+    reference_bytes,
+)
+from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
+from stylefusion_hf.training.pool import RenderedPool
+from stylefusion_hf.training.roles import Roles
+from stylefusion_hf.training.samples import Sample
+from stylefusion_hf.training.sampling import draw_codes
+from stylefusion_hf.training.start_gates import measure_energies, start_gates
+
+logger = logging.getLogger("stylefusion_hf")
+
+
+def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGAN2Generator) -> FusionHierarchy:
+    """New nets, small ones that start as constant gates; those of layers beyond --train_resolution stay constant."""
+    resolution, own = training_resolution(args.train_resolution, g.picture_sizes), args.rgb_indicators
+    whole = resolution == g.config.resolution
+
+    def layers(resolutions: list[int], limit: int) -> int:
+        return sum(r <= limit for r in resolutions)
+
+    return FusionHierarchy(
+        tree=tree.to_dict(),
+        conv_sizes=g.conv_sizes,
+        rgb_sizes=g.rgb_sizes,
+        padded_width=max(g.conv_sizes + g.rgb_sizes),
+        hidden_width=args.hidden_width,
+        hidden_layers=args.hidden_layers,
+        num_indicators=len(g.conv_sizes) + (len(g.rgb_sizes) if own else 1),
+        indicator_repeats=1,
+        shared_indicators=not own,
+        common_conv_layers=layers(g.conv_resolutions, args.common_resolution),
+        common_rgb_layers=layers(g.rgb_resolutions, args.common_resolution),
+        lr_multiplier=1.0,
+        pooling=args.pooling,
+        final_activation=args.final_activation,
+        gate_bias=True,
+        gate_product=args.gate_product,
+        gate_novelty=args.gate_novelty,
+        standardise=args.standardise,
+        adaptive_conv_layers=None if whole else layers(g.conv_resolutions, resolution),
+        adaptive_rgb_layers=None if whole else layers(g.rgb_resolutions, resolution),
+    )
+
+
+def load_frozen(
+    args: argparse.Namespace, accelerator: Accelerator
+) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator | None]:
+    """Generator and (if the realism term wants it) discriminator of the given folder, frozen."""
+    if not args.pretrained_model_name_or_path:
+        raise ValueError("--model is missing: a folder or Hub id that holds generator/")
+    where = {"revision": args.revision, "variant": args.variant}
+
+    def load(cls: Any, name: str) -> Any:
+        return cls.from_pretrained(args.pretrained_model_name_or_path, subfolder=name, **where)
+
+    def frozen(model: Any) -> Any:
+        return model.eval().requires_grad_(False).to(accelerator.device)
+
+    g = frozen(load(StyleGAN2Generator, "generator"))
+    if not args.realism_weight:
+        return g, None
+    return g, frozen(without_batch_statistics(load(StyleGAN2Discriminator, "discriminator")))
+
+
+def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminator:
+    """The same discriminator, its minibatch-deviation channels taken to be 0: a picture's logit must not depend on its
+    neighbours'.
+    """
+    extra = d.config.mbstd_channels
+    if not extra:
+        return d
+    config = {k: v for k, v in d.config.items() if not k.startswith("_")} | {"mbstd_channels": 0}
+    plain = StyleGAN2Discriminator(**config)
+    state = d.state_dict()
+    state["conv.weight"] = state["conv.weight"][:, :-extra]
+    # Equalised layers divide by the root of their inputs' number, which is smaller now.
+    state["conv.weight"] = state["conv.weight"] * math.sqrt((d.conv.weight.shape[1] - extra) / d.conv.weight.shape[1])
+    plain.load_state_dict(state)
+    return plain
+
+
+def build_criterion(
+    args: argparse.Namespace,
+    tree: RegionTree,
+    g: StyleGAN2Generator,
+    segmenter: Any,
+    discriminator: StyleGAN2Discriminator | None,
+    resolution: int | None = None,
+    precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> Criterion:
+    """The objective that the flags describe, with its pool; at `resolution` instead of --train_resolution if given."""
+    weights = {name: getattr(args, f"{name}_weight") for name in TERMS}
+    known = list(segmenter.config.regions)
+    roles = Roles.of(tree, known, args.pose_regions, args.static_regions)
+    if args.layout_weight and not roles.groups:
+        logger.info("--layout_weight plays no part: the tree %s has no fused inner node below the root", tree)
+        weights["layout"] = 0.0
+        if not any(weights.values()):
+            raise ValueError("every other term's weight is 0: there is nothing to train for")
+    trained = training_resolution(args.train_resolution, g.picture_sizes)
+    size, count = resolution or trained, len(roles.names)
+    plan = plan_memory(args, g, size, count, args.pool_size if size == trained else None)
+    networks = FrozenNetworks(
+        g,
+        segmenter,
+        order=[known.index(n) for n in roles.names],
+        resolution=size,
+        features=[name.strip() for name in args.features.split(",") if name.strip()],
+        keep_maps=args.spatial_weight > 0,
+        batch=plan.render,
+        precision=precision,
+    )
+    codes = draw_codes(g, plan.pool_size, step_generator(args.seed, 0, purpose=2), args.min_psi, args.mixed_share)
+    networks.calibrate(codes[:256])
+    if size < networks.full_resolution:
+        set_segmenter_resolution(args, networks, codes[:32])
+    pool = RenderedPool.render(networks, codes, plan.pool_device)
+    chunk = chunk_size(reference_bytes(size, count), plan.budget * RENDER_SHARE, 64)
+    settings = {"deficit": args.deficit, "temperature": args.temperature, "power": args.outside_power, "chunk": chunk}
+    criterion = Criterion(
+        tree, roles, networks, pool, weights, args.reference, discriminator=discriminator, **settings
+    )
+    criterion.plan = plan
+    return criterion
+
+
+def plan_memory(args: argparse.Namespace, g: Any, size: int, regions: int, pool_size: int | None) -> MemoryPlan:
+    """The pool's share of --memory_gib, at pictures of `size` px."""
+    device = g.device
+    budget = memory_budget(device, args.memory_gib)
+    forward = forward_bytes(g.feature_sizes, size)
+    return plan_pool(budget, device.type, size, regions, args.train_batch_size, forward, pool_size)
+
+
+def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks, codes: torch.Tensor) -> None:
+    """As --segmenter_resolution says, or as measured on pictures of style codes (N, S)."""
+    if args.segmenter_resolution is not None:
+        if args.segmenter_resolution < 16:
+            raise ValueError(f"--segmenter_resolution must be at least 16, got {args.segmenter_resolution}")
+        networks.segmenter_resolution = args.segmenter_resolution
+        return
+    agreement = networks.choose_segmenter_resolution(codes)
+    logger.info(
+        "the segmenter sees training pictures of %d px at %d px: IoU %.2f with what it says of full ones",
+        networks.resolution,
+        networks.segmenter_resolution,
+        agreement,
+    )
+
+
+def measure_step(criterion: Criterion, fusion: FusionHierarchy, sample: Sample) -> None:
+    """Complete the criterion's plan by what a sample's step takes; `sample`: one or two mixes."""
+    networks, plan = criterion.networks, criterion.plan
+    known = [
+        *fusion.parameters(),
+        *fusion.buffers(),
+        *networks.generator.parameters(),
+        *networks.generator.buffers(),
+        *(networks.segmenter.parameters() if hasattr(networks.segmenter, "parameters") else ()),
+    ]
+
+    def forward() -> None:
+        references = criterion.targets(sample, fusion.fuse)
+        found = networks(fusion(criterion.codes(sample)).style_codes)
+        criterion.total(criterion(sample, references, found)[0])
+
+    extra = reference_bytes(networks.resolution, len(criterion.roles.names))
+    criterion.plan = plan_step(plan, backward_bytes(forward, known) // len(sample) + extra)
+
+
+def set_start_gates(args: argparse.Namespace, fusion: FusionHierarchy, criterion: Criterion) -> None:
+    """Constant gates from --start_pictures pictures, a few at a time."""
+    networks, plan = criterion.networks, criterion.plan
+    g, full = networks.generator, networks.full_resolution
+    draw = step_generator(args.seed, 0, purpose=7)
+    codes = draw_codes(g, args.start_pictures, draw, args.min_psi, args.mixed_share)
+    # With gradients every map is kept, and its copies: about four times what rendering takes.
+    batch, full_batch = (
+        chunk_size(4 * forward_bytes(g.feature_sizes, r), plan.budget * RENDER_SHARE, 64)
+        for r in (networks.resolution, full)
+    )
+    start_gates(fusion, measure_energies(networks, codes, batch, full_batch, args.seed), criterion.roles.names)

@@ -1,0 +1,63 @@
+"""The constant gates that fusion nets start from: a style channel goes to the child whose regions it drives most."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylefusion_hf.imaging.features import channel_energies
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.training.networks import FrozenNetworks
+
+
+def measure_energies(networks: FrozenNetworks, codes: Tensor, batch: int, full_batch: int, seed: int = 0) -> Tensor:
+    """`channel_energies` (R, S) over pictures of style codes (N, S).
+
+    Channels that act up to the training resolution are measured on pictures of that size, those beyond it on full
+    pictures.
+
+    Args:
+        batch, full_batch: pictures at once, of either size; with gradients.
+    """
+    g, resolution, regions = networks.generator, networks.resolution, len(networks.order)
+    with torch.no_grad():
+        labels = torch.cat([networks(s).probs.argmax(dim=1) for s in codes.split(networks.batch)])
+    found = channel_energies(
+        lambda s: g.synthesis(s, up_to=resolution), codes, labels, regions, seed=seed, batch=batch
+    )
+    if resolution == networks.full_resolution:
+        return found
+    large = F.interpolate(labels[:, None].float(), size=networks.full_resolution, mode="nearest")[:, 0].to(labels)
+    full = channel_energies(g.synthesis, codes, large, regions, probes=1, seed=seed, batch=full_batch)
+    return torch.where(beyond(g, resolution), full, found)
+
+
+def beyond(generator, resolution: int) -> Tensor:
+    """(S,), true for style channels that only act on pictures larger than `resolution`."""
+    sizes = [*generator.conv_sizes, *generator.rgb_sizes]
+    acts = torch.tensor([*generator.conv_resolutions, *generator.rgb_resolutions])
+    return (acts > resolution).repeat_interleave(torch.tensor(sizes)).to(generator.device)
+
+
+@torch.no_grad()
+def start_gates(fusion: FusionHierarchy, energies: Tensor, regions: list[str], floor: float = 0.02) -> None:
+    """Sets constant gates by energies (R, S), rows as `regions`.
+
+    Alignment starts nearly closed: the coarse layers carry looks as well as pose, and what is half open loses looks
+    before it finds the pose. Where gates know of novelty, it starts more open for a child in company, for then it is
+    the pose that is common.
+    """
+    tree, row = fusion.tree, {name: i for i, name in enumerate(regions)}
+    for name in tree.fused:
+        first, second = (
+            energies[[row[leaf] for leaf in tree.subtree(child) if leaf in row]].sum(0).sqrt()
+            for child in tree.children(name)
+        )
+        gate = second / (first + second).clamp_min(1e-12)
+        align = fusion.net(name).blender_common
+        fusion.set_constant_gates(
+            name, segments=gate.clamp(floor, 1 - floor), common=0.1 if align.gate_novelty is None else 0.02
+        )
+        if align.gate_novelty is not None:
+            torch.nn.init.constant_(align.gate_novelty, 4.0)
