@@ -26,6 +26,7 @@ _HOMES = {
     "StyleFusionPipeline": "stylefusion_hf.pipelines.fuse",
     "StyleGAN2Discriminator": "stylefusion_hf.models.discriminator",
     "StyleGAN2Generator": "stylefusion_hf.models.stylegan2",
+    "StyleGenerator": "stylefusion_hf.models.style_generator",
 }
 
 # diffusers' modules import each other in circles, which threads that start at different ends would find half made.
@@ -46,6 +47,7 @@ __all__ = [
     "StyleFusionPipeline",
     "StyleGAN2Discriminator",
     "StyleGAN2Generator",
+    "StyleGenerator",
     "__version__",
 ]
 
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from stylefusion_hf.models.hub_segmenter import HubSegmenter
     from stylefusion_hf.models.labeller import FeatureLabeller
     from stylefusion_hf.models.segmenter import RegionSegmenter
+    from stylefusion_hf.models.style_generator import StyleGenerator
     from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
     from stylefusion_hf.pipelines.interpolate import StyleFusionInterpolationPipeline
