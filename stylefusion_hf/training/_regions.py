@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from stylefusion_hf.core.region_tree import PRESETS, RegionTree
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training import _segmenters
 from stylefusion_hf.training.common import one_process_first
 from stylefusion_hf.training.roles import Roles
@@ -74,7 +74,7 @@ def check_regions(args: argparse.Namespace) -> None:
         )
 
 
-def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: StyleGAN2Generator) -> Regions:
+def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: StyleGenerator) -> Regions:
     """What the flags say; finds or distils regions where that is asked for, and not twice."""
     folder = Path(args.output_dir, "regions") if args.regions in (None, AUTO) else Path(args.regions)
     tree = RegionTree.from_argument(args.tree) if args.tree else None
@@ -118,7 +118,7 @@ def _segmenter(args: argparse.Namespace) -> Any:
         ) from error
 
 
-def suitable_tree(generator: StyleGAN2Generator, segmenter: Any, seed: int) -> RegionTree:
+def suitable_tree(generator: StyleGenerator, segmenter: Any, seed: int) -> RegionTree:
     """The preset whose leaves are the segmenter's regions, or a tree by what they touch and move with."""
     from stylefusion_hf.regions.folders import tree_by_looking
 

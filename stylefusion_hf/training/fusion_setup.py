@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training.common import step_generator
 from stylefusion_hf.training.criterion import TERMS, Criterion
 from stylefusion_hf.training.memory import (
@@ -37,7 +37,7 @@ from stylefusion_hf.training.start_gates import measure_energies, start_gates
 logger = logging.getLogger("stylefusion_hf")
 
 
-def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGAN2Generator) -> FusionHierarchy:
+def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) -> FusionHierarchy:
     """New nets, small ones that start as constant gates; those of layers beyond --train_resolution stay constant."""
     resolution, own = training_resolution(args.train_resolution, g.picture_sizes), args.rgb_indicators
     whole = resolution == g.config.resolution
@@ -71,7 +71,7 @@ def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGAN2Generat
 
 def load_frozen(
     args: argparse.Namespace, accelerator: Accelerator
-) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator | None]:
+) -> tuple[StyleGenerator, StyleGAN2Discriminator | None]:
     """Generator and (if the realism term wants it) discriminator of the given folder, frozen."""
     if not args.pretrained_model_name_or_path:
         raise ValueError("--model is missing: a folder or Hub id that holds generator/")
@@ -83,7 +83,7 @@ def load_frozen(
     def frozen(model: Any) -> Any:
         return model.eval().requires_grad_(False).to(accelerator.device)
 
-    g = frozen(load(StyleGAN2Generator, "generator"))
+    g = frozen(load(StyleGenerator, "generator"))
     if not args.realism_weight:
         return g, None
     return g, frozen(without_batch_statistics(load(StyleGAN2Discriminator, "discriminator")))
@@ -109,7 +109,7 @@ def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminato
 def build_criterion(
     args: argparse.Namespace,
     tree: RegionTree,
-    g: StyleGAN2Generator,
+    g: StyleGenerator,
     segmenter: Any,
     discriminator: StyleGAN2Discriminator | None,
     resolution: int | None = None,
