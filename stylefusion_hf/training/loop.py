@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from stylefusion_hf.training.common import (
     Log,
     State,
-    build_schedule,
     resume,
     save_checkpoint,
     step_batches,
@@ -52,9 +51,9 @@ def fit(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    schedule: Any,
     loss: Loss,
     *,
-    schedule: Any = None,
     dataset: Any = None,
     state: dict[str, Any] | None = None,
     before_update: Hook = nothing,
@@ -67,8 +66,8 @@ def fit(
 
     Args:
         model, optimizer: as `accelerator.prepare` gave them.
+        schedule: of the learning rate, as `build_schedule` makes it.
         loss: calls `accelerator.backward` with the loss times `micro.scale`.
-        schedule: of the learning rate; the flags' if left out.
         dataset: of dicts of tensors; None where samples are drawn.
         state: what checkpoints hold beside models, optimizers and the schedule.
         before_update: called with the step before gradients are clipped and applied, in every process.
@@ -77,7 +76,6 @@ def fit(
         validate: called with the log and the number of steps done, every `validation_steps`, in the main process.
         after_checkpoint: called with the number of steps done, in every process.
     """
-    schedule = build_schedule(args, optimizer) if schedule is None else schedule
     accelerator.register_for_checkpointing(State(schedule=schedule, **(state or {})))
     first, total, n = resume(accelerator, args), args.max_train_steps, args.gradient_accumulation_steps
     batches: Iterator[dict[str, Tensor]] | None = None
