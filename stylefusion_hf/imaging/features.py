@@ -179,10 +179,11 @@ def channel_energies(
         batch: pictures that are rendered at once; all if left out.
     """
     draw = torch.Generator().manual_seed(seed)
+    s = s.detach()
     total = torch.zeros(num_regions, s.shape[1], device=s.device)
     area = torch.zeros(num_regions, 1, device=s.device)
     for part, own in zip(s.split(batch or len(s)), labels.split(batch or len(s)), strict=True):
-        codes = part.detach().requires_grad_()
+        codes = part.clone().requires_grad_()
         images = synthesis(codes)
         for region in range(num_regions):
             mask = (own == region)[:, None].to(images.dtype)

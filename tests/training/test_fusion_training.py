@@ -24,7 +24,11 @@ from tests.tiny import assert_same_weights, tiny_generator, tiny_segmenter
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("base")
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+def save_base(root: Path) -> Path:
+    """A folder with a tiny generator, segmenter and discriminator."""
     g = tiny_generator(use_noise=False)
     g.save_pretrained(root / "generator")
     tiny_segmenter().save_pretrained(root / "segmenter")
@@ -110,6 +114,24 @@ def test_fusion_with_every_term_and_switch_resumes_to_the_bit(base, tmp_path):
     nets = FusionHierarchy.from_pretrained(tmp_path / "whole", subfolder="fusion")
     assert nets.config.shared_indicators
     assert not nets.config.standardise
+
+
+def test_the_contrastive_objective_with_plain_gates_resumes_to_the_bit(base, tmp_path):
+    flags = ("--objective", "contrastive", "--gates", "plain", "--static_steps", "1", "--checkpointing_steps", "2")
+    for name, steps, more in (
+        ("whole", "3", ()),
+        ("halves", "2", ()),
+        ("halves", "3", ("--resume_from_checkpoint", "latest")),
+    ):
+        fusion.train(fusion_args(base, tmp_path / name, *flags, "--max_train_steps", steps, *more))
+    assert_same_weights(tmp_path / "whole" / "fusion", tmp_path / "halves" / "fusion")
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert "spatial" in log[0] and "locality" not in log[0]
+    assert {"dial all", "dial face", "dial hair"} <= {name for line in log for name in line}
+    nets = FusionHierarchy.from_pretrained(tmp_path / "whole", subfolder="fusion")
+    assert (nets.config.pooling, nets.config.final_activation, nets.config.gate_novelty) == ("max", "lrelu", False)
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "the contrastive objective" in card and "| `--gates` | plain |" in card
 
 
 def test_the_ruler_watches_the_training(base, tmp_path):
