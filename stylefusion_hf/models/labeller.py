@@ -31,7 +31,7 @@ class LabellerOutput(BaseOutput):
 
 
 def readable_layers(generator: StyleGenerator, finest: int) -> list[int]:
-    """Resolutions of the feature maps from 8 px (coarser ones hold no parts) to `finest`; the last if there are none."""
+    """Resolutions of the feature maps from 8 px (coarser ones hold no parts) to `finest`, else the last one."""
     sizes = list(generator.feature_sizes)
     return [r for r in sizes if 8 <= r <= finest] or sizes[-1:]
 

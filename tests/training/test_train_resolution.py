@@ -5,6 +5,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from stylefusion_hf import FusionHierarchy, RegionSegmenter, StyleFusionPipeline
+from stylefusion_hf.models.fusion.net import fuse_reference
 from stylefusion_hf.models.segmenter import receptive_field, segmenter_channels
 from stylefusion_hf.training import fusion
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
@@ -65,6 +66,19 @@ def test_gates_beyond_it_stay_as_they_were_measured_but_for_the_last_phase(base,
         trained = found["full"].gates(codes)[node]
         assert (trained[:, high] - start[:, high]).abs().max() > 1e-3
         assert torch.allclose(trained[:, high], trained[:1, high].expand(6, -1), atol=1e-6)
+
+
+def test_constant_rows_are_those_of_the_plain_reference():
+    g = tiny_generator()
+    nets = tiny_fusion(g, gate_bias=True, gate_product=True, adaptive_conv_layers=3, adaptive_rgb_layers=2)
+    s0, s1, common = torch.randn(3, 5, g.style_dim)
+    for name in nets.tree.fused:
+        for given in ((s0, s1, common), (s0, s1, None), (s0, None, common)):
+            wanted = fuse_reference(nets.net(name), nets.spec, *given)
+            torch.testing.assert_close(nets.blend(name, *given), wanted, atol=1e-5, rtol=1e-4)
+    again = FusionHierarchy.from_config(nets.config)
+    again.load_state_dict(nets.state_dict())  # which rows are constant is config, not weights
+    torch.testing.assert_close(again.blend("all", s0, s1, common), nets.blend("all", s0, s1, common))
 
 
 def test_constant_rows_need_a_bias():
