@@ -22,6 +22,12 @@ LICENCES = {
     "e4e": (
         "The encoders' code is MIT-licensed; the generator inside is most often NVIDIA's, converted: " + NVIDIA_NOTICE
     ),
+    "mobilestylegan": (
+        "For research and other non-commercial use. MobileStyleGAN's code is Apache-2.0, but its published network was"
+        " distilled from NVIDIA's FFHQ StyleGAN2, whose mapping network it keeps: NVIDIA Source Code License,"
+        " non-commercial. The photographs of FFHQ, too, are for non-commercial use. Whatever is trained on samples of"
+        " this network carries the same note."
+    ),
     "stylefusion": (
         "The fusion nets are released by the StyleFusion authors under the MIT licence; the generator has a licence of"
         " its own: " + NVIDIA_NOTICE
@@ -43,6 +49,7 @@ class Report:
         check: figures of the self-check.
         comparison: lines of the comparison with a reference: what, error, tolerance.
         files: what was written, with sizes.
+        weights: files of weights that were written, with their sha256.
     """
 
     kind: str
@@ -53,6 +60,7 @@ class Report:
     check: dict[str, Any] = field(default_factory=dict)
     comparison: list[tuple[str, float, float]] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
 
     @property
     def mismatches(self) -> list[str]:
@@ -117,7 +125,8 @@ def grouped(names: Sequence[str], most: int = 12) -> list[str]:
 def model_card(report: Report, title: str) -> str:
     """README.md of the converted folder: where it comes from, how it is loaded, under which licence."""
     noncommercial = report.kind != "directions"
-    front = ["---", "library_name: diffusers", "tags: [stylegan2, stylefusion, unconditional-image-generation]"]
+    architecture = "mobilestylegan" if report.kind == "mobilestylegan" else "stylegan2"
+    front = ["---", "library_name: diffusers", f"tags: [{architecture}, stylefusion, unconditional-image-generation]"]
     if noncommercial:
         front += ["license: other", "license_name: see-the-licence-section"]
     lines = [*front, "---", "", f"# {title}", "", "Converted by `stylefusion convert`; nothing was uploaded.", ""]
@@ -126,6 +135,7 @@ def model_card(report: Report, title: str) -> str:
         lines.append(f"| {name} | `{facts['name']}`, {facts['bytes']:,} bytes, sha256 `{facts['sha256']}` |")
     for name, facts in report.parts.items():
         lines.append(f"| {name} | {'; '.join(facts['lines'])} |")
+    lines += [f"| {name} | sha256 `{digest}` |" for name, digest in report.weights.items()]
     if report.check:
         lines.append("| self-check | " + ", ".join(f"{k} {v}" for k, v in report.check.items()) + " |")
     lines += ["", "## Use", "", "```python", *_usage(report), "```", ""]
@@ -144,10 +154,11 @@ def _usage(report: Report) -> list[str]:
             'directions = load_directions("directions.safetensors")  # name -> Direction',
             "# pipe(base=1, edits={region: directions[name](1.5)}): with the generator that they were made for",
         ]
+    generator = "MobileStyleGANGenerator" if report.kind == "mobilestylegan" else "StyleGAN2Generator"
     return [
-        "from stylefusion_hf import StyleFusionPipeline, StyleGAN2Generator",
+        f"from stylefusion_hf import StyleFusionPipeline, {generator}",
         "",
         'pipe = StyleFusionPipeline.from_pretrained("this folder")',
         "pipe(base=1).images[0]",
-        'generator = StyleGAN2Generator.from_pretrained("this folder", subfolder="generator")',
+        f'generator = {generator}.from_pretrained("this folder", subfolder="generator")',
     ]

@@ -27,6 +27,7 @@ KINDS = {
     "tensorflow": "NVIDIA .pkl of the TensorFlow era: stylegan2, stylegan2-ada",
     "rosinality": "rosinality/stylegan2-pytorch .pt: g_ema, latent_avg, d",
     "e4e": "e4e, pSp, ReStyle or HyperStyle .pt: the generator as decoder.* under state_dict",
+    "mobilestylegan": "MobileStyleGAN in OpenVINO's format: a wheel, a folder or an .xml with its .bin",
     "stylefusion": "the StyleFusion authors' JSON, node -> .pt, with --generator",
     "directions": "directions of InterFaceGAN, StyleCLIP, GANSpace: .npy, .npz, .pt, .pkl, or a folder of them",
 }

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.rendering import LARGEST
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 WEIGHTS = "diffusion_pytorch_model"
 HALF = "fp16"  # the variant's name, as in diffusers
@@ -111,7 +111,7 @@ def _save(model: Any, folder: Path, shard: str, **kwargs: Any) -> None:
 
 
 @torch.no_grad()
-def estimated_mean(converted: Converted, name: str, samples: int) -> torch.Tensor:
+def estimated_mean(cls: type[StyleGenerator], converted: Converted, name: str, samples: int) -> torch.Tensor:
     """(w_dim): the mean of w over a seeded draw; of all classes alike, for a conditional generator."""
     labels, classes = None, converted.config["label_dim"]
     mapping = [tensor for key, tensor in converted.state.items() if key.startswith("mapping.")]
@@ -122,7 +122,7 @@ def estimated_mean(converted: Converted, name: str, samples: int) -> torch.Tenso
         labels = torch.nn.functional.one_hot(torch.arange(samples) % classes, classes).float()
     try:
         with init_empty_weights(include_buffers=False):
-            generator = StyleGAN2Generator(**converted.config)
+            generator = cls(**converted.config)
         state = {key: tensor.to(torch.float32) for key, tensor in converted.state.items()}
         generator.load_state_dict(state, strict=False, assign=True)
         return generator.estimate_w_avg(samples, seed=0, class_labels=labels)

@@ -18,6 +18,7 @@ _HOMES = {
     "FusionHierarchy": "stylefusion_hf.models.fusion.hierarchy",
     "HubSegmenter": "stylefusion_hf.models.hub_segmenter",
     "ImageEncoder": "stylefusion_hf.models.encoder",
+    "MobileStyleGANGenerator": "stylefusion_hf.models.mobile_stylegan",
     "ModelMixin": "diffusers",
     "RegionSegmenter": "stylefusion_hf.models.segmenter",
     "RegionTree": "stylefusion_hf.core.region_tree",
@@ -39,6 +40,7 @@ __all__ = [
     "FusionHierarchy",
     "HubSegmenter",
     "ImageEncoder",
+    "MobileStyleGANGenerator",
     "ModelMixin",
     "RegionSegmenter",
     "RegionTree",
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
     from stylefusion_hf.models.hub_segmenter import HubSegmenter
     from stylefusion_hf.models.labeller import FeatureLabeller
+    from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
     from stylefusion_hf.models.segmenter import RegionSegmenter
     from stylefusion_hf.models.style_generator import StyleGenerator
     from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
