@@ -43,6 +43,7 @@ from stylefusion_hf.training.common import (
     step_generator,
 )
 from stylefusion_hf.training.loop import MicroBatch, fit
+from stylefusion_hf.training.memory import RENDER_SHARE, chunk_size, forward_bytes, memory_budget
 from stylefusion_hf.training.sampling import draw_rows, draw_w
 
 
@@ -183,18 +184,24 @@ def new_encoder(args: argparse.Namespace, g: StyleGenerator) -> ImageEncoder:
 # --- Measuring -------------------------------------------------------------------------------------------------------
 
 
+def pictures_at_once(g: StyleGenerator) -> int:
+    """How many pictures memory allows where there are no gradients."""
+    each = forward_bytes(g.feature_sizes, g.config.resolution)
+    return chunk_size(each, memory_budget(g.device) * RENDER_SHARE, 32)
+
+
 @torch.no_grad()
-def reconstruct(g: StyleGenerator, encoder: ImageEncoder, images: Tensor, batch: int = 32) -> Tensor:
+def reconstruct(g: StyleGenerator, encoder: ImageEncoder, images: Tensor) -> Tensor:
     """Pictures of the codes of images (N, 3, H, W)."""
-    codes = (encoder.encode(part) for part in images.split(batch))
+    codes = (encoder.encode(part) for part in images.split(pictures_at_once(g)))
     return torch.cat([g.synthesis(g.to_style(code), noise_mode="none") for code in codes])
 
 
 @torch.no_grad()
 def figures(g: StyleGenerator, maps: Maps, encoder: ImageEncoder, images: Tensor) -> dict[str, float]:
     """Mean squared error of pixels (in units of -1 to 1) and distance of features, over images (N, 3, H, W)."""
-    made = reconstruct(g, encoder, images)
-    features = torch.cat([apart(maps, a, b) for a, b in zip(made.split(64), images.split(64), strict=True)])
+    made, batch = reconstruct(g, encoder, images), pictures_at_once(g)
+    features = torch.cat([apart(maps, a, b) for a, b in zip(made.split(batch), images.split(batch), strict=True)])
     return {"mse": (made - images).square().mean().item(), "feature": features.mean().item()}
 
 
@@ -205,7 +212,8 @@ def held_out(args: argparse.Namespace, g: StyleGenerator) -> dict[str, Tensor]:
     draw = step_generator(args.seed, 0, purpose=9)
     with torch.no_grad():
         rows = draw_rows(g, args.eval_images, draw, args.min_psi, 0.0)
-        found = {"samples": torch.cat([g.synthesis(g.to_style(part), noise_mode="none") for part in rows.split(32)])}
+        parts = rows.split(pictures_at_once(g))
+        found = {"samples": torch.cat([g.synthesis(g.to_style(part), noise_mode="none") for part in parts])}
     if args.avatars:
         held = held_out_avatars(args.eval_images, g.config.resolution, args.data_seed)
         found["avatars"] = torch.stack([held[i]["image"] for i in range(len(held))]).to(g.device)

@@ -42,6 +42,7 @@ from stylefusion_hf.training.fusion_flags import check_objective, parse_args, sh
 from stylefusion_hf.training.fusion_setup import (
     build_criterion,
     build_fusion,
+    fit_preview,
     load_frozen,
     measure_step,
     set_start_gates,
@@ -63,6 +64,7 @@ def train(args: argparse.Namespace) -> Path:
 
     # Models: a frozen generator and segmenter, new fusion nets and their average.
     g, discriminator = load_frozen(args, accelerator)
+    fit_preview(args, g)
     regions = take_regions(args, accelerator, g)
     tree, segmenter = regions.tree, regions.segmenter
     fusion = build_fusion(args, tree, g).to(accelerator.device)

@@ -218,9 +218,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def config_of(argv: Sequence[str]) -> str | None:
     """The last value of --config, which has to be known before the rest is parsed."""
     found = None
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for i, word in enumerate(argv):
         if word == "--config":
-            found = following
+            found = argv[i + 1] if i + 1 < len(argv) else None
         elif word.startswith("--config="):
             found = word.split("=", 1)[1]
     return found

@@ -32,7 +32,7 @@ from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import Sample
 from stylefusion_hf.training.sampling import draw_codes
-from stylefusion_hf.training.start_gates import measure_energies, start_gates
+from stylefusion_hf.training.start_gates import driving_layers, measure_energies, start_gates
 
 logger = logging.getLogger("stylefusion_hf")
 
@@ -41,6 +41,7 @@ def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) 
     """New nets, small ones that start as constant gates; those of layers beyond --train_resolution stay constant."""
     resolution, own = training_resolution(args.train_resolution, g.picture_sizes), args.rgb_indicators
     whole = resolution == g.config.resolution
+    convs, rgbs = driving_layers(g, resolution)
 
     def layers(resolutions: list[int], limit: int) -> int:
         return sum(r <= limit for r in resolutions)
@@ -64,8 +65,8 @@ def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) 
         gate_product=args.gate_product,
         gate_novelty=args.gate_novelty,
         standardise=args.standardise,
-        adaptive_conv_layers=None if whole else layers(g.conv_resolutions, resolution),
-        adaptive_rgb_layers=None if whole else layers(g.rgb_resolutions, resolution),
+        adaptive_conv_layers=None if whole else convs,
+        adaptive_rgb_layers=None if whole else rgbs,
     )
 
 
@@ -87,6 +88,18 @@ def load_frozen(
     if not args.realism_weight:
         return g, None
     return g, frozen(without_batch_statistics(load(StyleGAN2Discriminator, "discriminator")))
+
+
+def fit_preview(args: argparse.Namespace, g: StyleGenerator) -> None:
+    """Give a generator that makes no pictures of the training resolution a head for them, fitted to its full pictures.
+
+    The head is saved with the generator. ValueError for a resolution that the generator has no features of.
+    """
+    sizes = sorted({*g.feature_sizes, *g.picture_sizes})
+    wanted = training_resolution(args.train_resolution, sizes)
+    if wanted not in g.picture_sizes:
+        quality = g.fit_preview(wanted, seed=args.seed)
+        logger.info("pictures of %d px are those of a fitted head: %.1f dB from reduced full ones", wanted, quality)
 
 
 def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminator:

@@ -32,6 +32,7 @@ from stylefusion_hf.training.common import (
     step_generator,
 )
 from stylefusion_hf.training.loop import MicroBatch, fit
+from stylefusion_hf.training.memory import RENDER_SHARE, chunk_size, memory_budget
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -92,10 +93,16 @@ def degrade(x: torch.Tensor, draw: torch.Generator, strength: float = 1.0) -> to
 
 @torch.no_grad()
 def region_iou(
-    model: RegionSegmenter, images: torch.Tensor, labels: torch.Tensor, batch: int = 64
+    model: RegionSegmenter, images: torch.Tensor, labels: torch.Tensor, batch: int | None = None
 ) -> dict[str, float]:
-    """IoU of every region over all pixels of images (N, 3, H, W) with maps (N, H, W), and their mean."""
+    """IoU of every region over all pixels of images (N, 3, H, W) with maps (N, H, W), and their mean.
+
+    batch: pictures at once; what memory allows if left out.
+    """
     n = len(model.config.regions)
+    if batch is None:  # eight of the top level's maps: its features, those of the way up, and working copies
+        each = 4 * 8 * model.config.channels[0] * images[0, 0].numel()
+        batch = chunk_size(each, memory_budget(model.device) * RENDER_SHARE, 64)
     counts = torch.zeros(n, n)
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         guess = model.segment(x.to(model.device)).argmax(1).cpu()

@@ -33,11 +33,28 @@ def measure_energies(networks: FrozenNetworks, codes: Tensor, batch: int, full_b
     return torch.where(beyond(g, resolution), full, found)
 
 
+@torch.enable_grad()
+def driving_layers(generator, resolution: int) -> tuple[int, int]:
+    """How many style vectors of convolutions, and of toRGB layers, drive the picture of a size; from the first on."""
+    s = torch.ones(1, generator.style_dim, device=generator.device, requires_grad=True)
+    picture = generator.synthesis(s, up_to=resolution)
+    (gradient,) = torch.autograd.grad(
+        (picture * torch.linspace(1, 2, picture.numel()).view_as(picture).to(s)).sum(), s
+    )
+    drives = [bool(part.any()) for part in generator.split_style(gradient).values()]
+    convs = len(generator.conv_sizes)
+    return sum(drives[:convs]), sum(drives[convs:])
+
+
 def beyond(generator, resolution: int) -> Tensor:
-    """(S,), true for style channels that only act on pictures larger than `resolution`."""
+    """(S,), true for style channels that drive only pictures larger than `resolution`."""
+    convs, rgbs = driving_layers(generator, resolution)
     sizes = [*generator.conv_sizes, *generator.rgb_sizes]
-    acts = torch.tensor([*generator.conv_resolutions, *generator.rgb_resolutions])
-    return (acts > resolution).repeat_interleave(torch.tensor(sizes)).to(generator.device)
+    layers = [
+        *(i >= convs for i in range(len(generator.conv_sizes))),
+        *(k >= rgbs for k in range(len(generator.rgb_sizes))),
+    ]
+    return torch.tensor(layers).repeat_interleave(torch.tensor(sizes)).to(generator.device)
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ from accelerate.state import AcceleratorState
 from stylefusion_hf import FusionHierarchy, RegionSegmenter, StyleFusionPipeline
 from stylefusion_hf.models.fusion.net import fuse_reference
 from stylefusion_hf.models.segmenter import receptive_field, segmenter_channels
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training import fusion
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
 from stylefusion_hf.training.start_gates import beyond, measure_energies
 from tests.planted import COLUMNS
-from tests.tiny import assert_same_weights, tiny_fusion, tiny_generator
+from tests.tiny import assert_same_weights, tiny_fusion, tiny_generator, tiny_mobile_generator, tiny_segmenter
 from tests.training.test_fusion_training import fusion_args, save_base
 
 
@@ -148,6 +149,25 @@ def test_a_segmenter_sees_half_of_its_picture(size):
     narrow.segment(images)[0, 0, size // 2, size // 2].backward()
     seen = (images.grad != 0).any(dim=1)[0].any(dim=0).sum()
     assert seen >= min(size, size / 2)
+
+
+def test_a_mobile_generator_trains_on_its_own_previews(tmp_path):
+    g = tiny_mobile_generator(use_noise=False)
+    g.save_pretrained(tmp_path / "generator")
+    tiny_segmenter().save_pretrained(tmp_path / "segmenter")
+    size = 16
+    assert size not in g.picture_sizes
+    flags = ("--train_resolution", str(size), "--max_train_steps", "2", "--static_steps", "0", "--features", "maps")
+    fusion.train(fusion_args(tmp_path, tmp_path / "run", *flags))
+    nets = FusionHierarchy.from_pretrained(tmp_path / "run", subfolder="fusion")
+    g = StyleGenerator.from_pretrained(tmp_path / "run", subfolder="generator")
+    assert g.picture_sizes == [16, 32]
+    high = beyond(g, size)
+    assert high.sum() == g.rgb_sizes[0]  # the layer that makes full pictures has no part in those of the head
+    torch.manual_seed(0)
+    codes = {name: torch.randn(4, g.style_dim) for name in nets.tree.nodes}
+    for gates in nets.gates(codes).values():
+        assert torch.allclose(gates[:, high], gates[:1, high].expand(4, -1), atol=1e-6)
 
 
 @pytest.fixture
