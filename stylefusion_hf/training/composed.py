@@ -69,7 +69,8 @@ def masked_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """Sum of |a - b| of `cell_features` (B, C, h, w) under a weight (B, h, w), (B,): the mean over cells of 1/64, 1/32
     and 1/16 of the picture's width, those of them that are a pixel or more. The larger ones forgive small shifts.
     """
-    difference, sums = (a - b) * weight[:, None], []
+    difference = (a - b) * weight[:, None]
+    sums: list[Tensor] = []
     while True:
         sums.append(difference.abs().sum(dim=(1, 2, 3)) * 4 ** len(sums))
         if difference.shape[-1] <= CELLS // 4:
@@ -131,7 +132,8 @@ def composed_terms(c, sample, references, found, weight: Tensor) -> dict[str, tu
         weight: (R,), of the regions.
     """
     pool, pose = c.pool, c.roles.pose
-    frame, terms = pool.pictures(sample.frame), {}
+    frame = pool.pictures(sample.frame)
+    terms: dict[str, tuple[Tensor, Tensor | None]] = {}
     if references.picture is not None:
         foreign = sample.owners != sample.frame[:, None]  # (B, R)
         stranger = pool.pictures(torch.where(foreign, sample.owners, -1).amax(dim=1).clamp_min(0))

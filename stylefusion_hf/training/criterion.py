@@ -15,7 +15,7 @@ from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.training.composed import composed_terms
 from stylefusion_hf.training.contrastive import contrastive_terms
-from stylefusion_hf.training.memory import MemoryPlan
+from stylefusion_hf.training.memory import MemoryPlan, memory_budget
 from stylefusion_hf.training.networks import Description, FrozenNetworks
 from stylefusion_hf.training.objectives import deficit_weights, research_terms
 from stylefusion_hf.training.pool import RenderedPool
@@ -44,7 +44,7 @@ class Criterion:
         discriminator: for realism.
         negatives: how many pictures of the pool the pooled contrast sets against the owner.
         power: of the differences that make the change outside.
-        chunk: samples whose references are made at once.
+        plan: how many samples at once, for memory; all of them if left out.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Criterion:
         discriminator: StyleGAN2Discriminator | None = None,
         negatives: int = 512,
         power: float = 2,
-        chunk: int = 64,
+        plan: MemoryPlan | None = None,
     ):
         if unknown := [name for name in weights if name not in TERMS]:
             raise ValueError(f"unknown term {unknown[0]!r}: choose from {', '.join(TERMS)}")
@@ -84,8 +84,8 @@ class Criterion:
             with_maps=self.weights["spatial"] > 0,
             with_picture=any(self.weights[name] for name in NEED_PICTURE),
         )
-        self.plan: MemoryPlan | None = None  # of a training; set by what builds it
-        self.scales = StrangerScales(self.source, self.references, roles, self.radius, power, chunk)
+        self.plan = plan or MemoryPlan(memory_budget(pool.codes.device), networks.resolution, len(pool), "", 0)
+        self.scales = StrangerScales(self.source, self.references, roles, self.radius, power, self.plan.references)
 
     def draw(self, batch: int, draw: torch.Generator, shares: Shares) -> Sample:
         """A batch of samples."""

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import build_subject
@@ -57,125 +58,171 @@ logger = logging.getLogger("stylefusion_hf")
 def train(args: argparse.Namespace) -> Path:
     """Run the training and return the output folder: a pipeline that `from_pretrained` loads."""
     check_objective(args)
-    shares = shares_of(args)
     check_regions(args)
+    shares_of(args)
     accelerator, started = start(args), time.monotonic()
     torch.manual_seed(args.seed)
-
-    # Models: a frozen generator and segmenter, new fusion nets and their average.
-    g, discriminator = load_frozen(args, accelerator)
-    fit_preview(args, g)
-    regions = take_regions(args, accelerator, g)
-    tree, segmenter = regions.tree, regions.segmenter
-    fusion = build_fusion(args, tree, g).to(accelerator.device)
-    ema = FusionHierarchy.from_config(fusion.config).to(accelerator.device).requires_grad_(False).eval()
-    pipe = StyleFusionPipeline(g, ema, segmenter)
-    judges = find_judges(args, pipe, regions.judges) if accelerator.is_main_process else None
-
-    # Data: a pool of plain pictures, whose codes are mixed. Loss: the criterion's.
-    def new_criterion(resolution: int | None = None) -> Criterion:
-        made = build_criterion(args, tree, g, segmenter, discriminator, resolution, accelerator.autocast)
-        measure_step(made, fusion, made.draw(1, step_generator(args.seed, 0, purpose=8), shares))
+    with finishing(accelerator):
+        training = FusionTraining(args, accelerator)
+        training.fit()
         if accelerator.is_main_process:
-            logger.info(made.plan.describe())
-        return made
+            training.finish(time.monotonic() - started)
+    return training.folder
 
-    criterion = new_criterion()
-    if args.standardise:
-        fusion.set_statistics(criterion.pool.codes)
-    set_start_gates(args, fusion, criterion)
-    ema.load_state_dict(fusion.state_dict())
-    guard = CollapseGuard(criterion)
-    full: list[Criterion] = []  # of the last steps, made when they begin
 
-    def criterion_at(step: int) -> Criterion:
-        if step < args.max_train_steps - args.full_resolution_steps:
-            return criterion
-        if not full:
-            full.append(new_criterion(g.config.resolution))
-        return full[0]
+class FusionTraining:
+    """Models, data and loss of a fusion training, and what happens around its steps.
 
-    constant, learned = parameters_of(fusion)
-    optimizer = torch.optim.Adam(
-        [{"params": learned}, {"params": constant, "lr": args.gate_learning_rate}],
-        lr=args.learning_rate,
-        betas=(0.9, 0.99),
-    )
-    schedule = build_schedule(args, optimizer)
-    model, optimizer = accelerator.prepare(fusion, optimizer)
-    judge, judge_optimizer = None, None
-    if discriminator is not None and args.discriminator_learning_rate:
-        adam = torch.optim.Adam(
-            discriminator.requires_grad_(True).parameters(), lr=args.discriminator_learning_rate, betas=(0.0, 0.99)
+    Raises:
+        ValueError: flags that do not fit the model. OSError: a model that is not there.
+    """
+
+    def __init__(self, args: argparse.Namespace, accelerator: Accelerator):
+        self.args, self.accelerator, self.folder = args, accelerator, Path(args.output_dir)
+        self.shares, device = shares_of(args), accelerator.device
+
+        # Models: a frozen generator and segmenter, new fusion nets and their average.
+        self.generator, self.discriminator = load_frozen(args, accelerator)
+        fit_preview(args, self.generator)
+        regions = take_regions(args, accelerator, self.generator)
+        self.tree, self.segmenter = regions.tree, regions.segmenter
+        self.fusion = build_fusion(args, self.tree, self.generator).to(device)
+        self.average = FusionHierarchy.from_config(self.fusion.config).to(device).requires_grad_(False).eval()
+        self.pipe = StyleFusionPipeline(self.generator, self.average, self.segmenter)
+        self.judges = find_judges(args, self.pipe, regions.judges) if accelerator.is_main_process else None
+
+        # Data: a pool of plain pictures, whose codes are mixed. Loss: the criterion of these mixes.
+        self.criterion = self.new_criterion()
+        self.full_criterion: Criterion | None = None  # of the last steps, made when they begin
+        if args.standardise:
+            self.fusion.set_statistics(self.criterion.pool.codes)
+        set_start_gates(args, self.fusion, self.criterion)
+        self.average.load_state_dict(self.fusion.state_dict())
+        self.guard = CollapseGuard(self.criterion)
+
+        # Optimizers: the constant part of the gates learns faster than the MLPs.
+        constant, learned = parameters_of(self.fusion)
+        optimizer = torch.optim.Adam(
+            [{"params": learned}, {"params": constant, "lr": args.gate_learning_rate}],
+            lr=args.learning_rate,
+            betas=(0.9, 0.99),
         )
-        judge, judge_optimizer = accelerator.prepare(discriminator, adam)
-        discriminator.requires_grad_(False)
-    transfers = Transfers(len(criterion.roles.names), accelerator.device)
-    clock, folder, tallies = Clock(accelerator.device), Path(args.output_dir), []
-    figures: dict[str, float] = {}  # of the last step, for the model card
+        self.schedule = build_schedule(args, optimizer)
+        self.model, self.optimizer = accelerator.prepare(self.fusion, optimizer)
+        self.judge, self.judge_optimizer = None, None
+        if self.discriminator is not None and args.discriminator_learning_rate:
+            adam = torch.optim.Adam(
+                self.discriminator.requires_grad_(True).parameters(),
+                lr=args.discriminator_learning_rate,
+                betas=(0.0, 0.99),
+            )
+            self.judge, self.judge_optimizer = accelerator.prepare(self.discriminator, adam)
+            self.discriminator.requires_grad_(False)
 
-    def loss(model: torch.nn.Module, micro: MicroBatch) -> dict[str, torch.Tensor]:
-        asks = criterion_at(micro.step)
-        sample = asks.draw(args.train_batch_size, micro.draw, shares)
-        losses, tally, images = backward(asks, model, ema, sample, transfers.mean, clock, accelerator, micro.scale)
-        tallies.append(tally)
-        if judge is not None:
-            plain = asks.pool.pictures(sample.base)
-            losses["discriminator"] = discriminator_step(judge, judge_optimizer, plain, images, accelerator)
+        # What is watched.
+        self.transfers, self.clock = Transfers(len(self.criterion.roles.names), device), Clock(device)
+        self.tallies: list[torch.Tensor] = []
+        self.figures: dict[str, float] = {}  # of the last step, for the model card
+
+    def new_criterion(self, resolution: int | None = None) -> Criterion:
+        """A pool and its criterion, at a resolution or at --train_resolution; says what memory they take."""
+        found = build_criterion(
+            self.args,
+            self.tree,
+            self.generator,
+            self.segmenter,
+            self.discriminator,
+            resolution,
+            self.accelerator.autocast,
+        )
+        measure_step(found, self.fusion, found.draw(1, step_generator(self.args.seed, 0, purpose=8), self.shares))
+        if self.accelerator.is_main_process:
+            logger.info(found.plan.describe())
+        return found
+
+    def criterion_at(self, step: int) -> Criterion:
+        """The criterion of a step, which counts from 0."""
+        if step < self.args.max_train_steps - self.args.full_resolution_steps:
+            return self.criterion
+        if self.full_criterion is None:
+            self.full_criterion = self.new_criterion(self.generator.config.resolution)
+        return self.full_criterion
+
+    # --- A step ---
+
+    def loss(self, model: torch.nn.Module, micro: MicroBatch) -> dict[str, torch.Tensor]:
+        """Gradients of a micro-batch; what is logged of it."""
+        criterion = self.criterion_at(micro.step)
+        sample = criterion.draw(self.args.train_batch_size, micro.draw, self.shares)
+        losses, tally, images = backward(
+            criterion, model, self.average, sample, self.transfers.mean, self.clock, self.accelerator, micro.scale
+        )
+        self.tallies.append(tally)
+        if self.judge is not None:
+            plain = criterion.pool.pictures(sample.base)
+            losses["discriminator"] = discriminator_step(
+                self.judge, self.judge_optimizer, plain, images, self.accelerator
+            )
         return losses
 
-    def before_update(step: int) -> None:
-        transfers.update(torch.stack(tallies).sum(0), accelerator)
-        tallies.clear()
-        if step < args.static_steps:
-            for p in parameters_of(fusion)[1]:
+    def before_update(self, step: int) -> None:
+        self.transfers.update(torch.stack(self.tallies).sum(0), self.accelerator)
+        self.tallies.clear()
+        if step < self.args.static_steps:
+            for p in parameters_of(self.fusion)[1]:
                 p.grad = None
 
-    def after_update(step: int) -> None:
-        ema_update(ema, fusion, min(args.ema_decay, (step + 1) / (step + 10)) if args.use_ema else 0.0)
-        clock.steps += 1
+    def after_update(self, step: int) -> None:
+        decay = min(self.args.ema_decay, (step + 1) / (step + 10)) if self.args.use_ema else 0.0
+        ema_update(self.average, self.fusion, decay)
+        self.clock.steps += 1
 
-    def before_report(log: Log, done: int) -> None:
-        log.add(**{f"T {name}": float(t) for name, t in zip(criterion.roles.names, transfers.mean, strict=True)})
-        log.add(**clock.read())
+    # --- Between steps ---
 
-    def validate(log: Log, done: int) -> None:
-        save_sheet(ema, criterion, folder / "samples" / f"{done:06d}.png")
-        found = measure()
-        log.note(done, found | guard.check(ema.fuse, done))
-        figures.clear()
-        if done == args.max_train_steps:
-            figures.update(found)
+    def before_report(self, log: Log, done: int) -> None:
+        names = self.criterion.roles.names
+        log.add(**{f"T {name}": float(t) for name, t in zip(names, self.transfers.mean, strict=True)})
+        log.add(**self.clock.read())
 
-    def measure() -> dict[str, float]:
-        return {} if judges is None else brief(pipe, judges, args.validation_pairs)
+    def validate(self, log: Log, done: int) -> None:
+        save_sheet(self.average, self.criterion, self.folder / "samples" / f"{done:06d}.png")
+        found = self.measure()
+        log.note(done, found | self.guard.check(self.average.fuse, done))
+        self.figures = found if done == self.args.max_train_steps else {}
 
-    def after_checkpoint(done: int) -> None:
-        if accelerator.is_main_process:
-            export(ema, folder / "fusion")
+    def measure(self) -> dict[str, float]:
+        """The ruler's figures of the averaged nets."""
+        return {} if self.judges is None else brief(self.pipe, self.judges, self.args.validation_pairs)
 
-    with finishing(accelerator):
+    def after_checkpoint(self, done: int) -> None:
+        if self.accelerator.is_main_process:
+            export(self.average, self.folder / "fusion")
+
+    # --- The run ---
+
+    def fit(self) -> None:
         fit(
-            args,
-            accelerator,
-            model,
-            optimizer,
-            schedule,
-            loss,
-            state={"ema": ema, "transfers": transfers},
-            before_update=before_update,
-            after_update=after_update,
-            before_report=before_report,
-            validate=validate,
-            after_checkpoint=after_checkpoint,
+            self.args,
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            self.schedule,
+            self.loss,
+            state={"ema": self.average, "transfers": self.transfers},
+            before_update=self.before_update,
+            after_update=self.after_update,
+            before_report=self.before_report,
+            validate=self.validate,
+            after_checkpoint=self.after_checkpoint,
         )
-        if accelerator.is_main_process:
-            guard.check(ema.fuse, args.max_train_steps)
-            pipe.save_pretrained(folder)
-            card = model_card(args, tree, figures or measure(), time.monotonic() - started, guard.dead)
-            (folder / "README.md").write_text(card, encoding="utf-8")
-            push_to_hub(args, folder)
-    return folder
+
+    def finish(self, seconds: float) -> None:
+        """Write the pipeline and its card, and upload them where that is asked for."""
+        self.guard.check(self.average.fuse, self.args.max_train_steps)
+        self.pipe.save_pretrained(self.folder)
+        card = model_card(self.args, self.tree, self.figures or self.measure(), seconds, self.guard.dead)
+        (self.folder / "README.md").write_text(card, encoding="utf-8")
+        push_to_hub(self.args, self.folder)
 
 
 def parameters_of(fusion: FusionHierarchy) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:

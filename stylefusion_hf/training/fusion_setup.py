@@ -155,13 +155,8 @@ def build_criterion(
     if size < networks.full_resolution:
         set_segmenter_resolution(args, networks, codes[:32])
     pool = RenderedPool.render(networks, codes, plan.pool_device)
-    chunk = chunk_size(reference_bytes(size, count), plan.budget * RENDER_SHARE, 64)
-    settings = {"deficit": args.deficit, "temperature": args.temperature, "power": args.outside_power, "chunk": chunk}
-    criterion = Criterion(
-        tree, roles, networks, pool, weights, args.reference, discriminator=discriminator, **settings
-    )
-    criterion.plan = plan
-    return criterion
+    settings = {"deficit": args.deficit, "temperature": args.temperature, "power": args.outside_power, "plan": plan}
+    return Criterion(tree, roles, networks, pool, weights, args.reference, discriminator=discriminator, **settings)
 
 
 def plan_memory(args: argparse.Namespace, g: Any, size: int, regions: int, pool_size: int | None) -> MemoryPlan:

@@ -107,8 +107,9 @@ def backward_bytes(compute: Callable[[], Any], known: Collection[Tensor]) -> int
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """`pool_size` pictures on `pool_device`; `render`: pictures at once without gradients; `batch` samples of a step
-    in parts of at most `chunk`. `step_bytes`, `pool_bytes`: what they take.
+    """`pool_size` pictures on `pool_device`; `render`: pictures at once without gradients; `references`: samples whose
+    references are made at once; `batch` samples of a step in parts of at most `chunk`. `step_bytes`, `pool_bytes`:
+    what they take.
     """
 
     budget: int
@@ -116,9 +117,10 @@ class MemoryPlan:
     pool_size: int
     pool_device: str
     pool_bytes: int
-    render: int
-    batch: int
-    chunk: int = 0
+    render: int = 64
+    references: int = 64
+    batch: int = 0
+    chunk: int = 2**31
     step_bytes: int = 0
 
     def describe(self) -> str:
@@ -151,7 +153,8 @@ def plan_pool(
     room = share if place == device else max(share, CPU_BUDGET // 2)
     size = wanted or max(POOL_LEAST, min(most, room // picture))
     render = chunk_size(forward, budget * RENDER_SHARE, 64)
-    return MemoryPlan(budget, resolution, size, place, size * picture, render, batch)
+    references = chunk_size(reference_bytes(resolution, regions), budget * RENDER_SHARE, 64)
+    return MemoryPlan(budget, resolution, size, place, size * picture, render, references, batch)
 
 
 def plan_step(plan: MemoryPlan, sample_bytes: int) -> MemoryPlan:

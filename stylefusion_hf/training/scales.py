@@ -48,7 +48,7 @@ class StrangerScales:
         numbers = torch.zeros(count, len(source.tree.nodes), dtype=torch.long, device=index.device)
         numbers[:, source.leaf_columns] = 1  # every leaf another's, the frame the base's
         sums: dict[str, list[Tensor]] = {}
-        for rows in torch.arange(count, device=index.device).split(even_parts(count, min(chunk, 64))):
+        for rows in torch.arange(count, device=index.device).split(even_parts(count, chunk)):
             sample = source.sample(index[rows], numbers[rows], torch.full_like(rows, -1))
             wanted, base, other = references(sample), sample.base, sample.owners[:, 0]
             looks = {h: pool.looks[h][base] for h in pool.looks}

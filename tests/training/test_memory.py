@@ -54,7 +54,7 @@ def test_pools_take_their_share_and_lie_where_they_fit():
 
 
 def test_steps_are_split_into_parts_that_fit(caplog):
-    plan = MemoryPlan(8 * GIB, 256, 100, "cpu", GIB, 4, batch=16)
+    plan = MemoryPlan(8 * GIB, 256, 100, "cpu", GIB, batch=16)
     found = plan_step(plan, GIB // 2)
     assert found.chunk == 6  # 40 % of 8 GiB
     assert found.step_bytes == 3 * GIB
