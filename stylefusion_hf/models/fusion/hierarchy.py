@@ -67,8 +67,8 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             alignment on whether the sibling does, too (`fusion_net.company`).
         standardise: show the MLPs every style channel as its deviation from its mean, in units of its standard
             deviation (see `set_statistics`); what is blended stays the code itself.
-        adaptive_conv_layers: how many conv vectors, from the first, have gates that depend on the codes; those of the
-            others are constant, which needs `gate_bias`. None: all.
+        adaptive_conv_layers: how many conv vectors, from the first, have gates that an MLP makes. Those of the others
+            are constants, or follow novelty alone where `gate_novelty` is on; this needs `gate_bias`. None: all.
         adaptive_rgb_layers: the same of the toRGB vectors.
 
     Raises:

@@ -98,13 +98,13 @@ class Blender(nn.Module):
             x = F.leaky_relu_(layer.product(x, GAIN), SLOPE)
         x = last.product(x) if self.linear_end else F.leaky_relu_(last.product(x, GAIN), SLOPE)
         x = x.unflatten(0, (batch, count))
+        if self.adaptive is not None:  # the other rows keep their constants, and what these make of novelty
+            x = x * self.adaptive.to(x.dtype)
         logits, *factors = x.split(codes[0].shape[-1], dim=-1)
         if self.product:
             logits = logits + factors.pop(0) * signed(*codes[:2]).to(x.dtype)
         if self.gate_novelty is not None and novelty is not None:
             logits = logits + (self.gate_novelty + factors.pop(0)) * novelty.to(x.dtype)
-        if self.adaptive is not None:
-            logits = logits * self.adaptive.to(x.dtype)
         return torch.sigmoid(logits if self.gate_bias is None else logits + self.gate_bias)
 
 
@@ -263,13 +263,15 @@ def fuse_reference(
             x = layer(x)
             if layer is not blender.layers[-1] or spec.final_activation == "lrelu":
                 x = F.leaky_relu(x, SLOPE) * GAIN
+        if blender.adaptive is not None:
+            x = x * blender.adaptive[row]
         first, second = up(inputs[0]), up(inputs[1])
         logits = x[:, :width]
         if spec.gate_product:
             logits = logits + x[:, width : 2 * width] * signed(first, second)
         if blender.gate_novelty is not None and new is not None:
             logits = logits + (blender.gate_novelty[row] + x[:, -width:]) * new
-        x = logits if blender.adaptive is None else logits * blender.adaptive[row]
+        x = logits
         q = torch.sigmoid(x if blender.gate_bias is None else x + blender.gate_bias[row])
         return pool(up(codes[0]) + q * (up(codes[1]) - up(codes[0])), codes[0].shape[1])
 

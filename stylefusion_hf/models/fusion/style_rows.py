@@ -36,8 +36,8 @@ class FusionSpec:
     gate_product: bool = False  # let logits depend on the sign of b - a ...
     gate_novelty: bool = False  # ... and on which of a net's children differ from the common code
     standardise: bool = False  # the MLPs see codes in units of each style channel's deviation from its mean
-    adaptive_conv_layers: int | None = None  # only the first vectors of either list have gates that depend on the
-    adaptive_rgb_layers: int | None = None  # codes, the others constant ones (`gate_bias`); None: all of them
+    adaptive_conv_layers: int | None = None  # only the first vectors of either list have gates that an MLP makes; the
+    adaptive_rgb_layers: int | None = None  # others' are `gate_bias`, and `gate_novelty` if it is on; None: all
 
     def __post_init__(self) -> None:
         sizes = (*self.conv_sizes, *self.rgb_sizes)
@@ -95,7 +95,7 @@ class FusionSpec:
 
     @property
     def adaptive_rows(self) -> tuple[int, ...]:
-        """The vectors whose gates depend on the codes, as indices into `sizes`."""
+        """The vectors whose gates an MLP makes, as indices into `sizes`."""
         conv, rgb = (
             range(len(sizes) if count is None else min(count, len(sizes)))
             for sizes, count in (
