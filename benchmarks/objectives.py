@@ -6,7 +6,7 @@ FOLDER holds generator/, segmenter/ and discriminator/. Every JSON file of bench
 `stylefusion train fusion` over base.json's, which is none itself. A row that is there already is not trained again, so
 several processes may share the work by --rows; what is there is printed as a markdown table.
 
-The figures: O and T are means over regions, geometric and arithmetic, of single swaps on validation pairs; "gain" is
+The figures: S, O and T are means over regions, O's geometric, of single swaps on validation pairs; "gain" is
 the median over regions of the outside change of learned static gates at the row's own transfers, divided by the row's
 (a mean would follow the one region whose T comes near these gates' ceiling): above 1 the row is more local than these
 gates at equal transfer; "worst" is the smallest of these ratios. G and "kept" are pose error and looks kept
@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from stylefusion_hf import StyleFusionPipeline
-from stylefusion_hf.evaluation.brief import brief, locality_and_transfer
+from stylefusion_hf.evaluation.brief import brief, brief_figures
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.judges import Judges, load_judges
@@ -70,8 +70,8 @@ def gate_curves(folder: Path, pairs: int, judges: Judges, cache: Path) -> dict[s
         method = LearnedGates.load(pipe, path)
         jobs = [("gates", leaf, s) for leaf in subject.leaves for s in method.strengths]
         found: dict[str, list[tuple[float, float]]] = {leaf: [] for leaf in subject.leaves}
-        for (_, leaf, _), point in locality_and_transfer(subject, {"gates": method}, jobs, pairs).items():
-            found[leaf].append(point)
+        for (_, leaf, _), row in brief_figures(subject, {"gates": method}, jobs, pairs).items():
+            found[leaf].append((row["outside"], row["transfer"]))
         cache.write_text(json.dumps(found))
     return json.loads(cache.read_text())
 
@@ -106,6 +106,7 @@ def summary(found: dict[str, float], curves: dict[str, list[tuple[float, float]]
     return {
         "O": math.exp(sum(math.log(max(x, 1e-6)) for x in o) / len(o)),
         "T": sum(t) / len(t),
+        "S": sum(found[f"S {leaf}"] for leaf in curves) / len(curves),
         "gain": statistics.median(gains),
         "worst": min(gains),
     }
@@ -134,7 +135,7 @@ def main() -> None:
             figures.write_text(json.dumps(measure(folder, args.pairs, judges), indent=2))
     out = Path(args.output_dir)
     curves = gate_curves(out / rows[0], args.pairs, judges, out / f"gates{args.pairs}.json")
-    columns = ("O", "T", "gain", "worst", "G", "kept", "implausible")
+    columns = ("S", "O", "T", "gain", "worst", "G", "kept", "implausible")
 
     def show(name: str, found: dict[str, float], minutes: str) -> None:
         found = found | summary(found, curves)

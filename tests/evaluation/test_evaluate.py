@@ -10,16 +10,18 @@ import torch
 
 from stylefusion_hf import RegionSegmenter, StyleGAN2Discriminator
 from stylefusion_hf.cli import main
-from stylefusion_hf.evaluation import sections
+from stylefusion_hf.evaluation import global_control, sections
 from stylefusion_hf.evaluation.backbone import Backbone
-from stylefusion_hf.evaluation.baselines import StyleFusionSwap
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import MAX_SEED, Settings, build_subject
-from stylefusion_hf.evaluation.judges import Judges
+from stylefusion_hf.evaluation.figures import figures
+from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
+from stylefusion_hf.evaluation.judges import Judges, PortraitJudge
 from stylefusion_hf.evaluation.measuring import SEED_STRIDE, measure_jobs
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, TEST_SEED, VALIDATION_SEED, draw_pairs
 from stylefusion_hf.evaluation.realism import MAX_COUNT, PLAIN_SEED, realism_rows
 from stylefusion_hf.evaluation.ruler import Ruler
+from stylefusion_hf.evaluation.statistics import resamples
 from tests.command_line import fails
 from tests.planted import PlantedSegmenter, planted_pipeline
 from tests.tiny import RESOLUTION, tiny_fusion, tiny_pipeline, tiny_segmenter
@@ -78,7 +80,9 @@ def test_jobs_see_the_same_pairs_and_a_strength_of_zero_changes_nothing(subject)
 
 def test_no_two_purposes_and_no_two_seeds_share_a_seed():
     count = 1_000_000  # far more pairs than anyone takes
-    for one, other in pairwise(sorted([TEST_SEED, VALIDATION_SEED, FITTING_SEED, sections.GLOBAL_SEED, PLAIN_SEED])):
+    for one, other in pairwise(
+        sorted([TEST_SEED, VALIDATION_SEED, FITTING_SEED, global_control.GLOBAL_SEED, PLAIN_SEED])
+    ):
         assert other - one >= count
     assert PLAIN_SEED + 61 * MAX_COUNT < SEED_STRIDE
     assert PLAIN_SEED + 61 * MAX_COUNT + SEED_STRIDE * MAX_SEED < 2**32
@@ -102,14 +106,72 @@ def test_a_half_precision_pipeline_is_measured_in_float(subject):
 
 def test_swaps(subject):
     found = sections.swap_rows(subject, COUNT)
-    assert list(found) == ["leaf", "wider"]
+    assert list(found) == ["leaf", "wider", "mean", "mean look", "stranger"]
     for row in found["leaf"].values():
         assert row["outside"].low <= row["outside"].value <= row["outside"].high
+        assert row["leak"].low <= row["leak"].value <= row["leak"].high
         assert 0 <= row["dead"].value <= 1
+        assert 0 <= row["recognition"].value <= 1
+        assert row["chance"].value == pytest.approx(1 / 16)
+        assert row["MSE_src"].value > 0 and row["MSE_ref"].value > 0
         assert "transfer q4" in row
     # `right` hangs on the root, which is not widened to; a and b have a parent of their own.
     assert found["leaf"]["right"]["outside"].value == pytest.approx(found["wider"]["right"]["outside"].value)
     assert found["leaf"]["a"]["outside"].value != pytest.approx(found["wider"]["a"]["outside"].value)
+    for name in ("mean", "mean look", "stranger"):
+        for row in found[name].values():
+            assert row["specific"].value == row["specific"].low == row["specific"].high == 0
+            assert row["response"].value > 0
+
+
+def test_whatever_ignores_the_source_reads_exactly_no_specific_transfer(subject, monkeypatch):
+    """A planted method that copies a third picture, with any amount of movement towards the source's kind."""
+    third = draw_pairs(subject.pipe, COUNT, VALIDATION_SEED)
+
+    class Ignoring:
+        name, strengths = "planted", (1.0,)
+
+        def swap(self, pairs, region, strength):
+            return pairs.plain.lerp(third.other[: len(pairs)], strength)
+
+    jobs = [("planted", leaf, s) for leaf in subject.leaves for s in (0.0, 0.3, 1.0)]
+    for (_, leaf, _), columns in measure_jobs(subject, {"planted": Ignoring()}, jobs, COUNT, specific=True).items():
+        draws = figures(columns, resamples(COUNT, 20), subject.heads[leaf])
+        assert (draws["specific"] == 0).all()
+
+
+def test_the_whole_source_is_all_specific_transfer_and_recognized(subject):
+    """Planted: the source's picture itself. Its region is b's, in b's pose, which the planted map never changes."""
+
+    class Whole:
+        name, strengths = "planted", (1.0,)
+
+        def swap(self, pairs, region, strength):
+            return pairs.other
+
+    jobs = [("planted", leaf, 1.0) for leaf in subject.leaves]
+    measured = measure_jobs(subject, {"planted": Whole()}, jobs, COUNT, specific=True, recognized=jobs)
+    for (_, leaf, _), columns in measured.items():
+        draws = figures(columns, resamples(COUNT, 20), subject.heads[leaf])
+        assert draws["specific"][0] > 0.9
+        assert draws["recognition"][0] > 0.9
+        assert draws["outside"][0] == pytest.approx(1)
+
+
+def test_no_change_is_recognized_by_chance(subject):
+    """The base's own region is as near to b's as to any stranger's: about 1 in 16 over many pairs."""
+    count = 120
+
+    class Nothing:
+        name, strengths = "planted", (1.0,)
+
+        def swap(self, pairs, region, strength):
+            return pairs.plain
+
+    jobs = [("planted", leaf, 1.0) for leaf in subject.leaves]
+    measured = measure_jobs(subject, {"planted": Nothing()}, jobs, count, recognized=jobs)
+    hits = torch.stack([columns["recognized"] for columns in measured.values()]).mean()
+    assert 0.01 < float(hits) < 0.15
 
 
 def test_a_dead_dial_is_called_dead(subject, monkeypatch):
@@ -120,8 +182,8 @@ def test_a_dead_dial_is_called_dead(subject, monkeypatch):
 
 
 def test_global_control(subject):
-    found = sections.global_rows(subject, COUNT)
-    assert list(found) == ["all common codes", "the root's alone", "layers to 8 px", "layers to 16 px"]
+    found = global_control.global_rows(subject, COUNT)
+    assert list(found) == ["all common codes", "the root's alone", *(f"layers to {n} px" for n in (4, 8, 16))]
     for row in found.values():
         assert row["looks kept"].value <= 1
     # All style vectors of a 32 px generator but the last block's are within 16 px.
@@ -130,14 +192,55 @@ def test_global_control(subject):
 
 def test_a_global_dial_that_does_nothing_keeps_every_look(subject, monkeypatch):
     monkeypatch.setattr(subject.pipe.fusion, "fuse", lambda codes: codes["a"])
-    row = sections.global_rows(subject, COUNT)["the root's alone"]
+    row = global_control.global_rows(subject, COUNT, only=["the root's alone"])["the root's alone"]
     assert row["looks kept"].value > 0.97
+
+
+def pose_curve(points: dict[float, tuple[float, float]], count: int = 10) -> global_control.PoseCurve:
+    """Planted: {strength: (pose error, looks kept)}, the same for every base."""
+    curve = global_control.PoseCurve({s: {} for s in points}, {})
+
+    def draws(strength: float, counts: torch.Tensor) -> dict[str, torch.Tensor]:
+        pose, kept = points[strength]
+        n = len(counts)
+        return {"pose": torch.full((n,), pose), "looks kept": torch.full((n,), kept)}
+
+    curve.draws = draws  # type: ignore[method-assign]
+    return curve
+
+
+def test_poses_are_compared_at_equal_looks():
+    curves = {
+        global_control.ALL_CODES: pose_curve({0.5: (0.8, 0.9), 1.0: (0.6, 0.8)}),
+        "better": pose_curve({0.5: (0.5, 0.9), 1.0: (0.1, 0.6)}),
+        "short": pose_curve({1.0: (0.9, 0.95)}),
+    }
+    found = global_control.at_equal_looks(curves, 10)
+    assert found["ours"][global_control.ALL_CODES]["pose"].value == pytest.approx(0.6)
+    assert found["ours"][global_control.ALL_CODES]["more than ours"].value == pytest.approx(0)
+    # Between .9 and .6 of the looks the better way goes from .5 to .1: at .8 it stands at .367.
+    assert found["ours"]["better"]["pose"].value == pytest.approx(0.5 - 0.4 / 3, abs=1e-5)
+    assert found["ours"]["better"]["more than ours"].value == pytest.approx(0.5 - 0.4 / 3 - 0.6, abs=1e-5)
+    assert found["ours"]["short"]["pose"].value != found["ours"]["short"]["pose"].value  # never extrapolated
+    assert found["0.9"]["better"]["pose"].value == pytest.approx(0.5)
+
+
+def test_layers_are_mixed_at_ten_strengths(subject):
+    ways = global_control.ways_of(subject)
+    a, c = (draw_pairs(subject.pipe, 1, VALIDATION_SEED + k).base for k in (0, 2))
+    whole, half = (ways["layers to 4 px"](a, c, s) for s in (1.0, 0.5))
+    parts = subject.pipe.generator.split_style(whole)
+    mine, theirs = subject.pipe.generator.split_style(a), subject.pipe.generator.split_style(c)
+    for name, x in parts.items():
+        assert torch.equal(x, theirs[name] if name in ("conv0", "rgb0") else mine[name])
+    torch.testing.assert_close(half, (a + whole) / 2)
+    assert len(global_control.TENTHS) == 10
 
 
 def test_the_brief_look_reads_what_the_sections_read_on_other_pairs(subject):
     found = brief(subject.pipe, subject.judges, COUNT)
-    assert set(found) == {*(f"{x} {leaf}" for x in "OT" for leaf in subject.leaves), "G", "kept"}
-    rows = sections.global_rows(subject, COUNT, VALIDATION_SEED)["all common codes"]
+    assert set(found) == {*(f"{x} {leaf}" for x in "SOT" for leaf in subject.leaves), "G", "kept"}
+    rows = global_control.global_rows(subject, COUNT, VALIDATION_SEED)["all common codes"]
     assert found["G"] == pytest.approx(rows["pose"].value, nan_ok=True)  # the planted map has no pose
     assert found["kept"] == pytest.approx(rows["looks kept"].value, nan_ok=True)
     other = sections.swap_rows(subject, COUNT)["leaf"]
@@ -180,9 +283,34 @@ def test_realism_without_real_pictures_gives_the_difference(subject):
     rows = realism_rows(subject, 30, None)["rows"]
     assert set(rows) == {"plain samples", "one region swapped", "every region another's"}
     assert "KID x 1000 - plain's" in rows["one region swapped"]
+    assert 0 <= rows["plain samples"]["coverage"] <= 1 and rows["plain samples"]["density"] > 0
     assert rows["plain samples"]["below the 5th percentile"].value <= 0.1
     with pytest.raises(ValueError, match="needs 10 to"):
         realism_rows(subject, 9, None)
+
+
+def test_a_generator_of_one_picture_reads_as_one(subject, tmp_path):
+    """Precision may be perfect; kinds, coverage and recall are not."""
+    from PIL import Image
+
+    torch.manual_seed(0)
+    attributes = {
+        "hair": {"region": "a", "classes": list("01234567")},
+        "eyes": {"region": "b", "classes": list("012")},
+    }
+    portrait = PortraitJudge(attributes=attributes, resolution=RESOLUTION, channels=[8] * 4, reduced=8, features=16)
+    pipe = planted_pipeline()
+    pipe.generator.register_to_config(truncation_psi=0.0)
+    judges = Judges(JudgingSegmenter(), portrait.eval(), None, Path("planted"))
+    for i in range(40):
+        picture = torch.randint(0, 256, (2, 2, 3), generator=torch.Generator().manual_seed(i)).byte().numpy()
+        Image.fromarray(picture).resize((RESOLUTION, RESOLUTION), 0).save(tmp_path / f"{i}.png")
+    rows = realism_rows(build_subject(pipe, judges, batch=20), 40, str(tmp_path))["rows"]
+    one, data = rows["plain samples"], rows["data"]
+    assert one["kinds"].value == one["kinds"].low == one["kinds"].high == 1
+    assert data["kinds"].value > 1.5
+    assert one["recall"] == 0
+    assert one["coverage"] <= 6 / 40  # of five-neighbor balls, those of the pictures near it
 
 
 def test_realism_against_a_folder(subject, tmp_path):
@@ -233,14 +361,24 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys):
     args = ["evaluate", "--model", model, "--judges", judges, "--out", str(out), "--device", "cpu", "--quick"]
     args += ["--sections", ",".join(names), "--pairs", "8", "--curve-pairs", "6", "--realism-count", "20"]
     args += ["--limit-pairs", "6", "--limit-steps", "2", "--methods", "stylefusion,interpolation,pixel-paste"]
+    args += ["--global-pairs", "2"]
     assert main(args) == 0
     text = capsys.readouterr().out
     assert "QUICK" in text
     report = json.loads((out / "report.json").read_text())
     assert list(report["seconds"]) == names
     assert set(report["heads of transfer"]) == set(report["swaps"]["leaf"])
-    assert report["settings"]["model"] == model
-    assert set(report["curves"]["points"]) == {"stylefusion", "interpolation", "pixel-paste"}
+    assert report["settings"]["model"] == Path(model).name
+    # No path of this machine is published, in whichever file.
+    assert str(Path(model).parent) not in (out / "report.json").read_text() + (out / "report.md").read_text()
+    assert str(Path(judges).parent) not in (out / "report.json").read_text()
+    everything = {"stylefusion", "interpolation", "pixel-paste", "mean", "stranger"}
+    assert set(report["curves"]["points"]) == set(report["curves"]["as local as ours"]) == everything
+    for name in ("mean", "stranger"):
+        assert report["curves"]["as local as ours"][name]["specific"]["value"] in (0, None)
+    for point in report["curves"]["points"]["stylefusion"]["mouth"]:
+        assert set(point) == {"strength", "outside", "leak", "specific", "transfer"}
+    assert "| leaf code only | specific | recognition | outside | leak | transfer |" in text
     assert report["settings"]["curve_pairs"] == 6
     assert "NaN" not in (out / "report.json").read_text()
     assert (out / "report.md").read_text().count("\n## ") == len(names)
@@ -267,6 +405,8 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys):
         (["--seed", "201"], "0 to 200; got 201"),
         (["--psi", "0"], "at 0 all pictures are the same"),
         (["--pairs", "1"], "two pairs or more"),
+        (["--measuring-size", "64"], "pictures of 32 pixels are measured at 16 to 32 pixels, not at 64"),
+        (["--sections", "curves", "--static-gates", "nowhere"], "nowhere"),
     ],
 )
 def test_one_line_for_bad_input(folders, tmp_path, capsys, monkeypatch, more, message):
@@ -306,6 +446,6 @@ def test_a_model_without_a_segmenter_is_refused(tmp_path, capsys, folders):
 
 def test_the_quick_look_is_smaller_in_everything():
     whole, quick = Settings(), Settings().quickened()
-    for name in ("pairs", "validation_pairs", "curve_pairs", "limit_pairs", "walks", "realism_count"):
+    for name in ("pairs", "validation_pairs", "curve_pairs", "global_pairs", "limit_pairs", "walks", "realism_count"):
         assert getattr(quick, name) < getattr(whole, name)
     assert set(quick.methods) < set(whole.methods)
