@@ -76,7 +76,7 @@ class Gallery:
         if theta is not None:
             hidden |= ~inside(theta, *goal.labels.shape[1:])
         present = core.is_counted((goal.labels == r) & ~hidden)
-        return Candidate(hidden, present, self.ruler.descriptors(goal, r, hidden))
+        return Candidate(hidden, present, self.ruler.descriptors(goal, r, hidden, self.heads[name]))
 
     @torch.no_grad()
     def recognize(
@@ -91,7 +91,7 @@ class Gallery:
         right = Candidate(about.hidden, about.seen, {h: goal for h, (_, goal, _) in about.heads.items()})
         gaps = []
         for candidate in (right, *wrong):
-            drawn = self.ruler.descriptors(after, r, candidate.hidden)
+            drawn = self.ruler.descriptors(after, r, candidate.hidden, self.heads[name])
             gap = torch.stack(
                 [(drawn[h] - candidate.looks[h]).abs().sum(dim=1) / self.scales[name][h] for h in self.heads[name]]
             ).sum(dim=0) if self.heads[name] else torch.zeros_like(candidate.present, dtype=torch.float32)  # fmt: skip

@@ -17,7 +17,7 @@ taken off both. All masks come from the evaluation segmenter, whose regions are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -127,14 +127,17 @@ class Ruler:
         """Where something lies in front of a region in any of these label maps, with the border where colors mix."""
         return dilate(core.in_front(region, *labels), core.border_width(labels[0].shape[-1]))
 
-    def descriptors(self, judged: JudgedImages, region: int, hidden: Tensor) -> dict[str, Tensor]:
-        """The heads' features, each (B, D), of a region where nothing hides it."""
+    def descriptors(
+        self, judged: JudgedImages, region: int, hidden: Tensor, heads: Collection[str] = HEADS
+    ) -> dict[str, Tensor]:
+        """These heads' features, each (B, D), of a region where nothing hides it."""
         mask = (judged.labels == region) & ~hidden
-        return {
-            "colour": colour(judged.images, mask),
-            "texture": texture(judged.images, mask),
-            "outline": core.outline(judged.probs[:, region], ~hidden),
+        read = {
+            "colour": lambda: colour(judged.images, mask),
+            "texture": lambda: texture(judged.images, mask),
+            "outline": lambda: core.outline(judged.probs[:, region], ~hidden),
         }
+        return {head: read[head]() for head in heads}
 
     def described(self, pairs: JudgedPairs, name: str) -> Described:
         """What every swap of a region between these pairs is compared with; computed once."""

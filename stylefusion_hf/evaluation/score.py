@@ -170,7 +170,7 @@ class TrainingScore:
             raise ValueError(f"unknown region {unknown[0]!r}: the segmenter knows {', '.join(self.regions)}")
         self.pose = [self.regions.index(name) for name in pose]
         self.static = torch.tensor([name in static for name in self.regions], device=pipe.generator.device)
-        self.pooled_maps = PooledMaps(self._sample_maps(samples), resolutions)
+        self.pooled_maps = PooledMaps(self._sample_maps(samples, resolutions), resolutions)
         self.head_weights = self._weigh_heads(samples)  # (R, 3), rows sum to 1
 
     @torch.no_grad()
@@ -188,12 +188,13 @@ class TrainingScore:
         return torch.stack(rows)
 
     @torch.no_grad()
-    def _sample_maps(self, samples: int) -> dict[int, Tensor]:
+    def _sample_maps(self, samples: int, resolutions: Sequence[int]) -> dict[int, Tensor]:
         g, end = self.pipe.generator, FITTING_SEED + samples
         parts = []
         for s in range(FITTING_SEED, end, self.batch):
             maps = g.synthesis(style_codes(g, range(s, min(s + self.batch, end))), return_features=True)[1]
-            parts.append({r: x.float() for r, x in maps.items() if r <= 64})
+            wanted = {r: x.float() for r, x in maps.items() if r in resolutions}  # the others are large
+            parts.append(wanted or {r: x[:1].float() for r, x in maps.items() if r <= 32})
         return {r: torch.cat([part[r] for part in parts]) for r in parts[0]}
 
     @torch.no_grad()

@@ -146,7 +146,7 @@ def test_a_source_elsewhere_is_brought_into_pose(ruler):
 
 
 def test_specific_transfer_is_what_depends_on_the_source(ruler, comparison):
-    """By hand, for the colour of the hat: b's red is .9, a stranger's .2, and a method goes half of the way to either."""
+    """By hand, for the color of the hat: b's red is .9, a stranger's .2; a method goes half of the way there."""
     images = [scene(12, hat_red=(-0.5 + red) / 2) for red in (0.9, 0.2)]
     after, other = (ruler.look(x) for x in images)
     columns = ruler.measure(comparison, "hat", after, stranger=other)
@@ -269,7 +269,7 @@ def test_the_ruler_reads_true_swaps_of_avatars():
     pytest.importorskip("python_avatars")
     judges = load_judges()
     ruler = Ruler(judges.segmenter, judges.portrait)
-    found = calibrate(ruler, count=40)
+    found = calibrate(ruler, count=32)
     for region, swaps in found.items():
         assert swaps["true swap"]["outside"].value <= 0.02
         assert swaps["true swap"]["transfer"].value >= 0.91, region
