@@ -2,7 +2,7 @@
 
     python -m benchmarks.edits [--seeds 64] [--strength 1] [--out edits]      five minutes on one core
     python -m benchmarks.edits --low-rank                                     and LowRankGAN beside it
-    python -m benchmarks.edits --seeds 16 --sheet docs/edits.png              a picture of four cells, no table
+    python -m benchmarks.edits --seeds 16 --sheet docs/images/edits.png       a picture of four cells, no table
 
 For a direction d, a region r and a seed: I0 is the plain picture, Ig the one with d added to the whole code, Ic the
 one with a * d added to the code of r alone. M is where r is in I0, Ig or Ic (by the evaluation segmenter, which no

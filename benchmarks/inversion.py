@@ -1,8 +1,8 @@
 """How near inverted pictures come to real ones, and whether their regions stay dials.
 
     python -m benchmarks.inversion [--pictures 64] [--out inversion]          half an hour on one core
-    python -m benchmarks.inversion --pictures 5 --figure docs/inversion.png   a picture of each stage, no table
-    python -m benchmarks.inversion --pictures 8 --mix docs/mixing.png         pictures mixed two by two
+    python -m benchmarks.inversion --pictures 5 --figure docs/images/inversion.png   a picture of each stage, no table
+    python -m benchmarks.inversion --pictures 8 --mix docs/images/mixing.png         pictures mixed two by two
 
 The pictures are avatars that neither the generator nor the encoder was trained with (the trainers' held-out ones, from
 index 1,000,000 on). For each: the encoder's guess; codes optimised from it, in w, w+ and s; the mean code optimised;
@@ -16,8 +16,8 @@ and the generator tuned at the codes in w+, four pictures at a time.
                alike in both
     seconds    a picture, as measured here, in batches of 16
 
-Then the ruler's figures (docs/evaluation.md) of swaps between inverted pictures, two by two, beside those between
-plain samples.
+Then the ruler's figures (docs/research/evaluation.md) of swaps between inverted pictures, two by two, beside those
+between plain samples.
 """
 
 from __future__ import annotations

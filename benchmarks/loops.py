@@ -6,7 +6,7 @@ style vector at a time, and multiplies every layer's weights by their gain in ea
 back without their CUDA kernels: weights modulated for each sample and one grouped convolution, two-dimensional
 depthwise filters, zeros inserted where a picture is upsampled, noise, bias, activation and gain one after the other.
 
-Both take our models and give their numbers (tests/test_benchmarks.py).
+Both take our models and give their numbers (tests/repository/test_benchmarks.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ablation table of docs/objective.md: one short training for each config, all read by the same ruler.
+"""The ablation table of docs/research/objective.md: one short training for each config, all read by the same ruler.
 
     python -m benchmarks.objectives --model FOLDER --output_dir runs [--rows A,B] [--flags --max_train_steps 100]
 

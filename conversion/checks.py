@@ -21,6 +21,7 @@ from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
+HELP = "docs/reference/convert.md"
 CODE_TOLERANCE = 1e-4  # of the largest number of a code
 IMAGE_TOLERANCE = 1e-3  # of a picture's standard deviation
 PIXEL_TOLERANCE = 2.0  # of 255 levels, for pictures that were rounded, perhaps on another device
@@ -100,7 +101,7 @@ def compare(folder: Path, reference: Path, seed: int | None = None) -> list[Comp
         raise
     except (RuntimeError, LookupError, ValueError, TypeError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise ConversionError(f"{reference}: does not fit this generator ({problem}); see docs/convert.md") from None
+        raise ConversionError(f"{reference}: does not fit this generator ({problem}); see {HELP}") from None
 
 
 def _compare(folder: Path, reference: Path, seed: int | None) -> list[Comparison]:
@@ -124,7 +125,7 @@ def _compare(folder: Path, reference: Path, seed: int | None) -> list[Comparison
             logits = judge(pictures.float(), data.get("c")).logits
         results.append(Comparison("logits", _relative(logits, data["logits"]), 10 * CODE_TOLERANCE))
     if not results:
-        raise ConversionError(f"{reference}: holds nothing to compare with; see docs/convert.md for the names")
+        raise ConversionError(f"{reference}: holds nothing to compare with; see {HELP} for the names")
     return results
 
 

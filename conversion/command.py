@@ -4,7 +4,7 @@
     stylefusion convert weights/ffhq_weights.json converted/ffhq --generator stylegan2-ffhq-config-f.pt
     stylefusion convert interfacegan/boundaries converted/directions
 
-Nothing in a checkpoint is executed, and nothing is uploaded. See docs/convert.md.
+Nothing in a checkpoint is executed, and nothing is uploaded. See docs/reference/convert.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
     stylefusion space --directions directions.safetensors --host 0.0.0.0
 
 --model is repeatable, and the page then has a choice of them. STYLEFUSION_MODEL and STYLEFUSION_DIRECTIONS say the
-same to a Space on the Hub. Wants the extra `space`: pip install 'stylefusion-hf[space]'. docs/space.md has the rest.
+same to a Space on the Hub. Wants the extra `space`: pip install 'stylefusion-hf[space]'.
+See docs/guides/space.md.
 """
 
 from __future__ import annotations

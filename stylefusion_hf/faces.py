@@ -1,4 +1,4 @@
-"""Moved to `stylefusion_hf.imaging.faces`; this name is kept for one minor version (docs/stability.md)."""
+"""Moved to `stylefusion_hf.imaging.faces`; kept as docs/reference/stability.md promises."""
 
 from stylefusion_hf.core.moved import forward
 

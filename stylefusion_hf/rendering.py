@@ -1,4 +1,4 @@
-"""`python -m stylefusion_hf.export.rendering`: moved to `stylefusion_hf.export.rendering` (docs/stability.md)."""
+"""`python -m stylefusion_hf.rendering`: moved to `stylefusion_hf.export.rendering` (docs/reference/stability.md)."""
 
 from stylefusion_hf.core.moved import forward
 

@@ -1,5 +1,6 @@
 """Memory over many calls: `python -m tests.endurance --calls 1000` prints what the process holds while all three
-pipelines make pictures, and fails if it grows. tests/test_threads_and_memory.py does the same with fewer calls.
+pipelines make pictures, and fails if it grows.
+tests/repository/test_threads_and_memory.py does the same with fewer calls.
 """
 
 from __future__ import annotations

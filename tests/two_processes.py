@@ -1,4 +1,4 @@
-"""What tests/test_processes.py starts under torchrun: tiny trainings, stopped and resumed.
+"""What tests/training/test_processes.py starts under torchrun: tiny trainings, stopped and resumed.
 
 python -m tests.two_processes DATA OUT PORT: each trainer runs two steps, then is resumed to four. Every process writes
 OUT/<trainer>-<rank>.json: digests of all that it would save, and the seeds of the generators that it drew from. Before

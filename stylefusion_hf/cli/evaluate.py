@@ -9,7 +9,7 @@ The comparison of methods always includes `mean` and `stranger`, which ignore th
 
 The judges (an evaluation segmenter; for avatars a pose and attribute network and a discriminator) come from a
 checkout's stylefusion_hf/assets/evaluation, or from --judges; `stylefusion train judges` makes them.
-docs/evaluation.md says what each figure means.
+docs/research/evaluation.md says what each figure means.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Export a model as static graphs that run without this package: ONNX, or torch.export's .pt2.
 
 Mapping, fusion, synthesis and the segmenter become a file each, with a dynamic batch; export.json says what they take
-and give. Every file is read back and compared with the model before anything is put in place. See docs/export.md.
+and give. Every file is read back and compared with the model before anything is put in place.
+See docs/reference/export.md.
 
     stylefusion export --out export
     stylefusion export --model my-model --format torch-export --only synthesis --out synthesis-pt2

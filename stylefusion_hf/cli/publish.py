@@ -2,7 +2,7 @@
 
 DIR is a pipeline's folder, as save_pretrained, `stylefusion convert` or a trainer leaves it. It is loaded first, and a
 contact sheet is drawn for its card. A README.md of DIR is used as it is; lacking metadata are added, and one that was
-changed on the Hub is kept. Log in with `hf auth login`, or set HF_TOKEN. See docs/hub.md.
+changed on the Hub is kept. Log in with `hf auth login`, or set HF_TOKEN. See docs/guides/hub.md.
 
     stylefusion publish runs/fusion me/avatars --license apache-2.0 --dry-run
     stylefusion publish runs/fusion me/avatars --license apache-2.0 --report evaluation/report.json

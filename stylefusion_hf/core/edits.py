@@ -270,7 +270,7 @@ def style_offsets(generator: StyleGAN2Generator, displacements: Iterable[Code], 
 
 
 # ----------------------------------------------------------------------------------------------------
-# Files, as `stylefusion convert` writes them (conversion/directions.py, docs/convert.md).
+# Files, as `stylefusion convert` writes them (conversion/directions.py, docs/reference/convert.md).
 
 
 def save_directions(path: str | os.PathLike[str], directions: Iterable[Direction]) -> None:

@@ -1,4 +1,4 @@
-"""Old module names that docs/stability.md keeps alive: they forward to where things are now, and warn."""
+"""Old module names that docs/reference/stability.md keeps alive: they forward to where things are now, and warn."""
 
 from __future__ import annotations
 

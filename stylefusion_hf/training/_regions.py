@@ -32,7 +32,7 @@ class Regions:
 
 
 def add_region_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("regions (see docs/any-generator.md)")
+    group = parser.add_argument_group("regions (see docs/guides/any-generator.md)")
     group.add_argument(
         "--tree",
         help="a preset (avatar, ffhq, car, church), text such as 'all*(face*(mouth, skin), hair)', or a .json file; if"

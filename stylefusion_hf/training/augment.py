@@ -1,6 +1,6 @@
 """Differentiable augmentation of what the discriminator sees, for small data sets.
 
-The lighter choice documented in docs/train.md instead of the adaptive pipeline of StyleGAN2-ADA: fixed random
+The lighter choice documented in docs/guides/train.md instead of the adaptive pipeline of StyleGAN2-ADA: fixed random
 brightness, saturation, contrast, translation and cutout, as proposed by Zhao et al., arXiv 2006.10738. Applied to real
 and generated images alike, so that the generator does not learn it.
 """

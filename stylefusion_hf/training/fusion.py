@@ -4,10 +4,10 @@
 
 FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/). Without a segmenter, `--regions
 auto` finds regions in the generator; `--segmenter ID_OR_FOLDER --region_map FILE` takes one of the Hub
-(docs/any-generator.md). Codes are sampled and a pool of their plain pictures is described once; each step mixes codes
-of the pool by the tree and asks of the fused pictures what `criterion.py` says. The objective is a reconstruction,
-found by measurement (docs/objective.md): the paper's training code was never published. `--config FILE` reads flags
-from JSON, as docs/objective.md's rows do.
+(docs/guides/any-generator.md). Codes are sampled and a pool of their plain pictures is described once; each step mixes
+codes of the pool by the tree and asks of the fused pictures what `criterion.py` says. The authors published no training
+code: the objective is a reconstruction, found by measurement (docs/research/objective.md). `--config FILE` reads flags
+from JSON, as the rows of that page do.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for name, about in SWITCHES.items():
         nets.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=about)
-    what = p.add_argument_group("objective (see docs/objective.md)")
+    what = p.add_argument_group("objective (see docs/research/objective.md)")
     for name in TERMS:
         what.add_argument(f"--{name}_weight", type=float, default=WEIGHTS.get(name, 0.0))
     what.add_argument("--features", default="maps", help=f"looks besides colour: {', '.join(FEATURES)}, or both")

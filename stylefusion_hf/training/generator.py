@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--mapping_layers", type=int, default=4)
     p.add_argument("--use_noise", action="store_true", help="noise inputs; flat artwork is better without")
     p.add_argument(
-        "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (see docs/train.md before lowering it)"
+        "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (docs/guides/train.md says why 5)"
     )
     p.add_argument("--r1_interval", type=int, default=16, help="steps between two R1 penalties")
     p.add_argument(

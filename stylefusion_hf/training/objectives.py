@@ -1,7 +1,7 @@
 """What fused images should be like: the candidate terms of the fusion objective, each a small pure function.
 
-StyleFusion's authors published no training code, so all of this is a RECONSTRUCTION: docs/objective.md says which
-terms were tried and which ones won. `training/criterion.py` weighs and sums them.
+StyleFusion's authors published no training code, so all of this is a RECONSTRUCTION:
+docs/research/objective.md says which terms were tried and which won. `criterion.py` weighs and sums them.
 
 All functions are batched and differentiable. B samples, R regions, listed back to front; images (B, 3, H, W) in
 [-1, 1], probabilities (B, R, H, W), masks (B, H, W) or (B, R, H, W). Distances are relative to what they are between

@@ -194,10 +194,10 @@ def test_the_embedded_model_and_the_documented_example(capsys: pytest.CaptureFix
     assert main(["export", "--only", "mapping", "--only", "fusion", "--only", "synthesis"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"synthesis\.onnx +3\.\d\d +\S+e-0\d +\S+e-0\d +\S+ +\S+ +\S+x", said)
-    text = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/reference/export.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?onnxruntime.*?)```", text, re.DOTALL)
     assert "stylefusion" not in example
-    exec(compile(example, "docs/export.md", "exec"), {})
+    exec(compile(example, "docs/reference/export.md", "exec"), {})
     expected = StyleFusionPipeline.from_embedded()(base=1, regions={"hair": 7}).images[0]
     with Image.open("fused.png") as image:
         assert np.abs(np.asarray(image).astype(int) - np.asarray(expected).astype(int)).max() <= 1

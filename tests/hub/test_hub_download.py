@@ -1,6 +1,6 @@
 """Loading from a Hub with the real client: what is fetched, revisions, caches, other doors, and every fault.
 
-`python -m pytest tests/test_hub_download.py tests/test_hub_publish.py` ends with the number of faults injected.
+`python -m pytest tests/hub` ends with the number of faults injected.
 """
 
 import contextlib

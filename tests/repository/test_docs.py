@@ -22,7 +22,7 @@ from torch.distributed.run import get_args_parser
 from stylefusion_hf.cli import COMMANDS, build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
+PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.is_file()]
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:stylefusion|accelerate launch|torchrun) ")
 TRAINERS = "stylefusion_hf.training."
 FENCE = re.compile(r"^( *)```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)

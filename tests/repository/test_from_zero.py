@@ -1,4 +1,4 @@
-"""docs/from-zero.md is followed from its first command to the upload, with tiny networks, a step a training."""
+"""docs/guides/from-zero.md is followed from its first command to the upload, with tiny networks, a step a training."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ from stylefusion_hf import StyleFusionPipeline
 from stylefusion_hf.cli import main
 from tests.hub_server import HubServer
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "from-zero.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "from-zero.md"
 STEPS = "--max_train_steps 1 --train_batch_size 4 --validation_steps 0"
 # What makes each command tiny: said again at its end, where it goes before what was said.
 TINY = {

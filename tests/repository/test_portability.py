@@ -1,4 +1,4 @@
-"""What can be held to other systems from here: docs/platforms.md says what was not run on them.
+"""What can be held to other systems from here: docs/reference/platforms.md says what was not run on them.
 
 Files are read and written as UTF-8, whatever the system's own encoding is; nothing is imported that Windows lacks; no
 model makes float64 numbers, which MPS has not.

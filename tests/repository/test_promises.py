@@ -1,4 +1,4 @@
-"""What docs/stability.md promises, frozen: names may be added, but those listed in tests/data/promises must stay.
+"""What docs/reference/stability.md promises, frozen: names may be added, those in tests/data/promises must stay.
 
 `python -m tests.repository.test_promises` writes the lists anew; do that only to add a promise.
 """

@@ -1,4 +1,4 @@
-"""docs/tutorial.ipynb is a notebook of format 4.5 without outputs, and its cells run one after the other."""
+"""docs/guides/tutorial.ipynb is a notebook of format 4.5 without outputs, and its cells run one after the other."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-PATH = Path(__file__).resolve().parents[2] / "docs" / "tutorial.ipynb"
+PATH = Path(__file__).resolve().parents[2] / "docs" / "guides" / "tutorial.ipynb"
 
 
 @pytest.fixture(scope="module")

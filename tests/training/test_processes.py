@@ -108,7 +108,7 @@ def test_the_generator_is_not_shared_out(data, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-CONFIGS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "train.md").read_text(), flags=re.DOTALL)
+CONFIGS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "guides" / "train.md").read_text(), flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("text", CONFIGS, ids=[text.splitlines()[0] for text in CONFIGS])

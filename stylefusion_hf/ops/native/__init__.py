@@ -3,7 +3,7 @@
 `STYLEFUSION_OPS` says which are used: `reference` (PyTorch's), `native` (built at first use where needed), or `auto`,
 the default: native ones if they have been built, by `stylefusion env --build-ops`. `auto` never starts a build, so
 nobody's first picture waits for a compiler, and the choice is made once a process, so pictures do not change in
-mid-session. Where native operators cannot be had, PyTorch's do the work; see docs/performance.md.
+mid-session. Where native operators cannot be had, PyTorch's do the work; see docs/research/performance.md.
 """
 
 from __future__ import annotations
