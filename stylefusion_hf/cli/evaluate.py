@@ -85,9 +85,10 @@ def run(args: argparse.Namespace) -> None:
             raise ImportError(f"evaluation needs {package}: pip install stylefusion-hf[evaluation]")
 
     from stylefusion_hf.evaluation.backbone import Backbone
-    from stylefusion_hf.evaluation.evaluate import SECTIONS, Settings, build_subject, evaluate
+    from stylefusion_hf.evaluation.evaluate import Settings, build_subject, evaluate
     from stylefusion_hf.evaluation.judges import load_judges
     from stylefusion_hf.evaluation.realism import check_real
+    from stylefusion_hf.evaluation.run import SECTIONS
     from stylefusion_hf.models.layers import at_once
 
     settings = Settings(seed=args.seed, model=args.model or "the embedded model")

@@ -14,6 +14,7 @@ from stylefusion_hf.core.codes import own_labels, seeds_to_z
 # chosen and its figures are taken on different ones.
 FITTING_SEED, VALIDATION_SEED, TEST_SEED = 3_000_000, 2_000_000, 1_000_000
 STRANGER_OFFSET = 12_500_000  # from a base's seed to that of its pair's stranger
+ALWAYS_THERE = ("base", "source", "plain", "other", "base_probs", "source_probs")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Pairs:
         return len(self.base)
 
     def __getitem__(self, index: slice | Tensor) -> Pairs:
-        parts = [getattr(self, f.name) for f in fields(self)]
-        return Pairs(*(None if x is None else x[index] for x in parts))
+        stranger = None if self.stranger is None else self.stranger[index]
+        return Pairs(*(getattr(self, name)[index] for name in ALWAYS_THERE), stranger)
 
 
 def style_codes(generator, seeds: Sequence[int]) -> Tensor:
@@ -80,7 +81,7 @@ def draw_pairs(pipe, count: int, first_seed: int = TEST_SEED, batch: int = 64) -
         images = [render(pipe, s) for s in codes]
         probs = [segment(pipe, x) for x in images]
         stranger = style_codes(pipe.generator, range(seed + STRANGER_OFFSET, seed + STRANGER_OFFSET + 2 * n, 2))
-        parts.append(Pairs(*codes, *images, *probs, stranger))
+        parts.append(Pairs(codes[0], codes[1], images[0], images[1], probs[0], probs[1], stranger))
     return Pairs(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Pairs)))
 
 

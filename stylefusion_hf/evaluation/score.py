@@ -19,6 +19,8 @@ from stylefusion_hf.imaging.alignment import pose_regions, static_regions, warp
 from stylefusion_hf.imaging.features import PooledMaps, colour
 from stylefusion_hf.models.layers import at_once
 
+__all__ = ["LEAST_DIFFERENCE", "Looks", "Scores", "SwapTargets", "TrainingScore", "distance"]
+
 HEADS = ("colour", "maps", "outline")
 LEAST_DIFFERENCE = tuple(core.LEAST_DIFFERENCE[head] for head in HEADS)
 

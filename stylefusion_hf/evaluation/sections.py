@@ -184,8 +184,9 @@ def diversity_rows(subject: Subject, bases: int) -> Rows:
             if int(counts.sum()) < LEAST_SOURCES:
                 continue
             for head in subject.heads[leaf]:
-                columns = [torch.cat([part[leaf][i][head] for part in parts])[counts].float() for i in (1, 2)]
-                ours, theirs = (float(torch.pdist(x.cpu(), p=1).mean()) for x in columns)
+                fused = torch.cat([part[leaf][1][head] for part in parts])[counts]
+                own = torch.cat([part[leaf][2][head] for part in parts])[counts]
+                ours, theirs = (float(torch.pdist(x.float().cpu(), p=1).mean()) for x in (fused, own))
                 sums[leaf][head].append((ours, theirs))
     rows: Rows = {}
     for leaf, found in sums.items():
