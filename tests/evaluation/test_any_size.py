@@ -9,10 +9,15 @@ from stylefusion_hf import FusionHierarchy, RegionSegmenter, StyleFusionPipeline
 from stylefusion_hf.evaluation import measurement as core
 from stylefusion_hf.evaluation import measuring, registry, sections
 from stylefusion_hf.evaluation.baselines import EditingInStyle, LocalChannels, RetrieveInStyle
-from stylefusion_hf.evaluation.evaluate import Settings, build_subject, evaluate, measuring_size
+from stylefusion_hf.evaluation.channels import rendered_at_once
+from stylefusion_hf.evaluation.evaluate import build_subject, measuring_size
+from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.judges import Judges, PortraitJudge
+from stylefusion_hf.evaluation.limits import LimitSearch
+from stylefusion_hf.evaluation.measuring import measure_jobs
 from stylefusion_hf.evaluation.pairs import draw_pairs
+from stylefusion_hf.evaluation.realism import realism_rows
 from stylefusion_hf.evaluation.score import TrainingScore
 from tests.planted import TREE
 from tests.tiny import tiny_generator
@@ -87,48 +92,45 @@ def test_the_training_score_reads_large_pictures_at_its_size(pipe):
     assert base.images.shape == (2, 3, SIZE, SIZE) and base.probs.shape == (2, 3, SIZE, SIZE)
     codes = base.codes.clone().requires_grad_()
     found = score(score.targets(base, source, torch.tensor([0, 1])), codes)
-    assert float(found.outside.abs().max()) < 1e-6
+    assert float(found.outside.detach().abs().max()) < 1e-6
     found.transfer.sum().backward()
     assert codes.grad is not None and codes.grad.isfinite().all()
 
 
-def test_a_large_model_is_evaluated_in_batches_that_bound_memory(pipe, monkeypatch, tmp_path):
+def test_a_large_model_is_evaluated_in_batches_that_bound_memory(pipe, monkeypatch):
     """Every network sees at most a batch at once, the judges at the measuring size, whatever is fitted on the way."""
     judges = Judges(watched(1), None, None, Path("planted"))
-    monkeypatch.setattr(measuring, "HEAD_PAIRS", 3)
+    monkeypatch.setattr(measuring, "HEAD_PAIRS", 2)
     monkeypatch.setattr(measuring, "GALLERY_SIZE", 3)
     monkeypatch.setattr(sections, "SOURCES", 3)
-    small = {
-        "editing-in-style": lambda pipe, batch: EditingInStyle(pipe, samples=3, batch=batch),
-        "retrieve-in-style": lambda pipe, batch: RetrieveInStyle(pipe, samples=3, batch=batch),
-        "local-channels": lambda pipe, batch: LocalChannels(pipe, samples=3, batch=batch),
-        "static-gates": lambda pipe, batch: LearnedGates(
-            pipe, lambdas=(1.0,), steps=2, batch=5, pool=4, at_once=batch,
-            score=TrainingScore(pipe, samples=4, batch=batch, size=SIZE),
-        ),
-    }  # fmt: skip
-    for name, make in small.items():
-
-        def few(pipe, batch, make=make):
-            method = make(pipe, batch)
-            method.strengths = method.strengths[-1:]
-            return method
-
-        monkeypatch.setitem(registry.METHODS, name, few)
     rendered = []
     pipe.generator.synthesis.register_forward_pre_hook(lambda _, args: rendered.append(len(args[0])))
     subject = build_subject(pipe, judges, batch=BATCH, size=SIZE)
-    settings = Settings(
-        pairs=3, validation_pairs=2, curve_pairs=2, global_pairs=2, limit_pairs=2, limit_steps=1, walks=1,
-        diversity_bases=1, realism_count=10, methods=("stylefusion", *small),
-    )  # fmt: skip
-    monkeypatch.setattr("stylefusion_hf.evaluation.evaluate.ALWAYS", ())
-    names = ["swaps", "realism", "gates", "diversity", "curves", "limits"]
-    evaluate(subject, settings, names, tmp_path)
+    score = TrainingScore(pipe, samples=3, batch=BATCH, size=SIZE)
+    methods = {
+        "stylefusion": StyleFusionSwap(pipe),
+        "editing-in-style": EditingInStyle(pipe, samples=3, batch=BATCH),
+        "retrieve-in-style": RetrieveInStyle(pipe, samples=3, batch=BATCH),
+        "local-channels": LocalChannels(pipe, samples=3, batch=BATCH),
+        "static-gates": LearnedGates(pipe, (1.0,), steps=1, batch=5, pool=4, score=score, at_once=BATCH),
+    }
+    jobs = [(name, "a", method.strengths[-1]) for name, method in methods.items()]
+    found = measure_jobs(subject, methods, jobs, 3, thorough=True, specific=True, recognized=jobs)
+    assert all(len(columns["outside"]) == 3 for columns in found.values())
+    sections.diversity_rows(subject, 1)
+    realism_rows(subject, 10, None)
+    search = LimitSearch(pipe, draw_pairs(pipe, 3, batch=BATCH), ["a"], [1.0], score, chunk=BATCH)
+    search.search("gate", steps=1)
     assert len(rendered) > 50
     assert max(rendered) == BATCH
     shown = pipe.segmenter.shown
     assert max(n for n, _ in shown) == BATCH and {size for _, size in shown} == {RESOLUTION}
     judged = judges.segmenter.shown
-    assert {size for _, size in judged} == {SIZE}
-    assert max(n for n, _ in judged) == BATCH  # limit pairs come in twos as well
+    assert max(n for n, _ in judged) == BATCH and {size for _, size in judged} == {SIZE}
+
+
+def test_methods_are_fitted_in_the_batches_of_the_command(pipe):
+    fitted = registry.build_methods(pipe, ["editing-in-style", "retrieve-in-style", "local-channels"], 3).values()
+    assert all(method.batch == 3 for method in fitted)
+    assert registry.build_methods(pipe, ["static-gates"], 3)["static-gates"].at_once == 3
+    assert [rendered_at_once(pipe, 32, batch) for batch in (None, 3, 100)] == [8, 3, 32]
