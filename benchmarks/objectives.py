@@ -8,8 +8,8 @@ FOLDER holds generator/, segmenter/ and, for the realism term, discriminator/. E
 row that is there already is not trained again, and one that was interrupted goes on, so several processes may share
 the work by --rows; what is there is printed as a markdown table.
 
-The figures: O and T are means over regions, geometric and arithmetic, of single swaps on validation pairs, with 95 %
-intervals by resampling these pairs where they are shown alone; "gain" is
+The figures: S, O and T are means over regions, O's geometric, of single swaps on validation pairs, with 95 % intervals
+by resampling these pairs where they are shown alone; "gain" is
 the median over regions of the outside change of learned static gates at the row's own transfers, divided by the row's
 (a mean would follow the one region whose T comes near these gates' ceiling): above 1 the row is more local than these
 gates at equal transfer; "worst" is the smallest of these ratios. G and "kept" are pose error and looks kept
@@ -29,14 +29,14 @@ from pathlib import Path
 import torch
 
 from stylefusion_hf import StyleFusionPipeline
-from stylefusion_hf.evaluation.baselines import StyleFusionSwap
-from stylefusion_hf.evaluation.brief import brief, locality_and_transfer
+from stylefusion_hf.evaluation.brief import brief, brief_figures
 from stylefusion_hf.evaluation.evaluate import build_subject
+from stylefusion_hf.evaluation.figures import figures
+from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.evaluation.measuring import measure_jobs
 from stylefusion_hf.evaluation.pairs import VALIDATION_SEED, render, style_codes
-from stylefusion_hf.evaluation.ruler import figures
 from stylefusion_hf.evaluation.statistics import outside_at
 from stylefusion_hf.training import fusion
 
@@ -76,8 +76,8 @@ def gate_curves(folder: Path, pairs: int, judges: Judges, cache: Path) -> dict[s
         method = LearnedGates.load(pipe, path)
         jobs = [("gates", leaf, s) for leaf in subject.leaves for s in method.strengths]
         found: dict[str, list[tuple[float, float]]] = {leaf: [] for leaf in subject.leaves}
-        for (_, leaf, _), point in locality_and_transfer(subject, {"gates": method}, jobs, pairs).items():
-            found[leaf].append(point)
+        for (_, leaf, _), row in brief_figures(subject, {"gates": method}, jobs, pairs).items():
+            found[leaf].append((row["outside"], row["transfer"]))
         cache.write_text(json.dumps(found))
     return json.loads(cache.read_text())
 
@@ -104,31 +104,34 @@ def measure(folder: Path, pairs: int, judges: Judges) -> dict[str, float]:
 
 
 def intervals(pipe: StyleFusionPipeline, judges: Judges, pairs: int, count: int = 400) -> dict[str, float]:
-    """{"O low", "O high", "T low", "T high"}: 95 % of the means over regions when the pairs are resampled."""
+    """{"S low", "S high", "O low", ...}: 95 % of the means over regions when the pairs are resampled."""
     subject = build_subject(pipe, judges)
-    draw = torch.Generator().manual_seed(0)
-    picked = torch.randint(pairs, (count, pairs), generator=draw)
-    weights = torch.nn.functional.one_hot(picked, pairs).sum(dim=1).double()
+    picked = torch.randint(pairs, (count, pairs), generator=torch.Generator().manual_seed(0))
+    counts = torch.nn.functional.one_hot(picked, pairs).sum(dim=1).double()
     jobs = [("stylefusion", leaf, 1.0) for leaf in subject.leaves]
     swaps = {"stylefusion": StyleFusionSwap(pipe)}
     rows = [
-        figures(columns, weights, subject.heads[leaf])
-        for (_, leaf, _), columns in measure_jobs(subject, swaps, jobs, pairs, VALIDATION_SEED).items()
+        figures(columns, counts, subject.heads[leaf])
+        for (_, leaf, _), columns in measure_jobs(subject, swaps, jobs, pairs, VALIDATION_SEED, specific=True).items()
     ]
-    outside = torch.stack([torch.as_tensor(row["outside"]).clamp_min(1e-6).log() for row in rows]).mean(dim=0).exp()
-    transfer = torch.stack([torch.as_tensor(row["transfer"]) for row in rows]).mean(dim=0)
     found = {}
-    for name, x in (("O", outside), ("T", transfer)):
-        low, high = x.quantile(torch.tensor([0.025, 0.975], dtype=x.dtype)).tolist()
+    for name, figure in (("S", "specific"), ("O", "outside"), ("T", "transfer")):
+        each = torch.stack([row[figure].double() for row in rows])
+        mean = each.clamp_min(1e-6).log().mean(dim=0).exp() if name == "O" else each.nanmean(dim=0)
+        low, high = mean.quantile(torch.tensor([0.025, 0.975], dtype=mean.dtype)).tolist()
         found |= {f"{name} low": low, f"{name} high": high}
     return found
 
 
 def summary(found: dict[str, float], curves: dict[str, list[tuple[float, float]]] | None) -> dict[str, float]:
-    """O and T over the regions, and gain where there are curves."""
+    """S, O and T over the regions, and gain where there are curves."""
     leaves = [name.removeprefix("T ") for name in found if name.startswith("T ") and name not in ("T low", "T high")]
-    o, t = ([found[f"{figure} {leaf}"] for leaf in leaves] for figure in "OT")
-    means = {"O": math.exp(sum(math.log(max(x, 1e-6)) for x in o) / len(o)), "T": sum(t) / len(t)}
+    s, o, t = ([found[f"{figure} {leaf}"] for leaf in leaves] for figure in "SOT")
+    means = {
+        "S": sum(s) / len(s),
+        "O": math.exp(sum(math.log(max(x, 1e-6)) for x in o) / len(o)),
+        "T": sum(t) / len(t),
+    }
     if curves is None:
         return means
     o, t = ([found[f"{figure} {leaf}"] for leaf in curves] for figure in "OT")
@@ -163,12 +166,12 @@ def main() -> None:
             figures.write_text(json.dumps(measure(folder, args.pairs, judges), indent=2))
     out = Path(args.output_dir)
     curves = gate_curves(out / rows[0], args.pairs, judges, out / f"gates{args.pairs}.json") if args.gains else None
-    columns = ("O", "T", *(("gain", "worst") if args.gains else ()), "G", "kept", "implausible")
+    columns = ("S", "O", "T", *(("gain", "worst") if args.gains else ()), "G", "kept", "implausible")
 
     def show(name: str, found: dict[str, float], minutes: str) -> None:
         found = found | summary(found, curves)
         texts = [f"{found[c]:.3f}" for c in columns]
-        for i, c in enumerate(() if args.gains else columns[:2]):
+        for i, c in enumerate(() if args.gains else columns[:3]):
             texts[i] += f" [{found[f'{c} low']:.3f}, {found[f'{c} high']:.3f}]"
         print(f"| {name} | {' | '.join(texts)} | {minutes} |")
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.evaluation.ruler import dilate
+from stylefusion_hf.evaluation.measurement import dilate
 
 WEIGHTS = {"spatial": 1.0}
 SHARES = {"single_share": 0.0, "inner_shares": [0.0, 0.0, 1.0, 0.0], "deficit": 0.0}  # see sampling.Shares
@@ -61,7 +61,7 @@ def contrastive_terms(c, sample, references, found, weight: Tensor) -> dict[str,
     """{"spatial": (values (B,), None)}, the mean over the maps; arguments as `composed.composed_terms`."""
     if not references.maps:
         return {}
-    both = ~dilate(~(found.masks & references.masks), c.radius)  # eroded: not at the regions' borders
+    both = ~dilate(~(found.masks & references.masks), c.border)  # eroded: not at the regions' borders
     frame = c.pool.feature_maps(sample.frame)
     each = []
     for r, refs in references.maps.items():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.evaluation.measurement import border_width
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.training.composed import composed_terms
 from stylefusion_hf.training.contrastive import contrastive_terms
@@ -21,7 +22,7 @@ from stylefusion_hf.training.objectives import deficit_weights, research_terms
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.references import Fuse, ReferenceMaker, RegionReferences
 from stylefusion_hf.training.roles import Roles
-from stylefusion_hf.training.samples import MIN_AREA, Sample, SampleSource
+from stylefusion_hf.training.samples import Sample, SampleSource
 from stylefusion_hf.training.sampling import Shares
 from stylefusion_hf.training.scales import StrangerScales
 
@@ -73,8 +74,7 @@ class Criterion:
         columns = {name: i for i, name in enumerate(tree.nodes)}
         groups = [columns[n] for n, _, _ in roles.groups]
         self.group_columns = torch.tensor(groups, device=pool.codes.device, dtype=torch.long)
-        self.radius = max(1, networks.resolution // 64)
-        self.least_pixels = MIN_AREA * networks.resolution**2
+        self.border = border_width(networks.resolution)
         self.references = ReferenceMaker(
             tree,
             roles,
@@ -85,7 +85,7 @@ class Criterion:
             with_picture=any(self.weights[name] for name in NEED_PICTURE),
         )
         self.plan = plan or MemoryPlan(memory_budget(pool.codes.device), networks.resolution, len(pool), "", 0)
-        self.scales = StrangerScales(self.source, self.references, roles, self.radius, power, self.plan.references)
+        self.scales = StrangerScales(self.source, self.references, roles, power, self.plan.references)
 
     def draw(self, batch: int, draw: torch.Generator, shares: Shares) -> Sample:
         """A batch of samples."""

@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.evaluation.ruler import dilate
-from stylefusion_hf.evaluation.score import distance
-from stylefusion_hf.training.pool import outlines
+from stylefusion_hf.evaluation.measurement import changed_area, distance, is_counted, outline
 
 # --- Looks -----------------------------------------------------------------------------------------------------------
 
@@ -37,10 +35,10 @@ def pooled_contrast(
 
 def looks_left(c, references, found) -> Tensor:
     """What is left of the distance to each region's own looks, over the heads that tell that region apart; (B, R)."""
-    seen = {**found.looks, "outline": outlines(found.probs, references.visible)}
+    seen = {**found.looks, "outline": outline(found.probs, references.visible)}
     wanted = {**references.looks, "outline": references.outline}
     left = torch.stack([distance(seen[h], wanted[h]) for h in c.scales.heads], dim=2) / c.scales.whole
-    gone = (found.masks.sum(dim=(2, 3)) < c.least_pixels)[..., None]
+    gone = ~is_counted(found.masks)[..., None]
     not_outline = torch.tensor([h != "outline" for h in c.scales.heads], device=gone.device)
     # A region that vanished keeps its whole distance; its outline pulls it back.
     left = torch.where(gone & not_outline, left.detach().clamp_min(1), left)
@@ -72,8 +70,9 @@ def outside_term(c, sample, found) -> tuple[Tensor, Tensor]:
     reference = torch.where(is_twin, found.images[partner], c.pool.pictures(sample.base))
     before = c.pool.label_maps(sample.base)[:, None] == c.ids[:, None, None]
     before = torch.where(is_twin, masks[partner], before)
-    either = ((before | masks) & sample.changed[..., None, None]).any(dim=1)
-    change = outside_change(found.images, reference, dilate(either, c.radius), c.power)
+    chosen = sample.changed[..., None, None]
+    area = changed_area((before & chosen).any(dim=1), (masks & chosen).any(dim=1))
+    change = outside_change(found.images, reference, area, c.power)
     whole = (sample.changed * c.scales.outside).sum(dim=1) / sample.changed.sum(dim=1).clamp_min(1)
     return change / whole.clamp_min(1e-6), sample.changed.any(dim=1)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stylefusion_hf.imaging.alignment import pose_between_centroids, region_centroids, warp
-from stylefusion_hf.imaging.features import layout
 from stylefusion_hf.training.networks import FrozenNetworks
 
 LARGE = ("images", "probs", "labels", "maps")  # what may lie in the host's memory
@@ -104,11 +103,6 @@ class RenderedPool:
         to, by = target.flatten(), source.flatten()
         poses = pose_between_centroids(self.centroids[to], self.areas[to], self.centroids[by], self.areas[by], regions)
         return poses.unflatten(0, target.shape)
-
-
-def outlines(probs: Tensor, visible: Tensor) -> Tensor:
-    """Soft outlines (B, R, cells^2) of probabilities (B, R, H, W) where nothing hides them (`visible`, alike)."""
-    return layout(probs * visible)
 
 
 def warp_each(planes: Tensor, theta: Tensor) -> Tensor:

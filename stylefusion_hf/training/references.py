@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.evaluation.measurement import outline
 from stylefusion_hf.imaging.alignment import inside, warp
 from stylefusion_hf.training.composed import compose
 from stylefusion_hf.training.networks import Description, FrozenNetworks
-from stylefusion_hf.training.pool import RenderedPool, outlines, warp_each
+from stylefusion_hf.training.pool import RenderedPool, warp_each
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import Sample
 
@@ -88,7 +89,7 @@ class ReferenceMaker:
         visible = (frame <= depth) & (planes[:, :, 1] > 0.5)
         found = RegionReferences(
             looks={h: x[own, rows] for h, x in pool.looks.items()},
-            outline=outlines(planes[:, :, 0], visible),
+            outline=outline(planes[:, :, 0], visible),
             visible=visible,
             masks=planes[:, :, 0] > 0.5,
             maps={r: warp_each(x, theta) for r, x in pool.feature_maps(own).items()} if self.with_maps else {},
@@ -108,7 +109,7 @@ class ReferenceMaker:
         visible = (frame <= depth) & (labels[place] <= depth)
         found = RegionReferences(
             looks={h: x[place, self.ids] for h, x in seen.looks.items()},
-            outline=outlines(seen.probs[place, self.ids], visible),
+            outline=outline(seen.probs[place, self.ids], visible),
             visible=visible,
             masks=labels[place] == depth,
             maps={r: x[place] for r, x in seen.maps.items()} if self.with_maps else {},

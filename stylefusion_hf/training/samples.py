@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.evaluation.measurement import MIN_AREA
 from stylefusion_hf.training.memory import even_parts
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment
-
-MIN_AREA = 1 / 512  # of the picture: a region's looks count where it has this much, 8 pixels at 64 x 64
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stylefusion_hf.imaging.features import channel_energies
@@ -12,7 +11,7 @@ from stylefusion_hf.training.networks import FrozenNetworks
 
 
 def measure_energies(networks: FrozenNetworks, codes: Tensor, batch: int, full_batch: int, seed: int = 0) -> Tensor:
-    """`channel_energies` (R, S) over pictures of style codes (N, S).
+    """`channel_energies` (R, S) over pictures of style codes (N, S), whatever the batches.
 
     Channels that act up to the training resolution are measured on pictures of that size, those beyond it on full
     pictures.
@@ -23,14 +22,20 @@ def measure_energies(networks: FrozenNetworks, codes: Tensor, batch: int, full_b
     g, resolution, regions = networks.generator, networks.resolution, len(networks.order)
     with torch.no_grad():
         labels = torch.cat([networks(s).probs.argmax(dim=1) for s in codes.split(networks.batch)])
-    found = channel_energies(
-        lambda s: g.synthesis(s, up_to=resolution), codes, labels, regions, seed=seed, batch=batch
-    )
+    areas = torch.stack([(labels == r).float().mean() for r in range(regions)])
+    variance = codes.var(dim=0)
+
+    def measure(synthesis, most: int, probes: int) -> Tensor:
+        total, start = torch.zeros(regions, codes.shape[1], device=codes.device), 0
+        for part, own in zip(codes.split(most), labels.split(most), strict=True):
+            each = channel_energies(synthesis, part, own, regions, probes, seed + start, variance, areas)
+            total, start = total + each * len(part) / len(codes), start + len(part)
+        return total
+
+    found = measure(lambda s: g.synthesis(s, up_to=resolution), batch, 2)
     if resolution == networks.full_resolution:
         return found
-    large = F.interpolate(labels[:, None].float(), size=networks.full_resolution, mode="nearest")[:, 0].to(labels)
-    full = channel_energies(g.synthesis, codes, large, regions, probes=1, seed=seed, batch=full_batch)
-    return torch.where(beyond(g, resolution), full, found)
+    return torch.where(beyond(g, resolution), measure(g.synthesis, full_batch, 1), found)
 
 
 @torch.enable_grad()

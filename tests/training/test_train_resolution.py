@@ -125,9 +125,8 @@ def test_energies_beyond_the_training_resolution_come_from_full_pictures():
     high = beyond(g, 16)
     assert energies.shape == (3, g.style_dim)
     assert (energies[:, high] > 0).any()
-    whole = measure_energies(networks, codes, batch=48, full_batch=48)  # other random signs, the same pictures
-    correlation = torch.corrcoef(torch.stack([x.clamp_min(1e-9).log().flatten() for x in (energies, whole)]))[0, 1]
-    assert correlation > 0.8
+    whole = measure_energies(networks, codes, batch=48, full_batch=48)
+    torch.testing.assert_close(energies, whole, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [64, 128, 256, 512, 1024])
