@@ -5,20 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stylefusion_hf.evaluation import ruler, score
-from stylefusion_hf.evaluation.ruler import dilate
-from stylefusion_hf.evaluation.score import distance
+from stylefusion_hf.evaluation.measurement import changed_area, differing_heads, distance, head_weights, outline
 from stylefusion_hf.training.composed import offsets, pose_error
 from stylefusion_hf.training.memory import even_parts
-from stylefusion_hf.training.pool import outlines
 from stylefusion_hf.training.references import ReferenceMaker
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import SampleSource
 from stylefusion_hf.training.sampling import codes_of
 
-# As in the training score and the ruler, a head counts for nothing for a region that hardly differs in it.
-LEAST_DIFFERENCE = dict(zip(("colour", "maps", "outline"), score.LEAST_DIFFERENCE, strict=True))
-LEAST_DIFFERENCE["texture"] = ruler.LEAST_DIFFERENCE["texture"]
 PAIRS = 512
 
 
@@ -37,7 +31,6 @@ class StrangerScales:
         source: SampleSource,
         references: ReferenceMaker,
         roles: Roles,
-        radius: int,
         power: float,
         chunk: int,
     ):
@@ -52,7 +45,7 @@ class StrangerScales:
             sample = source.sample(index[rows], numbers[rows], torch.full_like(rows, -1))
             wanted, base, other = references(sample), sample.base, sample.owners[:, 0]
             looks = {h: pool.looks[h][base] for h in pool.looks}
-            looks["outline"] = outlines(pool.probabilities(base[:, None], source.ids).float(), wanted.visible)
+            looks["outline"] = outline(pool.probabilities(base[:, None], source.ids).float(), wanted.visible)
             goals = {**wanted.looks, "outline": wanted.outline}
             for h, x in looks.items():
                 size = torch.where(sample.counted, goals[h].norm(dim=-1), torch.nan)
@@ -60,7 +53,7 @@ class StrangerScales:
                 sums.setdefault(h, []).append(torch.where(sample.counted, distance(x, goals[h]), torch.nan))
             change = (pool.pictures(other) - pool.pictures(base)).abs().pow(power).sum(dim=1)
             masks = [pool.label_maps(i)[:, None] == source.ids[:, None, None] for i in (base, other)]
-            out = (~dilate(masks[0] | masks[1], radius)).float()
+            out = (~changed_area(*masks)).float()
             sums.setdefault("outside", []).append(torch.einsum("brhw,bhw->br", out, change))
             near, far = (pool.centers[i][:, roles.pose] for i in (base, other))
             sums.setdefault("pose", []).append(pose_error(near, far, self.pose_weight(base))[:, None])
@@ -71,10 +64,9 @@ class StrangerScales:
         mean = {name: x.nanmean(dim=0).nan_to_num(1.0).clamp_min(1e-6) for name, x in found.items()}
         self.heads = [*pool.looks, "outline"]
         self.whole = torch.stack([mean[h] for h in self.heads], dim=1)
-        differs = torch.stack(
-            [found[h].nanmedian(dim=0).values >= LEAST_DIFFERENCE[h] * mean[f"size {h}"] for h in self.heads], dim=1
-        ).float()
-        self.head_weights = differs / differs.sum(dim=1, keepdim=True).clamp_min(1)
+        typical = {h: found[h].nanmedian(dim=0).values for h in self.heads}
+        sizes = {h: mean[f"size {h}"] for h in self.heads}
+        self.head_weights = head_weights(differing_heads(typical, sizes).values())
         self.outside, self.pose, self.layout = mean["outside"], mean["pose"], mean.get("layout")
 
     def pose_weight(self, index: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.evaluation.ruler import dilate
+from stylefusion_hf.evaluation.measurement import dilate
 from stylefusion_hf.imaging.alignment import fit_similarity, region_axes
 from stylefusion_hf.imaging.features import channel_energies
 from stylefusion_hf.training import objectives as obj
