@@ -53,6 +53,7 @@ def distil(
     seed: int = 0,
     progress: bool = True,
     memory_gib: float | None = None,
+    resolution: int | None = None,
 ) -> tuple[RegionSegmenter, dict[str, float]]:
     """Train a segmenter on a teacher's labels, on the generator's device.
 
@@ -68,6 +69,8 @@ def distil(
         learning_rate: at first; it falls to 0 along a cosine.
         seed: of samples, weights and degradation.
         memory_gib: what may be used; the device's own memory, or 8 GiB on a CPU, if left out.
+        resolution: of the pictures that the student sees, the generator's own of that size; the teacher sees full
+            ones. Full ones if left out.
 
     Returns:
         The segmenter in eval mode, and its IoU with the teacher by region (and "mean") on held-out samples.
@@ -77,9 +80,9 @@ def distil(
     """
     if min(samples, steps, batch) < 1:
         raise ValueError(f"samples, steps and batch are at least 1, got {samples}, {steps} and {batch}")
-    device, size = generator.device, generator.config.resolution
-    budget = memory_budget(device, memory_gib)
-    render = chunk_size(forward_bytes(generator.feature_sizes, size), budget * RENDER_SHARE, 64)
+    device, full = generator.device, generator.config.resolution
+    size, budget = resolution or full, memory_budget(device, memory_gib)
+    render = chunk_size(forward_bytes(generator.feature_sizes, full), budget * RENDER_SHARE, 64)
     held = min(HELD_OUT, max(1, samples // 8))
     count = max(held + 1, min(samples + held, int(budget * POOL_SHARE) // (4 * size**2)))
 
@@ -93,8 +96,12 @@ def distil(
             picture, maps = generator.synthesis(s, return_features=True)
             picture = picture.clamp(-1, 1)
             probs = teacher(picture, maps)
-            if probs.shape[-1] != size:
+            if probs.shape[-1] > size:
+                probs = F.adaptive_avg_pool2d(probs, size)
+            elif probs.shape[-1] < size:
                 probs = F.interpolate(probs, size=(size, size), mode="bilinear", align_corners=False)
+            if size != full:
+                picture = generator.synthesis(s, up_to=size).clamp(-1, 1)
             parts.append(picture.add(1).mul(127.5).round().to(torch.uint8).cpu())
             marks.append(probs.argmax(1).to(torch.uint8).cpu())
     pictures, truth = torch.cat(parts), torch.cat(marks)

@@ -5,17 +5,20 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
-from stylefusion_hf.training.common import step_generator
+from stylefusion_hf.training.common import export, step_generator
 from stylefusion_hf.training.criterion import TERMS, Criterion
+from stylefusion_hf.training.distillation import distil
 from stylefusion_hf.training.memory import (
     RENDER_SHARE,
     MemoryPlan,
@@ -35,6 +38,7 @@ from stylefusion_hf.training.sampling import draw_codes
 from stylefusion_hf.training.start_gates import driving_layers, measure_energies, start_gates
 
 logger = logging.getLogger("stylefusion_hf")
+LEAST_AGREEMENT = 0.8  # IoU of a segmenter on training pictures with itself on full ones, below which one is distilled
 
 
 def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) -> FusionHierarchy:
@@ -168,19 +172,41 @@ def plan_memory(args: argparse.Namespace, g: Any, size: int, regions: int, pool_
 
 
 def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks, codes: torch.Tensor) -> None:
-    """As --segmenter_resolution says, or as measured on pictures of style codes (N, S)."""
+    """As --segmenter_resolution says, or as measured on pictures of style codes (N, S).
+
+    Where the segmenter cannot make out training pictures at any size, a small one is distilled, which learns from them
+    what the segmenter says of full ones. It is kept in OUTPUT_DIR for resumed trainings.
+    """
+    size = networks.resolution
     if args.segmenter_resolution is not None:
         if args.segmenter_resolution < 16:
             raise ValueError(f"--segmenter_resolution must be at least 16, got {args.segmenter_resolution}")
         networks.segmenter_resolution = args.segmenter_resolution
         return
     agreement = networks.choose_segmenter_resolution(codes)
-    logger.info(
-        "the segmenter sees training pictures of %d px at %d px: IoU %.2f with what it says of full ones",
-        networks.resolution,
-        networks.segmenter_resolution,
-        agreement,
-    )
+    found = f"IoU {agreement:.2f} with what it says of full ones"
+    if agreement >= LEAST_AGREEMENT:
+        seen = networks.segmenter_resolution
+        logger.info("the segmenter sees training pictures of %d px at %d px: %s", size, seen, found)
+        return
+    logger.info("the segmenter does not make out pictures of %d px (%s): distilling one that does", size, found)
+    folder, teacher = Path(args.output_dir, f"segmenter-{size}px"), networks.segmenter
+    with PartialState().main_process_first(), PartialState().local_main_process_first():
+        if not (folder / "config.json").is_file():
+            names = list(teacher.config.regions)
+            student, iou = distil(
+                networks.generator,
+                lambda images, maps: teacher.segment(images).softmax(dim=1),
+                names,
+                seed=args.seed,
+                memory_gib=args.memory_gib,
+                resolution=size,
+            )
+            export(student, folder)
+            logger.info("its IoU on held-out pictures: %.2f", iou["mean"])
+        student = RegionSegmenter.from_pretrained(folder)
+    networks.segmenter = student.eval().requires_grad_(False).to(networks.generator.device)
+    networks.segmenter_resolution = size
 
 
 def measure_step(criterion: Criterion, fusion: FusionHierarchy, sample: Sample) -> None:

@@ -8,11 +8,18 @@ from stylefusion_hf import FusionHierarchy, RegionSegmenter, StyleFusionPipeline
 from stylefusion_hf.models.fusion.net import fuse_reference
 from stylefusion_hf.models.segmenter import receptive_field, segmenter_channels
 from stylefusion_hf.models.style_generator import StyleGenerator
-from stylefusion_hf.training import fusion
+from stylefusion_hf.training import distillation, fusion, fusion_setup
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
 from stylefusion_hf.training.start_gates import beyond, measure_energies
 from tests.planted import COLUMNS
-from tests.tiny import assert_same_weights, tiny_fusion, tiny_generator, tiny_mobile_generator, tiny_segmenter
+from tests.tiny import (
+    assert_same_weights,
+    saved_weights,
+    tiny_fusion,
+    tiny_generator,
+    tiny_mobile_generator,
+    tiny_segmenter,
+)
 from tests.training.test_fusion_training import fusion_args, save_base
 
 
@@ -115,6 +122,32 @@ def test_the_segmenter_sees_pictures_at_the_smallest_size_at_which_it_agrees_wit
     found = networks(torch.randn(2, networks.generator.style_dim))
     assert found.images.shape == (2, 3, 8, 8)
     assert found.probs.argmax(dim=1)[0, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def test_a_segmenter_that_cannot_make_out_training_pictures_is_distilled(base, tmp_path, monkeypatch, caplog):
+    made = []
+
+    def distil(*given, **settings):
+        made.append(settings)
+        return distillation.distil(*given, samples=12, steps=2, batch=4, progress=False, **settings)
+
+    monkeypatch.setattr(fusion_setup, "distil", distil)
+    monkeypatch.setattr(fusion_setup, "LEAST_AGREEMENT", 1.1)
+    caplog.set_level("INFO")
+    flags = ("--train_resolution", "16", "--max_train_steps", "2", "--checkpointing_steps", "1")
+    fusion.train(fusion_args(base, tmp_path / "run", *flags))
+    assert [settings["resolution"] for settings in made] == [16]
+    assert "distilling one that does" in caplog.text
+    student = RegionSegmenter.from_pretrained(tmp_path / "run" / "segmenter-16px")
+    teacher = RegionSegmenter.from_pretrained(tmp_path / "run", subfolder="segmenter")
+    assert student.config.regions == teacher.config.regions
+    assert list(teacher.config.channels) == [4, 4]  # the pipeline keeps its own
+    (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "gone")
+    weights = saved_weights(tmp_path / "run" / "fusion")
+    fusion.train(fusion_args(base, tmp_path / "run", *flags, "--resume_from_checkpoint", "latest"))
+    assert len(made) == 1
+    again = saved_weights(tmp_path / "run" / "fusion")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_energies_beyond_the_training_resolution_come_from_full_pictures():
