@@ -97,9 +97,8 @@ def run(args: argparse.Namespace) -> None:
         settings = settings.quickened()
     if args.full:
         settings = replace(settings, limit_pairs=64)
-    sizes = ("pairs", "calibration_pairs", "curve_pairs", "global_pairs", "limit_pairs", "limit_steps")
-    sizes += ("realism_count", "static_gates")
-    given = {k: getattr(args, k) for k in sizes}
+    numbers = ("pairs", "calibration_pairs", "curve_pairs", "global_pairs", "limit_pairs", "limit_steps")
+    given = {k: getattr(args, k) for k in (*numbers, "realism_count", "static_gates")}
     settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
     if args.curve_pairs is not None:
         settings = replace(settings, validation_pairs=max(2, args.curve_pairs // 3))
