@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pairs", type=positive, help="pairs of the swap figures (default: 500)")
     parser.add_argument("--curve-pairs", type=positive, help="test pairs of the comparison of methods (default: 128)")
+    parser.add_argument("--calibration-pairs", type=positive, help="pairs of drawn avatars (default: 64)")
     parser.add_argument("--global-pairs", type=positive, help="bases of the global figures (default: 64)")
     parser.add_argument("--limit-pairs", type=positive, help="pairs of the limit of S (default: 16; 64 with --full)")
     parser.add_argument("--limit-steps", type=positive, help="Adam's steps of the limit of S (default: 150)")
@@ -96,8 +97,8 @@ def run(args: argparse.Namespace) -> None:
         settings = settings.quickened()
     if args.full:
         settings = replace(settings, limit_pairs=64)
-    sizes = ("pairs", "curve_pairs", "global_pairs", "limit_pairs", "limit_steps", "realism_count", "static_gates")
-    given = {k: getattr(args, k) for k in sizes}
+    numbers = ("pairs", "calibration_pairs", "curve_pairs", "global_pairs", "limit_pairs", "limit_steps")
+    given = {k: getattr(args, k) for k in (*numbers, "realism_count", "static_gates")}
     settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
     if args.curve_pairs is not None:
         settings = replace(settings, validation_pairs=max(2, args.curve_pairs // 3))

@@ -39,8 +39,8 @@ class Pairs:
         return len(self.base)
 
     def __getitem__(self, index: slice | Tensor) -> Pairs:
-        stranger = None if self.stranger is None else self.stranger[index]
-        return Pairs(*(getattr(self, name)[index] for name in ALWAYS_THERE), stranger)
+        chosen = {name: getattr(self, name)[index] for name in ALWAYS_THERE}
+        return Pairs(**chosen, stranger=None if self.stranger is None else self.stranger[index])
 
 
 def style_codes(generator, seeds: Sequence[int]) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 
 from stylefusion_hf import RegionSegmenter, StyleGAN2Discriminator
 from stylefusion_hf.cli import main
+from stylefusion_hf.evaluation import measuring, sections
 from stylefusion_hf.evaluation.evaluate import Settings, build_subject
 from tests.command_line import fails
 from tests.planted import planted_pipeline
@@ -15,8 +16,10 @@ from tests.tiny import tiny_fusion, tiny_pipeline, tiny_segmenter
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_a_whole_report(folders, tmp_path, capsys):
+def test_the_command_writes_a_whole_report(folders, tmp_path, capsys, monkeypatch):
     model, judges = folders
+    monkeypatch.setattr(sections, "SOURCES", 10)
+    monkeypatch.setattr(measuring, "HEAD_PAIRS", 16)
     out = tmp_path / "report"
     names = ["swaps", "global", "realism", "interpolation", "gates", "diversity", "curves", "limits"]
     args = ["evaluate", "--model", model, "--judges", judges, "--out", str(out), "--device", "cpu", "--quick"]
