@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.rendering import LARGEST, render, render_size
 from stylefusion_hf.conversion.safe_pickle import load
 from stylefusion_hf.core.codes import seeds_to_z
+from stylefusion_hf.imaging.images import opened_image
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.style_generator import StyleGenerator
@@ -188,11 +188,13 @@ def _compare_picture(generator: Any, path: Path, seed: int | None) -> Comparison
     if config.label_dim:
         raise ConversionError(f"{path}: the picture does not say the class that this conditional model drew it for")
     try:
-        with Image.open(path, formats=["PNG", "WEBP"]) as picture:
+        with opened_image(path, ["PNG", "WEBP"]) as picture:
             if picture.size != (config.resolution, config.resolution):
                 raise ConversionError(f"{path}: is of {picture.size} pixels, the generator's are {config.resolution}")
             levels = torch.from_numpy(np.array(picture.convert("RGB"))).float()
-    except (OSError, Image.DecompressionBombError) as error:
+    except ConversionError:
+        raise
+    except (OSError, ValueError) as error:
         raise ConversionError(f"{path}: is no picture that can be read ({error})") from None
     expected = levels.permute(2, 0, 1)[None]
     w = generator.mapping(seeds_to_z([seed], config.z_dim))

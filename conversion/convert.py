@@ -7,7 +7,6 @@ Reading (`safe_pickle`), recognising (`sources`), renaming (`layouts`), writing 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import __version__ as diffusers_version
-from tqdm import tqdm
 
 from stylefusion_hf.conversion import checks, directions, hierarchy, ir_files, mobile_graph
 from stylefusion_hf.conversion.destination import check_destination, whole_folder
@@ -24,8 +22,11 @@ from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.report import Report, model_card, printable
 from stylefusion_hf.conversion.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
-from stylefusion_hf.conversion.writing import estimated_mean, release, save_model, write_tensors
+from stylefusion_hf.conversion.writing import estimated_mean, release, save_model
+from stylefusion_hf.core.files import write_json, write_text
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
@@ -219,7 +220,7 @@ class _Job:
         self.report.parts["directions"] = {"lines": [f"{len(found.found)} in {', '.join(spaces)}: {listed}"]}
         vectors = {name: d.vector for name, d in found.found.items()}
         with self._folder([self.source]) as work:
-            write_tensors(vectors, work / "directions.safetensors", directions.metadata(found))
+            write_tensors(work / "directions.safetensors", vectors, directions.metadata(found))
             self._finish(work)
 
     # --- Their steps ------------------------------------------------------------------------------
@@ -317,7 +318,7 @@ class _Job:
         self.step("checking")
         if self.report.kind != "directions":
             generator = StyleGenerator.from_pretrained(work / "generator")
-            self.report.check = checks.sample_statistics(generator)
+            self.report.check = dict(checks.sample_statistics(generator))
             if compare is not None and not checks.is_too_large(generator):
                 differences = compare(generator)
                 self.report.check |= {f"{name} differs by": f"{error:.1e}" for name, error in differences.items()}
@@ -333,7 +334,7 @@ class _Job:
                 "generator": [kind.__module__, kind.__name__],
                 "segmenter": [None, None],
             }
-            (work / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            write_json(work / "model_index.json", index, indent=2)
         if self.options.reference is not None:
             lines = checks.compare(work, self.options.reference, self.options.reference_seed)
             self.report.comparison = [(line.what, line.error, line.tolerance) for line in lines]
@@ -341,7 +342,7 @@ class _Job:
         self.report.files = {path.relative_to(work).as_posix(): path.stat().st_size for path in files}
         weights = [path for path in files if path.suffix == ".safetensors"]
         self.report.weights = {path.relative_to(work).as_posix(): _sha256(path) for path in weights}
-        (work / "README.md").write_text(model_card(self.report, self.destination.name), encoding="utf-8")
+        write_text(work / "README.md", model_card(self.report, self.destination.name))
         self.report.save(work)
 
 

@@ -125,10 +125,10 @@ def _candidates(path: Path) -> Iterator[IRFile]:
     elif path.suffix.lower() in ARCHIVES:
         archive = _archive(path)
         names = set(archive.names)
-        for name in sorted(names):
-            if name.endswith(".xml"):
-                weights = archive.read(f"{name[:-4]}.bin") if f"{name[:-4]}.bin" in names else None
-                yield IRFile(name, archive.read(name), weights)
+        for entry in sorted(names):
+            if entry.endswith(".xml"):
+                weights = archive.read(f"{entry[:-4]}.bin") if f"{entry[:-4]}.bin" in names else None
+                yield IRFile(entry, archive.read(entry), weights)
     else:
         yield _on_disk(path, path.name)
         for name in sorted(path.parent.glob("*.xml"))[: MAX_NETWORKS + 1]:

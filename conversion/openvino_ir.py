@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 from xml.parsers import expat
 
 import numpy as np
@@ -177,8 +178,8 @@ class _Reader:
         self.dim = ""
         self.dims: list[int | None] = []
 
-    def refuse(self, what: str) -> Callable[..., None]:
-        def handler(*args: object) -> None:
+    def refuse(self, what: str) -> Callable[..., Any]:
+        def handler(*args: object) -> Any:
             raise self.graph.error(f"declares {what}, which no network needs: it is not read")
 
         return handler
@@ -234,7 +235,7 @@ class _Reader:
             raise self.graph.error(f"is of IR version {shown!r}; versions {OLDEST} and {NEWEST} can be read")
 
     def _start_layer(self, attributes: dict[str, str]) -> None:
-        layer = self.layer = Layer(*(attributes.get(key, "") for key in ("id", "name", "type")))
+        layer = self.layer = Layer(attributes.get("id", ""), attributes.get("name", ""), attributes.get("type", ""))
         if layer.id in self.graph.layers:
             raise self.graph.error(f"has two layers of the id {printable(layer.id[:20])!r}")
         if len(self.graph.layers) >= MAX_LAYERS:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stylefusion_hf.core.files import write_text
+
 NVIDIA_NOTICE = (
     "NVIDIA releases its StyleGAN2 code and models under the Nvidia Source Code License-NC: research and evaluation"
     " only, no commercial use. That holds for the converted weights too."
@@ -89,7 +91,7 @@ class Report:
     def save(self, folder: Path) -> None:
         """conversion.json: the whole report, with every unused name."""
         text = json.dumps(asdict(self), indent=2, default=str)
-        (folder / "conversion.json").write_text(text + "\n", encoding="utf-8")
+        write_text(folder / "conversion.json", text + "\n")
 
 
 def printable(text: str) -> str:

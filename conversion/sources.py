@@ -96,7 +96,11 @@ def _recognise(content: Any, name: str) -> Source:
 def _of_dictionary(content: Mapping[Any, Any], name: str) -> Source | None:
     """The networks of a dictionary, or of one inside of it that wraps the checkpoint ({"model": {"g_ema": ...}})."""
     pending: list[tuple[Mapping[Any, Any], list[str]]] = [(content, [])]  # each with the keys that lead to it
+    seen: set[int] = set()
     for inside, keys in pending:
+        if id(inside) in seen:
+            continue
+        seen.add(id(inside))
         if (source := _known_layout(inside, name)) is not None:
             path = "".join(f"{key}/" for key in keys)
             source.unused, source.judge = ([f"{path}{n}" for n in names] for names in (source.unused, source.judge))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.measurement import LARGEST_SIZE, at_measuring_size
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, draw_pairs
 from stylefusion_hf.imaging.features import channel_energies

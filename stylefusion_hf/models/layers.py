@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from stylefusion_hf.ops import bias_act, conv2d_resample, setup_filter
@@ -68,9 +69,12 @@ class EqualizedLinear(nn.Module):
         spread = lr_multiplier if equalized else math.sqrt(in_features)
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / spread)
         self.bias = nn.Parameter(torch.full((out_features,), float(bias_init) / self.bias_gain))
-        self.act = act
+        self.act, self.equalized = act, equalized
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.equalized:
+            x = F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+            return F.leaky_relu(x, 0.2) * math.sqrt(2) if self.act == "lrelu" else x
         x = x @ (self.weight * self.weight_gain).t().to(x.dtype)
         return bias_act(x, self.bias * self.bias_gain, self.act)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,11 @@ from stylefusion_hf.ops.wavelets import HAAR, inverse_haar
 SLOPE = 0.2  # of leaky ReLUs, which have no gain here
 BATCH = 16  # pictures at once without gradients, up to 128 px
 STRIP = 2**24  # bytes of a strip of feature maps: larger tensors come fresh from the system each time
+
+
+def is_eager() -> bool:
+    """Without gradients and not in a graph, which would keep what depends on the batch's size."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 # --- Layers ----------------------------------------------------------------------------------------------------------
@@ -97,10 +103,10 @@ class SeparableConv(NoisyActivation):
 
     def forward(self, x: Tensor, style: Tensor | None, noise: Tensor | None) -> Tensor:
         """`style` (B, in), or None where the input is scaled by style and gain already."""
-        weight = self.depthwise
+        weight: Tensor = self.depthwise
         if style is not None:
             style = (style * self.gain)[:, :, None, None]
-            if len(x) == 1 and not torch.is_grad_enabled():
+            if is_eager() and x.shape[0] == 1:
                 weight = weight * style.transpose(0, 1)  # a pass over the kernel instead of one over the maps
             else:
                 x = x * style
@@ -139,7 +145,7 @@ class ToImage(nn.Module):
         # The transform mixes the four bands of a pixel, so that it is folded into the convolution's weights.
         weight, bias = self._to_pixels(self.weight.flatten(1)), self._to_pixels(self.bias[:, None])[:, 0]
         weight, style = weight[:, :, None, None], (style * self.gain)[:, :, None, None]
-        if len(x) == 1:
+        if is_eager() and x.shape[0] == 1:
             weight = weight * style
         else:
             x = x * style
@@ -159,6 +165,8 @@ class ToImage(nn.Module):
 
 class MobileSynthesis(nn.Module):
     """s (B, S) -> images (B, img_channels, resolution, resolution)."""
+
+    blocks: Any  # a ModuleList of `Block`
 
     def __init__(self, channels: Sequence[int], img_channels: int, use_noise: bool, previews: Sequence[int]):
         super().__init__()
@@ -214,24 +222,22 @@ class MobileSynthesis(nn.Module):
                 f"this generator has no preview head of {size} px, only pictures of {sizes}: fit one with"
                 f" generator.fit_preview({size}), or take the features with return_features=True"
             )
-        frugal = s.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        parts = s.split(at_once(size, BATCH)) if frugal and len(s) else (s,)
+        frugal = is_eager() and s.device.type == "cpu"
+        parts = s.split(at_once(size, BATCH)) if frugal and s.shape[0] else (s,)
         done = [self._render(part, noise_mode, return_features, generator, size, frugal) for part in parts]
-        image = done[0][0] if len(done) == 1 or done[0][0] is None else torch.cat([picture for picture, _ in done])
-        if not return_features:
-            return image
-        features = {
-            r: maps if len(done) == 1 else torch.cat([f[r] for _, f in done]) for r, maps in done[0][1].items()
-        }
-        return image, features
+        image, features = done[0]
+        if len(done) > 1:
+            image = None if image is None else torch.cat([part for part, _ in done if part is not None])
+            features = {height: torch.cat([maps[height] for _, maps in done]) for height in features}
+        return (image, features) if return_features else image
 
     def _render(
         self, s: Tensor, mode: str, keep: bool, generator: torch.Generator | None, size: int, frugal: bool
     ) -> tuple[Tensor | None, dict[int, Tensor]]:
         """The picture of `size` px, and the features by height: the last alone unless all are to be kept."""
         styles = iter(s.split(self.sizes, dim=1))
-        noises = iter(self._noises(len(s), mode, generator, size))
-        x = to_fast_layout(self.const.to(s.dtype).expand(len(s), -1, -1, -1))
+        noises = iter(self._noises(s.shape[0], mode, generator, size))
+        x = to_fast_layout(self.const.to(s.dtype).expand(s.shape[0], -1, -1, -1))
         x = self.conv(x, next(styles), next(noises))
         features = {4: x}
         for block, resolution in zip(self.blocks, self.resolutions[1:], strict=True):
@@ -241,7 +247,7 @@ class MobileSynthesis(nn.Module):
             if resolution == self.resolutions[-1] < size and not keep:  # these features are not even made whole
                 steps.append(partial(self.to_image, style=next(styles)))
             maps = [next(noises), next(noises)]
-            row = 2 * 2 * x.shape[3] * len(s) * self.channels[resolution] * x.element_size()
+            row = 2 * 2 * x.shape[3] * s.shape[0] * self.channels[resolution] * x.element_size()
             x = in_strips(steps, x, maps, max(2, STRIP // row)) if frugal else chain(steps, x, maps)
             features = {**(features if keep else {}), x.shape[3]: x}
         if x.shape[3] == size:
@@ -254,9 +260,11 @@ class MobileSynthesis(nn.Module):
 
     def _noises(self, batch: int, mode: str, generator: torch.Generator | None, size: int) -> list[Tensor | None]:
         """A map for each layer up to `size` px. Random ones are drawn sample by sample, as single runs would."""
-        layers = [self.conv, *(conv for block in self.blocks for conv in (block.conv1, block.conv2))]
+        layers: list[NoisyActivation] = [self.conv]
+        layers += [conv for block in self.blocks for conv in (block.conv1, block.conv2)]
         layers = [layer for layer in layers if layer.resolution <= size]
-        draws = [[layer.noise(mode, generator) for layer in layers] for _ in range(batch if mode == "random" else 1)]
+        count = max(batch, 1) if mode == "random" else 1
+        draws = [[layer.noise(mode, generator) for layer in layers] for _ in range(count)]
         return [None if maps[0] is None else torch.cat(maps) for maps in zip(*draws, strict=True)]
 
 
@@ -329,6 +337,8 @@ class MobileStyleGANGenerator(StyleGenerator):
         >>> generator.synthesis(s).shape
         torch.Size([1, 3, 32, 32])
     """
+
+    synthesis: MobileSynthesis
 
     @register_to_config
     @checked_config

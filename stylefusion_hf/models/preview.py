@@ -39,11 +39,12 @@ def fit_head(
         The peak signal-to-noise ratio of `unseen`, in dB.
     """
     width = head.weight.shape[1] + 1
-    gram, target = torch.zeros(width, width, dtype=torch.float64), 0.0
+    gram = torch.zeros(width, width, dtype=torch.float64)
+    target = torch.zeros(width, len(head.bias), dtype=torch.float64)
     for features, pictures in samples:
         x = F.pad(_pixels(features), (0, 1), value=1.0)
         gram += x.t() @ x
-        target = target + x.t() @ _pixels(pictures)
+        target += x.t() @ _pixels(pictures)
     # Channels may be dead or alike: the smallest solution of all that fit best.
     solution = torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ target
     head.weight.copy_(solution[:-1].t()[:, :, None, None])

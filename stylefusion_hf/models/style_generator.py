@@ -12,6 +12,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Self
 
 import torch
@@ -20,10 +21,10 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from stylefusion_hf.core.checks import check_path, short
+from stylefusion_hf.core.codes import NOISE_MODES
 from stylefusion_hf.core.hub_files import snapshot
+from stylefusion_hf.models.layers import MappingNetwork
 from stylefusion_hf.models.loading import StrictModelMixin
-
-NOISE_MODES = ("const", "random", "none")
 
 
 @dataclass
@@ -51,8 +52,9 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
         style_rows: (S,), the row of w+ that each number of a style code comes from.
     """
 
-    mapping: nn.Module
-    synthesis: nn.Module
+    config: Any
+    mapping: MappingNetwork
+    synthesis: Any  # each architecture's own network
     affine_weight: Tensor
     affine_bias: Tensor
     affine_gain: float
@@ -64,7 +66,7 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
         if cls is not StyleGenerator:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         kind = _saved_class(check_path(pretrained_model_name_or_path), kwargs)
-        return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[return-value]
+        return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def _add_affine(self, w_dim: int, gain: float = 1.0, spread: float = 1.0) -> None:
         """The affine layers w -> s. Their bias starts at one, so that a style starts as "leave as it is".
@@ -256,19 +258,18 @@ def draw_noise(size: int, batch: int, like: Tensor, generator: torch.Generator |
 
 def _saved_class(path: str, options: dict[str, Any]) -> type[StyleGenerator]:
     """The class that a saved generator's config names; StyleGAN2's where it names none, for its errors."""
-    import stylefusion_hf
-
+    package = import_module("stylefusion_hf")  # which knows every class by its public name
     name = f"{options.get('subfolder') or ''}/{StyleGenerator.config_name}".lstrip("/")
     if os.path.exists(path):
         saved = _class_name(os.path.join(path, name))
     else:
         with snapshot(path, name, options.get("revision"), options) as (folder, _):
             saved = _class_name(os.path.join(folder, name))
-    found = getattr(stylefusion_hf, saved, None) if saved in stylefusion_hf.__all__ else None
+    found = getattr(package, saved, None) if saved in package.__all__ else None
     if isinstance(found, type) and issubclass(found, StyleGenerator) and found is not StyleGenerator:
         return found
     if saved is None:
-        return stylefusion_hf.StyleGAN2Generator
+        return package.StyleGAN2Generator
     raise ValueError(f"{path} holds no generator of this package: its {name} is of a {short(saved)}")
 
 

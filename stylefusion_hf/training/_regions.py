@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from stylefusion_hf.core.json_files import read_object
 from stylefusion_hf.core.region_tree import PRESETS, RegionTree
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
@@ -132,7 +132,7 @@ def suitable_tree(generator: StyleGenerator, segmenter: Any, seed: int) -> Regio
 def found_before(folder: Path, args: argparse.Namespace) -> bool:
     """Whether the folder holds what these flags would find."""
     try:
-        report = json.loads((folder / "regions.json").read_text(encoding="utf-8"))
+        report = read_object(folder / "regions.json")
     except (OSError, ValueError):
         return False
     same = report.get("seed") == args.seed and report.get("segmenter") == args.segmenter

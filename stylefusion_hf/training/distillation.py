@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.models.labeller import FeatureLabeller
 from stylefusion_hf.models.segmenter import RegionSegmenter, segmenter_channels
 from stylefusion_hf.models.style_generator import StyleGenerator

@@ -13,7 +13,6 @@ or load the pipeline with `encoder=`.
 import argparse
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from stylefusion_hf.core.command_line import run
+from stylefusion_hf.core.files import save_image, write_json
 from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.inversion.optimization import CodePrior
 from stylefusion_hf.models.encoder import ImageEncoder, encoder_channels
@@ -302,7 +303,7 @@ def train(args: argparse.Namespace) -> Path:
         if accelerator.is_main_process:
             export(average, folder / "encoder")  # also where all steps were done before and this did not come to it
             report = {name: figures(g, maps, average, images) for name, images in tests.items()}
-            (folder / "figures.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / "figures.json", report, indent=2)
             print(json.dumps(report, indent=2))
             push_to_hub(args, folder / "encoder")
     return folder
@@ -317,7 +318,7 @@ def mirrored(images: Tensor, draw: torch.Generator) -> Tensor:
 def save_sheet(g: StyleGenerator, encoder: ImageEncoder, images: Tensor, path: Path) -> None:
     """Pictures above their reconstructions."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(torch.cat([images, reconstruct(g, encoder, images)]), len(images)).save(path)
+    save_image(image_grid(torch.cat([images, reconstruct(g, encoder, images)]), len(images)), path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -325,6 +326,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "encoder", *sys.argv[1:]]))
+    raise SystemExit(run(main))

@@ -12,13 +12,14 @@ or `contrastive.py` (the paper's description; its training code is not public). 
 
 import argparse
 import logging
-import sys
 import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from stylefusion_hf.core.command_line import run
+from stylefusion_hf.core.files import save_image, write_text
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges, load_judges
@@ -221,7 +222,7 @@ class FusionTraining:
         self.guard.check(self.average.fuse, self.args.max_train_steps)
         self.pipe.save_pretrained(self.folder)
         card = model_card(self.args, self.tree, self.figures or self.measure(), seconds, self.guard.dead)
-        (self.folder / "README.md").write_text(card, encoding="utf-8")
+        write_text(self.folder / "README.md", card)
         push_to_hub(self.args, self.folder)
 
 
@@ -246,7 +247,7 @@ def save_sheet(fusion: FusionHierarchy, criterion: Criterion, path: Path, rows: 
     columns = len(images) // rows
     images = images.unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, columns).save(path)
+    save_image(image_grid(images, columns), path)
 
 
 def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline, found: Path | None = None) -> Judges | None:
@@ -273,6 +274,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "fusion", *sys.argv[1:]]))
+    raise SystemExit(run(main))

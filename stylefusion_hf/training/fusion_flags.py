@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.training import composed, contrastive
 from stylefusion_hf.training._regions import add_region_arguments
 from stylefusion_hf.training.common import common_parser
@@ -232,8 +232,8 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     """
     known = {flag.removeprefix("--") for flag in parser._option_string_actions} - {"help", "-h", "config", "help-all"}
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        given = read_json(path, "the file")
+    except (OSError, ValueError) as error:
         raise ValueError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(given, dict):
         raise ValueError(f"--config {path} must hold a JSON object of flags, not {type(given).__name__}")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.training.common import (
     Log,
     State,

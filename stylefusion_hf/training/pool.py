@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.imaging.alignment import pose_between_centroids, region_centroids, warp
 from stylefusion_hf.training.networks import FrozenNetworks
 
