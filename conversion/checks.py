@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.rendering import LARGEST, render, render_size
 from stylefusion_hf.conversion.safe_pickle import load
 from stylefusion_hf.core.codes import seeds_to_z
+from stylefusion_hf.imaging.images import opened_image
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 HELP = "docs/reference/convert.md"
@@ -42,7 +43,12 @@ class Comparison:
         return self.error <= self.tolerance
 
 
-def first_label(generator: StyleGAN2Generator, batch: int) -> torch.Tensor | None:
+def is_too_large(generator: StyleGenerator) -> bool:
+    """Whether a picture needs more memory than a check may take."""
+    return render_size(generator.config, tiled=isinstance(generator, StyleGAN2Generator)) > LARGEST
+
+
+def first_label(generator: StyleGenerator, batch: int) -> torch.Tensor | None:
     """(batch, label_dim) of the first class, or None for an unconditional generator."""
     if not generator.config.label_dim:
         return None
@@ -50,11 +56,11 @@ def first_label(generator: StyleGAN2Generator, batch: int) -> torch.Tensor | Non
 
 
 @torch.inference_mode()
-def sample_statistics(generator: StyleGAN2Generator, seed: int = 0) -> dict[str, float]:
+def sample_statistics(generator: StyleGenerator, seed: int = 0) -> dict[str, float]:
     """A sample's mean, standard deviation, least and largest value. ConversionError if it is no picture at all."""
     config = generator.config
-    if render_size(config) > LARGEST:
-        return {"not rendered, too large for a check": render_size(config)}
+    if is_too_large(generator):
+        return {"not rendered, too large for a check": config.resolution}
     w = generator.mapping(seeds_to_z([seed], config.z_dim), first_label(generator, 1))
     image = render(generator, generator.to_style(generator.truncate(w, config.truncation_psi)))
     if not image.isfinite().all() or float(image.std()) == 0:
@@ -64,7 +70,7 @@ def sample_statistics(generator: StyleGAN2Generator, seed: int = 0) -> dict[str,
 
 
 @torch.inference_mode()
-def check_fusion(generator: StyleGAN2Generator, folder: Path) -> dict[str, float]:
+def check_fusion(generator: StyleGenerator, folder: Path) -> dict[str, float]:
     """The converted nets: equal codes give that code out, different ones a finite mixture."""
     fusion = FusionHierarchy.from_pretrained(folder / "fusion")
     nodes = fusion.tree.nodes
@@ -105,8 +111,8 @@ def compare(folder: Path, reference: Path, seed: int | None = None) -> list[Comp
 
 
 def _compare(folder: Path, reference: Path, seed: int | None) -> list[Comparison]:
-    generator = StyleGAN2Generator.from_pretrained(folder / "generator")
-    if render_size(generator.config) > LARGEST:
+    generator = StyleGenerator.from_pretrained(folder / "generator")
+    if is_too_large(generator):
         raise ConversionError(f"{reference}: the generator is too large to be rendered for a comparison")
     if reference.suffix.lower() in (".png", ".webp"):
         return [_compare_picture(generator, reference, seed)]
@@ -182,11 +188,13 @@ def _compare_picture(generator: Any, path: Path, seed: int | None) -> Comparison
     if config.label_dim:
         raise ConversionError(f"{path}: the picture does not say the class that this conditional model drew it for")
     try:
-        with Image.open(path, formats=["PNG", "WEBP"]) as picture:
+        with opened_image(path, ["PNG", "WEBP"]) as picture:
             if picture.size != (config.resolution, config.resolution):
                 raise ConversionError(f"{path}: is of {picture.size} pixels, the generator's are {config.resolution}")
             levels = torch.from_numpy(np.array(picture.convert("RGB"))).float()
-    except (OSError, Image.DecompressionBombError) as error:
+    except ConversionError:
+        raise
+    except (OSError, ValueError) as error:
         raise ConversionError(f"{path}: is no picture that can be read ({error})") from None
     expected = levels.permute(2, 0, 1)[None]
     w = generator.mapping(seeds_to_z([seed], config.z_dim))

@@ -1,7 +1,8 @@
-"""Convert a StyleGAN2 checkpoint of any known format into a folder that this package and diffusers load.
+"""Convert a StyleGAN2 or MobileStyleGAN of any known format into a folder that this package and diffusers load.
 
     stylefusion convert ffhq.pkl converted/ffhq --with-discriminator
     stylefusion convert weights/ffhq_weights.json converted/ffhq --generator stylegan2-ffhq-config-f.pt
+    stylefusion convert random_face-2021.7.21.1-py3-none-any.whl converted/faces
     stylefusion convert interfacegan/boundaries converted/directions
 
 Nothing in a checkpoint is executed, and nothing is uploaded. See docs/reference/convert.md.
@@ -12,11 +13,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-KINDS = ("auto", "nvidia", "tensorflow", "rosinality", "e4e", "stylefusion", "directions")
+KINDS = ("auto", "nvidia", "tensorflow", "rosinality", "e4e", "mobilestylegan", "stylefusion", "directions")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="the checkpoint, JSON of nets or directions")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        type=Path,
+        help="the checkpoint, JSON of nets, directions, or OpenVINO networks (wheel, folder or .xml)",
+    )
     parser.add_argument("destination", metavar="DEST", type=Path, help="the folder to write")
     parser.add_argument("--kind", choices=KINDS, default="auto", help="what SOURCE is (default: detected)")
     parser.add_argument("--with-discriminator", action="store_true", help="convert the discriminator too")

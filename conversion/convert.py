@@ -7,26 +7,30 @@ Reading (`safe_pickle`), recognising (`sources`), renaming (`layouts`), writing 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusers import __version__ as diffusers_version
-from tqdm import tqdm
 
-from stylefusion_hf.conversion import checks, directions, hierarchy
+from stylefusion_hf.conversion import checks, directions, hierarchy, ir_files, mobile_graph
 from stylefusion_hf.conversion.destination import check_destination, whole_folder
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.report import Report, model_card, printable
 from stylefusion_hf.conversion.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
-from stylefusion_hf.conversion.writing import estimated_mean, release, save_model, write_tensors
+from stylefusion_hf.conversion.writing import estimated_mean, release, save_model
+from stylefusion_hf.core.files import write_json, write_text
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 PSI = 0.7  # the usual truncation, where a source does not say its own
@@ -97,7 +101,9 @@ def convert(source: str | Path, destination: str | Path, options: Options | None
     check_destination(destination, options.overwrite, given)  # before the long work, not after it
     with tqdm(total=6, unit="step", disable=not options.progress, leave=False) as bar:
         job = _Job(source, destination, options, Report(options.kind), bar)
-        if source.suffix.lower() == ".json" or options.kind == "stylefusion":
+        if options.kind == "mobilestylegan" or (options.kind == "auto" and ir_files.looks_like_ir(source)):
+            job.openvino()
+        elif source.suffix.lower() == ".json" or options.kind == "stylefusion":
             job.fusion_nets()
         elif source.is_dir() or options.kind == "directions":
             job.directions()
@@ -141,11 +147,29 @@ class _Job:
             self._discriminator(source, work)
             del source
             release(buffer)
-            tree = RegionTree(TREE_ROOT, {})
-            shape = {"padded_width": max(*generator["conv_sizes"], *generator["rgb_sizes"])}
-            shape["num_indicators"] = max(len(generator["conv_sizes"]), len(generator["rgb_sizes"])) + 1
-            self._save("fusion", FusionHierarchy, Converted({"tree": tree.to_dict(), **generator, **shape}, {}), work)
+            self._no_fusion(generator, work)
             self._finish(work)
+
+    def openvino(self) -> None:
+        """The two networks of a MobileStyleGAN, in OpenVINO's format."""
+        self.report.kind = "mobilestylegan"
+        self.step("reading")
+        if self.options.with_discriminator:
+            raise ConversionError(f"{self.source}: has no discriminator; convert without --with-discriminator")
+        model = ir_files.read_model(self.source)
+        psi = PSI if self.options.truncation_psi is None else self.options.truncation_psi
+        converted, styles = mobile_graph.read_networks(model.mapping, model.synthesis, psi)
+        with self._folder([self.source]) as work:
+            self._describe_files({} if self.source.is_dir() else {"source": self.source})
+            for file in model.files:
+                self.report.sources |= file.facts()
+            self.step("generator")
+            self.report.unused += converted.unused
+            self.report.notes += model.notes
+            sizes = [len(style.bias) for style in styles]
+            generator = self._write_generator(MobileStyleGANGenerator, converted, sizes[:-1], sizes[-1:], work)
+            self._no_fusion(generator, work)
+            self._finish(work, lambda g: mobile_graph.compare_with_graphs(g, model.mapping, model.synthesis, styles))
 
     def fusion_nets(self) -> None:
         """The authors' JSON with a generator."""
@@ -196,7 +220,7 @@ class _Job:
         self.report.parts["directions"] = {"lines": [f"{len(found.found)} in {', '.join(spaces)}: {listed}"]}
         vectors = {name: d.vector for name, d in found.found.items()}
         with self._folder([self.source]) as work:
-            write_tensors(vectors, work / "directions.safetensors", directions.metadata(found))
+            write_tensors(work / "directions.safetensors", vectors, directions.metadata(found))
             self._finish(work)
 
     # --- Their steps ------------------------------------------------------------------------------
@@ -208,12 +232,10 @@ class _Job:
     def _describe_files(self, files: dict[str, Path]) -> None:
         self.step("hashing")
         for name, path in files.items():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
             self.report.sources[printable(name)] = {
                 "name": printable(path.name),
                 "bytes": path.stat().st_size,
-                "sha256": digest,
+                "sha256": _sha256(path),
             }
 
     def _converted(self, source: Source) -> Converted:
@@ -228,25 +250,38 @@ class _Job:
         self.step("generator")
         converted = converted or self._converted(source)
         self.report.unused += [*converted.unused, *source.unused]
+        channels = converted.config["channels"]
+        conv = [converted.state[f"synthesis.convs.{i}.weight"].shape[1] for i in range(2 * len(channels) - 1)]
+        sizes = self._write_generator(StyleGAN2Generator, converted, conv, list(channels), work)
+        self.report.notes += source.notes
+        return sizes
+
+    def _write_generator(
+        self, cls: type[StyleGenerator], converted: Converted, conv: list[int], rgb: list[int], work: Path
+    ) -> dict[str, list[int]]:
+        """Write a generator whose style vectors have these widths; returns the widths, which fusion nets need."""
         if "w_avg" not in converted.state:
-            converted.state["w_avg"] = estimated_mean(converted, str(self.source), MEAN_SAMPLES)
+            converted.state["w_avg"] = estimated_mean(cls, converted, str(self.source), MEAN_SAMPLES)
             self.report.notes.append(
                 f"the source stores no mean of w: it was estimated from {MEAN_SAMPLES} samples of seed 0"
             )
-        self._save("generator", StyleGAN2Generator, converted, work)
-        self.report.notes += source.notes
+        self._save("generator", cls, converted, work)
         config = converted.config
-        conv = [
-            converted.state[f"synthesis.convs.{i}.weight"].shape[1] for i in range(2 * len(config["channels"]) - 1)
-        ]
-        rgb = list(config["channels"])
-        s, rows = sum(conv) + sum(rgb), len(conv) + 1
+        s, rows = sum(conv) + sum(rgb), 2 * config["resolution"].bit_length() - 4
         self.report.parts["generator"]["lines"] += [
             f"spaces z ({config['z_dim']}), w ({config['w_dim']}), w+ ({rows} x {config['w_dim']}), s ({s})",
-            f"noise inputs {'on' if config['use_noise'] else 'off'}, conv_clamp {config['conv_clamp']},"
-            f" truncation {config['truncation_psi']:g}, {config['label_dim'] or 'no'} classes",
+            f"noise inputs {'on' if config['use_noise'] else 'off'},"
+            + (f" conv_clamp {config['conv_clamp']}," if "conv_clamp" in config else "")
+            + f" truncation {config['truncation_psi']:g}, {config['label_dim'] or 'no'} classes",
         ]
         return {"conv_sizes": conv, "rgb_sizes": rgb}
+
+    def _no_fusion(self, sizes: dict[str, list[int]], work: Path) -> None:
+        """A region tree of one node, for a generator that comes without fusion nets."""
+        shape = {"padded_width": max(*sizes["conv_sizes"], *sizes["rgb_sizes"])}
+        shape["num_indicators"] = max(len(sizes["conv_sizes"]), len(sizes["rgb_sizes"])) + 1
+        tree = RegionTree(TREE_ROOT, {})
+        self._save("fusion", FusionHierarchy, Converted({"tree": tree.to_dict(), **sizes, **shape}, {}), work)
 
     def _discriminator(self, source: Source, work: Path) -> None:
         self.step("discriminator")
@@ -274,28 +309,43 @@ class _Job:
         lines.append(filled if converted.state else "no nets: the region is the whole picture")
         self.report.parts[part] = {"config": config, "lines": lines}
 
-    def _finish(self, work: Path) -> None:
-        """The check, the comparison, the index, the card."""
+    def _finish(self, work: Path, compare: Callable[[Any], dict[str, float]] | None = None) -> None:
+        """The check, the comparison, the index, the card.
+
+        Args:
+            compare: gives a converted generator's differences from its source, or raises.
+        """
         self.step("checking")
         if self.report.kind != "directions":
-            generator = StyleGAN2Generator.from_pretrained(work / "generator")
-            self.report.check = checks.sample_statistics(generator)
+            generator = StyleGenerator.from_pretrained(work / "generator")
+            self.report.check = dict(checks.sample_statistics(generator))
+            if compare is not None and not checks.is_too_large(generator):
+                differences = compare(generator)
+                self.report.check |= {f"{name} differs by": f"{error:.1e}" for name, error in differences.items()}
             if self.report.kind == "stylefusion":
                 self.report.check |= checks.check_fusion(generator, work)
+            kind = type(generator)
             del generator
             index = {
                 "_class_name": "StyleFusionPipeline",
                 "_diffusers_version": diffusers_version,
                 "encoder": [None, None],
                 "fusion": [FusionHierarchy.__module__, FusionHierarchy.__name__],
-                "generator": [StyleGAN2Generator.__module__, StyleGAN2Generator.__name__],
+                "generator": [kind.__module__, kind.__name__],
                 "segmenter": [None, None],
             }
-            (work / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            write_json(work / "model_index.json", index, indent=2)
         if self.options.reference is not None:
             lines = checks.compare(work, self.options.reference, self.options.reference_seed)
             self.report.comparison = [(line.what, line.error, line.tolerance) for line in lines]
         files = sorted(path for path in work.rglob("*") if path.is_file())
         self.report.files = {path.relative_to(work).as_posix(): path.stat().st_size for path in files}
-        (work / "README.md").write_text(model_card(self.report, self.destination.name), encoding="utf-8")
+        weights = [path for path in files if path.suffix == ".safetensors"]
+        self.report.weights = {path.relative_to(work).as_posix(): _sha256(path) for path in weights}
+        write_text(work / "README.md", model_card(self.report, self.destination.name))
         self.report.save(work)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from stylefusion_hf.conversion.inert import ConversionError
+from stylefusion_hf.core.files import flush, set_modes
 
 
 def check_destination(target: Path, overwrite: bool, sources: Iterable[Path] = ()) -> Path:
@@ -61,8 +62,11 @@ def whole_folder(target: Path, overwrite: bool, sources: Iterable[Path] = ()) ->
         raise ConversionError(f"{target}: cannot be written ({error.strerror or error})") from None
     try:
         yield work
-        os.chmod(work, 0o777 & ~_umask())  # mkdtemp makes it private
+        set_modes(work)
+        for file in work.rglob("*"):
+            flush(file)
         _swap(work, real)
+        flush(real.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -90,10 +94,6 @@ def _swap(work: Path, real: Path) -> None:
 
 def _beside(real: Path, suffix: str) -> Path:
     """A new hidden folder on the same file system; its name stays legal where `real`'s is as long as can be."""
-    return Path(tempfile.mkdtemp(prefix=f".{real.name[:40]}.", suffix=suffix, dir=real.parent))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    folder = real.parent / f".{real.name[:40]}.{secrets.token_hex(4)}{suffix}"
+    folder.mkdir()  # with the umask's mode, which a folder of `tempfile` does not have
+    return folder

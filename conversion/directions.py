@@ -28,6 +28,7 @@ from accelerate import init_empty_weights
 from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
 from stylefusion_hf.conversion.safe_pickle import load
 from stylefusion_hf.core.edits import FORMAT, VERSION
+from stylefusion_hf.core.json_files import read_object
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 SPACES = ("z", "w", "w+", "s")
@@ -147,12 +148,10 @@ def generator_sizes(folder: Path | None) -> dict[str, Any] | None:
     if path is None:
         raise ConversionError(f"{folder}: for directions, --generator is a folder that holds a converted generator")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it is no dictionary")
+        config = read_object(path, "its text")
         with init_empty_weights():
             generator = StyleGAN2Generator.from_config(config)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         problem = " ".join(str(error).split())[:200]
         raise ConversionError(f"{path}: is no generator's config ({problem})") from None
     sizes = {key: generator.config[key] for key in ("z_dim", "w_dim")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,8 @@ from stylefusion_hf.conversion.fusion_nets import rename_fusion_net
 from stylefusion_hf.conversion.inert import ConversionError, MiB
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.safe_pickle import load
+from stylefusion_hf.core.checks import describe_error, shown
+from stylefusion_hf.core.json_files import read_json as read_table
 from stylefusion_hf.core.region_tree import PRESETS, RegionTree
 from stylefusion_hf.models.fusion.hierarchy import NET_PREFIX
 
@@ -45,11 +46,9 @@ def read_json(path: Path) -> NetFiles:
         ConversionError: no such JSON, or it names no files that exist; lists all that are missing.
     """
     try:
-        if path.stat().st_size > MiB:
-            raise ConversionError(f"{path}: is {path.stat().st_size:,} bytes long, too long for a table of nets")
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, numbers of any length
-        raise ConversionError(f"{path}: cannot be read as JSON ({str(error)[:200]})") from None
+        table = read_table(path, "the table of nets", largest=MiB)
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path}: cannot be read as JSON ({describe_error(error, 200)})") from None
     names = [*table, *table.values()] if isinstance(table, dict) else [None]
     if not all(isinstance(name, str) and name.isprintable() and len(name) < MAX_NAME for name in names):
         raise ConversionError(f'{path}: expected node -> file, such as {{"all": "weights/church/all.pt"}}')
@@ -76,8 +75,8 @@ def _find(json_path: Path, file: str) -> Path | None:
 
 def _listed(names: Iterable[str], most: int = 6) -> str:
     """Names for an error, which a hostile JSON must not fill at will."""
-    shown = [name[:120] for name in names]
-    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
+    parts = [shown(name, 120) for name in names]
+    return ", ".join(parts[:most]) + (", ..." if len(parts) > most else "")
 
 
 def choose_tree(

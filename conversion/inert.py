@@ -5,16 +5,27 @@ Also the one error of this package's conversion, and the allowance that bounds w
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from stylefusion_hf.core.checks import shown
+
 MiB = 2**20
+MAX_RATIO = 10  # weights shrink by a tenth, sparse ones to a quarter; a zip bomb shrinks to a thousandth
 
 
 class ConversionError(ValueError):
-    """A source that cannot be converted: the message names the file, what is wrong with it and what to do."""
+    """A source that cannot be converted: the message names the file, what is wrong with it and what to do.
+
+    The message becomes one printable line, whatever names of the file are in it.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(shown(" ".join(message[:8000].split()), 2000))
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,16 @@ class Record:
         state = self.state if isinstance(self.state, dict) else {}
         return {**state, **self.items} if self.items else state
 
+    def view(self) -> Mapping[Any, Any]:
+        """`entries` without a copy: a file may have many records that share one large state."""
+        state = self.state if isinstance(self.state, dict) else {}
+        return ChainMap(self.items, state) if self.items else state
+
 
 class Budget:
     """What reading one file may cost: every opcode, string, nested pickle and tensor, charged BEFORE it is made.
+
+    One budget serves a whole file, with all files inside of it: what each of them may cost would add up.
 
     Args:
         name: the file's name, for errors.
@@ -65,6 +83,8 @@ class Budget:
 
     def __init__(self, name: str, size: int, structure: int = 128 * MiB):
         self.name, self.structure = name, structure
+        # Bytes of data that are made rather than viewed: inflated, or copied so that torch may write to them.
+        self.held, self.held_limit = 0, MAX_RATIO * size + MiB
         # Views of the file are free; their sum matters only because a consumer may copy each. Honest files share a
         # storage between a few tensors at most.
         self.data, self.data_limit = 0, 4 * size + MiB
@@ -82,6 +102,14 @@ class Budget:
         self.data += nbytes
         if self.data > self.data_limit:
             raise self.error(f"its tensors claim over {self.data:,} bytes, more than four times what the file holds")
+
+    def charge_held(self, nbytes: int) -> None:
+        self.held += nbytes
+        if self.held > self.held_limit:
+            raise self.error(
+                f"its parts inflate to over {self.held:,} bytes, more than {MAX_RATIO} times what the file holds: it"
+                " is a zip bomb"
+            )
 
     def charge_key(self) -> None:
         self.other_keys -= 1

@@ -16,6 +16,8 @@ from stylefusion_hf.conversion.inert import Budget, ConversionError, Global, Lon
 SMALL = 4096  # bytes up to which a byte string is copied out of the file
 LONG_TEXT = 256 * 1024  # bytes up to which a text is decoded at once
 OBJECT = 64  # bytes charged for every opcode; those that leave more behind charge more
+MAX_ARGUMENTS = 16  # of a call that one of our constructors answers; a tuple of a million is copied at each call
+MAX_GLOBAL = 500  # characters of a module's name, and of a class's
 STOP = 0x2E
 
 _Op = Callable[["Machine"], None]
@@ -113,7 +115,7 @@ class Machine:
 
     def line(self, limit: int) -> bytes:
         """The text up to the next line feed (protocols 0 and 1)."""
-        start, chunk = self.position, 64 * 1024
+        start, chunk = self.position, 128
         while self.position < min(len(self.buffer), start + limit):
             window = bytes(self.buffer[self.position : self.position + min(chunk, start + limit - self.position)])
             found = window.find(b"\n")
@@ -123,6 +125,7 @@ class Machine:
                 self.position = end + 1
                 return bytes(self.buffer[start:end])
             self.position += len(window)
+            chunk = min(2 * chunk, 64 * 1024)  # a short line must not cost a large window
         raise self.error(f"truncated or damaged: no end of the line that begins at byte {start:,}")
 
     def push(self, value: Any) -> None:
@@ -149,6 +152,7 @@ class Machine:
         return int.from_bytes(self.take(n), "little")
 
     def signed(self, n: int) -> int:
+        self.budget.charge(2 * n)
         return int.from_bytes(self.take(n), "little", signed=True)
 
     def data(self, n: int) -> bytes | memoryview:
@@ -209,13 +213,16 @@ class Machine:
     def name(self, module: Any, qualified: Any) -> Global:
         if type(module) is not str or type(qualified) is not str:
             raise self.damaged("the name of a class is no text")
-        return Global(f"{module[:500]}.{qualified[:500]}")
+        # The texts may be memoised ones, to which a file refers any number of times; each name is a new text.
+        self.budget.charge(OBJECT + 4 * (min(len(module), MAX_GLOBAL) + min(len(qualified), MAX_GLOBAL)))
+        return Global(f"{module[:MAX_GLOBAL]}.{qualified[:MAX_GLOBAL]}")
 
     def replace_top(self, shell: Any, value: Any) -> None:
         """Put a finished object in the place of its shell, which the pickle may have stored for later."""
         self.stack[-1] = value
         for key in shell.memo_keys:
             self.memo[key] = value
+        shell.memo_keys.clear()  # else building the same shell again and again would take quadratic time
 
     def store(self, key: int) -> None:
         value = self.top()
@@ -243,9 +250,12 @@ def call(machine: Machine, function: Any, args: Any, kwargs: Any = None) -> Any:
         raise machine.damaged("arguments that are no tuple")
     if isinstance(function, Global):
         constructor = CONSTRUCTORS.get(function.path)
-        if constructor is not None and not kwargs:
+        if constructor is not None and not kwargs and len(args) <= MAX_ARGUMENTS:
             result = constructor(machine, *args)
             if result is not NotImplemented:
                 return result
         return Record(function.path, args, kwargs)
-    return Record(f"<result of {function!r}>" if isinstance(function, Record) else "<call of no name>", args, kwargs)
+    if isinstance(function, Record):
+        machine.budget.charge(500)  # for a name of its own
+        return Record(f"<result of {function!r}>", args, kwargs)
+    return Record("<call of no name>", args, kwargs)

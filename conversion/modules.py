@@ -6,16 +6,19 @@ the module's `__dict__`; a module pickled whole by torch has the same dictionary
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
+from stylefusion_hf.conversion.inert import ConversionError, LazyArray, MiB, Record
 
 MAX_MODULES = 10_000
 MAX_DEPTH = 32
+MAX_ENTRIES = 500_000  # attributes and tensors of all modules: many modules may share one dictionary of them
+MAX_PATHS = 64 * MiB  # characters of the names of all tensors: one tensor may be listed a million times
 
 
 @dataclass
@@ -35,40 +38,46 @@ class Taken:
         return found
 
 
-def module_state(value: Any) -> tuple[str, dict] | None:
+def module_state(value: Any) -> tuple[str, Mapping[Any, Any]] | None:
     """(class name, `__dict__`) if `value` describes a module; else None."""
     if not isinstance(value, Record):
         return None
     name, state = value.name.rsplit(".", 1)[-1], value.state
     if name == "_reconstruct_persistent_obj" and value.args:
         meta = value.args[0]
-        meta = meta.entries() if isinstance(meta, Record) else meta
-        if not isinstance(meta, dict):
+        meta = meta.view() if isinstance(meta, Record) else meta
+        if not isinstance(meta, Mapping):
             return None
         given, state = meta.get("class_name"), meta.get("state")
         name = given[:80] if type(given) is str else ""  # never str() of what a file holds: it may hold itself
-    state = state.entries() if isinstance(state, Record) else state
-    return (name, state) if isinstance(state, dict) and isinstance(state.get("_modules"), dict) else None
+    state = state.view() if isinstance(state, Record) else state
+    return (name, state) if isinstance(state, Mapping) and isinstance(state.get("_modules"), dict) else None
 
 
 def take_apart(value: Any, name: str) -> Taken:
     """All modules of a pickled network. ConversionError if it is none, or no tree of sane size."""
     taken = Taken()
     pending: list[tuple[str, Any]] = [("", value)]
+    entries_left = MAX_ENTRIES
     while pending:
         path, module = pending.pop()
         described = module_state(module)
         if described is None:
-            raise ConversionError(f"{name}: {path or 'the network'} is no module; a damaged file, or of another kind")
+            raise ConversionError(f"{name}: {path[:200] or 'the network'} is no module; damaged, or of another kind")
         taken.classes[path], state = described
-        if len(taken.classes) > MAX_MODULES or path.count(".") > MAX_DEPTH:
+        groups = [state.get(group) for group in ("_parameters", "_buffers")]
+        entries_left -= len(state) + sum(len(group) for group in groups if isinstance(group, dict))
+        if (
+            len(taken.classes) + len(pending) + len(state["_modules"]) > MAX_MODULES
+            or path.count(".") > MAX_DEPTH
+            or entries_left < 0
+        ):
             raise ConversionError(f"{name}: has more modules than any StyleGAN2; it is damaged")
         prefix = f"{path}." if path else ""
-        for group in ("_parameters", "_buffers"):
-            entries = state.get(group)
+        for entries in groups:
             for key, tensor in entries.items() if isinstance(entries, dict) else ():
                 if isinstance(tensor, torch.Tensor):
-                    taken.tensors[f"{prefix}{key}"] = tensor
+                    taken.tensors[f"{prefix}{str(key)[:80]}"] = tensor
         taken.attributes[path] = {k: v for k, v in state.items() if is_plain(v)}
         for key, child in reversed(state["_modules"].items()):
             if child is not None:
@@ -83,39 +92,50 @@ def is_plain(value: Any) -> bool:
     return value is None or type(value) in (str, int, float, bool)
 
 
+LEAVES = (torch.Tensor, np.ndarray, LazyArray)
+CONTAINERS = (dict, list, tuple, Record)
+
 # --- Naming what is in a file ---------------------------------------------------------------------
 
 
 def tensor_names(value: Any, prefix: str = "") -> list[str]:
-    """The paths of all tensors and arrays inside of whatever a file held, each container visited once."""
+    """The paths of all tensors and arrays inside of whatever a file held, each container visited once.
+
+    ConversionError for more names than any checkpoint has.
+    """
     names: list[str] = []
     seen: set[int] = set()
     pending: list[tuple[str, Any]] = [(prefix, value)]
+    left = MAX_PATHS
     while pending:
         path, item = pending.pop()
-        if isinstance(item, (torch.Tensor, np.ndarray, LazyArray)):
+        if isinstance(item, LEAVES):
             names.append(path)
             continue
-        if not isinstance(item, (dict, list, tuple, Record)) or id(item) in seen:
+        if not isinstance(item, CONTAINERS) or id(item) in seen:
             continue
         seen.add(id(item))
-        join = f"{path}/" if path else ""
         if len(path) > 500:
-            children: list[tuple[str, Any]] = []
-        elif (described := module_state(item)) is not None:
-            state = described[1]
-            groups = (state.get(group) for group in ("_parameters", "_buffers", "_modules"))
-            children = [(f"{join}{k}", v) for group in groups for k, v in _entries(group)]
-        elif isinstance(item, Record):
-            children = [(f"{join}{k}", v) for k, v in item.entries().items()]
-            children += [(f"{join}{i}", v) for i, v in enumerate((*item.args, *item.elements))]
-        elif isinstance(item, dict):
-            children = [(f"{join}{str(k)[:80]}", v) for k, v in item.items()]
-        else:
-            children = [(f"{join}{i}", v) for i, v in enumerate(item)]
+            continue
+        join, children = f"{path}/" if path else "", []
+        for key, child in _children(item):
+            if isinstance(child, LEAVES) or (isinstance(child, CONTAINERS) and id(child) not in seen):
+                children.append((path if key is None else f"{join}{str(key)[:80]}", child))
+                left -= len(path) + 100
+                if left < 0:
+                    raise ConversionError("the checkpoint refers to more tensors than any has; it is damaged")
         pending += reversed(children)
     return names
 
 
-def _entries(value: Any) -> list[tuple[str, Any]]:
-    return [(str(k)[:80], v) for k, v in value.items()] if isinstance(value, dict) else []
+def _children(item: Any) -> Iterator[tuple[Any, Any]]:
+    """What lies in a container, each with its key or number; None for parts that bear the container's own name.
+
+    The dictionaries and tuples of a record are such parts: records may share them, and each is visited once.
+    """
+    if (described := module_state(item)) is not None:
+        yield from ((None, described[1].get(group)) for group in ("_parameters", "_buffers", "_modules"))
+    elif isinstance(item, Record):
+        yield from ((None, part) for part in (item.state, item.items, item.args, item.elements))
+    else:
+        yield from item.items() if isinstance(item, dict) else enumerate(item)

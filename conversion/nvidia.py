@@ -69,7 +69,7 @@ def _expect_layers(taken: Taken, name: str) -> None:
         activation = attributes.get("activation", "lrelu")
         if activation not in (("lrelu", "linear") if layer in ("affine", "embed", "skip", "out") else ("lrelu",)):
             raise ConversionError(
-                f"{name}: {path} has the activation {str(activation)[:80]!r}; only 'lrelu' is supported"
+                f"{name}: {path[:200]} has the activation {str(activation)[:80]!r}; only 'lrelu' is supported"
             )
         gain = attributes.get("bias_gain")
         wanted = 0.01 if re.fullmatch(r"mapping\.fc\d+", path) else 1

@@ -119,7 +119,7 @@ def as_bytes(machine: Machine, data: Any) -> bytes | memoryview:
         machine.budget.charge(len(data))
         return data.encode("latin-1")
     if isinstance(data, LongText):
-        machine.budget.charge(2 * len(data.view))
+        machine.budget.charge(5 * len(data.view))  # decoded, at up to four bytes a character, then encoded
         return data.latin1()
     if isinstance(data, (bytes, memoryview)):
         return data
@@ -152,7 +152,8 @@ class DtypeShell(Shell):
 
 @stands_in_for("numpy.dtype")
 def dtype(machine: Machine, code: Any, *flags: Any) -> Any:
-    return DtypeShell(code) if type(code) is str and code.lstrip("<>=|") in NUMBERS else NotImplemented
+    known = type(code) is str and len(code) < 8 and code.lstrip("<>=|") in NUMBERS
+    return DtypeShell(code) if known else NotImplemented
 
 
 class ArrayShell(Shell):
@@ -196,6 +197,7 @@ def make_array(machine: Machine, data: Any, kind: Any, shape: Any, order: Any) -
     if not wanted:
         return np.empty(shape, kind)
     if isinstance(view, bytes):  # torch wants memory that it may write to
+        machine.budget.charge_held(len(view))
         view = memoryview(bytearray(view))
     return np.frombuffer(view, kind).reshape(shape, order=order)
 

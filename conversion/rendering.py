@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from stylefusion_hf.models.layers import to_fast_layout
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator, SynthesisConv
 from stylefusion_hf.ops import upfirdn2d
 
@@ -20,26 +21,26 @@ TILE, BORDER = 24, 6  # in pixels of that resolution; what crosses a tile's edge
 LARGEST = 2**27  # numbers: a tensor of half a gigabyte
 
 
-def render_size(config: Any) -> int:
-    """Numbers of the largest tensor that `render` needs for one picture.
+def render_size(config: Any, tiled: bool = True) -> int:
+    """Numbers of the largest tensor that `render` needs for one picture, in tiles or whole.
 
     A small file can describe features of any size: it must be known before they are made.
     """
     sizes = [config.img_channels * config.resolution**2]
     for k, channels in enumerate(config.channels):
         resolution = 4 * 2**k
-        side = resolution if resolution <= WHOLE else (TILE + 2 * BORDER) * resolution // WHOLE
+        side = resolution if resolution <= WHOLE or not tiled else (TILE + 2 * BORDER) * resolution // WHOLE
         sizes.append(channels * side**2)
     return max(sizes)
 
 
 @torch.inference_mode()
 def render(
-    generator: StyleGAN2Generator, s: torch.Tensor, noise_mode: str = "const", whole: int = WHOLE, tile: int = TILE
+    generator: StyleGenerator, s: torch.Tensor, noise_mode: str = "const", whole: int = WHOLE, tile: int = TILE
 ) -> torch.Tensor:
     """What `generator.synthesis(s, noise_mode)` gives, (B, C, H, W), for `noise_mode` "const" or "none"."""
     resolution = generator.config.resolution
-    if resolution <= whole:
+    if resolution <= whole or not isinstance(generator, StyleGAN2Generator):  # others need little memory as they are
         return generator.synthesis(s, noise_mode=noise_mode)
     return torch.cat([_tiled(generator.synthesis, row, noise_mode, whole, tile) for row in s.split(1)])
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stylefusion_hf.core.files import write_text
+
 NVIDIA_NOTICE = (
     "NVIDIA releases its StyleGAN2 code and models under the Nvidia Source Code License-NC: research and evaluation"
     " only, no commercial use. That holds for the converted weights too."
@@ -21,6 +23,12 @@ LICENCES = {
     ),
     "e4e": (
         "The encoders' code is MIT-licensed; the generator inside is most often NVIDIA's, converted: " + NVIDIA_NOTICE
+    ),
+    "mobilestylegan": (
+        "For research and other non-commercial use. MobileStyleGAN's code is Apache-2.0, but its published network was"
+        " distilled from NVIDIA's FFHQ StyleGAN2, whose mapping network it keeps: NVIDIA Source Code License,"
+        " non-commercial. The photographs of FFHQ, too, are for non-commercial use. Whatever is trained on samples of"
+        " this network carries the same note."
     ),
     "stylefusion": (
         "The fusion nets are released by the StyleFusion authors under the MIT licence; the generator has a licence of"
@@ -43,6 +51,7 @@ class Report:
         check: figures of the self-check.
         comparison: lines of the comparison with a reference: what, error, tolerance.
         files: what was written, with sizes.
+        weights: files of weights that were written, with their sha256.
     """
 
     kind: str
@@ -53,6 +62,7 @@ class Report:
     check: dict[str, Any] = field(default_factory=dict)
     comparison: list[tuple[str, float, float]] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
 
     @property
     def mismatches(self) -> list[str]:
@@ -81,7 +91,7 @@ class Report:
     def save(self, folder: Path) -> None:
         """conversion.json: the whole report, with every unused name."""
         text = json.dumps(asdict(self), indent=2, default=str)
-        (folder / "conversion.json").write_text(text + "\n", encoding="utf-8")
+        write_text(folder / "conversion.json", text + "\n")
 
 
 def printable(text: str) -> str:
@@ -117,7 +127,8 @@ def grouped(names: Sequence[str], most: int = 12) -> list[str]:
 def model_card(report: Report, title: str) -> str:
     """README.md of the converted folder: where it comes from, how it is loaded, under which licence."""
     noncommercial = report.kind != "directions"
-    front = ["---", "library_name: diffusers", "tags: [stylegan2, stylefusion, unconditional-image-generation]"]
+    architecture = "mobilestylegan" if report.kind == "mobilestylegan" else "stylegan2"
+    front = ["---", "library_name: diffusers", f"tags: [{architecture}, stylefusion, unconditional-image-generation]"]
     if noncommercial:
         front += ["license: other", "license_name: see-the-licence-section"]
     lines = [*front, "---", "", f"# {title}", "", "Converted by `stylefusion convert`; nothing was uploaded.", ""]
@@ -126,6 +137,7 @@ def model_card(report: Report, title: str) -> str:
         lines.append(f"| {name} | `{facts['name']}`, {facts['bytes']:,} bytes, sha256 `{facts['sha256']}` |")
     for name, facts in report.parts.items():
         lines.append(f"| {name} | {'; '.join(facts['lines'])} |")
+    lines += [f"| {name} | sha256 `{digest}` |" for name, digest in report.weights.items()]
     if report.check:
         lines.append("| self-check | " + ", ".join(f"{k} {v}" for k, v in report.check.items()) + " |")
     lines += ["", "## Use", "", "```python", *_usage(report), "```", ""]
@@ -144,10 +156,11 @@ def _usage(report: Report) -> list[str]:
             'directions = load_directions("directions.safetensors")  # name -> Direction',
             "# pipe(base=1, edits={region: directions[name](1.5)}): with the generator that they were made for",
         ]
+    generator = "MobileStyleGANGenerator" if report.kind == "mobilestylegan" else "StyleGAN2Generator"
     return [
-        "from stylefusion_hf import StyleFusionPipeline, StyleGAN2Generator",
+        f"from stylefusion_hf import StyleFusionPipeline, {generator}",
         "",
         'pipe = StyleFusionPipeline.from_pretrained("this folder")',
         "pipe(base=1).images[0]",
-        'generator = StyleGAN2Generator.from_pretrained("this folder", subfolder="generator")',
+        f'generator = {generator}.from_pretrained("this folder", subfolder="generator")',
     ]

@@ -27,6 +27,7 @@ KINDS = {
     "tensorflow": "NVIDIA .pkl of the TensorFlow era: stylegan2, stylegan2-ada",
     "rosinality": "rosinality/stylegan2-pytorch .pt: g_ema, latent_avg, d",
     "e4e": "e4e, pSp, ReStyle or HyperStyle .pt: the generator as decoder.* under state_dict",
+    "mobilestylegan": "MobileStyleGAN in OpenVINO's format: a wheel, a folder or an .xml with its .bin",
     "stylefusion": "the StyleFusion authors' JSON, node -> .pt, with --generator",
     "directions": "directions of InterFaceGAN, StyleCLIP, GANSpace: .npy, .npz, .pt, .pkl, or a folder of them",
 }
@@ -95,7 +96,11 @@ def _recognise(content: Any, name: str) -> Source:
 def _of_dictionary(content: Mapping[Any, Any], name: str) -> Source | None:
     """The networks of a dictionary, or of one inside of it that wraps the checkpoint ({"model": {"g_ema": ...}})."""
     pending: list[tuple[Mapping[Any, Any], list[str]]] = [(content, [])]  # each with the keys that lead to it
+    seen: set[int] = set()
     for inside, keys in pending:
+        if id(inside) in seen:
+            continue
+        seen.add(id(inside))
         if (source := _known_layout(inside, name)) is not None:
             path = "".join(f"{key}/" for key in keys)
             source.unused, source.judge = ([f"{path}{n}" for n in names] for names in (source.unused, source.judge))

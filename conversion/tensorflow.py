@@ -104,13 +104,15 @@ def renamed(variables: Mapping[str, Any], rules: list, name: str) -> tuple[dict[
         pattern, target, change = rule
         new = re.sub(pattern, target, variable, count=1)  # the target is a template or a function of the match
         if not isinstance(value, (np.ndarray, LazyArray, int, float)) or new in tensors:
-            raise ConversionError(f"{name}: its variable {variable!r} holds no numbers, or the same as another one")
+            raise ConversionError(
+                f"{name}: its variable {variable[:80]!r} holds no numbers, or the same as another one"
+            )
         array = np.asarray(value)
         tensor = torch.from_numpy(array.astype(np.float32, copy=array.dtype.byteorder not in "=|<"))
         try:
             tensors[new] = change(tensor)
         except (RuntimeError, IndexError):
-            raise ConversionError(f"{name}: {variable!r} has an unfit shape, {tuple(tensor.shape)}") from None
+            raise ConversionError(f"{name}: {variable[:80]!r} has an unfit shape, {tuple(tensor.shape)}") from None
     return tensors, left
 
 
@@ -132,6 +134,8 @@ def variables_of(network: Record, name: str, depth: int = 0) -> dict[str, Any]:
             f"{name}: is a TensorFlow network of version {shown}; StyleGAN2's begin with {MIN_VERSION}"
         )
     listed = state.get("variables", [])
+    if isinstance(listed, list) and len(listed) > MAX_VARIABLES:
+        raise ConversionError(f"{name}: has more variables than any StyleGAN2; it is damaged")
     for entry in listed if isinstance(listed, list) else []:
         if type(entry) in (tuple, list) and len(entry) == 2 and type(entry[0]) is str:
             variables[entry[0]] = entry[1]
@@ -175,11 +179,11 @@ def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str)
             raise ConversionError(f"{name}: its networks were built with {key}={shown!r}; only {value!r} is supported")
     for key in variables:
         if re.search(r"(To|From)RGB_lod\d", key):
-            raise ConversionError(f"{name}: is a StyleGAN or ProGAN snapshot ({key!r}), not a StyleGAN2")
+            raise ConversionError(f"{name}: is a StyleGAN or ProGAN snapshot ({key[:80]!r}), not a StyleGAN2")
         if "LabelConcat" in key:
             raise ConversionError(
-                f"{name}: is class-conditional the way of the first StyleGAN2 in TensorFlow ({key!r}): z and label are"
-                " normalised together, which the mapping network here cannot express; stylegan2-ada's conditional"
+                f"{name}: is conditional the way of the first StyleGAN2 in TensorFlow ({key[:60]!r}): z and label"
+                " are normalised together, which the mapping network here cannot express; stylegan2-ada's conditional"
                 " models can be converted"
             )
 

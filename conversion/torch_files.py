@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from stylefusion_hf.conversion.inert import Budget, Global, Record
-from stylefusion_hf.conversion.machine import CONSTRUCTORS, Machine
+from stylefusion_hf.conversion.machine import CONSTRUCTORS, MAX_ARGUMENTS, Machine
 from stylefusion_hf.conversion.rebuild import checked_shape, stands_in_for
 from stylefusion_hf.conversion.zip_reader import ZipReader
 
@@ -47,9 +47,11 @@ class Storage:
     dtype: torch.dtype
     numel: int
     view: memoryview | None
+    budget: Budget
 
     def __post_init__(self) -> None:
         if self.view is not None and self.view.readonly:  # inflated, or short: torch wants memory that it may write to
+            self.budget.charge_held(len(self.view))
             self.view = memoryview(bytearray(self.view))
 
     def __repr__(self) -> str:
@@ -101,7 +103,8 @@ def parameter(machine: Machine, data: Any, *_: Any) -> Any:
 
 @stands_in_for("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type")
 def tensor_of_type(machine: Machine, function: Any, kind: Any, args: Any, *_: Any) -> Any:
-    known = isinstance(function, Global) and function.path.startswith("torch._utils._rebuild_") and type(args) is tuple
+    known = isinstance(function, Global) and function.path.startswith("torch._utils._rebuild_")
+    known = known and type(args) is tuple and len(args) <= MAX_ARGUMENTS
     return CONSTRUCTORS[function.path](machine, *args) if known and function.path in CONSTRUCTORS else NotImplemented
 
 
@@ -158,7 +161,7 @@ def read_zip(archive: ZipReader, budget: Budget, nested: int = 0) -> Any:
             view = archive.read(f"{root}data/{name}")
             if len(view) < numel * kind.itemsize:
                 raise budget.error(f"damaged: storage {name[:80]!r} claims {numel:,} numbers, has {len(view):,} bytes")
-            known[name] = Storage(kind, numel, view)
+            known[name] = Storage(kind, numel, view, budget)
         found = known[name]
         if (found.dtype, found.numel) != (kind, numel):
             raise budget.error(f"damaged (two descriptions of storage {name[:80]!r})")
@@ -192,7 +195,7 @@ def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
         name, kind, numel, _ = _storage_id(budget, key)
         if described.setdefault(name, (kind, numel)) != (kind, numel):
             raise budget.error(f"damaged (two descriptions of storage {name[:80]!r})")
-        return Storage(kind, numel, None)
+        return Storage(kind, numel, None, budget)
 
     load(describe)
     keys = load()
@@ -207,7 +210,7 @@ def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
             raise budget.error(
                 f"truncated or damaged: storage {key[:80]!r} claims {numel:,} numbers, the file ends before"
             )
-        known[key] = Storage(kind, numel, buffer[start:position])
+        known[key] = Storage(kind, numel, buffer[start:position], budget)
 
     def persistent(key: Any) -> Storage:
         name, kind, _, view = _storage_id(budget, key)
@@ -221,6 +224,7 @@ def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
         whole, first, count = known[name], view[1], view[2]
         if first + count > whole.numel or whole.view is None:
             raise budget.error(f"damaged (a part of storage {name[:80]!r} reaches beyond it)")
-        return Storage(kind, count, whole.view[first * kind.itemsize : (first + count) * kind.itemsize])
+        part = whole.view[first * kind.itemsize : (first + count) * kind.itemsize]
+        return Storage(kind, count, part, budget)
 
     return Machine(buffer, budget, begin, persistent, nested).load()

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.rendering import LARGEST
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.core.tensor_files import write_tensors
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 WEIGHTS = "diffusion_pytorch_model"
 HALF = "fp16"  # the variant's name, as in diffusers
@@ -59,14 +59,6 @@ def _separate(state: dict[str, torch.Tensor]) -> None:
         end = max(end, tensor.data_ptr() + tensor.numel() * tensor.itemsize)
 
 
-def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """A safetensors file; OSError where the library has an error of its own, as on a full disk."""
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path.name} cannot be written: {error}") from error
-
-
 def save_model(cls: Any, converted: Converted, folder: Path, what: str, half: bool, shard: str) -> list[str]:
     """Write config.json and weights of a model class, float32, and beside them the fp16 variant if `half`.
 
@@ -99,7 +91,7 @@ def save_model(cls: Any, converted: Converted, folder: Path, what: str, half: bo
         _save(model, folder, shard, variant=HALF)
     if not state:  # a region tree without any net: diffusers writes no file, and then misses it
         for name in (WEIGHTS, f"{WEIGHTS}.{HALF}") if half else (WEIGHTS,):
-            write_tensors({}, folder / f"{name}.safetensors", {"format": "pt"})
+            write_tensors(folder / f"{name}.safetensors", {}, {"format": "pt"})
     return notes
 
 
@@ -111,7 +103,7 @@ def _save(model: Any, folder: Path, shard: str, **kwargs: Any) -> None:
 
 
 @torch.no_grad()
-def estimated_mean(converted: Converted, name: str, samples: int) -> torch.Tensor:
+def estimated_mean(cls: type[StyleGenerator], converted: Converted, name: str, samples: int) -> torch.Tensor:
     """(w_dim): the mean of w over a seeded draw; of all classes alike, for a conditional generator."""
     labels, classes = None, converted.config["label_dim"]
     mapping = [tensor for key, tensor in converted.state.items() if key.startswith("mapping.")]
@@ -122,7 +114,7 @@ def estimated_mean(converted: Converted, name: str, samples: int) -> torch.Tenso
         labels = torch.nn.functional.one_hot(torch.arange(samples) % classes, classes).float()
     try:
         with init_empty_weights(include_buffers=False):
-            generator = StyleGAN2Generator(**converted.config)
+            generator = cls(**converted.config)
         state = {key: tensor.to(torch.float32) for key, tensor in converted.state.items()}
         generator.load_state_dict(state, strict=False, assign=True)
         return generator.estimate_w_avg(samples, seed=0, class_labels=labels)

@@ -9,10 +9,9 @@ import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stylefusion_hf.conversion.inert import Budget, MiB
+from stylefusion_hf.conversion.inert import MAX_RATIO, Budget, MiB
 
 MAX_ENTRIES = 100_000
-MAX_RATIO = 10  # weights shrink by a tenth, sparse ones to a quarter; a zip bomb shrinks to a thousandth
 SLACK = MiB
 
 END = b"PK\x05\x06"
@@ -40,7 +39,6 @@ class ZipReader:
 
     def __init__(self, buffer: memoryview, budget: Budget):
         self.buffer, self.budget = buffer, budget
-        self.inflated = 0
         self.entries = self._directory()
 
     @property
@@ -114,9 +112,9 @@ class ZipReader:
             raise self.budget.error(f"truncated or damaged: its part {name[:80]!r} is cut off")
         if e.method == 0:
             return packed
-        self.inflated += e.size
-        if e.size > MAX_RATIO * e.packed + SLACK or self.inflated > MAX_RATIO * len(self.buffer) + SLACK:
+        if e.size > MAX_RATIO * e.packed + SLACK:
             raise self.budget.error(f"its part {name[:80]!r} inflates from {e.packed:,} to {e.size:,} bytes: zip bomb")
+        self.budget.charge_held(e.size)
         inflate = zlib.decompressobj(-15)
         try:
             data = inflate.decompress(packed, e.size + 1)

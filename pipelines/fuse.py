@@ -10,15 +10,15 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 
-from stylefusion_hf.core import codes as latents
 from stylefusion_hf.core import edits as editing
 from stylefusion_hf.core.checks import check_choice, check_count, check_flag
+from stylefusion_hf.core.codes import NOISE_MODES, Code, parse_labels
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.models.stylegan2 import NOISE_MODES, StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.output import StyleFusionPipelineOutput
 
@@ -51,7 +51,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
 
     def __init__(
         self,
-        generator: StyleGAN2Generator,
+        generator: StyleGenerator,
         fusion: FusionHierarchy,
         segmenter: RegionSegmenter | HubSegmenter | None = None,
         encoder: Any = None,
@@ -97,9 +97,10 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
     ) -> StyleFusionPipelineOutput:
         """Pictures whose regions follow codes of their own.
 
-        A code is a seed (int), a PIL image (where there is an encoder), a tensor of the space `latent_type`, a
-        `Code`, or a list of these. The longest list sets the batch, length 1 repeats. Images are square: a photograph
-        is aligned first (`faces.align`) or made square (`images.fit_square`), never cropped here.
+        A code is a seed (int), a picture (where there is an encoder), a tensor of the space `latent_type`, a `Code`,
+        or a list of these. A picture is a PIL image, a file's path, or an array (H, W, C) of uint8 or of numbers from
+        0 to 1 (`latents.parse_code` has the details). The longest list sets the batch, length 1 repeats. Pictures are
+        square: a photograph is aligned first (`faces.align`) or made square (`images.fit_square`), never cropped here.
 
         Args:
             base: the code of every node that nothing else sets; None draws a seed a picture from `generator`.
@@ -108,7 +109,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             nodes: a node -> its code alone; wins over both.
             latent_type: the space of bare tensors: "z", "w", "w+" or "s".
             class_labels: for seeds and z of a conditional generator: classes, or vectors (B, label_dim), one a
-                picture. None: every seed is of its own class (`latents.seed_classes`), so that regions mix classes.
+                picture. None: every seed is of its own class (`seed_classes`), so that regions mix classes.
             strength: 0 to 1, how far style codes move from the base's to those that were given. A dict says so for
                 each name of `regions` and `nodes`, and under the root's name for `global_code`.
             edits: a node of the tree -> what is added to the codes of its whole subtree, whatever they are and however
@@ -133,7 +134,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         self._check_outputs(output_type, output_masks, return_dict)
         each = check_count("num_images_per_prompt", num_images_per_prompt, 1024)
         check_choice("noise_mode", noise_mode, NOISE_MODES)
-        labels = latents.parse_labels(class_labels)
+        labels = parse_labels(class_labels)
         rows, fields = _steps.read_codes(self, base, regions, global_code, nodes, latent_type)
         lengths = {name: len(group) for name, group in rows.items()}
         if labels is not None:
@@ -217,7 +218,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         output = StyleFusionPipelineOutput(images=images, style_codes=style, recipe=recipe.to_dict(), masks=masks)
         return output if return_dict else output.to_tuple()
 
-    def _edits(self, edits: Any) -> dict[str, tuple[latents.Code, ...]]:
+    def _edits(self, edits: Any) -> dict[str, tuple[Code, ...]]:
         """node -> what is added to its subtree's codes; edits of strength 0 are left out."""
         if not isinstance(edits, Mapping):
             raise ValueError(f"edits is a dict, node -> direction, not {type(edits).__name__}")
@@ -227,7 +228,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             everything = isinstance(name, str) and name == "all" and name not in tree.nodes
             node = tree.root if everything else _steps.resolve(tree, "edits", name)
             edited[node] = edited.get(node, none) + editing.Edit.of(value, f"edits[{name!r}]")
-        rows: dict[str, tuple[latents.Code, ...]] = {}
+        rows: dict[str, tuple[Code, ...]] = {}
         for node, edit in edited.items():
             try:
                 rows |= {node: edit.displacement(self.generator).rows()} if edit else {}

@@ -12,14 +12,14 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 
-from stylefusion_hf.core import codes as latents
 from stylefusion_hf.core.checks import check_count, check_flag, short
+from stylefusion_hf.core.codes import parse_labels
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines import walk as _walk
 from stylefusion_hf.pipelines.output import StyleFusionInterpolationPipelineOutput
@@ -78,7 +78,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
 
     def __init__(
         self,
-        generator: StyleGAN2Generator,
+        generator: StyleGenerator,
         fusion: FusionHierarchy,
         segmenter: RegionSegmenter | HubSegmenter | None = None,
         encoder: Any = None,
@@ -241,7 +241,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
                 f"noise_mode is {' or '.join(map(repr, NOISE_MODES))}, got {short(noise_mode)}: other noise in"
                 " every frame would flicker"
             )
-        labels = latents.parse_labels(class_labels)
+        labels = parse_labels(class_labels)
         rows, fields = _steps.read_codes(self, base, regions, global_code, nodes, latent_type)
         lengths = {name: len(group) for name, group in rows.items()}
         if labels is not None:

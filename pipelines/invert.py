@@ -20,7 +20,7 @@ from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.imaging.images import Fit
 from stylefusion_hf.inversion.optimization import SPACES, CodePrior, Interrupted, Objective, optimise, tune
 from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.output import StyleFusionInversionPipelineOutput
 from stylefusion_hf.pipelines.targets import read_masks, read_targets
@@ -74,7 +74,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
 
     def __init__(
         self,
-        generator: StyleGAN2Generator,
+        generator: StyleGenerator,
         fusion: Any = None,
         segmenter: Any = None,
         encoder: Any = None,

@@ -7,7 +7,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from stylefusion_hf.core.codes import Code
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 
 @dataclass
@@ -66,4 +66,4 @@ class StyleFusionInversionPipelineOutput(BaseOutput):
     mse: torch.Tensor
     feature_distance: torch.Tensor
     steps: torch.Tensor
-    generator: StyleGAN2Generator | None = None
+    generator: StyleGenerator | None = None

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from stylefusion_hf.core import codes as latents
-from stylefusion_hf.core.checks import check_choice
-from stylefusion_hf.core.codes import Row
+from stylefusion_hf.core.checks import check_choice, listed
+from stylefusion_hf.core.codes import LATENT_SPACES, MAX_SEED, Row, check_shapes, common_batch, labels_to_tensor
 from stylefusion_hf.core.edits import style_offsets
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 KINDS = {  # component -> what it is called, and what tells it from others
-    "generator": ("StyleGAN2Generator", "conv_sizes"),
+    "generator": ("StyleGAN2Generator or MobileStyleGANGenerator", "conv_sizes"),
     "fusion": ("FusionHierarchy", "tree"),
     "segmenter": ("RegionSegmenter or HubSegmenter", "segment"),
 }
@@ -60,8 +60,8 @@ def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None
         regions, leaves = segmenter.config.regions, fusion.tree.leaves
         if missing := [leaf for leaf in leaves if leaf not in regions]:
             raise ValueError(
-                f"the segmenter does not know the regions {', '.join(missing)}: it has {', '.join(regions)}, the"
-                f" tree's leaves are {', '.join(leaves)}"
+                f"the segmenter does not know the regions {listed(missing)}: it has {listed(regions)}, the"
+                f" tree's leaves are {listed(leaves)}"
             )
 
 
@@ -95,14 +95,14 @@ def input_batch(lengths: Mapping[str, int], generator: Any, each: int) -> int:
         raise ValueError(
             f"generator is a torch.Generator or a list of them, got {type(generator).__name__}; for a seed give base="
         )
-    return latents.common_batch({"base": 1, **lengths})
+    return common_batch({"base": 1, **lengths})
 
 
 def draw_seeds(generator: Any, count: int) -> tuple[int, ...]:
     """A seed a picture, each from its own generator where there is a list."""
     sources = list(generator) if isinstance(generator, (list, tuple)) else [generator]
     sources = sources if len(sources) == count else sources * count
-    high = latents.MAX_SEED + 1
+    high = MAX_SEED + 1
     return tuple(int(torch.randint(high, (1,), generator=g, device=None if g is None else g.device)) for g in sources)
 
 
@@ -115,7 +115,7 @@ def read_codes(
         given: the rows of all that were given, under the names that errors give them.
         fields: `regions`, `nodes` and `global_code` as a recipe has them.
     """
-    check_choice("latent_type", latent_type, latents.LATENT_SPACES)
+    check_choice("latent_type", latent_type, LATENT_SPACES)
     regions, nodes = {} if regions is None else regions, {} if nodes is None else nodes
     given = {} if base is None else {"base": latents.parse_code(base, latent_type, "base")}
     if global_code is not None:
@@ -143,7 +143,7 @@ def read_codes(
 # From a recipe to style codes.
 
 
-def check_cutoff(generator: StyleGAN2Generator, recipe: Recipe) -> None:
+def check_cutoff(generator: StyleGenerator, recipe: Recipe) -> None:
     """ValueError for more rows than w+ has, also where nothing is truncated."""
     if recipe.truncation_cutoff is not None and recipe.truncation_cutoff > generator.num_ws:
         raise ValueError(
@@ -169,7 +169,7 @@ def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
                 above = next(name for name in tree.ancestors(node)[::-1] if name not in tree.fused)
                 raise ValueError(
                     f"{argument}[{node!r}] can have no effect: {above!r} above it has no fusion net and gives its own"
-                    f" code for all below. Set {above!r}; the nodes with an effect are {', '.join(tree.active)}"
+                    f" code for all below. Set {above!r}; the nodes with an effect are {listed(tree.active)}"
                 )
     if recipe.global_code is not None and tree.root not in tree.branches:
         raise ValueError(f"global_code can have no effect: the tree is the single region {tree.root!r}")
@@ -177,9 +177,9 @@ def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
         named = {*recipe.regions, *recipe.nodes, *([tree.root] if recipe.global_code is not None else [])}
         for node in strength:
             if resolve(tree, "strength", node) not in named:
-                listed = ", ".join(sorted(named)) or "no node"
+                names = listed(sorted(named)) or "no node"
                 raise ValueError(
-                    f"strength[{node!r}] can have no effect: this call gives codes for {listed}"
+                    f"strength[{node!r}] can have no effect: this call gives codes for {names}"
                     f" (a strength under {tree.root!r} is that of global_code)"
                 )
 
@@ -196,7 +196,7 @@ def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
 
 
 def style_codes(
-    generator: StyleGAN2Generator, recipe: Recipe, settings: Mapping[str, NodeSetting], device: Any
+    generator: StyleGenerator, recipe: Recipe, settings: Mapping[str, NodeSetting], device: Any
 ) -> tuple[torch.Tensor, dict[str, list[int]], list[int]]:
     """What nodes are given, as style codes of one mapping batch.
 
@@ -224,7 +224,7 @@ def style_codes(
     at = {node: places(setting.rows) for node, setting in settings.items()}
     table = None
     if labels is not None:
-        table = latents.labels_to_tensor(labels, generator.config.label_dim)[[label for _, label in distinct]]
+        table = labels_to_tensor(labels, generator.config.label_dim)[[label for _, label in distinct]]
     psi = 1.0 if recipe.truncation_psi is None else recipe.truncation_psi
     onload(generator)
     rows = [row for row, _ in distinct]
@@ -236,12 +236,12 @@ def move(given: torch.Tensor, base: torch.Tensor | None, strength: float) -> tor
     return given if strength == 1.0 or base is None else base + strength * (given - base)
 
 
-def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
+def fuse_recipe(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
     """The fused style codes (num_images, S), float32: one mapping batch, one pass of the fusion nets.
 
     ValueError for names, shapes and labels that these models do not have. The recipe's `truncation_psi` is a number.
     """
-    latents.check_shapes(generator, recipe.groups())
+    check_shapes(generator, recipe.groups())
     check_cutoff(generator, recipe)
     settings = node_settings(fusion.tree, recipe)
     batch = recipe.num_images
@@ -255,7 +255,7 @@ def fuse_recipe(generator: StyleGAN2Generator, fusion: FusionHierarchy, recipe: 
 
 
 def edited(
-    generator: StyleGAN2Generator, tree: RegionTree, recipe: Recipe, given: Mapping[str, torch.Tensor]
+    generator: StyleGenerator, tree: RegionTree, recipe: Recipe, given: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Nodes' style codes, moved as far as `strength` says, with the recipe's edits added to them and all below them.
 
@@ -275,7 +275,7 @@ def edited(
 
 
 def synthesize(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     style: torch.Tensor,
     noise_mode: str = "const",
     noise_seeds: Sequence[int] | None = None,

@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 
 from stylefusion_hf.core.checks import short
-from stylefusion_hf.imaging.images import Fit, open_image, picture_files, picture_name, to_tensor
+from stylefusion_hf.imaging.images import Fit, array_images, open_image, picture_files, picture_name, to_tensor
 
 
 def read_targets(image: Any, config: Any, fit: Fit) -> torch.Tensor:
     """Pictures in any form as (B, C, resolution, resolution) in [-1, 1].
 
     Args:
-        image: a PIL image, a file, a folder, an array (B, H, W, C) or tensor (B, C, H, W) in [0, 1], or a list.
+        image: a PIL image, a file, a folder, an array (H, W, C) or (B, H, W, C) of uint8 or in [0, 1], a tensor
+            (B, C, H, W) in [0, 1] of the model's size, or a list.
         config: the generator's: `resolution` and `img_channels`.
         fit: what happens to pictures that are not square.
 
@@ -37,7 +38,10 @@ def read_targets(image: Any, config: Any, fit: Fit) -> torch.Tensor:
                 parts.append(to_tensor([opened], resolution, channels, fit, [name]))
         elif isinstance(item, Image.Image):
             parts.append(to_tensor([item], resolution, channels, fit, ["image"]))
-        elif isinstance(item, (np.ndarray, torch.Tensor)):
+        elif isinstance(item, np.ndarray) and (item.dtype == np.uint8 or _other_size(item, resolution)):
+            pictures = array_images(item, "image")
+            parts.append(to_tensor(pictures, resolution, channels, fit, ["image"] * len(pictures)))
+        elif isinstance(item, (np.ndarray, torch.Tensor)):  # of the model's size: kept in full precision
             parts.append(_from_array(item, (channels, resolution, resolution)))
         else:
             kind = type(item).__name__
@@ -45,6 +49,12 @@ def read_targets(image: Any, config: Any, fit: Fit) -> torch.Tensor:
                 f"image is a PIL image, a file, a folder, an array, a tensor or a list of these; got {kind}"
             )
     return torch.cat(parts)
+
+
+def _other_size(item: np.ndarray, resolution: int) -> bool:
+    """Whether an array of floats is of pictures that are not of the model's size."""
+    pictures = item.dtype.kind == "f" and item.ndim in (3, 4) and item.shape[-1] in (1, 3, 4) and item.size > 0
+    return pictures and item.shape[-3:-1] != (resolution, resolution)
 
 
 def _files(item: str | os.PathLike[str]) -> list[Path]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from stylefusion_hf.core import codes as latents
 from stylefusion_hf.core.checks import check_choice, check_count, short
-from stylefusion_hf.core.codes import Code, Row, seeds_to_z
+from stylefusion_hf.core.codes import LATENT_SPACES, Code, Row, check_shapes, labels_to_tensor, seeds_to_z
 from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 
 BASE = ""  # where a node's name stands; no node is called so
@@ -22,7 +22,7 @@ MAX_FRAMES = 10**6
 DEFAULT_STEPS = 30
 
 # What a walk goes straight in -> the spaces of the codes that it can take (a seed is a z).
-SPACES = {"w": ("z", "w", "w+"), "s": latents.LATENT_SPACES, "z": ("z",)}
+SPACES = {"w": ("z", "w", "w+"), "s": LATENT_SPACES, "z": ("z",)}
 
 # From the time between two keyframes to the way gone between them, both 0 to 1.
 EASINGS: dict[str, Callable[[float], float]] = {
@@ -209,7 +209,7 @@ class Walk:
 
 
 def plan(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     fusion: FusionHierarchy,
     recipe: Recipe,
     timeline: Timeline,
@@ -220,7 +220,7 @@ def plan(
 
     ValueError for names, shapes and labels that these models do not have.
     """
-    latents.check_shapes(generator, recipe.groups())
+    check_shapes(generator, recipe.groups())
     _steps.check_cutoff(generator, recipe)
     moves = any(len(rows) > 1 for rows in recipe.groups().values())
     if space == "z" and moves and generator.config.label_dim and recipe.class_labels is None:
@@ -256,7 +256,7 @@ def plan(
 
 
 def fuse_positions(
-    generator: StyleGAN2Generator, fusion: FusionHierarchy, walk: Walk, positions: Sequence[Position], device: Any
+    generator: StyleGenerator, fusion: FusionHierarchy, walk: Walk, positions: Sequence[Position], device: Any
 ) -> torch.Tensor:
     """The fused style codes (B, S) there, float32."""
     labels, psi = walk.recipe.class_labels, walk.recipe.truncation_psi
@@ -264,7 +264,7 @@ def fuse_positions(
     def to_style(rows: list[Row]) -> torch.Tensor:  # of z between keyframes
         table = None
         if labels is not None:
-            table = latents.labels_to_tensor(labels, generator.config.label_dim).expand(len(rows), -1)
+            table = labels_to_tensor(labels, generator.config.label_dim).expand(len(rows), -1)
         _steps.onload(generator)
         cutoff = walk.recipe.truncation_cutoff
         return latents.codes_to_style(generator, rows, table, 1.0 if psi is None else psi, cutoff, device)

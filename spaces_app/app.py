@@ -15,6 +15,8 @@ from typing import Any
 from stylefusion_hf.spaces_app import device  # noqa: F401  # on ZeroGPU before torch
 
 import gradio as gr  # isort: skip
+from fastapi.exceptions import RequestValidationError
+from starlette.middleware import Middleware
 
 from stylefusion_hf import spaces_app
 from stylefusion_hf.cli._shared import load_pipeline
@@ -22,13 +24,16 @@ from stylefusion_hf.spaces_app.compose import QUICK, Compose
 from stylefusion_hf.spaces_app.edit import Edit
 from stylefusion_hf.spaces_app.endpoints import Endpoints
 from stylefusion_hf.spaces_app.errors import guarded
+from stylefusion_hf.spaces_app.guard import Guard, Page, refused
 from stylefusion_hf.spaces_app.jobs import Films
 from stylefusion_hf.spaces_app.mix import Mix
 from stylefusion_hf.spaces_app.models import EMBEDDED, Model
+from stylefusion_hf.spaces_app.serving import own_folder, stopped_by_sigterm, wait
+from stylefusion_hf.spaces_app.uploads import MAX_FILE
 from stylefusion_hf.spaces_app.walk import Grid, Walk
 
 HERE = Path(str(spaces_app.__file__)).parent  # the package's: a Space's folder has this file alone, beside the wheel
-MAX_UPLOAD = "10mb"
+SESSIONS = 500  # whose settings are remembered; who was away longest is forgotten first
 MAX_WAITING = 100  # events in the queue, which the endpoints and long work go through; who comes later is told so
 CLEAN = (600, 3600)  # seconds: how often files of the page are removed, and which age they have then
 
@@ -61,7 +66,7 @@ def build(models: Sequence[Model]) -> gr.Blocks:
     names = [model.name for model in models]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"a Space has models of different names, one or more; got {', '.join(names) or 'none'}")
-    with gr.Blocks(title="StyleFusion", analytics_enabled=False, delete_cache=CLEAN, fill_width=True) as page:
+    with Page(title="StyleFusion", analytics_enabled=False, delete_cache=CLEAN, fill_width=True) as page:
         with gr.Row(elem_classes="sf-head"):
             gr.Markdown("# StyleFusion\nOne dial for every region of a portrait, fused into one picture.")
             chosen = gr.Dropdown(
@@ -104,9 +109,14 @@ def launch_settings() -> dict[str, Any]:
     return {
         "theme": theme(),
         "css_paths": [HERE / "style.css"],
-        "max_file_size": MAX_UPLOAD,
+        "max_file_size": MAX_FILE,
         "show_error": False,
-        "state_session_capacity": 1000,
+        "state_session_capacity": SESSIONS,
+        "app_kwargs": {
+            "middleware": [Middleware(Guard)],
+            "exception_handlers": {RequestValidationError: refused},
+        },
+        "num_workers": 0,  # gradio's own for uploads and files would pass Guard by
         "footer_links": ["api", "gradio"],
         "enable_monitoring": False,
         "ssr_mode": False,
@@ -133,9 +143,15 @@ def theme() -> gr.themes.Base:
 
 
 def main(sources: Sequence[str], place: str | None = None, directions: str | None = None, **launch: Any) -> None:
-    """Load, build, serve; returns when the server is stopped."""
-    page = build(load_models(sources, place, directions))
-    queued(page).launch(**(launch_settings() | launch))
+    """Load, build, serve; returns when the server is stopped, and leaves no file behind."""
+    models = load_models(sources, place, directions)
+    with stopped_by_sigterm(), own_folder():
+        page = build(models)
+        try:
+            queued(page).launch(**(launch_settings() | {"prevent_thread_lock": True} | launch))
+            wait(page)
+        finally:
+            page.close(verbose=False)
 
 
 if __name__ == "__main__":

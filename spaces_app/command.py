@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 
-from stylefusion_hf.cli._shared import positive
+from stylefusion_hf.cli._checks import check_file, check_model, check_named_device, check_port
+from stylefusion_hf.cli._shared import add_device_argument, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,13 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", action="append", metavar="FOLDER|ID", help="a folder or a Hub id (default: the embedded model)"
     )
     models.add_argument("--directions", metavar="FILE", help="directions of the first (default: found at the start)")
-    models.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda where there is one, else cpu)")
+    add_device_argument(models)
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines too (default: 127.0.0.1)")
     server.add_argument("--port", type=positive, help="(default: the first that is free from 7860)")
 
 
 def run(args: argparse.Namespace) -> None:
+    check_named_device(args.device)
+    for model in args.model or [None]:
+        check_model(argparse.Namespace(model=model))
+    if args.directions:
+        check_file(args.directions, "--directions")
+    check_port(args.host, args.port)
     try:
         from stylefusion_hf.spaces_app import app
         from stylefusion_hf.spaces_app.models import EMBEDDED

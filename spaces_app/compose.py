@@ -27,6 +27,7 @@ from stylefusion_hf.spaces_app.settings import (
     to_recipe,
 )
 from stylefusion_hf.spaces_app.stage import stage
+from stylefusion_hf.spaces_app.uploads import own_file
 
 FORGOTTEN = 6 * 3600  # seconds after which a session's history is dropped
 DRAWN = 10_000  # shuffled seeds are below: short numbers, good to pass on
@@ -76,6 +77,7 @@ class Compose:
                     self.open = gr.UploadButton(
                         "Open recipe", file_types=[".json", ".png"], size="md", min_width=80, elem_id="sf-open"
                     )
+                    self.open.preprocess = guarded(own_file)  # type: ignore[method-assign]
                 gr.Markdown("#### Start from an example", elem_classes="sf-heading")
                 self.examples = gr.HTML(
                     examples(model), elem_classes="sf-examples", apply_default_css=False, js_on_load=EXAMPLES_JS
@@ -271,6 +273,8 @@ class Compose:
 
     def _open(self, path: str, index: int, history: History, *values: Any) -> dict[Any, Any]:
         """A recipe that was downloaded, with the model that made it, where the Space has that."""
+        if not path:
+            raise ValueError("there is no recipe: choose a .json or .png that was downloaded here")
         text = read_recipe(path)
         at = next((i for i in (index, *range(len(self.models))) if fits(self.models[i], text)), index)
         return self._opened(text, at, index, history, values)

@@ -12,11 +12,13 @@ from typing import Any
 import gradio as gr
 
 from stylefusion_hf.cli._shared import RECIPE_KEY
+from stylefusion_hf.core.checks import short
 from stylefusion_hf.spaces_app import jobs
 from stylefusion_hf.spaces_app.compose import LIMITS
 from stylefusion_hf.spaces_app.errors import guarded
-from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, open_named, upload
+from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, upload
 from stylefusion_hf.spaces_app.models import Model, Picture
+from stylefusion_hf.spaces_app.pictures import open_picture
 
 
 class Endpoints:
@@ -153,7 +155,7 @@ class Endpoints:
             raise ValueError(f"steps are 0 to {MAX_STEPS}, got {steps}")
         if not steps and not found.has_encoder:
             raise ValueError("this model has no encoder, so that a picture needs some steps of optimisation")
-        opened = open_named(picture, "the picture")
+        opened = open_picture(picture, "the picture", found.resolution)
         codes, _, _ = found.invert([opened], int(steps), lambda step: progress((step, steps)))
         return self._made(model, jobs.mixed(codes, {}, None, found.psi))
 
@@ -210,7 +212,7 @@ class Endpoints:
 
     def _model(self, name: str) -> Model:
         if name not in self.models:
-            raise ValueError(f"there is no model {name!r} here: there are {', '.join(self.models)}")
+            raise ValueError(f"there is no model {short(name)} here: there are {', '.join(self.models)}")
         return self.models[name]
 
     def _made(self, name: str, recipe: Any) -> tuple[Any, dict[str, Any]]:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from PIL import Image
 
-from stylefusion_hf.core.checks import check_count, check_number
+from stylefusion_hf.core.checks import check_count, check_number, short
 from stylefusion_hf.core.codes import check_seed
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.tensor_files import pick
@@ -86,7 +86,7 @@ class Films:
     """Animations as files in a temporary folder, which goes away with this object; old files go before that."""
 
     def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="stylefusion-space-")
+        self._folder = TemporaryDirectory(prefix="stylefusion-films-")
 
     def write(
         self,
@@ -112,7 +112,7 @@ class Films:
         """
         check_count("frames", frames, MAX_FRAMES, least=2)
         if suffix not in FILMS:
-            raise ValueError(f"an animation is {' or '.join(FILMS)}, got {suffix!r}")
+            raise ValueError(f"an animation is {' or '.join(FILMS)}, got {short(suffix)}")
         stream = model.walk(walk_call(model, recipe, region, through) | {"frames": frames, "loop": True})
 
         def pictures() -> Iterator[Image.Image]:

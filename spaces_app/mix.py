@@ -9,14 +9,16 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from stylefusion_hf.imaging.images import fit_square, open_image
+from stylefusion_hf.imaging.images import fit_square
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.errors import guarded
 from stylefusion_hf.spaces_app.jobs import mixed
 from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.pictures import open_picture
 from stylefusion_hf.spaces_app.results import data_uri, result
 from stylefusion_hf.spaces_app.settings import COMMON
 from stylefusion_hf.spaces_app.stage import stage
+from stylefusion_hf.spaces_app.uploads import lend, own_file
 
 SLOTS = ("A", "B", "C")
 MAX_STEPS = 200
@@ -137,8 +139,9 @@ class Mix:
         if number not in range(len(SAMPLES)):
             raise ValueError("there is no such picture")
         free = next((i for i, path in enumerate(paths) if path is None), len(paths) - 1)
-        with Image.open(SAMPLES[number]) as picture:
-            return [picture.copy() if i == free else gr.skip() for i in range(len(paths))]
+        sample = lend(SAMPLES[number])
+        # The others' own places, not `gr.skip`: for that, gradio makes a component anew, without what `upload` sets
+        return [sample if i == free else paths[i] for i in range(len(paths))]
 
     def _read(
         self,
@@ -153,7 +156,7 @@ class Mix:
         there = [i for i, path in enumerate(paths) if path is not None]
         if not there:
             raise ValueError("there is no picture yet: upload one, or pick one below")
-        images = [open_named(str(paths[i]), f"picture {SLOTS[i]}") for i in there]
+        images = [open_picture(str(paths[i]), f"picture {SLOTS[i]}", model.resolution) for i in there]
         if not model.has_encoder and not steps:
             raise ValueError("this model has no encoder, so a picture needs some steps: move the slider")
         progress(0, desc="Reading the pictures")
@@ -178,7 +181,7 @@ class Mix:
         regions = dict(zip(model.regions, which, strict=False))
         recipe = mixed(codes, regions, common, model.psi)
         picture = model.render(recipe)
-        before = fit_square(open_named(first, "picture A"), model.resolution, "crop")
+        before = fit_square(open_picture(first, "picture A", model.resolution), model.resolution, "crop")
         parts = [f"{dials.named(name).lower()} from {SLOTS[slot]}" for name, slot in regions.items() if slot]
         parts += [f"{dials.named(COMMON).lower()} from {SLOTS[common]}"] if common else []
         text = "Picture A" + (" with " + ", ".join(parts) if parts else " as the model sees it")
@@ -187,7 +190,7 @@ class Mix:
 
 
 def upload(label: str, **settings: Any) -> gr.Image:
-    """A component that hands uploaded files on unopened: `open_named` opens them, with checks that gradio has not.
+    """A component that hands uploaded files on unopened: `open_picture` opens them, with checks that gradio has not.
 
     Set on the instance, since gradio writes a file beside the source of a component class.
     """
@@ -196,21 +199,8 @@ def upload(label: str, **settings: Any) -> gr.Image:
         buttons=[], **settings,
     )  # fmt: skip
 
-    def place(payload: Any) -> str | None:  # gradio has made sure that it is an upload's
-        if payload is not None and payload.path is None:
-            raise ValueError("a picture comes as a file")
-        return None if payload is None else str(payload.path)
-
-    picture.preprocess = guarded(place)
+    picture.preprocess = guarded(own_file)  # type: ignore[method-assign]
     return picture
-
-
-def open_named(path: str, name: str) -> Image.Image:
-    """An uploaded picture, checked; errors call it by `name`, not by its place."""
-    try:
-        return open_image(path)
-    except (ValueError, OSError) as error:
-        raise ValueError(str(error).replace(f"the picture {path}", name)) from error
 
 
 def reading(model: Model) -> str:

@@ -15,9 +15,11 @@ import numpy as np
 from PIL import Image
 
 from stylefusion_hf import StyleFusionInterpolationPipeline, StyleFusionInversionPipeline, StyleFusionPipeline
+from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.edits import Direction, load_directions
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.editing.directions import ganspace, sefa
+from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
 from stylefusion_hf.spaces_app.device import on_gpu
 
 EMBEDDED = "embedded"
@@ -112,11 +114,18 @@ class Model:
 
     def check(self, recipe: Mapping[str, Any] | str) -> dict[str, Any]:
         """A stranger's recipe as that of its first picture, complete. ValueError where it is not one of this model."""
-        read = Recipe.from_json(recipe) if isinstance(recipe, str) else Recipe.from_dict(recipe)
-        found = read.select(0).to_dict()
+        if isinstance(recipe, str):
+            try:
+                recipe = read_json(recipe)
+            except ValueError as error:
+                reason = str(error) if isinstance(error, TooLarge) else f"it is not JSON: {error}"
+                raise ValueError(f"the recipe is not read: {reason}") from error
+        found = Recipe.from_dict(recipe).select(0).to_dict()  # type: ignore[arg-type]
         if not self.made(found):
             name = (found.get("model") or {}).get("name")
-            raise ValueError(f"the recipe was made with another model, {name or 'which it does not name'}")
+            raise ValueError(
+                f"the recipe was made with another model, {short(name, 80) if name else 'which it does not name'}"
+            )
         if found["truncation_psi"] is None:
             found["truncation_psi"] = self.psi
         return found

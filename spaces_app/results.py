@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
@@ -14,10 +13,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stylefusion_hf.cli._shared import RECIPE_KEY
-from stylefusion_hf.imaging.images import image_size
 from stylefusion_hf.spaces_app.models import EMBEDDED, Model, Picture
+from stylefusion_hf.spaces_app.pictures import open_checked
+from stylefusion_hf.spaces_app.uploads import read_file
 
-MAX_RECIPE = 2**23  # bytes of a file
+MAX_RECIPE = 2**21  # bytes of a file
+MAX_PIXELS = 2**24  # of a picture that carries one
 MAX_LINK = 1500  # characters of a link's query; longer ones break in messengers
 
 
@@ -54,25 +55,26 @@ def read_recipe(path: str) -> str:
     Raises:
         ValueError, OSError: neither; too large.
     """
-    with open(path, "rb") as file:
-        is_png = file.read(8) == b"\x89PNG\r\n\x1a\n"
-    if not is_png:
-        if os.path.getsize(path) > MAX_RECIPE:
+    data = read_file(path)
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        if len(data) > MAX_RECIPE:
             raise ValueError(f"this is no recipe: it has more than {MAX_RECIPE // 2**20} MB")
         try:
-            with open(path, encoding="utf-8") as file:
-                return file.read()
+            return data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError("this is no recipe: open a .json or .png that was downloaded here") from error
     try:
-        image_size(path)  # checks the header before anything is decoded
-        with Image.open(path, formats=["PNG"]) as picture:
+        with open_checked(data, "the picture", ("PNG",), MAX_PIXELS) as picture:
             picture.load()  # text chunks may stand behind the pixels
             text = picture.info.get(RECIPE_KEY)
-    except ValueError:
-        raise
+    except ValueError as error:
+        if type(error) is ValueError:
+            raise
+        raise ValueError("the picture is damaged: download it again") from error
     except Exception as error:  # decoders raise whatever they stumble over in a file that is cut off or forged
         raise ValueError("the picture is damaged: download it again") from error
+    if isinstance(text, str) and len(text) > MAX_RECIPE:
+        raise ValueError(f"this is no recipe: it has more than {MAX_RECIPE // 2**20} MB")
     if not isinstance(text, str):
         raise ValueError("this picture carries no recipe: it was not made here, or lost it on its way")
     return text

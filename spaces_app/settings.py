@@ -178,6 +178,7 @@ def of_class(settings: Settings, label: int | None) -> Settings:
 # What a visitor's session remembers.
 
 MAX_STEPS = 100  # of undo
+MAX_CHARACTERS = 2**22  # of the recipes in a session's steps; a text that several share counts once
 ONE_TURN = 2.0  # seconds: events of one dial that follow each other faster are one step
 
 
@@ -202,8 +203,25 @@ class History:
         """
         turning = control == self.control != "" and time - self.time < ONE_TURN and self.at == len(self.steps) - 1
         steps = [*self.steps[: self.at + (0 if turning and self.at else 1)], settings][-MAX_STEPS:]
+        while len(steps) > 1 and _characters(steps) > MAX_CHARACTERS:
+            del steps[: max(len(steps) // 4, 1)]
         return History(steps, len(steps) - 1, control, time)
 
     def move(self, by: int) -> History:
         """Back (-1) or forth (1), as far as there is something."""
         return History(self.steps, min(max(self.at + by, 0), len(self.steps) - 1))
+
+
+def _characters(steps: Sequence[Settings]) -> int:
+    """Of all texts in what was kept."""
+    found: dict[int, int] = {}
+    left: list[Any] = [step.kept for step in steps]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            found[id(item)] = len(item)
+        elif isinstance(item, Mapping):
+            left += [*item, *item.values()]
+        elif isinstance(item, (list, tuple)):
+            left += item
+    return sum(found.values())

@@ -18,6 +18,7 @@ _HOMES = {
     "FusionHierarchy": "stylefusion_hf.models.fusion.hierarchy",
     "HubSegmenter": "stylefusion_hf.models.hub_segmenter",
     "ImageEncoder": "stylefusion_hf.models.encoder",
+    "MobileStyleGANGenerator": "stylefusion_hf.models.mobile_stylegan",
     "ModelMixin": "diffusers",
     "RegionSegmenter": "stylefusion_hf.models.segmenter",
     "RegionTree": "stylefusion_hf.core.region_tree",
@@ -26,6 +27,7 @@ _HOMES = {
     "StyleFusionPipeline": "stylefusion_hf.pipelines.fuse",
     "StyleGAN2Discriminator": "stylefusion_hf.models.discriminator",
     "StyleGAN2Generator": "stylefusion_hf.models.stylegan2",
+    "StyleGenerator": "stylefusion_hf.models.style_generator",
 }
 
 # diffusers' modules import each other in circles, which threads that start at different ends would find half made.
@@ -38,6 +40,7 @@ __all__ = [
     "FusionHierarchy",
     "HubSegmenter",
     "ImageEncoder",
+    "MobileStyleGANGenerator",
     "ModelMixin",
     "RegionSegmenter",
     "RegionTree",
@@ -46,6 +49,7 @@ __all__ = [
     "StyleFusionPipeline",
     "StyleGAN2Discriminator",
     "StyleGAN2Generator",
+    "StyleGenerator",
     "__version__",
 ]
 
@@ -60,7 +64,9 @@ if TYPE_CHECKING:
     from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
     from stylefusion_hf.models.hub_segmenter import HubSegmenter
     from stylefusion_hf.models.labeller import FeatureLabeller
+    from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
     from stylefusion_hf.models.segmenter import RegionSegmenter
+    from stylefusion_hf.models.style_generator import StyleGenerator
     from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
     from stylefusion_hf.pipelines.interpolate import StyleFusionInterpolationPipeline

@@ -2,4 +2,4 @@
 
 from stylefusion_hf.core.moved import forward
 
-__getattr__ = forward(__name__, "stylefusion_hf.core.codes")
+__getattr__ = forward(__name__, "stylefusion_hf.core.codes", "stylefusion_hf.models.latents")

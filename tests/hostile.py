@@ -160,7 +160,51 @@ def colliding_keys(count: int) -> bytes:
     return b"}(" + entries + b"u"
 
 
+def nested_zips(count: int, numbers: int) -> bytes:
+    """torch.save bytes in a pickle, again and again: each file inflates to no more than one file may, all to much."""
+    zeros = {"data/0": bytes(2**20)}
+    inner = torch_zip(whole(tensor("0", 2**18, (numbers,), (1,))), zeros, zipfile.ZIP_DEFLATED)
+    one = b"ctorch.storage\n_load_from_bytes\n(B" + struct.pack("<I", len(inner)) + inner + b"tR"
+    return whole(b"](" + one * count + b"e")
+
+
+def nested_text(count: int) -> bytes:
+    """The same file as a text that is stored once, and made into bytes of its own each time."""
+    inner = torch_zip(whole(tensor("0", 2**18, (4,), (1,))), {"data/0": bytes(2**20)}, zipfile.ZIP_DEFLATED)
+    letters = text(inner.decode("latin-1")) + b"q\x000ctorch.storage\n_load_from_bytes\nq\x010"
+    one = b"h\x01(c_codecs\nencode\n(h\x00" + text("latin1") + b"tRtR"
+    return whole(letters + b"](" + one * count + b"e")
+
+
+def memoised(value: bytes, use: bytes, count: int) -> bytes:
+    """A value that is stored under 1 and used any number of times."""
+    return whole(value + b"q\x010](" + use * count + b"e")
+
+
+def large_tuple(count: int) -> bytes:
+    return b"(" + b"N" * count + b"t"
+
+
 BOMBS: dict[str, Callable[[], bytes]] = {
+    "nested zips": lambda: nested_zips(2000, 4),
+    "nested zips of large tensors": lambda: nested_zips(2000, 2**18),
+    "nested zips of one text": lambda: nested_text(20_000),
+    "names of memoised texts": lambda: memoised(text("\U0001f600" * 500), b"h\x01h\x01\x93", 600_000),
+    "names of long names": lambda: memoised(text("m" * 2000), b"h\x01h\x01\x93", 1_900_000),
+    "calls of memoised names": lambda: memoised(text("m" * 500), b"h\x01h\x01\x93)R)R", 300_000),
+    "encoded texts": lambda: memoised(
+        text("m" * 200_000), b"c_codecs\nencode\n(h\x01" + text("latin1") + b"tR", 5_000
+    ),
+    "bytes of a long text": lambda: memoised(text("m" * 300_000), b"cbuiltins\nbytes\n(h\x01tR", 5_000),
+    "arrays of small bytes": lambda: memoised(dump(bytes(4096)), array((1024,), b"")[:-6] + b"h\x01tb", 20_000),
+    "long integers": lambda: whole(b"](" + (b"\x8a\xff" + b"\x01" * 255) * 400_000 + b"e"),
+    "lists of a large tuple": lambda: memoised(large_tuple(100_000), b"cbuiltins\nlist\n(h\x01tR", 10_000),
+    "dictionaries of a large dictionary": lambda: memoised(
+        b"}(" + b"".join(text(str(i)) + b"N" for i in range(50_000)) + b"u", b"cbuiltins\ndict\n(h\x01tR", 10_000
+    ),
+    "sets of a large tuple": lambda: memoised(
+        b"(" + b"".join(text(str(i)) for i in range(50_000)) + b"t", b"cbuiltins\nfrozenset\n(h\x01tR", 10_000
+    ),
     "terabyte of bytes": lambda: whole(b"\x8e" + struct.pack("<Q", TERABYTE) + b"x"),
     "terabyte of text": lambda: whole(b"\x8d" + struct.pack("<Q", TERABYTE) + b"x"),
     "terabyte of bytearray": lambda: whole(b"\x96" + struct.pack("<Q", TERABYTE) + b"x"),
@@ -255,6 +299,35 @@ ODDITIES: dict[str, Callable[[], bytes]] = {
     "a dict in itself": lambda: whole(b"}q\x00" + text("a") + b"h\x00s"),
     "deep lists": lambda: whole(b"](" * 100_000 + b"N" + b"e" * 100_000),
     "deep calls": lambda: whole(b"cos\nsystem\n" * 100_000 + b"N" + b"\x85R" * 100_000),
+    "a shell that is built again and again": lambda: whole(
+        dump((3, "<", None, None, None, -1, -1, 0))
+        + b"r\xff\xff\xff\x7f0cnumpy\ndtype\n"
+        + dump(("f4",))
+        + b"R"
+        + b"\x94" * 100_000
+        + b"2" * 100_000
+        + b"j\xff\xff\xff\x7fb0" * 100_000
+    ),
+    "calls with a million arguments": lambda: memoised(
+        large_tuple(300_000), b"cnumpy._core.multiarray\n_reconstruct\nh\x01R", 40_000
+    ),
+    "long number formats": lambda: memoised(text("<" * 200_000), b"cnumpy\ndtype\n(h\x01tR", 50_000),
+    "lines without end": lambda: whole(b"](" + b"V\n" * 300_000 + b"e"),
+    "objects that share a state": lambda: memoised(
+        b"}(" + b"".join(text(str(i)) + b"]" for i in range(50_000)) + b"u", b"cmine\nX\n)\x81h\x01bK\x01Ns", 5_000
+    ),
+    "objects that share arguments": lambda: memoised(large_tuple(300_000), b"cmine\nX\nh\x01R", 50_000),
+    "modules that share a state": lambda: memoised(
+        b"}("
+        + text("_modules")
+        + b"}"
+        + text("_parameters")
+        + b"}("
+        + b"".join(text(str(i)) + b"]" for i in range(50_000))
+        + b"uu",
+        b"cmine\nX\n)\x81h\x01bK\x01Ns",
+        100,
+    ),
     "a high memo index": lambda: whole(b"Nr\xff\xff\xff\xff0j\xff\xff\xff\xff"),
 }
 

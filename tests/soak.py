@@ -11,10 +11,10 @@ imports once and forks the trainings, so that a start takes milliseconds.
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -39,6 +39,7 @@ from stylefusion_hf.training import checkpoints, encoder, fusion, generator, jud
 from tests.tiny import tiny_generator, tiny_pipeline, tiny_segmenter
 
 LATEST = ("--resume_from_checkpoint", "latest")
+STATE = re.compile(r"(optimizer|state)(_\d+)?\.json")
 HOW = ("at any moment", "while writing", "at a file operation")
 
 
@@ -231,27 +232,8 @@ class Watch:
 
 def results(out: Path) -> dict[str, str]:
     """Digests of what a finished run leaves: networks, pictures, and checkpoints but for their random states."""
-    files = [p for p in sorted(out.rglob("*")) if p.suffix in (".safetensors", ".bin", ".pkl", ".png", ".tar")]
-    return {str(p.relative_to(out)): content(p) for p in files if not p.name.startswith("random_states")}
-
-
-def content(file: Path) -> str:
-    """A digest of a file; of a pickle's values, since its bytes also tell which equal texts in it are one object."""
-    if file.suffix not in (".bin", ".pkl"):
-        return checkpoints.digest_of(file)
-    digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
-        elif isinstance(value, (dict, list, tuple)):
-            for item in value.items() if isinstance(value, dict) else value:
-                add(item)
-        else:
-            digest.update(repr(value).encode())
-
-    add(torch.load(file, weights_only=True))
-    return digest.hexdigest()
+    files = [p for p in sorted(out.rglob("*")) if p.suffix in (".safetensors", ".png", ".tar") or STATE.match(p.name)]
+    return {str(p.relative_to(out)): checkpoints.digest_of(p) for p in files}
 
 
 def newest(out: Path) -> dict[str, int]:

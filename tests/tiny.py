@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 from stylefusion_hf import (
     FusionHierarchy,
     ImageEncoder,
+    MobileStyleGANGenerator,
     RegionSegmenter,
     RegionTree,
     StyleFusionPipeline,
     StyleGAN2Generator,
+    StyleGenerator,
 )
 
 RESOLUTION, Z_DIM, W_DIM = 32, 16, 16
@@ -31,7 +33,19 @@ def tiny_generator(seed: int = 0, **changes: Any) -> StyleGAN2Generator:
     return generator.eval()
 
 
-def tiny_fusion(generator: StyleGAN2Generator, tree: Any = "avatar", seed: int = 0, **changes: Any) -> FusionHierarchy:
+def tiny_mobile_generator(seed: int = 0, **changes: Any) -> MobileStyleGANGenerator:
+    """32 px, 8 rows of w+ as `tiny_generator`, noise inputs and a mean w that matter."""
+    torch.manual_seed(seed)
+    config: dict[str, Any] = {"resolution": RESOLUTION, "channels": [8, 8, 6], "z_dim": Z_DIM, "w_dim": W_DIM}
+    generator = MobileStyleGANGenerator(**(config | {"mapping_layers": 2} | changes))
+    generator.w_avg.normal_()
+    for name, parameter in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            torch.nn.init.constant_(parameter, 0.3)
+    return generator.eval()
+
+
+def tiny_fusion(generator: StyleGenerator, tree: Any = "avatar", seed: int = 0, **changes: Any) -> FusionHierarchy:
     """Fusion nets with gates that differ from number to number."""
     torch.manual_seed(seed)
     sizes = {"conv_sizes": generator.conv_sizes, "rgb_sizes": generator.rgb_sizes}

@@ -7,13 +7,14 @@ command is named, and imports torch and diffusers only in `run`, so that every `
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
 from stylefusion_hf import __version__
+from stylefusion_hf.core.checks import shown
+from stylefusion_hf.core.command_line import run
 
 # command -> the module that implements it, and what `stylefusion --help` says of it
 COMMANDS = {
@@ -36,15 +37,14 @@ COMMANDS = {
     "env": ("stylefusion_hf.cli.env", "show versions, devices and the embedded model"),
 }
 
-# What bad input raises, here and in the libraries below; anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+LONGEST = 1000  # characters of an error
 
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"stylefusion: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"stylefusion: error: {shown(' '.join(message.split()), LONGEST)} (see {self.prog} --help)\n")
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -74,30 +74,17 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0, or 2 after one line on stderr for bad input. Other errors are raised."""
+    if argv is None:  # the command `stylefusion`, rather than a program that calls this function
+        from stylefusion_hf.cli import _light
+
+        _light.own_process = True
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         build_parser().print_help(sys.stderr)
         return 2
-    try:
+
+    def command() -> None:
         args = build_parser(argv[0]).parse_args(argv)
         args.run(args)
-        sys.stdout.flush()  # a closed pipe shows here rather than at exit
-    except BrokenPipeError:  # `stylefusion env | head -1`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("\nstylefusion: interrupted", file=sys.stderr)
-        return 130
-    except USER_ERRORS as error:
-        if os.environ.get("STYLEFUSION_DEBUG", "0") not in ("", "0"):
-            raise
-        print(f"stylefusion: error: {describe(error)}", file=sys.stderr)
-        return 2
-    return 0
 
-
-def describe(error: BaseException) -> str:
-    """An error in one line."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"  # without "[Errno 2]"
-    return " ".join(str(error).split()) or type(error).__name__
+    return run(command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from stylefusion_hf.cli._shared import number, wrote
+from stylefusion_hf.core.checks import shown
 
 if TYPE_CHECKING:
     from stylefusion_hf import StyleFusionPipeline
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 def count(text: str) -> int:
     """An argument that is an integer from 0."""
-    if not text.strip().isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0")
+    if not text.strip().isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"'{shown(text)}' is no integer from 0 to 999999999")
     return int(text)
 
 

@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from stylefusion_hf.cli import _light
+from stylefusion_hf.cli._checks import check_model, check_named_device, check_regions
+from stylefusion_hf.core.checks import shown
+from stylefusion_hf.core.devices import check_device
+from stylefusion_hf.core.files import save_image
 from stylefusion_hf.imaging.images import open_image
 
 if TYPE_CHECKING:
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_SEED = 2**32 - 1
+MAX_COUNT = 10**9  # of anything that is counted
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".ppm")
 RECIPE_KEY = "stylefusion"  # the PNG text chunk that holds a picture's recipe
 
 
@@ -32,15 +39,40 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="FOLDER|ID", help="a folder or a Hub id (default: the embedded model)")
     group.add_argument("--generator", metavar="FOLDER", help="instead of the model's: one that --tune made of it")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda where there is one, else cpu)")
+    add_device_argument(group)
 
 
-def load_pipeline(args: argparse.Namespace, class_name: str = "StyleFusionPipeline") -> StyleFusionPipeline:
+def add_device_argument(group: Any, text: str = "cpu, cuda, cuda:1, mps ...") -> None:
+    """`--device`, for every command that computes."""
+    group.add_argument("--device", help=f"{text} (default: cuda where there is one, else cpu)")
+
+
+def check_call(args: argparse.Namespace) -> None:
+    """What can be refused of a command's device, model and regions, before torch is imported for the rest.
+
+    Raises:
+        ValueError, OSError: no such device or model, or a region that it does not have.
+    """
+    check_named_device(args.device)
+    check_regions(check_model(args), args)
+
+
+def load_pipeline(
+    args: argparse.Namespace, class_name: str = "StyleFusionPipeline", light: bool = False
+) -> StyleFusionPipeline:
     """The pipeline that `--model`, `--generator` and `--device` ask for.
+
+    Args:
+        args: parsed.
+        class_name: a pipeline of this package.
+        light: the command needs nothing of diffusers but this, so that it is imported in part.
 
     Raises:
         ValueError, OSError: no such model, a damaged one, or no such device.
     """
+    if light:
+        _light.import_diffusers(check_model(args))
+
     from diffusers.utils import logging
 
     import stylefusion_hf
@@ -51,7 +83,7 @@ def load_pipeline(args: argparse.Namespace, class_name: str = "StyleFusionPipeli
     parts = {}
     try:
         if args.generator:
-            parts["generator"] = stylefusion_hf.StyleGAN2Generator.from_pretrained(args.generator)
+            parts["generator"] = stylefusion_hf.StyleGenerator.from_pretrained(args.generator)
         load = pipeline_class.from_embedded if not args.model else partial(pipeline_class.from_pretrained, args.model)
         pipe = load(**parts)
     finally:
@@ -61,15 +93,10 @@ def load_pipeline(args: argparse.Namespace, class_name: str = "StyleFusionPipeli
 
 def chosen_device(name: str | None) -> str:
     """`name`, or cuda where there is one, else cpu. ValueError for a device that torch cannot use here."""
-    import torch
-
-    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways to say no
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"--device {device}: {reason}") from error
-    return device
+        return check_device(name)
+    except ValueError as error:
+        raise ValueError(f"--device {error}") from error
 
 
 # --- Arguments --------------------------------------------------------------------------------------
@@ -77,9 +104,13 @@ def chosen_device(name: str | None) -> str:
 
 def seed(text: str) -> int:
     """An argument that is a seed."""
-    if not text.strip().isdecimal() or int(text) > MAX_SEED:
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give an integer from 0 to {MAX_SEED}")
+    if not text.strip().isdecimal() or len(text) > 20 or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is no seed: give an integer from 0 to {MAX_SEED}")
     return int(text)
+
+
+def _quoted(text: str) -> str:
+    return f"'{shown(text)}'"
 
 
 def seeds(text: str) -> list[int]:
@@ -91,7 +122,9 @@ def classes(text: str) -> list[int]:
     """An argument that is one class or several: `3`, `0,4`. Which there are, the model says."""
     found = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) < 10 for part in found):
-        raise argparse.ArgumentTypeError(f"{text!r} is no class: give an integer from 0, or several such as 0,4")
+        raise argparse.ArgumentTypeError(
+            f"{_quoted(text)} is no class: give an integer from 0, or several such as 0,4"
+        )
     return [int(part) for part in found]
 
 
@@ -112,14 +145,14 @@ def number(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is no number")
     return value
 
 
 def positive(text: str) -> int:
     """An argument that is an integer from 1."""
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 1")
+    if not text.strip().isdecimal() or len(text) > 20 or not 1 <= int(text) <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is no integer from 1 to {MAX_COUNT}")
     return int(text)
 
 
@@ -127,18 +160,41 @@ def code(text: str) -> Any:
     """A code: a seed; a picture file, which is opened; or `CODES.safetensors:NAME` of `stylefusion invert`."""
     if text.strip().isdecimal():
         return seed(text)
+    suffix = os.path.splitext(text)[1].lower()
     try:
         if ".safetensors" in text.lower():
+            file = text if os.path.isfile(text) else text.rpartition(":")[0] or text
+            _check_there(file, "file of codes")
+
             from stylefusion_hf.core.code_files import pick_code
 
             return pick_code(text)
-        if os.path.isfile(text):
+        if os.path.isfile(text) or suffix in PICTURES or os.sep in text or "/" in text:
+            _check_there(text, "picture file")
             return open_image(text)
     except (ValueError, OSError) as error:
         raise argparse.ArgumentTypeError(f"{error}") from error
+    if _is_number(text):
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is no seed: give an integer from 0 to {MAX_SEED}")
     raise argparse.ArgumentTypeError(
-        f"{text!r} is neither a seed (an integer from 0), a picture file, nor a code such as codes.safetensors:NAME"
+        f"{_quoted(text)} is neither a seed (an integer from 0), a picture file, nor a code such as"
+        " codes.safetensors:NAME"
     )
+
+
+def _check_there(path: str, what: str) -> None:
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{shown(path, 200)} is a folder: name a {what}")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no {what} {shown(path, 200)}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text[:100])
+    except ValueError:
+        return False
+    return True
 
 
 def codes(text: str) -> list[Any]:
@@ -157,10 +213,10 @@ def pairs(values: Iterable[str] | None, option: str, convert: Callable[[str], T]
         name, equals, value = text.partition("=")
         name = name.strip()
         if not (name and equals and value):
-            raise ValueError(f"{option} {text}: expected NAME=VALUE, such as {option} hair=7")
+            raise ValueError(f"{option} {shown(text)}: expected NAME=VALUE, such as {option} hair=7")
         if name in found:
-            raise ValueError(f"{option} sets {name!r} twice")
-        found[name] = checked(value, f"{option} {text}", convert)
+            raise ValueError(f"{option} sets {_quoted(name)} twice")
+        found[name] = checked(value, f"{option} {shown(text)}", convert)
     return found
 
 
@@ -178,7 +234,7 @@ def strength(values: list[str]) -> float | dict[str, float]:
         return pairs(values, "--strength", number)
     if len(values) > 1:
         raise ValueError("--strength is one number, or NAME=NUMBER once for each node: not both, and not two numbers")
-    return checked(values[0], f"--strength {values[0]}", number)
+    return checked(values[0], f"--strength {shown(values[0])}", number)
 
 
 def call_arguments(args: argparse.Namespace, convert: Callable[[str], Any]) -> dict[str, Any]:
@@ -190,13 +246,13 @@ def call_arguments(args: argparse.Namespace, convert: Callable[[str], Any]) -> d
     """
     given = vars(args)
     call: dict[str, Any] = {
-        "base": None if args.base is None else checked(args.base, f"--base {args.base}", convert),
+        "base": None if args.base is None else checked(args.base, f"--base {shown(args.base)}", convert),
         "regions": pairs(args.region, "--region", convert),
         "nodes": pairs(args.node, "--node", convert),
         "truncation_psi": args.psi,
     }
     if given["global"] is not None:
-        call["global_code"] = checked(given["global"], f"--global {given['global']}", convert)
+        call["global_code"] = checked(given["global"], f"--global {shown(given['global'])}", convert)
     if args.strength:
         call["strength"] = strength(args.strength)
     if args.class_label is not None:
@@ -245,7 +301,7 @@ def save_png(image: Image.Image, path: Path, recipe: str | None = None) -> None:
     info = PngInfo()
     if recipe is not None:
         info.add_text(RECIPE_KEY, recipe)  # not compressed: PIL refuses to read large chunks that are
-    image.save(path, format="PNG", pnginfo=info)
+    save_image(image, path, pnginfo=info)
 
 
 def wrote(path: str | os.PathLike[str], what: str = "") -> None:

@@ -48,8 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
+    from stylefusion_hf.core.progress import tqdm
     from stylefusion_hf.imaging.faces import align
     from stylefusion_hf.imaging.images import open_image, picture_files
     from stylefusion_hf.imaging.landmarks import find_landmarks, load_detector, read_landmarks

@@ -14,9 +14,11 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from stylefusion_hf.cli._checks import check_file
 from stylefusion_hf.cli._shared import (
     add_class_argument,
     add_model_arguments,
+    check_call,
     load_pipeline,
     number,
     output_file,
@@ -62,7 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_call(args)
     if args.job == "sheet":
+        check_file(args.file, "--file")
+
         from stylefusion_hf.core.edits import load_directions
 
         out = output_file(args.out, [".png"])
@@ -85,8 +90,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _discover(pipe: StyleFusionPipeline, args: argparse.Namespace) -> list[Direction]:
-    from tqdm.auto import tqdm
-
+    from stylefusion_hf.core.progress import tqdm
     from stylefusion_hf.editing import directions
 
     if args.method == "sefa":

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from stylefusion_hf.cli._shared import (
     add_model_arguments,
+    check_call,
     load_pipeline,
     number,
     output_folder,
@@ -84,6 +85,8 @@ def run(args: argparse.Namespace) -> None:
     for package in ("scipy", "matplotlib"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"evaluation needs {package}: pip install stylefusion-hf[evaluation]")
+
+    check_call(args)
 
     from stylefusion_hf.evaluation.backbone import Backbone
     from stylefusion_hf.evaluation.evaluate import Settings, build_subject, evaluate

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._shared import load_pipeline, wrote
+from stylefusion_hf.cli._shared import check_call, load_pipeline, wrote
 
 FORMATS = ("onnx", "torch-export")
 GRAPHS = ("mapping", "fusion", "synthesis", "segmenter")
@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_call(args)
+
     from stylefusion_hf.export.graph_files import check_packages
     from stylefusion_hf.export.graphs import TOLERANCE, check_target, export, table
 

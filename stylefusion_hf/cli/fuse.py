@@ -18,7 +18,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -34,6 +34,7 @@ from stylefusion_hf.cli._shared import (
     add_class_argument,
     add_model_arguments,
     call_arguments,
+    check_call,
     code,
     load_pipeline,
     number,
@@ -42,6 +43,13 @@ from stylefusion_hf.cli._shared import (
     save_png,
     wrote,
 )
+from stylefusion_hf.core.checks import shown
+from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.regular_files import check_regular, open_regular
+from stylefusion_hf.imaging.picture_headers import read_png_text
+
+if TYPE_CHECKING:
+    from stylefusion_hf.core.recipes import Recipe
 
 CODE_OPTIONS = (
     "base",
@@ -91,23 +99,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    recipe = _read_recipe(args) if args.from_recipe else None
+    check_call(args)
+    recipe = _read_recipe(args) if args.from_recipe else None  # the whole of it is checked before a model is loaded
     call = {} if args.from_recipe else _call(args)
     settings = inversion_arguments(args)
     out = output_file(args.out, [".png"])
     recipe_out = output_file(args.recipe, [".json"]) if args.recipe else None
     masks_out = output_folder(args.masks) if args.masks else None
 
-    pipe, with_masks = load_pipeline(args), masks_out is not None
+    pipe, with_masks = load_pipeline(args, light=True), masks_out is not None
     result: Any
     if recipe is not None:
         if not args.generator:
-            _take_tuned(pipe, recipe, Path(args.from_recipe).parent)
+            _take_tuned(pipe, recipe.to_dict(), Path(args.from_recipe).parent)
         result = pipe.from_recipe(recipe, check_model=not args.any_model, output_masks=with_masks)
     else:
         result = pipe(**invert_pictures(pipe, call, settings), output_masks=with_masks)
-    if len(result.images) != 1:
-        raise ValueError(f"this recipe makes {len(result.images)} pictures, and --out names one")
 
     text = json.dumps(result.recipe)
     save_png(result.images[0], out, text)
@@ -115,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
     if recipe_out is None and recipe is None and not _of_seeds(result.recipe):
         recipe_out = out.with_suffix(".json")
     if recipe_out is not None:
-        recipe_out.write_text(json.dumps(result.recipe, indent=2) + "\n", encoding="utf-8")
+        write_json(recipe_out, result.recipe, indent=2)
         wrote(recipe_out, "the recipe")
     save_beside(pipe, out.parent, settings)
     if masks_out is not None:
@@ -131,24 +138,43 @@ def _call(args: argparse.Namespace) -> dict[str, Any]:
     return call
 
 
-def _read_recipe(args: argparse.Namespace) -> str:
-    """The recipe in a JSON file, or in the text chunk of a PNG that `stylefusion fuse` wrote."""
+def _read_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe of one picture in a JSON file, or in the text chunk of a PNG that `stylefusion fuse` wrote.
+
+    Raises:
+        ValueError: not a recipe, one of several pictures, or other options that say what goes into the picture.
+        OSError: a file that cannot be read.
+    """
     others = [name for name in CODE_OPTIONS if vars(args)[name] is not None]
     if others:
         flags = ", ".join("--" + name.replace("_", "-") for name in others)
         raise ValueError(f"--from-recipe says what goes into the picture: leave out {flags}")
-    path = Path(args.from_recipe)
-    if path.suffix.lower() != ".png":
+
+    path, where = Path(args.from_recipe), shown(args.from_recipe, 400)
+    check_regular(path)  # before torch is imported
+
+    from stylefusion_hf.core.recipes import MAX_CHARACTERS, Recipe
+
+    if path.suffix.lower() == ".png":
         try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no recipe: it is not text") from error
-    with Image.open(path) as picture:
-        picture.load()  # text chunks may stand behind the pixels
-        text = picture.info.get(RECIPE_KEY)
-    if not isinstance(text, str):
-        raise ValueError(f"{path} carries no recipe: it was not written by `stylefusion fuse`, or lost it since")
-    return text
+            text: str | bytes | None = read_png_text(path, RECIPE_KEY, MAX_CHARACTERS)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            problem = getattr(error, "strerror", None) or error
+            raise type(error)(f"{where} cannot be read as a picture with a recipe: {problem}") from error
+        if text is None:
+            raise ValueError(f"{where} carries no recipe: it was not written by `stylefusion fuse`, or lost it since")
+    else:
+        with open_regular(path) as file:
+            text = file.read(MAX_CHARACTERS + 1)
+    try:
+        recipe = Recipe.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if recipe.num_images != 1:
+        raise ValueError(f"{where}: this recipe makes {recipe.num_images} pictures, and --out names one")
+    return recipe
 
 
 def _of_seeds(recipe: Mapping[str, Any]) -> bool:
@@ -158,12 +184,11 @@ def _of_seeds(recipe: Mapping[str, Any]) -> bool:
     return all(isinstance(row, int) for rows in Recipe.from_dict(recipe).groups().values() for row in rows)
 
 
-def _take_tuned(pipe: Any, recipe: str, folder: Path) -> None:
+def _take_tuned(pipe: Any, recipe: Mapping[str, Any], folder: Path) -> None:
     """Gives the pipeline the tuned generator that a recipe needs, where it lies beside the recipe."""
-    from stylefusion_hf.core.recipes import Recipe
     from stylefusion_hf.inversion.tuned import find_tuned
 
-    tuned = find_tuned(Recipe.from_json(recipe).to_dict(), folder)
+    tuned = find_tuned(recipe, folder)
     if tuned is not None:
         pipe.register_modules(generator=tuned.to(pipe.device))
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from stylefusion_hf.cli._invert import (
     add_inversion_arguments,
     inversion_arguments,
@@ -26,12 +24,14 @@ from stylefusion_hf.cli._shared import (
     add_class_argument,
     add_model_arguments,
     call_arguments,
+    check_call,
     codes,
     load_pipeline,
     number,
     positive,
     wrote,
 )
+from stylefusion_hf.core.progress import tqdm
 
 FPS = 25.0  # 4/100 s a frame: exact in a GIF too
 
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_call(args)
     call, settings = _call(args), inversion_arguments(args)
 
     from stylefusion_hf.imaging.animation import check_target, write_animation
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
     from stylefusion_hf import StyleFusionInterpolationPipeline
 
-    fuser = load_pipeline(args)
+    fuser = load_pipeline(args, light=True)
     call = invert_pictures(fuser, call, settings)
     pipe = StyleFusionInterpolationPipeline.from_pipe(fuser)
     stream = pipe.stream(**call)

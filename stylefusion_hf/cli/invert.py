@@ -21,6 +21,7 @@ from typing import Any
 from stylefusion_hf.cli._invert import add_inversion_arguments, inversion_arguments
 from stylefusion_hf.cli._shared import (
     add_model_arguments,
+    check_call,
     load_pipeline,
     number,
     output_folder,
@@ -29,6 +30,8 @@ from stylefusion_hf.cli._shared import (
     save_png,
     wrote,
 )
+from stylefusion_hf.core.checks import shown
+from stylefusion_hf.core.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,12 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.imaging.images import picture_files
 
+    check_call(args)
+    for given in args.pictures:
+        if not Path(given).exists():
+            raise FileNotFoundError(f"there is no picture or folder {shown(given, 200)}")
     files = [f for given in args.pictures for f in (picture_files(given) if Path(given).is_dir() else [Path(given)])]
     names = names_of(files)
     settings = inversion_arguments(args)
     weights = pairs(args.region_weight, "--region-weight", number)
     out = output_folder(args.out)
-    pipe: Any = load_pipeline(args, "StyleFusionInversionPipeline")
+    pipe: Any = load_pipeline(args, "StyleFusionInversionPipeline", light=True)
     masks = read_mask(args.mask, pipe.generator.config.resolution) if args.mask else None
     result = pipe(
         [str(file) for file in files],
@@ -81,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         name: {"mse": round(float(mse), 6), "feature_distance": round(float(apart), 6), "steps": int(steps)}
         for name, mse, apart, steps in zip(names, result.mse, result.feature_distance, result.steps, strict=True)
     }
-    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "figures.json", figures, indent=2)
     wrote(out, f"reconstructions; MSE {result.mse.mean():.4f}, feature distance {result.feature_distance.mean():.3f}")
     if tuned:
         from stylefusion_hf.inversion.tuned import save_tuned

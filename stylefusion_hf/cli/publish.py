@@ -15,6 +15,7 @@ from pathlib import Path
 
 from stylefusion_hf.cli._shared import output_folder, wrote
 
+SHOWN = 100  # names of files that are left out
 LIST_ONLY = "-"  # what --dry-run is without a folder
 
 
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
     from diffusers.utils import logging
 
+    from stylefusion_hf.core.checks import shown
     from stylefusion_hf.hub.publication import prepare
     from stylefusion_hf.hub.publishing import upload
 
@@ -81,9 +83,10 @@ def run(args: argparse.Namespace) -> None:
     total = f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB"
     if args.dry_run is not None:
         for path, size in sizes.items():
-            print(f"{size:>14,}  {path}")
-        if publication.left_out:
-            print(f"left out: {', '.join(publication.left_out)}")
+            print(f"{size:>14,}  {shown(path)}")
+        if left := publication.left_out:
+            more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+            print(f"left out: {', '.join(map(shown, left[:SHOWN]))}{more}")
         print(f"would publish {total} to {args.repo}; a README.md that was changed there is kept")
         if args.space:
             print(f"would publish the Space {args.space}, with the package's wheel")

@@ -14,7 +14,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._shared import chosen_device, number, output_folder, positive, seed, wrote
+from stylefusion_hf.cli._checks import check_model, check_named_device, check_port
+from stylefusion_hf.cli._shared import (
+    add_device_argument,
+    chosen_device,
+    number,
+    output_folder,
+    positive,
+    seed,
+    wrote,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         job.add_argument("--samples", type=positive, default=1500, help="for the segmenters (default: 1500)")
         job.add_argument("--steps", type=positive, default=500, help="of each segmenter's training (default: 500)")
         job.add_argument("--seed", type=seed, default=0, help="of samples and clusterings (default: 0)")
-        job.add_argument("--device", help="cpu, cuda ... (default: cuda where there is one, else cpu)")
+        add_device_argument(job, "cpu, cuda ...")
     update = jobs.add_parser(
         "update", help="take up an edited tree.json", description="Take up an edited tree.json.", allow_abbrev=False
     )
@@ -52,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.job != "update":
+        check_named_device(args.device)
+        check_model(args, "generator/config.json")
+    if args.job == "label" and not (args.learn or args.only_samples):
+        check_port(args.host, args.port)
     {"discover": _discover, "label": _label, "update": _update}[args.job](args)
 
 
@@ -134,9 +148,7 @@ def _layers(text: str | None) -> list[int] | None:
 
 def _generator(args: argparse.Namespace):
     """The generator of --model on --device, frozen."""
-    from stylefusion_hf import StyleGAN2Generator
+    from stylefusion_hf import StyleGenerator
 
     device = chosen_device(args.device)
-    return (
-        StyleGAN2Generator.from_pretrained(args.model, subfolder="generator").eval().requires_grad_(False).to(device)
-    )
+    return StyleGenerator.from_pretrained(args.model, subfolder="generator").eval().requires_grad_(False).to(device)

@@ -2,7 +2,7 @@
 
 RECIPES has a recipe a line, as JSON: what `stylefusion fuse --recipe` and a pipeline's output give. What is finished
 stays: the same command line goes on where it was stopped. On several processes or machines:
-`accelerate launch -m stylefusion_hf.export.rendering`, with the same arguments.
+`accelerate launch -m stylefusion_hf.cli render`, with the same arguments.
 
     stylefusion render recipes.jsonl --out pictures
     stylefusion render --random 1000000 --seed 0 --format parquet --out pictures
@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._shared import add_model_arguments, load_pipeline, positive, seed, wrote
+from stylefusion_hf.cli._checks import check_file
+from stylefusion_hf.cli._shared import add_model_arguments, check_call, load_pipeline, positive, seed, wrote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,10 @@ def run(args: argparse.Namespace) -> None:
     if args.seed is not None and args.random is None:
         raise ValueError("--seed is that of --random: a file of recipes has its own")
 
+    if args.recipes is not None:
+        check_file(args.recipes, "the recipes")
+    check_call(args)
+
     from accelerate import Accelerator
 
     from stylefusion_hf.export.rendering import RandomRecipes, RecipeFile, Source, render
@@ -44,8 +49,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_format(args.format)
     if args.recipes is not None:
-        with open(args.recipes, "rb"):  # before the model is loaded
-            pass
+        RecipeFile(Path(args.recipes)).check()  # before the model is loaded
     accelerator = Accelerator()
     if accelerator.num_processes > 1 and args.device is None:
         args.device = str(accelerator.device)

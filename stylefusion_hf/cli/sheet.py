@@ -16,6 +16,7 @@ import random
 from stylefusion_hf.cli._shared import (
     add_class_argument,
     add_model_arguments,
+    check_call,
     load_pipeline,
     number,
     output_file,
@@ -49,11 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     bases, sources = _rows(args)
     out = output_file(args.out, [".png"])
+    check_call(args)
+
+    pipe = load_pipeline(args, light=True)
 
     from stylefusion_hf.imaging.sheets import contact_sheet
 
     sheet = contact_sheet(
-        load_pipeline(args),
+        pipe,
         bases,
         sources,
         truncation_psi=args.psi,

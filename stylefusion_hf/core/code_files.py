@@ -6,11 +6,9 @@ import json
 import os
 from collections.abc import Mapping
 
-from safetensors.torch import save_file
-
-from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.checks import short, shown
 from stylefusion_hf.core.codes import Code
-from stylefusion_hf.core.tensor_files import pick, read_tensors
+from stylefusion_hf.core.tensor_files import pick, read_tensors, write_tensors
 
 FORMAT, VERSION = "stylefusion-codes", "1"
 
@@ -22,7 +20,7 @@ def save_codes(path: str | os.PathLike[str], codes: Mapping[str, Code]) -> None:
     spaces = {name: code.space for name, code in codes.items()}
     metadata = {"format": FORMAT, "version": VERSION, "spaces": json.dumps(spaces)}
     tensors = {name: code.tensor.detach().float().cpu().contiguous().clone() for name, code in codes.items()}
-    save_file(tensors, path, metadata=metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def load_codes(path: str | os.PathLike[str]) -> dict[str, Code]:
@@ -39,7 +37,7 @@ def load_codes(path: str | os.PathLike[str]) -> dict[str, Code]:
         try:
             codes[name] = Code(tensors[name], space)
         except ValueError as error:
-            raise ValueError(f"{path}: {short(name)}: {error}") from error
+            raise ValueError(f"{shown(path, 400)}: {short(name)}: {error}") from error
     return codes
 
 
@@ -48,9 +46,9 @@ def pick_code(argument: str) -> Code:
 
     ValueError, FileNotFoundError: as from `load_codes`, no such name, or a code of several rows.
     """
-    where, _, name = argument.rpartition(":") if not os.path.isfile(argument) else (argument, "", "")
+    where, _, name = argument.rpartition(":") if not os.path.exists(argument) else (argument, "", "")
     codes = load_codes(where or argument)
     code = pick(codes, name or (next(iter(codes)) if len(codes) == 1 else ""), where, "code")
     if len(code) != 1:
-        raise ValueError(f"{where}: {name} holds {len(code)} codes, expected one")
+        raise ValueError(f"{shown(where, 400)}: {short(name)} holds {len(code)} codes, expected one")
     return code

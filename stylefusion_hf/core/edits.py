@@ -23,15 +23,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.codes import Code, check_shapes, check_space, common_batch
-from stylefusion_hf.core.tensor_files import read_tensors
+from stylefusion_hf.core.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+    from stylefusion_hf.core.latent_spaces import LatentSpaces
 
 FORMAT, VERSION = "stylefusion-directions", "1"
 MAX_DIRECTIONS = 10_000  # of one file
@@ -99,7 +98,7 @@ class Direction:
         """The edit of this strength; of a list, one strength a picture."""
         return Edit(((self, _strengths(strength, self.name)),))
 
-    def step(self, generator: StyleGAN2Generator) -> Code:
+    def step(self, generator: LatentSpaces) -> Code:
         """What a strength of 1 adds to a code of this generator: a `Code` of batch 1 in the smallest space that fits.
 
         ValueError where the direction is of another generator's shape, or names rows that this one does not have.
@@ -141,7 +140,7 @@ class Edit:
         """Whether any strength is other than 0."""
         return any(any(strengths) for _, strengths in self.parts)
 
-    def displacement(self, generator: StyleGAN2Generator) -> Code:
+    def displacement(self, generator: LatentSpaces) -> Code:
         """What the edit adds, (1 or B, ...), in the smallest of w, w+ and s that holds all its directions (or in z).
 
         ValueError for directions of another generator, lists of strengths of different lengths, or z beside others.
@@ -159,7 +158,7 @@ class Edit:
             raise ValueError("an edit has at least one direction")
         return total
 
-    def __call__(self, code: Code, generator: StyleGAN2Generator) -> Code:
+    def __call__(self, code: Code, generator: LatentSpaces) -> Code:
         """The edited code, in the smallest space that holds the code and the edit.
 
         Args:
@@ -235,7 +234,7 @@ def _strengths(value: Any, name: str, where: str = "") -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def _sum(generator: StyleGAN2Generator, a: Code, b: Code) -> Code:
+def _sum(generator: LatentSpaces, a: Code, b: Code) -> Code:
     """Displacements added (or a code and one, of which neither is in s), in the larger of their spaces."""
     if a.space != b.space and "z" in (a.space, b.space):
         other = b.space if a.space == "z" else a.space
@@ -247,7 +246,7 @@ def _sum(generator: StyleGAN2Generator, a: Code, b: Code) -> Code:
     return Code(_lifted(generator, a, space) + _lifted(generator, b, space), space)
 
 
-def _lifted(generator: StyleGAN2Generator, code: Code, space: str) -> Tensor:
+def _lifted(generator: LatentSpaces, code: Code, space: str) -> Tensor:
     """A displacement in a space that holds its own: in s without the affine layers' bias."""
     if code.space == space:
         return code.tensor
@@ -257,7 +256,7 @@ def _lifted(generator: StyleGAN2Generator, code: Code, space: str) -> Tensor:
 
 
 @torch.no_grad()
-def style_offsets(generator: StyleGAN2Generator, displacements: Iterable[Code], device: Any) -> Tensor:
+def style_offsets(generator: LatentSpaces, displacements: Iterable[Code], device: Any) -> Tensor:
     """What displacements of w, w+ or s, one after the other, add to style codes: (N, S), float32 on `device`."""
     offsets = []
     for code in displacements:
@@ -288,7 +287,7 @@ def save_directions(path: str | os.PathLike[str], directions: Iterable[Direction
     if len(table) != len(found) or not 0 < len(found) <= MAX_DIRECTIONS:
         raise ValueError(f"a file holds 1 to {MAX_DIRECTIONS} directions of different names, got {len(found)}")
     metadata = {"format": FORMAT, "version": VERSION, "directions": json.dumps(table, allow_nan=False)}
-    save_file({d.name: d.tensor.contiguous() for d in found}, path, metadata=metadata)
+    write_tensors(path, {d.name: d.tensor.contiguous() for d in found}, metadata)
 
 
 def load_directions(path: str | os.PathLike[str]) -> dict[str, Direction]:

@@ -10,13 +10,22 @@ import hashlib
 import json
 import os
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -36,6 +45,11 @@ LOCAL_PATH = "_name_or_path"  # the key under which diffusers notes where a mode
 NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # of a repository
 CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of whichever HTTP client huggingface_hub uses
 CHUNK = 2**20  # bytes hashed at a time
+PATIENCE = 2.5  # seconds for the Hub to answer at all; HF_HUB_ETAG_TIMEOUT in the environment replaces it
+
+
+class NoAnswer(CLIENT_ERROR):  # type: ignore[misc, valid-type]  # known at run time
+    """The Hub did not answer within the time that it is given."""
 
 
 def weight_patterns(folder: str, variant: str | None) -> list[str]:
@@ -78,7 +92,10 @@ def snapshot(
         storage /= repo_folder_name(repo_id=repo_id, repo_type="model")
         before = _blobs(storage)
         try:
-            first = Path(_or_cached(hf_hub_download, repo_id, filename=file, revision=revision, **chosen))
+            patience = _patience()
+            _check_connection(repo_id, file, revision, chosen, patience)
+            asked = {"filename": file, "revision": revision, "etag_timeout": patience}
+            first = Path(_or_cached(hf_hub_download, repo_id, **asked, **chosen))
             folder = first.parents[file.count("/")]
 
             def fetch(patterns: Sequence[str]) -> None:
@@ -95,16 +112,70 @@ def snapshot(
             )
 
 
+def _patience() -> float:
+    own = constants.HF_HUB_ETAG_TIMEOUT
+    return PATIENCE if own == constants.DEFAULT_ETAG_TIMEOUT else float(own)
+
+
+def _check_connection(
+    repo_id: str, file: str, revision: str | None, options: Mapping[str, Any], patience: float
+) -> None:
+    """Raises the client's error where the Hub cannot be reached within a few seconds.
+
+    Only for what is not in the cache, to which huggingface_hub falls back at once; else it would try for minutes. What
+    a Hub answers, if only a status, is left to huggingface_hub.
+    """
+    cache = options.get("cache_dir")
+    if constants.HF_HUB_OFFLINE or options.get("local_files_only"):
+        return
+    known = try_to_load_from_cache(repo_id, file, cache_dir=cache, revision=revision)
+    if isinstance(known, str) and not options.get("force_download"):
+        return
+    url = hf_hub_url(repo_id, file, revision=revision)
+    problems: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            get_hf_file_metadata(url, token=options.get("token"), timeout=patience)
+            problems.clear()
+        except CLIENT_ERROR as error:
+            problems[:] = [] if isinstance(error, HfHubHTTPError) else [error]
+        except Exception:  # whatever it is, the download itself will say it
+            problems.clear()
+
+    until = time.monotonic() + patience
+    for wait in (0.2, 0.6, 0.0):
+        problems[:] = [NoAnswer(f"no answer within {patience:g} s")]
+        asked = threading.Thread(target=ask, daemon=True)  # a name server may take longer than any time limit
+        asked.start()
+        asked.join(max(until - time.monotonic(), 0.1))
+        if not problems or time.monotonic() + wait >= until:
+            break
+        time.sleep(wait)
+    if problems and options.get("force_download"):
+        raise problems[0]
+    if problems:
+        raise LocalEntryNotFoundError(f"{file} is not in the cache") from problems[0]
+
+
 def _or_cached(download: Callable[..., str], repo_id: str, **kwargs: Any) -> str:
     """huggingface_hub's download, from the cache where the connection breaks: it does so only if there is none."""
     try:
-        return download(repo_id, **kwargs)
+        try:
+            return download(repo_id, **kwargs)
+        except AttributeError as error:
+            # Its threads share a client, which the first that finds no connection closes under the others.
+            if "'NoneType' object has no attribute" not in str(error):
+                raise
+            raise NoAnswer("no connection") from error
     except CLIENT_ERROR as error:
         if isinstance(error, HfHubHTTPError):  # an answer
             raise
         try:
             return download(repo_id, **kwargs | {"local_files_only": True})
         except (OSError, ValueError):
+            if isinstance(error, NoAnswer):
+                raise LocalEntryNotFoundError("the cache lacks a file") from error
             raise error from None
 
 
@@ -198,7 +269,8 @@ def _reason(error: BaseException | None, revision: str | None) -> tuple[str, str
     if isinstance(error, CLIENT_ERROR):
         return (
             f"no connection to {constants.ENDPOINT} ({type(error).__name__})",
-            "Check the network and try again; what was loaded before loads with local_files_only=True",
+            "Check the network and try again (HF_HUB_ETAG_TIMEOUT=30 waits longer); what was loaded before loads with"
+            " local_files_only=True",
         )
     if isinstance(error, OSError) and (error.errno or str(error).startswith("Consistency check failed")):
         if error.errno == errno.ENOSPC:

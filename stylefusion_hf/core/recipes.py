@@ -22,14 +22,32 @@ import numpy as np
 import torch
 
 from stylefusion_hf.core.checks import check_choice, check_count, check_number, short
-from stylefusion_hf.core.codes import Code, Label, Row, check_seed, check_space, common_batch, parse_labels
-from stylefusion_hf.models.stylegan2 import NOISE_MODES
+from stylefusion_hf.core.codes import (
+    NOISE_MODES,
+    Code,
+    Label,
+    Row,
+    check_seed,
+    check_space,
+    common_batch,
+    parse_labels,
+)
+from stylefusion_hf.core.json_files import parse_json
 
 VERSION = 1
 MAX_IMAGES = 1024  # pictures of one recipe
 MAX_NUMBERS = 2**18  # of one code; w+ at 1024 x 1024 has 9216
 MAX_CHARACTERS = 2**26  # of a recipe's JSON
+MAX_VALUES = 2**21  # in it: lists of seeds, and class labels that are vectors
+MAX_NAME = 100  # characters of a region's name, as in a tree
 DIMS = {"z": 2, "w": 2, "w+": 3, "s": 2}
+
+
+class PrintedAsJSON(dict[str, Any]):
+    """A dict whose text is JSON, so that what `print(out.recipe)` shows can be pasted into a file or a link."""
+
+    def __str__(self) -> str:
+        return json.dumps(self)
 
 
 @dataclass(frozen=True)
@@ -140,9 +158,12 @@ class Recipe:
     # ------------------------------------------------------------------------------------------------
     # JSON.
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able; what has its default is left out, so that a recipe of seeds is short enough for a URL."""
-        data: dict[str, Any] = {"version": VERSION, "num_images": self.num_images, "base": _write(self.base)}
+    def to_dict(self) -> PrintedAsJSON:
+        """JSON-able, and JSON where it is printed.
+
+        What has its default is left out, so that a recipe of seeds is short enough for a URL.
+        """
+        data = PrintedAsJSON({"version": VERSION, "num_images": self.num_images, "base": _write(self.base)})
         for argument in ("regions", "nodes", "edits"):
             if codes := getattr(self, argument):
                 data[argument] = {name: _write(rows) for name, rows in codes.items()}
@@ -187,8 +208,8 @@ class Recipe:
             given["class_labels"] = parse_labels(given["class_labels"])
         if "noise_seeds" in given:
             seeds = given["noise_seeds"]
-            if not isinstance(seeds, list) or not seeds:
-                raise ValueError(f"noise_seeds is a list of seeds, got {short(seeds)}")
+            if not isinstance(seeds, list) or not 0 < len(seeds) <= MAX_IMAGES:
+                raise ValueError(f"noise_seeds is a list of 1 to {MAX_IMAGES} seeds, got {short(seeds)}")
             given["noise_seeds"] = tuple(check_seed(seed, "noise_seeds: a seed") for seed in seeds)
         if isinstance(given.get("strength"), Mapping):
             given["strength"] = dict(_check_mapping(given["strength"], "strength"))
@@ -205,17 +226,12 @@ class Recipe:
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Recipe:
-        """The inverse of `to_json`."""
-        if len(text) > MAX_CHARACTERS:
-            raise ValueError(f"a recipe has at most {MAX_CHARACTERS} characters, got {len(text)}")
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"the recipe is not JSON: {error}") from error
-        return cls.from_dict(data)
+    def from_json(cls, text: str | bytes) -> Recipe:
+        """The inverse of `to_json`. ValueError for text that is not JSON, too long, or not a recipe."""
+        return cls.from_dict(parse_json(text, "the recipe", MAX_CHARACTERS, MAX_VALUES))
 
 
+SHA256 = re.compile("[0-9a-f]{64}")
 FIELDS = ("version", *Recipe.__dataclass_fields__)
 
 
@@ -278,7 +294,7 @@ def _read_model(entry: Any) -> dict[str, Any]:
     if set(model) - {"name", "sha256"} or not (name is None or (isinstance(name, str) and len(name) <= 256)):
         raise ValueError(f"model has a name (text of at most 256 characters) and sha256, got {short(entry)}")
     for component, digits in hashes.items():
-        if not isinstance(digits, str) or not re.fullmatch("[0-9a-f]{64}", digits):
+        if not isinstance(digits, str) or not SHA256.fullmatch(digits):
             raise ValueError(f"model: the sha256 of {short(component)} is 64 hexadecimal digits, got {short(digits)}")
     return {"name": name, "sha256": dict(hashes)}
 
@@ -286,4 +302,7 @@ def _read_model(entry: Any) -> dict[str, Any]:
 def _check_mapping(entry: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(entry, Mapping) or len(entry) > MAX_IMAGES or not all(isinstance(key, str) for key in entry):
         raise ValueError(f"{name} is an object of at most {MAX_IMAGES} names, got {short(entry)}")
+    for key in entry:
+        if not 0 < len(key) <= MAX_NAME or not key.isprintable():
+            raise ValueError(f"{name}: a name is printable text of 1 to {MAX_NAME} characters, got {short(key)}")
     return entry

@@ -19,10 +19,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.checks import listed, short, shown
+from stylefusion_hf.core.json_files import read_json
 
 FOLDER = "region_maps"  # of the tables that come with the package
 LARGEST_FILE = 2**20  # bytes
@@ -55,12 +55,14 @@ class RegionMap:
             if not isinstance(region, str) or not region:
                 raise ValueError(f"{self.name}: a region's name is a text, got {short(region)}")
             if isinstance(classes, str) or not isinstance(classes, Sequence):
-                raise ValueError(f"{self.name}: {region!r} is a list of classes, got {short(classes)}")
+                raise ValueError(f"{self.name}: {short(region)} is a list of classes, got {short(classes)}")
             for entry in classes:
                 if isinstance(entry, bool) or not isinstance(entry, (str, int)):
-                    raise ValueError(f"{self.name}: a class of {region!r} is a name or a number, got {short(entry)}")
+                    raise ValueError(
+                        f"{self.name}: a class of {short(region)} is a name or a number, got {short(entry)}"
+                    )
             if not classes and region != self.rest:
-                raise ValueError(f'{self.name}: {region!r} has no class: list some, or make it the "rest"')
+                raise ValueError(f'{self.name}: {short(region)} has no class: list some, or make it the "rest"')
 
     @classmethod
     def of(cls, given: RegionMap | Mapping[str, Any] | str | os.PathLike) -> RegionMap:
@@ -77,24 +79,18 @@ class RegionMap:
         if not isinstance(given, (str, os.PathLike)):
             raise ValueError(f"a region map is a dict, a file or one of {', '.join(shipped())}, got {short(given)}")
         where = os.fspath(given)
-        try:
-            if os.path.isfile(where):
-                if os.path.getsize(where) > LARGEST_FILE:
-                    raise ValueError(f"region map {where}: a table has at most {LARGEST_FILE} bytes")
-                text = Path(where).read_text("utf-8")
-            else:
-                name = where.removesuffix(".json") + ".json"
-                if name not in shipped():
-                    raise FileNotFoundError(
-                        f"there is no region map {short(where)}: give a JSON file or one of {', '.join(shipped())}"
-                    )
-                text = (files("stylefusion_hf.core") / FOLDER / name).read_text("utf-8")
-            loaded = json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"region map {where} is no JSON: {short(str(error), 200)}") from error
+        if os.path.exists(where):
+            loaded = read_json(where, f"region map {shown(where, 400)}", LARGEST_FILE)
+        else:
+            name = where.removesuffix(".json") + ".json"
+            if name not in shipped():
+                raise FileNotFoundError(
+                    f"there is no region map {short(where)}: give a JSON file or one of {', '.join(shipped())}"
+                )
+            loaded = json.loads((files("stylefusion_hf.core") / FOLDER / name).read_text("utf-8"))
         if not isinstance(loaded, dict):
-            raise ValueError(f"region map {where} is a JSON object, found {type(loaded).__name__}")
-        return cls._of_dict(loaded, f"region map {where}")
+            raise ValueError(f"region map {shown(where, 400)} is a JSON object, found {type(loaded).__name__}")
+        return cls._of_dict(loaded, f"region map {shown(where, 400)}")
 
     @classmethod
     def _of_dict(cls, given: Mapping[str, Any], name: str) -> RegionMap:
@@ -110,15 +106,18 @@ class RegionMap:
             ValueError: a class that the network does not have (names the nearest), one that two regions name, a name
                 that fits several classes, or a `rest` for which nothing is left.
         """
+        index = _Names(labels)
         taken: dict[int, str] = {}
         found: dict[str, list[int]] = {}
         for region, entries in self.regions.items():
             found[region] = []
             for entry in entries:
-                number = self._number(entry, region, labels)
+                number = self._number(entry, region, labels, index)
                 if number in taken:
                     other = taken[number]
-                    twice = f"twice in {region!r}" if other == region else f"in {other!r} and {region!r}"
+                    twice = (
+                        f"twice in {short(region)}" if other == region else f"in {short(other)} and {short(region)}"
+                    )
                     raise ValueError(f"{self.name}: class {number} ({short(labels[number], 60)}) is {twice}")
                 taken[number] = region
                 found[region].append(number)
@@ -126,33 +125,45 @@ class RegionMap:
             left = [number for number in sorted(labels) if number not in taken]
             found.setdefault(self.rest, []).extend(left)
             if not found[self.rest]:
-                raise ValueError(f'{self.name}: nothing is left for the "rest" {self.rest!r}: leave it out')
+                raise ValueError(f'{self.name}: nothing is left for the "rest" {short(self.rest)}: leave it out')
         return found
 
-    def _number(self, entry: str | int, region: str, labels: Mapping[int, str]) -> int:
+    def _number(self, entry: str | int, region: str, labels: Mapping[int, str], index: _Names) -> int:
         if isinstance(entry, int):
             if entry not in labels:
                 raise ValueError(
-                    f"{self.name}: {region!r} names class {entry}, but the network's are 0 to {max(labels)}"
+                    f"{self.name}: {short(region)} names class {entry}, but the network's are 0 to {max(labels)}"
                 )
             return entry
         for name in entry.split("|"):
-            whole = [number for number, label in labels.items() if plain(label) == plain(name)]
-            some = whole or [number for number, label in labels.items() if plain(name) in synonyms(label)]
+            some = index.whole.get(plain(name)) or index.synonyms.get(plain(name), [])
             if len(some) > 1:
-                listed = ", ".join(map(str, some))
-                raise ValueError(f"{self.name}: {short(name)} of {region!r} fits the classes {listed}: give a number")
+                raise ValueError(
+                    f"{self.name}: {short(name)} of {short(region)} fits the classes {listed(some)}: give a number"
+                )
             if some and plain(name):
                 return some[0]
         known = {plain(word): word.strip() for label in labels.values() for word in re.split("[,;]", label)}
-        wanted = [plain(name) for name in entry.split("|")]
-        near = [known[match] for name in wanted for match in difflib.get_close_matches(name, known, n=3)]
+        wanted, spelled = [plain(name) for name in entry[:200].split("|")], [k for k in known if len(k) <= 40][:200]
+        near = [shown(known[m]) for n in wanted if len(n) <= 40 for m in difflib.get_close_matches(n, spelled, n=3)]
         every = [short(label.strip(), 40) for _, label in sorted(labels.items())]
         some_names = ", ".join(every[:24]) + (f" and {len(every) - 24} more" if len(every) > 24 else "")
         hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
         raise ValueError(
-            f"{self.name}: the network has no class {short(entry)} for {region!r}; {hint}It has {some_names}"
+            f"{self.name}: the network has no class {short(entry)} for {short(region)}; {hint}It has {some_names}"
         )
+
+
+class _Names:
+    """The numbers of classes by plain name, and by plain synonym: looked up for every entry of a table."""
+
+    def __init__(self, labels: Mapping[int, str]):
+        self.whole: dict[str, list[int]] = {}
+        self.synonyms: dict[str, list[int]] = {}
+        for number, label in labels.items():
+            self.whole.setdefault(plain(label), []).append(number)
+            for word in synonyms(label):
+                self.synonyms.setdefault(word, []).append(number)
 
 
 def plain(name: str) -> str:

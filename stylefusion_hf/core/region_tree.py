@@ -10,20 +10,23 @@ or the dict of `RegionTree.to_dict`, which is what a fusion hierarchy keeps in i
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, TypeVar
 
-from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.checks import closest, listed, short, shown
+from stylefusion_hf.core.json_files import parse_json, read_json
 
 T = TypeVar("T")
 
 MAX_DEPTH = 32  # edges from the root to the deepest leaf; a deeper tree is a mistake, not a picture
+MAX_NODES = 1000  # of a tree, leaves and inner nodes; the trees of real domains have some ten
 MAX_NAME = 100  # characters
+LARGEST_TREE = 2**20  # bytes of a tree as text or as JSON
 FORBIDDEN = ".(),*="  # "." ends a state-dict key, "=" an argument of the command line, the others are the text's own
 
 PRESETS = {
@@ -68,7 +71,7 @@ class RegionTree:
     def preset(cls, name: str) -> RegionTree:
         """One of the known domains: avatar, ffhq, car, church."""
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {short(name)}: there are {', '.join(PRESETS)}{_closest(name, PRESETS)}")
+            raise ValueError(f"unknown preset {short(name)}: there are {', '.join(PRESETS)}{closest(name, PRESETS)}")
         return cls.parse(PRESETS[name])
 
     @classmethod
@@ -95,15 +98,14 @@ class RegionTree:
         if not text.lower().endswith(".json"):
             return cls.of(text)
         try:
-            with open(text, encoding="utf-8") as file:
-                data = json.load(file)
+            data = read_json(text, "the file", LARGEST_TREE)
             if not isinstance(data, (str, Mapping)):
                 raise ValueError(f"a region tree is an object with root, children and fused, not {short(data)}")
             return cls.of(data)
-        except (ValueError, RecursionError) as error:  # not JSON, not text, or no tree
-            raise ValueError(f"the region tree in {text}: {error}") from error
+        except ValueError as error:  # not JSON, not text, or not a tree
+            raise ValueError(f"the region tree in {shown(text, 400)}: {error}") from error
         except OSError as error:
-            raise OSError(f"the region tree {text} cannot be read: {error.strerror or error}") from error
+            raise OSError(f"the region tree {shown(text, 400)} cannot be read: {error.strerror or error}") from error
 
     @classmethod
     def parse(cls, text: str) -> RegionTree:
@@ -111,19 +113,22 @@ class RegionTree:
 
         def fail(problem: str) -> ValueError:
             return ValueError(
-                f"{problem} in the region tree {text!r}; expected text like 'all*(face*(mouth, skin), hair)'"
+                f"{problem} in the region tree {short(text)}; expected text like 'all*(face*(mouth, skin), hair)'"
             )
+
+        if len(text) > LARGEST_TREE:
+            raise ValueError(f"a region tree's text has at most {LARGEST_TREE:,} characters, got {len(text):,}")
 
         branches: dict[str, list[str]] = {}
         names: dict[str, None] = {}
-        fused: list[str] = []
+        fused: dict[str, None] = {}
         enclosing: list[str] = []  # nodes whose "(" is open
         expects_name, latest = True, ""  # latest: the name that a following "*" or "(" belongs to
-        for token in (match.strip() for match in re.findall(r"[(),*]|[^(),*]+", text)):
+        for token in (match[0].strip() for match in re.finditer(r"[(),*]|[^(),*]+", text)):
             if not token:
                 continue
             if token == "*" and latest and latest not in fused:
-                fused.append(latest)
+                fused[latest] = None
             elif token == "(" and latest:
                 enclosing.append(latest)
                 branches[latest] = []
@@ -135,22 +140,24 @@ class RegionTree:
                 expects_name, latest = True, ""
             elif token not in "(),*" and expects_name:
                 if token in names:
-                    raise fail(f"the name {token!r} appears twice")
+                    raise fail(f"the name {short(token)} appears twice")
                 names[token] = None
                 if enclosing:
                     branches[enclosing[-1]].append(token)
                 expects_name, latest = False, token
             else:
-                raise fail(f"unexpected {token!r}")
+                raise fail(f"unexpected {short(token)}")
         if enclosing or expects_name:
-            raise fail("a name is missing" if expects_name else f"the bracket of {enclosing[-1]!r} is not closed,")
+            raise fail(
+                "a name is missing" if expects_name else f"the bracket of {short(enclosing[-1])} is not closed,"
+            )
         return cls(next(iter(names)), branches, tuple(fused))  # type: ignore[arg-type]  # validated in __post_init__
 
     def __str__(self) -> str:
         return self._text(self.root)
 
     def _text(self, name: str) -> str:
-        star = "*" if name in self.fused else ""
+        star = "*" if name in self._fused else ""
         children = self.children(name)
         return f"{name}{star}" + (f"({', '.join(map(self._text, children))})" if children else "")
 
@@ -159,7 +166,7 @@ class RegionTree:
         """The inverse of `to_dict`."""
         keys = {"root", "children", "fused"}
         if not isinstance(data, Mapping) or set(data) != keys or not isinstance(data["children"], Mapping):
-            given = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            given = short(sorted(map(str, islice(data, 20)))) if isinstance(data, Mapping) else type(data).__name__
             raise ValueError(f"a region tree's dict has root, children (name -> two names) and fused; given: {given}")
         return cls(data["root"], dict(data["children"]), data["fused"])
 
@@ -172,9 +179,9 @@ class RegionTree:
     def from_json(cls, text: str) -> RegionTree:
         """The inverse of `to_json`."""
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"a region tree's JSON does not parse: {error}") from error
+            data = parse_json(text, "the text", LARGEST_TREE)
+        except ValueError as error:
+            raise ValueError(f"a region tree's JSON does not parse: {error}") from None
         return cls.from_dict(data)
 
     def to_json(self, indent: int | None = None) -> str:
@@ -201,12 +208,16 @@ class RegionTree:
     @cached_property
     def active(self) -> tuple[str, ...]:
         """The nodes whose code can matter: reached from the root through fusion nets only, in pre-order."""
-        return tuple(name for name in self.nodes if all(above in self.fused for above in self.ancestors(name)))
+        return tuple(name for name in self.nodes if self._fused.issuperset(self.ancestors(name)))
 
     @cached_property
     def depth(self) -> int:
         """Edges from the root to the deepest leaf; 0 for a single node."""
         return max(len(self.ancestors(name)) for name in self.leaves)
+
+    @cached_property
+    def _fused(self) -> frozenset[str]:
+        return frozenset(self.fused)
 
     @cached_property
     def _parents(self) -> dict[str, str | None]:
@@ -244,8 +255,8 @@ class RegionTree:
             ValueError: that lists the tree's names and the closest match.
         """
         if not isinstance(name, str) or name not in self._parents:
-            listed, closest = ", ".join(self.nodes), _closest(name, self._parents)
-            raise ValueError(f"unknown region {short(name)}: the tree has {listed}{closest}")
+            hint = closest(name, self._parents)
+            raise ValueError(f"unknown region {short(name)}: the tree has {listed(self.nodes)}{hint}")
         return name
 
     # ------------------------------------------------------------------------------------------------
@@ -303,57 +314,60 @@ class RegionTree:
 
 
 def _validated_order(root: str, branches: Mapping[str, Sequence[str]]) -> list[str]:
-    """The names in pre-order, or a ValueError."""
+    """The names in pre-order, or a ValueError. Linear in the number of nodes."""
     _check_name(root)
     for name, children in branches.items():
         _check_name(name)
-        pair = list(children) if isinstance(children, Iterable) and not isinstance(children, str) else [children]
+        pair = [children] if isinstance(children, str) or not isinstance(children, Sequence) else children
         if len(pair) != 2:
-            listed = ", ".join(map(str, pair))
             raise ValueError(
-                f"node {name!r} has {len(pair)} {'child' if len(pair) == 1 else 'children'} ({listed}) in the region"
-                " tree: give it two, or none to make it a leaf"
+                f"node {short(name)} has {len(pair)} {'child' if len(pair) == 1 else 'children'}"
+                f" ({listed(islice(pair, 20))}) in the region tree: give it two, or none to make it a leaf"
             )
         for child in pair:
             _check_name(child)
-    order: list[str] = []
+    order: dict[str, None] = {}
     pending: list[tuple[str, tuple[str, ...]]] = [(root, ())]  # a node and the path that leads to it
     while pending:
         name, path = pending.pop()
         if name in path:
-            circle = " > ".join((*path, name))
-            raise ValueError(f"the region tree has a cycle, {circle}: a node may not lie below itself")
+            circle = " > ".join(map(shown, (*path, name)))
+            raise ValueError(f"the region tree has a cycle, {shown(circle, 400)}: a node may not lie below itself")
         if name in order:
-            raise ValueError(f"the name {name!r} appears twice in the region tree: give every node its own name")
+            raise ValueError(f"the name {short(name)} appears twice in the region tree: give every node its own name")
         if len(path) > MAX_DEPTH:
             raise ValueError(
-                f"the region tree is too deep: at most {MAX_DEPTH} levels may lie below the root {root!r}"
+                f"the region tree is too deep: at most {MAX_DEPTH} levels may lie below the root {short(root)}"
             )
-        order.append(name)
+        if len(order) == MAX_NODES:
+            raise ValueError(f"the region tree is too large: it has at most {MAX_NODES:,} nodes, leaves included")
+        order[name] = None
         pending += [(child, (*path, name)) for child in reversed(branches.get(name, ()))]
     unknown = [name for name in branches if name not in order]
     if unknown:
         raise ValueError(
-            f"the region tree gives children to unknown names ({', '.join(unknown)}): below the root {root!r} there"
-            f" are {', '.join(order)}"
+            f"the region tree gives children to unknown names ({listed(unknown)}): below the root {short(root)} there"
+            f" are {listed(order)}"
         )
-    return order
+    return list(order)
 
 
 def _validated_fused(fused: Any, order: Sequence[str], branches: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The fused names in pre-order, or a ValueError."""
     if not isinstance(fused, Iterable) or isinstance(fused, str):
         raise ValueError(f"the region tree's fused nodes are a list of names, not {short(fused)}")
-    fused = list(fused)
-    for name in fused:
-        if name not in order:
-            closest = _closest(name, order)
-            raise ValueError(f"unknown fused node {short(name)}: the tree has {', '.join(order)}{closest}")
+    names, known = list(islice(fused, MAX_NODES + 1)), set(order)
+    if len(names) > MAX_NODES:
+        raise ValueError(f"the region tree lists more than {MAX_NODES:,} fused nodes, it has {len(order):,} nodes")
+    for name in names:
+        if not isinstance(name, str) or name not in known:
+            raise ValueError(f"unknown fused node {short(name)}: the tree has {listed(order)}{closest(name, order)}")
         if name not in branches:
             raise ValueError(
-                f"the leaf {name!r} cannot be fused, it has no children: fuse one of {', '.join(branches)}"
+                f"the leaf {short(name)} cannot be fused, it has no children: fuse one of {listed(branches)}"
             )
-    return tuple(name for name in order if name in fused)
+    chosen = set(names)
+    return tuple(name for name in order if name in chosen)
 
 
 def _check_name(name: Any) -> None:
@@ -363,10 +377,3 @@ def _check_name(name: Any) -> None:
             f"illegal region name {short(name)}: use text, not empty, of at most {MAX_NAME} characters, on one line,"
             f" without spaces around it or any of {FORBIDDEN!r}"
         )
-
-
-def _closest(name: Any, names: Iterable[str]) -> str:
-    if not isinstance(name, str) or len(name) > 100:  # nobody's slip of the keys
-        return ""
-    matches = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from stylefusion_hf.core.checks import closest, listed, short, shown
+from stylefusion_hf.core.files import atomic_path
+from stylefusion_hf.core.json_files import parse_json
+from stylefusion_hf.core.regular_files import check_regular
+
 T = TypeVar("T")
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file that is whole or not there; OSError that names it where it cannot be written."""
+    with atomic_path(path) as part:
+        try:
+            save_file(dict(tensors), part, metadata=dict(metadata))
+        except SafetensorError as error:  # its own words for a full disk
+            raise OSError(f"{os.fspath(path)} could not be written: {error}") from error
 
 
 def read_tensors(
@@ -31,31 +44,29 @@ def read_tensors(
         ValueError: another or a damaged file; names it and what is wrong. Nothing is unpickled.
     """
     path = os.fspath(path)
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise FileNotFoundError(2, f"no such file of {kind}", path)
+    check_regular(path)
+    where = shown(path, 400)
     try:
         with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            if metadata.get("format") != file_format or metadata.get("version") != version:
+                raise ValueError(
+                    f"{where} is no {kind} file: its metadata lack format={file_format}, version={version}"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no {kind} file ({error}): {hint}") from error
-    if metadata.get("format") != file_format or metadata.get("version") != version:
-        raise ValueError(f"{path} is no {kind} file: its metadata lack format={file_format}, version={version}")
-    try:
-        entries = json.loads(metadata.get(table, ""))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: the table of {kind} in its metadata is not JSON ({error})") from error
+        raise ValueError(f"{where} is no {kind} file ({shown(str(error), 200)}): {hint}") from error
+    entries = parse_json(metadata.get(table, ""), f"{where}: the table of {kind} in its metadata")
     if not isinstance(entries, dict) or set(entries) != set(tensors) or not entries:
-        raise ValueError(f"{path}: the table in its metadata and the tensors do not name the same {kind}")
+        raise ValueError(f"{where}: the table in its metadata and the tensors do not name the same {kind}")
     return tensors, entries
 
 
 def pick(entries: Mapping[str, T], name: str, where: str, kind: str = "direction") -> T:
     """The entry of that name; ValueError that lists some of those in `where`, and the closest match."""
     if name not in entries:
-        names = list(entries)
-        listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-        closest = get_close_matches(name, names, n=1)
-        hint = f"; did you mean {closest[0]!r}?" if closest else ""
-        problem = f"has no {kind} {name!r}: it has" if name else f"holds several {kind}s, name one of"
-        raise ValueError(f"{where} {problem} {listed}{hint}")
+        problem = f"has no {kind} {short(name)}: it has" if name else f"holds several {kind}s, name one of"
+        raise ValueError(f"{shown(where, 400)} {problem} {listed(entries)}{closest(name, entries)}")
     return entries[name]

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,7 +19,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+
+from stylefusion_hf.core.files import atomic_path, save_image, write_json, write_text
+from stylefusion_hf.core.progress import tqdm
 
 CHUNK = 64  # pictures a task of a worker: about a second's work
 
@@ -93,17 +96,13 @@ class Artwork:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "arrays.json").unlink(missing_ok=True)  # nothing is valid from here until it is written again
             shapes = {"images": (count, size, size, 3), "labels": (count, size, size)}
-            parts = {name: folder / f"{name}.{os.getpid()}.part" for name in files}
-            maps = {name: np.lib.format.open_memmap(parts[name], "w+", np.uint8, shapes[name]) for name in files}
-            try:
+            with ExitStack() as stack:
+                parts = {name: stack.enter_context(atomic_path(file)) for name, file in files.items()}
+                maps = {name: np.lib.format.open_memmap(parts[name], "w+", np.uint8, shapes[name]) for name in files}
                 self._render_into(maps["images"], maps["labels"], seed, start, workers, progress)
                 for name in files:
                     maps[name].flush()
-                    os.replace(parts[name], files[name])
-            finally:
-                for part in parts.values():
-                    part.unlink(missing_ok=True)
-            _write_json(folder / "arrays.json", {**key, "count": count})
+            write_json(folder / "arrays.json", {**key, "count": count})
         images, labels = (np.load(file, mmap_mode="c")[:count] for file in files.values())
         return images, labels
 
@@ -130,7 +129,7 @@ class Artwork:
         self._check_folder(folder, about, count)
         for name in ("images", "labels"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "dataset.json", {**about, "count": count, "credit": self.credit})
+        write_json(folder / "dataset.json", {**about, "count": count, "credit": self.credit})
         tasks = [
             (self, str(folder), offset, min(CHUNK, count - offset), size, seed, start)
             for offset in range(0, count, CHUNK)
@@ -142,7 +141,7 @@ class Artwork:
             spec = self.spec(start + offset, seed)
             entry = {"file": f"{offset:06d}.png", "index": start + offset}
             lines.append(json.dumps({**entry, "pose": spec.pose, "attributes": spec.attributes}))
-        _write_text(folder / f"{self.name}s.jsonl", "\n".join(lines) + "\n")
+        write_text(folder / f"{self.name}s.jsonl", "\n".join(lines) + "\n")
         return folder
 
     def _render_into(
@@ -239,18 +238,5 @@ def _write_range(art: Artwork, folder: str, offset: int, count: int, size: int, 
         label_image = Image.fromarray(labels)
         label_image.putpalette(list(art.palette))
         for path, picture in zip(paths, (Image.fromarray(image), label_image), strict=True):
-            part = path.with_suffix(f".{os.getpid()}.part")
-            picture.save(part, format="PNG")
-            os.replace(part, path)  # so that an interrupted run leaves no half a picture
+            save_image(picture, path, sync=False)  # whole, since a run that goes on takes what is there
     return count
-
-
-def _write_json(path: Path, value: Any) -> None:
-    _write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Atomic: the file is either the old one or the whole new one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

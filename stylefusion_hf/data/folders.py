@@ -1,17 +1,25 @@
 """A folder of a user's own pictures as a dataset."""
 
-import json
 import os
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from stylefusion_hf.imaging.images import image_size, open_image, picture_files, pixels_to_tensor, resize_middle
+from stylefusion_hf.core.checks import listed
+from stylefusion_hf.core.json_files import read_json
+from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.imaging.images import (
+    image_size,
+    open_image,
+    open_labels,
+    picture_files,
+    pixels_to_tensor,
+    resize_middle,
+)
 
 
 class ImageFolder(Dataset[dict[str, torch.Tensor]]):
@@ -95,16 +103,14 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
     def _labels(self, number: int) -> torch.Tensor:
         assert self.label_paths is not None
         path = self.label_paths[number]
-        with Image.open(path) as opened, Image.open(self.paths[number]) as picture:
-            if opened.mode not in ("P", "L"):
-                raise ValueError(f"{path} has mode {opened.mode}: label maps are palette or grey, their values ids")
-            size = ImageOps.exif_transpose(picture).size
-            if opened.size != size:
-                raise ValueError(f"{path} is {opened.size[0]} x {opened.size[1]}, its picture {size[0]} x {size[1]}")
-            labels = resize_middle(opened, self.resolution, Image.Resampling.NEAREST)
+        found, size = open_labels(path), image_size(self.paths[number], upright=True)
+        if found.shape != size[::-1]:
+            height, width = found.shape
+            raise ValueError(f"{path} is {width} x {height}, its picture {size[0]} x {size[1]}")
+        labels = resize_middle(Image.fromarray(found), self.resolution, Image.Resampling.NEAREST)
         ids = np.array(labels, dtype=np.int64)
         if self.regions is not None and ids.max() >= len(self.regions):
-            raise ValueError(f"{path} has label {ids.max()}, but the dataset's regions are {', '.join(self.regions)}")
+            raise ValueError(f"{path} has label {ids.max()}, but the dataset's regions are {listed(self.regions)}")
         return torch.from_numpy(ids)
 
     def _check_sizes(self, upscale: bool) -> None:
@@ -128,10 +134,10 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
 
 def _regions(root: Path) -> tuple[str, ...] | None:
     try:
-        names = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["regions"]
+        names = read_json(root / "dataset.json")["regions"]
+        return tuple(str(name) for name in names)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return tuple(str(name) for name in names)
 
 
 def _size(path: Path) -> tuple[int, int]:

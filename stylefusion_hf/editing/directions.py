@@ -24,7 +24,7 @@ from stylefusion_hf.models.layers import at_once
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.segmenter import RegionSegmenter
-    from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+    from stylefusion_hf.models.style_generator import StyleGenerator
 
 BATCH = 64  # pictures made at once, up to 128 pixels
 STATISTICS = ("area", "brightness", "saturation", "warmth", "height")
@@ -32,7 +32,7 @@ LEAST_AREA = 2e-3  # of the picture, for a region's colour or place to say somet
 
 
 @torch.no_grad()
-def sample_w(generator: StyleGAN2Generator, samples: int, seed: int = 0) -> Tensor:
+def sample_w(generator: StyleGenerator, samples: int, seed: int = 0) -> Tensor:
     """w (samples, w_dim), float32 on the CPU, without truncation; of a conditional generator, with random classes."""
     check_count("samples", samples, 2**24, least=2)
     random, config = np.random.RandomState(seed), generator.config
@@ -51,7 +51,7 @@ def sample_w(generator: StyleGAN2Generator, samples: int, seed: int = 0) -> Tens
 
 
 def sefa(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     count: int,
     layers: Sequence[int] | None = None,
     samples: int = 2000,
@@ -85,9 +85,7 @@ def sefa(
 
 
 @torch.no_grad()
-def style_channel(
-    generator: StyleGAN2Generator, name: str, index: int, samples: int = 2000, seed: int = 0
-) -> Direction:
+def style_channel(generator: StyleGenerator, name: str, index: int, samples: int = 2000, seed: int = 0) -> Direction:
     """One number of one layer's style vector (StyleSpace; Wu et al., arXiv 2011.12799), as a direction in s.
 
     Args:
@@ -131,7 +129,7 @@ def principal_components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def ganspace(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     count: int,
     samples: int = 10_000,
     seed: int = 0,
@@ -158,7 +156,7 @@ def ganspace(
     if space == "w":
         vectors, deviations = principal_components(w, count)
     elif space == "features":
-        sides = [4 * 2**k for k in range(len(generator.rgb_sizes))]
+        sides = list(generator.feature_sizes)
         if resolution not in sides:
             raise ValueError(
                 f"this generator has feature maps of {', '.join(map(str, sides))} pixels, not {resolution}"
@@ -166,7 +164,7 @@ def ganspace(
         maps = []
         for part in w.to(generator.w_avg).split(at_once(generator.config.resolution, BATCH)):
             style = generator.to_style(part).to(generator.dtype)
-            _, features = generator.synthesis(style, return_features=True)
+            _, features = generator.synthesis(style, return_features=True, up_to=resolution)
             maps.append(features[resolution].flatten(1).float().cpu())
         x = torch.cat(maps)
         basis, spreads = principal_components(x, count)
@@ -243,7 +241,7 @@ class RegionSamples(NamedTuple):
 
 @torch.no_grad()
 def measure_regions(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     segmenter: RegionSegmenter,
     samples: int = 2000,
     seed: int = 0,
@@ -273,7 +271,7 @@ def measure_regions(
 
 
 def boundary_from_regions(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     segmenter: RegionSegmenter,
     region: str,
     statistic: str = "area",
@@ -316,7 +314,7 @@ def boundary_from_regions(
 # --- Parts -----------------------------------------------------------------------------------------------------------
 
 
-def _rows(generator: StyleGAN2Generator, layers: Sequence[int] | None) -> tuple[int, ...] | None:
+def _rows(generator: StyleGenerator, layers: Sequence[int] | None) -> tuple[int, ...] | None:
     if layers is None:
         return None
     for row in layers:

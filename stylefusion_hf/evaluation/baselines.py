@@ -92,7 +92,7 @@ class EditingInStyle(GateMethod):
             raise ValueError(f"unknown form {form!r} of Editing in Style: choose sequential or simultaneous")
         super().__init__(pipe)
         self.form, self.samples, self.batch = form, samples, batch
-        widest = max(pipe.generator.synthesis.sizes)
+        widest = max(pipe.generator.style_sizes.values())
         # A shortfall is below 1, so that an epsilon of the layer's width takes every channel above the floor.
         self.settings = [
             (rho, epsilon, amount) for epsilon, rho, amount in product(geometric(0.25, widest, 10), floors, (0.5, 1.0))
@@ -113,7 +113,7 @@ class EditingInStyle(GateMethod):
             return (strength * own).clamp_max(1)
         rho, epsilon, amount = self.settings[round(strength)]
         layers = []
-        for m in own.split(self.pipe.generator.synthesis.sizes):
+        for m in own.split(list(self.pipe.generator.style_sizes.values())):
             high, order = m.sort(descending=True)
             chosen = ((1 - high).cumsum(0) < epsilon) & (high > rho)
             layers.append(torch.zeros_like(m).scatter(0, order, chosen.to(m.dtype)))

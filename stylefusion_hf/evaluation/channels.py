@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.measurement import LARGEST_SIZE, at_measuring_size
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, draw_pairs
 from stylefusion_hf.imaging.features import channel_energies
@@ -41,6 +41,11 @@ def activation_energies(pipe, s: Tensor, masks: Tensor) -> list[Tensor]:
     masks: (B, R, H, W), brought to each layer's size.
     """
     net = pipe.generator.synthesis
+    if not hasattr(net, "rgbs"):
+        raise ValueError(
+            f"memberships are read from StyleGAN2's layers, not from those of {type(pipe.generator).__name__}: leave"
+            " editing-in-style and retrieve-in-style out of --methods"
+        )
     layers, inputs = [*net.convs, *net.rgbs], {}
 
     def keep(i: int):

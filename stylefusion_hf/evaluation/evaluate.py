@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from stylefusion_hf import __version__
+from stylefusion_hf.core.files import write_text
 from stylefusion_hf.evaluation.backbone import Backbone
 from stylefusion_hf.evaluation.curves import require_ours
 from stylefusion_hf.evaluation.fusion_swaps import StaticGates
@@ -167,7 +168,7 @@ def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Pa
         run.report["seconds"][name] = round(seconds, 1)
         run.show("", f"({seconds:.0f} s)", "")
         write_json(run.report, out / "report.json")
-        (out / "report.md").write_text("\n".join(run.text) + "\n", encoding="utf-8")
+        write_text(out / "report.md", "\n".join(run.text) + "\n")
     title = model + (" (quick look)" if settings.quick else "")
     if run.swaps or run.curves_kept or run.poses:
         draw(out / "report.png", points_of(run.curves_kept), run.swaps, run.poses, title)

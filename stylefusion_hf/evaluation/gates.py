@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.json_files import parse_json
+from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.evaluation.channels import energy_shares, rendered_at_once
 from stylefusion_hf.evaluation.methods import GateMethod, move
 from stylefusion_hf.evaluation.score import Scores, TrainingScore
@@ -135,15 +136,15 @@ class LearnedGates(GateMethod):
         if self.logits is None:
             raise ValueError("these gates are not fitted yet: call fit() before save()")
         about = {"lambdas": json.dumps(self.lambdas), "regions": json.dumps(self.regions)}
-        save_file({"logits": self.logits.cpu().contiguous()}, path, metadata=about)
+        write_tensors(path, {"logits": self.logits.cpu().contiguous()}, about)
 
     @classmethod
     def load(cls, pipe, path: str | Path) -> LearnedGates:
         """Gates that `save` wrote; ValueError if they are of another generator's size or other regions."""
         with safe_open(path, framework="pt") as file:
             about, logits = file.metadata(), file.get_tensor("logits")
-        gates = cls(pipe, lambdas=json.loads(about["lambdas"]))
-        regions = json.loads(about["regions"])
+        gates = cls(pipe, lambdas=parse_json(about["lambdas"], "the gates' lambdas"))
+        regions = parse_json(about["regions"], "the gates' regions")
         if regions != gates.regions or logits.shape[-1] != pipe.generator.style_dim:
             raise ValueError(
                 f"{path} has gates of {logits.shape[-1]} style channels for {', '.join(regions)}; this model has"

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.figures import HEADS, figures
 from stylefusion_hf.evaluation.measuring import Columns, Subject, joined
 from stylefusion_hf.evaluation.methods import TENTHS, move
@@ -36,8 +36,8 @@ Way = Callable[[Tensor, Tensor, float], Tensor]  # bases (B, S), third codes (B,
 def ways_of(subject: Subject) -> dict[str, Way]:
     """Ways to take the pose over: from the common codes, and from all layers up to some size."""
     g, fusion = subject.pipe.generator, subject.pipe.fusion
-    sizes = [4 * 2 ** ((i + 1) // 2) for i in range(len(g.conv_sizes))] + [4 * 2**k for k in range(len(g.rgb_sizes))]
-    layer = torch.tensor(sizes).repeat_interleave(torch.tensor([*g.conv_sizes, *g.rgb_sizes])).to(g.device)
+    sizes, resolutions = list(g.style_sizes.values()), list(g.style_resolutions.values())
+    layer = torch.tensor(resolutions).repeat_interleave(torch.tensor(sizes)).to(g.device)
 
     def fused(nodes: Collection[str]) -> Way:
         def fuse(a: Tensor, c: Tensor, strength: float) -> Tensor:

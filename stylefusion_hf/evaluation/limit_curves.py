@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.curves import LEVELS, OURS, ROUNDS, Curve, at_full_strength, reached, transfers
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.judged import JudgedPairs, joined_images

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.channels import energy_shares
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.methods import move

@@ -26,7 +26,7 @@ class FeatureBlending:
 
     def __init__(self, pipe):
         self.pipe = pipe
-        resolutions = [4 * 2**k for k in range(len(pipe.generator.synthesis.rgbs))]
+        resolutions = list(pipe.generator.feature_sizes)
         self.settings = list(product((0.5, 1.0), (0.0, 1 / 32), resolutions))
         self.strengths = tuple(map(float, range(len(self.settings))))
 
@@ -47,6 +47,8 @@ def blend_features(pipe, base: Tensor, source: Tensor, mask: Tensor, resolution:
     base, source: style codes (B, S); mask: (B, H, W) from 0 to 1. ValueError for a size that no block has.
     """
     net, both = pipe.generator.synthesis, torch.cat([base, source])
+    if not hasattr(net, "rgbs"):
+        raise ValueError(f"feature blending is for StyleGAN2's blocks, not those of {type(pipe.generator).__name__}")
     block = resolution.bit_length() - 3  # 4 px is block 0
     if resolution != 4 * 2**block or not 0 <= block < len(net.rgbs):
         sizes = ", ".join(str(4 * 2**k) for k in range(len(net.rgbs)))

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.figures import HEADS, measurable
 from stylefusion_hf.evaluation.judged import JudgedPairs, joined_images
 from stylefusion_hf.evaluation.judges import Judges

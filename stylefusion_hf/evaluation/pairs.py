@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from stylefusion_hf.core.codes import own_labels, seeds_to_z
+from stylefusion_hf.core.codes import seeds_to_z
+from stylefusion_hf.models.latents import own_labels
 
 # Seeds of the three sets. No training draws from seeds, so none has seen them; a method is fitted, its strengths are
 # chosen and its figures are taken on different ones.

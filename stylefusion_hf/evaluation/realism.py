@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.judged import JudgedImages
 from stylefusion_hf.evaluation.measurement import at_measuring_size
 from stylefusion_hf.evaluation.measuring import Subject

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from stylefusion_hf.core import files
 from stylefusion_hf.evaluation.statistics import Estimate
 
 # --- Tables ----------------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def plain(value: Any) -> Any:
 
 def write_json(report: Mapping[str, Any], path: Path) -> None:
     """The whole report."""
-    path.write_text(json.dumps(plain(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    files.write_json(path, plain(report), allow_nan=False)
 
 
 # --- The picture -----------------------------------------------------------------------------------------------------
@@ -117,7 +117,8 @@ def draw(
         draw_poses(free.pop(0), poses)
     for axis in free:
         axis.set_axis_off()
-    figure.savefig(path, dpi=110)
+    with files.atomic_path(path) as part:
+        figure.savefig(part, dpi=110)
 
 
 def draw_curves(axis: Any, methods: Mapping[str, Sequence[Mapping[str, float]]], x: str, region: str) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.figures import HEADS, figures, transfer
 from stylefusion_hf.evaluation.fusion_swaps import MeanCode, MeanLook, StrangerCode, StyleFusionSwap
 from stylefusion_hf.evaluation.measuring import Columns, Subject, joined, measure_jobs

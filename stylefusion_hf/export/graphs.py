@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from stylefusion_hf import __version__
 from stylefusion_hf.conversion.destination import check_destination, whole_folder
 from stylefusion_hf.core.codes import seeds_to_z
+from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.versions import version
 from stylefusion_hf.export.graph_files import (
     OPSET,
@@ -249,7 +250,7 @@ def export(
             written.append(_export_one(available[name], work, form, checked))
         files = sorted(path.name for path in work.iterdir())
         description = describe(pipe, form, [available[name] for name in names], written, files) | {"model": identity}
-        (work / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        write_json(work / DESCRIPTION, description)
     return [replace(item, path=Path(out, item.path.name)) for item in written]
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -25,15 +25,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from accelerate.utils import gather_object
 from PIL import Image
-from tqdm.auto import tqdm
 
-from stylefusion_hf.core import codes as latents
-from stylefusion_hf.core.checks import short
-from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.core.checks import short, shown
+from stylefusion_hf.core.codes import check_shapes, labels_to_tensor
+from stylefusion_hf.core.files import LOCK, PARTIAL, FolderLock, remove_partials, write_json
+from stylefusion_hf.core.json_files import read_object
+from stylefusion_hf.core.processes import everywhere, on_main
+from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.core.recipes import MAX_CHARACTERS, Recipe
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.core.regular_files import open_regular
 from stylefusion_hf.export.shards import check_format, shard_path, write_shard
 from stylefusion_hf.pipelines.steps import node_settings
-from stylefusion_hf.training.checkpoints import everywhere, on_main, write_text
 
 if TYPE_CHECKING:
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
@@ -68,21 +71,29 @@ class RecipeFile:
     path: Path
 
     def __iter__(self) -> Iterator[tuple[int, Callable[[], Recipe]]]:
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, 1):
+        with open_regular(self.path) as file:
+            lines = iter(partial(file.readline, MAX_CHARACTERS + 2), b"")  # a longer one is refused as a recipe
+            for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, partial(self.read, line)
+                    yield number, partial(Recipe.from_json, line)
 
-    @staticmethod
-    def read(line: bytes) -> Recipe:
-        return Recipe.from_json(line.decode())
+    def check(self) -> None:
+        """ValueError for the first line that is not a recipe; what a model has to do with them is not known here."""
+        for number, make in self:
+            try:
+                make()
+            except ValueError as error:
+                raise ValueError(f"{self.where(number)}: {error}") from error
 
     def where(self, number: int) -> str:
-        return f"{self.path}, line {number}"
+        return f"{shown(str(self.path), 400)}, line {number}"
 
     def about(self) -> dict[str, Any]:
-        with open(self.path, "rb") as file:
-            return {"recipes": hashlib.file_digest(file, "sha256").hexdigest()}
+        digest = hashlib.sha256()
+        with open_regular(self.path) as file:
+            while part := file.read(2**20):
+                digest.update(part)
+        return {"recipes": digest.hexdigest()}
 
 
 @dataclass(frozen=True)
@@ -114,12 +125,12 @@ def check_recipe(
     pipe: StyleFusionPipeline, recipe: Recipe, identity: Mapping[str, Any], any_model: bool, known: set[str]
 ) -> None:
     """ValueError unless the pipeline can make the recipe's pictures. `known`: kinds whose names are right."""
-    latents.check_shapes(pipe.generator, recipe.groups())
+    check_shapes(pipe.generator, recipe.groups())
     if (kind := kind_of(recipe)) not in known:
         node_settings(pipe.fusion.tree, recipe)
         known.add(kind)
     if recipe.class_labels is not None:
-        latents.labels_to_tensor(recipe.class_labels, pipe.generator.config.label_dim)
+        labels_to_tensor(recipe.class_labels, pipe.generator.config.label_dim)
     written = {} if any_model else (recipe.model or {}).get("sha256", {})
     if other := [name for name, digits in written.items() if identity["sha256"].get(name, digits) != digits]:
         raise ValueError(
@@ -278,10 +289,11 @@ def render(
 
     def prepare() -> None:
         out.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(out, "rendering")
+        stack.callback(lock.release)
         check_folder(out, about)
-        write_text(out / NOTE, json.dumps(about, indent=1) + "\n")
-
-    on_main(prepare)
+        remove_partials(out)  # of a rendering that was killed
+        write_json(out / NOTE, about)
 
     def own() -> Iterator[tuple[int, int, Callable[[], Recipe]]]:
         """(shard, number, what makes the recipe) of what this process has still to do."""
@@ -315,29 +327,31 @@ def render(
                         bar.update(len(batch))
 
     counted: list[int] = []
-    problem = everywhere(check, (ValueError, OSError))
-    if problem is not None:
-        raise ValueError(problem)
-    started = time.monotonic()
-    problem = everywhere(work, (OSError,))
-    if problem is not None:
-        raise OSError(problem)
-    told = gather_object([(sum(counted), time.monotonic() - started)])
-    shards = len(list(out.glob(shard_path(out, 0, kind).name.replace("000000", "*"))))
-    if not shards:
-        raise ValueError(f"{source.where(1)}: there is no recipe")
-    return Rendered(sum(n for n, _ in told), shards, max(seconds for _, seconds in told))
+    with ExitStack() as stack:
+        on_main(prepare)
+        problem = everywhere(check, (ValueError, OSError))
+        if problem is not None:
+            raise ValueError(problem)
+        started = time.monotonic()
+        problem = everywhere(work, (OSError,))
+        if problem is not None:
+            raise OSError(problem)
+        told = gather_object([(sum(counted), time.monotonic() - started)])
+        shards = len(list(out.glob(shard_path(out, 0, kind).name.replace("000000", "*"))))
+        if not shards:
+            raise ValueError(f"{source.where(1)}: there is no recipe")
+        return Rendered(sum(n for n, _ in told), shards, max(seconds for _, seconds in told))
 
 
 def check_folder(out: Path, about: Mapping[str, Any]) -> None:
     """ValueError where a folder holds something else than a part of this data set."""
     note = out / NOTE
     if not note.exists():
-        if any(p.name != note.with_name(f".partial-{NOTE}").name for p in out.iterdir()):
+        if any(p.name != LOCK and not p.name.startswith(PARTIAL) for p in out.iterdir()):
             raise ValueError(f"{out} is not empty and holds no {NOTE}: choose another folder")
         return
     try:
-        stored = dict(json.loads(note.read_text(encoding="utf-8")))
+        stored = read_object(note)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{note} cannot be read ({error}): choose another folder or delete it") from error
     if other := [name for name in {**stored, **about} if stored.get(name) != about.get(name)]:
@@ -345,9 +359,3 @@ def check_folder(out: Path, about: Mapping[str, Any]) -> None:
             f"{out} holds pictures of another {' and '.join(other)} ({short(stored.get(other[0]))}, now"
             f" {short(about.get(other[0]))}): choose another folder"
         )
-
-
-if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    sys.exit(command_line(["render", *sys.argv[1:]]))

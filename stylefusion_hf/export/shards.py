@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stylefusion_hf.training.checkpoints import flush, one_line
+from stylefusion_hf.core.files import atomic_path
+from stylefusion_hf.core.processes import one_line
 
 FORMATS = {"tar": "webdataset", "parquet": "pyarrow"}  # and the package that writes it
 ROW_GROUP = 2**25  # bytes of a Parquet row group, about
@@ -52,17 +52,11 @@ def write_shard(path: Path, about: dict[str, Any]) -> Iterator[Write]:
     Raises:
         OSError: the file cannot be written (a full disk); nothing is left of it.
     """
-    part = path.with_name(f".partial-{path.name}")
     try:
-        with {".tar": _tar, ".parquet": _parquet}[path.suffix](part, about) as write:
+        with atomic_path(path) as part, {".tar": _tar, ".parquet": _parquet}[path.suffix](part, about) as write:
             yield write
-        flush(part)
-        os.replace(part, path)
-        flush(path.parent)
     except OSError as error:
         raise OSError(f"{path} could not be written: {one_line(error)}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import re
@@ -16,8 +15,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from diffusers import ModelMixin
 
-from stylefusion_hf.core.checks import check_path, short
+from stylefusion_hf.core.checks import check_path, short, shown
+from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
+from stylefusion_hf.core.progress import nobody_watches, quiet_loading, tqdm
+from stylefusion_hf.core.regular_files import check_model_folder
+from stylefusion_hf.models.loading import remove_other_weights, weights_sha256
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
@@ -59,12 +62,14 @@ class HubMixin(_Pipeline):
 
     @classmethod
     def _from_folder(cls, folder: str, kwargs: dict[str, Any]) -> Self:
+        check_model_folder(folder, *(path.name for path in Path(folder).iterdir() if path.is_dir()))
         components = cls._listed_components(folder, kwargs)
         variant = kwargs.get("variant")
         if variant is not None and components and not any(has_variant(Path(folder, c), variant) for c in components):
             raise ValueError(f"no component in {folder} has weights of the variant {variant!r}: leave variant out")
         try:
-            return super().from_pretrained(folder, **kwargs | _load_beside_code(folder, components, kwargs))
+            with quiet_loading():
+                return super().from_pretrained(folder, **kwargs | _load_beside_code(folder, components, kwargs))
         except (OSError, TypeError, ValueError) as error:
             if not _raised_in("diffusers", error):
                 raise
@@ -155,8 +160,8 @@ class HubMixin(_Pipeline):
         """
         models = [getattr(module, "_orig_mod", module) for module in self.components.values()]
         further = {} if push_to_hub else kwargs
-        with without_paths([self, *models]):
-            super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **further)
+        with without_paths([self, *models]), atomic_folder(save_directory, tidy=remove_other_weights) as work:
+            super().save_pretrained(work, safe_serialization, variant, max_shard_size, **further)
         if push_to_hub:
             from stylefusion_hf.hub.publishing import publish
 
@@ -202,6 +207,13 @@ class HubMixin(_Pipeline):
             self.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
             return publish(Path(folder), repo_id, pipe=self, keep_variants=True, **kwargs)
 
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """As in diffusers; quiet where stderr is not a terminal, unless `set_progress_bar_config(disable=False)`."""
+        config = getattr(self, "_progress_bar_config", {})
+        if "disable" not in config and nobody_watches():
+            return tqdm(iterable, total=total, disable=True)
+        return super().progress_bar(iterable, total)
+
     @property
     def device(self) -> torch.device:
         """The generator's. (diffusers would ask the first component by name, which may be any object that encodes.)"""
@@ -229,7 +241,7 @@ class HubMixin(_Pipeline):
             if name in passed:
                 listed.pop(name, None)
             elif name in listed and listed[name][0] == PACKAGE and not _is_model(listed[name][1]):
-                class_name = " ".join(listed[name][1].split())[:100]
+                class_name = shown(listed[name][1])
                 raise ValueError(
                     f"{index} says that {name!r} is of {PACKAGE}, which has no class `{class_name}`; is it of"
                     " a newer version?"
@@ -283,16 +295,6 @@ def _raised_in(package: str, error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == package
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """The sha256 of a model's saved tensors: names, dtypes, shapes and bytes, in the order of names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
-    return digest.hexdigest()
 
 
 def _public_name(name: Any) -> str | None:

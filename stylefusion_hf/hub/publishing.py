@@ -63,14 +63,20 @@ def publish_models(folder: str | Path, repo_id: str, **options: Any) -> str:
     Raises:
         ValueError, OSError: one line that says what is wrong; nothing is published then.
     """
-    files, left_out = collect(Path(folder))
-    components = {path.rpartition("/")[0] for path in files if WEIGHT_FILE.fullmatch(path.rpartition("/")[2])}
+    found = collect(Path(folder))
+    names = {path.rpartition("/")[::2] for path in found.files}
+    components = {parent for parent, name in names if WEIGHT_FILE.fullmatch(name)}
     if not components:
         raise ValueError(f"{folder} has no safetensors weights to publish")
-    card = files.pop(CARD, "")
-    text = card.read_text(encoding="utf-8") if isinstance(card, Path) else ""
-    gaps = model_card.metadata(None, picture=False)
-    publication = Publication(files, left_out, text, gaps=gaps, body=f"# {repo_id}\n", components=tuple(components))
+    publication = Publication(
+        found.files,
+        found.left_out,
+        found.card,
+        gaps=model_card.metadata(None, picture=False),
+        body=f"# {repo_id}\n",
+        components=tuple(components),
+        copies=found.copies,
+    )
     return upload(publication, repo_id, **options)
 
 

@@ -6,16 +6,28 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-import stylefusion_hf
+from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.hub_files import explained
+from stylefusion_hf.hub.cleaning import clean_png
 
-SPACE = Path(stylefusion_hf.__file__).parent / "spaces_app"
+INSTALLED = Path(__file__).parents[1]  # the package's folder
+SPACE = INSTALLED / "spaces_app"
 WHEEL = re.compile(r"stylefusion_hf-[\w.+]+-py3-none-any\.whl")
+# What the Space consists of, and what a wheel of this package does.
+FILES = re.compile(r"[a-z]\w*\.(py|js|css)|__init__\.py|README\.md|about\.md|requirements\.txt|samples/[\w-]+\.png")
+PACKAGED = re.compile(
+    r"stylefusion_hf-[\w.+]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|top_level\.txt|LICENSE|licenses/LICENSE)"
+    r"|stylefusion_hf/(\w+/)*(\w+\.(py|html|js|css|cu|cpp|cuh|h)|py\.typed)"
+    r"|stylefusion_hf/spaces_app/(README\.md|about\.md|requirements\.txt|samples/[\w-]+\.png)"
+    r"|stylefusion_hf/core/region_maps/[\w.-]+\.json"
+    r"|stylefusion_hf/assets/(model_index\.json|README\.md|\w+/(config\.json|diffusion_pytorch_model\.safetensors))"
+)
 
 
 def build_wheel(folder: str | Path) -> Path:
@@ -24,10 +36,10 @@ def build_wheel(folder: str | Path) -> Path:
     Raises:
         ValueError: it is not run from a checkout. OSError: the build failed; says why.
     """
-    checkout = Path(stylefusion_hf.__file__).parents[1]
+    checkout = INSTALLED.parent
     if not (checkout / "pyproject.toml").is_file() or not (checkout / "spaces_app").is_dir():
         raise ValueError(
-            f"{checkout} is no checkout of stylefusion-hf, from which a wheel can be built: give --wheel FILE"
+            f"{checkout} is not a checkout of stylefusion-hf, from which a wheel can be built: give --wheel FILE"
         )
     flags = ["--no-deps", "--disable-pip-version-check", "--quiet", "--wheel-dir", str(folder)]
     command = [sys.executable, "-m", "pip", "wheel", *flags, str(checkout)]
@@ -58,8 +70,14 @@ def space_files(repo_id: str, wheel: str | Path, endpoint: str, model: str | Non
         raise ValueError(
             f"{wheel} is no wheel of stylefusion-hf: expected a file such as stylefusion_hf-0.1.0-py3-none-any.whl"
         )
-    paths = [p for p in sorted(SPACE.resolve().rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
-    files = {p.relative_to(SPACE.resolve()).as_posix(): p.read_bytes() for p in paths}
+    check_wheel(wheel)
+    root = SPACE.resolve()
+    files = {}
+    for path in sorted([*root.iterdir(), *(root / "samples").iterdir()]):
+        name = path.relative_to(root).as_posix()
+        if FILES.fullmatch(name) and path.is_file() and not path.is_symlink():
+            content = path.read_bytes()
+            files[name] = clean_png(content, name) if name.endswith(".png") else content
     address = f"{endpoint}/spaces/{repo_id}/resolve/main/{wheel.name}"
     lines = files["requirements.txt"].decode().splitlines()
     others = [line for line in lines if line and not line.startswith("#") and "stylefusion" not in line]
@@ -70,6 +88,19 @@ def space_files(repo_id: str, wheel: str | Path, endpoint: str, model: str | Non
         head = re.sub(r"(?m)^models:\n(?:[ -].*\n?)*", "", head + "\n").rstrip("\n")
         files["README.md"] = f"---\n{head}\nmodels:\n- {model}\n---\n{body}".encode()
     return files | {wheel.name: wheel.read_bytes()}
+
+
+def check_wheel(wheel: Path) -> None:
+    """ValueError for a wheel with anything but this package: what lay in the checkout that it was built from."""
+    if not zipfile.is_zipfile(wheel):
+        raise ValueError(f"{wheel} is damaged: build it again with `pip wheel --no-deps .`")
+    with zipfile.ZipFile(wheel) as opened:
+        names = opened.namelist()
+    foreign = [name for name in names if not name.endswith("/") and not PACKAGED.fullmatch(name)]
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        listed = ", ".join(map(shown, foreign[:3]))
+        raise ValueError(f"{wheel.name} holds files that are not of this package: {listed}{more}; build a clean one")
 
 
 def publish_space(

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
+from stylefusion_hf.core.files import PARTIAL, flush, naming
+
 SUFFIXES = (".gif", ".webp", ".mp4")
 NUMBER = re.compile(r"%(?:0(\d))?d")  # the frame's number in a pattern such as frames/hair-%03d.png
 MIN_FPS, MAX_FPS = 0.1, 120.0
@@ -52,7 +54,7 @@ def write_animation(path: str | os.PathLike[str], frames: Iterable[Image.Image],
         ValueError: another suffix or fps, no frames, or two sizes. ImportError: MP4 without imageio-ffmpeg.
         OSError: a place that cannot be written, or a folder with files in it.
     """
-    target = Path(os.path.abspath(check_target(path, fps)))  # "." and ".." get their names
+    target = Path(os.path.realpath(check_target(path, fps)))  # ".", ".." and links get their names
     count, size = 0, None
     with _beside(target) as place:
         writer = _writer(place, fps)
@@ -118,8 +120,13 @@ def _numbered(pattern: Path) -> Iterator[Path]:
 def _beside(target: Path) -> Iterator[Path]:
     """A place of the same name on the same disk, which goes away whatever happens."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".frames-", dir=target.parent) as folder:
-        yield Path(folder, target.name)
+    with TemporaryDirectory(prefix=f"{PARTIAL}frames-", dir=target.parent) as folder:
+        try:
+            yield Path(folder, target.name)
+        except OSError as error:
+            if error.filename is None or str(error.filename).startswith(folder):
+                raise naming(error, target) from error
+            raise
 
 
 def _move(place: Path, target: Path) -> None:
@@ -128,7 +135,10 @@ def _move(place: Path, target: Path) -> None:
     elif target.is_dir():  # an empty one
         _move_files(place, target)
     else:
+        if place.is_file():
+            flush(place)
         os.replace(place, target)
+        flush(target.parent)
 
 
 def _move_files(source: Path, target: Path) -> None:

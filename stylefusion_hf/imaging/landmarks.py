@@ -7,16 +7,16 @@ Shipped is an adapter for one, `mtcnn`: its network comes with its package (the 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
+from stylefusion_hf.core.checks import short, shown
+from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.imaging.faces import check_landmarks, face_square
 from stylefusion_hf.imaging.images import check_image
 
@@ -41,10 +41,7 @@ def read_landmarks(path: str | os.PathLike[str], pictures: Sequence[str | os.Pat
         OSError: the file cannot be read.
         ValueError: no JSON of that form, a picture without an entry, or landmarks that `check_landmarks` refuses.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{os.fspath(path)} is no JSON: {error}") from error
+    content = read_json(path, largest=2**26, values=2**22)
     if isinstance(content, list) and len(pictures) == 1:
         content = {os.fspath(pictures[0]): content}
     if not isinstance(content, dict):
@@ -59,7 +56,7 @@ def read_landmarks(path: str | os.PathLike[str], pictures: Sequence[str | os.Pat
             raise ValueError(
                 f"{os.fspath(path)} has no landmarks of {picture}; it has those of {len(content)} pictures"
             )
-        found.append(check_landmarks(content[key], f"{os.fspath(path)}: the landmarks of {key}"))
+        found.append(check_landmarks(content[key], f"{os.fspath(path)}: the landmarks of {shown(key)}"))
     return found
 
 
@@ -77,8 +74,9 @@ def load_detector(name: str) -> Detector:
         entry = installed[name]
     else:
         raise ValueError(
-            f"no landmark detector is called {name!r}: choose from {', '.join(sorted({*DETECTORS, *installed}))}, name"
-            f" one as module:callable, or install a package that brings one (entry point group {GROUP})"
+            f"no landmark detector is called {short(name)}: choose from"
+            f" {', '.join(sorted({*DETECTORS, *installed}))}, name one as module:callable, or install a package that"
+            f" brings one (entry point group {GROUP})"
         )
     try:
         detector = entry.load()

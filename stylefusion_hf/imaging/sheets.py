@@ -7,11 +7,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
-from tqdm.auto import tqdm
+
+from stylefusion_hf.core.progress import tqdm
 
 if TYPE_CHECKING:
     from stylefusion_hf.core.region_tree import RegionTree
-    from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 
 CELL = 128  # pixels, about: smaller pictures are enlarged by a whole factor, ones of twice the size or more reduced
 BASE, SOURCE, GLOBAL = "base", "source", "global"  # the columns that are no region
@@ -27,7 +27,7 @@ MARGIN, GAP, GROUP_GAP, LINE = 16, 6, 20, 18  # GROUP_GAP: between base and sour
 
 
 def contact_sheet(
-    pipe: StyleFusionPipeline,
+    pipe: Any,
     bases: Sequence[int],
     sources: Sequence[int],
     truncation_psi: float | None = None,
@@ -91,7 +91,7 @@ def sheet_columns(tree: RegionTree) -> list[str]:
 
 
 def _fused(
-    pipe: StyleFusionPipeline,
+    pipe: Any,
     tree: RegionTree,
     cells: Sequence[tuple[int, int, int, int | None]],
     **call: Any,

@@ -22,7 +22,7 @@ from torch import Tensor
 from stylefusion_hf.imaging.features import map_distance
 
 if TYPE_CHECKING:
-    from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+    from stylefusion_hf.models.style_generator import StyleGenerator
 
 SPACES = ("w", "w+", "s")
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the steps (Karras et al., arXiv 1912.04958, appendix D)
@@ -110,7 +110,7 @@ class CodePrior:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, generator: StyleGAN2Generator, samples: int = 8192, seed: int = 0) -> CodePrior:
+    def of(cls, generator: StyleGenerator, samples: int = 8192, seed: int = 0) -> CodePrior:
         """Measured on a seeded draw; of a conditional generator over all its classes."""
         draw, config = torch.Generator().manual_seed(seed), generator.config
         z = torch.randn(samples, config.z_dim, generator=draw)
@@ -169,7 +169,7 @@ class Interrupted(Exception):
 
 
 def optimise(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     start: Tensor,
     space: str,
     objective: Objective,
@@ -260,7 +260,7 @@ def schedule(t: float) -> float:
 
 
 def tune(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     pivots: Tensor,
     objective: Objective,
     *,
@@ -271,7 +271,7 @@ def tune(
     noise_mode: str = "none",
     seed: int = 0,
     on_step: Callable[[int, Tensor], Any] | None = None,
-) -> StyleGAN2Generator:
+) -> StyleGenerator:
     """A copy of the generator whose pictures at the pivots come nearer to their targets: pivotal tuning, Roich et al.,
     arXiv 2106.05744.
 
@@ -325,7 +325,7 @@ def tune(
 
 
 @torch.no_grad()
-def between(generator: StyleGAN2Generator, pivots: Tensor, draw: torch.Generator) -> Tensor:
+def between(generator: StyleGenerator, pivots: Tensor, draw: torch.Generator) -> Tensor:
     """Style codes (B, S), each at a random place between a pivot and a random code."""
     config, count = generator.config, len(pivots)
     labels = None

@@ -11,20 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stylefusion_hf.hub.loading import weights_sha256
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.loading import weights_sha256
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 DIGITS = 16  # of the sha256, in a folder's name
 
 
-def save_tuned(generator: StyleGAN2Generator, folder: str | os.PathLike[str]) -> Path:
+def save_tuned(generator: StyleGenerator, folder: str | os.PathLike[str]) -> Path:
     """Save a tuned generator below `folder` and return its own folder; written again where it is there already."""
     path = Path(folder, f"generator-{weights_sha256(generator)[:DIGITS]}")
     generator.save_pretrained(path)  # type: ignore[call-arg, arg-type]  # mypy does not see through its wraps
     return path
 
 
-def find_tuned(recipe: Mapping[str, Any], folder: str | os.PathLike[str]) -> StyleGAN2Generator | None:
+def find_tuned(recipe: Mapping[str, Any], folder: str | os.PathLike[str]) -> StyleGenerator | None:
     """The generator that a recipe was written with, where it lies below `folder`.
 
     Args:
@@ -38,7 +38,7 @@ def find_tuned(recipe: Mapping[str, Any], folder: str | os.PathLike[str]) -> Sty
     path = Path(folder, f"generator-{str(expected)[:DIGITS]}")
     if expected is None or not path.is_dir():
         return None
-    generator = StyleGAN2Generator.from_pretrained(path)
+    generator = StyleGenerator.from_pretrained(path)
     if weights_sha256(generator) != expected:
         raise ValueError(f"{path} holds other weights than the recipe's generator: copy that folder again")
     return generator

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stylefusion_hf.models.config_checks import checked_config, positive
 from stylefusion_hf.models.loading import StrictModelMixin
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 
 @dataclass
@@ -30,12 +30,12 @@ class LabellerOutput(BaseOutput):
     logits: Tensor
 
 
-def map_widths(generator: StyleGAN2Generator) -> dict[int, int]:
+def map_widths(generator: StyleGenerator) -> dict[int, int]:
     """{resolution: channels} of the feature maps that a generator's synthesis returns."""
-    return {4 * 2**k: width for k, width in enumerate(generator.config.channels)}
+    return generator.feature_sizes
 
 
-def readable_layers(generator: StyleGAN2Generator, finest: int) -> list[int]:
+def readable_layers(generator: StyleGenerator, finest: int) -> list[int]:
     """Resolutions of the feature maps from 8 pixels, below which they know no parts, to `finest`; the last one where
     there are none.
     """
@@ -110,7 +110,7 @@ class FeatureLabeller(StrictModelMixin, ConfigMixin):
 
     @classmethod
     def of(
-        cls, generator: StyleGAN2Generator, regions: Sequence[str], layers: Sequence[int], **config: Any
+        cls, generator: StyleGenerator, regions: Sequence[str], layers: Sequence[int], **config: Any
     ) -> FeatureLabeller:
         """A new one that reads these feature maps of a generator; `config` are further arguments."""
         widths = map_widths(generator)

@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from stylefusion_hf.ops import bias_act, conv2d_resample, setup_filter
@@ -56,17 +57,24 @@ def to_fast_layout(x: torch.Tensor) -> torch.Tensor:
 
 
 class EqualizedLinear(nn.Module):
-    """(B, in) -> (B, out). `lr_multiplier` slows this layer's learning: stored values are larger by its inverse."""
+    """(B, in) -> (B, out). `lr_multiplier` slows this layer's learning: stored values are larger by its inverse.
 
-    def __init__(self, in_features, out_features, act="linear", lr_multiplier=1.0, bias_init=0.0):
+    With `equalized=False` weights are stored as they are used.
+    """
+
+    def __init__(self, in_features, out_features, act="linear", lr_multiplier=1.0, bias_init=0.0, equalized=True):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
-        self.bias = nn.Parameter(torch.full((out_features,), float(bias_init) / lr_multiplier))
-        self.weight_gain = lr_multiplier / math.sqrt(in_features)
-        self.bias_gain = lr_multiplier
-        self.act = act
+        self.weight_gain = lr_multiplier / math.sqrt(in_features) if equalized else 1.0
+        self.bias_gain = lr_multiplier if equalized else 1.0
+        spread = lr_multiplier if equalized else math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / spread)
+        self.bias = nn.Parameter(torch.full((out_features,), float(bias_init) / self.bias_gain))
+        self.act, self.equalized = act, equalized
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.equalized:
+            x = F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+            return F.leaky_relu(x, 0.2) * math.sqrt(2) if self.act == "lrelu" else x
         x = x @ (self.weight * self.weight_gain).t().to(x.dtype)
         return bias_act(x, self.bias * self.bias_gain, self.act)
 
@@ -101,7 +109,9 @@ def normalize_2nd_moment(x: torch.Tensor) -> torch.Tensor:
 class MappingNetwork(nn.Module):
     """z (B, z_dim) and labels (B, label_dim) -> (B, w_dim). `z_dim=0` (labels only) is the discriminator's use."""
 
-    def __init__(self, z_dim, label_dim, w_dim, num_layers, width=None, embed_dim=None, lr_multiplier=0.01):
+    def __init__(
+        self, z_dim, label_dim, w_dim, num_layers, width=None, embed_dim=None, lr_multiplier=0.01, equalized=True
+    ):
         super().__init__()
         width, embed_dim = width or w_dim, embed_dim or w_dim
         if num_layers < 1 or w_dim < 1 or z_dim + label_dim < 1:
@@ -111,7 +121,9 @@ class MappingNetwork(nn.Module):
         self.z_dim, self.label_dim = z_dim, label_dim
         self.embed = EqualizedLinear(label_dim, embed_dim) if label_dim else None
         widths = [z_dim + (embed_dim if label_dim else 0)] + [width] * (num_layers - 1) + [w_dim]
-        self.layers = nn.ModuleList(EqualizedLinear(i, o, "lrelu", lr_multiplier) for i, o in pairwise(widths))
+        self.layers = nn.ModuleList(
+            EqualizedLinear(i, o, "lrelu", lr_multiplier, equalized=equalized) for i, o in pairwise(widths)
+        )
 
     def forward(self, z: torch.Tensor | None, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         parts = []

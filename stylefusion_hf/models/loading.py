@@ -6,9 +6,10 @@ first call fails with a message that names nothing. Here an incomplete or damage
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import json
 import logging
+import math
 import os
 import re
 import threading
@@ -22,13 +23,21 @@ from typing import Any, Self
 import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
-from stylefusion_hf.core.checks import check_path, short
+from stylefusion_hf.core.checks import check_path, describe_error, short, shown
+from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import explained, snapshot, weight_patterns, without_paths
+from stylefusion_hf.core.json_files import read_object
+from stylefusion_hf.core.progress import quiet_loading
+from stylefusion_hf.core.regular_files import check_model_folder
+from stylefusion_hf.core.tensor_files import write_tensors
 
 STEM = "diffusion_pytorch_model"  # of weight files
+WRITTEN = re.compile(
+    rf"{STEM}(?:(?P<variant>\.[\w]+)?(?:-\d+-of-\d+)?\.safetensors|\.safetensors\.index(?P<indexed>\.[\w]+)?\.json)"
+)
+SHARD = re.compile(r"[\w.-]+")  # the name of a weight file: of this folder, nothing else is opened
 LARGEST_CONFIG = 2**24  # bytes; a config has some hundred
 _loading = threading.RLock()  # diffusers changes torch's default dtype for all threads while it loads
 
@@ -63,10 +72,10 @@ class StrictModelMixin(ModelMixin):
             cls._check_files(path, where, kwargs.get("variant"))
         light = nullcontext() if kwargs.get("low_cpu_mem_usage") is False else WithoutMemory()
         try:
-            with _undisturbed(), light:
+            with _undisturbed(), quiet_loading(), light:
                 model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
         except OSError as error:
-            problem = " ".join(str(error).split())
+            problem = describe_error(error, 800)
             if "Unable to load weights" in problem:
                 problem = f"its weights are truncated or in another format ({problem})"
             elif named := re.search(r"Error no file named (diffusion_pytorch_model\S*)", problem):
@@ -79,9 +88,9 @@ class StrictModelMixin(ModelMixin):
             raise OSError(f"{cls.__name__} cannot be loaded from {where}: {problem}. {again}") from error
         except (RuntimeError, TypeError, ValueError) as error:
             if "size mismatch" not in str(error) and "expected shape" not in str(error):
-                problem = " ".join(str(error).split())
+                problem = describe_error(error, 800)
                 raise ValueError(f"{cls.__name__} cannot be made of {where}: {problem}") from error
-            problem = " ".join(str(error).split(" If you want to instead")[0].split()).rstrip(".")
+            problem = shown(" ".join(str(error).split(" If you want to instead")[0].split()).rstrip("."), 800)
             raise ValueError(
                 f"the weights in {where} do not fit {cls.__name__}'s config.json: {problem}. Use the config.json that"
                 " was saved with the weights"
@@ -104,19 +113,23 @@ class StrictModelMixin(ModelMixin):
     def _check_files(cls, folder: str, where: str, variant: str | None) -> None:
         """What diffusers does not look at: JSON of another kind, and weights that are no real numbers, which it would
         convert. Damaged safetensors are left to diffusers' own errors."""
+        try:
+            check_model_folder(folder)
+        except OSError as error:
+            raise OSError(f"{cls.__name__} cannot be loaded from {where}: {error}") from error
         for name in (cls.config_name, f"{STEM}.safetensors.index.json"):
             file = Path(folder, name)
             if not file.is_file():
                 continue
             try:
-                content: Any = json.loads(file.read_text("utf-8")) if file.stat().st_size <= LARGEST_CONFIG else None
-                sound = isinstance(content, dict)
-                if sound and name != cls.config_name:  # shards are files of this folder, nothing else is opened
+                content: Any = read_object(file, largest=LARGEST_CONFIG)
+                sound = True
+                if name != cls.config_name:  # shards are files of this folder, nothing else is opened
                     shards = content.get("weight_map")
                     sound = isinstance(shards, dict) and bool(shards)
-                    sound = sound and all(isinstance(s, str) and re.fullmatch(r"[\w.-]+", s) for s in shards.values())
+                    sound = sound and all(isinstance(s, str) and SHARD.fullmatch(s) for s in shards.values())
                     sound = sound and isinstance(content.get("metadata"), dict)
-            except (ValueError, RecursionError, OSError):
+            except (ValueError, OSError):
                 sound = False
             if not sound:
                 raise OSError(
@@ -140,26 +153,25 @@ class StrictModelMixin(ModelMixin):
 
     @wraps(ModelMixin.save_pretrained)  # pipelines look at the names of its parameters
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        folder, given = (
-            Path(save_directory),
-            signature(ModelMixin.save_pretrained).bind(self, save_directory, *args, **kwargs),
-        )
+        given = signature(ModelMixin.save_pretrained).bind(self, save_directory, *args, **kwargs)
         given.apply_defaults()
         main, safe, variant = (given.arguments[name] for name in ("is_main_process", "safe_serialization", "variant"))
-        dot = f".{variant}" if variant else ""
-        whole, index = folder / f"{STEM}{dot}.safetensors", folder / f"{STEM}.safetensors.index{dot}.json"
-        if main and safe:
-            index.unlink(missing_ok=True)  # of an earlier save in shards: loading would look for these
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if main and safe and index.is_file():
-            whole.unlink(missing_ok=True)  # of an earlier save in one file
-        elif main and safe and not self.state_dict():
-            save_file({}, whole, metadata={"format": "pt"})  # a tree may have no net; diffusers would write nothing
+        if not main:
+            return
+        if given.arguments["push_to_hub"]:
+            kwargs.setdefault("repo_id", Path(save_directory).absolute().name)  # not the temporary folder's
+        with atomic_folder(save_directory, tidy=remove_other_weights) as work:
+            try:
+                super().save_pretrained(work, *args, **kwargs)
+            except SafetensorError as error:  # its own words for a full disk
+                raise OSError(f"the weights cannot be written to {save_directory}: {error}") from error
+            if safe and not self.state_dict():  # a tree may have no net; diffusers would write nothing
+                write_tensors(work / f"{STEM}{f'.{variant}' if variant else ''}.safetensors", {}, {"format": "pt"})
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As in diffusers, without the local path that diffusers would record."""
-        with without_paths([self]):
-            super().save_config(save_directory, push_to_hub, **kwargs)
+        with without_paths([self]), atomic_folder(save_directory) as work:
+            super().save_config(work, push_to_hub, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """As in diffusers; OSError in one line for whatever the Hub refuses."""
@@ -171,6 +183,22 @@ class StrictModelMixin(ModelMixin):
         """What the missing keys mean to a user; a model of several parts overrides it to name them."""
         listed = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         return f"{cls.__name__} lacks {len(keys)} of its weights ({listed})"
+
+
+def remove_other_weights(folder: Path, written: set[str]) -> None:
+    """Remove weights of an earlier save, whole or in shards, that loading would take instead of those just written."""
+    for name in sorted(written):
+        if not (found := WRITTEN.fullmatch(name)):
+            continue
+        dot = found["variant"] or found["indexed"] or ""
+        for pattern in (
+            f"{STEM}{dot}.safetensors",
+            f"{STEM}{dot}-*-of-*.safetensors",
+            f"{STEM}.safetensors.index{dot}.json",
+        ):
+            for file in folder.glob(pattern):
+                if file.name not in written and WRITTEN.fullmatch(file.name):
+                    file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -201,7 +229,29 @@ class WithoutMemory(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in self.FILLED and kwargs.get("device") is None:
-            outline = func(*args, **{**kwargs, "device": "meta"})
-            if outline.numel() >= self.LARGE:
-                return outline
+            sizes = _sizes(func, args, kwargs)
+            if math.prod(sizes) >= self.LARGE:
+                # Not `func` itself: on meta some are written in Python, which imports all of torch's compiler.
+                options = {name: kwargs[name] for name in ("dtype", "requires_grad") if name in kwargs}
+                return torch.empty(sizes, **options, device="meta")
         return func(*args, **kwargs)
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """The sha256 of a model's saved tensors: names, dtypes, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _sizes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    """The shape of what torch.eye(n, m) or torch.zeros(*sizes) or torch.zeros(sizes) makes."""
+    if func is torch.eye:
+        n = args[0] if args else kwargs["n"]
+        m = args[1] if len(args) > 1 else kwargs.get("m")
+        return (n, n if m is None else m)
+    given = args[0] if args and not isinstance(args[0], int) else args or kwargs["size"]
+    return tuple(given)

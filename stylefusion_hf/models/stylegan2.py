@@ -8,11 +8,9 @@ rosinality's code.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from stylefusion_hf.models.config_checks import checked_config, positive
@@ -24,19 +22,18 @@ from stylefusion_hf.models.layers import (
     register_fir,
     to_fast_layout,
 )
-from stylefusion_hf.models.loading import StrictModelMixin
+from stylefusion_hf.models.style_generator import (
+    NOISE_MODES,
+    GeneratorOutput,
+    StyleGenerator,
+    check_noise_mode,
+    check_style,
+    check_up_to,
+    draw_noise,
+)
 from stylefusion_hf.ops import bias_act, modulated_conv2d, modulated_conv2d_act, upfirdn2d
 
-NOISE_MODES = ("const", "random", "none")
-
-
-@dataclass
-class GeneratorOutput(BaseOutput):
-    """`sample`: images (B, C, H, W), about [-1, 1]. `style_codes`: the packed codes (B, S) they were made from."""
-
-    sample: torch.Tensor
-    style_codes: torch.Tensor
-
+__all__ = ["NOISE_MODES", "GeneratorOutput", "StyleGAN2Generator"]
 
 # --- Synthesis layers ------------------------------------------------------------------------------------------------
 
@@ -62,9 +59,7 @@ class SynthesisConv(nn.Module):
         if self.use_noise and noise_mode != "none":
             noise = self.noise_const.expand(1, 1, -1, -1)
             if noise_mode == "random":
-                shape = (x.shape[0], 1, self.resolution, self.resolution)
-                device = x.device if generator is None else generator.device
-                noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(x.device)
+                noise = draw_noise(self.resolution, x.shape[0], x, generator)
             noise = noise.to(self.bias.dtype) * self.noise_strength
         return modulated_conv2d_act(x, self.weight, style, self.bias, noise, self.clamp, self.fir, self.up)
 
@@ -107,6 +102,7 @@ class SynthesisNetwork(nn.Module):
         noise_mode: str = "const",
         return_features: bool = False,
         generator: torch.Generator | None = None,
+        up_to: int | None = None,
     ):
         """Images from packed style codes.
 
@@ -114,14 +110,14 @@ class SynthesisNetwork(nn.Module):
             s: (B, S).
             noise_mode: `"const"` (the stored noise), `"random"` (drawn anew from `generator`) or `"none"`.
             return_features: also return {height: (B, C, height, height)}, each block's last feature map.
+            up_to: stop at this resolution; the images are then the sum of the toRGB layers so far, of this size.
 
         Returns:
             images (B, C, H, W), or (images, features).
         """
-        if noise_mode not in NOISE_MODES:
-            raise ValueError(f"unknown noise_mode {noise_mode!r}; choose from {', '.join(NOISE_MODES)}")
-        if s.ndim != 2 or s.shape[1] != sum(self.sizes):
-            raise ValueError(f"a style code of this generator is (batch, {sum(self.sizes)}), got {tuple(s.shape)}")
+        check_noise_mode(noise_mode)
+        check_style(s, sum(self.sizes))
+        up_to = check_up_to(up_to, [4 * 2**k for k in range(len(self.rgbs))])
         styles = s.split(self.sizes, dim=1)
         conv_styles, rgb_styles = iter(styles[: len(self.convs)]), iter(styles[len(self.convs) :])
         convs = iter(self.convs)
@@ -133,6 +129,8 @@ class SynthesisNetwork(nn.Module):
             rgb = to_rgb(x, next(rgb_styles))
             image = rgb if image is None else rgb + upfirdn2d(image, self.fir, up=2, padding=(2, 1, 2, 1), gain=4.0)
             features[x.shape[-1]] = x
+            if x.shape[-1] == up_to:
+                break
         assert image is not None  # every generator has a block of 4 pixels
         image = image.contiguous()  # features may be channels-last, pictures go to all sorts of readers
         return (image, features) if return_features else image
@@ -141,7 +139,7 @@ class SynthesisNetwork(nn.Module):
 # --- The model -------------------------------------------------------------------------------------------------------
 
 
-class StyleGAN2Generator(StrictModelMixin, ConfigMixin):
+class StyleGAN2Generator(StyleGenerator):
     """StyleGAN2 generator of any power-of-two resolution, channel schedule, mapping depth and label size.
 
     Args:
@@ -183,17 +181,7 @@ class StyleGAN2Generator(StrictModelMixin, ConfigMixin):
         positive(z_dim=z_dim, img_channels=img_channels, conv_clamp=conv_clamp, mapping_width=mapping_width)
         self.mapping = MappingNetwork(z_dim, label_dim, w_dim, mapping_layers, mapping_width)
         self.synthesis = SynthesisNetwork(channels, img_channels, use_noise, conv_clamp)
-        self.register_buffer("w_avg", torch.zeros(w_dim))
-        # All affine layers w -> s in one matrix; the bias starts at one, so that a style starts as "leave as it is".
-        self.affine_weight = nn.Parameter(torch.randn(self.style_dim, w_dim))
-        self.affine_bias = nn.Parameter(torch.ones(self.style_dim))
-        self.affine_gain = 1 / math.sqrt(w_dim)
-        # Convolution i is driven by row i of w+, toRGB k by row 2k + 1 (as the authors' and NVIDIA's synthesis do).
-        rows = [*range(len(self.conv_sizes)), *(2 * k + 1 for k in range(len(self.rgb_sizes)))]
-        sizes = torch.tensor(self.synthesis.sizes)
-        self.register_buffer("style_rows", torch.tensor(rows).repeat_interleave(sizes), persistent=False)
-
-    # --- shapes ---
+        self._add_affine(w_dim, gain=1 / math.sqrt(w_dim))
 
     @property
     def conv_sizes(self) -> list[int]:
@@ -206,97 +194,31 @@ class StyleGAN2Generator(StrictModelMixin, ConfigMixin):
         return self.synthesis.sizes[len(self.synthesis.convs) :]
 
     @property
-    def style_sizes(self) -> dict[str, int]:
-        """Widths of all style vectors by name, in the order in which a code packs them: conv0, ..., rgb0, ..."""
-        names = [f"conv{i}" for i in range(len(self.conv_sizes))] + [f"rgb{k}" for k in range(len(self.rgb_sizes))]
-        return dict(zip(names, self.synthesis.sizes, strict=True))
+    def conv_resolutions(self) -> list[int]:
+        return [4 * 2 ** ((i + 1) // 2) for i in range(len(self.synthesis.convs))]
 
     @property
-    def style_dim(self) -> int:
-        """S, the length of a packed style code."""
-        return sum(self.synthesis.sizes)
+    def rgb_resolutions(self) -> list[int]:
+        return [4 * 2**k for k in range(len(self.synthesis.rgbs))]
+
+    # Convolution i is driven by row i of w+, toRGB k by row 2k + 1 (as the authors' and NVIDIA's synthesis do).
+
+    @property
+    def _conv_rows(self) -> list[int]:
+        return list(range(len(self.synthesis.convs)))
+
+    @property
+    def _rgb_rows(self) -> list[int]:
+        return [2 * k + 1 for k in range(len(self.synthesis.rgbs))]
 
     @property
     def num_ws(self) -> int:
         """Rows of w+."""
         return len(self.synthesis.convs) + 1
 
-    # --- from space to space ---
-
-    def truncate(self, w: torch.Tensor, psi: float | torch.Tensor, cutoff: int | None = None) -> torch.Tensor:
-        """Move w towards the mean: mean + psi * (w - mean).
-
-        Args:
-            w: (B, w_dim) or w+ (B, num_ws, w_dim).
-            psi: 1 leaves w alone, 0 gives the mean; a number, or a tensor of one.
-            cutoff: truncate only the first so many rows; the result is then always w+.
-        """
-        self._check_w(w)
-        mean = self.w_avg.to(w)
-        if cutoff is None:
-            return mean + psi * (w - mean)
-        if not 0 <= cutoff <= self.num_ws:
-            raise ValueError(f"truncation cutoff must be between 0 and {self.num_ws} (the rows of w+), got {cutoff}")
-        rows = w.unsqueeze(1).expand(-1, self.num_ws, -1) if w.ndim == 2 else w
-        return torch.cat([mean + psi * (rows[:, :cutoff] - mean), rows[:, cutoff:]], dim=1)
-
-    def to_style(self, w: torch.Tensor) -> torch.Tensor:
-        """w (B, w_dim) or w+ (B, num_ws, w_dim) -> packed style codes (B, S)."""
-        self._check_w(w)
-        weight, bias = (self.affine_weight * self.affine_gain).to(w.dtype), self.affine_bias.to(w.dtype)
-        if w.ndim == 2:
-            return torch.addmm(bias, w, weight.t())
-        every = torch.matmul(w, weight.t())  # (B, num_ws, S): one product; each number is then taken from its own row
-        return every.gather(1, self.style_rows.expand(w.shape[0], 1, -1)).squeeze(1) + bias
-
-    def split_style(self, s: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Packed codes (B, S) -> {"conv0": (B, c), ..., "rgb0": (B, c), ...}, views of the same memory."""
-        if s.ndim != 2 or s.shape[1] != self.style_dim:
-            raise ValueError(f"a style code of this generator is (batch, {self.style_dim}), got {tuple(s.shape)}")
-        return dict(zip(self.style_sizes, s.split(self.synthesis.sizes, dim=1), strict=True))
-
-    def _check_w(self, w: torch.Tensor) -> None:
-        d, n = self.w_avg.shape[0], self.num_ws
-        if not ((w.ndim == 2 and w.shape[1] == d) or (w.ndim == 3 and tuple(w.shape[1:]) == (n, d))):
-            raise ValueError(
-                f"expected w of shape (batch, {d}) or w+ of shape (batch, {n}, {d}), got {tuple(w.shape)}"
-            )
-
-    @torch.no_grad()
-    def estimate_w_avg(
-        self, num_samples: int = 4096, seed: int = 0, class_labels: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Set and return the mean of w over a seeded draw of z: for checkpoints that do not store one."""
-        z = torch.randn(num_samples, self.config.z_dim, generator=torch.Generator().manual_seed(seed))
-        w = self.mapping(z.to(self.affine_weight), class_labels)
-        self.w_avg.copy_(w.float().mean(dim=0))
-        return self.w_avg
-
-    def forward(
-        self,
-        latents: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        latent_type: str = "z",
-        truncation_psi: float = 1.0,
-        truncation_cutoff: int | None = None,
-        noise_mode: str = "const",
-        return_dict: bool = True,
-    ) -> GeneratorOutput | tuple:
-        """Images from latents of any space: z (B, z_dim), w (B, w_dim), w+ (B, num_ws, w_dim) or s (B, S).
-
-        Truncation applies to z only. ValueError for an unknown `latent_type` or a wrong shape.
-        """
-        if latent_type not in ("z", "w", "w+", "s"):
-            raise ValueError(f"unknown latent_type {latent_type!r}; choose from z, w, w+, s")
-        s = latents
-        if latent_type == "z":
-            s = self.mapping(latents, class_labels)
-            if truncation_psi != 1.0:
-                s = self.truncate(s, truncation_psi, truncation_cutoff)
-        if latent_type != "s":
-            s = self.to_style(s)
-        image = self.synthesis(s, noise_mode=noise_mode)
-        return GeneratorOutput(sample=image, style_codes=s) if return_dict else (image, s)
+    @property
+    def picture_sizes(self) -> list[int]:
+        return self.rgb_resolutions
 
 
 # Saved pipelines then record the package, not this file, as the class's home (see hub.py).

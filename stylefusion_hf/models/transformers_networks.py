@@ -21,6 +21,8 @@ from torch import nn
 
 from stylefusion_hf.core.checks import check_flag, check_number, short
 from stylefusion_hf.core.hub_files import weight_patterns
+from stylefusion_hf.core.json_files import read_object
+from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.models.config_checks import MAX_NAME, MOST_LAYERS
 
 CONFIG, PREPROCESSING = "config.json", "preprocessor_config.json"
@@ -153,6 +155,7 @@ def load_network(folder: str, where: str) -> tuple[dict[str, Any], dict[str, tor
     Raises:
         OSError: a file is missing or damaged, or the weights are pickles. ValueError: they are no whole segmenter.
     """
+    check_model_folder(folder)
     config = plain_config(read_json(Path(folder, CONFIG), where))
     if not any(any(Path(folder).glob(pattern)) for pattern in weight_patterns("", None)):
         raise OSError(
@@ -198,14 +201,11 @@ def _quiet() -> Iterator[None]:
 def read_json(path: Path, where: str) -> dict[str, Any]:
     """A JSON object; OSError in one line for anything else."""
     try:
-        loaded = json.loads(path.read_text("utf-8")) if path.stat().st_size <= LARGEST else None
+        return read_object(path, largest=LARGEST)
     except FileNotFoundError:
         raise OSError(f"{where} has no {path.name}: give a folder or Hub id of a transformers model") from None
-    except (ValueError, RecursionError, OSError):
-        loaded = None
-    if not isinstance(loaded, dict):
-        raise OSError(f"{path.name} of {where} is not the JSON object that it should be: download it again")
-    return loaded
+    except (ValueError, OSError):
+        raise OSError(f"{path.name} of {where} is not the JSON object that it should be: download it again") from None
 
 
 def labels_of(config: Mapping[str, Any]) -> dict[int, str]:

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, map_widths, readable_layers
 from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.clustering import (
     Join,
     best_jaccard,
@@ -76,7 +76,7 @@ class Places:
 
 
 def discover(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     samples: int = 160,
     clusters: int = 28,
     num_regions: int | None = None,
@@ -158,7 +158,7 @@ def discover(
 # --- Features --------------------------------------------------------------------------------------------------------
 
 
-def chosen_layers(g: StyleGAN2Generator, resolutions: Sequence[int] | None = None) -> list[int]:
+def chosen_layers(g: StyleGenerator, resolutions: Sequence[int] | None = None) -> list[int]:
     """The feature maps to read: of `readable_layers`, not the last, which know colours and edges only."""
     if resolutions is None:
         return readable_layers(g, 64 if g.config.resolution >= 256 else 32)
@@ -169,7 +169,7 @@ def chosen_layers(g: StyleGAN2Generator, resolutions: Sequence[int] | None = Non
 
 
 @torch.no_grad()
-def sample_codes(g: StyleGAN2Generator, count: int, draw: torch.Generator) -> Tensor:
+def sample_codes(g: StyleGenerator, count: int, draw: torch.Generator) -> Tensor:
     """Style codes (count, S) as fusion nets are trained on: truncated by psi from 0.5 to 1."""
     from stylefusion_hf.training.sampling import draw_codes  # training imports discovery
 
@@ -177,7 +177,7 @@ def sample_codes(g: StyleGAN2Generator, count: int, draw: torch.Generator) -> Te
 
 
 @torch.no_grad()
-def see(g: StyleGAN2Generator, codes: Tensor, layers: Sequence[int]) -> Places:
+def see(g: StyleGenerator, codes: Tensor, layers: Sequence[int]) -> Places:
     """Described features and colours of style codes (N, S) at GRID places to a side, or as many as the layers have."""
     grid = min(GRID, max(layers))
     features, colours = [], []
@@ -275,7 +275,7 @@ def owners(picked: Sequence[Sequence[int]], nodes: Tensor, affinity: Tensor) -> 
 
 
 def cluster_labeller(
-    centres: Tensor, owner: list[int], names: list[str], layers: Sequence[int], g: StyleGAN2Generator
+    centres: Tensor, owner: list[int], names: list[str], layers: Sequence[int], g: StyleGenerator
 ) -> FeatureLabeller:
     """The clusters as a labeller whose probabilities add up over a region's clusters."""
     labeller = FeatureLabeller.of(g, names, layers, classes=owner)

@@ -10,7 +10,6 @@ ensemble of small networks, and from there labels for as many samples as one lik
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +20,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.checks import listed
+from stylefusion_hf.core.files import save_image, write_json
+from stylefusion_hf.core.json_files import read_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.pairs import style_codes
+from stylefusion_hf.imaging.images import open_labels
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
 from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.clustering import contingency, jaccard
 from stylefusion_hf.regions.discovery import Discovery, sample_codes
 from stylefusion_hf.regions.naming import named_tree
@@ -48,7 +51,7 @@ class PaintFolder:
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
         try:
-            about = json.loads((self.root / "dataset.json").read_text(encoding="utf-8"))
+            about = read_json(self.root / "dataset.json")
             self.regions = [str(name) for name in about["regions"]]
             self.seeds = [int(seed) for seed in about["seeds"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -56,11 +59,11 @@ class PaintFolder:
                 f"{root} holds no samples to paint ({error}): make them with `stylefusion regions label`"
             ) from None
         if not 2 <= len(self.regions) <= 20 or len(set(self.regions)) != len(self.regions):
-            raise ValueError(f"{root}: expected 2 to 20 different region names, got {self.regions}")
+            raise ValueError(f"{root}: expected 2 to 20 different region names, got {listed(self.regions)}")
 
     @classmethod
     def create(
-        cls, root: str | os.PathLike[str], generator: StyleGAN2Generator, regions: Sequence[str], count: int
+        cls, root: str | os.PathLike[str], generator: StyleGenerator, regions: Sequence[str], count: int
     ) -> PaintFolder:
         """Write samples of the seeds 0 .. count - 1 with empty labels; an existing folder of the same regions and at
         least as many samples is taken as it is.
@@ -82,11 +85,11 @@ class PaintFolder:
         for name in ("images", "labels"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         about = {"regions": list(regions), "seeds": list(range(count)), "unpainted": UNPAINTED}
-        (folder / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "dataset.json", about)
         found = cls(folder)
         size = generator.config.resolution
         for seed, image in zip(found.seeds, sample_images(generator, found.seeds), strict=True):
-            picture_of(image).save(found.image_file(seed))
+            save_image(picture_of(image), found.image_file(seed), sync=False)
             found.paint(seed, np.full((size, size), UNPAINTED, np.uint8))
         return found
 
@@ -101,25 +104,20 @@ class PaintFolder:
         image = Image.fromarray(labels)
         palette = [c for colour in region_colours(len(self.regions)) for c in colour]
         image.putpalette(palette + [255] * (768 - len(palette)))
-        part = self.label_file(seed).with_suffix(".part")
-        image.save(part, format="PNG")
-        os.replace(part, self.label_file(seed))
+        save_image(image, self.label_file(seed))
 
     def labels(self, seed: int) -> np.ndarray:
         """(H, W), uint8. ValueError for a file that holds other values than the regions' numbers and UNPAINTED."""
         file = self.label_file(seed)
         try:
-            with Image.open(file) as opened:
-                if opened.mode not in ("P", "L"):
-                    raise ValueError(f"{file} has mode {opened.mode}: labels are palette or grey, their values ids")
-                found = np.array(opened, dtype=np.uint8)
+            found = open_labels(file)
         except OSError as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
         known = (found < len(self.regions)) | (found == UNPAINTED)
         if not known.all():
             raise ValueError(
                 f"{file} has the value {found[~known][0]}: expected 0 to {len(self.regions) - 1} for"
-                f" {', '.join(self.regions)}, or {UNPAINTED} for unpainted"
+                f" {listed(self.regions)}, or {UNPAINTED} for unpainted"
             )
         return found
 
@@ -129,7 +127,7 @@ class PaintFolder:
 
 
 @torch.no_grad()
-def sample_images(generator: StyleGAN2Generator, seeds: Sequence[int]) -> Tensor:
+def sample_images(generator: StyleGenerator, seeds: Sequence[int]) -> Tensor:
     """Images (N, C, H, W) in [-1, 1] of seeds."""
     parts = style_codes(generator, seeds).split(at_once(generator.config.resolution, 16))
     return torch.cat([generator.synthesis(s).float().clamp(-1, 1).cpu() for s in parts])
@@ -142,7 +140,7 @@ def picture_of(image: Tensor) -> Image.Image:
 
 
 @torch.no_grad()
-def painted_places(generator: StyleGAN2Generator, codes: Tensor, labels: Sequence[np.ndarray], regions: int):
+def painted_places(generator: StyleGenerator, codes: Tensor, labels: Sequence[np.ndarray], regions: int):
     """Features (P, D), regions (P,) and pictures (P,) of all painted places of the pictures `codes` (N, S)."""
     layers = readable_layers(generator, FINEST)
     size = max(layers)
@@ -162,7 +160,7 @@ def painted_places(generator: StyleGAN2Generator, codes: Tensor, labels: Sequenc
 
 
 def fit_head(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     x: Tensor,
     y: Tensor,
     regions: Sequence[str],
@@ -195,7 +193,7 @@ def fit_head(
 
 
 def learn(
-    generator: StyleGAN2Generator, paint: PaintFolder, check: bool = True, seed: int = 0, progress: bool = True
+    generator: StyleGenerator, paint: PaintFolder, check: bool = True, seed: int = 0, progress: bool = True
 ) -> Discovery:
     """The labeller of painted samples, and the tree that its regions make on fresh ones.
 
@@ -232,7 +230,7 @@ def learn(
 
 
 @torch.no_grad()
-def predicted(generator: StyleGAN2Generator, labeller: FeatureLabeller, codes: Tensor) -> Tensor:
+def predicted(generator: StyleGenerator, labeller: FeatureLabeller, codes: Tensor) -> Tensor:
     """Label maps (N, H, W) of style codes (N, S), on the CPU."""
     found = []
     for s in codes.split(at_once(generator.config.resolution, 16)):
@@ -242,7 +240,7 @@ def predicted(generator: StyleGAN2Generator, labeller: FeatureLabeller, codes: T
 
 
 def _left_out(
-    generator: StyleGAN2Generator, x: Tensor, y: Tensor, picture: Tensor, regions: Sequence[str], progress: bool
+    generator: StyleGenerator, x: Tensor, y: Tensor, picture: Tensor, regions: Sequence[str], progress: bool
 ) -> dict[str, float]:
     n = len(regions)
     counts = torch.zeros(n, n)

@@ -11,7 +11,6 @@ samples.png         the pictures in regions.png, in a row
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stylefusion_hf.core.checks import listed, shown
 from stylefusion_hf.core.codes import random_labels
-from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.imaging.images import pixels_to_tensor
+from stylefusion_hf.core.files import save_image, write_json, write_text
+from stylefusion_hf.core.json_files import read_json, read_object
+from stylefusion_hf.core.region_tree import LARGEST_TREE, RegionTree
+from stylefusion_hf.imaging.images import open_image, pixels_to_tensor
 from stylefusion_hf.models.labeller import FeatureLabeller
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.discovery import Discovery, discover, sample_codes
 from stylefusion_hf.regions.naming import named_tree
 from stylefusion_hf.regions.sheet import region_sheet
@@ -40,7 +42,7 @@ JUDGE_CHANNELS = (24, 32, 64, 96)  # unlike the segmenter's
 
 def find_regions(
     folder: str | Path,
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     samples: int = 1500,
     steps: int = 500,
     seed: int = 0,
@@ -54,7 +56,7 @@ def find_regions(
 
 def write_found(
     folder: str | Path,
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     found: Discovery,
     samples: int = 1500,
     steps: int = 500,
@@ -69,7 +71,7 @@ def write_found(
 
 def write_regions(
     folder: str | Path,
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     tree: RegionTree,
     teacher: Teacher,
     names: Sequence[str],
@@ -98,14 +100,14 @@ def write_regions(
         )
         export(student.cpu(), folder / part)
         report[f"IoU of {part} with what it learnt from"] = {k: round(v, 3) for k, v in iou.items()}
-    sample_strip(generator, SHOWN, seed).save(folder / "samples.png")
-    (folder / "tree.json").write_text(tree.to_json(indent=1) + "\n", encoding="utf-8")
+    save_image(sample_strip(generator, SHOWN, seed), folder / "samples.png")
+    write_text(folder / "tree.json", tree.to_json(indent=1) + "\n")
     _finish(folder, tree, report)
     return folder
 
 
 @torch.no_grad()
-def tree_by_looking(generator: StyleGAN2Generator, segmenter: Any, seed: int = 0, samples: int = 64) -> RegionTree:
+def tree_by_looking(generator: StyleGenerator, segmenter: Any, seed: int = 0, samples: int = 64) -> RegionTree:
     """A tree of a segmenter's regions, by what they touch and move with in samples."""
     codes = sample_codes(generator, samples, torch.Generator().manual_seed(seed))
     parts = codes.split(at_once(generator.config.resolution, 16))
@@ -134,16 +136,16 @@ def update_regions(folder: str | Path) -> RegionTree:
     """
     folder = Path(folder)
     try:
-        report = json.loads((folder / "regions.json").read_text(encoding="utf-8"))
+        report = read_object(folder / "regions.json")
         old = RegionTree.parse(report["tree"])
-        text = (folder / "tree.json").read_text(encoding="utf-8")
+        edited = read_json(folder / "tree.json", largest=LARGEST_TREE)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder} holds no finished regions ({error}): make them with `stylefusion regions"
             f" discover --out {folder}`"
         ) from None
     try:
-        tree = RegionTree.from_json(text)
+        tree = RegionTree.from_dict(edited)
     except ValueError as error:
         raise ValueError(f"{folder / 'tree.json'}: {error}") from None
     if tree == old:
@@ -154,10 +156,10 @@ def update_regions(folder: str | Path) -> RegionTree:
     elif set(tree.leaves) <= known:
         names = {n: n for n in old.nodes}
     else:
-        new = ", ".join(n for n in tree.leaves if n not in known)
+        new = listed(n for n in tree.leaves if n not in known)
         raise ValueError(
             f"{folder / 'tree.json'} has another shape and new names ({new}): change the names first, run `stylefusion"
-            f" regions update {folder}`, then the shape; the tree was {old}"
+            f" regions update {folder}`, then the shape; the tree was {shown(str(old), 400)}"
         )
     for part, kind in NETWORKS.items():
         if not (folder / part).is_dir():  # a segmenter that was distilled has no labeller
@@ -183,7 +185,7 @@ def shape(tree: RegionTree) -> Any:
 
 
 @torch.no_grad()
-def sample_strip(generator: StyleGAN2Generator, count: int, seed: int) -> Image.Image:
+def sample_strip(generator: StyleGenerator, count: int, seed: int) -> Image.Image:
     """Plain samples at the model's own truncation, side by side."""
     draw = torch.Generator().manual_seed(seed + 1)
     z = torch.randn(count, generator.config.z_dim, generator=draw).to(generator.w_avg)
@@ -196,16 +198,15 @@ def sample_strip(generator: StyleGAN2Generator, count: int, seed: int) -> Image.
 def _finish(folder: Path, tree: RegionTree, report: Mapping[str, Any]) -> None:
     """Draw regions.png and write regions.json."""
     segmenter = RegionSegmenter.from_pretrained(folder, subfolder="segmenter").eval()
-    strip = Image.open(folder / "samples.png").convert("L" if segmenter.config.img_channels == 1 else "RGB")
+    strip = open_image(folder / "samples.png", 1 if segmenter.config.img_channels == 1 else 3)
     side = strip.height
     pictures = [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
     with torch.no_grad():
         x = torch.stack([pixels_to_tensor(p) for p in pictures])
         labels = segmenter.segment(x).argmax(1).numpy().astype(np.uint8)
     notes = {name: _note(name, report) for name in tree.leaves}
-    region_sheet(pictures, labels, segmenter.config.regions, tree, notes).save(folder / "regions.png")
-    text = json.dumps({**report, "tree": str(tree)}, indent=1) + "\n"
-    (folder / "regions.json").write_text(text, encoding="utf-8")
+    save_image(region_sheet(pictures, labels, segmenter.config.regions, tree, notes), folder / "regions.png")
+    write_json(folder / "regions.json", {**report, "tree": str(tree)})
 
 
 def _note(name: str, report: Mapping[str, Any]) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
+import ipaddress
 import json
+import socket
 import threading
 import webbrowser
 from collections.abc import Sequence
@@ -20,13 +22,15 @@ import numpy as np
 from PIL import Image
 
 from stylefusion_hf.evaluation.pairs import style_codes
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.imaging.images import open_image
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.few_shot import PaintFolder, learn, predicted
 from stylefusion_hf.regions.folders import write_found
 from stylefusion_hf.regions.sheet import region_colours, tinted
 
 PAGE = Path(__file__).with_name("label_page.html")
 OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
+ALL_HOSTS = ("0.0.0.0", "::", "")
 
 
 class Work:
@@ -39,9 +43,7 @@ class Work:
         samples, steps, seed: of the distillation.
     """
 
-    def __init__(
-        self, generator: StyleGAN2Generator, paint: PaintFolder, out: Path, samples: int, steps: int, seed: int
-    ):
+    def __init__(self, generator: StyleGenerator, paint: PaintFolder, out: Path, samples: int, steps: int, seed: int):
         self.generator, self.paint, self.out = generator, paint, out
         self.samples, self.steps, self.seed = samples, steps, seed
         self.colours = region_colours(len(paint.regions))
@@ -54,7 +56,7 @@ class Work:
         samples = [
             {
                 "seed": seed,
-                "image": data_url(Image.open(self.paint.image_file(seed)).convert("RGB")),
+                "image": data_url(open_image(self.paint.image_file(seed))),
                 "labels": base64.b64encode(self.paint.labels(seed).tobytes()).decode(),
             }
             for seed in self.paint.seeds
@@ -79,7 +81,7 @@ class Work:
         maps = predicted(self.generator, found.labeller, style_codes(self.generator, self.paint.seeds)).numpy()
         pictures = []
         for seed, labels in zip(self.paint.seeds, maps, strict=True):
-            pictures.append(data_url(tinted(Image.open(self.paint.image_file(seed)), labels, self.colours)))
+            pictures.append(data_url(tinted(open_image(self.paint.image_file(seed)), labels, self.colours)))
         held = found.report.get("IoU on painted pictures left out")
         said = f"Learnt from {found.report['places']} places on {len(found.report['painted'])} samples."
         if held:
@@ -106,6 +108,8 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        if not self._meant():
+            return
         if self.path == "/":
             self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
         elif self.path == "/about":
@@ -114,6 +118,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(404, b"there is no such page", "text/plain")
 
     def do_POST(self) -> None:
+        if not self._meant():
+            return
         work, length = self.server.work, self.headers.get("Content-Length", "0")
         # A page of another site can send requests here, but none with this header.
         if self.headers.get("X-Stylefusion") != "label" or not length.isdecimal() or int(length) > work.size**2:
@@ -126,6 +132,20 @@ class Handler(BaseHTTPRequestHandler):
             self._do(work.learn if self.path == "/learn" else work.save)
         else:
             self._send(404, b"there is no such action", "text/plain")
+
+    def _meant(self) -> bool:
+        """Whether a request names this server; answers it if not.
+
+        A page of another site can have its own name point to this address (DNS rebinding), and is then of one origin
+        with this page for the browser: but its requests still carry that name.
+        """
+        hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
+        named = len(hosts) == 1 and self.server.serves(hosts[0])
+        if self.command == "POST" and origins:
+            named = named and len(origins) == 1 and self.server.serves(origins[0].removeprefix("http://"))
+        if not named:
+            self._send(403, b"this request names another server: open the address that was printed", "text/plain")
+        return named
 
     def _do(self, action: Any) -> None:
         try:
@@ -152,12 +172,36 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int, work: Work):
-        self.work = work
+        self.work, self.host = work, host
         super().__init__((host, port), Handler)
+
+    def serves(self, name: str) -> bool:
+        """Whether a name with a port, as a browser sends it, is this server's.
+
+        On all addresses of the machine (0.0.0.0) that is each of them, written in digits, which no other site can
+        make its own name; and the machine's name.
+        """
+        host, _, port = name.lower().rpartition(":")
+        if not port.isdecimal() or host.startswith("[") != host.endswith("]"):  # no port at all: that of HTTP
+            host, port = name.lower(), "80"
+        host = host.strip("[]")
+        if len(port) > 5 or int(port) != self.server_address[1]:
+            return False
+        if host in OWN_HOSTS or host == self.host.lower():
+            return True
+        return self.host in ALL_HOSTS and (_is_address(host) or host == socket.gethostname().lower())
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def label(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     regions: Sequence[str],
     count: int,
     out: Path,

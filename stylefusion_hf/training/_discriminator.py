@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training.augment import augment
 from stylefusion_hf.training.generator import r1_penalty
 from stylefusion_hf.training.sampling import draw_w
@@ -36,7 +36,7 @@ def default_channels(resolution: int) -> list[int]:
 
 
 @torch.no_grad()
-def plain_samples(g: StyleGAN2Generator, count: int, draw: torch.Generator, batch: int = 64) -> Tensor:
+def plain_samples(g: StyleGenerator, count: int, draw: torch.Generator, batch: int = 64) -> Tensor:
     """Fresh samples (count, 3, H, W) in [-1, 1], each truncated by its own psi between 0.5 and 1."""
     if g.config.use_noise:  # noise inputs are drawn from the global state, which this pins to the draw
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training.common import step_generator
 from stylefusion_hf.training.criterion import TERMS, Criterion
 from stylefusion_hf.training.roles import Roles
@@ -22,10 +22,10 @@ from stylefusion_hf.training.views import Eye, Pool
 logger = logging.getLogger("stylefusion_hf")
 
 
-def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGAN2Generator) -> FusionHierarchy:
+def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) -> FusionHierarchy:
     """New nets, small ones that start as constant gates."""
-    layers = sum(4 * 2 ** ((i + 1) // 2) <= args.common_resolution for i in range(len(g.conv_sizes)))
-    rgbs = sum(4 * 2**k <= args.common_resolution for k in range(len(g.rgb_sizes)))
+    layers = sum(resolution <= args.common_resolution for resolution in g.conv_resolutions)
+    rgbs = sum(resolution <= args.common_resolution for resolution in g.rgb_resolutions)
     own = args.rgb_indicators
     return FusionHierarchy(
         tree=tree.to_dict(),
@@ -74,7 +74,7 @@ def start_gates(fusion: FusionHierarchy, energies: Tensor, regions: list[str], f
 
 def load_frozen(
     args: argparse.Namespace, accelerator: Accelerator
-) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator | None]:
+) -> tuple[StyleGenerator, StyleGAN2Discriminator | None]:
     """Generator and (if the realism term wants it) discriminator of the given folder, frozen."""
     if not args.pretrained_model_name_or_path:
         raise ValueError("--model is missing: a folder or Hub id that holds generator/")
@@ -86,7 +86,7 @@ def load_frozen(
     def frozen(model: Any) -> Any:
         return model.eval().requires_grad_(False).to(accelerator.device)
 
-    g = frozen(load(StyleGAN2Generator, "generator"))
+    g = frozen(load(StyleGenerator, "generator"))
     if not args.realism_weight:
         return g, None
     return g, frozen(without_batch_statistics(load(StyleGAN2Discriminator, "discriminator")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from stylefusion_hf.core.json_files import read_object
 from stylefusion_hf.core.region_tree import PRESETS, RegionTree
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training import _segmenters
 from stylefusion_hf.training.common import one_process_first
 from stylefusion_hf.training.roles import Roles
@@ -74,7 +74,7 @@ def check_regions(args: argparse.Namespace) -> None:
         )
 
 
-def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: StyleGAN2Generator) -> Regions:
+def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: StyleGenerator) -> Regions:
     """What the flags say; finds or distils regions where that is asked for, and not twice."""
     folder = Path(args.output_dir, "regions") if args.regions in (None, AUTO) else Path(args.regions)
     tree = RegionTree.from_argument(args.tree) if args.tree else None
@@ -118,7 +118,7 @@ def _segmenter(args: argparse.Namespace) -> Any:
         ) from error
 
 
-def suitable_tree(generator: StyleGAN2Generator, segmenter: Any, seed: int) -> RegionTree:
+def suitable_tree(generator: StyleGenerator, segmenter: Any, seed: int) -> RegionTree:
     """The preset whose leaves are the segmenter's regions, or a tree by what they touch and move with."""
     from stylefusion_hf.regions.folders import tree_by_looking
 
@@ -132,7 +132,7 @@ def suitable_tree(generator: StyleGAN2Generator, segmenter: Any, seed: int) -> R
 def found_before(folder: Path, args: argparse.Namespace) -> bool:
     """Whether the folder holds what these flags would find."""
     try:
-        report = json.loads((folder / "regions.json").read_text(encoding="utf-8"))
+        report = read_object(folder / "regions.json")
     except (OSError, ValueError):
         return False
     same = report.get("seed") == args.seed and report.get("segmenter") == args.segmenter

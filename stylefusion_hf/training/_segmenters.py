@@ -1,11 +1,11 @@
 """Which segmenter a training sees regions with: the model's own, or one of the Hub."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.core.region_mapping import shipped
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.loading import StrictModelMixin
@@ -72,7 +72,7 @@ def saved_class(name: str, subfolder: str | None, revision: str | None) -> str |
     folder = Path(name, subfolder or "")
     try:
         if os.path.isdir(name):
-            config = json.loads((folder / "config.json").read_text("utf-8"))
+            config = read_json(folder / "config.json")
         else:
             config = RegionSegmenter.load_config(name, subfolder=subfolder, revision=revision)
     except (OSError, ValueError, RecursionError):

@@ -1,11 +1,15 @@
 """Checkpoints that are whole or absent; `resuming.py` finds and loads them.
 
 A checkpoint is written under another name, flushed to the disk, given a manifest (sizes and digests of its files, the
-flags of its run) and only then renamed. Whatever kills the run in between leaves the older checkpoint in place, and a
-folder whose files do not agree with its manifest (a power cut, a copy that broke off) is told from a whole one.
+flags of its run, the digests of the weights that went in) and only then renamed. Whatever kills the run in between
+leaves the older checkpoint in place, and a folder whose files do not agree with its manifest (a power cut, a copy that
+broke off) is told from a whole one.
 
 In a run of several processes the main process alone reads and renames; what it finds is sent to the others, so that
 all load the same checkpoint or stop with the same error.
+
+A training folder may be untrusted input: its files are safetensors and JSON (`states.py`), names and sizes are checked
+before anything is opened, and nothing is ever unpickled.
 """
 
 import argparse
@@ -13,61 +17,38 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError
 
-MANIFEST = "manifest.json"
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.files import FolderLock, flush, remove_partials, write_json
+from stylefusion_hf.core.processes import SAVING_ERRORS, everywhere, one_line
+from stylefusion_hf.training import states
+from stylefusion_hf.training.inputs import digests_of_inputs
+
+MANIFEST, VERSION = "manifest.json", 2
+LARGEST_MANIFEST = 2**22  # bytes
 NO_MANIFEST = f"it has no {MANIFEST}"
-SAVING_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch says RuntimeError where a disk is full
-
-# --- Agreement between processes -------------------------------------------------------------------------------------
-
-
-def on_main(action: Callable[[], Any]) -> Any:
-    """What `action` returns in the main process, in every process; its ValueError or OSError too."""
-    state, box = PartialState(), [None, None]
-    if state.is_main_process:
-        try:
-            box[0] = action()
-        except (ValueError, OSError) as error:
-            box[1] = error  # type: ignore[call-overload]
-    broadcast_object_list(box)
-    if box[1] is not None:
-        raise box[1]
-    return box[0]
-
-
-def everywhere(action: Callable[[], Any], errors: tuple[type[Exception], ...] = SAVING_ERRORS) -> str | None:
-    """Run `action` in every process and wait for all: what went wrong in the first that failed, or None."""
-    problem = None
-    try:
-        action()
-    except errors as error:
-        problem = one_line(error)
-    return next((said for said in gather_object([problem]) if said is not None), None)
-
-
-def one_line(error: BaseException, most: int = 300) -> str:
-    """An error's text in one line, cut where it is very long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[:most] + " ..."
-
+NAME = re.compile(r"checkpoint-([0-9]{1,18})")
+PICKLES = (".pkl", ".bin", ".pt", ".pth", ".distcp")
+OLDER = (
+    "it was written by an older version, as pickles, which can run code and are never opened: finish that run with the"
+    " version that began it, or begin another one from its networks with --model"
+)
 
 # --- What was written ------------------------------------------------------------------------------------------------
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """Checkpoints under their final name, oldest first; `damage` tells whether one is whole."""
-    found = [
-        p for p in Path(output_dir).glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit() and p.is_dir()
-    ]
+    found = [p for p in Path(output_dir).glob("checkpoint-*") if NAME.fullmatch(p.name) and p.is_dir()]
     return sorted(found, key=step_of)
 
 
@@ -77,19 +58,39 @@ def step_of(path: Path) -> int:
 
 def flags_of(args: argparse.Namespace) -> dict[str, Any]:
     """The flags as JSON gives them back, without the token."""
-    return json.loads(json.dumps({k: v for k, v in vars(args).items() if k != "hub_token"}))
+    return json.loads(json.dumps({k: v for k, v in vars(args).items() if k != "hub_token" and k[0] != "_"}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint; ValueError that says what is wrong with it."""
+    file = folder / MANIFEST
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        about = os.lstat(file)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST_MANIFEST:
+            raise ValueError(f"it is no file of at most {LARGEST_MANIFEST >> 20} MiB")
+        found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(NO_MANIFEST) from None
-    except (OSError, ValueError) as error:
+        pickles = any(p.suffix in PICKLES or p.is_dir() for p in folder.iterdir())
+        raise ValueError(OLDER if pickles else NO_MANIFEST) from None
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"its {MANIFEST} cannot be read: {one_line(error)}") from None
     if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
         raise ValueError(f"its {MANIFEST} is not one of a checkpoint")
+    if found.get("version") == 1:
+        raise ValueError(OLDER)
+    if found.get("version") != VERSION:
+        raise ValueError(
+            f"its {MANIFEST} has the version {short(found.get('version'))}, and this package reads {VERSION}"
+        )
+    known = {"step": int, "processes": int, "flags": dict, "inputs": dict}
+    if wrong := [name for name, kind in known.items() if type(found.get(name)) is not kind]:
+        raise ValueError(f"its {MANIFEST} is not one of a checkpoint: {wrong[0]} is {short(found.get(wrong[0]))}")
+    for name, entry in found["files"].items():
+        if not states.FILE.fullmatch(name):
+            raise ValueError(f"its {MANIFEST} lists {short(name)}, which is no file of a checkpoint")
+        sound = isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and isinstance(entry[1], str)
+        if not sound:
+            raise ValueError(f"its {MANIFEST} does not tell the size and the sha256 of {name}")
     return found
 
 
@@ -97,13 +98,17 @@ def damage(folder: Path) -> str | None:
     """What a checkpoint lacks, in words; None where its files are those that its manifest lists."""
     try:
         files = read_manifest(folder)["files"]
-        for name, (size, digest) in files.items():
-            file = folder / name
-            if not file.is_file():
+        for name, (size, _) in files.items():
+            try:
+                about = os.lstat(folder / name)
+            except FileNotFoundError:
                 return f"{name} is missing"
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes, not {size}"
-            if digest_of(file) != digest:
+            if not stat.S_ISREG(about.st_mode):
+                return f"{name} is no ordinary file"
+            if about.st_size != size:
+                return f"{name} has {about.st_size} bytes, not {size}"
+        for name, (_, digest) in files.items():
+            if digest_of(folder / name) != digest:
                 return f"the content of {name} has changed"
     except (ValueError, OSError) as error:
         return one_line(error)
@@ -125,12 +130,19 @@ def last_good(output_dir: str | Path) -> str:
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
+_locks: dict[str, FolderLock] = {}  # of the output folders that this process trains into
 
-def write_text(path: Path, text: str) -> None:
-    """Atomic: the file is either the old one or the whole new one."""
-    part = path.with_name(f".partial-{path.name}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+
+def hold(output_dir: str | Path) -> None:
+    """Keep other processes from training into a folder until `let_go`. OSError where one does."""
+    place = os.path.realpath(output_dir)
+    if place not in _locks:
+        _locks[place] = FolderLock(place, "training")
+
+
+def let_go(output_dir: str | Path) -> None:
+    if lock := _locks.pop(os.path.realpath(output_dir), None):
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -142,26 +154,15 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(f"{path} could not be written ({one_line(error)}); {last_good(path.parent)}") from error
 
 
-def flush(path: Path) -> None:
-    """To the disk, a file or a folder's list of names: what a power cut would take away."""
-    if path.is_dir() and os.name == "nt":  # which opens no folders
-        return
-    fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(fd)
-    except OSError:  # some file systems refuse for folders
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(fd)
-
-
 def remove(path: Path) -> None:
     """Renamed first, so that a removal that is cut short leaves no checkpoint with files missing."""
     gone = path.with_name(f".partial-removed-{path.name}")
     shutil.rmtree(gone, ignore_errors=True)
     os.replace(path, gone)
-    shutil.rmtree(gone)
+    if gone.is_symlink():
+        gone.unlink()
+    else:
+        shutil.rmtree(gone)
 
 
 def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: int) -> Path:
@@ -177,10 +178,10 @@ def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: in
     path, partial = output / f"checkpoint-{step}", output / f".partial-checkpoint-{step}"
     check_finite(accelerator, output, step)
     if accelerator.is_main_process:
-        for old in [*output.glob(".partial-checkpoint-*"), *output.glob(".partial-removed-*")]:
-            shutil.rmtree(old)
+        remove_partials(output)
     accelerator.wait_for_everyone()
-    problem = everywhere(lambda: accelerator.save_state(str(partial)))
+    found = states.collect(accelerator)
+    problem = everywhere(lambda: states.write(partial, found))
     if problem is None:
         problem = everywhere(lambda: finish(args, partial, path, step) if accelerator.is_main_process else None)
     if problem is not None:
@@ -196,16 +197,12 @@ def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: in
 
 
 def finish(args: argparse.Namespace, partial: Path, path: Path, step: int) -> None:
-    """Flush what all processes wrote, add the manifest, rename, and let go of old checkpoints."""
+    """Add the manifest to what all processes wrote, rename, and let go of old checkpoints."""
     files = {}
     for file in sorted(p for p in partial.rglob("*") if p.is_file()):
-        flush(file)
         files[file.relative_to(partial).as_posix()] = [file.stat().st_size, digest_of(file)]
-    about = {"version": 1, "step": step, "processes": PartialState().num_processes, "flags": flags_of(args)}
-    write_text(partial / MANIFEST, json.dumps({**about, "files": files}, indent=1) + "\n")
-    flush(partial / MANIFEST)
-    for folder in {partial, *(p for p in partial.rglob("*") if p.is_dir())}:
-        flush(folder)
+    about = {"version": VERSION, "step": step, "processes": PartialState().num_processes, "flags": flags_of(args)}
+    write_json(partial / MANIFEST, {**about, "inputs": digests_of_inputs(args), "files": files})
     if path.exists():  # this step was done before, by a run that went on from an older checkpoint
         remove(path)
     os.replace(partial, path)

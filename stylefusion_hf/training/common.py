@@ -12,9 +12,7 @@ import contextlib
 import importlib.util
 import json
 import logging
-import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,16 +27,18 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.processes import everywhere, on_main
 from stylefusion_hf.training.checkpoints import (
-    everywhere,
     flags_of,
+    hold,
     last_good,
+    let_go,
     list_checkpoints,
-    on_main,
     save_checkpoint,
-    write_text,
     writing,
 )
+from stylefusion_hf.training.inputs import digests_of_inputs, forget_inputs
 from stylefusion_hf.training.resuming import State, find_checkpoint, resume
 
 __all__ = ["State", "list_checkpoints", "resume", "save_checkpoint"]  # made elsewhere, imported from here by trainers
@@ -145,10 +145,13 @@ def start(args: argparse.Namespace) -> Accelerator:
     flags = flags_of(args)
 
     def prepare() -> None:
+        forget_inputs(args)
+        digests_of_inputs(args)  # of the files as they are when the run begins
         find_checkpoint(args, accelerator.num_processes)  # `resume` loads it; here, what does not fit is refused
         output.mkdir(parents=True, exist_ok=True)
+        hold(output)
         with writing(output / "arguments.json"):
-            write_text(output / "arguments.json", json.dumps(flags, indent=2) + "\n")
+            write_json(output / "arguments.json", flags, indent=2)
 
     on_main(prepare)
     problem = everywhere(lambda: check_shared(output, flags))
@@ -291,16 +294,8 @@ def gathered(accelerator: Accelerator, model: nn.Module) -> Any:
 @torch.no_grad()
 def export(model: Any, folder: Path) -> None:
     """`model.save_pretrained(folder)`, each file whole or as it was; OSError where it cannot be written."""
-    part = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with writing(folder):
-            model.save_pretrained(part)
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in part.iterdir():
-                os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with writing(folder):
+        model.save_pretrained(folder)
 
 
 # --- Processes -------------------------------------------------------------------------------------------------------
@@ -388,4 +383,5 @@ def finishing(accelerator: Accelerator):
     try:
         yield
     finally:
+        let_go(accelerator.project_dir)
         accelerator.end_training()

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.models.labeller import FeatureLabeller
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training.common import step_generator
 from stylefusion_hf.training.sampling import draw_codes
 from stylefusion_hf.training.segmenter import degrade, region_iou
@@ -35,7 +35,7 @@ def labeller_teacher(labeller: FeatureLabeller) -> Teacher:
 
 
 def distil(
-    generator: StyleGAN2Generator,
+    generator: StyleGenerator,
     teacher: Teacher,
     regions: Sequence[str],
     samples: int = 1500,

@@ -13,7 +13,6 @@ or load the pipeline with `encoder=`.
 import argparse
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.command_line import run
+from stylefusion_hf.core.files import save_image, write_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.inversion.optimization import CodePrior
 from stylefusion_hf.models.encoder import ImageEncoder, encoder_channels
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training._segmenters import own_segmenter
 from stylefusion_hf.training.common import (
     ArrayDataset,
@@ -102,7 +103,7 @@ def apart(maps: Maps, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def encoder_loss(
-    g: StyleGAN2Generator, maps: Maps, codes: Tensor, known: Tensor, images: Tensor, prior: CodePrior, weights: dict
+    g: StyleGenerator, maps: Maps, codes: Tensor, known: Tensor, images: Tensor, prior: CodePrior, weights: dict
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of guessed codes.
 
@@ -143,7 +144,7 @@ def build_dataset(args: argparse.Namespace, accelerator: Accelerator, resolution
         return ArrayDataset(cached_arrays(cache, args.avatars, resolution, args.data_seed)[0])
 
 
-def load_frozen(args: argparse.Namespace, accelerator: Accelerator) -> tuple[StyleGAN2Generator, Any]:
+def load_frozen(args: argparse.Namespace, accelerator: Accelerator) -> tuple[StyleGenerator, Any]:
     """Generator and, where there is one, segmenter of --model."""
     if not args.pretrained_model_name_or_path:
         raise ValueError("--model is missing: a folder or Hub id that holds generator/, and segmenter/ if it has one")
@@ -153,7 +154,7 @@ def load_frozen(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Sty
         model = cls.from_pretrained(args.pretrained_model_name_or_path, subfolder=name, **where)
         return model.eval().requires_grad_(False).to(accelerator.device)
 
-    g = load(StyleGAN2Generator, "generator")
+    g = load(StyleGenerator, "generator")
     if args.resolution not in (None, g.config.resolution):
         raise ValueError(f"--resolution {args.resolution}: the generator in --model makes {g.config.resolution} px")
     try:
@@ -166,7 +167,7 @@ def load_frozen(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Sty
     return g, segmenter
 
 
-def new_encoder(args: argparse.Namespace, g: StyleGAN2Generator) -> ImageEncoder:
+def new_encoder(args: argparse.Namespace, g: StyleGenerator) -> ImageEncoder:
     """An encoder that gives the mean code, with the mean and deviation of the generator's w."""
     try:
         resolution = g.config.resolution
@@ -190,21 +191,21 @@ def new_encoder(args: argparse.Namespace, g: StyleGAN2Generator) -> ImageEncoder
 
 
 @torch.no_grad()
-def reconstruct(g: StyleGAN2Generator, encoder: ImageEncoder, images: Tensor, batch: int = 32) -> Tensor:
+def reconstruct(g: StyleGenerator, encoder: ImageEncoder, images: Tensor, batch: int = 32) -> Tensor:
     """Pictures of the codes of images (N, 3, H, W)."""
     codes = (encoder.encode(part) for part in images.split(batch))
     return torch.cat([g.synthesis(g.to_style(code), noise_mode="none") for code in codes])
 
 
 @torch.no_grad()
-def figures(g: StyleGAN2Generator, maps: Maps, encoder: ImageEncoder, images: Tensor) -> dict[str, float]:
+def figures(g: StyleGenerator, maps: Maps, encoder: ImageEncoder, images: Tensor) -> dict[str, float]:
     """Mean squared error of pixels (in units of -1 to 1) and distance of features, over images (N, 3, H, W)."""
     made = reconstruct(g, encoder, images)
     features = torch.cat([apart(maps, a, b) for a, b in zip(made.split(64), images.split(64), strict=True)])
     return {"mse": (made - images).square().mean().item(), "feature": features.mean().item()}
 
 
-def held_out(args: argparse.Namespace, g: StyleGAN2Generator) -> dict[str, Tensor]:
+def held_out(args: argparse.Namespace, g: StyleGenerator) -> dict[str, Tensor]:
     """Pictures that no step sees: fresh samples and, where avatars are trained on, avatars far behind those."""
     from stylefusion_hf.training.segmenter import held_out_avatars
 
@@ -298,7 +299,7 @@ def train(args: argparse.Namespace) -> Path:
         if accelerator.is_main_process:
             export(average, folder / "encoder")  # also where all steps were done before and this did not come to it
             report = {name: figures(g, maps, average, images) for name, images in tests.items()}
-            (folder / "figures.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / "figures.json", report, indent=2)
             print(json.dumps(report, indent=2))
             push_to_hub(args, folder / "encoder")
     return folder
@@ -310,10 +311,10 @@ def mirrored(images: Tensor, draw: torch.Generator) -> Tensor:
     return torch.where(heads[:, None, None, None], images.flip(3), images)
 
 
-def save_sheet(g: StyleGAN2Generator, encoder: ImageEncoder, images: Tensor, path: Path) -> None:
+def save_sheet(g: StyleGenerator, encoder: ImageEncoder, images: Tensor, path: Path) -> None:
     """Pictures above their reconstructions."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(torch.cat([images, reconstruct(g, encoder, images)]), len(images)).save(path)
+    save_image(image_grid(torch.cat([images, reconstruct(g, encoder, images)]), len(images)), path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -321,6 +322,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "encoder", *sys.argv[1:]]))
+    raise SystemExit(run(main))

@@ -5,21 +5,23 @@
 FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/). Without a segmenter, `--regions
 auto` finds regions in the generator; `--segmenter ID_OR_FOLDER --region_map FILE` takes one of the Hub
 (docs/guides/any-generator.md). Codes are sampled and a pool of their plain pictures is described once; each step mixes
-codes of the pool by the tree and asks of the fused pictures what `criterion.py` says. The authors published no training
-code: the objective is a reconstruction, found by measurement (docs/research/objective.md). `--config FILE` reads flags
-from JSON, as the rows of that page do.
+codes of the pool by the tree and asks of the fused pictures what `criterion.py` says. The authors published no
+training code: the objective is a reconstruction, found by measurement (docs/research/objective.md). `--config FILE`
+reads flags from JSON, as the rows of that page do.
 """
 
 import argparse
-import json
 import logging
 import sys
 import time
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.command_line import run
+from stylefusion_hf.core.files import save_image, write_text
+from stylefusion_hf.core.json_files import read_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges, load_judges
@@ -153,7 +155,7 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     """
     known = {flag.removeprefix("--") for flag in parser._option_string_actions} - {"help", "-h", "config"}
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path, "the file")
     except (OSError, ValueError) as error:
         raise ValueError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(given, dict):
@@ -267,9 +269,8 @@ def train(args: argparse.Namespace) -> Path:
                     export(ema, folder / "fusion")
         if accelerator.is_main_process:
             pipe.save_pretrained(folder)
-            (folder / "README.md").write_text(
-                model_card(args, tree, figures or validate(), time.monotonic() - started), encoding="utf-8"
-            )
+            card = model_card(args, tree, figures or validate(), time.monotonic() - started)
+            write_text(folder / "README.md", card)
             push_to_hub(args, folder)
     return folder
 
@@ -296,7 +297,7 @@ def save_sheet(fusion: FusionHierarchy, criterion: Criterion, path: Path, rows: 
     columns = len(images) // rows
     images = images.unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, columns).save(path)
+    save_image(image_grid(images, columns), path)
 
 
 def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline, found: Path | None = None) -> Judges | None:
@@ -323,6 +324,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "fusion", *sys.argv[1:]]))
+    raise SystemExit(run(main))

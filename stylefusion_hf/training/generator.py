@@ -11,7 +11,6 @@ thriftier: the discriminator's step reuses the images of the generator's step in
 import argparse
 import copy
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -19,8 +18,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.command_line import run
+from stylefusion_hf.core.files import save_image
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.layers import check_channels
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
@@ -328,7 +329,7 @@ def save_samples(g: StyleGAN2Generator, path: Path, count: int = 64, psi: float 
     s = g.to_style(g.truncate(g.mapping(z), psi))
     images = torch.cat([g.synthesis(part) for part in s.split(16)])
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, math.ceil(math.sqrt(count))).save(path)
+    save_image(image_grid(images, math.ceil(math.sqrt(count))), path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -337,6 +338,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "generator", *sys.argv[1:]]))
+    raise SystemExit(run(main))

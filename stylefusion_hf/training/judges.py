@@ -14,10 +14,8 @@ are below runs/.
 import argparse
 import contextlib
 import json
-import os
 import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,15 +25,18 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.command_line import run
+from stylefusion_hf.core.files import remove_partials, write_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training import segmenter
 from stylefusion_hf.training._discriminator import default_channels, plain_samples, realness_loss, telling_apart
 from stylefusion_hf.training.augment import parse_policy
+from stylefusion_hf.training.checkpoints import let_go
 from stylefusion_hf.training.common import (
     Log,
     State,
@@ -170,6 +171,7 @@ def fit(
     log, n, total = Log(accelerator, args), args.gradient_accumulation_steps, args.max_train_steps
     bar = tqdm(total=total, initial=first, disable=not accelerator.is_main_process, desc=Path(args.output_dir).name)
     with bar, contextlib.ExitStack() as stack:
+        stack.callback(let_go, args.output_dir)
         for tracker in accelerator.trackers:  # closed also after an error; the process group stays for the next judge
             stack.callback(tracker.finish)
         for step in range(first, total):
@@ -239,7 +241,7 @@ def train_discriminator(args: argparse.Namespace) -> tuple[Any, dict]:
     policy = parse_policy(args.augment)
     accelerator = start(own)
     torch.manual_seed(own.seed)
-    g = StyleGAN2Generator.from_pretrained(
+    g = StyleGenerator.from_pretrained(
         args.pretrained_model_name_or_path,
         subfolder="generator",
         revision=args.revision,
@@ -288,17 +290,11 @@ def publish(model: Any, name: str, figures: dict, args: argparse.Namespace) -> N
     """Put a judge where `load_judges` looks, in half precision, and its entry into judges.json."""
     folder = Path(args.output_dir)
     nn.Module.half(model.cpu()).save_pretrained(folder / name)
-    config = folder / name / "config.json"
-    values = json.loads(config.read_text(encoding="utf-8"))
-    values.pop("_name_or_path", None)  # a path of this machine
-    config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     note = folder / "judges.json"
     entries = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     steps = args.max_train_steps or getattr(args, f"{name}_steps")
     entries[name] = {"command": args.command, "steps": steps, "figures": rounded(figures)}
-    part = note.with_name(note.name + ".part")
-    part.write_text(json.dumps({k: entries[k] for k in JUDGES if k in entries}, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, note)
+    write_json(note, {k: entries[k] for k in JUDGES if k in entries}, indent=2)
     print(json.dumps({name: entries[name]["figures"]}, indent=2))
 
 
@@ -312,6 +308,8 @@ def rounded(figures: Any) -> Any:
 def train(args: argparse.Namespace) -> Path:
     """Train the judges that the flags ask for, one after the other, and return the folder that `load_judges` takes."""
     folder, reasons = Path(args.output_dir), chosen(args)
+    if PartialState().is_main_process:
+        remove_partials(folder)  # of a run that was killed
     # The segmenter goes last: its trainer ends the process group, and groups cannot be had twice in a row safely (a
     # process that is early finds the addresses of the group before).
     for name in reversed(TRAINERS):
@@ -340,6 +338,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "judges", *sys.argv[1:]]))
+    raise SystemExit(run(main))

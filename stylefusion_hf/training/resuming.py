@@ -2,31 +2,23 @@
 
 import argparse
 import itertools
-import json
 import logging
 import os
-import pickle
-import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from stylefusion_hf.training.checkpoints import (
-    MANIFEST,
-    NO_MANIFEST,
-    SAVING_ERRORS,
-    damage,
-    flags_of,
-    list_checkpoints,
-    on_main,
-    one_line,
-    read_manifest,
-    step_of,
-)
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.files import remove_partials
+from stylefusion_hf.core.processes import SAVING_ERRORS, on_main, one_line
+from stylefusion_hf.training import states
+from stylefusion_hf.training.checkpoints import OLDER, damage, flags_of, list_checkpoints, read_manifest, step_of
+from stylefusion_hf.training.inputs import digests_of_inputs
 
 logger = logging.getLogger("stylefusion_hf")
-LOADING_ERRORS = (*SAVING_ERRORS, KeyError, ValueError, IndexError, EOFError, pickle.UnpicklingError)
+LOADING_ERRORS = (*SAVING_ERRORS, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
 
 # Flags that may differ when a run is continued: where things go and what is reported, how long it takes, and the
 # rates, since what was not finite wants a lower one. All others decide on what is trained.
@@ -91,8 +83,7 @@ class State:
 def find_checkpoint(args: argparse.Namespace, processes: int) -> tuple[Path | None, list[str]]:
     """The checkpoint that `--resume_from_checkpoint` asks for, None for a fresh start, and what is to be said of it.
 
-    `latest` takes the newest whole one. A folder without a manifest (of an older version of this package) is taken
-    only where none has one.
+    `latest` takes the newest whole one. Checkpoints of older versions, which hold pickles, are never taken.
 
     Raises:
         ValueError: there are checkpoints but no wish to resume, the one asked for is not there or not whole, none is
@@ -123,32 +114,24 @@ def find_checkpoint(args: argparse.Namespace, processes: int) -> tuple[Path | No
         if problems[path] is None:
             break
     else:
-        path = next((p for p in problems if problems[p] == NO_MANIFEST), None)  # type: ignore[assignment]
-        if path is None:
-            listed = "; ".join(f"{p.name}: {problem}" for p, problem in problems.items())
-            raise ValueError(
-                f"no checkpoint in {output} is whole ({listed}): restore one from a copy, or start anew with another"
-                " --output_dir"
-            )
-        notes.append(f"{path} has no {MANIFEST}, which this version writes: taking it as it is")
+        if set(problems.values()) == {OLDER}:
+            raise ValueError(f"{path} cannot be continued: {OLDER}")
+        listed = "; ".join(f"{p.name}: {problem}" for p, problem in problems.items())
+        raise ValueError(
+            f"no checkpoint in {output} is whole ({listed}): restore one from a copy, or start anew with another"
+            " --output_dir"
+        )
     notes += [f"{p} is skipped: {problem}" for p, problem in problems.items() if problem is not None and p != path]
     return path, notes + check_flags(path, args, processes)
 
 
 def check_flags(path: Path, args: argparse.Namespace, processes: int) -> list[str]:
     """Notes on flags of RATES that differ from those of the checkpoint; ValueError where others do."""
-    given = flags_of(args)
-    try:
-        about = read_manifest(path)
-    except ValueError:
-        try:
-            about = {"flags": json.loads((path.parent / "arguments.json").read_text(encoding="utf-8"))}
-        except (OSError, ValueError):
-            about = {"flags": {}}
+    given, about = flags_of(args), read_manifest(path)
     stored = about["flags"]
     if stored.get("trainer", given.get("trainer")) != given.get("trainer"):
         raise ValueError(
-            f"{path} was made by `{stored['trainer']}`, and this is `{given.get('trainer')}`: choose another"
+            f"{path} was made by `{shown(stored['trainer'])}`, and this is `{given.get('trainer')}`: choose another"
             " --output_dir"
         )
     names = [name for name in given if name in stored and stored[name] != given[name]]
@@ -157,26 +140,49 @@ def check_flags(path: Path, args: argparse.Namespace, processes: int) -> list[st
     ]
     images = [
         flags[BATCH[0]] * flags[BATCH[1]] * count
-        for flags, count in ((stored, about.get("processes", processes)), (given, processes))
-        if all(name in flags for name in BATCH)
+        for flags, count in ((stored, about["processes"]), (given, processes))
+        if all(isinstance(flags.get(name), int) for name in BATCH)
     ]
     if len(set(images)) > 1:
         changed += [name for name in BATCH if name in names]
-        if about.get("processes", processes) != processes:
+        if about["processes"] != processes:
             stored, given = stored | {"num_processes": about["processes"]}, given | {"num_processes": processes}
             changed.append("num_processes")
     if changed:
-        differ = ", ".join(f"--{n} {stored[n]} (now {given[n]})" for n in changed)
+        differ = ", ".join(f"--{n} {shown(stored[n])} (now {shown(given[n])})" for n in changed)
         raise ValueError(
             f"{path} was made with {differ}: continue with the old value, or choose another --output_dir to start anew"
         )
-    return [f"--{n} was {stored[n]}, from here on it is {given[n]}" for n in names if n in RATES]
+    check_inputs(path, args, about["inputs"])
+    return [f"--{n} was {shown(stored[n])}, from here on it is {given[n]}" for n in names if n in RATES]
+
+
+def check_inputs(path: Path, args: argparse.Namespace, stored: dict[str, Any]) -> None:
+    """ValueError where a file of weights that went into the run is not what it was when the run began."""
+    given = digests_of_inputs(args)
+    other = [name for name in given if name in stored and stored[name] != given[name]]
+    other += sorted(given.keys() ^ stored.keys())
+    if other:
+        name = other[0]
+        was, now = (shown(found.get(name, "none"))[:16] for found in (stored, given))
+        raise ValueError(
+            f"{path} was made with other weights: the sha256 of {shown(name)} was {was} and is now {now}; put the old"
+            " ones back, or choose another --output_dir to start anew"
+        )
+
+
+def shown(value: Any) -> str:
+    """A value from a manifest as one short, printable line."""
+    text = str(value) if isinstance(value, (bool, int, float, str)) else short(value)
+    text = text if len(text) <= 80 else f"{text[:38]}...{text[-38:]}"
+    return "".join(mark if mark.isprintable() else "?" for mark in text)
 
 
 def same_place(name: str, stored: dict, given: dict) -> bool:
     """Whether the flag names a folder, and both ways to write its path mean the same one."""
     texts = (stored[name], given[name])
-    return name in MOVABLE and None not in texts and os.path.realpath(texts[0]) == os.path.realpath(texts[1])
+    sound = all(isinstance(text, str) and "\0" not in text for text in texts)
+    return name in MOVABLE and sound and os.path.realpath(texts[0]) == os.path.realpath(texts[1])
 
 
 def resume(accelerator: Accelerator, args: argparse.Namespace) -> int:
@@ -194,6 +200,8 @@ def resume(accelerator: Accelerator, args: argparse.Namespace) -> int:
         for note in notes:
             logger.info(note)
     if path is None:
+        if accelerator.is_main_process:
+            remove_partials(args.output_dir)
         return 0
     load(accelerator, path)
     if accelerator.is_main_process:
@@ -203,8 +211,7 @@ def resume(accelerator: Accelerator, args: argparse.Namespace) -> int:
                 aside = next(p for p in names if not p.exists())
                 os.replace(later, aside)
                 logger.info("%s is kept as %s", later, aside.name)
-        for old in Path(args.output_dir).glob(".partial-*"):  # what the end of the run before left half-done
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        remove_partials(args.output_dir)  # what the end of the run before left half-done
         logger.info("resumed from %s", path)
     accelerator.wait_for_everyone()
     return step_of(path)
@@ -217,7 +224,7 @@ def load(accelerator: Accelerator, path: Path) -> None:
     rates = [[group.get("initial_lr", group["lr"]) for group in o.param_groups] for o in optimizers]
     bases = [list(s.base_lrs) for s in schedules]
     try:
-        accelerator.load_state(str(path))
+        states.restore(accelerator, path, read_manifest(path)["files"].keys())
     except LOADING_ERRORS as error:
         raise ValueError(
             f"{path} cannot be loaded: it is damaged, or of networks other than these flags make ({one_line(error)})"

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from stylefusion_hf.core.codes import random_labels
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 # --- Codes -----------------------------------------------------------------------------------------------------------
 
 
-def draw_w(g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: float) -> Tensor:
+def draw_w(g: StyleGenerator, count: int, draw: torch.Generator, min_psi: float) -> Tensor:
     """w (count, w_dim) of normal z, each truncated by its own psi, uniform between `min_psi` and 1.
 
     Of a conditional generator each is of a random class, truncated towards the mean of all, as NVIDIA's is.
@@ -28,7 +28,7 @@ def draw_w(g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: fl
 
 
 @torch.no_grad()
-def draw_rows(g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: float, mixed_share: float) -> Tensor:
+def draw_rows(g: StyleGenerator, count: int, draw: torch.Generator, min_psi: float, mixed_share: float) -> Tensor:
     """w+ (count, num_ws, w_dim) of `draw_w`.
 
     `mixed_share` of them do not come from a single w: half are style-mixed (the rows of w+ change hands at a random
@@ -46,7 +46,7 @@ def draw_rows(g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi:
 
 @torch.no_grad()
 def draw_codes(
-    g: StyleGAN2Generator, count: int, draw: torch.Generator, min_psi: float, mixed_share: float, batch: int = 64
+    g: StyleGenerator, count: int, draw: torch.Generator, min_psi: float, mixed_share: float, batch: int = 64
 ) -> Tensor:
     """Style codes (count, S) of `draw_rows`, drawn `batch` at a time."""
     sizes = [min(batch, count - first) for first in range(0, count, batch)]

@@ -10,14 +10,15 @@ ways at random.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.command_line import run
+from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.regions.clustering import contingency, jaccard
 from stylefusion_hf.training.common import (
@@ -206,7 +207,7 @@ def train(args: argparse.Namespace) -> Path:
                 "held-out": region_iou(plain, images, labels),
                 "held-out, degraded": region_iou(plain, degrade(images, draw), labels),
             }
-            (folder / "iou.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / "iou.json", report, indent=2)
             print(json.dumps(report, indent=2))
         if accelerator.is_main_process:
             push_to_hub(args, folder / "segmenter")
@@ -218,6 +219,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from stylefusion_hf.cli import main as command_line  # which turns bad input into one line
-
-    raise SystemExit(command_line(["train", "segmenter", *sys.argv[1:]]))
+    raise SystemExit(run(main))

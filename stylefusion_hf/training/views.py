@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.imaging.alignment import pose_between_centroids, region_centroids, warp
 from stylefusion_hf.imaging.features import PooledMaps, colour, layout, texture
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training.objectives import soft_middles
 
 FEATURES = ("maps", "texture")
@@ -53,7 +53,7 @@ class Eye:
 
     def __init__(
         self,
-        g: StyleGAN2Generator,
+        g: StyleGenerator,
         segmenter: RegionSegmenter,
         order: list[int],
         features: Sequence[str] = ("maps",),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stylefusion_hf import __version__, cli
+from stylefusion_hf import __version__
 from stylefusion_hf.cli import COMMANDS, env, main
+from stylefusion_hf.core import command_line
 from tests.command_line import fails
 from tests.tiny import tiny_pipeline
 
@@ -166,4 +167,4 @@ def test_every_command_has_the_two_functions() -> None:
         implementation = __import__(module, fromlist=["run"])
         assert callable(implementation.add_arguments)
         assert callable(implementation.run)
-    assert cli.describe(ValueError("two\n  lines")) == "two lines"
+    assert command_line.describe(ValueError("two\n  lines")) == "two lines"

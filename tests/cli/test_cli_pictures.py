@@ -146,7 +146,8 @@ def test_another_models_recipe_is_refused_unless_asked_for(
         (["--node", "nose=7"], "unknown region 'nose'"),
         (["--region", "hair"], "expected NAME=VALUE"),
         (["--region", "hair=7", "--region", "hair=8"], "--region sets 'hair' twice"),
-        (["--region", "hair=missing.png"], "'missing.png' is neither a seed"),
+        (["--region", "hair=missing.png"], "--region hair=missing.png: there is no picture file missing.png"),
+        (["--region", "hair=seven"], "'seven' is neither a seed"),
         (["--region", "hair=text.png"], "cannot read the picture text.png: not a picture"),
         (["--region", "hair=grey.png"], "no encoder"),
         (["--base", "-1"], "--base"),
@@ -163,7 +164,7 @@ def test_another_models_recipe_is_refused_unless_asked_for(
         (["--from-recipe", "text.png"], "text.png"),
         (["--from-recipe", "broken.json"], "recipe"),
         (["--from-recipe", "list.json"], "recipe"),
-        (["--from-recipe", "binary.json"], "binary.json is no recipe"),
+        (["--from-recipe", "binary.json"], "binary.json: the recipe is not JSON"),
         (["--from-recipe", "broken.json", "--base", "1", "--psi", "1"], "leave out --base, --psi"),
     ],
 )

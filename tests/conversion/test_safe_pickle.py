@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from stylefusion_hf.conversion.inert import ConversionError, Global, LazyArray, Record
-from stylefusion_hf.conversion.modules import tensor_names
+from stylefusion_hf.conversion.modules import take_apart, tensor_names
 from stylefusion_hf.conversion.safe_pickle import load, loads
 from tests.hostile import (
     BOMBS,
@@ -24,6 +24,7 @@ from tests.hostile import (
     array,
     dump,
     tensor,
+    text,
     time_limit,
     torch_legacy,
     torch_zip,
@@ -333,3 +334,35 @@ def test_bombs_are_refused_in_bounded_memory(tmp_path):
     wrong = {name: line for name, line in told.items() if not line.startswith(f"{tmp_path / 'bomb.pkl'}: ")}
     assert not wrong
     assert all("\n" not in line and len(line) < 400 + len(str(tmp_path)) for line in told.values())
+
+
+def test_names_of_tensors_are_bounded():
+    """A pickle may list one tensor a million times, below keys as long as it likes."""
+    tensors: object = [torch.zeros(1)] * 300_000
+    for _ in range(6):
+        tensors = {"x" * 80: tensors}
+    with time_limit(20), pytest.raises(ConversionError, match="refers to more tensors than any has"):
+        tensor_names(tensors)
+
+
+def test_modules_may_not_share_what_makes_them_endless():
+    shared = {f"w{i}": torch.zeros(1) for i in range(20_000)}
+    leaf = Record("torch.nn.Module", state={"_modules": {}, "_parameters": shared})
+    network = Record("torch.nn.Module", state={"_modules": {str(i): leaf for i in range(1000)}})
+    with time_limit(20), pytest.raises(ConversionError, match="more modules than any StyleGAN2"):
+        take_apart(network, "x.pkl")
+    branch = Record("torch.nn.Module", state={"_modules": {}})
+    for _ in range(30):
+        branch = Record("torch.nn.Module", state={"_modules": {"a": branch, "b": branch}})
+    with time_limit(20), pytest.raises(ConversionError, match="more modules than any StyleGAN2"):
+        take_apart(branch, "x.pkl")
+
+
+def test_errors_are_one_printable_line():
+    for body in (
+        b"c\x1b[2Jtorch\nX\x07\n" + text_name() + b"s",
+        b"(" + text("storage") + b"c\x1b[31m\n\xe2\x80\xae\n" + text("0") * 3 + b"tQ",
+    ):
+        with pytest.raises(ConversionError) as caught:
+            loads(torch_zip(whole(body)), "x\x1b\n.pt")
+        assert str(caught.value).isprintable()

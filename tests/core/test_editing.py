@@ -303,7 +303,7 @@ def write(path: Path, table: Any, **metadata: str) -> None:
         ({"a": GOOD | {"space": ["w"]}}, {}, "unknown latent space"),
         ({"a": GOOD | {"space": "w+"}}, {}, "num_ws, w_dim"),
         ({"a": GOOD | {"scale": "1"}}, {}, "scale is a finite"),
-        ({"a": GOOD | {"scale": 1e999}}, {}, "scale is a finite"),
+        ({"a": GOOD | {"scale": 1e999}}, {}, "scale is a number that is not finite"),
         ({"a": GOOD | {"layers": [1.5]}}, {}, "layers are rows"),
         ({"a": GOOD | {"layers": "01"}}, {}, "layers are rows"),
         ({"a": GOOD | {"layers": 1}}, {}, "layers are rows"),
@@ -362,7 +362,7 @@ def test_edit_writes_the_edited_picture_and_its_recipe(elsewhere, model):
     [
         (["edit"], "give at least one --edit"),
         (["edit", "--edit", "hair"], "expected NAME=FILE:DIRECTION=STRENGTH"),
-        (["edit", "--edit", "hair=nowhere.safetensors:a"], "nowhere.safetensors: no such file"),
+        (["edit", "--edit", "hair=nowhere.safetensors:a"], "nowhere.safetensors: there is no such file"),
         (["edit", "--edit", "hair=d.safetensors:in-v=2"], "did you mean 'in-w'?"),
         (["edit", "--edit", "hair=d.safetensors"], "holds several directions, name one of in-w"),
         (["edit", "--edit", "hair=d.safetensors:in-w=much"], "'much' is no number"),

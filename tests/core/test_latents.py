@@ -7,17 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stylefusion_hf.core.codes import (
-    Code,
-    check_shapes,
-    codes_to_style,
-    common_batch,
-    encode_images,
-    labels_to_tensor,
-    parse_code,
-    parse_labels,
-    seeds_to_z,
-)
+from stylefusion_hf.core.codes import Code, check_shapes, common_batch, labels_to_tensor, parse_labels, seeds_to_z
+from stylefusion_hf.models.latents import codes_to_style, encode_images, parse_code
 from tests.tiny import NUM_WS, STYLE_DIM, W_DIM, Z_DIM, TinyEncoder, tiny_generator
 
 

@@ -1,8 +1,11 @@
 """Recipes: there and back through JSON, and every way in which one can be wrong."""
 
+import ast
 import base64
+import copy
 import json
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -181,3 +184,12 @@ def test_bad_json(text, message):
 
 def test_a_recipe_is_json_without_nan():
     json.loads(full_recipe().to_json(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_a_recipe_prints_as_json():
+    data = full_recipe().to_dict()
+    assert json.loads(str(data)) == data == json.loads(f"{data}")
+    assert ast.literal_eval(repr(data)) == data  # and Python's own way to write it
+    for copied in (copy.deepcopy(data), pickle.loads(pickle.dumps(data)), Recipe.from_dict(data).to_dict()):
+        assert str(copied) == str(data)
+    assert isinstance(data, dict)

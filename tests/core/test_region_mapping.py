@@ -98,7 +98,7 @@ def test_a_name_of_several_classes_is_refused() -> None:
 def test_files_that_are_no_tables(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no region map 'faces.json': .* ade20k-car.json"):
         RegionMap.of("faces.json")
-    for text, message in (("{", "no JSON"), ("[1]", "JSON object, found list"), ("[" * 10**5, "no JSON")):
+    for text, message in (("{", "not JSON"), ("[1]", "JSON object, found list"), ("[" * 10**5, "not JSON")):
         (tmp_path / "t.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             RegionMap.of(tmp_path / "t.json")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from stylefusion_hf import StyleFusionPipeline
 from stylefusion_hf.hub import loading as hub
+from stylefusion_hf.models.loading import weights_sha256
 from tests.tiny import TinyEncoder, tiny_fusion, tiny_pipeline, tiny_segmenter
 
 CALL: dict[str, Any] = {"base": 1, "regions": {"hair": 7}, "output_type": "pt"}
@@ -199,7 +200,7 @@ def test_names_that_recipes_give(name, public):
 def test_hashes_follow_the_weights():
     pipe = tiny_pipeline()
     first = pipe.model_identity()["sha256"]
-    assert first["generator"] == hub.weights_sha256(pipe.generator)
+    assert first["generator"] == weights_sha256(pipe.generator)
     known = pipe.__dict__["_known_sha256"]["generator"]
     assert pipe.model_identity()["sha256"] == first
     assert pipe.__dict__["_known_sha256"]["generator"] is known  # not hashed again
@@ -210,4 +211,4 @@ def test_hashes_follow_the_weights():
     assert second["fusion"] != first["fusion"]
     pipe.register_modules(fusion=tiny_fusion(pipe.generator))
     assert pipe.model_identity()["sha256"] == first
-    assert hub.weights_sha256(tiny_segmenter(seed=1)) != hub.weights_sha256(tiny_segmenter(seed=2))
+    assert weights_sha256(tiny_segmenter(seed=1)) != weights_sha256(tiny_segmenter(seed=2))

@@ -289,8 +289,8 @@ def test_a_dry_run(hub, folder, capsys):
     left = re.search("left out: (.*)", said)
     assert left is not None
     assert set(left[1].split(", ")) == {
-        *(".env", "arguments.json", "checkpoint-5", "discriminator", "fusion"),
-        *("log.jsonl", "logs", "notes.py", "report.md", "samples"),
+        *(".env", "arguments.json", "checkpoint-5/", "discriminator/", "fusion/weights.bin"),
+        *("log.jsonl", "logs/", "notes.py", "report.md", "samples/"),
     }
     assert main(["publish", str(folder), REPO, "--dry-run", "out"]) == 0
     assert set(read_folder(Path("out"))) == ALL - {".gitattributes"}

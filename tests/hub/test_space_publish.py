@@ -1,11 +1,15 @@
 """`stylefusion publish --space`: the Space's files and the package's wheel, on the local Hub."""
 
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from stylefusion_hf.cli import main
 from stylefusion_hf.hub import space_publishing
@@ -21,7 +25,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
     path = tmp_path / WHEEL
-    path.write_bytes(b"a wheel")
+    return make_wheel(path)
+
+
+def make_wheel(path: Path, *foreign: str) -> Path:
+    with zipfile.ZipFile(path, "w") as wheel:
+        names = ["__init__.py", "py.typed", "models/fusion.py", "assets/generator/config.json"]
+        for name in [*(f"stylefusion_hf/{name}" for name in names), "stylefusion_hf-0.1.0.dist-info/RECORD", *foreign]:
+            wheel.writestr(name, "")
     return path
 
 
@@ -29,7 +40,7 @@ def test_a_space_is_one_commit_with_its_wheel(hub: HubServer, wheel: Path) -> No
     address = publish_space(ROOM, model="me/avatars", wheel=wheel)
     files = hub.files(f"spaces/{ROOM}")
     assert address.startswith(hub.endpoint)
-    assert files[WHEEL] == b"a wheel"
+    assert files[WHEEL] == wheel.read_bytes()
     required = files["requirements.txt"].decode().splitlines()
     assert required[-1] == f"stylefusion-hf @ {hub.endpoint}/spaces/{ROOM}/resolve/main/{WHEEL}"
     assert sum("stylefusion" in line for line in required) == 1
@@ -67,6 +78,46 @@ def test_only_a_wheel_of_this_package_is_taken(tmp_path: Path) -> None:
             space_files(ROOM, tmp_path / name, "https://hub")
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "stylefusion_hf/assets/.env",
+        "stylefusion_hf/token.json",
+        "stylefusion_hf/assets/generator/wandb/run.json",
+        "stylefusion_hf/__pycache__/cli.cpython-311.pyc",
+        "credentials.json",
+        "stylefusion_hf/assets/optimizer.pt",
+    ],
+)
+def test_a_wheel_with_anything_else_is_refused(tmp_path: Path, foreign: str) -> None:
+    wheel = make_wheel(tmp_path / WHEEL, foreign)
+    with pytest.raises(ValueError, match=f"holds files that are not of this package: {foreign}; build a clean one"):
+        space_files(ROOM, wheel, "https://hub")
+    wheel.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="is damaged"):
+        space_files(ROOM, wheel, "https://hub")
+
+
+def test_a_space_is_published_without_what_lies_beside_it(
+    tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = shutil.copytree(space_publishing.SPACE, tmp_path / "space")
+    before = space_files(ROOM, wheel, "https://hub")
+    for name in (".env", "token.json", "notes.txt", "gradio_cached/x.png", "samples/x.jpg", "app.py.orig", "a.pem"):
+        (space / name).parent.mkdir(exist_ok=True)
+        (space / name).write_text("private")
+    (space / "link.py").symlink_to("/etc/hostname")
+    (space / "samples" / "link.png").symlink_to("/etc/hostname")
+    sample = next((space / "samples").glob("1*.png"))
+    info = PngInfo()
+    info.add_text("Software", "/home/jane/draw.py")
+    Image.open(sample).save(sample, pnginfo=info)
+    monkeypatch.setattr(space_publishing, "SPACE", space)
+    after = space_files(ROOM, wheel, "https://hub")
+    assert set(after) == set(before)
+    assert b"jane" not in b"".join(after.values())
+
+
 def test_a_wheel_is_built_from_a_checkout_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -84,10 +135,8 @@ def test_a_wheel_is_built_from_a_checkout_only(tmp_path: Path, monkeypatch: pyte
     (tmp_path / WHEEL).unlink()
     with pytest.raises(OSError, match="the wheel could not be built \\(no setuptools\\)"):
         build_wheel(tmp_path)
-    monkeypatch.setattr(
-        space_publishing.stylefusion_hf, "__file__", str(tmp_path / "site" / "stylefusion_hf" / "x.py")
-    )
-    with pytest.raises(ValueError, match="is no checkout of stylefusion-hf"):
+    monkeypatch.setattr(space_publishing, "INSTALLED", tmp_path / "site" / "stylefusion_hf")
+    with pytest.raises(ValueError, match="is not a checkout of stylefusion-hf"):
         build_wheel(tmp_path)
 
 

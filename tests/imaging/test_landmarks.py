@@ -51,8 +51,8 @@ def test_landmarks_from_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "l.json is no JSON"),
-        ("[" * 100000, "l.json is no JSON"),
+        ("{", "l.json is not JSON"),
+        ("[" * 100000, "l.json is not JSON"),
         ("[[1, 2]]", 'expected {"file name": [[x, y], ...]} with 68 or 5 pairs'),
         ("3", "expected"),
         ('{"c.png": []}', "l.json has no landmarks of x/a.png; it has those of 1 pictures"),

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from stylefusion_hf import Code, ImageEncoder, StyleFusionInversionPipeline, StyleFusionPipeline
-from stylefusion_hf.hub.loading import weights_sha256
 from stylefusion_hf.imaging.features import edge_maps, map_distance
 from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, optimise, tune
+from stylefusion_hf.models.loading import weights_sha256
 from stylefusion_hf.pipelines import invert
 from tests.tiny import (
     NUM_WS,

@@ -17,7 +17,7 @@ from diffusers.utils import BaseOutput
 from safetensors.torch import load, save_file
 
 import stylefusion_hf
-from stylefusion_hf import FeatureLabeller, HubSegmenter, StyleGAN2Discriminator
+from stylefusion_hf import FeatureLabeller, HubSegmenter, StyleGAN2Discriminator, StyleGenerator
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.loading import StrictModelMixin
 from tests.tiny import (
@@ -29,6 +29,7 @@ from tests.tiny import (
     tiny_encoder,
     tiny_fusion,
     tiny_generator,
+    tiny_mobile_generator,
     tiny_segmenter,
 )
 from tests.tiny_hub import FACE, configs
@@ -62,6 +63,10 @@ def seeded(build: Callable[[], Any]) -> Callable[[], Any]:
 
 MODELS = {
     "generator": Specimen(tiny_generator, lambda n: {"latents": draw(n, Z_DIM)}, (3, 32, 32)),
+    "mobile generator": Specimen(tiny_mobile_generator, lambda n: {"latents": draw(n, Z_DIM)}, (3, 32, 32)),
+    "mobile generator, preview": Specimen(
+        lambda: tiny_mobile_generator(preview_resolutions=[8, 16]), lambda n: {"latents": draw(n, Z_DIM)}, (3, 32, 32)
+    ),
     "discriminator": Specimen(
         # each sample by itself, without the standard deviation over the batch
         seeded(lambda: StyleGAN2Discriminator(resolution=16, channels=[12, 8, 4], mbstd_channels=0)),
@@ -132,12 +137,14 @@ def same_weights(a: Any, b: Any) -> bool:
 
 
 def test_every_model_class_is_here() -> None:
-    exported = [getattr(stylefusion_hf, name) for name in stylefusion_hf.__all__ if name != "ModelMixin"]
-    public = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, ModelMixin)}
+    interfaces = (ModelMixin, StyleGenerator)
+    exported = [getattr(stylefusion_hf, name) for name in stylefusion_hf.__all__]
+    public = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, ModelMixin)} - {*interfaces}
     tested = {type(specimen.build()) for specimen in MODELS.values()}
     if "hub segmenter" not in MODELS:
         tested.add(HubSegmenter)
-    assert public | set(StrictModelMixin.__subclasses__()) == tested
+    every = {*StrictModelMixin.__subclasses__(), *StyleGenerator.__subclasses__()} - {*interfaces}
+    assert public | every == tested
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from stylefusion_hf import Code, StyleFusionInterpolationPipeline, StyleFusionPipeline
-from stylefusion_hf.core.codes import codes_to_style, seeds_to_z
+from stylefusion_hf.core.codes import seeds_to_z
+from stylefusion_hf.models.latents import codes_to_style
 from stylefusion_hf.pipelines.walk import Timeline, slerp
 from tests.tiny import NUM_WS, STYLE_DIM, W_DIM, Z_DIM, TinyEncoder, tiny_pipeline
 

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from stylefusion_hf import Code, StyleFusionPipeline
-from stylefusion_hf.core import codes as latents
-from stylefusion_hf.core import recipes
-from stylefusion_hf.core.codes import codes_to_style, seed_classes, seeds_to_z
+from stylefusion_hf.core import codes, recipes
+from stylefusion_hf.core.codes import seed_classes, seeds_to_z
 from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.models import latents
+from stylefusion_hf.models.latents import codes_to_style
 from stylefusion_hf.pipelines import fuse
 from stylefusion_hf.pipelines.output import StyleFusionPipelineOutput
 from tests.tiny import (
@@ -380,7 +381,7 @@ def test_offloaded_models_are_brought_back_before_each_step():
     assert brought == ["generator", "fusion", "generator", "segmenter"]
 
 
-@pytest.mark.parametrize("module", [latents, recipes, fuse])
+@pytest.mark.parametrize("module", [codes, latents, recipes, fuse])
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

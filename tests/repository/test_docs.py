@@ -54,9 +54,10 @@ def program(words: list[str]) -> list[str]:
     parser = launch_command_parser() if words[0] == "accelerate" else get_args_parser()
     args = parser.parse_args(words[2:] if words[0] == "accelerate" else words[1:])
     assert args.module, "-m is missing"
+    if args.training_script == "stylefusion_hf.cli":
+        return list(args.training_script_args)
     assert 'if __name__ == "__main__"' in inspect.getsource(import_module(args.training_script))
-    command = {"stylefusion_hf.export.rendering": ["render"]}.get(args.training_script)
-    return [*(command or ["train", args.training_script.removeprefix(TRAINERS)]), *args.training_script_args]
+    return ["train", args.training_script.removeprefix(TRAINERS), *args.training_script_args]
 
 
 def parse(command: str) -> None:
@@ -157,8 +158,23 @@ def test_what_examples_import_is_there() -> None:
 def test_links_lead_somewhere() -> None:
     found = 0
     for path in PAGES:
-        for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", path.read_text(encoding="utf-8"))):
-            if "://" not in target:
-                found += 1
-                assert (path.parent / target.split("#")[0]).exists(), f"{path.name} links to {target}"
+        text = FENCE.sub("", path.read_text(encoding="utf-8"))
+        targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)", text, re.MULTILINE)
+        for target in targets:
+            own = re.match(r"https://(?:raw\.githubusercontent|github)\.com/stylefusion-hf/stylefusion-hf/", target)
+            if own:  # absolute, so that the README works on PyPI and on the Hub
+                place = ROOT / target[own.end() :].removeprefix("blob/").removeprefix("main/").split("#")[0]
+            elif "://" in target:
+                continue
+            else:
+                place = path.parent / target.split("#")[0]
+            found += 1
+            assert place.exists(), f"{path.name} links to {target}"
     assert found > 20
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "docs").rglob("*"):
+        if path.suffix in (".md", ".ipynb") and path.parent != ROOT / "docs":
+            assert f"({path.relative_to(ROOT / 'docs').as_posix()})" in index, f"docs/README.md lacks {path.name}"

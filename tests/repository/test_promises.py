@@ -16,7 +16,7 @@ from PIL import Image
 import stylefusion_hf
 from stylefusion_hf.cli import COMMANDS, build_parser
 
-DATA = Path(__file__).resolve().parents[2] / "data" / "promises"
+DATA = Path(__file__).resolve().parents[1] / "data" / "promises"
 TRAINERS = ("generator", "segmenter", "fusion", "encoder", "judges")
 # The modules beyond the top level that README and docs imported from when 0.1.0 was documented.
 MODULES = {

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -246,6 +247,20 @@ def test_a_link_brings_the_picture(visit: Visit, context: Any) -> None:
     page.wait_for_function("src => document.querySelector('#sf-compose-stage .sf-picture').src === src",
                            arg=visit.source)  # fmt: skip
     api.expect(other.seed("mouth")).to_have_value(visit.seed("mouth").input_value())
+    page.close()
+
+
+def test_a_link_brings_no_html(context: Any, url: str) -> None:
+    page, asked = context.new_page(), []
+    page.set_default_timeout(PATIENCE)
+    page.on("request", lambda request: asked.append(request.url))
+    hostile = '<a id="evil" href="http://evil.example/">x</a><img id="evil" src="http://evil.example/x">'
+    recipe = json.dumps({"version": 1, "base": 1, "regions": {hostile: 1}})
+    page.goto(f"{url}/?{urlencode({'recipe': recipe})}")
+    message = page.get_by_test_id("toast-text").first
+    api.expect(message).to_contain_text("<a")
+    assert page.locator("#evil").count() == message.locator("a, img").count() == 0
+    assert not [each for each in asked if "evil" in each and not each.startswith(url)]
     page.close()
 
 

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from stylefusion_hf.training import checkpoints, common, generator, segmenter
+from stylefusion_hf.core import tensor_files
+from stylefusion_hf.training import checkpoints, common, generator, segmenter, states
 from tests import soak
 from tests.tiny import assert_same_weights
 
@@ -54,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def cut(folder: Path) -> None:
-    os.truncate(folder / "optimizer.bin", 100)
+    os.truncate(folder / "optimizer.safetensors", 100)
 
 
 def zeros(folder: Path) -> None:  # what a power cut leaves of pages that were not flushed
@@ -63,7 +64,7 @@ def zeros(folder: Path) -> None:  # what a power cut leaves of pages that were n
 
 
 def lost(folder: Path) -> None:
-    (folder / "custom_checkpoint_0.pkl").unlink()
+    (folder / "state.json").unlink()
 
 
 def no_manifest(folder: Path) -> None:
@@ -79,9 +80,9 @@ def other_json(folder: Path) -> None:
 
 
 DAMAGES = {
-    cut: "optimizer.bin has 100 bytes, not ",
+    cut: "optimizer.safetensors has 100 bytes, not ",
     zeros: "the content of model.safetensors has changed",
-    lost: "custom_checkpoint_0.pkl is missing",
+    lost: "state.json is missing",
     no_manifest: "it has no manifest.json",
     half_a_manifest: "its manifest.json cannot be read: ",
     other_json: "its manifest.json is not one of a checkpoint",
@@ -115,28 +116,24 @@ def test_no_whole_checkpoint_is_an_error_and_not_a_fresh_start(data, run):
     for p in checkpoints.list_checkpoints(run):
         cut(p)
     before = contents(run)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole \(checkpoint-3: optimizer.bin has 100 bytes"):
+    with pytest.raises(
+        ValueError, match=r"no checkpoint in .* is whole \(checkpoint-3: optimizer.safetensors has 100"
+    ):
         segmenter.train(args_of(data, "segmenter", run, 4, *LATEST))
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole \(checkpoint-2: optimizer.bin has 100 bytes"):
+    with pytest.raises(
+        ValueError, match=r"no checkpoint in .* is whole \(checkpoint-2: optimizer.safetensors has 100"
+    ):
         segmenter.train(args_of(data, "segmenter", run, 4, "--resume_from_checkpoint", "checkpoint-2"))
     assert contents(run) == before
 
 
-def test_checkpoints_of_an_older_version_go_on(data, three, run, caplog):
+def test_checkpoints_without_a_manifest_are_not_taken(data, run):
     for p in checkpoints.list_checkpoints(run):
         no_manifest(p)
-    shutil.rmtree(run / "checkpoint-3")
-    with caplog.at_level("INFO"):
+    before = contents(run)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole \(checkpoint-3: it has no manifest.json"):
         segmenter.train(args_of(data, "segmenter", run, 3, *LATEST))
-    assert any("checkpoint-2 has no manifest.json, which this version writes" in line for line in caplog.messages)
-    assert_same_weights(run / "segmenter", three / "segmenter")
-    for p in checkpoints.list_checkpoints(run):
-        no_manifest(p)
-    with pytest.raises(ValueError, match="made with --channels 8,16"):  # its flags are those of the folder
-        segmenter.train(args_of(data, "segmenter", run, 4, *LATEST, "--channels", "8,8"))
-    cut(run / "checkpoint-3")
-    with pytest.raises(ValueError, match="checkpoint-3 cannot be loaded: it is damaged, or of networks other than"):
-        segmenter.train(args_of(data, "segmenter", run, 4, *LATEST))
+    assert contents(run) == before
 
 
 def test_a_branch_that_is_given_up_is_kept_aside(data, three, run, caplog):
@@ -156,11 +153,13 @@ def test_a_changed_rate_is_the_rate_of_the_next_step(data, run):
     schedule = common.build_schedule(args, optimizer)
     network, optimizer = accelerator.prepare(network, optimizer)
     accelerator.register_for_checkpointing(common.State(schedule=schedule))
-    accelerator.save_state(str(run / "checkpoint-4"))
     rate = {"lr": 0.002, "initial_lr": 0.002}
     optimizer.param_groups[0].update(rate)
     schedule.base_lrs = [0.002]
-    accelerator.save_state(str(run / "checkpoint-5"))
+    states.write(run / "checkpoint-5", states.collect(accelerator))
+    names = {p.name: [p.stat().st_size, checkpoints.digest_of(p)] for p in (run / "checkpoint-5").iterdir()}
+    about = json.loads((run / "checkpoint-3" / "manifest.json").read_text())
+    (run / "checkpoint-5" / "manifest.json").write_text(json.dumps(about | {"files": names}))
     optimizer.param_groups[0].update({"lr": 0.5, "initial_lr": 0.5})
     schedule.base_lrs = [0.5]
     from stylefusion_hf.training.resuming import load
@@ -274,9 +273,6 @@ def test_nan_stops_at_the_last_good_checkpoint(data, tmp_path, name):
     assert contents(out / "checkpoint-1") == before
     for path in checkpoints.list_checkpoints(out):
         assert all(x.isfinite().all() for file in path.glob("*.safetensors") for x in load_file(file).values())
-        for file in [*path.glob("*.bin"), *path.glob("custom*.pkl")]:
-            state = torch.load(file, weights_only=True)
-            assert all(x.isfinite().all() for x in checkpoints.tensors_in(state)), file
     train(args_of(data, name, out, 3, "--resume_from_checkpoint", "checkpoint-1"))
     assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"] == 3
 
@@ -292,30 +288,18 @@ def test_nan_before_the_first_checkpoint(data, tmp_path):
 # --- A full disk -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "manifest.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
 def test_a_full_disk_keeps_the_checkpoints_there_are(data, three, run, file, monkeypatch):
-    """One file of the checkpoint is a link to /dev/full, where writing fails as on a full disk; safetensors replaces
-    links, so its own words for a full disk are raised for it.
-    """
-    if not Path("/dev/full").exists():
-        pytest.skip("this system has no /dev/full")
-    makedirs = os.makedirs
+    """Half of one file is written, then safetensors' own words for a full disk are raised."""
+    plain = tensor_files.save_file
 
-    def with_a_full_file(path, *rest, **more):
-        makedirs(path, *rest, **more)
-        if ".partial-checkpoint" in str(path) and not os.path.lexists(Path(path, file)):
-            names = [f".partial-{file}"] if file == "manifest.json" else [file]
-            for name in names:
-                if not os.path.lexists(Path(path, name)):
-                    os.symlink("/dev/full", Path(path, name))
+    def full(tensors, path, metadata=None):
+        plain(tensors, path, metadata=metadata)
+        if Path(path).name.endswith(f"-{file}"):
+            os.truncate(path, Path(path).stat().st_size // 2)
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    def full(*args, **more):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    if file == "model.safetensors":
-        monkeypatch.setattr("accelerate.utils.other.safe_save_file", full)
-    else:
-        monkeypatch.setattr(os, "makedirs", with_a_full_file)
+    monkeypatch.setattr(tensor_files, "save_file", full)
     with pytest.raises(
         OSError, match=r"checkpoint-4 could not be written \(.*\): make room .*MiB are free.*; the last good"
     ):

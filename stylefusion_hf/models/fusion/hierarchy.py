@@ -23,6 +23,7 @@ from stylefusion_hf.models.fusion.net import FusionNet
 from stylefusion_hf.models.fusion.open_rows import fuse_open_rows, values_are_final
 from stylefusion_hf.models.fusion.style_rows import FusionSpec, StyleLayout
 from stylefusion_hf.models.loading import StrictModelMixin
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 NET_PREFIX = "net_"  # keeps legal region names such as "half" or "train" away from ModuleDict's own attributes
 
@@ -128,6 +129,21 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         )
         self.layout = StyleLayout(spec)
         self.nets = nn.ModuleDict({NET_PREFIX + name: FusionNet(spec) for name in self.tree.fused})
+
+    @classmethod
+    def for_generator(
+        cls, generator: StyleGenerator, tree: Mapping[str, Any] | RegionTree | str, **config: Any
+    ) -> FusionHierarchy:
+        """Untrained nets for a generator's style codes.
+
+        Args:
+            tree, config: see the class; what the style vectors determine (their sizes, `padded_width`,
+                `num_indicators`) is taken from the generator where it is not given.
+        """
+        conv, rgb = generator.conv_sizes, generator.rgb_sizes
+        count = max(len(conv), len(rgb)) + 1 if config.get("shared_indicators", True) else len(conv) + len(rgb)
+        own = {"conv_sizes": conv, "rgb_sizes": rgb, "padded_width": max(conv + rgb), "num_indicators": count}
+        return cls(tree, **(own | config))
 
     @property
     def spec(self) -> FusionSpec:

@@ -91,12 +91,16 @@ def covers(x: torch.Tensor) -> bool:
     return _enabled(x.device.type)
 
 
-@torch.compiler.assume_constant_result  # a compiled graph holds the answer, not files and locks
 def _enabled(device: str) -> bool:
     if traced_or_transformed():
         return False
     choice = _choices.get(device)
     return (choice or choose(device)).native
+
+
+# A compiled graph holds the answer, not files and locks. This is all that torch.compiler.assume_constant_result does,
+# beside importing torch._dynamo, which takes as long as torch itself.
+_enabled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose(device: str) -> Choice:

@@ -1,0 +1,431 @@
+"""MobileStyleGAN in OpenVINO graphs: recognized by what the layers compute and how they are connected, never by names.
+
+Both networks are walked from the result back to the input, and every layer on the way must be the one that the
+architecture has there. Shapes are computed from constants beforehand (`ir_operations.infer`), so that it does not
+matter how an exporter writes them. What consists of many layers and has one meaning (pixel norm, the inverse wavelet
+transform) is recognized by its values: it must compute what the model computes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stylefusion_hf.conversion.inert import Budget, ConversionError
+from stylefusion_hf.conversion.ir_operations import Values, infer, run
+from stylefusion_hf.conversion.layouts import Converted
+from stylefusion_hf.conversion.openvino_ir import Graph, Layer, Output, parse_dims
+from stylefusion_hf.models.layers import normalize_2nd_moment
+from stylefusion_hf.models.mobile_stylegan import SLOPE, MobileStyleGANGenerator
+from stylefusion_hf.ops.wavelets import inverse_haar
+
+GAIN = math.sqrt(2)  # of the mapping network's activations
+TOLERANCE = 1e-4  # between a part of a graph and the same part of the model, relative to the largest number
+CODE_TOLERANCE, IMAGE_TOLERANCE = 1e-4, 1e-3  # of whole networks
+RESHAPES = ("Reshape", "Squeeze", "Unsqueeze")
+LINEAR = (
+    *RESHAPES,
+    "Add",
+    "Concat",
+    "GroupConvolutionBackpropData",
+    "Split",
+    "Subtract",
+    "Transpose",
+    "VariadicSplit",
+)
+
+
+@dataclass
+class Network:
+    """A graph with what `infer` found, and steps of the walk through it."""
+
+    graph: Graph
+    values: Values = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = infer(self.graph)
+
+    @property
+    def parameter(self) -> Output:
+        (layer,) = self.graph.of_type("Parameter")
+        return layer.id, next(iter(layer.outputs))
+
+    @property
+    def result(self) -> Output:
+        return self.graph.of_type("Result")[0].inputs[0]
+
+    def shape(self, output: Output) -> tuple[int, ...]:
+        return tuple(self.values[output].shape)
+
+    def layer(self, output: Output) -> Layer:
+        return self.graph.layers[output[0]]
+
+    def is_constant(self, output: Output) -> bool:
+        return not self.values[output].is_meta
+
+    def error(self, output: Output, expected: str) -> ConversionError:
+        shape = "x".join(map(str, self.shape(output))) or "one number"
+        return self.graph.error(
+            f"is no MobileStyleGAN that is known here: {self.layer(output)} gives {shape} where {expected} is expected"
+        )
+
+    def expect(self, output: Output, kind: str, expected: str) -> list[Output]:
+        """The inputs of the layer that gives `output`, which must be of that type."""
+        layer = self.layer(output)
+        if layer.type != kind:
+            raise self.error(output, f"{expected} ({kind})")
+        return layer.inputs
+
+    def operands(self, output: Output, kind: str, expected: str) -> tuple[Output, Tensor]:
+        """The varying input and the constant one, in either order."""
+        inputs = self.expect(output, kind, expected)
+        varying = [source for source in inputs if not self.is_constant(source)]
+        if len(inputs) != 2 or len(varying) != 1:
+            raise self.error(output, f"{expected} ({kind} with one constant)")
+        (other,) = (source for source in inputs if source != varying[0])
+        return varying[0], self.values[other]
+
+    def second(self, output: Output, kind: str, expected: str) -> tuple[Output, Tensor]:
+        """As `operands`, where the constant must come second, as weights do."""
+        inputs = self.expect(output, kind, expected)
+        if len(inputs) != 2 or self.is_constant(inputs[0]) or not self.is_constant(inputs[1]):
+            raise self.error(output, f"{expected} ({kind} with constant weights)")
+        return inputs[0], self.values[inputs[1]]
+
+    def constants_used(self) -> set[str]:
+        """Ids of the constants that the result depends on."""
+        seen: set[str] = set()
+        pending = [layer.id for layer in self.graph.of_type("Result")]
+        while pending:
+            layer = self.graph.layers[pending.pop()]
+            if layer.id not in seen:
+                seen.add(layer.id)
+                pending += [giver for giver, _ in layer.inputs]
+        return {layer.id for layer in self.graph.of_type("Const")} & seen
+
+    def unused(self) -> list[str]:
+        """Names of the constants that play no part."""
+        used = self.constants_used()
+        return [f"{self.graph.file}: {layer}" for layer in self.graph.of_type("Const") if layer.id not in used]
+
+    # --- What both networks have -------------------------------------------------------------------------------------
+
+    def linear(self, output: Output, expected: str) -> tuple[Output, Tensor, Tensor]:
+        """x, weight (out, in) and bias (out,) of a matrix product with a bias."""
+        product, bias = self.operands(output, "Add", f"the bias of {expected}")
+        x, weight = self.second(product, "MatMul", expected)
+        attributes = self.layer(product).attributes
+        if weight.ndim != 2 or attributes.get("transpose_a", "false").lower() not in ("false", "0"):
+            raise self.error(product, expected)
+        if attributes.get("transpose_b", "false").lower() not in ("true", "1"):
+            weight = weight.t()
+        if bias.numel() != len(weight) or self.shape(output) != (1, len(weight)):
+            raise self.error(output, f"the bias of {expected}, one number for each of its {len(weight)} outputs")
+        return x, weight, bias.flatten()
+
+    def leaky_relu(self, output: Output, expected: str) -> Output:
+        """What the activation is of."""
+        x, slope = self.second(output, "PReLU", expected)
+        if not torch.allclose(slope.float(), torch.tensor(SLOPE)):
+            raise self.error(output, f"a leaky ReLU of slope {SLOPE}, not {float(slope.flatten()[0]):g},")
+        return x
+
+
+# --- Mapping: pixel norm and layers of leaky ReLU --------------------------------------------------------------------
+
+
+def is_mapping(network: Network) -> bool:
+    """Whether the network gives vectors; the synthesis network gives pictures."""
+    return len(network.shape(network.result)) == 2
+
+
+def read_mapping(network: Network) -> tuple[dict, dict[str, Tensor]]:
+    """Config and weights of the mapping network."""
+    x, layers = network.result, []
+    first = network.shape(network.parameter)
+    while not _is_pixel_norm(network, x):
+        active, gain = network.operands(x, "Multiply", "the gain of a mapping layer's activation, or pixel norm")
+        if gain.numel() != 1 or not float(gain) > 0:
+            raise network.error(x, "a positive gain")
+        x, weight, bias = network.linear(network.leaky_relu(active, "an activation"), "a mapping layer")
+        # The model's gain is fixed. A leaky ReLU commutes with positive factors: another gain goes into the weights.
+        factor = float(gain) / GAIN
+        layers.append((scaled(weight, factor), scaled(bias, factor)))
+    if not layers:
+        raise network.error(x, "a mapping layer")
+    layers.reverse()
+    widths = [len(weight) for weight, _ in layers]
+    if len(set(widths[:-1])) > 1:
+        raise network.graph.error(f"its mapping layers have different widths: {widths[:8]}")
+    config = {
+        "z_dim": first[1],
+        "w_dim": widths[-1],
+        "mapping_layers": len(layers),
+        "mapping_width": None if len(set(widths)) == 1 else widths[0],
+    }
+    state = {}
+    for i, (weight, bias) in enumerate(layers):
+        state[f"mapping.layers.{i}.weight"], state[f"mapping.layers.{i}.bias"] = weight, bias
+    return config, state
+
+
+def _is_pixel_norm(network: Network, output: Output) -> bool:
+    """Whether `output` is the input, scaled to a mean square of one."""
+    given = network.shape(network.parameter)
+    if network.shape(output) != given or network.layer(output).type not in ("Multiply", "Divide"):
+        return False
+    if any(network.is_constant(source) for source in network.layer(output).inputs):
+        return False
+    z = torch.randn(given, generator=torch.Generator().manual_seed(0))
+    (found,) = run(network.graph, network.values, {network.parameter: z}, [output])
+    return bool(torch.allclose(found, normalize_2nd_moment(z), rtol=TOLERANCE, atol=TOLERANCE))
+
+
+# --- Synthesis -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Style:
+    """An affine layer."""
+
+    output: Output
+    weight: Tensor
+    bias: Tensor
+
+
+class SynthesisReader:
+    """Walks a synthesis network from the picture back to the constant that it starts from.
+
+    Attributes:
+        state: after `read`, the layers' weights under the model's names.
+        styles: after `read`, the affine layers in the order in which a style code packs them.
+    """
+
+    def __init__(self, network: Network):
+        self.network = network
+        self.state: dict[str, Tensor] = {}
+        self.styles: list[Style] = []
+
+    def read(self) -> dict:
+        """The config of the synthesis network."""
+        net = self.network
+        shape = net.shape(net.result)
+        if len(shape) != 4 or shape[0] != 1 or shape[2] != shape[3]:
+            raise net.error(net.result, "one square picture")
+        styled, part = self._convolution(self._wavelets(net.result, "the picture"), "the picture's layer")
+        if part["weight"].shape[2:] != (1, 1) or "noise" in part:
+            raise net.error(net.result, "a 1 x 1 convolution without noise before the last wavelet transform")
+        x, gain = self._styled(styled, "the picture's layer")
+        weight = part["weight"]
+        self.state |= {
+            "synthesis.to_image.weight": scaled(weight, gain * math.sqrt(weight.shape[1])),
+            "synthesis.to_image.bias": part["bias"],
+        }
+        blocks, channels = [], [weight.shape[1]]
+        while True:
+            active = net.leaky_relu(x, "an activation")
+            styled, second = self._convolution(active, "a convolution")
+            if second["weight"].shape[2:] != (1, 1):
+                break
+            y, second = self._separable(styled, second)
+            styled, first = self._convolution(net.leaky_relu(y, "an activation"), "a 1 x 1 convolution")
+            y, first = self._separable(styled, first)
+            x, gain = self._styled(self._wavelets(y, "the input of a depthwise convolution"), "a wavelet transform")
+            # The transform is linear: a gain of its style goes into the convolution that follows.
+            first["depthwise"] = scaled(first["depthwise"], gain)
+            blocks.append((first, second))
+            channels.append(net.shape(x)[1])
+        self._first_layer(styled, second)
+        noises = {"synthesis.conv": second.get("noise")}
+        for k, block in enumerate(reversed(blocks)):
+            for name, part in zip(("conv1", "conv2"), block, strict=True):
+                prefix = f"synthesis.blocks.{k}.{name}"
+                noises[prefix] = part.pop("noise", None)
+                self.state |= {f"{prefix}.{key}": tensor for key, tensor in part.items()}
+        self.styles.reverse()
+        self.state["affine_weight"] = torch.cat([style.weight for style in self.styles])
+        self.state["affine_bias"] = torch.cat([style.bias for style in self.styles])
+        return {
+            "resolution": shape[2],
+            "channels": channels[::-1],
+            "img_channels": shape[1],
+            "w_dim": self.styles[0].weight.shape[1],
+            "use_noise": self._noise(noises),
+        }
+
+    # --- Parts of a block --------------------------------------------------------------------------------------------
+
+    def _first_layer(self, styled: Output, part: dict[str, Tensor]) -> None:
+        """3 x 3 convolution of the styled constant."""
+        net, weight = self.network, part["weight"]
+        if weight.shape[2:] != (3, 3):
+            raise net.error(styled, "the input of a 1 x 1 or 3 x 3 convolution")
+        const, gain = self._styled(styled, "the first layer")
+        if not net.is_constant(const) or net.shape(const)[2:] != (4, 4):
+            raise net.error(const, "a constant of 4 x 4")
+        self.state |= {
+            "synthesis.const": net.values[const][0],
+            "synthesis.conv.weight": scaled(weight, gain * math.sqrt(9 * weight.shape[1])),
+            "synthesis.conv.bias": part["bias"],
+        }
+
+    def _separable(self, depthwise: Output, pointwise: dict[str, Tensor]) -> tuple[Output, dict[str, Tensor]]:
+        """What a styled depthwise convolution is of, and the weights of both convolutions."""
+        net = self.network
+        channels = net.shape(depthwise)[1]
+        kind = "Convolution" if channels == 1 and net.layer(depthwise).type == "Convolution" else "GroupConvolution"
+        styled, weight = net.second(depthwise, kind, "a depthwise convolution")
+        if weight.shape[0] != channels or weight.numel() != 9 * channels or not self._plain(depthwise, 1):
+            raise net.error(depthwise, "a depthwise 3 x 3 convolution of stride 1")
+        x, gain = self._styled(styled, "a depthwise convolution")
+        part = {"depthwise": scaled(weight.reshape(channels, 1, 3, 3), gain * math.sqrt(9 * channels))}
+        part |= {"pointwise": pointwise["weight"], "bias": pointwise["bias"]}
+        return x, part | ({"noise": pointwise["noise"]} if "noise" in pointwise else {})
+
+    def _convolution(self, output: Output, expected: str) -> tuple[Output, dict[str, Tensor]]:
+        """What a convolution is of, and its weight, bias and perhaps noise."""
+        net, part = self.network, {}
+        channels, size = net.shape(output)[1], net.shape(output)[2:]
+        while net.layer(output).type == "Add":
+            output, constant = net.operands(output, "Add", f"the bias or noise of {expected}")
+            dims = (1,) * (4 - constant.ndim) + tuple(constant.shape)
+            kind = {(1, 1, *size): "noise", (1, channels, 1, 1): "bias"}.get(dims)
+            if kind is None or kind in part:
+                raise net.error(output, f"a convolution, with one bias and one noise of {expected} after it,")
+            part[kind] = constant.reshape(size if kind == "noise" else (channels,))
+        x, weight = net.second(output, "Convolution", expected)
+        if "bias" not in part:
+            raise net.error(output, f"a bias after {expected}")
+        if weight.shape[2] != weight.shape[3] or not self._plain(output, weight.shape[2] // 2):
+            raise net.error(output, f"{expected} of stride 1 that keeps the size")
+        return x, part | {"weight": weight}
+
+    def _plain(self, output: Output, padding: int) -> bool:
+        """Whether a convolution has stride and dilation 1, and this padding."""
+        attributes = self.network.layer(output).attributes
+        wanted = {"strides": (1, 1), "dilations": (1, 1), "pads_begin": (padding,) * 2, "pads_end": (padding,) * 2}
+        return all(parse_dims(attributes.get(name, "")) == dims for name, dims in wanted.items())
+
+    def _styled(self, output: Output, expected: str) -> tuple[Output, float]:
+        """What a style scales, and the gain of the style; the style's affine layer is noted."""
+        net = self.network
+        inputs = net.expect(output, "Multiply", f"the styled input of {expected}")
+        columns = (1, net.shape(output)[1], 1, 1)
+        styles = [source for source in inputs if net.shape(source) == columns and not net.is_constant(source)]
+        if len(inputs) != 2 or len(styles) != 1:
+            raise net.error(output, f"the input of {expected}, scaled by a style of one number per channel,")
+        (x,) = (source for source in inputs if source != styles[0])
+        if net.shape(x) != net.shape(output):
+            raise net.error(x, f"the input of {expected}")
+        (style,), gain = styles, 1.0
+        while net.layer(style).type in (*RESHAPES, "Multiply"):
+            if net.layer(style).type == "Multiply":
+                style, factor = net.operands(style, "Multiply", "the gain of a style")
+                if factor.numel() != 1:
+                    raise net.error(style, "a style with one gain for all channels")
+                gain *= float(factor)
+            else:
+                style = net.layer(style).inputs[0]
+        source, weight, bias = net.linear(style, f"the affine layer of {expected}")
+        if source != net.parameter or len(weight) != columns[1]:
+            raise net.error(source, f"the input w of the affine layer of {expected}")
+        self.styles.append(Style(style, weight, bias))
+        return x, gain
+
+    def _wavelets(self, output: Output, expected: str) -> Output:
+        """What `output` is the inverse Haar transform of."""
+        net = self.network
+        batch, channels, height, width = net.shape(output)
+        bands = (batch, 4 * channels, height // 2, width // 2)
+        found: set[Output] = set()
+        pending, seen = [output], {output}
+        while pending:
+            at = pending.pop()
+            if net.shape(at) == bands:
+                found.add(at)
+            elif net.layer(at).type in LINEAR:
+                more = [s for s in net.layer(at).inputs if s not in seen and not net.is_constant(s)]
+                pending += more
+                seen.update(more)
+            else:
+                raise net.error(at, f"a part of the inverse wavelet transform that gives {expected}")
+        if len(found) != 1:
+            raise net.error(output, f"the inverse wavelet transform of {'x'.join(map(str, bands))}")
+        (source,) = found
+        x = torch.randn(bands, generator=torch.Generator().manual_seed(0))
+        (given,) = run(net.graph, net.values, {source: x}, [output])
+        if not torch.allclose(given, inverse_haar(x), rtol=TOLERANCE, atol=TOLERANCE):
+            raise net.error(output, "the inverse Haar transform of bands LL, then LH, HL, HH of each channel,")
+        return source
+
+    def _noise(self, noises: dict[str, Tensor | None]) -> bool:
+        """Noise as maps of unit size and their strengths. False where no layer has any."""
+        if all(noise is None for noise in noises.values()):
+            return False
+        for k, (prefix, noise) in enumerate(noises.items()):
+            side = 4 * 2 ** ((k + 1) // 2)
+            noise = torch.zeros(side, side) if noise is None else noise
+            strength = noise.float().square().mean().sqrt()
+            self.state[f"{prefix}.noise_strength"] = strength
+            self.state[f"{prefix}.noise_const"] = noise / strength if strength > 0 else noise
+        return True
+
+
+def scaled(weight: Tensor, factor: float) -> Tensor:
+    """The weight in the model's own scale; as it is where that is the file's."""
+    return weight if abs(factor - 1) < 1e-7 else weight * factor
+
+
+# --- Both networks ---------------------------------------------------------------------------------------------------
+
+
+def read_networks(mapping: Network, synthesis: Network, psi: float) -> tuple[Converted, list[Style]]:
+    """Config and weights of the generator that two graphs are, and its affine layers in the order of a code.
+
+    Raises:
+        ConversionError: names the first layer that is not what the architecture has there.
+    """
+    reader = SynthesisReader(synthesis)
+    config, state = read_mapping(mapping)
+    shape = reader.read()
+    if shape["w_dim"] != config["w_dim"]:
+        raise synthesis.graph.error(
+            f"takes a w of {shape['w_dim']} numbers, but {mapping.graph.file} gives {config['w_dim']}: they are not of"
+            " one model"
+        )
+    budget = Budget(synthesis.graph.file, len(mapping.graph.weights) + len(synthesis.graph.weights))
+    state |= reader.state
+    for tensor in state.values():
+        budget.charge_data(4 * tensor.numel())  # many layers may share one constant
+    config |= shape | {"label_dim": 0, "truncation_psi": psi}
+    return Converted(config, state, [*mapping.unused(), *synthesis.unused()]), reader.styles
+
+
+@torch.inference_mode()
+def compare_with_graphs(
+    generator: MobileStyleGANGenerator, mapping: Network, synthesis: Network, styles: list[Style], seed: int = 0
+) -> dict[str, float]:
+    """Largest differences between a converted model and the graphs, run as they are, on one sample.
+
+    Raises:
+        ConversionError: the differences are more than rounding.
+    """
+    z = torch.randn(1, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
+    (w,) = run(mapping.graph, mapping.values, {mapping.parameter: z}, [mapping.result])
+    wanted = [*(style.output for style in styles), synthesis.result]
+    *codes, picture = run(synthesis.graph, synthesis.values, {synthesis.parameter: w}, wanted)
+    code = torch.cat(codes, dim=1)
+    pairs = (
+        ("w", generator.mapping(z), w, CODE_TOLERANCE),
+        ("style code", generator.to_style(w), code, CODE_TOLERANCE),
+        ("picture", generator.synthesis(code), picture, IMAGE_TOLERANCE),
+    )
+    errors = {}
+    for name, found, expected, tolerance in pairs:
+        errors[name] = float((found - expected).abs().max())
+        if not errors[name] <= tolerance * max(1.0, float(expected.abs().max())):
+            raise synthesis.graph.error(f"the converted model's {name} differs from the graph's by {errors[name]:.2g}")
+    return errors

@@ -1,0 +1,169 @@
+"""What picture files declare, read before Pillow sees them: sizes that its decoders would allocate, and PNG text.
+
+Pillow checks the size of a picture after its file was opened. Two formats cost memory before: a WebP file's canvas is
+allocated, and every tag of a TIFF directory is copied, although all of them may point to the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from typing import BinaryIO, Literal
+
+from stylefusion_hf.core.regular_files import open_regular
+
+PNG = b"\x89PNG\r\n\x1a\n"
+MAX_EXIF = 2**20  # bytes in a JPEG file; one segment has 64 KiB
+MAX_CHUNKS = 100_000  # of a PNG file; encoders write pixels in chunks of 8 KiB and more
+TAG_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # TIFF's; else 1 byte
+
+
+def check_header(file: BinaryIO, most_pixels: int) -> None:
+    """Refuse what would cost much before Pillow has told a picture's size; leaves the file at its beginning.
+
+    Raises:
+        ValueError: a WebP canvas of more than `most_pixels`.
+        OSError: a TIFF directory, or that of EXIF data in a JPEG file, whose tags claim more bytes than there are.
+    """
+    file.seek(0)
+    start = file.read(30)
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        width, height = _webp_size(start)
+        if width * height > most_pixels:
+            raise ValueError(f"is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels")
+    elif start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        check_tags(file)
+    elif start[:2] == b"\xff\xd8":
+        check_tags(io.BytesIO(_jpeg_exif(file)))
+    file.seek(0)
+
+
+def _webp_size(start: bytes) -> tuple[int, int]:
+    """(width, height) that the first chunk declares; (0, 0) where there is none that is known."""
+    kind = start[12:16]
+    if kind == b"VP8X" and len(start) >= 30:
+        return 1 + int.from_bytes(start[24:27], "little"), 1 + int.from_bytes(start[27:30], "little")
+    if kind == b"VP8L" and len(start) >= 25:
+        bits = int.from_bytes(start[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 " and len(start) >= 30:
+        width, height = struct.unpack("<HH", start[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    return 0, 0
+
+
+def _jpeg_exif(file: BinaryIO) -> bytes:
+    """The EXIF data of a JPEG file, which Pillow joins where they are in several segments."""
+    file.seek(2)
+    exif = b""
+    while (head := file.read(4))[:1] == b"\xff" and len(head) == 4 and head[1] not in (0xD9, 0xDA):
+        if head[1] == 0xFF:  # filling
+            file.seek(-3, os.SEEK_CUR)
+            continue
+        length = int.from_bytes(head[2:], "big") - 2
+        data = file.read(6) if head[1] == 0xE1 and length >= 6 else b""
+        if data == b"Exif\0\0":
+            exif += file.read(length - 6)
+            if len(exif) > MAX_EXIF:
+                raise OSError(f"damaged: it has more than {MAX_EXIF:,} bytes of EXIF data")
+        else:
+            file.seek(max(0, length) - len(data), os.SEEK_CUR)
+    return exif
+
+
+def count_pages(file: BinaryIO, most: int) -> int:
+    """How many directories a TIFF file has, up to `most`; none of their tags is read. The file's position is kept."""
+    here = file.tell()
+    file.seek(0)
+    head = file.read(16)
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+    big = head[2:4] in (b"+\0", b"\0+")
+    offset = int.from_bytes(head[8:16] if big else head[4:8], order)
+    pages = 0
+    while offset and pages < most:
+        file.seek(offset % 2**62)
+        count = int.from_bytes(file.read(8 if big else 2), order)
+        file.seek(count * (20 if big else 12) % 2**61, os.SEEK_CUR)
+        offset = int.from_bytes(file.read(8 if big else 4), order)
+        pages += 1
+    file.seek(here)
+    return pages
+
+
+def check_tags(file: BinaryIO) -> None:
+    """OSError where the tags of a TIFF file's first directory claim more bytes than the whole file has.
+
+    Also for the EXIF data of other formats, which are a TIFF file of their own.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(16)
+    order, big = "<" if head[:2] == b"II" else ">", head[2:4] in (b"+\0", b"\0+")
+    counted, entry, claimed = (8, 20, 0) if big else (2, 12, 0)
+    file.seek(int.from_bytes(head[8:16] if big else head[4:8], "little" if order == "<" else "big") % 2**62)
+    count = int.from_bytes(file.read(counted), "little" if order == "<" else "big")
+    data = file.read(min(count, 2**16) * entry)
+    for at in range(0, len(data) - entry + 1, entry):
+        kind, length = struct.unpack_from(order + ("HQ" if big else "HI"), data, at + 2)
+        claimed += length * TAG_SIZES.get(kind, 1)
+    if claimed > size:
+        raise OSError("damaged: its tags claim more bytes than it has")
+
+
+def read_png_text(path: str | os.PathLike[str], keyword: str, most: int) -> str | None:
+    """The text that a PNG file keeps under a keyword (tEXt, zTXt or iTXt), or None; no pixel is decoded.
+
+    Args:
+        path: the file.
+        keyword: the first chunk of this keyword counts.
+        most: bytes that the text may have, once it is inflated.
+
+    Raises:
+        OSError: the file cannot be read, is not regular, or is cut off or damaged before the text is found.
+        ValueError: not a PNG file, more chunks than a picture has, or a longer text.
+    """
+    key = keyword.encode("latin-1") + b"\0"
+    with open_regular(path) as file:
+        if file.read(8) != PNG:
+            raise ValueError("not a PNG file")
+        for _ in range(MAX_CHUNKS):
+            head = file.read(8)
+            if len(head) < 8:
+                raise OSError("the file is cut off")
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if kind == b"IEND":
+                return None
+            taken = b""
+            if kind in (b"tEXt", b"zTXt", b"iTXt"):
+                taken = file.read(min(length, len(key)))
+            if taken != key:
+                file.seek(length - len(taken) + 4, os.SEEK_CUR)
+                continue
+            if length > most + 1024:  # a keyword, and iTXt's language
+                raise ValueError(f"its text {keyword!r} is longer than {most:,} bytes")
+            data = file.read(length - len(taken))
+            if file.read(4) != zlib.crc32(kind + taken + data).to_bytes(4, "big"):
+                raise OSError("its text is damaged, or cut off")
+            return _text(kind, data, most, keyword)
+    raise ValueError(f"it has more than {MAX_CHUNKS:,} chunks")
+
+
+def _text(kind: bytes, data: bytes, most: int, keyword: str) -> str:
+    """A text chunk's text, from the bytes that follow its keyword."""
+    encoding, packed = "latin-1", kind == b"zTXt"
+    if kind == b"zTXt":
+        data = data[1:]  # the method of compression: there is one
+    elif kind == b"iTXt":
+        encoding, packed = "utf-8", data[:1] == b"\1"
+        data = data[2:].partition(b"\0")[2].partition(b"\0")[2]  # language, translated keyword
+    if packed:
+        inflate = zlib.decompressobj()
+        try:
+            data = inflate.decompress(data, most + 1)
+        except zlib.error as error:
+            raise OSError(f"its text cannot be inflated: {error}") from None
+    if len(data) > most:
+        raise ValueError(f"its text {keyword!r} is longer than {most:,} bytes")
+    return data.decode(encoding, "replace")

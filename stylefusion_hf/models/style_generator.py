@@ -1,0 +1,285 @@
+"""What every generator of this package is: z --mapping--> w --affine--> s --synthesis--> picture.
+
+Pipelines, fusion nets, edits, inversion and evaluation know a generator by this interface alone. A style code s packs
+the vectors of all convolutions (`conv0`, `conv1`, ...), then those of all layers that make pictures (`rgb0`, ...). One
+matrix holds all affine layers, so that a code comes from one product.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Self
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from stylefusion_hf.core.checks import check_path, short
+from stylefusion_hf.core.codes import NOISE_MODES
+from stylefusion_hf.core.hub_files import snapshot
+from stylefusion_hf.models.layers import MappingNetwork
+from stylefusion_hf.models.loading import StrictModelMixin
+
+
+@dataclass
+class GeneratorOutput(BaseOutput):
+    """`sample`: images (B, C, H, W), about [-1, 1]. `style_codes`: the packed codes (B, S) they were made from."""
+
+    sample: torch.Tensor
+    style_codes: torch.Tensor
+
+
+class StyleGenerator(StrictModelMixin, ConfigMixin):
+    """The interface of generators with a style space, and what they share.
+
+    A subclass sets `mapping` and `synthesis`, calls `_add_affine`, and has in its config `resolution`, `channels` (one
+    count for each resolution that has features, from 4 up), `img_channels`, `z_dim`, `w_dim`, `label_dim`, `use_noise`
+    and `truncation_psi`.
+
+    `StyleGenerator.from_pretrained` loads whichever generator a folder or repository holds.
+
+    Attributes:
+        mapping: z (B, z_dim), and labels (B, label_dim) if there are any -> w (B, w_dim).
+        synthesis: `synthesis(s, noise_mode="const", return_features=False, generator=None, up_to=None)`: style codes
+            (B, S) -> images (B, C, H, W), or (images, {height: features (B, c, height, height)}).
+        w_avg: (w_dim,), the mean of w.
+        style_rows: (S,), the row of w+ that each number of a style code comes from.
+    """
+
+    config: Any
+    mapping: MappingNetwork
+    synthesis: Any  # each architecture's own network
+    affine_weight: Tensor
+    affine_bias: Tensor
+    affine_gain: float
+    w_avg: Tensor
+    style_rows: Tensor
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
+        if cls is not StyleGenerator:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        kind = _saved_class(check_path(pretrained_model_name_or_path), kwargs)
+        return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def _add_affine(self, w_dim: int, gain: float = 1.0, spread: float = 1.0) -> None:
+        """The affine layers w -> s. Their bias starts at one, so that a style starts as "leave as it is".
+
+        Args:
+            gain: of the stored weights when they are used.
+            spread: the stored weights' standard deviation.
+        """
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+        self.affine_weight = nn.Parameter(torch.randn(self.style_dim, w_dim) * spread)
+        self.affine_bias = nn.Parameter(torch.ones(self.style_dim))
+        self.affine_gain = gain
+        rows = zip([*self._conv_rows, *self._rgb_rows], self.style_sizes.values(), strict=True)
+        numbers = [row for row, size in rows for _ in range(size)]
+        self.register_buffer("style_rows", torch.tensor(numbers), persistent=False)
+
+    # --- Shapes ------------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def conv_sizes(self) -> list[int]:
+        """Widths of the convolutions' style vectors."""
+
+    @property
+    @abstractmethod
+    def rgb_sizes(self) -> list[int]:
+        """Widths of the style vectors of the layers that make pictures."""
+
+    @property
+    @abstractmethod
+    def conv_resolutions(self) -> list[int]:
+        """For each convolution, the height of what it gives."""
+
+    @property
+    @abstractmethod
+    def rgb_resolutions(self) -> list[int]:
+        """For each layer that makes a picture, the height of the features that it reads."""
+
+    @property
+    @abstractmethod
+    def num_ws(self) -> int:
+        """Rows of w+."""
+
+    @property
+    @abstractmethod
+    def _conv_rows(self) -> list[int]: ...
+
+    @property
+    @abstractmethod
+    def _rgb_rows(self) -> list[int]: ...
+
+    @property
+    def style_sizes(self) -> dict[str, int]:
+        """Widths of all style vectors by name, in the order in which a code packs them: conv0, ..., rgb0, ..."""
+        conv, rgb = self.conv_sizes, self.rgb_sizes
+        names = [f"conv{i}" for i in range(len(conv))] + [f"rgb{k}" for k in range(len(rgb))]
+        return dict(zip(names, [*conv, *rgb], strict=True))
+
+    @property
+    def style_resolutions(self) -> dict[str, int]:
+        """The resolution that each style vector acts at, by name."""
+        return dict(zip(self.style_sizes, [*self.conv_resolutions, *self.rgb_resolutions], strict=True))
+
+    @property
+    def style_dim(self) -> int:
+        """S, the length of a packed style code."""
+        return sum(self.conv_sizes) + sum(self.rgb_sizes)
+
+    @property
+    def feature_sizes(self) -> dict[int, int]:
+        """{height: channels} of the feature maps that `synthesis` returns."""
+        return {4 * 2**k: width for k, width in enumerate(self.config.channels)}
+
+    @property
+    @abstractmethod
+    def picture_sizes(self) -> list[int]:
+        """The heights that `synthesis(s, up_to=height)` gives a picture of, the full size last."""
+
+    # --- From space to space -----------------------------------------------------------------------------------------
+
+    def truncate(self, w: torch.Tensor, psi: float | torch.Tensor, cutoff: int | None = None) -> torch.Tensor:
+        """Move w towards the mean: mean + psi * (w - mean).
+
+        Args:
+            w: (B, w_dim) or w+ (B, num_ws, w_dim).
+            psi: 1 leaves w alone, 0 gives the mean; a number, or a tensor of one.
+            cutoff: truncate only the first so many rows; the result is then always w+.
+        """
+        self._check_w(w)
+        mean = self.w_avg.to(w)
+        if cutoff is None:
+            return mean + psi * (w - mean)
+        if not 0 <= cutoff <= self.num_ws:
+            raise ValueError(f"truncation cutoff must be between 0 and {self.num_ws} (the rows of w+), got {cutoff}")
+        rows = w.unsqueeze(1).expand(-1, self.num_ws, -1) if w.ndim == 2 else w
+        return torch.cat([mean + psi * (rows[:, :cutoff] - mean), rows[:, cutoff:]], dim=1)
+
+    def to_style(self, w: torch.Tensor) -> torch.Tensor:
+        """w (B, w_dim) or w+ (B, num_ws, w_dim) -> packed style codes (B, S)."""
+        self._check_w(w)
+        weight, bias = (self.affine_weight * self.affine_gain).to(w.dtype), self.affine_bias.to(w.dtype)
+        if w.ndim == 2:
+            return torch.addmm(bias, w, weight.t())
+        every = torch.matmul(w, weight.t())  # (B, num_ws, S): one product; each number is then taken from its own row
+        return every.gather(1, self.style_rows.expand(w.shape[0], 1, -1)).squeeze(1) + bias
+
+    def split_style(self, s: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Packed codes (B, S) -> {"conv0": (B, c), ..., "rgb0": (B, c), ...}, views of the same memory."""
+        check_style(s, self.style_dim)
+        sizes = self.style_sizes
+        return dict(zip(sizes, s.split(list(sizes.values()), dim=1), strict=True))
+
+    def _check_w(self, w: torch.Tensor) -> None:
+        d, n = self.w_avg.shape[0], self.num_ws
+        if not ((w.ndim == 2 and w.shape[1] == d) or (w.ndim == 3 and tuple(w.shape[1:]) == (n, d))):
+            raise ValueError(
+                f"expected w of shape (batch, {d}) or w+ of shape (batch, {n}, {d}), got {tuple(w.shape)}"
+            )
+
+    @torch.no_grad()
+    def estimate_w_avg(
+        self, num_samples: int = 4096, seed: int = 0, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Set and return the mean of w over a seeded draw of z: for checkpoints that do not store one."""
+        z = torch.randn(num_samples, self.config.z_dim, generator=torch.Generator().manual_seed(seed))
+        w = self.mapping(z.to(self.affine_weight), class_labels)
+        self.w_avg.copy_(w.float().mean(dim=0))
+        return self.w_avg
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        latent_type: str = "z",
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        noise_mode: str = "const",
+        return_dict: bool = True,
+    ) -> GeneratorOutput | tuple:
+        """Images from latents of any space: z (B, z_dim), w (B, w_dim), w+ (B, num_ws, w_dim) or s (B, S).
+
+        Truncation applies to z only. ValueError for an unknown `latent_type` or a wrong shape.
+        """
+        if latent_type not in ("z", "w", "w+", "s"):
+            raise ValueError(f"unknown latent_type {latent_type!r}; choose from z, w, w+, s")
+        s = latents
+        if latent_type == "z":
+            s = self.mapping(latents, class_labels)
+            if truncation_psi != 1.0:
+                s = self.truncate(s, truncation_psi, truncation_cutoff)
+        if latent_type != "s":
+            s = self.to_style(s)
+        image = self.synthesis(s, noise_mode=noise_mode)
+        return GeneratorOutput(sample=image, style_codes=s) if return_dict else (image, s)
+
+
+# --- Checks of synthesis' arguments ----------------------------------------------------------------------------------
+
+
+def check_style(s: Tensor, width: int) -> None:
+    """ValueError unless `s` is (batch, width)."""
+    if s.ndim != 2 or s.shape[1] != width:
+        raise ValueError(f"a style code of this generator is (batch, {width}), got {tuple(s.shape)}")
+
+
+def check_noise_mode(noise_mode: str) -> None:
+    if noise_mode not in NOISE_MODES:
+        raise ValueError(f"unknown noise_mode {noise_mode!r}; choose from {', '.join(NOISE_MODES)}")
+
+
+def check_up_to(up_to: int | None, resolutions: Sequence[int]) -> int:
+    """The resolution to stop at; ValueError if it is none of `resolutions`, the last of which is the default."""
+    if up_to is None:
+        return resolutions[-1]
+    if not isinstance(up_to, int) or isinstance(up_to, bool) or up_to not in resolutions:
+        raise ValueError(f"up_to is one of {', '.join(map(str, resolutions))}, got {short(up_to)}")
+    return up_to
+
+
+def draw_noise(size: int, batch: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(batch, 1, size, size) of normal numbers, on the device of `like`."""
+    device = like.device if generator is None else generator.device
+    shape = (batch, 1, size, size)
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(like.device)
+
+
+# --- Loading ---------------------------------------------------------------------------------------------------------
+
+
+def _saved_class(path: str, options: dict[str, Any]) -> type[StyleGenerator]:
+    """The class that a saved generator's config names; StyleGAN2's where it names none, for its errors."""
+    package = import_module("stylefusion_hf")  # which knows every class by its public name
+    name = f"{options.get('subfolder') or ''}/{StyleGenerator.config_name}".lstrip("/")
+    if os.path.exists(path):
+        saved = _class_name(os.path.join(path, name))
+    else:
+        with snapshot(path, name, options.get("revision"), options) as (folder, _):
+            saved = _class_name(os.path.join(folder, name))
+    found = getattr(package, saved, None) if saved in package.__all__ else None
+    if isinstance(found, type) and issubclass(found, StyleGenerator) and found is not StyleGenerator:
+        return found
+    if saved is None:
+        return package.StyleGAN2Generator
+    raise ValueError(f"{path} holds no generator of this package: its {name} is of a {short(saved)}")
+
+
+def _class_name(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.loads(file.read(2**24)).get("_class_name")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+StyleGenerator.__module__ = "stylefusion_hf"
