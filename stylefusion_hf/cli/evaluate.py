@@ -1,6 +1,7 @@
 """Measure a model: how local its swaps are, how much of the source they transfer, and how other methods compare.
 
 Prints tables, and writes report.json, report.md and report.png to --out. Figures have 95% bootstrap intervals.
+The comparison of methods always includes `mean` and `stranger`, which ignore the source.
 
     stylefusion evaluate --quick
     stylefusion evaluate --model runs/fusion --out evaluation
@@ -36,8 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sections", metavar="A,B", help="only these sections (default: all that apply)")
     parser.add_argument("--methods", metavar="A,B", help="only these methods, including stylefusion (default: all)")
+    parser.add_argument(
+        "--static-gates",
+        metavar="FOLDER",
+        help="also compare with nets of constant gates: an output folder of `stylefusion train fusion` with the"
+        " model's own flags and --static_steps at least --max_train_steps",
+    )
     parser.add_argument("--pairs", type=positive, help="pairs for the swap figures (default: 500)")
     parser.add_argument("--curve-pairs", type=positive, help="test pairs for comparing methods (default: 128)")
+    parser.add_argument("--calibration-pairs", type=positive, help="pairs of drawn avatars (default: 64)")
+    parser.add_argument("--global-pairs", type=positive, help="bases for the global figures (default: 64)")
     parser.add_argument("--limit-pairs", type=positive, help="pairs for the limit of S (default: 16; 64 with --full)")
     parser.add_argument("--limit-steps", type=positive, help="Adam steps for the limit of S (default: 150)")
     parser.add_argument(
@@ -51,9 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--psi", type=number, help="truncation (default: the model's own)")
     parser.add_argument("--seed", type=seed, default=0, help="selects the pairs, 0 to 200 (default: 0)")
-    parser.add_argument("--batch-size", type=positive, help="pairs per batch (default: 32, fewer above 128 pixels)")
+    parser.add_argument(
+        "--measuring-size",
+        type=positive,
+        metavar="PIXELS",
+        help="downscale larger pictures to this size (default: the smallest of the model's, the judges' and 256)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        help="pairs per batch, also for fitting methods (default: 32, fewer above 128 pixels)",
+    )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="a rough measurement in about two minutes, marked as such")
+    size.add_argument("--quick", action="store_true", help="a rough measurement in some minutes, marked as such")
     size.add_argument("--full", action="store_true", help="use more pairs for the limit of S")
     add_model_arguments(parser)
 
@@ -66,9 +85,10 @@ def run(args: argparse.Namespace) -> None:
     check_call(args)
 
     from stylefusion_hf.evaluation.backbone import Backbone
-    from stylefusion_hf.evaluation.evaluate import SECTIONS, Settings, build_subject, evaluate
+    from stylefusion_hf.evaluation.evaluate import Settings, build_subject, evaluate
     from stylefusion_hf.evaluation.judges import load_judges
     from stylefusion_hf.evaluation.realism import check_real
+    from stylefusion_hf.evaluation.run import SECTIONS
     from stylefusion_hf.models.layers import at_once
 
     settings = Settings(seed=args.seed, model=args.model or "the embedded model")
@@ -76,7 +96,8 @@ def run(args: argparse.Namespace) -> None:
         settings = settings.quickened()
     if args.full:
         settings = replace(settings, limit_pairs=64)
-    given = {k: getattr(args, k) for k in ("pairs", "curve_pairs", "limit_pairs", "limit_steps", "realism_count")}
+    numbers = ("pairs", "calibration_pairs", "curve_pairs", "global_pairs", "limit_pairs", "limit_steps")
+    given = {k: getattr(args, k) for k in (*numbers, "realism_count", "static_gates")}
     settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
     if args.curve_pairs is not None:
         settings = replace(settings, validation_pairs=max(2, args.curve_pairs // 3))
@@ -87,9 +108,8 @@ def run(args: argparse.Namespace) -> None:
     if args.psi is not None:
         if not args.psi > 0:
             raise ValueError(f"--psi {args.psi}: give a truncation above 0; at 0 all pictures are the same")
-        pipe.generator.register_to_config(
-            truncation_psi=args.psi
-        )  # for everything that draws samples, including the methods
+        # In the config, so that it applies to everything that draws samples, including the methods.
+        pipe.generator.register_to_config(truncation_psi=args.psi)
     judges = load_judges(args.judges, pipe.device)
     avatars = draws_avatars(judges)
     real = args.real or ("avatars" if avatars else "none")
@@ -97,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
     backbone = Backbone(args.backbone, pipe.device) if args.backbone else None
     size = pipe.generator.config.resolution
     batch = args.batch_size or at_once(size, 32)
-    subject = build_subject(pipe, judges, args.seed, batch, backbone)
+    subject = build_subject(pipe, judges, args.seed, batch, backbone, args.measuring_size)
     skipped = [] if avatars else ["calibration"]
     skipped += [] if settings.limit_pairs else ["limits"]
     names = split_list(args.sections) if args.sections else [n for n in SECTIONS if n not in skipped]

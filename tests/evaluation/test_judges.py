@@ -431,3 +431,10 @@ def test_the_judges_of_this_checkout_know_avatars_they_never_saw():
         [d[1] for d in drawn]
     )
     assert agreed.mean() > 0.95
+
+
+def test_the_evaluation_segmenters_field_grows_with_the_picture():
+    levels = {size: len(judges.segmenter_channels(size).split(",")) for size in (32, 64, 128, 256)}
+    assert levels == {32: 5, 64: 5, 128: 6, 256: 7}
+    # Two 3 x 3 convolutions a level, each twice as coarse as the one before: from 64 pixels on, the whole picture.
+    assert all(sum(4 * 2**k for k in range(n)) > size for size, n in levels.items())
