@@ -45,7 +45,7 @@ from stylefusion_hf.evaluation.statistics import Estimate, resamples
 from stylefusion_hf.imaging.sheets import BASE, draw_sheet
 from stylefusion_hf.models.layers import at_once
 
-RANKS, TUNING_SEEDS = (8, 16, 32), 16
+RANKS, TUNING_SEEDS = (16, 32, 64), 16
 FACTOR, LEAST_A, MOST_A = 1.7, 0.3, 5.0  # a is tried at 1 and at this factor's powers up or down, within bounds
 
 

@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pairs at once, when methods are fitted as well (default: 32, fewer above 128 pixels)",
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="a look of about two minutes, marked as one")
+    size.add_argument("--quick", action="store_true", help="a look of some minutes, marked as one")
     size.add_argument("--full", action="store_true", help="more pairs for the limit of S")
     add_model_arguments(parser)
 

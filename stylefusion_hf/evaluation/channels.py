@@ -41,6 +41,11 @@ def activation_energies(pipe, s: Tensor, masks: Tensor) -> list[Tensor]:
     masks: (B, R, H, W), brought to each layer's size.
     """
     net = pipe.generator.synthesis
+    if not hasattr(net, "rgbs"):
+        raise ValueError(
+            f"memberships are read from StyleGAN2's layers, not from those of {type(pipe.generator).__name__}: leave"
+            " editing-in-style and retrieve-in-style out of --methods"
+        )
     layers, inputs = [*net.convs, *net.rgbs], {}
 
     def keep(i: int):

@@ -52,7 +52,7 @@ class Settings:
     quick: bool = False
 
     def quickened(self) -> Settings:
-        """A look of about two minutes on two cores: wide intervals, few methods, no limits."""
+        """A look of some minutes on two cores: wide intervals, few methods, no limits."""
         few = ("stylefusion", "mean", "stranger", "interpolation", "editing-in-style-simultaneous")
         return replace(
             self, pairs=32, validation_pairs=8, curve_pairs=16, global_pairs=8, limit_pairs=0, walks=4,

@@ -88,7 +88,7 @@ def test_a_projected_edit_spares_what_lies_outside():
     offset = draw(1, STYLE_DIM, seed=3)
     projected = bench.edited("right", 1e-3 * offset)
     basis = bench.spans["right"]
-    torch.testing.assert_close(basis.transpose(1, 2) @ basis, torch.eye(32).expand(4, -1, -1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(basis.transpose(1, 2) @ basis, torch.eye(64).expand(4, -1, -1), atol=1e-4, rtol=0)
     step = projected - bench.base
     assert (basis[..., :16].transpose(1, 2) @ step[..., None]).abs().max() < 1e-5
     outside = (bench.labels != 2)[:, None]
