@@ -1,10 +1,12 @@
-"""StyleGAN2's discriminator (Karras et al., arXiv 1912.04958; residual architecture) as a diffusers model."""
+"""StyleGAN2's discriminator (Karras et al., arXiv 1912.04958; residual architecture) as a diffusers model, and one on
+the features of a frozen network."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
@@ -14,11 +16,13 @@ from stylefusion_hf.models.layers import (
     EqualizedConv,
     EqualizedLinear,
     MappingNetwork,
+    block_resolutions,
     channel_schedule,
     check_channels,
     to_fast_layout,
 )
 from stylefusion_hf.models.loading import StrictModelMixin
+from stylefusion_hf.models.segmenter import RegionSegmenter
 
 
 @dataclass
@@ -69,6 +73,11 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         mbstd_group_size, mbstd_channels: the minibatch standard deviation; 0 channels switch it off, after which a
             sample's logit does not depend on the rest of its batch.
         conv_clamp: limit of activations, for half precision.
+        input_skips: how many of the largest blocks are followed by a fromRGB layer of the image at their output's
+            resolution (the "input skips" of the paper's figure 7). Growing to twice the resolution adds one.
+
+    Raises:
+        ValueError: a resolution that is not a power of two, or numbers that do not fit it.
     """
 
     @register_to_config
@@ -84,6 +93,7 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         mbstd_group_size: int = 4,
         mbstd_channels: int = 1,
         conv_clamp: float | None = None,
+        input_skips: int = 0,
     ):
         super().__init__()
         channels = check_channels(channel_schedule(resolution) if channels is None else channels, resolution)
@@ -95,6 +105,8 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
                 f"got {mbstd_channels=}, {mbstd_group_size=}"
             )
         positive(img_channels=img_channels, conv_clamp=conv_clamp, label_embed_dim=label_embed_dim)
+        if not 0 <= input_skips <= len(channels) - 1:
+            raise ValueError(f"input_skips must be from 0 to {len(channels) - 1} (the blocks), got {input_skips}")
         self.register_to_config(channels=channels)
         c4 = channels[0]
         embed = label_embed_dim or c4
@@ -102,6 +114,9 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         # From the image's resolution down to 8 x 8.
         pairs = zip(channels[:0:-1], channels[-2::-1], strict=True)
         self.blocks = nn.ModuleList(DiscriminatorBlock(i, o, conv_clamp) for i, o in pairs)
+        self.skips = nn.ModuleList(
+            EqualizedConv(img_channels, width, 1, clamp=conv_clamp) for width in channels[-2::-1][:input_skips]
+        )
         self.mapping = MappingNetwork(0, label_dim, embed, mapping_layers, embed_dim=embed) if label_dim else None
         self.conv = EqualizedConv(c4 + mbstd_channels, c4, 3, clamp=conv_clamp)
         self.fc = EqualizedLinear(c4 * 16, c4, act="lrelu")
@@ -117,8 +132,11 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
                 f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
             )
         x = self.fromrgb(to_fast_layout(images))
-        for block in self.blocks:
+        for k, block in enumerate(self.blocks):
             x = block(x)
+            if k < len(self.skips):
+                images = F.avg_pool2d(images, 2)
+                x = x + self.skips[k](to_fast_layout(images))
         if self.config.mbstd_channels:
             x = minibatch_std(x, self.config.mbstd_group_size, self.config.mbstd_channels)
         x = self.out(self.fc(self.conv(x).flatten(1)))
@@ -129,3 +147,85 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
 
 
 StyleGAN2Discriminator.__module__ = "stylefusion_hf"
+
+
+def turn_into_buffers(module: nn.Module) -> None:
+    """Parameters become buffers of the same names: they are saved and moved, and nothing can train them."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, parameter.detach())
+
+
+class FeatureHead(nn.Module):
+    """The small discriminator of one level: features (B, width, size, size) -> logits (B, 1)."""
+
+    def __init__(self, width: int, size: int, group_size: int):
+        super().__init__()
+        self.group_size = group_size
+        self.blocks = nn.Sequential(*(DiscriminatorBlock(width, width) for _ in range(size.bit_length() - 3)))
+        self.conv = EqualizedConv(width + 1, width, 3)
+        self.fc = EqualizedLinear(width * 16, width, act="lrelu")
+        self.out = EqualizedLinear(width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = minibatch_std(self.blocks(to_fast_layout(x)), self.group_size, 1)
+        return self.out(self.fc(self.conv(x).flatten(1)))
+
+
+class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
+    """Images (B, C, H, W) in [-1, 1] -> logits (B, 1), judged by the features of a frozen segmenter.
+
+    After Projected GAN (Sauer et al., arXiv 2111.01007): the feature maps of several levels are mixed across channels,
+    and from the coarsest level up across scales, by random convolutions that are never trained; a small discriminator
+    per level reads the mixture, and its logits are averaged. No level sees the pixels themselves.
+
+    Args:
+        network: the constructor's arguments of the [`RegionSegmenter`] whose encoder gives the features.
+        resolution: of the images, a power of two. Levels of 4 x 4 to half of it are read.
+        width: channels of the mixtures and of the small discriminators.
+        mbstd_group_size: of the minibatch standard deviation at the end of each small discriminator.
+
+    Raises:
+        ValueError: a resolution at which the network has no level to read, or another number that does not fit.
+    """
+
+    @register_to_config
+    @checked_config
+    def __init__(
+        self, network: Mapping | None = None, resolution: int = 64, width: int = 64, mbstd_group_size: int = 4
+    ):
+        super().__init__()
+        block_resolutions(resolution)
+        positive(width=width, mbstd_group_size=mbstd_group_size)
+        self.frozen = RegionSegmenter(**dict(network or {}))
+        self.frozen.up, self.frozen.head = nn.ModuleList(), nn.Identity()  # features need no decoder
+        turn_into_buffers(self.frozen)
+        sizes = {k: resolution >> k for k in range(1, len(self.frozen.down)) if resolution >> k >= 4}
+        if not sizes:
+            raise ValueError(f"a segmenter of {len(self.frozen.down)} levels has none to read at {resolution} px")
+        self.levels = list(sizes)
+        widths = self.frozen.config.channels
+        # Buffers, so that no optimizer learns them and checkpoints keep them.
+        for k in self.levels:
+            self.register_buffer(f"across_channels{k}", torch.randn(width, widths[k], 1, 1) / math.sqrt(widths[k]))
+            self.register_buffer(f"across_scales{k}", torch.randn(width, width, 3, 3) / math.sqrt(9 * width))
+        self.heads = nn.ModuleList(FeatureHead(width, size, mbstd_group_size) for size in sizes.values())
+
+    def forward(self, images: torch.Tensor, return_dict: bool = True) -> DiscriminatorOutput | tuple:
+        """`logits` (B, 1). ValueError if the images have another shape than the model's."""
+        expected = (self.frozen.config.img_channels, self.config.resolution, self.config.resolution)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
+            )
+        maps = self.frozen.feature_maps(images)
+        logits, coarser = [], None
+        for head, k in zip(self.heads[::-1], self.levels[::-1], strict=True):
+            x = F.conv2d(maps[k], getattr(self, f"across_channels{k}").to(maps[k].dtype))
+            if coarser is not None:
+                x = x + F.interpolate(coarser, scale_factor=2, mode="nearest")
+            coarser = x = F.conv2d(x, getattr(self, f"across_scales{k}").to(x.dtype), padding=1)
+            logits.append(head(x))
+        mean = torch.stack(logits).mean(dim=0)
+        return DiscriminatorOutput(logits=mean) if return_dict else (mean,)

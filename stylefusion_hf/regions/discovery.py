@@ -26,7 +26,7 @@ from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.models.labeller import FeatureLabeller, describe, map_widths, readable_layers
+from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.clustering import (
@@ -162,7 +162,7 @@ def chosen_layers(g: StyleGenerator, resolutions: Sequence[int] | None = None) -
     """The feature maps to read: of `readable_layers`, not the last, which know colours and edges only."""
     if resolutions is None:
         return readable_layers(g, 64 if g.config.resolution >= 256 else 32)
-    there = list(map_widths(g))
+    there = list(g.feature_sizes)
     if missing := [r for r in resolutions if r not in there]:
         raise ValueError(f"the generator has no feature maps of {missing[0]} pixels; it has {there}")
     return list(resolutions)

@@ -94,7 +94,7 @@ def write_regions(
     folder, report = Path(folder), dict(report)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "regions.json").unlink(missing_ok=True)
-    for part, number, channels in (("segmenter", 0, (16, 32, 64, 96)), ("judges/segmenter", 1, JUDGE_CHANNELS)):
+    for part, number, channels in (("segmenter", 0, None), ("judges/segmenter", 1, JUDGE_CHANNELS)):
         student, iou = distil(
             generator, teacher, names, samples, steps, channels=channels, seed=2 * seed + number, progress=progress
         )

@@ -68,7 +68,11 @@ def common_parser(prog: str, description: str, **defaults) -> argparse.ArgumentP
     p.add_argument("--lr_warmup_steps", type=int, default=0)
     p.add_argument("--max_grad_norm", type=float, default=0.0, help="clip gradients to this norm; 0 does not clip")
     p.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), default="no")
-    p.add_argument("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere and later GPUs")
+    p.add_argument(
+        "--allow_tf32",
+        action="store_true",
+        help="TF32 products (10 bits of mantissa) on Ampere and later GPUs, instead of float32",
+    )
     p.add_argument(
         "--use_ema", action=argparse.BooleanOptionalAction, default=True, help="keep and save averaged weights"
     )
@@ -140,8 +144,8 @@ def start(args: argparse.Namespace) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         project_config=ProjectConfiguration(str(output), logging_dir=str(output / args.logging_dir)),
     )
-    if args.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    # PyTorch's convolutions take TF32 unless told otherwise.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     flags = flags_of(args)
 
     def prepare() -> None:

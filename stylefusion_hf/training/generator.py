@@ -6,6 +6,8 @@
 The recipe is StyleGAN2's (Karras et al., arXiv 1912.04958): non-saturating logistic loss, lazy R1, optional lazy
 path-length regularisation, style mixing, equalised learning rates, averaged weights with ramp-up. In one respect it is
 thriftier: the discriminator's step reuses the images of the generator's step instead of drawing new ones.
+`--loss relativistic --r2_gamma` is R3GAN's objective, `--grow_from` starts from networks of half the resolution, and
+`--discriminator projected` looks at the features of a frozen network; docs/guides/train.md has what each was worth.
 """
 
 import argparse
@@ -14,7 +16,6 @@ import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
@@ -22,8 +23,9 @@ from torch import nn
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image
 from stylefusion_hf.core.progress import tqdm
-from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.models.discriminator import ProjectedDiscriminator, StyleGAN2Discriminator
 from stylefusion_hf.models.layers import check_channels
+from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training.augment import augment, parse_policy
 from stylefusion_hf.training.common import (
@@ -45,6 +47,9 @@ from stylefusion_hf.training.common import (
     step_generators,
     sync_when,
 )
+from stylefusion_hf.training.gan_losses import LOSSES, discriminator_loss, generator_loss, r1_penalty
+from stylefusion_hf.training.gan_validation import REAL_START, SampleJudge, load_judge
+from stylefusion_hf.training.growing import grow_models, own_config
 
 # The embedded generator's channels at 4, 8, ..., 64 pixels; larger resolutions go on halving.
 SMALL_CHANNELS = (128, 128, 128, 64, 32)
@@ -68,9 +73,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--mapping_layers", type=int, default=4)
     p.add_argument("--use_noise", action="store_true", help="noise inputs; flat artwork is better without")
     p.add_argument(
+        "--grow_from",
+        metavar="FOLDER",
+        help="start from the trained generator/ and discriminator/ of half the --resolution, with one more block each",
+    )
+    p.add_argument(
+        "--discriminator",
+        choices=("stylegan2", "projected"),
+        default="stylegan2",
+        help="stylegan2 sees pixels, projected the features of --feature_network",
+    )
+    p.add_argument("--feature_network", metavar="FOLDER", help="holds the segmenter/ of --discriminator projected")
+    p.add_argument("--loss", choices=LOSSES, default="logistic", help="StyleGAN2's, or R3GAN's (with --r2_gamma)")
+    p.add_argument(
         "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (docs/guides/train.md says why 5)"
     )
-    p.add_argument("--r1_interval", type=int, default=16, help="steps between two R1 penalties")
+    p.add_argument("--r2_gamma", type=float, default=0.0, help="weight of R2, the same penalty at generated images")
+    p.add_argument(
+        "--r1_interval", type=int, default=16, help="steps between two penalties (R1 and R2); 1 for one in every step"
+    )
     p.add_argument(
         "--path_length_weight", type=float, default=0.0, help="weight of path-length regularisation (StyleGAN2: 2)"
     )
@@ -84,6 +105,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--ema_rampup", type=float, default=0.05, help="half-life as a share of the images seen, early on; 0 for none"
     )
+    p.add_argument(
+        "--validation_judges",
+        metavar="FOLDER",
+        help="judges (such as stylefusion_hf/assets/evaluation) that count kinds and measure KID at every validation",
+    )
+    p.add_argument("--validation_samples", type=int, default=1000, help="pictures that --validation_judges look at")
     return p.parse_args(argv)
 
 
@@ -129,12 +156,6 @@ def draw_codes(
     return z, torch.where(mixed, rows, g.num_ws)
 
 
-def r1_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Mean squared norm of the gradient of the logits at real images, (Mescheder et al., arXiv 1801.04406)."""
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).mean()
-
-
 def path_length(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Length of J^T y per sample, (B,): arXiv 1912.04958, section 3.2; `noise` is y before its normalisation."""
     y = noise / math.sqrt(images.shape[2] * images.shape[3])
@@ -145,14 +166,25 @@ def path_length(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> 
 # --- The run ---------------------------------------------------------------------------------------------------------
 
 
-def build_models(args: argparse.Namespace) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator]:
-    """New models, or those of `--pretrained_model_name_or_path` (its folders generator/ and discriminator/)."""
+def build_models(
+    args: argparse.Namespace,
+) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator | ProjectedDiscriminator]:
+    """New models, those of `--pretrained_model_name_or_path` (its folders generator/ and discriminator/), or those of
+    `--grow_from` with one more block each."""
+    projected = args.discriminator == "projected"
+    if projected == (args.feature_network is None):
+        raise ValueError("--discriminator projected and --feature_network FOLDER go together: give both or neither")
+    if projected and args.grow_from:
+        raise ValueError("--grow_from grows the plain discriminator: leave --discriminator projected out")
+    if args.pretrained_model_name_or_path and args.grow_from:
+        raise ValueError(
+            "--model starts from networks of this resolution, --grow_from of half of it: give one of them"
+        )
     if args.pretrained_model_name_or_path:
         where = {"revision": args.revision, "variant": args.variant}
         g = StyleGAN2Generator.from_pretrained(args.pretrained_model_name_or_path, subfolder="generator", **where)
-        d = StyleGAN2Discriminator.from_pretrained(
-            args.pretrained_model_name_or_path, subfolder="discriminator", **where
-        )
+        kind = ProjectedDiscriminator if projected else StyleGAN2Discriminator
+        d = kind.from_pretrained(args.pretrained_model_name_or_path, subfolder="discriminator", **where)
         if g.config.resolution != args.resolution:
             raise ValueError(
                 f"--resolution is {args.resolution}, but the given generator makes {g.config.resolution} px images"
@@ -160,12 +192,15 @@ def build_models(args: argparse.Namespace) -> tuple[StyleGAN2Generator, StyleGAN
         if g.config.label_dim:
             raise ValueError("this trainer is for unconditional models; the given generator wants class labels")
         return g, d
+    channels = None
     if args.channels:
         try:
             channels = check_channels([int(c) for c in args.channels.split(",")], args.resolution)
         except ValueError as error:
             raise ValueError(f"--channels {args.channels}: {error}") from None
-    else:
+    if args.grow_from:
+        return grow_models(args.grow_from, args.resolution, channels)
+    if channels is None:
         blocks = max(int(math.log2(max(args.resolution, 4))) - 1, 1)
         more = [max(SMALL_CHANNELS[-1] >> (k + 1), 8) for k in range(max(0, blocks - len(SMALL_CHANNELS)))]
         channels = [*SMALL_CHANNELS, *more][:blocks]
@@ -177,6 +212,11 @@ def build_models(args: argparse.Namespace) -> tuple[StyleGAN2Generator, StyleGAN
         mapping_layers=args.mapping_layers,
         use_noise=args.use_noise,
     )
+    if projected:
+        network = RegionSegmenter.from_pretrained(args.feature_network, subfolder="segmenter")
+        d = ProjectedDiscriminator(own_config(network), resolution=args.resolution)
+        d.frozen.load_state_dict({k: v for k, v in network.state_dict().items() if k.startswith("down.")})
+        return g, d
     return g, StyleGAN2Discriminator(resolution=args.resolution, channels=channels)
 
 
@@ -193,30 +233,62 @@ def build_dataset(args: argparse.Namespace, accelerator: Accelerator):
     return ArrayDataset(images)
 
 
+def build_judge(args: argparse.Namespace, portrait_judge, accelerator: Accelerator, dataset):
+    """The `SampleJudge` that `--validation_judges` asks for, in the main process; None elsewhere.
+
+    Real pictures are avatars that no training sees, or the first of `--train_data_dir`.
+    """
+    if not (portrait_judge and args.validation_steps and accelerator.is_main_process):
+        return None
+
+    if args.avatars:
+        from stylefusion_hf.data.avatars import cached_arrays
+
+        cache = Path(args.cache_dir or Path(args.output_dir) / "data") / "validation"
+        images, _ = cached_arrays(cache, args.validation_samples, args.resolution, args.data_seed, start=REAL_START)
+        dataset = ArrayDataset(images)
+    elif len(dataset) < args.validation_samples:
+        raise ValueError(
+            f"--train_data_dir {args.train_data_dir} holds {len(dataset)} pictures, fewer than --validation_samples"
+            f" {args.validation_samples}"
+        )
+
+    def real(numbers: range) -> torch.Tensor:
+        return torch.stack([dataset[i]["image"] for i in numbers])
+
+    return SampleJudge(portrait_judge, real, args.validation_samples, accelerator.device)
+
+
 def train(args: argparse.Namespace) -> Path:
     """Run the training and return the folder of the finished model (generator/ and discriminator/)."""
     policy = parse_policy(args.augment)
+    for name in ("r1_gamma", "r2_gamma"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
+    if args.r1_interval < 1:
+        raise ValueError(f"--r1_interval must be at least 1, got {args.r1_interval}")
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise ValueError(
             "R1 and the path length need second derivatives, which FSDP's sharded weights do not give: train the"
             " generator on whole copies (distributed_type: MULTI_GPU)"
         )
+    portrait_judge = load_judge(args.validation_judges, args.validation_samples) if args.validation_judges else None
     accelerator = start(args)
     torch.manual_seed(args.seed)  # the same initial weights on every process
     g, d = build_models(args)
     ema = copy.deepcopy(g).eval().requires_grad_(False).to(accelerator.device)
     batch = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    gamma = args.r1_gamma
+    r1_gamma, r2_gamma = args.r1_gamma, args.r2_gamma
     ema_images = 1000 * (batch / 3.2 if args.ema_kimg is None else args.ema_kimg)
 
     def optimizer(model: nn.Module, interval: int) -> torch.optim.Optimizer:
         # Lazy regularisation adds a step's worth of gradient every `interval` steps; rate and betas make up for it
-        # (1912.04958, B).
-        c = interval / (interval + 1) if interval else 1.0
+        # (1912.04958, B). A penalty in every step is not lazy.
+        c = interval / (interval + 1) if interval > 1 else 1.0
         return torch.optim.Adam(model.parameters(), lr=args.learning_rate * c, betas=(0.0, 0.99**c), eps=1e-8)
 
     g_optimizer = optimizer(g, args.path_length_interval if args.path_length_weight else 0)
-    d_optimizer = optimizer(d, args.r1_interval if gamma else 0)
+    d_optimizer = optimizer(d, args.r1_interval if r1_gamma or r2_gamma else 0)
     schedules = [build_schedule(args, o) for o in (g_optimizer, d_optimizer)]
     tg, d, g_optimizer, d_optimizer = accelerator.prepare(TrainingGenerator(g), d, g_optimizer, d_optimizer)
     plain_d = accelerator.unwrap_model(d)
@@ -227,6 +299,9 @@ def train(args: argparse.Namespace) -> Path:
     first = resume(accelerator, args)
     batches = step_batches(dataset, args, accelerator, first, args.dataloader_num_workers)
     log, folder = Log(accelerator, args), Path(args.output_dir)
+    judge = build_judge(args, portrait_judge, accelerator, dataset)
+    if judge is not None and first == 0:
+        log.note(0, judge.reference())
     n = args.gradient_accumulation_steps
 
     def save_models() -> None:
@@ -257,7 +332,11 @@ def train(args: argparse.Namespace) -> Path:
                 with sync_when(accelerator, tg, i == n - 1):
                     fake, ws = tg(z, rows)
                     # Not through the wrapper of several processes, which would wait for gradients of d.
-                    loss = F.softplus(-plain_d(augment(fake, policy, draw)).logits).mean()
+                    fake_logits, real_logits = plain_d(augment(fake, policy, draw)).logits, None
+                    if args.loss == "relativistic":
+                        with torch.no_grad():
+                            real_logits = plain_d(augment(reals[i], policy, draw)).logits
+                    loss = generator_loss(args.loss, fake_logits, real_logits)
                     total = loss
                     if args.path_length_weight and step % args.path_length_interval == 0:
                         noise = torch.randn(fake.shape, generator=draw).to(fake.device)
@@ -278,22 +357,27 @@ def train(args: argparse.Namespace) -> Path:
             if spreads:
                 path_mean.value.lerp_(accelerator.reduce(torch.stack(spreads).mean(), "mean"), 0.01)
 
-            # Discriminator: tell them apart; every r1_interval steps also R1.
+            # Discriminator: tell them apart; every r1_interval steps also R1 and R2.
             d.requires_grad_(True)
             d_optimizer.zero_grad()
             for i, (draw, fake, x) in enumerate(zip(draws, fakes, reals, strict=True)):
                 with sync_when(accelerator, d, i == n - 1):
-                    regularise = gamma > 0 and step % args.r1_interval == 0
-                    x = x.requires_grad_(regularise)
+                    regularise = step % args.r1_interval == 0
+                    x = x.requires_grad_(regularise and r1_gamma > 0)
+                    fake = fake.requires_grad_(regularise and r2_gamma > 0)
                     # Two passes, so that the minibatch deviation sees real and generated images apart.
                     real_logits = d(augment(x, policy, draw)).logits
                     fake_logits = d(augment(fake, policy, draw)).logits
-                    loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+                    loss = discriminator_loss(args.loss, real_logits, fake_logits)
                     total = loss
-                    if regularise:
+                    if x.requires_grad:
                         penalty = r1_penalty(real_logits, x)
-                        total = total + penalty * (gamma / 2 * args.r1_interval)
+                        total = total + penalty * (r1_gamma / 2 * args.r1_interval)
                         log.add(r1=penalty)
+                    if fake.requires_grad:
+                        penalty = r1_penalty(fake_logits, fake)
+                        total = total + penalty * (r2_gamma / 2 * args.r1_interval)
+                        log.add(r2=penalty)
                     accelerator.backward(total / n)
                 log.add(d_loss=loss, real=real_logits.sigmoid().mean(), fake=fake_logits.sigmoid().mean())
             if args.max_grad_norm:
@@ -310,6 +394,8 @@ def train(args: argparse.Namespace) -> Path:
                 log.report(done, bar)
             if args.validation_steps and done % args.validation_steps == 0 and accelerator.is_main_process:
                 save_samples(ema, folder / "samples" / f"{done:07d}.png")
+                if judge is not None:
+                    log.note(done, {"images": done * batch, **judge.figures(ema)})
             if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
                 save_checkpoint(accelerator, args, done)
                 if accelerator.is_main_process and done < args.max_train_steps:

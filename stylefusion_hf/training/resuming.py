@@ -38,6 +38,8 @@ REPORTS = {
     "logging_steps",
     "validation_steps",
     "validation_pairs",
+    "validation_judges",
+    "validation_samples",
     "eval_avatars",
     "judges",
     "push_to_hub",
@@ -49,7 +51,15 @@ KEEPING = {"checkpointing_steps", "checkpoints_total_limit", "resume_from_checkp
 JOBS = {"command", "only", "segmenter_steps", "portrait_steps", "discriminator_steps"}  # of the judges' trainer
 FREE = RATES | REPORTS | PLACES | KEEPING | JOBS
 # Folders and files: compared by where they are.
-MOVABLE = {"pretrained_model_name_or_path", "train_data_dir", "segmenter", "region_map", "regions"}
+MOVABLE = {
+    "pretrained_model_name_or_path",
+    "grow_from",
+    "feature_network",
+    "train_data_dir",
+    "segmenter",
+    "region_map",
+    "regions",
+}
 BATCH = ("train_batch_size", "gradient_accumulation_steps")  # what counts is the images of a step, over all processes
 
 

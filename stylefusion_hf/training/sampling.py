@@ -1,4 +1,4 @@
-"""What fusion nets are trained on: sampled codes, and which node of the tree takes which. No picture at all."""
+"""The data of a fusion training: sampled codes, and which node of the tree takes which. No pictures are needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 def draw_w(g: StyleGenerator, count: int, draw: torch.Generator, min_psi: float) -> Tensor:
     """w (count, w_dim) of normal z, each truncated by its own psi, uniform between `min_psi` and 1.
 
-    Of a conditional generator each is of a random class, truncated towards the mean of all, as NVIDIA's is.
+    A conditional generator draws a random class for each, and truncates towards the mean over all classes as NVIDIA's
+    code does.
     """
     z = torch.randn(count, g.config.z_dim, generator=draw)
     labels = random_labels(g.config.label_dim, count, draw)
@@ -31,8 +32,8 @@ def draw_w(g: StyleGenerator, count: int, draw: torch.Generator, min_psi: float)
 def draw_rows(g: StyleGenerator, count: int, draw: torch.Generator, min_psi: float, mixed_share: float) -> Tensor:
     """w+ (count, num_ws, w_dim) of `draw_w`.
 
-    `mixed_share` of them do not come from a single w: half are style-mixed (the rows of w+ change hands at a random
-    layer), half have every row jittered by a tenth of w's deviation. Codes of inverted pictures lie off W, too.
+    `mixed_share` of them do not come from a single w: half are style-mixed (from a random layer on, the rows come from
+    another w), half have every row jittered by a tenth of w's deviation. Codes of inverted pictures lie off W, too.
     """
     w, other = (draw_w(g, count, draw, min_psi) for _ in range(2))
     kind = torch.rand(count, generator=draw)
@@ -58,10 +59,10 @@ def draw_codes(
 
 @dataclass(frozen=True)
 class Shares:
-    """How often what is drawn.
+    """How often each kind of sample is drawn.
 
     Args:
-        codes: samples whose leaves hold 1, 2, 3 codes, or one a leaf.
+        codes: samples whose leaves hold 1, 2 or 3 codes, or one per leaf.
         single: of those with 2 codes, the share in which one leaf differs and every inner code is the base's.
         subtree: of the others with 2 or 3 codes, the share that swaps whole subtrees, inner codes too.
         inner: inner codes are the base's; all one fresh code; all independent; or (the authors' expansion) each
@@ -109,7 +110,7 @@ def codes_of(tree: RegionTree) -> int:
 
 
 def draw_assignment(tree: RegionTree, batch: int, draw: torch.Generator, shares: Shares) -> Assignment:
-    """Assignments for a batch; which numbers mean which codes is drawn elsewhere."""
+    """Assignments for a batch. Their numbers stand for codes that the caller draws."""
     column = {name: i for i, name in enumerate(tree.nodes)}
     leaves = list(tree.leaves)
     parts = [n for n in tree.nodes if n != tree.root]

@@ -19,6 +19,7 @@ from safetensors.torch import load, save_file
 import stylefusion_hf
 from stylefusion_hf import FeatureLabeller, HubSegmenter, StyleGAN2Discriminator, StyleGenerator
 from stylefusion_hf.evaluation.judges import PortraitJudge
+from stylefusion_hf.models.discriminator import ProjectedDiscriminator
 from stylefusion_hf.models.loading import StrictModelMixin
 from tests.tiny import (
     NUM_WS,
@@ -70,6 +71,21 @@ MODELS = {
     "discriminator": Specimen(
         # each sample by itself, without the standard deviation over the batch
         seeded(lambda: StyleGAN2Discriminator(resolution=16, channels=[12, 8, 4], mbstd_channels=0)),
+        lambda n: {"images": draw(n, 3, 16, 16)},
+        (1,),
+    ),
+    "grown discriminator": Specimen(
+        seeded(lambda: StyleGAN2Discriminator(resolution=16, channels=[12, 8, 4], mbstd_channels=0, input_skips=2)),
+        lambda n: {"images": draw(n, 3, 16, 16)},
+        (1,),
+    ),
+    "projected discriminator": Specimen(
+        # groups of one: each sample by itself
+        seeded(
+            lambda: ProjectedDiscriminator(
+                {"regions": ["a", "b"], "channels": [8, 8, 8]}, resolution=16, width=8, mbstd_group_size=1
+            )
+        ),
         lambda n: {"images": draw(n, 3, 16, 16)},
         (1,),
     ),

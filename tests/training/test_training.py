@@ -1,6 +1,7 @@
 """The trainers on tiny models: they run, they resume to the bit, they refuse what makes no sense."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ from stylefusion_hf import (
     StyleGAN2Discriminator,
     StyleGAN2Generator,
 )
-from stylefusion_hf.training import common, generator, segmenter
+from stylefusion_hf.evaluation.judges import PortraitJudge
+from stylefusion_hf.models.discriminator import ProjectedDiscriminator
+from stylefusion_hf.ops import upfirdn2d
+from stylefusion_hf.training import common, gan_validation, generator, growing, segmenter
 from stylefusion_hf.training.augment import augment, parse_policy
+from stylefusion_hf.training.gan_losses import discriminator_loss, generator_loss
 from tests.hub_server import WRITER
 from tests.tiny import assert_same_weights, saved_weights, tiny_segmenter
 
@@ -183,3 +188,198 @@ def test_augmentation_is_differentiable_and_off_by_default():
     assert x.grad is not None and (x.grad != 0).any()
     still = augment(torch.ones(2, 1, 8, 8), ("translation",), torch.Generator().manual_seed(0))
     assert set(still.unique().tolist()) <= {0.0, 1.0}  # what is shifted in is black
+
+
+# --- Losses, growing, judging: the generator's trainer ---------------------------------------------------------------
+
+
+def test_losses_rank_pairs():
+    real, fake = torch.tensor([[2.0], [0.0]]), torch.tensor([[1.0], [3.0]])
+    soft = torch.nn.functional.softplus
+    assert torch.isclose(generator_loss("logistic", fake), soft(-fake).mean())
+    assert torch.isclose(discriminator_loss("logistic", real, fake), soft(fake).mean() + soft(-real).mean())
+    assert torch.isclose(generator_loss("relativistic", fake, real), soft(torch.tensor([1.0, -3.0])).mean())
+    assert torch.isclose(discriminator_loss("relativistic", real, fake), soft(torch.tensor([-1.0, 3.0])).mean())
+    # What counts are differences, pair by pair.
+    assert torch.isclose(
+        discriminator_loss("relativistic", real + 5, fake + 5), discriminator_loss("relativistic", real, fake)
+    )
+    with pytest.raises(ValueError, match="logits of both"):
+        generator_loss("relativistic", fake)
+    for loss in (lambda: generator_loss("hinge", fake), lambda: discriminator_loss("hinge", real, fake)):
+        with pytest.raises(ValueError, match="unknown loss 'hinge'; choose from logistic, relativistic"):
+            loss()
+
+
+R3GAN = ("--loss", "relativistic", "--r1_gamma", "1", "--r2_gamma", "1", "--r1_interval", "1")
+
+
+def test_the_relativistic_loss_resumes_to_the_bit(pictures, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    generator.train(generator_args(pictures, whole, "--max_train_steps", "3", *R3GAN))
+    generator.train(generator_args(pictures, halves, "--max_train_steps", "1", *R3GAN))
+    again = ("--max_train_steps", "3", "--resume_from_checkpoint", "latest")
+    generator.train(generator_args(pictures, halves, *again, *R3GAN))
+    for part in ("generator", "discriminator"):
+        assert_same_weights(whole / part, halves / part)
+    rows = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert all({"r1", "r2"} <= set(row) for row in rows)
+    with pytest.raises(ValueError, match="made with --loss relativistic .now logistic."):
+        generator.train(generator_args(pictures, halves, *again))
+
+
+def randomize(model, seed):
+    """Every parameter drawn anew, so that none is at its first value."""
+    draw = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.data = torch.randn(p.shape, generator=draw)
+    return model.eval()
+
+
+@pytest.mark.parametrize("use_noise", [False, True])
+def test_grown_networks_start_as_the_small_ones(use_noise):
+    g = StyleGAN2Generator(resolution=8, channels=[8, 6], z_dim=8, w_dim=8, mapping_layers=2, use_noise=use_noise)
+    g = randomize(g, 0)
+    g.w_avg.normal_()
+    grown = growing.grow_generator(growing.grow_generator(g, 4), 4).eval()
+    z = torch.randn(3, 8)
+    small, large = (m(z, truncation_psi=0.7, noise_mode="none").sample for m in (g, grown))
+    for _ in range(2):
+        small = upfirdn2d(small, grown.synthesis.fir, up=2, padding=(2, 1, 2, 1), gain=4.0)
+    assert torch.allclose(small, large, atol=1e-4)
+    d = randomize(StyleGAN2Discriminator(resolution=8, channels=[8, 6]), 1)
+    bigger = growing.grow_discriminator(growing.grow_discriminator(d, 4), 3)
+    assert bigger.config.input_skips == 2 and list(bigger.config.channels) == [8, 6, 4, 3]
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.allclose(d(torch.nn.functional.avg_pool2d(x, 4)).logits, bigger(x).logits, atol=1e-4)
+    # A new block is not dead: its last layers learn in the first step, all of it from then on.
+    bigger = growing.grow_discriminator(d, 4)
+    bigger(x[..., ::2, ::2]).logits.sum().backward()
+    assert (bigger.blocks[0].conv1.weight.grad != 0).any() and (bigger.blocks[0].skip.weight.grad != 0).any()
+
+
+def test_growing_trains_on_and_refuses_what_does_not_fit(pictures, tmp_path):
+    small = generator_args(pictures, tmp_path / "8", "--max_train_steps", "2")
+    small.resolution, small.channels = 8, "8,6"
+    generator.train(small)
+    grow = ("--grow_from", str(tmp_path / "8"), "--channels", "8,6,4", "--max_train_steps", "2")
+    generator.train(generator_args(pictures, tmp_path / "16", *grow))
+    again = ("--resume_from_checkpoint", "latest", "--max_train_steps", "3")
+    generator.train(generator_args(pictures, tmp_path / "16", *grow, *again))
+    d = StyleGAN2Discriminator.from_pretrained(tmp_path / "16", subfolder="discriminator")
+    assert d.config.input_skips == 1 and d.config.resolution == 16
+    assert (saved_weights(tmp_path / "16" / "generator")["synthesis.rgbs.2.weight"] != 0).any()
+    for flags, message in (
+        (("--grow_from", str(tmp_path / "8"), "--channels", "8,8,4"), "does not continue .* 8,6"),
+        (("--grow_from", str(tmp_path / "16")), "its generator is for 16 px, so --resolution must be 32, got 16"),
+        (("--grow_from", str(tmp_path / "8"), "--model", str(tmp_path / "16")), "give one of them"),
+        (("--r2_gamma", "-1"), "--r2_gamma must not be negative, got -1"),
+        (("--r1_gamma", "nan"), "--r1_gamma must not be negative, got nan"),
+        (("--r1_interval", "0"), "--r1_interval must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generator.train(generator_args(pictures, tmp_path / "x", *flags))
+    with pytest.raises(OSError, match="nowhere"):
+        generator.train(generator_args(pictures, tmp_path / "x", "--grow_from", str(tmp_path / "nowhere")))
+
+
+def test_effective_kinds():
+    assert gan_validation.effective_kinds(torch.zeros(9, dtype=torch.long), 5) == pytest.approx(1)
+    assert gan_validation.effective_kinds(torch.arange(50) % 5, 5) == pytest.approx(5)
+    assert gan_validation.effective_kinds(torch.tensor([0, 0, 1, 1]), 7) == pytest.approx(2)
+
+
+def test_judges_count_kinds_while_training(pictures, tmp_path):
+    torch.manual_seed(0)
+    about = {"size": {"region": "disc", "classes": ["small", "large"]}}
+    widths = {"channels": [8, 8, 8, 8], "reduced": 8, "features": 8}
+    PortraitJudge(attributes=about, colours={}, resolution=16, **widths).save_pretrained(tmp_path / "j" / "portrait")
+    tiny_segmenter("all(background, disc)").save_pretrained(tmp_path / "j" / "segmenter")
+    judged = ("--validation_judges", str(tmp_path / "j"), "--validation_samples", "12", "--max_train_steps", "2")
+    generator.train(generator_args(pictures, tmp_path / "judged", *judged))
+    rows = [json.loads(line) for line in (tmp_path / "judged" / "log.jsonl").read_text().splitlines()]
+    assert "kinds of size in the data" in rows[0] and rows[0]["step"] == 0
+    (row,) = (r for r in rows if "KID x 1000" in r)
+    assert row["step"] == 2 and row["images"] == 8 and 1 <= row["kinds of size"] <= 2
+    assert 0 <= row["recall"] <= 1 and 0 <= row["precision"] <= 1
+    # Watching changes nothing.
+    generator.train(generator_args(pictures, tmp_path / "alone", "--max_train_steps", "2"))
+    assert_same_weights(tmp_path / "judged" / "generator", tmp_path / "alone" / "generator")
+    (tmp_path / "no" / "portrait").mkdir(parents=True)
+    for flags, error, message in (
+        (("--validation_judges", str(tmp_path / "no")), FileNotFoundError, "holds no judges"),
+        ((*judged, "--validation_samples", "13"), ValueError, "holds 12 pictures, fewer than --validation_samples 13"),
+        ((*judged, "--validation_samples", "9"), ValueError, "--validation_samples must be at least 10, got 9"),
+    ):
+        with pytest.raises(error, match=message):
+            generator.train(generator_args(pictures, tmp_path / "x", "--max_train_steps", "1", *flags))
+    shutil.rmtree(tmp_path / "j" / "portrait")
+    with pytest.raises(ValueError, match="have no portrait/, which counts kinds"):
+        generator.train(generator_args(pictures, tmp_path / "x", *judged))
+
+
+def test_kinds_show_a_collapse(tmp_path):
+    """A generator that draws one picture has one kind of everything and no recall, the real pictures all of them."""
+    torch.manual_seed(1)
+    widths = {"channels": [8, 8, 8, 8], "reduced": 8, "features": 8}
+    about = {"shade": {"region": "all", "classes": ["dark", "bright"]}}
+    PortraitJudge(attributes=about, colours={}, resolution=16, **widths).save_pretrained(tmp_path / "portrait")
+    tiny_segmenter("all(a, b)").save_pretrained(tmp_path / "segmenter")
+    real = torch.randn(40, 3, 16, 16)
+    judge = gan_validation.SampleJudge(
+        gan_validation.load_judge(tmp_path, 40), lambda numbers: real[list(numbers)], 40, "cpu"
+    )
+    g = StyleGAN2Generator(resolution=16, channels=[8, 8, 8], z_dim=8, w_dim=8, mapping_layers=1, use_noise=False)
+    torch.nn.init.zeros_(g.affine_weight)
+    found = judge.figures(g)
+    assert found["kinds of shade"] == pytest.approx(1) and found["recall"] == 0
+    assert found["KID x 1000"] > 0
+
+
+def test_a_projected_discriminator_trains_and_resumes_to_the_bit(pictures, tmp_path):
+    torch.manual_seed(2)
+    tiny_segmenter("all(background, disc)").save_pretrained(tmp_path / "features" / "segmenter")
+    projected = ("--discriminator", "projected", "--feature_network", str(tmp_path / "features"), *R3GAN)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    generator.train(generator_args(pictures, whole, "--max_train_steps", "3", *projected))
+    generator.train(generator_args(pictures, halves, "--max_train_steps", "1", *projected))
+    again = ("--max_train_steps", "3", "--resume_from_checkpoint", "latest")
+    generator.train(generator_args(pictures, halves, *again, *projected))
+    for part in ("generator", "discriminator"):
+        assert_same_weights(whole / part, halves / part)
+    trained = saved_weights(whole / "discriminator")
+    frozen = saved_weights(tmp_path / "features" / "segmenter")
+    kept = {name: value for name, value in frozen.items() if name.startswith("down.")}
+    assert kept and all(torch.equal(trained[f"frozen.{name}"], value) for name, value in kept.items())
+    # Started from, it is the same network with the same random mixtures.
+    more = generator_args(pictures, tmp_path / "more", "--max_train_steps", "1", "--model", str(whole), *projected)
+    generator.train(more)
+    further = saved_weights(tmp_path / "more" / "discriminator")
+    mixtures = [name for name in trained if name.startswith("across_")]
+    assert mixtures and all(torch.equal(trained[name], further[name]) for name in mixtures)
+    assert any(not torch.equal(trained[name], further[name]) for name in trained if name.startswith("heads."))
+    for flags, message in (
+        (("--discriminator", "projected"), "go together"),
+        (("--feature_network", str(tmp_path / "features")), "go together"),
+        ((*projected, "--grow_from", str(whole)), "grows the plain discriminator"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generator.train(generator_args(pictures, tmp_path / "x", *flags))
+
+
+def test_a_projected_discriminator_checks_its_input():
+    config = {"regions": ["a", "b"], "channels": [8, 8]}
+    d = ProjectedDiscriminator(config, resolution=16, width=8)
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    d(x).logits.sum().backward()
+    assert (x.grad != 0).any() and not list(d.frozen.parameters())
+    with pytest.raises(ValueError, match="expected images of shape"):
+        d(torch.randn(2, 3, 8, 8))
+    for arguments, message in (
+        ({"network": {"channels": [8]}}, "has none to read at 16 px"),
+        ({"network": config, "width": 0}, "width must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ProjectedDiscriminator(**arguments, resolution=16)
+    with pytest.raises(ValueError, match="input_skips must be from 0 to 1 .the blocks., got 2"):
+        StyleGAN2Discriminator(resolution=8, channels=[8, 8], input_skips=2)

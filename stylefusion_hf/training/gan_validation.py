@@ -1,0 +1,107 @@
+"""What judges say of a generator while it trains: how many kinds of each attribute it draws, and KID.
+
+A loss does not show a collapse; the number of kinds does, within one validation. The judges of `evaluation/judges.py`
+watch and never teach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylefusion_hf.core.codes import seeds_to_z
+from stylefusion_hf.evaluation.judges import PortraitJudge, load_judges
+from stylefusion_hf.evaluation.statistics import coverage, kid
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+
+REAL_START = 3_000_000  # avatars from here on are seen neither by trainings nor by the evaluation
+FIRST_SEED = 7_000_000  # of the codes that are judged: always the same ones, so that figures are comparable
+NEAREST = 2000  # pictures whose distances are compared for recall
+
+
+def effective_kinds(labels: Tensor, classes: int) -> float:
+    """exp(entropy) of the shares of integer labels (N,): 1 if all are of a kind, `classes` if all are as frequent."""
+    share = torch.bincount(labels, minlength=classes).double() / max(len(labels), 1)
+    return float((-(share * share.clamp_min(1e-300).log()).sum()).exp())
+
+
+@torch.no_grad()
+def describe(
+    judge: PortraitJudge, images: Callable[[range], Tensor], count: int, batch: int = 50
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Features (N, D), and the most likely class of every attribute (N,), of images that come by number."""
+    features: list[Tensor] = []
+    found: dict[str, list[Tensor]] = {name: [] for name in judge.class_counts}
+    for start in range(0, count, batch):
+        seen = judge.judge(images(range(start, min(start + batch, count))))
+        features.append(seen.features.float().cpu())
+        for name, logits in seen.attributes.items():
+            found[name].append(logits.argmax(dim=1).cpu())
+    return torch.cat(features), {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def load_judge(folder: str | Path, count: int) -> PortraitJudge:
+    """The portrait judge among the judges in `folder`, for samples of `count` pictures.
+
+    Raises:
+        FileNotFoundError: no judges there. ValueError: no portrait judge among them, or a count under 10.
+    """
+    if count < 10:
+        raise ValueError(f"--validation_samples must be at least 10, got {count}")
+    judge = load_judges(folder).portrait
+    if judge is None:
+        raise ValueError(
+            f"the judges in {folder} have no portrait/, which counts kinds: make them with `stylefusion train judges"
+            " --avatars N`"
+        )
+    return judge
+
+
+class SampleJudge:
+    """Judges a generator's plain samples (psi 1) beside real pictures.
+
+    Args:
+        judge: the network that describes pictures.
+        real: real pictures (n, 3, H, W) in [-1, 1] by number.
+        count: pictures on each side.
+        device: where the judge works.
+    """
+
+    def __init__(
+        self, judge: PortraitJudge, real: Callable[[range], Tensor], count: int, device: torch.device | str = "cpu"
+    ):
+        judge = judge.to(device)
+        self.judge, self.count, self.device = judge, count, device
+        features, classes = describe(judge, lambda numbers: real(numbers).to(device), count)
+        self.mean, self.std = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
+        self.features = (features - self.mean) / self.std
+        self.kinds = {name: effective_kinds(classes[name], n) for name, n in judge.class_counts.items()}
+
+    @torch.no_grad()
+    def figures(self, g: StyleGAN2Generator) -> dict[str, float]:
+        """KID x 1000, precision, recall, the effective kinds of each attribute and their mean share of the data's."""
+
+        def images(numbers: range) -> Tensor:
+            z = seeds_to_z(range(FIRST_SEED + numbers.start, FIRST_SEED + numbers.stop), g.config.z_dim)
+            return g.synthesis(g.to_style(g.mapping(z.to(g.w_avg)))).clamp(-1, 1).to(self.device)
+
+        features, classes = describe(self.judge, images, self.count)
+        features = (features - self.mean) / self.std
+        some = slice(0, NEAREST)
+        kinds = {name: effective_kinds(classes[name], n) for name, n in self.judge.class_counts.items()}
+        shares = [min(kinds[name] / self.kinds[name], 1.0) for name in kinds]  # noise may look like many kinds
+        return {
+            "KID x 1000": 1000 * kid(features, self.features),
+            "precision": coverage(self.features[some], features[some]),
+            "recall": coverage(features[some], self.features[some]),
+            **({"kinds, share of the data's": sum(shares) / len(shares)} if shares else {}),
+            **{f"kinds of {name}": value for name, value in kinds.items()},
+        }
+
+    def reference(self) -> dict[str, Any]:
+        """The kinds of the real pictures, for the log."""
+        return {f"kinds of {name} in the data": value for name, value in self.kinds.items()}

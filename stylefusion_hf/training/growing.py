@@ -1,0 +1,112 @@
+"""A generator and a discriminator for twice the resolution, which start as the trained ones do.
+
+The generator's new block adds nothing to the upsampled picture until its toRGB layer, which starts at zero, has
+learned to. The discriminator's new block adds nothing to what the old discriminator sees of the halved picture: that
+picture keeps its own way in (`input_skips`), and the block's last layers start at zero. So both networks go on from
+where they were, and no separate fading is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+
+from stylefusion_hf.models.discriminator import DiscriminatorBlock, StyleGAN2Discriminator
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator, ToRGB
+
+
+def own_config(model: ConfigMixin) -> dict[str, Any]:
+    """The constructor's arguments, without what diffusers notes beside them."""
+    return {name: value for name, value in model.config.items() if not name.startswith("_")}
+
+
+@torch.no_grad()
+def grow_generator(old: StyleGAN2Generator, width: int) -> StyleGAN2Generator:
+    """A generator with one more block, of `width` channels; its pictures are the old ones, upsampled."""
+    config = own_config(old)
+    new = StyleGAN2Generator(
+        **{**config, "resolution": 2 * config["resolution"], "channels": [*config["channels"], width]}
+    )
+    new.mapping.load_state_dict(old.mapping.state_dict())
+    new.w_avg.copy_(old.w_avg)
+    new.synthesis.const.copy_(old.synthesis.const)
+    for layers, trained in ((new.synthesis.convs, old.synthesis.convs), (new.synthesis.rgbs, old.synthesis.rgbs)):
+        for layer, source in zip(layers, trained, strict=False):
+            layer.load_state_dict(source.state_dict())
+    # The affine layers are one matrix: conv0, conv1, ..., rgb0, rgb1, ..., so that the new block's lie in two places.
+    convs, rgbs = sum(old.conv_sizes), sum(old.rgb_sizes)
+    start = sum(new.conv_sizes)
+    pairs = ((new.affine_weight, old.affine_weight), (new.affine_bias, old.affine_bias))
+    for target, trained_rows in pairs:
+        target[:convs] = trained_rows[:convs]
+        target[start : start + rgbs] = trained_rows[convs:]
+    cast(ToRGB, new.synthesis.rgbs[-1]).weight.zero_()
+    return new
+
+
+@torch.no_grad()
+def grow_discriminator(old: StyleGAN2Discriminator, width: int) -> StyleGAN2Discriminator:
+    """A discriminator with one more block, of `width` channels; its logits are the old ones of the halved image."""
+    config = own_config(old)
+    new = StyleGAN2Discriminator(
+        **{
+            **config,
+            "resolution": 2 * config["resolution"],
+            "channels": [*config["channels"], width],
+            "input_skips": config["input_skips"] + 1,
+        }
+    )
+    state = {}
+    for name, value in old.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part == "fromrgb":
+            name = f"skips.0.{rest}"
+        elif part in ("skips", "blocks"):
+            index, _, rest = rest.partition(".")
+            name = f"{part}.{int(index) + 1}.{rest}"
+        state[name] = value
+    new.load_state_dict(state, strict=False)  # the new block and its fromRGB keep their random weights
+    added = cast(DiscriminatorBlock, new.blocks[0])
+    for layer in (added.conv1, added.skip):
+        layer.weight.zero_()
+    return new
+
+
+def grow_models(
+    folder: str | Path, resolution: int, channels: list[int] | None
+) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator]:
+    """The networks in `folder` (generator/ and discriminator/) with one more block.
+
+    Args:
+        folder: what a training at half of `resolution` wrote.
+        resolution: that of the grown networks.
+        channels: theirs, from 4 x 4 up. All but the last must be the trained ones; None takes half of their last.
+
+    Raises:
+        ValueError: networks of another resolution, other channels, or class-conditional ones.
+        OSError: a network is missing or damaged.
+    """
+    g = StyleGAN2Generator.from_pretrained(folder, subfolder="generator")
+    d = StyleGAN2Discriminator.from_pretrained(folder, subfolder="discriminator")
+    for name, model in (("generator", g), ("discriminator", d)):
+        if 2 * model.config.resolution != resolution:
+            raise ValueError(
+                f"--grow_from {folder} starts a training at twice its resolution: its {name} is for"
+                f" {model.config.resolution} px, so --resolution must be {2 * model.config.resolution},"
+                f" got {resolution}"
+            )
+        if model.config.label_dim:
+            raise ValueError(f"this trainer is for unconditional models; the {name} in {folder} wants class labels")
+    trained = list(g.config.channels)
+    if channels is None:
+        return grow_generator(g, max(trained[-1] // 2, 8)), grow_discriminator(d, max(d.config.channels[-1] // 2, 8))
+    if list(channels[:-1]) != trained or list(d.config.channels) != trained:
+        raise ValueError(
+            f"--channels {','.join(map(str, channels))} does not continue the networks in {folder}: the generator"
+            f" there has {','.join(map(str, trained))}, the discriminator"
+            f" {','.join(map(str, d.config.channels))}"
+        )
+    return grow_generator(g, channels[-1]), grow_discriminator(d, channels[-1])
