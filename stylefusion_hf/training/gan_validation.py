@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stylefusion_hf.core.codes import seeds_to_z
 from stylefusion_hf.evaluation.judges import PortraitJudge, load_judges
-from stylefusion_hf.evaluation.statistics import coverage, kid
+from stylefusion_hf.evaluation.statistics import kid, share_on_manifold
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 REAL_START = 3_000_000  # avatars from here on are seen neither by trainings nor by the evaluation
@@ -96,8 +96,8 @@ class SampleJudge:
         shares = [min(kinds[name] / self.kinds[name], 1.0) for name in kinds]  # noise may look like many kinds
         return {
             "KID x 1000": 1000 * kid(features, self.features),
-            "precision": coverage(self.features[some], features[some]),
-            "recall": coverage(features[some], self.features[some]),
+            "precision": share_on_manifold(self.features[some], features[some]),
+            "recall": share_on_manifold(features[some], self.features[some]),
             **({"kinds, share of the data's": sum(shares) / len(shares)} if shares else {}),
             **{f"kinds of {name}": value for name, value in kinds.items()},
         }
