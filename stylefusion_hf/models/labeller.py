@@ -2,7 +2,7 @@
 
 In a generator's feature maps, places of the same part lie close together: Collins et al. ("Editing in Style", arXiv
 2004.14367) cluster them; DatasetGAN (arXiv 2104.06490) and RepurposeGAN (arXiv 2103.04379) learn parts from a few
-painted samples. A labeler works on generated pictures only; `training.distillation` makes a `RegionSegmenter` of it,
+painted samples. A labeler works on generated pictures only; `regions.distillation` makes a `RegionSegmenter` of it,
 which works on any picture.
 """
 

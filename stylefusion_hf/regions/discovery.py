@@ -28,6 +28,7 @@ from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
 from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.clustering import (
     Join,
@@ -171,8 +172,6 @@ def chosen_layers(g: StyleGenerator, resolutions: Sequence[int] | None = None) -
 @torch.no_grad()
 def sample_codes(g: StyleGenerator, count: int, draw: torch.Generator) -> Tensor:
     """Style codes (count, S) as fusion nets are trained on: truncated by psi from 0.5 to 1."""
-    from stylefusion_hf.training.sampling import draw_codes  # training imports discovery
-
     return draw_codes(g, count, draw, 0.5, 0.0)
 
 

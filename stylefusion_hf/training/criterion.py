@@ -11,12 +11,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from stylefusion_hf.core.memory import MemoryPlan, memory_budget
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.measurement import border_width
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.training.composed import composed_terms
 from stylefusion_hf.training.contrastive import contrastive_terms
-from stylefusion_hf.training.memory import MemoryPlan, memory_budget
 from stylefusion_hf.training.networks import Description, FrozenNetworks
 from stylefusion_hf.training.objectives import deficit_weights, research_terms
 from stylefusion_hf.training.pool import RenderedPool

@@ -23,9 +23,13 @@ from torch import Tensor
 
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image, write_json
+from stylefusion_hf.core.memory import RENDER_SHARE, chunk_size, forward_bytes, memory_budget
+from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.imaging.features import extractor, map_distance
+from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.inversion.optimization import CodePrior
 from stylefusion_hf.models.encoder import ImageEncoder, encoder_channels
+from stylefusion_hf.models.sampling import draw_rows, draw_w
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training._segmenters import own_segmenter
 from stylefusion_hf.training.common import (
@@ -37,15 +41,11 @@ from stylefusion_hf.training.common import (
     export,
     finishing,
     gathered,
-    image_grid,
     one_process_first,
     push_to_hub,
     start,
-    step_generator,
 )
 from stylefusion_hf.training.loop import MicroBatch, fit
-from stylefusion_hf.training.memory import RENDER_SHARE, chunk_size, forward_bytes, memory_budget
-from stylefusion_hf.training.sampling import draw_rows, draw_w
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -20,25 +20,17 @@ from accelerate import Accelerator
 
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image, write_text
+from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges, load_judges
+from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.training._regions import check_regions, take_regions
 from stylefusion_hf.training.card import model_card
 from stylefusion_hf.training.collapse import CollapseGuard
-from stylefusion_hf.training.common import (
-    Log,
-    build_schedule,
-    ema_update,
-    export,
-    finishing,
-    image_grid,
-    push_to_hub,
-    start,
-    step_generator,
-)
+from stylefusion_hf.training.common import Log, build_schedule, ema_update, export, finishing, push_to_hub, start
 from stylefusion_hf.training.criterion import Criterion
 from stylefusion_hf.training.fusion_flags import check_objective, parse_args, shares_of
 from stylefusion_hf.training.fusion_setup import (

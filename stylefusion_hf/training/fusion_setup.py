@@ -11,15 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 
-from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
-from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.models.style_generator import StyleGenerator
-from stylefusion_hf.training.common import export, step_generator
-from stylefusion_hf.training.criterion import TERMS, Criterion
-from stylefusion_hf.training.distillation import distil
-from stylefusion_hf.training.memory import (
+from stylefusion_hf.core.memory import (
     RENDER_SHARE,
     MemoryPlan,
     backward_bytes,
@@ -30,11 +22,20 @@ from stylefusion_hf.training.memory import (
     plan_step,
     reference_bytes,
 )
+from stylefusion_hf.core.randomness import step_generator
+from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.sampling import draw_codes
+from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.models.style_generator import StyleGenerator
+from stylefusion_hf.regions.distillation import distil
+from stylefusion_hf.training.common import export
+from stylefusion_hf.training.criterion import TERMS, Criterion
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import Sample
-from stylefusion_hf.training.sampling import draw_codes
 from stylefusion_hf.training.start_gates import driving_layers, measure_energies, start_gates
 
 logger = logging.getLogger("stylefusion_hf")

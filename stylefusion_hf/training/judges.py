@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import remove_partials, write_json
 from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.segmenter import RegionSegmenter
@@ -49,7 +50,6 @@ from stylefusion_hf.training.common import (
     save_checkpoint,
     start,
     step_batches,
-    step_generator,
     step_generators,
     sync_when,
 )

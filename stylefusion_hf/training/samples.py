@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from stylefusion_hf.core.memory import even_parts
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.measurement import MIN_AREA
-from stylefusion_hf.training.memory import even_parts
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment

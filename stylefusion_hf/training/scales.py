@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stylefusion_hf.core.memory import even_parts
 from stylefusion_hf.evaluation.measurement import changed_area, differing_heads, distance, head_weights, outline
 from stylefusion_hf.training.composed import offsets, pose_error
-from stylefusion_hf.training.memory import even_parts
 from stylefusion_hf.training.references import ReferenceMaker
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import SampleSource

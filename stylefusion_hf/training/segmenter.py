@@ -18,8 +18,10 @@ from accelerate import Accelerator
 
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.randomness import step_generator
+from stylefusion_hf.imaging.degradation import degrade
 from stylefusion_hf.models.segmenter import RegionSegmenter, segmenter_channels
-from stylefusion_hf.regions.clustering import contingency, jaccard
+from stylefusion_hf.regions.agreement import region_iou
 from stylefusion_hf.training.common import (
     ArrayDataset,
     build_schedule,
@@ -30,10 +32,8 @@ from stylefusion_hf.training.common import (
     one_process_first,
     push_to_hub,
     start,
-    step_generator,
 )
 from stylefusion_hf.training.loop import MicroBatch, fit
-from stylefusion_hf.training.memory import RENDER_SHARE, chunk_size, memory_budget
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,58 +58,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--eval_avatars", type=int, default=512, help="held-out avatars for the reported IoU; 0 for none")
     p.add_argument("--dataloader_num_workers", type=int, default=0)
     return p.parse_args(argv)
-
-
-# --- Degradation -----------------------------------------------------------------------------------------------------
-
-
-def degrade(x: torch.Tensor, draw: torch.Generator, strength: float = 1.0) -> torch.Tensor:
-    """Images (B, 3, H, W) in [-1, 1] made soft, noisy and off in color, each to its own degree; labels stay valid."""
-    b, _, h, w = x.shape
-
-    def uniform(high: float, *shape: int) -> torch.Tensor:
-        return (torch.rand(b, *(shape or (1, 1, 1)), generator=draw) * high * strength).to(x)
-
-    def normal(scale: float, *shape: int) -> torch.Tensor:
-        return (torch.randn(b, *shape, generator=draw) * scale * strength).to(x)
-
-    # Softness: a blend with a 3 x 3 or 5 x 5 blur, beyond 0 towards sharpening.
-    k = 3 + 2 * int(torch.randint(2, (1,), generator=draw))
-    taps = torch.tensor([1.0, 2.0, 1.0] if k == 3 else [1.0, 4.0, 6.0, 4.0, 1.0]).to(x)
-    taps = taps / taps.sum()
-    soft = F.conv2d(F.pad(x, (k // 2,) * 4, mode="replicate"), torch.outer(taps, taps).expand(3, 1, k, k), groups=3)
-    x = x + (soft - x) * (uniform(1.6) - 0.4 * strength)
-    # Color: brightness, contrast and a smooth blotch of another shade.
-    x = x * (1 + normal(0.1, 1, 1, 1)) + normal(0.08, 3, 1, 1)
-    blotch = F.interpolate(normal(1.0, 3, 4, 4), size=(h, w), mode="bicubic", align_corners=False)
-    x = x + blotch * uniform(0.12)
-    # Grain: per pixel and in clumps of two pixels.
-    x = x + normal(1.0, 3, h, w) * uniform(0.08)
-    clumps = F.interpolate(normal(1.0, 3, -(-h // 2), -(-w // 2)), scale_factor=2, mode="bilinear")[..., :h, :w]
-    return (x + clumps * uniform(0.08)).clamp(-1.2, 1.2)
-
-
-# --- Measuring -------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def region_iou(
-    model: RegionSegmenter, images: torch.Tensor, labels: torch.Tensor, batch: int | None = None
-) -> dict[str, float]:
-    """IoU of every region over all pixels of images (N, 3, H, W) with maps (N, H, W), and their mean.
-
-    batch: pictures at once; what memory allows if left out.
-    """
-    n = len(model.config.regions)
-    if batch is None:  # eight of the top level's maps: its features, those of the way up, and working copies
-        each = 4 * 8 * model.config.channels[0] * images[0, 0].numel()
-        batch = chunk_size(each, memory_budget(model.device) * RENDER_SHARE, 64)
-    counts = torch.zeros(n, n)
-    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-        guess = model.segment(x.to(model.device)).argmax(1).cpu()
-        counts += contingency(y, guess, n, n)
-    iou = jaccard(counts).diag()
-    return {**dict(zip(model.config.regions, iou.tolist(), strict=True)), "mean": iou.mean().item()}
 
 
 # --- The run ---------------------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stylefusion_hf import RegionSegmenter
+from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.evaluation import judges as judging
 from stylefusion_hf.evaluation.judges import PortraitJudge, load_judges
 from stylefusion_hf.imaging.alignment import fit_similarity, warp
 from stylefusion_hf.training import _discriminator, judges
-from stylefusion_hf.training.common import step_generator
 from tests.tiny import tiny_generator
 
 pytest.importorskip("python_avatars", reason="avatars need the extra `train`")

@@ -14,7 +14,8 @@ from stylefusion_hf import (
     StyleFusionPipeline,
     StyleGAN2Discriminator,
 )
-from stylefusion_hf.training import common, fusion
+from stylefusion_hf.core.randomness import step_generator
+from stylefusion_hf.training import fusion
 from stylefusion_hf.training._segmenters import load_segmenter
 from stylefusion_hf.training.card import model_card
 from stylefusion_hf.training.fusion_setup import build_criterion, load_frozen, without_batch_statistics
@@ -72,7 +73,7 @@ def test_fusion_learns_on_any_tree(base, tmp_path):
         with torch.no_grad():  # the same 60 samples for both
             values = []
             for i in range(10):
-                sample = criterion.draw(6, common.step_generator(1, i), Shares())
+                sample = criterion.draw(6, step_generator(1, i), Shares())
                 view = criterion.networks(nets.fuse(criterion.codes(sample)))
                 values.append(criterion.total(criterion(sample, criterion.targets(sample), view)[0]))
         losses.append(float(torch.stack(values).mean()))

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stylefusion_hf.training import distillation, fusion_setup, memory
-from stylefusion_hf.training.distillation import distil
-from stylefusion_hf.training.memory import GIB, MemoryPlan, chunk_size, even_parts, plan_pool, plan_step
+from stylefusion_hf.core import memory
+from stylefusion_hf.core.memory import GIB, MemoryPlan, chunk_size, even_parts, plan_pool, plan_step
+from stylefusion_hf.regions import distillation
+from stylefusion_hf.regions.distillation import distil
+from stylefusion_hf.training import fusion_setup
 from stylefusion_hf.training.sampling import Shares
 from tests.tiny import tiny_generator
 from tests.training.test_criterion import criterion, pipe  # noqa: F401

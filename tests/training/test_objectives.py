@@ -9,6 +9,7 @@ from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.measurement import dilate
 from stylefusion_hf.imaging.alignment import fit_similarity, region_axes
 from stylefusion_hf.imaging.features import channel_energies
+from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.training import objectives as obj
 from stylefusion_hf.training.composed import (
     compose,
@@ -20,7 +21,7 @@ from stylefusion_hf.training.composed import (
 )
 from stylefusion_hf.training.contrastive import spatial_contrast
 from stylefusion_hf.training.networks import soft_centers
-from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment, draw_codes
+from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment
 from stylefusion_hf.training.start_gates import start_gates
 from tests.tiny import tiny_fusion, tiny_generator
 

@@ -8,7 +8,8 @@ from stylefusion_hf import FusionHierarchy, RegionSegmenter, StyleFusionPipeline
 from stylefusion_hf.models.fusion.net import fuse_reference
 from stylefusion_hf.models.segmenter import receptive_field, segmenter_channels
 from stylefusion_hf.models.style_generator import StyleGenerator
-from stylefusion_hf.training import distillation, fusion, fusion_setup
+from stylefusion_hf.regions import distillation
+from stylefusion_hf.training import fusion, fusion_setup
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
 from stylefusion_hf.training.start_gates import beyond, measure_energies
 from tests.planted import COLUMNS

@@ -14,12 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.core.progress import tqdm
-from stylefusion_hf.models.labeller import FeatureLabeller
-from stylefusion_hf.models.segmenter import RegionSegmenter, segmenter_channels
-from stylefusion_hf.models.style_generator import StyleGenerator
-from stylefusion_hf.training.common import step_generator
-from stylefusion_hf.training.memory import (
+from stylefusion_hf.core.memory import (
     POOL_SHARE,
     RENDER_SHARE,
     STEP_SHARE,
@@ -28,8 +23,14 @@ from stylefusion_hf.training.memory import (
     forward_bytes,
     memory_budget,
 )
-from stylefusion_hf.training.sampling import draw_codes
-from stylefusion_hf.training.segmenter import degrade, region_iou
+from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.core.randomness import step_generator
+from stylefusion_hf.imaging.degradation import degrade
+from stylefusion_hf.models.labeller import FeatureLabeller
+from stylefusion_hf.models.sampling import draw_codes
+from stylefusion_hf.models.segmenter import RegionSegmenter, segmenter_channels
+from stylefusion_hf.models.style_generator import StyleGenerator
+from stylefusion_hf.regions.agreement import region_iou
 
 # (images (B, 3, H, W) in [-1, 1], feature maps {h: (B, C, h, h)}) -> logits or probabilities (B, R, h, w)
 Teacher = Callable[[Tensor, Mapping[int, Tensor]], Tensor]
