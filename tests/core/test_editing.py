@@ -374,7 +374,7 @@ def test_edit_writes_the_edited_picture_and_its_recipe(elsewhere, model):
         (["directions"], "JOB"),
         (["directions", "discover", "--method", "pca"], "invalid choice: 'pca'"),
         (["directions", "discover", "--count", "99"], "count is an integer from 1 to 16"),
-        (["directions", "discover", "--layers", "0-x"], "no list of rows"),
+        (["directions", "discover", "--layers", "0-x"], "not a list of rows"),
         (["directions", "discover", "--layers", "0-99"], "from 0 to 7, got 8"),
         (["directions", "discover", "--layers", "1", "--method", "ganspace"], "--layers goes with"),
         (["directions", "discover", "--out", "d.pt"], "ends in .safetensors"),

@@ -59,7 +59,7 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys, monkeypatc
             "unknown method 'magic': choose from stylefusion",
         ),
         (["--sections", "curves", "--methods", "interpolation"], "needs the method 'stylefusion'"),
-        (["--pairs", "0"], "no integer from 1"),
+        (["--pairs", "0"], "not an integer from 1"),
         (["--quick", "--full"], "not allowed with"),
         (["--judges", "nowhere"], "nowhere holds no judges"),
         (["--sections", "calibration"], "calibration needs judges with a portrait judge"),

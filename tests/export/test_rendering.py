@@ -267,7 +267,7 @@ def test_the_command_refuses(pipe, tmp_path, capsys, monkeypatch):
     assert "a file of recipes or --random N" in fails(capsys, "render", "--out", "x")
     assert "a file of recipes or --random N" in fails(capsys, "render", "a.jsonl", "--random", "3", "--out", "x")
     assert "--seed goes with --random" in fails(capsys, "render", "a.jsonl", "--seed", "3", "--out", "x")
-    assert "absent.jsonl: No such file" in fails(capsys, "render", "absent.jsonl", "--out", "x")
+    assert "the recipes absent.jsonl: there is no such file" in fails(capsys, "render", "absent.jsonl", "--out", "x")
     Path("empty.jsonl").write_text("\n\n")
     pipe.save_pretrained("model")
     assert "there is no recipe" in fails(capsys, "render", "empty.jsonl", "--model", "model", "--out", "x")

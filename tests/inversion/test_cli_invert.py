@@ -180,7 +180,7 @@ def test_what_cannot_be_inverted_is_one_line(model: str, photos: Path, capsys: p
         ("invert", "a.png", "--mask", "notes.txt"): "notes.txt",
         ("invert", "a.png", "--out", "notes.txt"): "notes.txt is a file, not a folder",
         ("invert", "a.png", "--generator", "more"): "more",
-        ("fuse", "--base", "1", "--tune", "3"): "no code is a picture file, so that",
+        ("fuse", "--base", "1", "--tune", "3"): "no code is a picture file, so --optimize",
         ("fuse", "--base", "1", "--from-recipe", "a.png", "--tune", "3"): "leave out --base, --tune",
         ("fuse", "--base", "wide.png"): "and the model takes squares",
         ("fuse", "--base", "nothing.safetensors:a"): "nothing.safetensors",
@@ -206,7 +206,7 @@ def test_files_of_codes_that_are_none(photos: Path) -> None:
     cases = {
         "codes.safetensors": "holds several codes, name one of a, all",
         "codes.safetensors:b": "has no code 'b': it has a, all",
-        "codes.safetensors:all": "all holds 3 codes, expected one",
+        "codes.safetensors:all": "'all' holds 3 codes, expected one",
         "text.safetensors": "is no codes file",
         "plain.safetensors": "its metadata lack format",
         "spaceless.safetensors": "is not JSON",
