@@ -11,11 +11,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+# One process per core with one thread each: the networks in tests are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench soak endurance env clean distclean
+.PHONY: help demo test test-all lint bench soak endurance env clean distclean
 
 help:  ## list the targets
 	@echo "stylefusion-hf: one latent code per region, fused into one picture"
@@ -29,13 +31,18 @@ demo: $(READY)  ## write a contact sheet of fused pictures from the embedded mod
 	@echo "==> drawing the fused contact sheet with the embedded model"
 	@$(VENV)/bin/stylefusion sheet --out demo.png
 
-test: $(READY_DEV)  ## run the tests
+test: $(READY_DEV)  ## run the tests, all but the slow ones
 	@echo "==> running the tests"
-	@$(PY) -m pytest $(PYTEST_FLAGS)
+	@$(PYTEST) -m "not slow" $(PYTEST_FLAGS)
 
-lint: $(READY_DEV)  ## check style (ruff) and types (mypy)
+test-all: $(READY_DEV)  ## run the slow tests too: hostile input, Hub faults, kill and resume, builds, a browser
+	@echo "==> running all tests"
+	@$(PYTEST) $(PYTEST_FLAGS)
+
+lint: $(READY_DEV)  ## check style (ruff), the order of packages (import-linter) and types (mypy)
 	@echo "==> ruff check" && $(PY) -m ruff check .
 	@echo "==> ruff format --check" && $(PY) -m ruff format --check .
+	@echo "==> import-linter" && $(VENV)/bin/lint-imports
 	@echo "==> mypy" && $(PY) -m mypy
 
 bench: $(READY_DEV)  ## measure speed: ten minutes on an idle machine, into speed.md, speed.json and speed.png
