@@ -29,6 +29,7 @@ from stylefusion_hf.core.checks import check_path, describe_error, short, shown
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import explained, snapshot, weight_patterns, without_paths
 from stylefusion_hf.core.json_files import read_object
+from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.progress import quiet_loading
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.core.tensor_files import write_tensors
@@ -54,7 +55,7 @@ class StrictModelMixin(ModelMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
         """As in diffusers, from a folder or a Hub id, with `subfolder=` for a component of a pipeline."""
-        given, subfolder = check_path(pretrained_model_name_or_path), kwargs.pop("subfolder", None) or ""
+        given, subfolder = find_model(check_path(pretrained_model_name_or_path)), kwargs.pop("subfolder", None) or ""
         where = path = os.path.join(given, subfolder) if subfolder else given
         wants_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
