@@ -20,6 +20,7 @@ from typing import Any
 
 PARTIAL = ".partial-"  # how temporary names begin
 LOCK = ".writing"  # the file by which a writer holds a folder
+RECIPE_KEY = "stylefusion"  # the PNG text chunk that holds a picture's recipe
 
 Name = str | os.PathLike[str]
 

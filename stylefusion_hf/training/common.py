@@ -356,7 +356,7 @@ def push_to_hub(args: argparse.Namespace, folder: Path) -> None:
     """Upload a finished model folder when `--push_to_hub` asks for it: a pipeline with its card, or models alone."""
     if not args.push_to_hub:
         return
-    from stylefusion_hf.hub.publication import INDEX
+    from stylefusion_hf.hub.collecting import INDEX
     from stylefusion_hf.hub.publishing import publish, publish_models
 
     send = publish if (folder / INDEX).is_file() else publish_models

@@ -287,7 +287,7 @@ def test_recipes_are_checked_before_a_model_is_loaded(tmp_path, capsys, monkeypa
     monkeypatch.setattr(render, "load_pipeline", never)
     many = json.dumps({"version": 1, "base": 1, "num_images": 1024})
     for text, message in (
-        (many, "this recipe makes 1024 pictures, and --out names one"),
+        (many, "this recipe makes 1024 pictures, but --out names one file"),
         ('{"version": 1, "base": 1, "strength": 2}', "strength"),
         ('{"version": 1, "base": 1, "regions": {"' + ESCAPES[:4] + '": 1}}', "recipe is not JSON"),
         (json.dumps({"version": 1, "base": 1, "regions": {ESCAPES: 1}}), "a name is printable text"),

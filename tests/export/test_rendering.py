@@ -260,13 +260,13 @@ def test_the_command(pipe, tmp_path, capsys):
     for key in a:
         assert np.array_equal(a[key]["png"], b[key]["png"]) and np.array_equal(a[key]["mask.png"], b[key]["mask.png"])
     assert cli.main(["render", "again.jsonl", *flags.split()]) == 0
-    assert "all there before" in capsys.readouterr().out
+    assert "all existed before" in capsys.readouterr().out
 
 
 def test_the_command_refuses(pipe, tmp_path, capsys, monkeypatch):
-    assert "one of the two" in fails(capsys, "render", "--out", "x")
-    assert "one of the two" in fails(capsys, "render", "a.jsonl", "--random", "3", "--out", "x")
-    assert "--seed is that of --random" in fails(capsys, "render", "a.jsonl", "--seed", "3", "--out", "x")
+    assert "a file of recipes or --random N" in fails(capsys, "render", "--out", "x")
+    assert "a file of recipes or --random N" in fails(capsys, "render", "a.jsonl", "--random", "3", "--out", "x")
+    assert "--seed goes with --random" in fails(capsys, "render", "a.jsonl", "--seed", "3", "--out", "x")
     assert "absent.jsonl: No such file" in fails(capsys, "render", "absent.jsonl", "--out", "x")
     Path("empty.jsonl").write_text("\n\n")
     pipe.save_pretrained("model")
