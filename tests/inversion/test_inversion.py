@@ -383,21 +383,21 @@ def test_saved_pipelines_load_as_each_other(pipe: Any, tmp_path: Path, images: t
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "space": ({"latent_type": "z"}, "latent_type is one of w, w\\+, s for inverted pictures, got 'z'"),
+    "space": ({"latent_type": "z"}, "latent_type must be one of w, w\\+, s for inverted pictures, got 'z'"),
     "steps": ({"num_inference_steps": -1}, "num_inference_steps is an integer from 0"),
     "tuning steps": ({"num_tuning_steps": 1.5}, "num_tuning_steps is an integer"),
-    "start": ({"start": "guess"}, 'start is "encoder", "mean" or a Code, got \'guess\''),
+    "start": ({"start": "guess"}, 'start must be "encoder", "mean" or a Code, got \'guess\''),
     "start's batch": ({"start": Code(torch.zeros(3, W_DIM), "w")}, "start has 3 codes for 2 pictures"),
     "start's space": ({"start": Code(torch.zeros(1, STYLE_DIM), "s")}, "choose latent_type='s'"),
-    "noise": ({"noise_mode": "random"}, "noise_mode of an inversion is none or const"),
+    "noise": ({"noise_mode": "random"}, "noise_mode of an inversion must be none or const"),
     "rate": ({"learning_rate": float("nan")}, "learning_rate is a number"),
     "prior": ({"prior_weight": -1}, "prior_weight is a number from 0"),
     "weights": ({"pixel_weight": 0, "feature_weight": 0, "num_inference_steps": 1}, "not both 0"),
     "region": ({"region_weights": {"beard": 1}}, "no region 'beard'; the segmenter knows"),
     "region's weight": ({"region_weights": {"hair": -1}}, r"region_weights\['hair'\] is a number from 0"),
-    "masks": ({"masks": torch.ones(3, 8, 8)}, r"masks have the shape \(2, 32, 32\) here, got \(3, 8, 8\)"),
+    "masks": ({"masks": torch.ones(3, 8, 8)}, r"masks must have the shape \(2, 32, 32\), got \(3, 8, 8\)"),
     "output": ({"output_type": "jpeg"}, "unknown output_type 'jpeg'"),
-    "callback": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "are of latents, losses, got 'noise'"),
+    "callback": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "names from latents, losses, got 'noise'"),
     "batch": ({"batch_size": 0}, "batch_size is an integer from 1"),
 }
 
