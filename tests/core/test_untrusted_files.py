@@ -502,7 +502,7 @@ def test_arrays_are_pictures():
     [
         (
             np.zeros((8, 8, 3), np.int64),
-            "base: an array of integers is a list of seeds, of one dimension, or a picture",
+            "base: an array of integers must be a one-dimensional list of seeds or a uint8 picture",
         ),
         (np.zeros((8, 8), np.uint16), "base: an array of integers"),
         (np.zeros((8, 8), bool), "base: an array of integers"),

@@ -231,7 +231,7 @@ def test_encoders_take_any_size_and_any_place_in_a_batch() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": [8]}, "two or more widths"),
+        ({"channels": [8]}, "at least two widths"),
         ({"channels": [8, 9]}, "multiples of groups=4"),
         ({"resolution": 31}, "multiple of 2"),
         ({"num_ws": 0}, "at least 1, got 0"),
