@@ -177,7 +177,7 @@ def test_preparation(given, expected, tmp_path: Path) -> None:
     [
         ({"size": "large"}, "size is height and width or shortest_edge, in pixels, got 'large'"),
         ({"size": {"longest_edge": 5}}, "size is height and width or shortest_edge"),
-        ({"image_mean": [1, 2]}, "image_mean is three numbers"),
+        ({"image_mean": [1, 2]}, "image_mean must be three numbers"),
         ({"image_std": ["a", 1, 1]}, "image_std is a number"),
         ({"do_resize": "yes"}, "do_resize is True or False"),
         ({"rescale_factor": "x"}, "rescale_factor is a number"),
@@ -343,11 +343,11 @@ def test_code_of_a_repository_is_never_run(folder: Path, tmp_path: Path) -> None
 def test_constructor_arguments_are_checked(model: HubSegmenter) -> None:
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     for change, message in (
-        ({"network": 3}, "network is a config"),
+        ({"network": 3}, "network must be a transformers config"),
         ({"regions": ["a"] * 6}, "at least two distinct region names"),
-        ({"classes": [[0]]}, "a list for each of the 6 regions"),
+        ({"classes": [[0]]}, "one list per region, 6 in all"),
         ({"classes": [[0], [1], [2], [3], [4], [19]]}, "names class 19, but the network's are 0 to 18"),
-        ({"classes": [[0], [1], [2], [3], [4], [4]]}, "class 4 is in 'eyes' and in 'hair'"),
+        ({"classes": [[0], [1], [2], [3], [4], [4]]}, "class 4 is both in 'eyes' and in 'hair'"),
         ({"classes": [[0], [1], [2], [3], [4], []]}, "'hair' has no class"),
         ({"resample": "lanczos"}, "unknown resample 'lanczos'"),
         ({"size": [1, 2, 3]}, "size must be one or two sides"),

@@ -18,7 +18,7 @@ from stylefusion_hf.ops.context import traced_or_transformed
 
 
 def values_are_final(tensors: Iterable[Tensor]) -> bool:
-    """Return whether only values matter: nothing computed from these tensors is traced, transformed or differentiated."""
+    """Return whether only values matter: no tracing, transform or differentiation of results from these tensors."""
     if torch.compiler.is_compiling() or traced_or_transformed():
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
