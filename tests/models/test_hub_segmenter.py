@@ -175,8 +175,8 @@ def test_preparation(given, expected, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"size": "large"}, "size is height and width or shortest_edge, in pixels, got 'large'"),
-        ({"size": {"longest_edge": 5}}, "size is height and width or shortest_edge"),
+        ({"size": "large"}, "size must be height and width or shortest_edge, in pixels, got 'large'"),
+        ({"size": {"longest_edge": 5}}, "size must be height and width or shortest_edge"),
         ({"image_mean": [1, 2]}, "image_mean must be three numbers"),
         ({"image_std": ["a", 1, 1]}, "image_std is a number"),
         ({"do_resize": "yes"}, "do_resize is True or False"),
