@@ -18,7 +18,7 @@ from stylefusion_hf.core.codes import Code, check_shapes
 from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.imaging.images import Fit
-from stylefusion_hf.inversion.optimization import SPACES, CodePrior, Interrupted, Objective, optimise, tune
+from stylefusion_hf.inversion.optimization import SPACES, CodePrior, Interrupted, Objective, optimize, tune
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
@@ -254,7 +254,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                         bar.update()
                         return run_callback(step, latents=latents, losses=losses)
 
-                    found = optimise(
+                    found = optimize(
                         network,
                         codes[part],
                         latent_type,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from stylefusion_hf import Code, ImageEncoder, StyleFusionInversionPipeline, StyleFusionPipeline
 from stylefusion_hf.imaging.features import edge_maps, map_distance
-from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, optimise, tune
+from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, optimize, tune
 from stylefusion_hf.models.loading import weights_sha256
 from stylefusion_hf.pipelines import invert
 from tests.tiny import (
@@ -98,7 +98,7 @@ def test_codes_of_samples_are_found_again(generator: Any, prior: CodePrior, spac
     objective, before = Objective(edge_maps, targets), start.clone()
     with torch.no_grad():
         first = objective(pictures(generator, w))
-    found = optimise(generator, start, space, objective, prior, steps=60, learning_rate=0.2, prior_weight=1e-4)
+    found = optimize(generator, start, space, objective, prior, steps=60, learning_rate=0.2, prior_weight=1e-4)
     assert torch.equal(start, before)
     assert found.codes.shape == start.shape
     assert (found.loss < 0.5 * first).all()
@@ -108,9 +108,9 @@ def test_each_picture_is_optimised_as_if_it_were_alone(generator: Any, prior: Co
     targets = pictures(generator, codes_of(generator, 3, seed=5))
     start = generator.w_avg.expand(3, -1)
     settings: dict[str, Any] = {"steps": 30, "tolerance": 0.2, "patience": 3, "learning_rate": 0.1}
-    together = optimise(generator, start, "w", Objective(edge_maps, targets), prior, **settings)
+    together = optimize(generator, start, "w", Objective(edge_maps, targets), prior, **settings)
     for i in range(3):
-        alone = optimise(generator, start[:1], "w", Objective(edge_maps, targets[i : i + 1]), prior, **settings)
+        alone = optimize(generator, start[:1], "w", Objective(edge_maps, targets[i : i + 1]), prior, **settings)
         assert alone.steps[0] == together.steps[i]
         assert torch.allclose(alone.codes[0], together.codes[i], atol=1e-4)
     assert (together.steps < 30).any()  # and the patience ends some before others
@@ -118,7 +118,7 @@ def test_each_picture_is_optimised_as_if_it_were_alone(generator: Any, prior: Co
 
 def test_no_step_returns_the_start(generator: Any, prior: CodePrior) -> None:
     start = codes_of(generator, 2)
-    found = optimise(generator, start, "w", Objective(edge_maps, pictures(generator, start)), prior, steps=0)
+    found = optimize(generator, start, "w", Objective(edge_maps, pictures(generator, start)), prior, steps=0)
     assert torch.equal(found.codes, start)
     assert found.steps.tolist() == [0, 0]
 
@@ -126,7 +126,7 @@ def test_no_step_returns_the_start(generator: Any, prior: CodePrior) -> None:
 def test_the_best_code_is_kept_not_the_last(generator: Any, prior: CodePrior) -> None:
     start = codes_of(generator, 1)
     objective = Objective(edge_maps, pictures(generator, start))
-    found = optimise(generator, start, "w", objective, prior, steps=8, learning_rate=5.0, prior_weight=0)
+    found = optimize(generator, start, "w", objective, prior, steps=8, learning_rate=5.0, prior_weight=0)
     assert torch.equal(found.codes, start)  # nothing is better than the true code
 
 
@@ -141,7 +141,7 @@ def test_steps_can_be_watched_changed_and_stopped(generator: Any, prior: CodePri
         return truth if step == 3 else None
 
     settings: dict[str, Any] = {"steps": 50, "prior_weight": 0.0, "learning_rate": 0.01, "on_step": on_step}
-    found = optimise(generator, generator.w_avg[None], "w", Objective(edge_maps, targets), prior, **settings)
+    found = optimize(generator, generator.w_avg[None], "w", Objective(edge_maps, targets), prior, **settings)
     assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
     assert seen[3][1] < 0.2 * seen[2][1]  # from the code that was given
     assert found.loss[0] <= min(loss for _, loss in seen)
@@ -150,7 +150,7 @@ def test_steps_can_be_watched_changed_and_stopped(generator: Any, prior: CodePri
 def test_an_exploding_run_is_one_error(generator: Any, prior: CodePrior) -> None:
     objective = Objective(edge_maps, pictures(generator, codes_of(generator, 1)))
     with pytest.raises(FloatingPointError, match="lower the learning rate, 1e\\+30"):
-        optimise(generator, generator.w_avg[None], "w", objective, prior, steps=5, learning_rate=1e30)
+        optimize(generator, generator.w_avg[None], "w", objective, prior, steps=5, learning_rate=1e30)
 
 
 def test_what_a_mask_hides_does_not_count(generator: Any, prior: CodePrior) -> None:
