@@ -1,6 +1,6 @@
 """Editing: finding directions in a generator's latent spaces.
 
-Read `directions.py`: SeFa, GANSpace, linear boundaries and style channels. `core/edits.py` applies directions to codes.
+Read `directions.py`: SeFa, GANSpace, linear boundaries and style channels. `core/edits.py` applies them to codes.
 """
 
 from stylefusion_hf.core.moved import forward

@@ -93,8 +93,8 @@ class Objective:
 class CodePrior:
     """The distribution of a generator's codes.
 
-    w is nearly normal after undoing the mapping's last leaky ReLU and decorrelating: the space P_N of Zhu et al., arXiv
-    2012.09036. Style codes s are normalized per channel.
+    w is nearly normal after undoing the mapping's last leaky ReLU and decorrelating: the space P_N of Zhu et al.,
+    arXiv 2012.09036. Style codes s are normalized per channel.
 
     Args:
         w_mean, w_std: (w_dim,), mean and standard deviation of w.
