@@ -70,6 +70,9 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             on whether the sibling differs too (`net.company`).
         standardise: show the MLPs each style channel as its deviation from its mean, in units of its standard
             deviation (see `set_statistics`); the blended codes are not standardized.
+        adaptive_conv_layers: number of conv vectors, from the first, whose gates come from an MLP. The others have
+            constant gates, or gates that only depend on novelty if `gate_novelty` is on; needs `gate_bias`. None: all.
+        adaptive_rgb_layers: the same for toRGB vectors.
 
     Raises:
         ValueError: the shapes do not fit together, or the tree is invalid.
@@ -107,6 +110,8 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         gate_product: bool = False,
         gate_novelty: bool = False,
         standardise: bool = False,
+        adaptive_conv_layers: int | None = None,
+        adaptive_rgb_layers: int | None = None,
     ):
         super().__init__()
         self.tree = RegionTree.of(tree)
@@ -129,6 +134,8 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             gate_product=gate_product,
             gate_novelty=gate_novelty,
             standardise=standardise,
+            adaptive_conv_layers=adaptive_conv_layers,
+            adaptive_rgb_layers=adaptive_rgb_layers,
         )
         self.layout = StyleLayout(spec)
         self.nets = nn.ModuleDict({NET_PREFIX + name: FusionNet(spec) for name in self.tree.fused})
