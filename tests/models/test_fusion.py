@@ -323,7 +323,7 @@ def test_constant_gates():
     last = fusion.net("all").blender_segments.layers[-1]
     assert last.weight.grad.abs().max() > 0
     for wrong in (1.0, torch.full((3,), 0.5)):
-        with pytest.raises(ValueError, match="a constant gate is one number or"):
+        with pytest.raises(ValueError, match="a constant gate must be one number or"):
             fusion.set_constant_gates("all", segments=wrong)
     with pytest.raises(ValueError, match="gate_bias=False"):
         small("all*(a, b)").set_constant_gates("all", common=0.5)

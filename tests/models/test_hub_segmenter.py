@@ -275,7 +275,7 @@ def test_what_the_hub_refuses(folder: Path, hub, tmp_path: Path) -> None:
         "me/pickled": "has no safetensors weights, and pickles, .* are not read: name a revision",
         "me/empty": "it has no config.json",
         "me/nothing": "there is no such repository",
-        "a/b/c": "no folder, and no name of a model",
+        "a/b/c": "neither a folder nor a model name",
     }
     for name, message in cases.items():
         with pytest.raises(OSError, match=message) as found:

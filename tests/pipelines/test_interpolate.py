@@ -314,7 +314,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "region": ({"base": 1, "regions": {"hare": [1, 2]}}, "hair"),
     "shape": ({"base": torch.zeros(2, 3)}, r"base has the shape \(batch, 3\)"),
     "image": ({"base": Image.new("RGB", (8, 8))}, "no encoder"),
-    "generators": ({"regions": {"hair": [1, 2]}, "generator": [torch.Generator()]}, "one torch.Generator"),
+    "generators": ({"regions": {"hair": [1, 2]}, "generator": [torch.Generator()]}, "a single torch.Generator"),
 }
 
 

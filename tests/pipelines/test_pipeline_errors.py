@@ -88,5 +88,5 @@ def test_components_that_do_not_fit():
         StyleFusionPipeline(other, fusion)
     with pytest.raises(ValueError, match=r"does not know the regions mouth, skin, .* it has background, church"):
         StyleFusionPipeline(generator, fusion, tiny_segmenter("all*(background, church)"))
-    with pytest.raises(ValueError, match="fusion is a FusionHierarchy, got NoneType"):
+    with pytest.raises(ValueError, match="fusion must be a FusionHierarchy, got NoneType"):
         StyleFusionPipeline(generator, nothing)
