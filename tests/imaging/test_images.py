@@ -294,7 +294,7 @@ def test_fit() -> None:
         ValueError, match='the image is 90 x 30 pixels, and the model takes squares: align .* fit="crop"'
     ):
         fit_square(bars(), 30)
-    with pytest.raises(ValueError, match="fit is 'refuse', 'crop', 'pad'; got 'stretch'"):
+    with pytest.raises(ValueError, match="fit must be one of 'refuse', 'crop', 'pad'; got 'stretch'"):
         fit_square(bars(), 30, fit="stretch")  # type: ignore[arg-type]
 
 

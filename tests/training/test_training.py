@@ -372,7 +372,7 @@ def test_a_projected_discriminator_checks_its_input():
     with pytest.raises(ValueError, match="expected images of shape"):
         d(torch.randn(2, 3, 8, 8))
     for arguments, message in (
-        ({"network": {"channels": [8]}}, "has none to read at 16 px"),
+        ({"network": {"channels": [8]}}, "has no usable one at 16 px"),
         ({"network": config, "width": 0}, "width must be above 0"),
     ):
         with pytest.raises(ValueError, match=message):
