@@ -43,7 +43,7 @@ def parse_json(text: str | bytes, what: str, largest: int = LARGEST, values: int
         raise ValueError(f"{what} is not JSON: it is not UTF-8 text (byte {error.start:,})") from None
     if sum(map(decoded.count, ",[{")) > values:
         raise ValueError(f"{what} is too large: at most {values:,} values are read")
-    too_deep = ValueError(f"{what} is nested too deeply: at most {MAX_DEPTH} levels are read")
+    too_deep = ValueError(f"{what} is not JSON that can be read: it is nested deeper than {MAX_DEPTH} levels")
     try:
         value = json.loads(decoded, object_pairs_hook=_object)
         depth = _check_values(value)

@@ -225,7 +225,7 @@ def test_recipes_reproduce_edits(pipe):
         ({"hair": []}, "an empty list"),
         ({"hair": (DIRECTIONS["w"], "2")}, "the strength of 'in-w'"),
         ({"hair": Direction("x", "w", draw(9))}, "direction 'x' has the shape"),
-        ({"hair": Direction("x", "z", draw(Z_DIM))}, "nothing in z"),
+        ({"hair": Direction("x", "z", draw(Z_DIM))}, "not in z"),
         ([DIRECTIONS["w"]], "edits is a dict"),
     ],
 )
@@ -368,7 +368,7 @@ def test_edit_writes_the_edited_picture_and_its_recipe(elsewhere, model):
         (["edit", "--edit", "hair=d.safetensors:in-w=much"], "'much' is no number"),
         (["edit", "--edit", "hare=d.safetensors:in-w"], "did you mean 'hair'?"),
         (["edit", "--edit", "hair=x.safetensors:x"], "direction 'x' has the shape (batch, 9)"),
-        (["edit", "--edit", "hair=z.safetensors:z"], "nothing in z"),
+        (["edit", "--edit", "hair=z.safetensors:z"], "not in z"),
         (["edit", "--edit", "hair=d.npy:z"], "is not a file of directions"),
         (["fuse", "--from-recipe", "x.json", "--edit", "hair=d.safetensors:in-w"], "leave out --edit"),
         (["directions"], "JOB"),
