@@ -326,7 +326,7 @@ const char* act_grad(Dtype dtype, const void* grad, const void* y, void* out, in
       for (int64_t i = 0; i < end - begin; ++i) {
         const A at = static_cast<A>(v[i]);
         const A inside = static_cast<A>(g[i]) * (at > A(0) ? positive : negative);
-        // Select, as multiplying by zero fails for infinite gradients: PyTorch's clamp returns 0 outside for these too.
+        // Select, do not multiply by zero: outside, the gradient of clamp is 0 even for an infinite one.
         d[i] = static_cast<T>(std::abs(at) < limit ? inside : A(0));
       }
     });
