@@ -39,7 +39,7 @@ from stylefusion_hf.evaluation import sections
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.evaluation.measuring import Subject
-from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, render
+from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, render, segment
 from stylefusion_hf.evaluation.report import table
 from stylefusion_hf.evaluation.statistics import Estimate, ratio, resamples
 from stylefusion_hf.imaging.features import map_distance
@@ -151,13 +151,14 @@ class InvertedSubject(Subject):
             return
         for start in range(0, count, self.batch):
             end = min(start + self.batch, count)
-            yield self._pairs(self.codes[2 * start : 2 * end : 2], self.codes[2 * start + 1 : 2 * end : 2])
+            strangers = self.codes.roll(-2, dims=0)  # of each pair the next one's source
+            some = slice(2 * start + 1, 2 * end, 2)
+            yield self._pairs(self.codes[2 * start : 2 * end : 2], self.codes[some], strangers[some])
 
     @torch.no_grad()
-    def _pairs(self, base: Tensor, source: Tensor) -> Pairs:
+    def _pairs(self, base: Tensor, source: Tensor, stranger: Tensor) -> Pairs:
         images = [render(self.pipe, s) for s in (base, source)]
-        probs = [self.pipe.segmenter.segment(x).float().softmax(dim=1) for x in images]
-        return Pairs(base, source, *images, *probs)
+        return Pairs(base, source, *images, *(segment(self.pipe, x) for x in images), stranger)
 
 
 def swap_table(subjects: dict[str, Subject], count: int) -> str:

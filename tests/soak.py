@@ -35,7 +35,7 @@ from PIL import Image
 
 from stylefusion_hf import StyleGAN2Discriminator, cli
 from stylefusion_hf.export import rendering
-from stylefusion_hf.training import checkpoints, encoder, fusion, generator, judges, segmenter
+from stylefusion_hf.training import checkpoints, encoder, fusion, generator, judges, loop, segmenter
 from tests.tiny import tiny_generator, tiny_pipeline, tiny_segmenter
 
 LATEST = ("--resume_from_checkpoint", "latest")
@@ -79,25 +79,27 @@ JOBS = {
         PICTURES + " --channels 8,8,8 --latent_dim 8 --mapping_layers 2 --validation_steps 2 --use_noise --mirror"
         " --path_length_weight 2 --path_length_interval 2 --augment color,translation,cutout --r1_interval 2",
     ),
-    "segmenter": Job(segmenter, PICTURES + " --channels 8,16 --lr_scheduler constant"),
+    "segmenter": Job(segmenter, PICTURES + " --channels 8,16 --lr_scheduler constant", inner=(loop,)),
     "fusion": Job(
         fusion,
         "--model {data}/model --pool_size 16 --train_batch_size 6 --hidden_width 8 --hidden_layers 1"
         " --validation_pairs 0 --static_steps 1 --realism_weight 0.1 --discriminator_learning_rate 0.001",
         steps=4,
+        inner=(loop,),
     ),
     "encoder": Job(
         encoder,
         "--model {data}/model --cache_dir {data}/avatars --avatars 12 --train_batch_size 4 --eval_images 2"
         " --channels 8,16 --lr_scheduler constant --validation_steps 2",
         steps=4,
+        inner=(loop,),
     ),
     "judges": Job(
         judges,
         "--model {data}/model --cache_dir {data}/avatars --avatars 12 --resolution 32 --train_batch_size 4"
         " --eval_avatars 2 --segmenter_channels 8,8 --discriminator_channels 8,8,8,8 --r1_interval 2",
         steps=3,
-        inner=(segmenter,),
+        inner=(segmenter, loop),
     ),
 }
 

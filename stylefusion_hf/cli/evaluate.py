@@ -1,6 +1,7 @@
 """Measure a model: how local its swaps are, how much of the source arrives, how other methods do on the same pairs.
 
 Tables go to the screen; report.json, report.md and report.png to --out. Every figure has its 95 % bootstrap interval.
+The comparison of methods always includes `mean` and `stranger`, which ignore the source.
 
     stylefusion evaluate --quick
     stylefusion evaluate --model runs/fusion --out evaluation
@@ -41,8 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sections", metavar="A,B", help="only these sections (default: all that apply)")
     parser.add_argument("--methods", metavar="A,B", help="only these methods; stylefusion must be one (default: all)")
+    parser.add_argument(
+        "--static-gates",
+        metavar="FOLDER",
+        help="compare with nets of constant gates too: an output folder of `stylefusion train fusion` with the"
+        " model's own flags and --static_steps at least --max_train_steps",
+    )
     parser.add_argument("--pairs", type=positive, help="pairs of the swap figures (default: 500)")
     parser.add_argument("--curve-pairs", type=positive, help="test pairs of the comparison of methods (default: 128)")
+    parser.add_argument("--calibration-pairs", type=positive, help="pairs of drawn avatars (default: 64)")
+    parser.add_argument("--global-pairs", type=positive, help="bases of the global figures (default: 64)")
     parser.add_argument("--limit-pairs", type=positive, help="pairs of the limit of S (default: 16; 64 with --full)")
     parser.add_argument("--limit-steps", type=positive, help="Adam's steps of the limit of S (default: 150)")
     parser.add_argument(
@@ -55,9 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--psi", type=number, help="truncation (default: the model's own)")
     parser.add_argument("--seed", type=seed, default=0, help="other pairs, 0 to 200 (default: 0)")
-    parser.add_argument("--batch-size", type=positive, help="pairs at once (default: 32, fewer above 128 pixels)")
+    parser.add_argument(
+        "--measuring-size",
+        type=positive,
+        metavar="PIXELS",
+        help="larger pictures are averaged down to this (default: the smallest of the model's, the judges' and 256)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        help="pairs at once, when methods are fitted as well (default: 32, fewer above 128 pixels)",
+    )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="a look of about two minutes, marked as one")
+    size.add_argument("--quick", action="store_true", help="a look of some minutes, marked as one")
     size.add_argument("--full", action="store_true", help="more pairs for the limit of S")
     add_model_arguments(parser)
 
@@ -70,9 +89,10 @@ def run(args: argparse.Namespace) -> None:
     check_call(args)
 
     from stylefusion_hf.evaluation.backbone import Backbone
-    from stylefusion_hf.evaluation.evaluate import SECTIONS, Settings, build_subject, evaluate
+    from stylefusion_hf.evaluation.evaluate import Settings, build_subject, evaluate
     from stylefusion_hf.evaluation.judges import load_judges
     from stylefusion_hf.evaluation.realism import check_real
+    from stylefusion_hf.evaluation.run import SECTIONS
     from stylefusion_hf.models.layers import at_once
 
     settings = Settings(seed=args.seed, model=args.model or "the embedded model")
@@ -80,7 +100,8 @@ def run(args: argparse.Namespace) -> None:
         settings = settings.quickened()
     if args.full:
         settings = replace(settings, limit_pairs=64)
-    given = {k: getattr(args, k) for k in ("pairs", "curve_pairs", "limit_pairs", "limit_steps", "realism_count")}
+    numbers = ("pairs", "calibration_pairs", "curve_pairs", "global_pairs", "limit_pairs", "limit_steps")
+    given = {k: getattr(args, k) for k in (*numbers, "realism_count", "static_gates")}
     settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
     if args.curve_pairs is not None:
         settings = replace(settings, validation_pairs=max(2, args.curve_pairs // 3))
@@ -99,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     backbone = Backbone(args.backbone, pipe.device) if args.backbone else None
     size = pipe.generator.config.resolution
     batch = args.batch_size or at_once(size, 32)
-    subject = build_subject(pipe, judges, args.seed, batch, backbone)
+    subject = build_subject(pipe, judges, args.seed, batch, backbone, args.measuring_size)
     skipped = [] if avatars else ["calibration"]
     skipped += [] if settings.limit_pairs else ["limits"]
     names = listed(args.sections) if args.sections else [n for n in SECTIONS if n not in skipped]

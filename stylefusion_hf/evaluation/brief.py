@@ -6,30 +6,31 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from stylefusion_hf.evaluation.baselines import StyleFusionSwap
 from stylefusion_hf.evaluation.evaluate import build_subject
+from stylefusion_hf.evaluation.figures import figures
+from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
+from stylefusion_hf.evaluation.global_control import ALL_CODES, global_rows
 from stylefusion_hf.evaluation.judges import Judges
 from stylefusion_hf.evaluation.measuring import Job, Subject, measure_jobs
 from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.pairs import VALIDATION_SEED
-from stylefusion_hf.evaluation.ruler import figures
-from stylefusion_hf.evaluation.sections import global_rows
 
 
-def locality_and_transfer(
-    subject: Subject, methods: Mapping[str, Method], jobs: Sequence[Job], pairs: int
-) -> dict[Job, tuple[float, float]]:
-    """O and T of every job, each over all validation pairs."""
+def brief_figures(
+    subject: Subject, methods: Mapping[str, Method], jobs: Sequence[Job], pairs: int, specific: bool = False
+) -> dict[Job, dict[str, float]]:
+    """Every job's figures over all validation pairs; with `specific` also S, which takes twice as long."""
     ones = torch.ones(1, pairs, dtype=torch.float64)
     found = {}
-    for job, columns in measure_jobs(subject, methods, jobs, pairs, VALIDATION_SEED).items():
+    for job, columns in measure_jobs(subject, methods, jobs, pairs, VALIDATION_SEED, specific=specific).items():
         row = figures(columns, ones, subject.heads[job[1]])
-        found[job] = float(row["outside"][0]), float(row["transfer"][0])
+        found[job] = {name: float(draws[0]) for name, draws in row.items()}
     return found
 
 
 def brief(pipe, judges: Judges, pairs: int) -> dict[str, float]:
-    """{"O hair": outside change, "T hair": transfer, ..., "G": pose error under all common codes, "kept": looks then}.
+    """{"S hair": specific transfer, "O hair": outside change, "T hair": transfer, ..., "G": pose error under all
+    common codes, "kept": looks then}.
 
     Raises:
         ValueError: the judges do not fit the pipeline (see `build_subject`).
@@ -37,9 +38,8 @@ def brief(pipe, judges: Judges, pairs: int) -> dict[str, float]:
     subject: Subject = build_subject(pipe, judges)
     jobs = [("stylefusion", leaf, 1.0) for leaf in subject.leaves]
     found: dict[str, float] = {}
-    for (_, leaf, _), (o, t) in locality_and_transfer(
-        subject, {"stylefusion": StyleFusionSwap(pipe)}, jobs, pairs
-    ).items():
-        found |= {f"O {leaf}": o, f"T {leaf}": t}
-    common = global_rows(subject, pairs, VALIDATION_SEED)["all common codes"]
+    measured = brief_figures(subject, {"stylefusion": StyleFusionSwap(pipe)}, jobs, pairs, specific=True)
+    for (_, leaf, _), row in measured.items():
+        found |= {f"S {leaf}": row["specific"], f"O {leaf}": row["outside"], f"T {leaf}": row["transfer"]}
+    common = global_rows(subject, pairs, VALIDATION_SEED, (ALL_CODES,))[ALL_CODES]
     return found | {"G": common["pose"].value, "kept": common["looks kept"].value}

@@ -1,8 +1,9 @@
 """The ruler held to swaps whose answer is known: the renderer draws a, b and a with b's region exactly.
 
-A true swap must read as transfer near 1 without change outside, a mere recolouring as little transfer, nothing as 0.
-What a true swap falls short of 1 by is the resampling of small regions: the ruler's own error, and a ceiling for all
-methods.
+A true swap must read as specific transfer and transfer near 1 without change outside, and be recognized; a mere
+recoloring as little transfer, nothing as 0. What a true swap falls short of 1 by is the resampling of small regions:
+the ruler's own error, and a ceiling for all methods. True swaps are recognized less often than always where two
+sources have the same part in like colors.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.data.avatars import REGION_FIELDS, AvatarSpec, avatar_spec, render_avatar, swap_region
-from stylefusion_hf.evaluation.ruler import Ruler, figures
+from stylefusion_hf.evaluation.figures import HEADS, figures, measurable
+from stylefusion_hf.evaluation.recognition import Gallery
+from stylefusion_hf.evaluation.ruler import Ruler
 from stylefusion_hf.evaluation.statistics import Estimate, resamples
 
 CALIBRATION_SEED = 9  # a collection of avatars that no training draws
 
 
 def recolour(a: AvatarSpec, b: AvatarSpec, region: str) -> AvatarSpec:
-    """`a` with the colours, but not the parts, of `b` in `region`."""
+    """`a` with the colors, but not the parts, of `b` in `region`."""
     colours = [n for n in REGION_FIELDS[region] if "colour" in n or "trim" in n or n.startswith("background_")]
     return replace(a, **{name: getattr(b, name) for name in colours})
 
@@ -35,7 +38,8 @@ def drawn(specs: list[AvatarSpec], size: int) -> Tensor:
 def calibrate(ruler: Ruler, count: int = 64, size: int = 64) -> dict[str, dict[str, dict[str, Estimate]]]:
     """{region: {"true swap", "recoloured", "unchanged", "a stranger's": {figure: Estimate}}} over pairs of avatars.
 
-    A stranger's region, neither a's nor b's, should read as no transfer: what it reads is T's floor.
+    "unchanged" and "a stranger's" ignore the source: they read exactly 0 specific transfer, and are recognized as
+    often as by chance. What a stranger's region reads as T is the floor of T.
 
     Raises:
         ValueError: the ruler's regions are not the avatars'. ImportError: the extra `train` is not installed.
@@ -45,21 +49,37 @@ def calibrate(ruler: Ruler, count: int = 64, size: int = 64) -> dict[str, dict[s
     a = [avatar_spec(2 * i, CALIBRATION_SEED) for i in range(count)]
     b = [avatar_spec(2 * i + 1, CALIBRATION_SEED) for i in range(count)]
     strangers = [avatar_spec(2 * count + i, CALIBRATION_SEED) for i in range(count)]
-    device = ruler.segmenter.device
-    comparison = ruler.compare(*(ruler.look(drawn(specs, size).to(device)) for specs in (a, b)))
+
+    def look(specs: list[AvatarSpec]):
+        return ruler.look(drawn(specs, size).to(ruler.segmenter.device))
+
+    pairs = ruler.compare(look(a), look(b))
     counts = resamples(count)
+    plain = {region: ruler.measure(pairs, region, pairs.base, thorough=False) for region in ruler.regions}
+    heads = {region: measurable(columns) for region, columns in plain.items()}
+    scales = {r: {h: max(float(c[f"{h}_raw"].sum() / c["seen"].sum().clamp_min(1)), 1e-6) for h in HEADS}
+              for r, c in plain.items()}  # fmt: skip
+    # The wrong sources: avatars that are no stranger of anybody, so that drawing a stranger's region is no answer.
+    others = look([avatar_spec(3 * count + i, CALIBRATION_SEED) for i in range(count)])
+    gallery = Gallery(ruler, others, heads, scales)
+    wrong = gallery.candidates(pairs, ruler.regions, 0)
     out: dict[str, dict[str, dict[str, Estimate]]] = {}
     for region in ruler.regions:
+        true, stranger, colours, other_colours = (
+            look([make(x, y, region) for x, y in zip(a, sources, strict=True)])
+            for make, sources in ((swap_region, b), (swap_region, strangers), (recolour, b), (recolour, strangers))
+        )
+        # Each swap with what the same method draws for a stranger; the last two ignore the source.
         swaps = {
-            "true swap": [swap_region(x, y, region) for x, y in zip(a, b, strict=True)],
-            "recoloured": [recolour(x, y, region) for x, y in zip(a, b, strict=True)],
-            "unchanged": a,
-            "a stranger's": [swap_region(x, y, region) for x, y in zip(a, strangers, strict=True)],
+            "true swap": (true, stranger),
+            "recoloured": (colours, other_colours),
+            "unchanged": (pairs.base, pairs.base),
+            "a stranger's": (stranger, stranger),
         }
         out[region] = {}
-        for name, specs in swaps.items():
-            after = ruler.look(drawn(specs, size).to(device))
-            columns = ruler.measure(comparison, region, after, thorough=False)
+        for name, (after, other) in swaps.items():
+            columns = ruler.measure(pairs, region, after, thorough=False, stranger=other)
+            columns |= gallery.recognize(pairs, region, after, wrong[region])
             n = int(columns["counts"].sum())
             out[region][name] = {k: Estimate.of(v, n) for k, v in figures(columns, counts).items()}
     return out

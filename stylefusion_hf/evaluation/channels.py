@@ -7,62 +7,113 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.evaluation.measurement import LARGEST_SIZE, at_measuring_size
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, draw_pairs
 from stylefusion_hf.imaging.features import channel_energies
+from stylefusion_hf.models.layers import at_once
 
 
-def fitting_samples(pipe, count: int) -> tuple[Tensor, Tensor]:
-    """Style codes (count, S) of seeds that no figure is taken on, and label maps (count, H, W) of their pictures."""
-    pairs = draw_pairs(pipe, -(-count // 2), FITTING_SEED)
-    codes, probs = torch.cat([pairs.base, pairs.source]), torch.cat([pairs.base_probs, pairs.source_probs])
-    return codes[:count], probs[:count].argmax(dim=1)
+def rendered_at_once(pipe, most: int, batch: int | None) -> int:
+    """Pictures of one forward pass: `batch` where it is given, else what `at_once` allows, and never above `most`."""
+    size = getattr(getattr(pipe.generator, "config", None), "resolution", 128)
+    return min(most, at_once(size, most) if batch is None else batch)
 
 
-@torch.no_grad()
-def memberships(pipe, samples: int, batch: int = 32) -> Tensor:
-    """(R, S): of each style channel's energy, the share in each region. A channel without energy belongs to all alike.
-
-    Energy is the squared activation of the channel that the style scales (the input of its convolution or toRGB
-    layer), in units of the channel's deviation from its mean over samples and pixels; masks are brought to its size.
+def fitting_samples(pipe, count: int, batch: int | None = None) -> tuple[Tensor, Tensor]:
+    """Style codes (count, S) of seeds that no figure is taken on, and label maps (count, h, w) of their pictures, at
+    256 pixels where those are larger. First the bases of pairs, then their sources.
     """
-    net, regions = pipe.generator.synthesis, len(pipe.segmenter.config.regions)
-    codes, labels = fitting_samples(pipe, samples)
-    layers = [*net.convs, *net.rgbs]
-    sums = [torch.zeros((), device=codes.device)] * len(layers)  # (R, C, 3): of x^2, x and 1 under the masks
-    inputs: dict[int, Tensor] = {}
+    pairs, batch = -(-count // 2), rendered_at_once(pipe, 64, batch)
+    codes: tuple[list[Tensor], list[Tensor]] = ([], [])
+    labels: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for start in range(0, pairs, batch):
+        part = draw_pairs(pipe, min(batch, pairs - start), FITTING_SEED + 2 * start, batch)
+        for k, (s, probs) in enumerate(((part.base, part.base_probs), (part.source, part.source_probs))):
+            codes[k].append(s)
+            labels[k].append(at_measuring_size(probs, LARGEST_SIZE).argmax(dim=1))
+    return torch.cat([*codes[0], *codes[1]])[:count], torch.cat([*labels[0], *labels[1]])[:count]
+
+
+def activation_energies(pipe, s: Tensor, masks: Tensor) -> list[Tensor]:
+    """Sums by image, region and channel of x^2, x and 1 under the masks, one (B, R, C, 3) for each style vector.
+
+    x is the activation that the style scales: the input of its convolution or toRGB layer. s: style codes (B, S);
+    masks: (B, R, H, W), brought to each layer's size.
+    """
+    net = pipe.generator.synthesis
+    if not hasattr(net, "rgbs"):
+        raise ValueError(
+            f"memberships are read from StyleGAN2's layers, not from those of {type(pipe.generator).__name__}: leave"
+            " editing-in-style and retrieve-in-style out of --methods"
+        )
+    layers, inputs = [*net.convs, *net.rgbs], {}
 
     def keep(i: int):
         return lambda _, args: inputs.update({i: args[0]})
 
     hooks = [layer.register_forward_pre_hook(keep(i)) for i, layer in enumerate(layers)]
     try:
-        parts = zip(codes.split(batch), labels.split(batch), strict=True)
-        for s, label in tqdm(parts, "memberships", -(-samples // batch), leave=False):
-            net(s.to(pipe.generator.dtype))
-            masks = F.one_hot(label, regions).movedim(-1, 1).float()
-            for i, x in inputs.items():
-                x, m = x.float(), F.interpolate(masks, size=x.shape[-2:], mode="area")
-                powers = torch.stack([x.square(), x, torch.ones_like(x)], dim=-1)
-                sums[i] = sums[i] + torch.einsum("bchwk,brhw->rck", powers, m)
+        net(s.to(pipe.generator.dtype))
     finally:
         for hook in hooks:
             hook.remove()
-    square, linear, area = torch.cat(sums, dim=1).unbind(dim=-1)
-    mean = linear.sum(0) / area.sum(0)
+    sums = []
+    for i in range(len(layers)):
+        x = inputs[i].float().expand(len(s), -1, -1, -1)
+        m = F.interpolate(masks, size=x.shape[-2:], mode="area")
+        powers = torch.stack([x.square(), x, torch.ones_like(x)], dim=-1)
+        sums.append(torch.einsum("bchwk,brhw->brck", powers, m))
+    return sums
+
+
+def shares_of_energy(sums: Tensor, mean: Tensor) -> Tensor:
+    """(..., R, C): each region's share of a channel's energy about its mean (C,), from sums (..., R, C, 3).
+
+    A channel without energy belongs to all regions alike.
+    """
+    square, linear, area = sums.unbind(dim=-1)
     energy = (square - 2 * mean * linear + mean.square() * area).clamp_min(0)
-    total = energy.sum(0)
-    return torch.where(total > 0, energy / total.clamp_min(1e-20), 1 / regions)
+    total = energy.sum(dim=-2, keepdim=True)
+    return torch.where(total > 0, energy / total.clamp_min(1e-20), 1 / sums.shape[-3])
 
 
-def energy_shares(pipe, samples: int = 64, batch: int = 32) -> Tensor:
-    """(R, S): each region's share of a channel's energy; columns sum to 1."""
-    codes, labels = fitting_samples(pipe, samples)
+@torch.no_grad()
+def membership_statistics(pipe, samples: int, batch: int | None = None) -> tuple[Tensor, Tensor]:
+    """Memberships (R, S) and the channels' means (S,) over samples and pixels.
+
+    A membership is the region's share of a style channel's energy: its squared activation in units of the channel's
+    deviation from its mean.
+    """
+    regions, batch = len(pipe.segmenter.config.regions), rendered_at_once(pipe, 32, batch)
+    codes, labels = fitting_samples(pipe, samples, batch)
+    sums: Tensor | float = 0.0
+    parts = zip(codes.split(batch), labels.split(batch), strict=True)
+    for s, label in tqdm(parts, "memberships", -(-samples // batch), leave=False):
+        masks = F.one_hot(label, regions).movedim(-1, 1).float()
+        sums = sums + torch.cat([x.sum(dim=0) for x in activation_energies(pipe, s, masks)], dim=1)
+    assert isinstance(sums, Tensor)
+    mean = sums[..., 1].sum(0) / sums[..., 2].sum(0)
+    return shares_of_energy(sums, mean), mean
+
+
+def memberships(pipe, samples: int, batch: int | None = None) -> Tensor:
+    """(R, S): the share of each channel's energy that lies in each region."""
+    return membership_statistics(pipe, samples, batch)[0]
+
+
+def energy_shares(pipe, samples: int = 64, batch: int | None = None) -> Tensor:
+    """(R, S): each region's share of a channel's `features.channel_energies`; columns sum to 1.
+
+    The same whatever the batch.
+    """
+    batch = rendered_at_once(pipe, 32, batch)
+    codes, labels = fitting_samples(pipe, samples, batch)
     synthesis, regions = pipe.generator.synthesis, len(pipe.segmenter.config.regions)
-    with torch.enable_grad():
-        parts = [
-            channel_energies(synthesis, s, label, regions, seed=i)
-            for i, (s, label) in enumerate(zip(codes.split(batch), labels.split(batch), strict=True))
-        ]
-    energy = torch.stack(parts).mean(0)
+    variance, areas = codes.var(dim=0), F.one_hot(labels, regions).float().mean(dim=(0, 1, 2))
+    energy = torch.zeros(regions, codes.shape[1], device=codes.device)
+    for start in range(0, len(codes), batch):
+        s, label = codes[start : start + batch], labels[start : start + batch]
+        mean = channel_energies(synthesis, s, label, regions, seed=start, variance=variance, areas=areas)
+        energy += mean * len(s)
     total = energy.sum(0)
     return torch.where(total > 0, energy / total.clamp_min(1e-20), 1 / regions)

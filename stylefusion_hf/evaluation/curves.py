@@ -1,107 +1,155 @@
-"""Methods compared at equal transfer: each one's strength is swept, and outside change is read off where T agrees.
+"""Methods compared at equal transfer: each one's strength is swept, and outside change is read off where they agree.
 
-On validation pairs every strength of every method is measured and the Pareto envelope kept, per region. On test pairs
-only those strengths are measured again: what was chosen is not judged on the pairs that it was chosen on. A rising
-curve O(T) is fitted to each method's points; a transfer that a method never reaches is "not reached", never
-extrapolated. All methods see the same pairs, and the intervals come from the same resamples.
+On validation pairs every strength of every method is measured and the Pareto envelopes kept, per region: of outside
+change against specific transfer S and against transfer T. On test pairs only those strengths are measured again: what
+was chosen is not judged on the pairs that it was chosen on. A rising curve is fitted to each method's points; a
+transfer that a method never reaches is "not reached", never extrapolated. All methods see the same pairs, and the
+intervals come from the same resamples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stylefusion_hf.core.progress import tqdm
-from stylefusion_hf.evaluation.gates import LearnedGates
-from stylefusion_hf.evaluation.limits import all_limits
+from stylefusion_hf.evaluation.figures import figures
 from stylefusion_hf.evaluation.measuring import Columns, Job, Subject, measure_jobs
 from stylefusion_hf.evaluation.methods import Method
-from stylefusion_hf.evaluation.pairs import TEST_SEED, VALIDATION_SEED, draw_pairs, render
-from stylefusion_hf.evaluation.ruler import transfer
-from stylefusion_hf.evaluation.statistics import Estimate, outside_at, pareto, ratio, resamples
+from stylefusion_hf.evaluation.pairs import TEST_SEED, VALIDATION_SEED
+from stylefusion_hf.evaluation.registry import IGNORING
+from stylefusion_hf.evaluation.statistics import Estimate, outside_at, pareto, resamples, value_at
 
-OURS, BASELINE = "stylefusion", "editing-in-style-simultaneous"
-LIMITS = {"static": "limit: one gate a region", "gate": "limit: a gate a pair", "code": "limit: a free code a pair"}
+OURS = "stylefusion"
 LEVELS = (0.25, 0.5)  # transfers at which methods are compared, besides our own at full strength
-SHARES = (0.25, 0.4, 0.6, 0.8, 1.0)
+KINDS = ("specific", "transfer")  # what "equal transfer" means: S first
+TRACED = ("outside", "leak", *KINDS)
+SLACK = 1.1  # a method is "as local as ours" up to this multiple of our outside change
 ROUNDS = 400  # resamples: each fits every curve anew
 
 
 @dataclass
 class Curve:
-    """One method and region: the kept strengths with O and T of every resample on the test pairs."""
+    """One method and region: the kept strengths with O, leak, S and T of every resample, (ROUNDS + 1,) each."""
 
     strengths: list[float] = field(default_factory=list)
-    outside: list[Tensor] = field(default_factory=list)  # (ROUNDS + 1,) each
+    outside: list[Tensor] = field(default_factory=list)
+    leak: list[Tensor] = field(default_factory=list)
+    specific: list[Tensor] = field(default_factory=list)
     transfer: list[Tensor] = field(default_factory=list)
 
     def add(self, strength: float, columns: Columns, counts: Tensor, heads: tuple[str, ...]) -> None:
-        """A strength's points."""
-        w = counts * columns["counts"].double()
+        """A strength's points; S is undefined where no stranger was swapped in."""
+        found = figures(columns, counts, heads)
         self.strengths.append(strength)
-        self.outside.append(ratio(w, columns["outside"], columns["outside_of"]))
-        self.transfer.append(transfer(columns, w, heads))
+        for name in TRACED:
+            undefined = torch.full((len(counts),), math.nan, dtype=torch.float64)
+            getattr(self, name).append(found.get(name, undefined))
 
-    def at(self, wanted: Tensor) -> Tensor:
-        """O at a transfer, of every resample, (ROUNDS + 1,); NaN where that is not reached."""
+    def at(self, wanted: Tensor, by: str = "transfer") -> Tensor:
+        """O at a transfer (`by`: one of `KINDS`), of every resample, (ROUNDS + 1,); NaN where that is not reached."""
+        return self._read(outside_at, self.outside, wanted, by)
+
+    def leak_at(self, wanted: Tensor, by: str = "transfer") -> Tensor:
+        """The leak at a transfer, likewise."""
+        return self._read(value_at, self.leak, wanted, by)
+
+    def _read(self, read: Any, values: list[Tensor], wanted: Tensor, by: str) -> Tensor:
         if not self.strengths:
             return torch.full_like(wanted, math.nan)
-        o, t = torch.stack(self.outside, dim=1).numpy(), torch.stack(self.transfer, dim=1).numpy()
-        rows = zip(o, t, wanted.tolist(), strict=True)
-        return torch.tensor([outside_at(a, b, level) for a, b, level in rows], dtype=torch.float64)
+        v, t = torch.stack(values, dim=1).numpy(), torch.stack(getattr(self, by), dim=1).numpy()
+        rows = zip(v, t, wanted.tolist(), strict=True)
+        return torch.tensor([read(a, b, level) for a, b, level in rows], dtype=torch.float64)
 
-    def envelope(self) -> Curve:
-        """Without the settings that another beats: of codes optimised for these very pairs, the best are the limit."""
-        kept = pareto([float(o[0]) for o in self.outside], [float(t[0]) for t in self.transfer])
-        return Curve(
-            [self.strengths[i] for i in kept], [self.outside[i] for i in kept], [self.transfer[i] for i in kept]
-        )
+    def envelope(self, by: str = "transfer") -> Curve:
+        """Without the settings that another one beats: as much transfer for less outside change."""
+        kept = pareto([float(o[0]) for o in self.outside], [float(t[0]) for t in getattr(self, by)])
+        return Curve([self.strengths[i] for i in kept], *([getattr(self, n)[i] for i in kept] for n in TRACED))
+
+    def most_specific(self, outside: float) -> float:
+        """The strength of the largest S among those whose O is at most `outside`; the smallest O where none is."""
+        points = [(float(s[0]), float(o[0]), u) for s, o, u in
+                  zip(self.specific, self.outside, self.strengths, strict=True)]  # fmt: skip
+        local = [p for p in points if p[1] <= outside and math.isfinite(p[0])]
+        return max(local)[2] if local else min((o, u) for _, o, u in points)[1]
 
     def points(self) -> list[dict[str, float]]:
         """For the plot and the JSON."""
-        rows = zip(self.strengths, self.outside, self.transfer, strict=True)
-        return [{"strength": s, "outside": float(o[0]), "transfer": float(t[0])} for s, o, t in rows]
+        columns = {"strength": self.strengths} | {n: [float(x[0]) for x in getattr(self, n)] for n in TRACED}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def checked(methods: dict[str, Method]) -> dict[str, Method]:
+def require_ours(methods: dict[str, Method]) -> dict[str, Method]:
     """The methods; ValueError if our own is not among them, since the others are compared with it."""
     if OURS not in methods:
         raise ValueError(f"the comparison needs the method {OURS!r}; given: {', '.join(methods)}")
     return methods
 
 
-def sweep(
-    subject: Subject, methods: Mapping[str, Method], validation: int, test: int
-) -> tuple[dict[str, dict[str, Curve]], dict[str, list[str]]]:
-    """{method: {region: Curve}} on the test pairs, and the validation pairs' envelopes as text for the report."""
+@dataclass
+class Sweep:
+    """All methods at all kept strengths, on the test pairs.
+
+    `curves`: {method: {region: Curve}}. `chosen`: {method: {region: the strength at which it is as local as ours}}.
+    `local`: {method: {region: {figure: (ROUNDS + 1,)}}}, all figures there. `kept`: the envelopes as text.
+    """
+
+    curves: dict[str, dict[str, Curve]]
+    chosen: dict[str, dict[str, float]]
+    local: dict[str, dict[str, dict[str, Tensor]]]
+    kept: dict[str, list[str]]
+
+
+def sweep(subject: Subject, methods: Mapping[str, Method], validation: int, test: int) -> Sweep:
+    """Choose strengths on validation pairs, measure those on test pairs."""
     everything = [(m, leaf, s) for m in methods for leaf in subject.leaves for s in methods[m].strengths]
     measured = measure_jobs(
-        subject, methods, everything, validation, VALIDATION_SEED, progress="strengths, validation"
+        subject, methods, everything, validation, VALIDATION_SEED, progress="strengths, validation", specific=True
     )
     heads, ones = subject.heads, torch.ones(1, validation, dtype=torch.float64)
-    kept: list[Job] = []
-    chosen: dict[str, list[str]] = {}
-    for name, method in methods.items():
-        for leaf in subject.leaves:
-            curve = Curve()
-            for s in method.strengths:
-                curve.add(s, measured[name, leaf, s], ones, heads[leaf])
-            envelope = curve.envelope().strengths
-            if name == OURS and 1.0 not in envelope:
-                envelope.append(1.0)  # the model as it is used
-            kept += [(name, leaf, s) for s in envelope]
-            chosen.setdefault(name, []).append(f"{leaf}: {', '.join(f'{s:.3g}' for s in envelope)}")
-    measured = measure_jobs(subject, methods, kept, test, TEST_SEED, progress="strengths, test")
+    jobs: list[Job] = []
+    chosen: dict[str, dict[str, float]] = {name: {} for name in methods}
+    kept: dict[str, list[str]] = {name: [] for name in methods}
+    swept = {(m, leaf): Curve() for m in methods for leaf in subject.leaves}
+    for (name, leaf, strength), columns in measured.items():
+        swept[name, leaf].add(strength, columns, ones, heads[leaf])
+    for leaf in subject.leaves:
+        ours = swept[OURS, leaf]
+        limit = SLACK * float(ours.outside[ours.strengths.index(1.0)][0])
+        for name, method in methods.items():
+            curve = swept[name, leaf]
+            full = method.strengths[-1] if name in (OURS, *IGNORING) else curve.most_specific(limit)
+            chosen[name][leaf] = full
+            envelope = {s for by in KINDS for s in curve.envelope(by).strengths} | {full}
+            jobs += [(name, leaf, s) for s in sorted(envelope)]
+            kept[name].append(f"{leaf}: {', '.join(f'{s:.3g}' for s in sorted(envelope))}")
+    recognized = {(name, leaf, s) for name, by_leaf in chosen.items() for leaf, s in by_leaf.items()}
+    measured = measure_jobs(
+        subject, methods, jobs, test, TEST_SEED, progress="strengths, test", specific=True, recognized=recognized
+    )
     counts = resamples(test, ROUNDS)
     curves = {name: {leaf: Curve() for leaf in subject.leaves} for name in methods}
+    local: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in methods}
     for (name, leaf, strength), columns in measured.items():
         curves[name][leaf].add(strength, columns, counts, heads[leaf])
-    return curves, chosen
+        if strength == chosen[name][leaf]:
+            local[name][leaf] = figures(columns, counts, heads[leaf])
+    return Sweep(curves, chosen, local, kept)
+
+
+def local_rows(found: Sweep, test: int) -> dict[str, dict[str, Estimate]]:
+    """{method: {figure: its mean over regions}} at the strengths that are as local as ours."""
+    rows: dict[str, dict[str, Estimate]] = {}
+    for name, by_leaf in found.local.items():
+        rows[name] = {}
+        for figure in ("specific", "recognition", "transfer", "outside", "leak"):
+            draws = [draws[figure] for draws in by_leaf.values()]
+            rows[name][figure] = Estimate.of(torch.stack(draws).nanmean(dim=0), test)
+    return rows
 
 
 def reached(outside: Tensor) -> bool:
@@ -109,9 +157,9 @@ def reached(outside: Tensor) -> bool:
     return math.isfinite(float(outside[0])) and float(outside.isfinite().double().mean()) >= 0.975
 
 
-def at_full_strength(ours: Mapping[str, Curve]) -> dict[str, Tensor]:
+def at_full_strength(ours: Mapping[str, Curve], by: str = "transfer") -> dict[str, Tensor]:
     """{region: our transfer as the model is used, of every resample}."""
-    return {leaf: curve.transfer[curve.strengths.index(1.0)] for leaf, curve in ours.items()}
+    return {leaf: getattr(curve, by)[curve.strengths.index(1.0)] for leaf, curve in ours.items()}
 
 
 def transfers(full: Mapping[str, Tensor], level: float | str) -> dict[str, Tensor]:
@@ -119,99 +167,31 @@ def transfers(full: Mapping[str, Tensor], level: float | str) -> dict[str, Tenso
     return {leaf: t if level == "ours" else torch.full_like(t, float(level)) for leaf, t in full.items()}
 
 
-def compare(curves: Mapping[str, Mapping[str, Curve]], test: int) -> dict[str, Any]:
-    """O of every method at equal transfer: {level: {method: {region: Estimate, "ratio": Estimate, "regions": n}}}.
+def compare(curves: Mapping[str, Mapping[str, Curve]], test: int, by: str = "transfer") -> dict[str, Any]:
+    """O of every method at equal transfer: {level: {method: {region: Estimate, "ratio", "leak", "regions"}}}.
 
     "ratio" is the geometric mean over regions of the method's O divided by ours at the same transfer, in the same
-    resample (a paired comparison), over the "regions" that both reach; above 1 we move less outside.
+    resample (a paired comparison), over the "regions" that both reach; above 1 we move less outside. "leak" is the
+    method's mean leak over them. by: "specific" or "transfer".
     """
     leaves = list(curves[OURS])
-    full = at_full_strength(curves[OURS])
+    full = at_full_strength(curves[OURS], by)
     out: dict[str, Any] = {}
     for level in (*LEVELS, "ours"):
         wanted = transfers(full, level)
-        ours = {leaf: curves[OURS][leaf].at(wanted[leaf]) for leaf in leaves}
+        ours = {leaf: curves[OURS][leaf].at(wanted[leaf], by) for leaf in leaves}
         table: dict[str, Any] = {}
         for name, by_leaf in curves.items():
-            theirs = {leaf: by_leaf[leaf].at(wanted[leaf]) for leaf in leaves}
+            theirs = {leaf: by_leaf[leaf].at(wanted[leaf], by) for leaf in leaves}
             row: dict[str, Any] = {leaf: Estimate.of(o, test) for leaf, o in theirs.items()}
             both = [leaf for leaf in leaves if reached(theirs[leaf]) and reached(ours[leaf])]
             logs = [(theirs[leaf].clamp_min(1e-6) / ours[leaf].clamp_min(1e-6)).log() for leaf in both]
+            leaks = [by_leaf[leaf].leak_at(wanted[leaf], by) for leaf in both]
+            nothing = torch.full((ROUNDS + 1,), math.nan)
             row["regions"] = len(both)
-            mean = torch.stack(logs).mean(dim=0).exp() if both else torch.full((ROUNDS + 1,), math.nan)
-            row["ratio"] = Estimate.of(mean, test)
+            row["ratio"] = Estimate.of(torch.stack(logs).mean(dim=0).exp() if both else nothing, test)
+            row["leak"] = Estimate.of(torch.stack(leaks).mean(dim=0) if both else nothing, test)
             table[name] = row
         out[str(level)] = table
-    out["transfer, ours"] = {leaf: Estimate.of(full[leaf], test) for leaf in leaves}
-    return out
-
-
-# --- The limit of S --------------------------------------------------------------------------------------------------
-
-
-def limits(
-    subject: Subject,
-    methods: Mapping[str, Method],
-    kept: Mapping[str, Mapping[str, Curve]],
-    count: int,
-    lambdas: Sequence[float] = (0.25, 1.0, 4.0),
-    steps: int = 150,
-) -> dict[str, dict[str, Curve]]:
-    """Curves of the three limits (see `evaluation.limits`) and of the methods' kept strengths, on the same few pairs.
-
-    The limits are optimised on the model's own features and masks and scored here by the judges, each code also at
-    SHARES of its way from the base: a line from nothing to the weakest trade-off would be no limit below it.
-    """
-    pairs = draw_pairs(subject.pipe, count, subject.first(TEST_SEED), subject.batch)
-    gates = methods.get("static-gates")
-    start = gates if isinstance(gates, LearnedGates) else None
-    score = start.score if start else None
-    found = all_limits(subject.pipe, pairs, subject.leaves, lambdas, steps, start, score, chunk=subject.batch)
-    jobs = [(m, leaf, s) for m in kept for leaf in subject.leaves for s in kept[m][leaf].strengths]
-    measured = [(*job, c) for job, c in measure_jobs(subject, methods, jobs, count, progress="limit pairs").items()]
-    comparison = subject.compare(pairs)
-    for kind, codes in found.items():
-        for (weight, leaf), s in tqdm(codes.items(), desc=f"judging {kind}", leave=False):
-            for share in SHARES:
-                parts = (pairs.base + share * (s - pairs.base)).split(subject.batch)
-                with torch.no_grad():
-                    after = subject.ruler.look(torch.cat([render(subject.pipe, x) for x in parts]))
-                    columns = subject.ruler.measure(comparison, leaf, after, thorough=False)
-                measured.append((LIMITS[kind], leaf, weight, columns))
-    counts = resamples(count, ROUNDS)
-    curves: dict[str, dict[str, Curve]] = {}
-    for name, leaf, strength, columns in measured:
-        by_leaf = curves.setdefault(name, {leaf: Curve() for leaf in subject.leaves})
-        by_leaf[leaf].add(strength, columns, counts, subject.heads[leaf])
-    for name in LIMITS.values():
-        curves[name] = {leaf: curve.envelope() for leaf, curve in curves[name].items()}
-    return curves
-
-
-def shares(curves: Mapping[str, Mapping[str, Curve]], count: int) -> dict[str, dict[str, Any]]:
-    """How much of what a gate per pair could gain over Editing in Style each method gains, by level and method.
-
-    (O_EiS - O) / (O_EiS - O_limit) at equal transfer, each O a geometric mean over the regions in which all three
-    reach that transfer. Empty without Editing in Style.
-    """
-    if BASELINE not in curves:
-        return {}
-    leaves, out = list(curves[OURS]), {}
-    full = at_full_strength(curves[OURS])
-    for level in (*LEVELS, "ours"):
-        table: dict[str, Any] = {}
-        for name, by_leaf in curves.items():
-            logs: dict[str, list[Tensor]] = {"low": [], "high": [], "own": []}
-            for leaf in leaves:
-                wanted = transfers(full, level)[leaf]
-                three = [c[leaf].at(wanted) for c in (curves[LIMITS["gate"]], curves[BASELINE], by_leaf)]
-                if all(reached(x) for x in three):
-                    for key, x in zip(logs, three, strict=True):
-                        logs[key].append(x.clamp_min(1e-6).log())
-            if not logs["own"]:
-                continue
-            low, high, own = (torch.stack(x).mean(dim=0).exp() for x in logs.values())
-            gained = torch.where(high > low, (high - own) / (high - low), math.nan)
-            table[name] = {"share": Estimate.of(gained, count), "regions": len(logs["own"])}
-        out[str(level)] = table
+    out[f"{by}, ours"] = {leaf: Estimate.of(full[leaf], test) for leaf in leaves}
     return out

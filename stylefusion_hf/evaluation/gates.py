@@ -16,17 +16,9 @@ from torch import Tensor
 from stylefusion_hf.core.json_files import parse_json
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.tensor_files import write_tensors
-from stylefusion_hf.evaluation.baselines import GateMethod, move
-from stylefusion_hf.evaluation.channels import energy_shares
+from stylefusion_hf.evaluation.channels import energy_shares, rendered_at_once
+from stylefusion_hf.evaluation.methods import GateMethod, move
 from stylefusion_hf.evaluation.score import Scores, TrainingScore
-
-
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step on the optimiser's own tensors; the frozen networks, which may want gradients too, get none."""
-    tensors = [x for group in optimizer.param_groups for x in group["params"]]
-    for x, gradient in zip(tensors, torch.autograd.grad(loss, tensors), strict=True):
-        x.grad = gradient
-    optimizer.step()
 
 
 class LearnedGates(GateMethod):
@@ -39,9 +31,10 @@ class LearnedGates(GateMethod):
     Args:
         lambdas: weights of transfer.
         steps: for each lambda; every step's batch holds all regions and lambdas in turn.
-        batch: items a step.
+        batch: items per step.
         pool: plain samples that pairs are made from.
         score: None builds one.
+        at_once: items rendered at once, with gradients; None: what their size allows. A step's gradients add up.
     """
 
     name = "static gates"
@@ -56,8 +49,10 @@ class LearnedGates(GateMethod):
         seed: int = 0,
         learning_rate: float = 0.1,
         score: TrainingScore | None = None,
+        at_once: int | None = None,
     ):
         super().__init__(pipe)
+        self.at_once = at_once
         if not lambdas or sorted(lambdas) != list(lambdas) or lambdas[0] <= 0:
             raise ValueError(f"lambdas must be positive and ascending, got {list(lambdas)}")
         self.lambdas, self.steps, self.batch = tuple(map(float, lambdas)), steps, batch
@@ -73,17 +68,18 @@ class LearnedGates(GateMethod):
     @torch.enable_grad()  # a method may be fitted on first use, in the middle of measuring
     def fit(self) -> LearnedGates:
         """Learn the gates (anew), with a progress bar."""
-        score = self.score = self.score or TrainingScore(self.pipe)
+        score = self.score = self.score or TrainingScore(self.pipe, batch=self.at_once)
         looks = score.pool(self.pool)
         device, regions, lambdas = looks.codes.device, len(self.regions), len(self.lambdas)
         channel = torch.tensor([score.regions.index(name) for name in self.regions], device=device)
         weights = torch.tensor(self.lambdas, device=device)
-        start = energy_shares(self.pipe, min(64, self.pool))[channel].clamp(0.02, 0.98).logit()
+        start = energy_shares(self.pipe, min(64, self.pool), self.at_once)[channel].clamp(0.02, 0.98).logit()
         logits = start.expand(lambdas, -1, -1).clone().requires_grad_()
         optimizer = torch.optim.Adam([logits], lr=self.learning_rate)
         total = self.steps * lambdas
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
         draw = torch.Generator().manual_seed(self.seed)
+        chunk, decay = rendered_at_once(self.pipe, self.batch, self.at_once), 0.98
         mean: Scores | None = None  # of what divides the loss, by region: a batch alone is too few
         self.history = []
         bar = tqdm(range(total), desc="static gates")
@@ -91,14 +87,21 @@ class LearnedGates(GateMethod):
             a, b = torch.randint(len(looks.codes), (2, self.batch), generator=draw).to(device)
             which = torch.arange(step * self.batch, (step + 1) * self.batch, device=device) % (regions * lambdas)
             of_lambda, of_region = which // regions, which % regions
-            targets = score.targets(looks[a], looks[b], channel[of_region])
-            gate = logits[of_lambda, of_region].sigmoid()
-            scores = score(targets, move(targets.base, targets.source, gate))
-            mean = running_mean(mean, scores, of_region, regions, targets.valid)
-            loss = scores.loss(weights[of_lambda], scale=mean[of_region]) / self.batch
-            descend(optimizer, loss)
+            total_loss, gradient = 0.0, torch.zeros_like(logits)
+            for part in torch.arange(self.batch, device=device).split(chunk):
+                own = of_region[part]
+                targets = score.targets(looks[a[part]], looks[b[part]], channel[own])
+                gate = logits[of_lambda[part], own].sigmoid()
+                scores = score(targets, move(targets.base, targets.source, gate))
+                mean = running_mean(mean, scores, own, regions, targets.valid, decay ** (len(part) / self.batch))
+                loss = scores.loss(weights[of_lambda[part]], scale=mean[own]) / self.batch
+                # Of the gates alone: the frozen networks may want gradients too.
+                gradient += torch.autograd.grad(loss, logits)[0]
+                total_loss += float(loss.detach())
+            logits.grad = gradient
+            optimizer.step()
             schedule.step()
-            self.history.append(float(loss.detach()))
+            self.history.append(total_loss)
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{sum(self.history[-50:]) / len(self.history[-50:]):.3f}")
         self.logits = logits.detach()
@@ -152,7 +155,7 @@ class LearnedGates(GateMethod):
 
 
 def running_mean(
-    mean: Scores | None, scores: Scores, groups: Tensor, count: int, valid: Tensor, decay: float = 0.98
+    mean: Scores | None, scores: Scores, groups: Tensor, count: int, valid: Tensor, decay: float
 ) -> Scores:
     """Means over valid items by group, (count) rows: the batch's where there are no older ones, else decaying."""
     sums = scores.sums(groups, count)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
-from stylefusion_hf.evaluation.baselines import move
 from stylefusion_hf.evaluation.channels import energy_shares
 from stylefusion_hf.evaluation.gates import LearnedGates
+from stylefusion_hf.evaluation.methods import move
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, style_codes
 from stylefusion_hf.evaluation.score import Scores, TrainingScore
 
@@ -50,7 +50,7 @@ class LimitSearch:
         score: TrainingScore | None = None,
         chunk: int = 32,
     ):
-        self.score = score or TrainingScore(pipe)
+        self.score = score or TrainingScore(pipe, batch=chunk)
         if unknown := [name for name in regions if name not in self.score.regions]:
             raise ValueError(f"unknown region {unknown[0]!r}: the segmenter knows {', '.join(self.score.regions)}")
         if not lambdas or min(lambdas) <= 0:
@@ -146,7 +146,7 @@ class LimitSearch:
         if start is not None and kind == "code":
             return start.expand(shape).clone()
         if start is None:
-            start = energy_shares(self.pipe)[self.channels][None, :, None]
+            start = energy_shares(self.pipe, batch=self.chunk)[self.channels][None, :, None]
         logits = start.clamp(0.01, 0.99).logit().expand(shape).clone()
         return move(self.pairs.base, self.pairs.source, logits.sigmoid()) if kind == "code" else logits
 

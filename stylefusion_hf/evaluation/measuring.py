@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,20 +11,49 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.evaluation.figures import HEADS, measurable
+from stylefusion_hf.evaluation.judged import JudgedPairs, joined_images
 from stylefusion_hf.evaluation.judges import Judges
+from stylefusion_hf.evaluation.measurement import at_measuring_size
 from stylefusion_hf.evaluation.methods import Method
-from stylefusion_hf.evaluation.pairs import FITTING_SEED, TEST_SEED, Pairs, draw_pairs
-from stylefusion_hf.evaluation.ruler import Comparison, Ruler, measurable
+from stylefusion_hf.evaluation.pairs import (
+    FITTING_SEED,
+    TEST_SEED,
+    Pairs,
+    draw_pairs,
+    render,
+    segment,
+    style_codes,
+    with_strangers,
+)
+from stylefusion_hf.evaluation.recognition import Gallery
+from stylefusion_hf.evaluation.ruler import Ruler
 
 Columns = dict[str, Tensor]
 Job = tuple[str, str, float]  # method, region, strength
 SEED_STRIDE = 20_000_000  # above all first seeds and counts; 2^32 holds 200 of them
 HEAD_PAIRS = 96
+GALLERY_SEED, GALLERY_SIZE = 17_000_000, 64  # plain samples that recognition takes its wrong answers from
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What the ruler learns once, on pairs that no figure is made of.
+
+    `heads`: {leaf: the heads that make S and T}. `differences`: {leaf: {head: mean difference of two pictures}}.
+    `deviations`: {attribute: (classes,)}, of the portrait judge's logits over plain samples.
+    """
+
+    heads: dict[str, tuple[str, ...]]
+    differences: dict[str, dict[str, float]]
+    deviations: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured, by whom: a pipeline, the ruler, its judges. `seed` chooses other pairs; `batch` at once."""
+    """What is measured and by whom: a pipeline, its judges, the ruler. `seed` chooses the pairs; `batch` of them are
+    computed at once.
+    """
 
     pipe: Any
     judges: Judges
@@ -49,16 +78,40 @@ class Subject:
         return seed + SEED_STRIDE * self.seed
 
     @cached_property
-    def heads(self) -> dict[str, tuple[str, ...]]:
-        """{leaf: the heads that make its transfer}, decided once, for all tables, on pairs that none is made of."""
+    def scales(self) -> Scales:
+        """Decided once, for all tables, on fitting pairs."""
         parts: dict[str, list[Columns]] = {leaf: [] for leaf in self.leaves}
+        logits: dict[str, list[Tensor]] = {}
         for pairs in self.pairs(HEAD_PAIRS, FITTING_SEED):
-            comparison = self.compare(pairs)
+            judged = self.compare(pairs)
             for leaf in self.leaves:
-                parts[leaf].append(self.ruler.measure(comparison, leaf, comparison.base, thorough=False))
-        return {leaf: measurable(joined(found)) for leaf, found in parts.items()}
+                parts[leaf].append(self.ruler.measure(judged, leaf, judged.base, thorough=False))
+            for name, x in judged.base.logits.items():
+                logits.setdefault(name, []).extend((x, judged.source.logits[name]))
+        columns = {leaf: joined(found) for leaf, found in parts.items()}
+        heads = {leaf: measurable(c) for leaf, c in columns.items()}
+        differences = {
+            leaf: {h: max(float(c[f"{h}_raw"].sum() / c["seen"].sum().clamp_min(1)), 1e-6) for h in HEADS}
+            for leaf, c in columns.items()
+        }
+        return Scales(heads, differences, {name: torch.cat(x).std(dim=0) for name, x in logits.items()})
 
-    def compare(self, pairs: Pairs) -> Comparison:
+    @property
+    def heads(self) -> dict[str, tuple[str, ...]]:
+        """{leaf: the heads that make its S and T}."""
+        return self.scales.heads
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """The wrong answers of recognition: plain samples that are neither base nor source of any pair."""
+        first, parts = self.first(GALLERY_SEED), []
+        for start in range(0, GALLERY_SIZE, self.batch):
+            seeds = range(first + start, first + min(start + self.batch, GALLERY_SIZE))
+            with torch.no_grad():
+                parts.append(self.ruler.look(render(self.pipe, style_codes(self.pipe.generator, seeds))))
+        return Gallery(self.ruler, joined_images(parts), self.scales.heads, self.scales.differences)
+
+    def compare(self, pairs: Pairs) -> JudgedPairs:
         """Base and source as the ruler sees them."""
         return self.ruler.compare(self.ruler.look(pairs.plain), self.ruler.look(pairs.other))
 
@@ -77,31 +130,45 @@ def measure_jobs(
     first_seed: int = TEST_SEED,
     thorough: bool = False,
     progress: str = "swaps",
+    specific: bool = False,
+    recognized: Collection[Job] = (),
 ) -> dict[Job, Columns]:
     """Per-pair sums, {column: (count,)}, of every job on the same pairs.
 
-    With `thorough` also the pose gap of each pair (`gap`), how much of the change outside a judge notices, and on how
-    many pixels the model's own segmenter and the evaluation's agree, on fused (`agree`) and plain pictures
-    (`agree_plain`).
+    Args:
+        thorough: also the pose gap of each pair (`gap`), how much of the change outside a judge notices, the figures
+            of other papers, and on how many pixels the model's own segmenter and the evaluation's agree, on fused
+            (`agree`) and plain pictures (`agree_plain`).
+        specific: swap with a stranger, too, for the specific transfer.
+        recognized: jobs whose drawn regions are also compared with 16 sources.
     """
     parts: dict[Job, list[Columns]] = {job: [] for job in jobs}
+    ruler, done = subject.ruler, 0
+    deviations = subject.scales.deviations if thorough else None
+    known = list(dict.fromkeys(region for _, region, _ in recognized))
     with tqdm(total=count * len(jobs), desc=progress, unit="swap", leave=False) as bar:
         for pairs in subject.pairs(count, first_seed):
-            comparison = subject.compare(pairs)
+            judged = subject.compare(pairs)
+            others = with_strangers(subject.pipe, pairs) if specific else None
+            wrong = subject.gallery.candidates(judged, known, done) if known else {}
             extra: Columns = {}
             if thorough:
-                extra["gap"] = subject.ruler.pose_gap(comparison.base, comparison.source).cpu()
-                extra["agree_plain"] = agreement(subject, pairs.base_probs, comparison.base.labels)
+                extra["gap"] = ruler.pose_gap(judged.base, judged.source).cpu()
+                extra["agree_plain"] = agreement(subject, pairs.base_probs, judged.base.labels)
             for job in jobs:
                 name, region, strength = job
-                after = subject.ruler.look(methods[name].swap(pairs, region, strength))
-                columns = subject.ruler.measure(comparison, region, after, thorough)
+                images = methods[name].swap(pairs, region, strength)
+                after, stranger = ruler.look(images), None
+                if others is not None:
+                    stranger = ruler.look(methods[name].swap(others, region, strength))
+                columns = ruler.measure(judged, region, after, thorough, stranger, deviations)
                 if thorough:
-                    own = subject.pipe.segmenter
-                    probs = own.segment(after.images.to(getattr(own, "dtype", torch.float32)))
-                    extra["agree"] = agreement(subject, probs, after.labels)
+                    extra["agree"] = agreement(subject, segment(subject.pipe, images), after.labels)
+                if job in recognized:
+                    columns |= subject.gallery.recognize(judged, region, after, wrong[region])
                 parts[job].append({**columns, **extra})
                 bar.update(len(pairs))
+            done += len(pairs)
     return {job: joined(found) for job, found in parts.items()}
 
 
@@ -110,4 +177,5 @@ def agreement(subject: Subject, own: Tensor, labels: Tensor) -> Tensor:
     names = list(subject.pipe.segmenter.config.regions)
     order = [names.index(n) if n in names else -1 for n in subject.ruler.regions]
     judged = torch.tensor(order, device=labels.device)[labels]
+    own = at_measuring_size(own, labels.shape[-1])
     return (own.argmax(dim=1) == judged).float().mean(dim=(1, 2)).cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from stylefusion_hf.models.latents import own_labels
 # Seeds of the three sets. No training draws from seeds, so none has seen them; a method is fitted, its strengths are
 # chosen and its figures are taken on different ones.
 FITTING_SEED, VALIDATION_SEED, TEST_SEED = 3_000_000, 2_000_000, 1_000_000
+STRANGER_OFFSET = 12_500_000  # from a base's seed to that of its pair's stranger
+ALWAYS_THERE = ("base", "source", "plain", "other", "base_probs", "source_probs")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Pairs:
     `base`, `source`: style codes (B, S). `plain` (I0), `other` (Ib): their pictures (B, 3, H, W) in [-1, 1].
     `base_probs`, `source_probs`: (B, R, H, W), what the MODEL's own segmenter says of them, in the order of
     `segmenter.config.regions`: the masks that methods may use. The ruler judges by another segmenter.
+    `stranger`: style codes (B, S) of a third sample each, neither base nor source; None where nobody asks for one.
     """
 
     base: Tensor
@@ -31,12 +34,14 @@ class Pairs:
     other: Tensor
     base_probs: Tensor
     source_probs: Tensor
+    stranger: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.base)
 
     def __getitem__(self, index: slice | Tensor) -> Pairs:
-        return Pairs(*(getattr(self, f.name)[index] for f in fields(self)))
+        chosen = {name: getattr(self, name)[index] for name in ALWAYS_THERE}
+        return Pairs(**chosen, stranger=None if self.stranger is None else self.stranger[index])
 
 
 def style_codes(generator, seeds: Sequence[int]) -> Tensor:
@@ -52,23 +57,42 @@ def render(pipe, s: Tensor) -> Tensor:
     return pipe.generator.synthesis(s.to(pipe.generator.dtype)).float().clamp(-1, 1)
 
 
+def segment(pipe, images: Tensor) -> Tensor:
+    """Probabilities (B, R, H, W), float32, of the model's own segmenter."""
+    dtype = getattr(pipe.segmenter, "dtype", torch.float32)
+    return pipe.segmenter.segment(images.to(dtype)).float().softmax(dim=1)
+
+
 @torch.no_grad()
 def draw_pairs(pipe, count: int, first_seed: int = TEST_SEED, batch: int = 64) -> Pairs:
-    """Pairs of seeds `first_seed`, `first_seed + 1`, ... taken two by two.
+    """Pairs of seeds `first_seed`, `first_seed + 1`, ... taken two by two, each with a stranger's code.
 
     Raises:
         ValueError: the pipeline has no segmenter, or `count` is not positive.
     """
     if pipe.segmenter is None:
-        raise ValueError("this model has no segmenter, so there is no telling inside from outside")
+        raise ValueError("this model has no segmenter: nothing tells which pixels belong to a region")
     if count < 1:
         raise ValueError(f"pairs must be at least 1, got {count}")
-    parts, dtype = [], getattr(pipe.segmenter, "dtype", torch.float32)
+    parts = []
     for start in range(0, count, batch):
         n = min(batch, count - start)
         seed = first_seed + 2 * start
         codes = [style_codes(pipe.generator, range(seed + k, seed + 2 * n, 2)) for k in (0, 1)]
         images = [render(pipe, s) for s in codes]
-        probs = [pipe.segmenter.segment(x.to(dtype)).float().softmax(dim=1) for x in images]
-        parts.append(Pairs(*codes, *images, *probs))
+        probs = [segment(pipe, x) for x in images]
+        stranger = style_codes(pipe.generator, range(seed + STRANGER_OFFSET, seed + STRANGER_OFFSET + 2 * n, 2))
+        parts.append(Pairs(codes[0], codes[1], images[0], images[1], probs[0], probs[1], stranger))
     return Pairs(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Pairs)))
+
+
+@torch.no_grad()
+def with_strangers(pipe, pairs: Pairs) -> Pairs:
+    """The same bases with their strangers as sources: what a swap draws that had another source.
+
+    ValueError for pairs without strangers.
+    """
+    if pairs.stranger is None:
+        raise ValueError("these pairs have no strangers: draw them with draw_pairs")
+    images = render(pipe, pairs.stranger)
+    return replace(pairs, source=pairs.stranger, other=images, source_probs=segment(pipe, images))

@@ -1,6 +1,10 @@
-"""How plausible fused pictures are beside plain ones: KID against real pictures, precision, recall, a discriminator.
+"""How plausible and how various fused pictures are beside plain ones, against real pictures.
 
     excess = (KID(fused, real) - KID(plain, real)) / KID(plain, real)
+    kinds  = exp of the entropy of the classes that the portrait judge names: geometric mean over its attributes
+
+Precision is 1 for one plausible picture drawn again and again; density and coverage (Naeem et al., arXiv 2002.09797),
+recall and the effective number of kinds are not: such a generator covers next to nothing and has 1 kind.
 
 The usual Inception features know photographs and cannot be had without a download, so the features are the portrait
 judge's (avatars) or the evaluation segmenter's: figures compare pictures of one domain with one another, not with
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +23,59 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.evaluation.judged import JudgedImages
+from stylefusion_hf.evaluation.measurement import at_measuring_size
 from stylefusion_hf.evaluation.measuring import Subject
 from stylefusion_hf.evaluation.pairs import render, style_codes
-from stylefusion_hf.evaluation.statistics import Estimate, coverage, kid_subsets, ratio, resamples
+from stylefusion_hf.evaluation.statistics import (
+    Estimate,
+    density_and_coverage,
+    effective_number,
+    kid_subsets,
+    ratio,
+    resamples,
+    share_on_manifold,
+)
 
 PLAIN_SEED, REAL_START, MAX_COUNT = 6_000_000, 2_000_000, 100_000
 LOW = 0.05  # the quantile of the plain pictures' logits below which a picture counts as implausible
 
 
+@dataclass
+class Opinions:
+    """What the judges say of N pictures: `features` (N, D), `logits` (N,) of the discriminator or None, and the class
+    (N,) that the portrait judge names for each attribute in `kinds`.
+    """
+
+    features: Tensor
+    logits: Tensor | None
+    kinds: dict[str, Tensor]
+
+
 @torch.no_grad()
-def seen(subject: Subject, images: Callable[[range], Tensor], count: int, what: str) -> tuple[Tensor, Tensor | None]:
-    """Features (count, D) and discriminator logits (count,) of pictures that `images` makes of consecutive numbers."""
+def judge(subject: Subject, images: Callable[[range], Tensor], count: int, what: str) -> Opinions:
+    """Opinions on `count` pictures that `images` makes of consecutive numbers."""
     features, logits = [], []
+    kinds: dict[str, list[Tensor]] = {}
     d = subject.judges.discriminator
     for start in tqdm(range(0, count, subject.batch), desc=what, unit="batch", leave=False):
         x = images(range(start, min(start + subject.batch, count))).to(subject.pipe.generator.device)
-        features.append(subject.ruler.look(x).features.float().cpu())
-        if d is not None and x.shape[-1] == d.config.resolution:
+        judged: JudgedImages = subject.ruler.look(x)
+        features.append(judged.features.float().cpu())
+        for name, found in judged.logits.items():
+            kinds.setdefault(name, []).append(found.argmax(dim=1).cpu())
+        if d is not None:
+            x = at_measuring_size(x, d.config.resolution)
             logits.append(d(x).logits[:, 0].float().cpu())
-    return torch.cat(features), torch.cat(logits) if logits else None
+    joined_kinds = {name: torch.cat(found) for name, found in kinds.items()}
+    return Opinions(torch.cat(features), torch.cat(logits) if logits else None, joined_kinds)
+
+
+def number_of_kinds(kinds: dict[str, Tensor]) -> Estimate:
+    """The effective number of kinds, geometric mean over attributes; intervals are over the pictures."""
+    counts = resamples(len(next(iter(kinds.values()))))
+    logs = [effective_number(classes, counts).log() for classes in kinds.values()]
+    return Estimate.of(torch.stack(logs).mean(dim=0).exp(), counts.shape[1])
 
 
 def real_pictures(source: str, size: int, count: int) -> Callable[[range], Tensor]:
@@ -76,8 +115,10 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
     Raises:
         ValueError: fewer than 10 pictures, or more than 100 000.
     """
-    check_real(real or "avatars", subject.pipe.generator.config.resolution, count)
-    g, fusion = subject.pipe.generator, subject.pipe.fusion
+    g, fusion, size = subject.pipe.generator, subject.pipe.fusion, subject.pipe.generator.config.resolution
+    check_real(real or "avatars", size, count)
+    if real == "avatars":  # all of them are kept
+        size = min(size, subject.ruler.size or size)
     leaves = subject.leaves
 
     def codes(numbers: range, draw: int) -> Tensor:
@@ -99,8 +140,9 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
         return render(subject.pipe, fusion.fuse(given))
 
     drawn = real == "avatars"  # of which there are as many as one likes: a second draw shows what equality reads as
-    pictures = real_pictures(real, g.config.resolution, count * (1 + drawn)) if real else lambda n: plain(n, 60)
-    reference, _ = seen(subject, pictures, count, "real")
+    pictures = real_pictures(real, size, count * (1 + drawn)) if real else lambda n: plain(n, 60)
+    opinions = judge(subject, pictures, count, "real")
+    reference = opinions.features
     mean, std = reference.mean(dim=0), reference.std(dim=0).clamp_min(1e-6)
     reference = (reference - mean) / std
     kinds = {"plain samples": plain, "one region swapped": one_region, "every region another's": every_region}
@@ -108,16 +150,18 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
         kinds["other real pictures"] = lambda numbers: pictures(range(count + numbers.start, count + numbers.stop))
     counts = resamples(count)
     rows: dict[str, Any] = {}
+    if opinions.kinds:
+        rows["data" if real else "a second plain draw"] = {"kinds": number_of_kinds(opinions.kinds)}
     # From the spread of subsets to that of all pictures; the subsets are drawn from a finite number of them.
     size = min(1000, max(2, count // 5))
     scale = math.sqrt(size / count / (1 - size / count))
     low = subsets = None
     for name, make in kinds.items():
-        features, logits = seen(subject, make, count, name)
-        features = (features - mean) / std
+        opinions = judge(subject, make, count, name)
+        features, logits = (opinions.features - mean) / std, opinions.logits
         found = kid_subsets(features, reference, size=size)
         error = scale * float(found.std())
-        row: dict[str, Any] = {"KID x 1000": around(1000 * float(found.mean()), 1000 * error, count)}
+        row: dict[str, Any] = {"KID x 1000": from_error(1000 * float(found.mean()), 1000 * error, count)}
         if subsets is None:
             subsets, plain_error = found, error
         else:
@@ -125,14 +169,17 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
             spread = scale * float(change.std())
             base = float(subsets.mean())
             if real is None:
-                row["KID x 1000 - plain's"] = around(1000 * float(change.mean()), 1000 * spread, count)
+                row["KID x 1000 - plain's"] = from_error(1000 * float(change.mean()), 1000 * spread, count)
             elif base > 2 * plain_error:
-                row["excess"] = around(float(change.mean()) / base, spread / base, count)
+                row["excess"] = from_error(float(change.mean()) / base, spread / base, count)
             else:  # plain pictures cannot be told from real ones: a ratio to nothing
                 row["excess"] = Estimate(math.nan, math.nan, math.nan, count)
         some = slice(0, 2000)  # distances between all pictures: the square of their number
-        row["precision"] = coverage(reference[some], features[some])
-        row["recall"] = coverage(features[some], reference[some])
+        row["precision"] = share_on_manifold(reference[some], features[some])
+        row["recall"] = share_on_manifold(features[some], reference[some])
+        row["density"], row["coverage"] = density_and_coverage(reference[some], features[some])
+        if opinions.kinds:
+            row["kinds"] = number_of_kinds(opinions.kinds)
         if logits is not None:
             low = logits.quantile(LOW) if low is None else low
             row["below the 5th percentile"] = Estimate.of(ratio(counts, logits < low, torch.ones(count)), count)
@@ -140,6 +187,6 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
     return {"real": real or "a second plain draw", "count": count, "rows": rows}
 
 
-def around(value: float, error: float, n: int) -> Estimate:
+def from_error(value: float, error: float, n: int) -> Estimate:
     """An estimate from a standard error."""
     return Estimate(value, value - 1.96 * error, value + 1.96 * error, n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -70,62 +70,85 @@ def write_json(report: Mapping[str, Any], path: Path) -> None:
 
 # --- The picture -----------------------------------------------------------------------------------------------------
 
+AXES = {"specific": "specific transfer S", "transfer": "transfer T"}
+Points = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
+
 
 def draw(
-    path: Path, curves: Mapping[str, Mapping[str, Iterable[Mapping[str, float]]]], swaps: Mapping[str, Any], title: str
+    path: Path,
+    curves: Points,
+    swaps: Mapping[str, Any],
+    poses: Mapping[str, Sequence[Mapping[str, float]]],
+    title: str,
+    axes: Sequence[str] = ("specific", "transfer"),
 ) -> None:
-    """Outside change against transfer, a panel a region and a curve a method; then transfer by head, and outside.
+    """Outside change against S and against T, a panel per region and a curve per method; then the model's own figures.
 
     Args:
-        curves: {method: {region: [{"outside", "transfer"}, ...]}}; may be empty.
-        swaps: {region: {figure: Estimate}} of the model's own swaps.
+        curves: {method: {region: [{"outside", "specific", "transfer"}, ...]}}; may be empty.
+        swaps: {region: {figure: Estimate}} of the model's own swaps; may be empty.
+        poses: {way: [{"pose", "looks kept"}, ...]} of the common codes; may be empty.
+        axes: which transfers; keys of AXES.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("the report's picture needs matplotlib: pip install stylefusion-hf[evaluation]") from error
-    regions = list(swaps or next(iter(curves.values())))
-    panels = (len(regions) if curves else 0) + (2 if swaps else 0)
+    regions = list(swaps or (next(iter(curves.values())) if curves else ()))
+    panels = len(regions) * len(axes) * bool(curves) + 2 * bool(swaps) + bool(poses)
     columns = min(3, panels)
     rows = math.ceil(panels / columns)
     figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 1.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    free = list(figure.subplots(rows, columns, squeeze=False).flatten())
     figure.suptitle(title)
     if curves:
-        for axis, region in zip(axes, regions, strict=False):
-            for i, (name, by_region) in enumerate(curves.items()):
-                points = sorted(by_region.get(region, []), key=lambda p: p["transfer"])
-                if not points:
-                    continue
-                x, y = [0.0, *(p["transfer"] for p in points)], [0.0, *(p["outside"] for p in points)]
-                ours = name == "stylefusion"
-                style = {"color": "black", "linewidth": 2.5, "zorder": 5} if ours else {"color": f"C{i % 10}"}
-                dashes = "--" if name.startswith("limit") else "-"
-                axis.plot(x, y, dashes, marker="o", markersize=3, label=name, **style)
-            axis.set(title=region, xlabel="transfer T", ylabel="outside change O", xlim=(0, 1))
-            axis.set_yscale("symlog", linthresh=0.01)
-            axis.set_ylim(0, 1.5)
-            axis.grid(alpha=0.3)
-        handles, labels = axes[0].get_legend_handles_labels()
+        first = free[0]
+        for x in axes:
+            for region in regions:
+                draw_curves(free.pop(0), {name: by.get(region, []) for name, by in curves.items()}, x, region)
+        handles, labels = first.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     if swaps:
-        bars(
-            axes[panels - 2],
-            swaps,
-            ["transfer", "transfer_colour", "transfer_texture", "transfer_outline"],
-            "transfer",
-        )
-        bars(axes[panels - 1], swaps, ["outside", "noticed", "flips", "leak"], "outside the region")
-    for axis in axes[panels:]:
+        bars(free.pop(0), swaps, ["specific", "recognition", "transfer"], "what arrives")
+        bars(free.pop(0), swaps, ["outside", "leak", "noticed", "flips"], "outside the region")
+    if poses:
+        draw_poses(free.pop(0), poses)
+    for axis in free:
         axis.set_axis_off()
     with files.atomic_path(path) as part:
         figure.savefig(part, dpi=110)
 
 
+def draw_curves(axis: Any, methods: Mapping[str, Sequence[Mapping[str, float]]], x: str, region: str) -> None:
+    """One region: O of every method, from (0, 0) on. A method that transfers nothing stands at 0."""
+    for i, (name, found) in enumerate(methods.items()):
+        points = sorted((p for p in found if math.isfinite(p[x])), key=lambda p: p[x])
+        at, outside = [0.0, *(p[x] for p in points)], [0.0, *(p["outside"] for p in points)]
+        ours = name == "stylefusion"
+        style = {"color": "black", "linewidth": 2.5, "zorder": 5} if ours else {"color": f"C{i % 10}"}
+        dashes = "--" if name.startswith("limit") else ":" if i > 10 else "-"
+        axis.plot(at, outside, dashes, marker="o", markersize=3, label=name, **style)
+    axis.set(title=region, xlabel=AXES[x], ylabel="outside change O", xlim=(-0.02, 1))
+    axis.set_yscale("symlog", linthresh=0.01)
+    axis.set_ylim(0, 1.5)
+    axis.grid(alpha=0.3)
+
+
+def draw_poses(axis: Any, poses: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Pose error against looks kept, a curve per way, from (1, 1) on."""
+    for name, points in poses.items():
+        kept, pose = [1.0, *(p["looks kept"] for p in points)], [1.0, *(p["pose"] for p in points)]
+        axis.plot(kept, pose, marker="o", markersize=3, label=name)
+    axis.set(title="common codes", xlabel="looks kept", ylabel="pose error G")
+    axis.invert_xaxis()
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)
+
+
 def bars(axis: Any, rows: Mapping[str, Mapping[str, Estimate]], names: Sequence[str], title: str) -> None:
-    """Groups of bars with their intervals, a group a region."""
+    """Groups of bars with their intervals, a group per region."""
     for i, name in enumerate(names):
         found = [
             (k, row[name]) for k, row in enumerate(rows.values()) if name in row and math.isfinite(row[name].value)

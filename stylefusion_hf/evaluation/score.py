@@ -1,7 +1,7 @@
 """The training score: outside change and transfer, differentiable, from the MODEL's own networks.
 
-What gates and style codes are optimised on. It says the same as the ruler in other words: the ruler judges by networks
-that took no part here, so that an optimiser's blind spots are not mistaken for success.
+Learned gates and the limit of S are optimized on it. It measures what the ruler measures (`measurement.py`), with
+other networks, so that an optimizer's blind spots are not mistaken for success.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from stylefusion_hf.evaluation import measurement as core
+from stylefusion_hf.evaluation.measurement import distance
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, draw_pairs, style_codes
-from stylefusion_hf.evaluation.ruler import MIN_PIXELS, dilate
-from stylefusion_hf.imaging.alignment import pose_between, pose_regions, static_regions, warp
-from stylefusion_hf.imaging.features import PooledMaps, colour, layout
+from stylefusion_hf.imaging.alignment import pose_regions, static_regions, warp
+from stylefusion_hf.imaging.features import PooledMaps, colour
+from stylefusion_hf.models.layers import at_once
 
-HEADS = ("colour", "maps", "layout")
-# A head on which a region hardly differs from picture to picture would measure noise. It counts for nothing where the
-# median of |f(a) - f(b)| is less than this share of the mean |f|. Maps are in units of their deviation: they differ.
-LEAST_DIFFERENCE = (0.05, 0.0, 0.1)
+__all__ = ["LEAST_DIFFERENCE", "Looks", "Scores", "SwapTargets", "TrainingScore", "distance"]
+
+HEADS = ("colour", "maps", "outline")
+LEAST_DIFFERENCE = tuple(core.LEAST_DIFFERENCE[head] for head in HEADS)
 
 
 class _Rows:
-    """A dataclass of tensors whose first dimension is the same: its rows by index."""
+    """A dataclass of tensors with the same first dimension, indexed by row."""
 
     def __getitem__(self, index):
         return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))  # type: ignore[arg-type]
@@ -32,7 +34,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class Looks(_Rows):
-    """N plain pictures, described once and paired as often as one likes.
+    """N plain pictures, described once and paired in any way.
 
     `codes` (N, S), `images` (N, 3, H, W), `probs` (N, R, H, W) of the segmenter and the `labels` (N, H, W) they make,
     and what each region looks like: `colour` (N, R, C), `maps` (N, R, D).
@@ -47,14 +49,14 @@ class Looks(_Rows):
 
 
 @dataclass(frozen=True)
-class Targets(_Rows):
+class SwapTargets(_Rows):
     """B items, each a base, a source and a region that is to change hands.
 
     `base`, `source` (B, S); `region` (B,), the segmenter's channels; `plain`, `other` (B, 3, H, W), the pictures of
     base and source; `mask` (B, H, W), the region in the base; `visible` (B, H, W), where nothing of base or source
-    lies in front of it; `valid` (B,), 1 where it has 8 pixels or more in both, else 0; `colour` (B, C), `maps` (B, D),
-    `layout` (B, cells), the source's region in the base's pose; `whole` (B, 3), the base's distance from them, in the
-    order of `HEADS`.
+    lies in front of it; `valid` (B,), 1 where it is large enough in both, else 0; `colour` (B, C), `maps` (B, D),
+    `outline` (B, cells), the source's region in the base's pose; `whole` (B, 3), the base's distance from them, in the
+    order of `HEADS`. Images and masks are at the measuring size.
     """
 
     base: Tensor
@@ -67,7 +69,7 @@ class Targets(_Rows):
     valid: Tensor
     colour: Tensor
     maps: Tensor
-    layout: Tensor
+    outline: Tensor
     whole: Tensor
 
 
@@ -117,11 +119,6 @@ class Scores(_Rows):
         return (outside + weight * (self.heads * left).sum(dim=1)).sum()
 
 
-def distance(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean, over the last dimension; smooth where it is 0."""
-    return ((x - y).square().sum(dim=-1) + 1e-8).sqrt() - 1e-4
-
-
 class TrainingScore:
     """Differentiable outside change and transfer of fused style codes.
 
@@ -132,11 +129,11 @@ class TrainingScore:
         T = 1 - mean over heads f of: sum |f(I1) - f(Ib')| / sum |f(I0) - f(Ib')|
 
     f: r's colour (`features.colour`); r's means of the generator's 16 and 32 px maps, channels in units of their
-    deviation; r's soft outline (`features.layout`), through the segmenter, where nothing hides r in I0 or Ib' (regions
-    are listed back to front: a swap cannot show skin through hair). Ib' is Ib brought to I0's pose by a similarity
-    of the `pose` regions (only the outline is moved: means over a region do not change with its place); `static`
-    regions stay where they are. A region that vanishes in I1 keeps its whole distance in colour and maps, and its
-    outline pulls it back. Heads on which a region hardly differs among samples are left out.
+    deviation; r's soft outline (`measurement.outline`), through the segmenter, where nothing hides r in I0 or Ib'
+    (regions are listed back to front: a swap cannot show skin through hair). Ib' is Ib brought to I0's pose by a
+    similarity of the `pose` regions (only the outline is moved: means over a region do not change with its place);
+    `static` regions stay where they are. A region that vanishes in I1 keeps its whole distance in colour and maps,
+    and its outline pulls it back. Heads on which a region hardly differs among samples are left out.
 
     Args:
         pipe: a pipeline with a segmenter.
@@ -144,6 +141,8 @@ class TrainingScore:
         static: names of those that do not move with it; None: names that begin with bg or background.
         samples: pictures that the maps' deviations are taken from.
         resolutions: of the maps.
+        batch: pictures rendered at once without gradients; None: what `at_once` allows, at most 32.
+        size: pixels to measure at; larger pictures are averaged down. None: `measurement.LARGEST_SIZE`.
 
     Raises:
         ValueError: no segmenter, a region that it does not know, or no map of these resolutions.
@@ -156,10 +155,13 @@ class TrainingScore:
         static: Sequence[str] | None = None,
         samples: int = 128,
         resolutions: Sequence[int] = (16, 32),
+        batch: int | None = None,
+        size: int | None = None,
     ):
         if pipe.segmenter is None:
-            raise ValueError("this model has no segmenter, so there is no telling inside from outside")
-        self.pipe = pipe
+            raise ValueError("this model has no segmenter: nothing tells which pixels belong to a region")
+        self.pipe, self.size = pipe, size or core.LARGEST_SIZE
+        self.batch = batch or at_once(pipe.generator.config.resolution, 32)
         self.regions = list(pipe.segmenter.config.regions)
         tree = pipe.fusion.tree
         if static is None:
@@ -170,36 +172,39 @@ class TrainingScore:
             raise ValueError(f"unknown region {unknown[0]!r}: the segmenter knows {', '.join(self.regions)}")
         self.pose = [self.regions.index(name) for name in pose]
         self.static = torch.tensor([name in static for name in self.regions], device=pipe.generator.device)
-        self.pooled_maps = PooledMaps(self._sample_maps(samples), resolutions)
+        self.pooled_maps = PooledMaps(self._sample_maps(samples, resolutions), resolutions)
         self.head_weights = self._weigh_heads(samples)  # (R, 3), rows sum to 1
 
     @torch.no_grad()
     def _weigh_heads(self, samples: int) -> Tensor:
-        base, source = self.describe_pairs(draw_pairs(self.pipe, -(-samples // 2), FITTING_SEED))
-        rows = []
+        looks = self.pool(samples)
+        half = len(looks.codes) // 2
+        base, source, rows = looks[:half], looks[half:], []
         for r in range(len(self.regions)):
-            t = self.targets(base, source, torch.full((len(base.codes),), r, device=base.codes.device))
-            size = torch.stack([x.norm(dim=1) for x in (t.colour, t.maps, t.layout)], dim=1)[t.valid > 0]
-            differs = (t.whole[t.valid > 0].median(dim=0).values if len(size) else size.sum(dim=0)) >= (
-                size.mean(dim=0).nan_to_num() * torch.tensor(LEAST_DIFFERENCE, device=size.device)
-            )
-            rows.append(differs.float() / differs.sum().clamp_min(1))
+            t = self.targets(base, source, torch.full((half,), r, device=looks.codes.device))
+            valid = t.valid > 0
+            size = torch.stack([x.norm(dim=1) for x in (t.colour, t.maps, t.outline)], dim=1)[valid]
+            typical = t.whole[valid].median(dim=0).values if len(size) else size.sum(dim=0)
+            least = size.mean(dim=0).nan_to_num() * torch.tensor(LEAST_DIFFERENCE, device=size.device)
+            rows.append(core.head_weights((typical >= least).unbind()))
         return torch.stack(rows)
 
     @torch.no_grad()
-    def _sample_maps(self, samples: int, batch: int = 32) -> dict[int, Tensor]:
-        g = self.pipe.generator
-        parts = [
-            g.synthesis(style_codes(g, range(s, min(s + batch, FITTING_SEED + samples))), return_features=True)[1]
-            for s in range(FITTING_SEED, FITTING_SEED + samples, batch)
-        ]
-        return {r: torch.cat([part[r] for part in parts]).float() for r in parts[0] if r <= 64}
+    def _sample_maps(self, samples: int, resolutions: Sequence[int]) -> dict[int, Tensor]:
+        g, end = self.pipe.generator, FITTING_SEED + samples
+        parts = []
+        for s in range(FITTING_SEED, end, self.batch):
+            maps = g.synthesis(style_codes(g, range(s, min(s + self.batch, end))), return_features=True)[1]
+            wanted = {r: x.float() for r, x in maps.items() if r in resolutions}  # the others are large
+            parts.append(wanted or {r: x[:1].float() for r, x in maps.items() if r <= 32})
+        return {r: torch.cat([part[r] for part in parts]) for r in parts[0]}
 
     @torch.no_grad()
-    def describe(self, codes: Tensor, images: Tensor, probs: Tensor, batch: int = 32) -> Looks:
+    def describe(self, codes: Tensor, images: Tensor, probs: Tensor) -> Looks:
         """N plain pictures by region: style codes (N, S), images (N, 3, H, W), the segmenter's (N, R, H, W)."""
+        images, probs = (core.at_measuring_size(x, self.size) for x in (images, probs))
         colours, pooled, labels = [], [], probs.argmax(dim=1)
-        for s, x, label in zip(codes.split(batch), images.split(batch), labels.split(batch), strict=True):
+        for s, x, label in zip(*(v.split(self.batch) for v in (codes, images, labels)), strict=True):
             masks = [label == r for r in range(len(self.regions))]
             maps = self.pipe.generator.synthesis(s, return_features=True)[1]
             colours.append(torch.stack([colour(x, m) for m in masks], dim=1))
@@ -207,10 +212,16 @@ class TrainingScore:
         return Looks(codes, images, probs, labels, torch.cat(colours), torch.cat(pooled))
 
     def pool(self, count: int, first_seed: int = FITTING_SEED) -> Looks:
-        """`count` samples (one more if odd), described."""
-        pairs = draw_pairs(self.pipe, -(-count // 2), first_seed)
-        base, source = self.describe_pairs(pairs)
-        return Looks(*(torch.cat([getattr(base, f.name), getattr(source, f.name)]) for f in fields(Looks)))
+        """`count` samples (one more if odd), described: first those of even seeds, then those of odd ones."""
+        bases, sources = [], []
+        pairs = -(-count // 2)
+        for start in range(0, pairs, self.batch):  # full-size pictures of one batch at a time
+            n = min(self.batch, pairs - start)
+            base, source = self.describe_pairs(draw_pairs(self.pipe, n, first_seed + 2 * start, self.batch))
+            bases.append(base)
+            sources.append(source)
+        every = [*bases, *sources]
+        return Looks(*(torch.cat([getattr(x, f.name) for x in every]) for f in fields(Looks)))
 
     def describe_pairs(self, pairs: Pairs) -> tuple[Looks, Looks]:
         """Bases and sources."""
@@ -220,24 +231,22 @@ class TrainingScore:
         )
 
     @torch.no_grad()
-    def targets(self, base: Looks, source: Looks, region: Tensor) -> Targets:
+    def targets(self, base: Looks, source: Looks, region: Tensor) -> SwapTargets:
         """What a swap of `region` (B,), segmenter channels, from B sources into B bases is measured by."""
         rows = torch.arange(len(region), device=region.device)
-        theta = pose_between(base.labels, source.labels, self.pose, len(self.regions))
-        still = torch.eye(2, 3, device=theta.device, dtype=theta.dtype)
-        theta = torch.where(self.static[region][:, None, None], still, theta)
-        moved = warp(source.probs.float(), theta)
-        visible = (base.labels <= region[:, None, None]) & (moved.argmax(dim=1) <= region[:, None, None])
-        outline = layout(moved[rows, region] * visible)
+        theta = core.poses_onto(base.labels, source.labels, self.pose, len(self.regions))
+        moved = warp(source.probs.float(), core.keep_static(theta, self.static[region]))
+        visible = ~core.in_front(region, base.labels, moved.argmax(dim=1))
+        outline = core.outline(moved[rows, region], visible)
         mask, there = base.labels == region[:, None, None], source.labels == region[:, None, None]
-        valid = (mask.sum(dim=(1, 2)) >= MIN_PIXELS) & (there.sum(dim=(1, 2)) >= MIN_PIXELS)
+        valid = core.is_counted(mask) & core.is_counted(there)
         colours, maps = source.colour[rows, region], source.maps[rows, region]
         whole = [
             distance(base.colour[rows, region], colours),
             distance(base.maps[rows, region], maps),
-            distance(layout(base.probs[rows, region] * visible), outline),
+            distance(core.outline(base.probs[rows, region], visible), outline),
         ]
-        return Targets(
+        return SwapTargets(
             base=base.codes,
             source=source.codes,
             region=region,
@@ -248,34 +257,36 @@ class TrainingScore:
             valid=valid.float(),
             colour=colours,
             maps=maps,
-            layout=outline,
+            outline=outline,
             whole=torch.stack(whole, dim=1),
         )
 
-    def __call__(self, targets: Targets, fused: Tensor) -> Scores:
+    def __call__(self, targets: SwapTargets, fused: Tensor) -> Scores:
         """The scores of fused style codes (B, S); their gradient flows back to the codes."""
-        generator, segmenter, t = self.pipe.generator, self.pipe.segmenter, targets
-        image, maps = generator.synthesis(fused, return_features=True)
+        t = targets
+        image, maps = self.pipe.generator.synthesis(fused, return_features=True)
         image = image.clamp(-1, 1)
-        probs = segmenter.segment(image).softmax(dim=1)
+        probs = self.pipe.segmenter.segment(image).softmax(dim=1)
+        image, probs = (core.at_measuring_size(x, self.size) for x in (image, probs))
         rows = torch.arange(len(fused), device=fused.device)
         own = probs[rows, t.region]
         now = own.detach() >= probs.detach().amax(dim=1)  # as argmax says, in a fraction of its time
-        outside = 1 - dilate(t.mask | now, max(1, image.shape[-1] // 64)).to(image.dtype)[:, None]
+        outside = ~core.changed_area(t.mask, now)
         left = torch.stack(
             [
                 distance(colour(image, now), t.colour),
                 distance(self.pooled_maps(maps, now), t.maps),
-                distance(layout(own * t.visible), t.layout),
+                distance(core.outline(own, t.visible), t.outline),
             ],
             dim=1,
         )
-        vanished = (now.sum(dim=(1, 2)) < MIN_PIXELS)[:, None] & torch.tensor([True, True, False], device=now.device)
+        # A region that vanished keeps its whole distance; only its outline can pull it back.
+        vanished = ~core.is_counted(now)[:, None] & torch.tensor([h != "outline" for h in HEADS], device=now.device)
         left = torch.where(vanished, torch.maximum(t.whole, left.detach()), left)
         valid = t.valid
         return Scores(
-            outside=(outside * (image - t.plain).square()).sum(dim=(1, 2, 3)) * valid,
-            outside_whole=(outside * (t.other - t.plain).square()).sum(dim=(1, 2, 3)) * valid,
+            outside=core.squared_change(image, t.plain, outside) * valid,
+            outside_whole=core.squared_change(t.other, t.plain, outside) * valid,
             transfer=left * valid[:, None],
             transfer_whole=t.whole * valid[:, None],
             heads=self.head_weights[t.region] * valid[:, None],

@@ -1,27 +1,28 @@
-"""What `stylefusion evaluate` measures of a model by itself: swaps, global control, walks, gates, diversity.
+"""What `stylefusion evaluate` measures of a model by itself: swaps, walks, gates, diversity.
 
 Each function takes a `Subject` and returns rows, {row: {figure: Estimate}}, and what else the report shows.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
-from stylefusion_hf.evaluation.baselines import StyleFusionSwap
+from stylefusion_hf.evaluation.figures import HEADS, figures, transfer
+from stylefusion_hf.evaluation.fusion_swaps import MeanCode, MeanLook, StrangerCode, StyleFusionSwap
 from stylefusion_hf.evaluation.measuring import Columns, Subject, joined, measure_jobs
-from stylefusion_hf.evaluation.pairs import TEST_SEED, render, style_codes
-from stylefusion_hf.evaluation.ruler import HEADS, dilate, figures, transfer
+from stylefusion_hf.evaluation.methods import Method
+from stylefusion_hf.evaluation.pairs import TEST_SEED, Pairs, draw_pairs
 from stylefusion_hf.evaluation.statistics import Estimate, ratio, resamples
 
 Rows = dict[str, dict[str, Estimate]]
 COLLAPSED = 0.1  # a swap that changes its region by less than this share of |Ib - I0| is a dead dial
-GLOBAL_SEED = 4_000_000  # the third code of the global figures
 STEPS = 16
-SOURCES = 64
+SOURCES = 64  # of the diversity figures
+LEAST_SOURCES = 8  # that show the region, for a base to count
 
 
 def estimates(draws: dict[str, Tensor], n: int) -> dict[str, Estimate]:
@@ -32,25 +33,42 @@ def estimates(draws: dict[str, Tensor], n: int) -> dict[str, Estimate]:
 # --- One region swapped ----------------------------------------------------------------------------------------------
 
 
-def swap_rows(subject: Subject, count: int) -> dict[str, Rows]:
-    """The leaf's code alone, and the authors' wider expansion: {"leaf", "wider": {region: figures}}.
+def swap_rows(subject: Subject, count: int, thorough: bool = True) -> dict[str, Rows]:
+    """{"leaf", "wider", "mean", "mean look", "stranger": {region: figures}}.
+
+    The leaf's code alone; the authors' wider expansion; and what ignores the source: the mean code, the mean code's
+    picture pasted, a stranger's code.
 
     `transfer q1` ... `q4`: by quartile of the pose gap. `dead`: share of pairs whose region answered by less than a
     tenth. `agree`, `agree_plain`: the two segmenters on fused and on plain pictures.
     """
-    methods = {"leaf": StyleFusionSwap(subject.pipe), "wider": StyleFusionSwap(subject.pipe, wider=True)}
-    jobs = [(m, leaf, 1.0) for m in methods for leaf in subject.leaves]
-    measured = measure_jobs(subject, methods, jobs, count, thorough=True, progress="swaps")
+    pipe = subject.pipe
+    methods: dict[str, Method] = {
+        "leaf": StyleFusionSwap(pipe),
+        "wider": StyleFusionSwap(pipe, wider=True),
+        "mean": MeanCode(pipe),
+        "mean look": MeanLook(pipe),
+        "stranger": StrangerCode(pipe),
+    }
+    main = [(m, leaf, 1.0) for m in ("leaf", "wider") for leaf in subject.leaves]
+    others = [(m, leaf, 1.0) for m in ("mean", "mean look", "stranger") for leaf in subject.leaves]
+    measured = measure_jobs(
+        subject, methods, main, count, thorough=thorough, progress="swaps", specific=True, recognized=main
+    )
+    measured |= measure_jobs(
+        subject, methods, others, count, progress="swaps that ignore the source", specific=True, recognized=others
+    )
     counts = resamples(count)
     out: dict[str, Rows] = {name: {} for name in methods}
     for (method, leaf, _), columns in measured.items():
         n = int(columns["counts"].sum())
         draws = figures(columns, counts, subject.heads[leaf])
         weights = counts * columns["counts"].double()
-        dead = columns["inside"] < COLLAPSED * columns["inside_of"]
-        for name, values in (("dead", dead), ("agree", columns["agree"]), ("agree_plain", columns["agree_plain"])):
-            draws[name] = ratio(weights, values, torch.ones(count))
-        out[method][leaf] = estimates(draws, n) | by_gap(columns, counts, subject.heads[leaf])
+        draws["dead"] = ratio(weights, columns["inside"] < COLLAPSED * columns["inside_of"], torch.ones(count))
+        draws |= {k: ratio(weights, columns[k], torch.ones(count)) for k in ("agree", "agree_plain") if k in columns}
+        out[method][leaf] = estimates(draws, n)
+        if "gap" in columns:
+            out[method][leaf] |= by_gap(columns, counts, subject.heads[leaf])
     return out
 
 
@@ -69,71 +87,6 @@ def by_gap(columns: Columns, counts: Tensor, heads: tuple[str, ...]) -> dict[str
     return out
 
 
-# --- Everything common from a third code -----------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def global_rows(subject: Subject, count: int, first_seed: int = TEST_SEED) -> Rows:
-    """How far pose follows the common codes, and how much of the looks stays.
-
-    pose    G = sum |pose(I) - pose(Ic)| / sum |pose(I0) - pose(Ic)|       0: c's pose, 1: still a's
-    REGION  1 - sum |f(I) - f(I0')| / sum |f(Ic') - f(I0')|, both in I's pose  1: a's look, 0: c's
-
-    Beside the regions: their mean, and that of each head.
-
-    Rows: every common code from c; the root's alone; and, for comparison, style mixing of the coarse layers: all style
-    vectors up to 8, up to 16 pixels from c.
-    """
-    g, tree = subject.pipe.generator, subject.pipe.fusion.tree
-    sizes, resolutions = list(g.style_sizes.values()), list(g.style_resolutions.values())
-    layer = torch.tensor(resolutions).repeat_interleave(torch.tensor(sizes)).to(g.device)
-
-    def fused(a: Tensor, c: Tensor, common: list[str]) -> Tensor:
-        return subject.pipe.fusion.fuse({n: c if n in common else a for n in tree.nodes})
-
-    ways = {
-        "all common codes": lambda a, c: fused(a, c, list(tree.inner)),
-        "the root's alone": lambda a, c: fused(a, c, [tree.root]),
-        "layers to 8 px": lambda a, c: torch.where(layer <= 8, c, a),
-        "layers to 16 px": lambda a, c: torch.where(layer <= 16, c, a),
-    }
-    parts: dict[tuple[str, str], list[Columns]] = {}
-    done = 0
-    with tqdm(total=count * len(ways), desc="global", unit="picture", leave=False) as bar:
-        for pairs in subject.pairs(count, first_seed):
-            first = subject.first(GLOBAL_SEED) + done
-            c = style_codes(g, range(first, first + len(pairs)))
-            at_c = subject.ruler.look(render(subject.pipe, c))
-            at_a = subject.ruler.look(pairs.plain)
-            for way, make in ways.items():
-                seen = subject.ruler.look(render(subject.pipe, make(pairs.base, c)))
-                # Looks are compared in I's own pose, whichever that became: pose has its own column.
-                moved = subject.ruler.look(subject.ruler.compare(seen, at_c).moved.images)
-                comparison = subject.ruler.compare(moved, at_a)
-                pose = {
-                    "pose": subject.ruler.pose_gap(seen, at_c).cpu(),
-                    "pose_of": subject.ruler.pose_gap(at_a, at_c).cpu(),
-                }
-                known = pose["pose"].isfinite() & pose["pose_of"].isfinite()
-                pose = {k: torch.where(known, v, 0) for k, v in pose.items()}
-                for leaf in subject.leaves:
-                    columns = subject.ruler.measure(comparison, leaf, seen, thorough=False)
-                    parts.setdefault((way, leaf), []).append({**columns, **pose})
-                bar.update(len(pairs))
-            done += len(pairs)
-    counts, rows = resamples(count), {}
-    for way in ways:
-        found = {leaf: joined(parts[way, leaf]) for leaf in subject.leaves}
-        any_leaf = found[subject.leaves[0]]
-        row = {"pose": Estimate.of(ratio(counts, any_leaf["pose"], any_leaf["pose_of"]), count)}
-        kept = {leaf: figures(columns, counts, subject.heads[leaf]) for leaf, columns in found.items()}
-        for key in ("transfer", *(f"transfer_{h}" for h in HEADS)):
-            mean = torch.stack([draws[key] for draws in kept.values()]).nanmean(dim=0)
-            row["looks kept" if key == "transfer" else key.removeprefix("transfer_")] = Estimate.of(mean, count)
-        rows[way] = row | estimates({leaf: draws["transfer"] for leaf, draws in kept.items()}, count)
-    return rows
-
-
 # --- One region moved step by step -----------------------------------------------------------------------------------
 
 
@@ -147,19 +100,18 @@ def interpolation_rows(subject: Subject, count: int) -> Rows:
     with tqdm(total=count * len(subject.leaves), desc="interpolation", unit="walk", leave=False) as bar:
         parts: dict[str, list[Columns]] = {leaf: [] for leaf in subject.leaves}
         for pairs in subject.pairs(count):
-            comparison = subject.compare(pairs)
+            judged = subject.compare(pairs)
             for leaf in subject.leaves:
                 r = subject.ruler.regions.index(leaf)
-                last, steps, outside, outside_of = pairs.plain, [], [], []
-                inside = (comparison.base.labels == r) | (comparison.source.labels == r)
+                last, steps, outside, outside_of = judged.base.images, [], [], []
+                inside = (judged.base.labels == r) | (judged.source.labels == r)
                 for step in range(1, STEPS + 1):
-                    images = method.swap(pairs, leaf, step / STEPS)
-                    after = subject.ruler.look(images)
-                    columns = subject.ruler.measure(comparison, leaf, after, thorough=False)
+                    after = subject.ruler.look(method.swap(pairs, leaf, step / STEPS))
+                    columns = subject.ruler.measure(judged, leaf, after, thorough=False)
                     outside.append(columns["outside"])
                     outside_of.append(columns["outside_of"])
-                    steps.append(((images - last).abs().sum(dim=1) * inside).sum(dim=(1, 2)).cpu())
-                    last = images
+                    steps.append(((after.images - last).abs().sum(dim=1) * inside).sum(dim=(1, 2)).cpu())
+                    last = after.images
                 moves = torch.stack(steps)
                 own = {"counts": columns["counts"], "largest": moves.amax(dim=0), "mean": moves.mean(dim=0)}
                 by_step = {"outside": torch.stack(outside, dim=1), "outside_of": torch.stack(outside_of, dim=1)}
@@ -224,28 +176,17 @@ def diversity_rows(subject: Subject, bases: int) -> Rows:
     1: the dial shows as many looks as the generator knows; 0: always the same one. Averaged over the measurable heads;
     intervals are over the bases.
     """
-    method = StyleFusionSwap(subject.pipe)
     sums: dict[str, dict[str, list[tuple[float, float]]]] = {leaf: {h: [] for h in HEADS} for leaf in subject.leaves}
-    groups = replace(subject, batch=SOURCES).pairs(bases * SOURCES)
-    for pairs in tqdm(groups, total=bases, desc="diversity", unit="base", leave=False):
-        base = pairs.base[:1].expand(len(pairs), -1)
-        plain = pairs.plain[:1].expand(len(pairs), -1, -1, -1)
-        same = type(pairs)(base, pairs.source, plain, pairs.other, pairs.base_probs, pairs.source_probs)
-        comparison = subject.compare(same)
+    for k in tqdm(range(bases), desc="diversity", unit="base", leave=False):
+        parts = [looks_of_sources(subject, pairs) for pairs in sources_of_one_base(subject, k)]
         for leaf in subject.leaves:
-            r = subject.ruler.regions.index(leaf)
-            hidden, _, counts, _ = subject.ruler.described(comparison, leaf)
-            if int(counts.sum()) < 8:
+            counts = torch.cat([part[leaf][0] for part in parts])
+            if int(counts.sum()) < LEAST_SOURCES:
                 continue
-            after = subject.ruler.look(method.swap(same, leaf, 1.0))
-            # The fused pictures share what the base puts in front; each source has its own.
-            front = dilate(comparison.base.labels > r, 1)
-            fused = subject.ruler.descriptors(after, r, front)
-            own_looks = subject.ruler.descriptors(subject.ruler.in_pose(comparison, leaf), r, hidden)
             for head in subject.heads[leaf]:
-                ours, theirs = (
-                    float(torch.pdist(x[head][counts].float().cpu(), p=1).mean()) for x in (fused, own_looks)
-                )
+                fused = torch.cat([part[leaf][1][head] for part in parts])[counts]
+                own = torch.cat([part[leaf][2][head] for part in parts])[counts]
+                ours, theirs = (float(torch.pdist(x.float().cpu(), p=1).mean()) for x in (fused, own))
                 sums[leaf][head].append((ours, theirs))
     rows: Rows = {}
     for leaf, found in sums.items():
@@ -257,3 +198,28 @@ def diversity_rows(subject: Subject, bases: int) -> Rows:
         mean = {"diversity": torch.stack(list(draws.values())).mean(dim=0)}
         rows[leaf] = estimates(mean | draws, bases)
     return rows
+
+
+def sources_of_one_base(subject: Subject, number: int) -> Iterable[Pairs]:
+    """Base `number` with SOURCES sources, in batches."""
+    first = subject.first(TEST_SEED) + 2 * number * SOURCES
+    base: Pairs | None = None
+    for start in range(0, SOURCES, subject.batch):
+        n = min(subject.batch, SOURCES - start)
+        pairs = draw_pairs(subject.pipe, n, first + 2 * start, subject.batch)
+        base = pairs[:1] if base is None else base
+        same = [x.expand(n, *x.shape[1:]) for x in (base.base, base.plain, base.base_probs)]
+        yield Pairs(same[0], pairs.source, same[1], pairs.other, same[2], pairs.source_probs)
+
+
+def looks_of_sources(subject: Subject, pairs: Pairs) -> dict[str, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
+    """{leaf: (which pairs count, looks of the fused pictures, of the sources in the base's pose)}."""
+    judged, ruler, out = subject.compare(pairs), subject.ruler, {}
+    for leaf in subject.leaves:
+        r = ruler.regions.index(leaf)
+        hidden, _, counts, _ = ruler.described(judged, leaf)
+        after = ruler.look(StyleFusionSwap(subject.pipe).swap(pairs, leaf, 1.0))
+        # The fused pictures share what the base puts in front; each source has its own.
+        fused = ruler.descriptors(after, r, ruler.hidden(r, judged.base.labels))
+        out[leaf] = (counts, fused, ruler.descriptors(ruler.in_pose(judged, leaf), r, hidden))
+    return out

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROUNDS = 1000
@@ -81,13 +82,41 @@ def kid_subsets(x: Tensor, y: Tensor, size: int, subsets: int = 100, seed: int =
     return torch.tensor([kid(some(x), some(y)) for _ in range(subsets)])
 
 
-def coverage(support: Tensor, points: Tensor, k: int = 3) -> float:
-    """Share of `points` that lie within the k-th nearest-neighbour distance of some point of `support`.
+def share_on_manifold(support: Tensor, points: Tensor, k: int = 3) -> float:
+    """Share of `points` that lie within the k-th nearest-neighbor distance of some point of `support`.
 
-    `coverage(real, fake)` is precision, `coverage(fake, real)` recall (Kynkaanniemi et al., arXiv 1904.06991).
+    `share_on_manifold(real, fake)` is precision, `share_on_manifold(fake, real)` recall (Kynkaanniemi et al., arXiv
+    1904.06991). Precision says nothing of variety: it is 1 for one plausible picture drawn again and again.
     """
-    radius = torch.cdist(support, support).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
-    return float((torch.cdist(points, support) <= radius).any(dim=1).float().mean())
+    return float((torch.cdist(points, support) <= neighbor_distance(support, k)).any(dim=1).float().mean())
+
+
+def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
+    """Naeem et al., arXiv 2002.09797: how densely real balls are filled, and how many of them hold a fake picture.
+
+    A ball reaches from a real picture to its k-th nearest real neighbor. Density is the mean number of balls that a
+    fake picture lies in, over k (1 for equal distributions, unbounded); coverage is the share of balls that hold a
+    fake picture: near 0 for a generator of one picture.
+    """
+    within = torch.cdist(fake, real) <= neighbor_distance(real, k)
+    return float(within.sum(dim=1).float().mean() / k), float(within.any(dim=0).float().mean())
+
+
+def neighbor_distance(points: Tensor, k: int) -> Tensor:
+    """(N,), from each point to its k-th nearest neighbor among them; the farthest where there are not so many."""
+    k = min(k, len(points) - 1)
+    return torch.cdist(points, points).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
+
+
+def effective_number(classes: Tensor, counts: Tensor | None = None) -> Tensor:
+    """exp of the entropy of class numbers (N,): how many equally frequent kinds there would be; 1 for a single kind.
+
+    counts: (rounds + 1, N) of resamples; then (rounds + 1,), else a number.
+    """
+    counts = torch.ones(1, len(classes), dtype=torch.float64) if counts is None else counts
+    share = counts @ F.one_hot(classes.long()).double()
+    share = share / share.sum(dim=1, keepdim=True).clamp_min(1)
+    return (-(share * share.clamp_min(1e-300).log()).sum(dim=1)).exp().squeeze(0)
 
 
 # --- Curves of outside change against transfer -----------------------------------------------------------------------
@@ -111,7 +140,8 @@ def outside_at(outside: Sequence[float], transfer: Sequence[float], wanted: floa
     from scipy.optimize import isotonic_regression
 
     o, t = np.asarray(outside, dtype=float), np.asarray(transfer, dtype=float)
-    o, t = o[t > 0], t[t > 0]  # below 0 a setting is worse than none; an undefined one says nothing
+    known = np.isfinite(o) & (t > 0)  # below 0 a setting is worse than none; an undefined one says nothing
+    o, t = o[known], t[known]
     order = np.argsort(t)
     o, t = np.concatenate([[0.0], o[order]]), np.concatenate([[0.0], t[order]])
     if not np.isfinite(wanted) or wanted > t.max():
@@ -119,3 +149,17 @@ def outside_at(outside: Sequence[float], transfer: Sequence[float], wanted: floa
     # (0, 0) is exact, no measurement: it gets a weight that holds it.
     fitted = isotonic_regression(o, weights=np.concatenate([[1e6], np.ones(len(o) - 1)])).x
     return float(np.interp(wanted, t, fitted))
+
+
+def value_at(values: Sequence[float], transfer: Sequence[float], wanted: float) -> float:
+    """Any figure at a wanted transfer: the settings joined by lines; below the weakest one, that one's figure.
+
+    NaN where no setting reaches the transfer.
+    """
+    v, t = np.asarray(values, dtype=float), np.asarray(transfer, dtype=float)
+    known = np.isfinite(v) & (t > 0)
+    v, t = v[known], t[known]
+    if not len(t) or not np.isfinite(wanted) or wanted > t.max():
+        return math.nan
+    order = np.argsort(t)
+    return float(np.interp(wanted, t[order], v[order]))

@@ -26,10 +26,13 @@ def pooled(x: Tensor, weight: Tensor) -> Tensor:
 def core(weight: Tensor, power: int = 8) -> Tensor:
     """Weights that fade towards the region's border, where its colours mix with its neighbours'; shaped as `weight`.
 
-    Each weight times the mean of its 3 x 3 neighbourhood to the given power: thin regions keep their middle line.
+    Each weight times the mean of its neighbourhood to the given power: thin regions keep their middle line. The
+    neighbourhood reaches 1/64 of the width in every direction: 3 x 3 pixels at 64, 9 x 9 at 256.
     """
     w = weight if weight.is_floating_point() else weight.float()
-    near = F.avg_pool2d(w, 3, stride=1, padding=1, count_include_pad=False)
+    radius = max(1, w.shape[-1] // 64)
+    near = F.avg_pool2d(w, (1, 2 * radius + 1), stride=1, padding=(0, radius), count_include_pad=False)
+    near = F.avg_pool2d(near, (2 * radius + 1, 1), stride=1, padding=(radius, 0), count_include_pad=False)
     return w * near.clamp(0, 1) ** power
 
 
@@ -163,7 +166,16 @@ def unit_length(x: Tensor, floor: float = 1e-2) -> Tensor:
 
 
 @torch.enable_grad()
-def channel_energies(synthesis, s: Tensor, labels: Tensor, num_regions: int, probes: int = 2, seed: int = 0) -> Tensor:
+def channel_energies(
+    synthesis,
+    s: Tensor,
+    labels: Tensor,
+    num_regions: int,
+    probes: int = 2,
+    seed: int = 0,
+    variance: Tensor | None = None,
+    areas: Tensor | None = None,
+) -> Tensor:
     """How strongly each style channel drives each region, (R, S), rows and columns in no particular unit.
 
     The expected squared change of a region's pixels when a channel varies as it does among samples: the squared
@@ -173,17 +185,20 @@ def channel_energies(synthesis, s: Tensor, labels: Tensor, num_regions: int, pro
     Args:
         synthesis: style codes (B, S) -> images (B, 3, H, W).
         s: sampled style codes (B, S).
-        labels: (B, H, W), the label maps of their images.
+        labels: (B, H, W), the label maps of their images, of any size.
+        seed: of the projections; image i has those of seed + i, whatever its batch.
+        variance: (S,), of each channel among samples; None takes it from `s`, which then needs two rows or more.
+        areas: (R,), the regions' mean shares of a picture; None takes them from `labels`.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draws = [torch.Generator().manual_seed(seed + i) for i in range(len(s))]
     codes = s.detach().requires_grad_()
     images = synthesis(codes)
     total = torch.zeros(num_regions, s.shape[1], device=s.device)
     for region in range(num_regions):
-        mask = (labels == region)[:, None].to(images.dtype)
-        share = mask.mean(dim=(0, 2, 3)).clamp_min(1e-6)
+        mask = F.interpolate((labels == region)[:, None].to(images.dtype), size=images.shape[-2:])
+        share = (mask.mean() if areas is None else areas[region]).clamp_min(1e-6)
         for _ in range(probes):
-            sign = torch.randint(0, 2, images.shape, generator=draw).to(images) * 2 - 1
+            sign = torch.stack([torch.randint(0, 2, images.shape[1:], generator=g) for g in draws]).to(images) * 2 - 1
             (g,) = torch.autograd.grad((images * mask * sign).sum(), codes, retain_graph=True)
-            total[region] += (g.square().mean(0) / share).squeeze() / probes
-    return total * s.var(dim=0)
+            total[region] += g.square().mean(0) / share / probes
+    return total * (s.var(dim=0) if variance is None else variance)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from stylefusion_hf.core.progress import tqdm
@@ -190,3 +191,14 @@ def _wrapped(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wid
         else:
             lines.append(word)
     return lines
+
+
+def image_grid(images: torch.Tensor, columns: int) -> Image.Image:
+    """(N, 3, H, W), or grey (N, 1, H, W), in [-1, 1] -> one picture, row by row."""
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    canvas = torch.ones(rows * columns, c, h, w)
+    canvas[:n] = images.detach().float().cpu()
+    canvas = canvas.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
+    pixels = canvas.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    return Image.fromarray(pixels[..., 0] if c == 1 else pixels)

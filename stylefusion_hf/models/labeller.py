@@ -1,9 +1,9 @@
-"""Regions read off a generator's own feature maps: what finds them without labels, or learns them from a few.
+"""Regions from a generator's own feature maps, found without labels or learned from a few.
 
-A generator knows its picture's parts better than the pixels do: features of one part lie close together (Collins et
-al., "Editing in Style", arXiv 2004.14367, cluster them; DatasetGAN, arXiv 2104.06490, and RepurposeGAN, arXiv
-2103.04379, learn a few painted samples from them). A labeller sees generated pictures only; `training.distillation`
-makes a `RegionSegmenter` of it, which sees any.
+In a generator's feature maps, places of the same part lie close together: Collins et al. ("Editing in Style", arXiv
+2004.14367) cluster them; DatasetGAN (arXiv 2104.06490) and RepurposeGAN (arXiv 2103.04379) learn parts from a few
+painted samples. A labeler works on generated pictures only; `regions.distillation` makes a `RegionSegmenter` of it,
+which works on any picture.
 """
 
 from __future__ import annotations
@@ -25,22 +25,15 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 
 @dataclass
 class LabellerOutput(BaseOutput):
-    """`logits`: (B, R, size, size), one map a region in the order of `config.regions`."""
+    """`logits`: (B, R, size, size), one map per region in the order of `config.regions`."""
 
     logits: Tensor
 
 
-def map_widths(generator: StyleGenerator) -> dict[int, int]:
-    """{resolution: channels} of the feature maps that a generator's synthesis returns."""
-    return generator.feature_sizes
-
-
 def readable_layers(generator: StyleGenerator, finest: int) -> list[int]:
-    """Resolutions of the feature maps from 8 pixels, below which they know no parts, to `finest`; the last one where
-    there are none.
-    """
-    there = list(map_widths(generator))
-    return [r for r in there if 8 <= r <= finest] or there[-1:]
+    """Resolutions of the feature maps from 8 px (coarser ones hold no parts) to `finest`, else the last one."""
+    sizes = list(generator.feature_sizes)
+    return [r for r in sizes if 8 <= r <= finest] or sizes[-1:]
 
 
 def describe(maps: Mapping[int, Tensor], resolutions: Sequence[int], size: int) -> Tensor:
@@ -73,7 +66,7 @@ class FeatureLabeller(StrictModelMixin, ConfigMixin):
         resolutions: which feature maps are read.
         channels: their widths.
         classes: the region that each class belongs to, by number; a region's probability is its classes' sum. None:
-            one class a region.
+            one class per region.
         hidden: widths of the hidden layers; empty for none.
         members: networks in the ensemble.
 
@@ -112,9 +105,8 @@ class FeatureLabeller(StrictModelMixin, ConfigMixin):
     def of(
         cls, generator: StyleGenerator, regions: Sequence[str], layers: Sequence[int], **config: Any
     ) -> FeatureLabeller:
-        """A new one that reads these feature maps of a generator; `config` are further arguments."""
-        widths = map_widths(generator)
-        channels = [widths[r] for r in layers]
+        """A new labeler of these feature maps of a generator; `config`: further arguments."""
+        channels = [generator.feature_sizes[r] for r in layers]
         return cls(regions=list(regions), resolutions=list(layers), channels=channels, **config)
 
     @property

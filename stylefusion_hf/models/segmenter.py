@@ -1,4 +1,4 @@
-"""A small U-Net (Ronneberger et al., arXiv 1505.04597) that tells the regions of generated images apart."""
+"""A small U-Net (Ronneberger et al., arXiv 1505.04597) that segments generated images into regions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,26 @@ from stylefusion_hf.models.loading import StrictModelMixin
 
 @dataclass
 class SegmenterOutput(BaseOutput):
-    """`logits`: (B, R, H, W), one map a region in the order of `config.regions`."""
+    """`logits`: (B, R, H, W), one map per region in the order of `config.regions`."""
 
     logits: torch.Tensor
+
+
+def segmenter_channels(resolution: int) -> list[int]:
+    """Widths of the levels for pictures of that size: as many levels as it takes to see at least half of the picture
+    from every pixel, a narrow one on top where pictures are large.
+    """
+    widths = [16, 32, 64, 96] if resolution < 1024 else [8, 16, 32, 64, 96]
+    while receptive_field(len(widths)) < resolution / 2:
+        widths.append(96)
+    return widths
+
+
+def receptive_field(levels: int) -> int:
+    """Pixels across that a logit depends on, by the convolutions and poolings of a U-Net with so many levels."""
+    down = sum(4 * 2**k for k in range(levels)) + sum(2**k for k in range(levels - 1))
+    up = sum(4 * 2**k for k in range(levels - 1))
+    return 1 + down + up
 
 
 class ConvBlock(nn.Module):
@@ -42,7 +59,8 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
 
     Args:
         regions: names of the regions, in the order of the logits; a tree's leaves must be among them.
-        channels: width of each level; every level after the first works at half the resolution of the one before.
+        channels: width of each level (`segmenter_channels` has some for every size); every level after the first
+            works at half the resolution of the one before.
         groups: of the group normalisation; must divide every width.
         img_channels: 3 for RGB.
 
@@ -75,7 +93,7 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
         self.head = nn.Conv2d(channels[0], len(regions), 1)
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """What each level sees of images (B, 3, H, W) on the way down: [(B, channels[k], h_k, w_k)]."""
+        """The levels' features of images (B, 3, H, W) on the way down: [(B, channels[k], h_k, w_k)]."""
         if images.ndim != 4 or images.shape[1] != self.config.img_channels:
             raise ValueError(f"expected images (batch, {self.config.img_channels}, H, W), got {tuple(images.shape)}")
         height, width = images.shape[-2:]

@@ -265,7 +265,7 @@ def _saved_class(path: str, options: dict[str, Any]) -> type[StyleGenerator]:
     else:
         with snapshot(path, name, options.get("revision"), options) as (folder, _):
             saved = _class_name(os.path.join(folder, name))
-    found = getattr(package, saved, None) if saved in package.__all__ else None
+    found = getattr(package, str(saved), None) if saved in package.__all__ else None
     if isinstance(found, type) and issubclass(found, StyleGenerator) and found is not StyleGenerator:
         return found
     if saved is None:

@@ -13,6 +13,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from stylefusion_hf.core.codes import NOISE_MODES
 from stylefusion_hf.models.config_checks import checked_config, positive
 from stylefusion_hf.models.layers import (
     MappingNetwork,
@@ -23,7 +24,6 @@ from stylefusion_hf.models.layers import (
     to_fast_layout,
 )
 from stylefusion_hf.models.style_generator import (
-    NOISE_MODES,
     GeneratorOutput,
     StyleGenerator,
     check_noise_mode,

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.models.labeller import FeatureLabeller, describe, map_widths, readable_layers
+from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
 from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.clustering import (
     Join,
@@ -162,7 +163,7 @@ def chosen_layers(g: StyleGenerator, resolutions: Sequence[int] | None = None) -
     """The feature maps to read: of `readable_layers`, not the last, which know colours and edges only."""
     if resolutions is None:
         return readable_layers(g, 64 if g.config.resolution >= 256 else 32)
-    there = list(map_widths(g))
+    there = list(g.feature_sizes)
     if missing := [r for r in resolutions if r not in there]:
         raise ValueError(f"the generator has no feature maps of {missing[0]} pixels; it has {there}")
     return list(resolutions)
@@ -171,8 +172,6 @@ def chosen_layers(g: StyleGenerator, resolutions: Sequence[int] | None = None) -
 @torch.no_grad()
 def sample_codes(g: StyleGenerator, count: int, draw: torch.Generator) -> Tensor:
     """Style codes (count, S) as fusion nets are trained on: truncated by psi from 0.5 to 1."""
-    from stylefusion_hf.training.sampling import draw_codes  # training imports discovery
-
     return draw_codes(g, count, draw, 0.5, 0.0)
 
 

@@ -25,15 +25,15 @@ from stylefusion_hf.core.files import save_image, write_json, write_text
 from stylefusion_hf.core.json_files import read_json, read_object
 from stylefusion_hf.core.region_tree import LARGEST_TREE, RegionTree
 from stylefusion_hf.imaging.images import open_image, pixels_to_tensor
+from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.labeller import FeatureLabeller
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.discovery import Discovery, discover, sample_codes
+from stylefusion_hf.regions.distillation import Teacher, distil, labeller_teacher
 from stylefusion_hf.regions.naming import named_tree
 from stylefusion_hf.regions.sheet import region_sheet
-from stylefusion_hf.training.common import export, image_grid
-from stylefusion_hf.training.distillation import Teacher, distil, labeller_teacher
 
 NETWORKS = {"segmenter": RegionSegmenter, "judges/segmenter": RegionSegmenter, "labeller": FeatureLabeller}
 SHOWN = 16  # samples in the picture
@@ -65,7 +65,7 @@ def write_found(
 ) -> Path:
     """`write_regions` of a labeller that was found or taught, which is kept in labeller/."""
     names, teacher = list(found.labeller.config.regions), labeller_teacher(found.labeller)
-    export(found.labeller, Path(folder) / "labeller")
+    found.labeller.save_pretrained(Path(folder) / "labeller")
     return write_regions(folder, generator, found.tree, teacher, names, found.report, samples, steps, seed, progress)
 
 
@@ -94,11 +94,11 @@ def write_regions(
     folder, report = Path(folder), dict(report)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "regions.json").unlink(missing_ok=True)
-    for part, number, channels in (("segmenter", 0, (16, 32, 64, 96)), ("judges/segmenter", 1, JUDGE_CHANNELS)):
+    for part, number, channels in (("segmenter", 0, None), ("judges/segmenter", 1, JUDGE_CHANNELS)):
         student, iou = distil(
             generator, teacher, names, samples, steps, channels=channels, seed=2 * seed + number, progress=progress
         )
-        export(student.cpu(), folder / part)
+        student.cpu().save_pretrained(folder / part)
         report[f"IoU of {part} with what it learnt from"] = {k: round(v, 3) for k, v in iou.items()}
     save_image(sample_strip(generator, SHOWN, seed), folder / "samples.png")
     write_text(folder / "tree.json", tree.to_json(indent=1) + "\n")
@@ -166,7 +166,7 @@ def update_regions(folder: str | Path) -> RegionTree:
             continue
         network = kind.from_pretrained(folder / part)
         network.register_to_config(regions=[names.get(n, n) for n in network.config.regions])
-        export(network, folder / part)
+        network.save_pretrained(folder / part)
     for key, value in report.items():
         if isinstance(value, dict):
             report[key] = {names.get(k, k): v for k, v in value.items()}

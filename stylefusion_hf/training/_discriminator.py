@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.models.sampling import draw_w
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training.augment import augment
 from stylefusion_hf.training.gan_losses import r1_penalty
-from stylefusion_hf.training.sampling import draw_w
 
 
 def realness_loss(

@@ -15,8 +15,8 @@ from stylefusion_hf.data.avatar_render import CENTRE_X, CENTRE_Y, FRAME
 from stylefusion_hf.data.avatar_spec import NONE, REGION_FIELDS, AvatarSpec
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.imaging.alignment import warp
+from stylefusion_hf.imaging.degradation import degrade
 from stylefusion_hf.training.common import ArrayDataset
-from stylefusion_hf.training.segmenter import degrade
 
 # Where the head's ends lie on the renderer's 264 x 280 canvas before it is posed.
 CANVAS_POINTS = {"crown": (132.0, 51.0), "chin": (132.0, 171.0)}

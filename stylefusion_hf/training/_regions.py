@@ -1,4 +1,4 @@
-"""Which regions a fusion training is for: of a segmenter, found in the generator, or in a folder of them."""
+"""The regions of a fusion training: a segmenter's, found in the generator, or read from a folder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def add_region_arguments(parser: argparse.ArgumentParser) -> None:
         "--distil_segmenter",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="make a small segmenter of a --segmenter of the Hub first (in OUTPUT_DIR/regions), which every step asks",
+        help="distill a --segmenter of the Hub into a small one first (in OUTPUT_DIR/regions), for speed",
     )
 
 
@@ -75,13 +75,13 @@ def check_regions(args: argparse.Namespace) -> None:
 
 
 def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: StyleGenerator) -> Regions:
-    """What the flags say; finds or distils regions where that is asked for, and not twice."""
+    """The regions that the flags name; found or distilled first where that is asked for, and only once."""
     folder = Path(args.output_dir, "regions") if args.regions in (None, AUTO) else Path(args.regions)
     tree = RegionTree.from_argument(args.tree) if args.tree else None
     if args.regions is None:
         segmenter = _segmenter(args).eval().requires_grad_(False).to(accelerator.device)
         if tree is not None:
-            Roles.of(tree, list(segmenter.config.regions))  # what does not fit is told before it is distilled
+            Roles.of(tree, list(segmenter.config.regions))  # refuses what does not fit, before it is distilled
         if not (args.segmenter and isinstance(segmenter, HubSegmenter) and args.distil_segmenter):
             return Regions(tree or suitable_tree(generator, segmenter, args.seed), segmenter)
     from stylefusion_hf.regions.folders import find_regions, read_regions, write_regions

@@ -1,4 +1,4 @@
-"""Which segmenter a training sees regions with: the model's own, or one of the Hub."""
+"""Loading the segmenter of a training: the model's own, or one from the Hub."""
 
 import argparse
 import os

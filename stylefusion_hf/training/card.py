@@ -1,7 +1,7 @@
 """The model card of trained fusion nets: what they are, how they were trained, what the ruler read."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stylefusion_hf.core.hub_files import is_hub_id
@@ -15,8 +15,8 @@ tags: [stylegan2, stylefusion, image-editing]
 # {title}
 
 Fusion nets (StyleFusion, [arXiv 2107.07437](https://arxiv.org/abs/2107.07437)) that turn one code per region into one
-picture of a frozen StyleGAN2. Trained with stylefusion-hf without a training picture, on an objective that is a
-reconstruction: the paper's authors published no training code.
+picture of a frozen StyleGAN2. Trained with stylefusion-hf without a training picture, on {objective}. The authors'
+training code is not public: both objectives of this package are reconstructions.
 
 Regions: `{tree}`
 
@@ -27,7 +27,23 @@ pipe = StyleFusionPipeline.from_pretrained("{title}")
 picture = pipe(base=1, regions={{"{leaf}": 2}}).images[0]
 ```
 """
-ABOUT = ("seed", "max_train_steps", "static_steps", "train_batch_size", "learning_rate", "reference", "features")
+OBJECTIVES = {
+    "composed": "the composed objective, which is this package's own",
+    "contrastive": "the contrastive objective, built from the paper's description",
+}
+ABOUT = (
+    "objective",
+    "gates",
+    "train_resolution",
+    "full_resolution_steps",
+    "seed",
+    "max_train_steps",
+    "static_steps",
+    "train_batch_size",
+    "learning_rate",
+    "reference",
+    "features",
+)
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -35,10 +51,22 @@ def number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if value == value else "undefined"
 
 
-def model_card(args: argparse.Namespace, tree: RegionTree, figures: Mapping[str, float], seconds: float) -> str:
-    """Markdown with the Hub's metadata. `figures`: those of `evaluation.brief`, or none."""
+def model_card(
+    args: argparse.Namespace,
+    tree: RegionTree,
+    figures: Mapping[str, float],
+    seconds: float,
+    dead: Sequence[str] = (),
+) -> str:
+    """Markdown with the Hub's metadata.
+
+    Args:
+        figures: those of `evaluation.brief`, or none.
+        dead: nodes whose dial does nothing, as `CollapseGuard` found.
+    """
     title = args.hub_model_id or str(args.output_dir).rstrip("/").rsplit("/", 1)[-1]
-    lines = [HEAD.format(title=title, tree=tree, leaf=tree.leaves[0])]
+    objective = OBJECTIVES[args.objective]
+    lines = [HEAD.format(title=title, tree=tree, leaf=tree.leaves[0], objective=objective)]
     if segmenter := getattr(args, "segmenter", None):
         name = str(segmenter) if is_hub_id(segmenter) else Path(segmenter).name
         how = f"The segmenter is {name}, whose weights are part of this folder: its licence applies to them."
@@ -67,6 +95,8 @@ def model_card(args: argparse.Namespace, tree: RegionTree, figures: Mapping[str,
             f" still the base's), {number(figures['kept'])} of the looks kept.",
             "",
         ]
+    if dead:
+        lines += [f"**Collapsed:** the dial of {', '.join(dead)} does nothing.", ""]
     names = [*ABOUT, *(k for k in vars(args) if k.endswith("_weight"))]
     lines += [
         "## Training",

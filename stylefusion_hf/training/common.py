@@ -23,12 +23,12 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration, gather_object
 from diffusers.optimization import get_scheduler
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stylefusion_hf.core.files import write_json
 from stylefusion_hf.core.processes import everywhere, on_main
+from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.training.checkpoints import (
     flags_of,
     hold,
@@ -68,7 +68,11 @@ def common_parser(prog: str, description: str, **defaults) -> argparse.ArgumentP
     p.add_argument("--lr_warmup_steps", type=int, default=0)
     p.add_argument("--max_grad_norm", type=float, default=0.0, help="clip gradients to this norm; 0 does not clip")
     p.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), default="no")
-    p.add_argument("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere and later GPUs")
+    p.add_argument(
+        "--allow_tf32",
+        action="store_true",
+        help="TF32 products (10 bits of mantissa) on Ampere and later GPUs, instead of float32",
+    )
     p.add_argument(
         "--use_ema", action=argparse.BooleanOptionalAction, default=True, help="keep and save averaged weights"
     )
@@ -140,8 +144,8 @@ def start(args: argparse.Namespace) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         project_config=ProjectConfiguration(str(output), logging_dir=str(output / args.logging_dir)),
     )
-    if args.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    # PyTorch's convolutions take TF32 unless told otherwise.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     flags = flags_of(args)
 
     def prepare() -> None:
@@ -193,12 +197,6 @@ def one_process_first(accelerator: Accelerator) -> Iterator[None]:
 
 
 # --- Randomness and data ---------------------------------------------------------------------------------------------
-
-
-def step_generator(seed: int, step: int, rank: int = 0, purpose: int = 0) -> torch.Generator:
-    """A CPU generator for one step of one process; different for every combination of the arguments."""
-    entropy = np.random.SeedSequence([seed & 0xFFFFFFFF, step, rank, purpose]).generate_state(2, np.uint64)
-    return torch.Generator().manual_seed(int(entropy[0] >> 1))
 
 
 def step_generators(args: argparse.Namespace, accelerator: Accelerator, step: int) -> list[torch.Generator]:
@@ -352,17 +350,6 @@ class Log:
                 f"{bad} is not finite at step {step}; {last_good(self.path.parent)} and a lower --learning_rate"
             )
         return means
-
-
-def image_grid(images: torch.Tensor, columns: int) -> Image.Image:
-    """(N, 3, H, W), or grey (N, 1, H, W), in [-1, 1] -> one picture, row by row."""
-    n, c, h, w = images.shape
-    rows = -(-n // columns)
-    canvas = torch.ones(rows * columns, c, h, w)
-    canvas[:n] = images.detach().float().cpu()
-    canvas = canvas.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
-    pixels = canvas.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    return Image.fromarray(pixels[..., 0] if c == 1 else pixels)
 
 
 def push_to_hub(args: argparse.Namespace, folder: Path) -> None:

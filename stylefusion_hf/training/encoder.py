@@ -23,34 +23,29 @@ from torch import Tensor
 
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image, write_json
-from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.core.memory import RENDER_SHARE, chunk_size, forward_bytes, memory_budget
+from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.imaging.features import extractor, map_distance
+from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.inversion.optimization import CodePrior
 from stylefusion_hf.models.encoder import ImageEncoder, encoder_channels
+from stylefusion_hf.models.sampling import draw_rows, draw_w
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training._segmenters import own_segmenter
 from stylefusion_hf.training.common import (
     ArrayDataset,
     Log,
-    State,
     build_schedule,
     common_parser,
     ema_update,
     export,
     finishing,
     gathered,
-    image_grid,
     one_process_first,
     push_to_hub,
-    resume,
-    save_checkpoint,
     start,
-    step_batches,
-    step_generator,
-    step_generators,
-    sync_when,
 )
-from stylefusion_hf.training.sampling import draw_rows, draw_w
+from stylefusion_hf.training.loop import MicroBatch, fit
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -190,18 +185,24 @@ def new_encoder(args: argparse.Namespace, g: StyleGenerator) -> ImageEncoder:
 # --- Measuring -------------------------------------------------------------------------------------------------------
 
 
+def pictures_at_once(g: StyleGenerator) -> int:
+    """How many pictures memory allows where there are no gradients."""
+    each = forward_bytes(g.feature_sizes, g.config.resolution)
+    return chunk_size(each, memory_budget(g.device) * RENDER_SHARE, 32)
+
+
 @torch.no_grad()
-def reconstruct(g: StyleGenerator, encoder: ImageEncoder, images: Tensor, batch: int = 32) -> Tensor:
+def reconstruct(g: StyleGenerator, encoder: ImageEncoder, images: Tensor) -> Tensor:
     """Pictures of the codes of images (N, 3, H, W)."""
-    codes = (encoder.encode(part) for part in images.split(batch))
+    codes = (encoder.encode(part) for part in images.split(pictures_at_once(g)))
     return torch.cat([g.synthesis(g.to_style(code), noise_mode="none") for code in codes])
 
 
 @torch.no_grad()
 def figures(g: StyleGenerator, maps: Maps, encoder: ImageEncoder, images: Tensor) -> dict[str, float]:
     """Mean squared error of pixels (in units of -1 to 1) and distance of features, over images (N, 3, H, W)."""
-    made = reconstruct(g, encoder, images)
-    features = torch.cat([apart(maps, a, b) for a, b in zip(made.split(64), images.split(64), strict=True)])
+    made, batch = reconstruct(g, encoder, images), pictures_at_once(g)
+    features = torch.cat([apart(maps, a, b) for a, b in zip(made.split(batch), images.split(batch), strict=True)])
     return {"mse": (made - images).square().mean().item(), "feature": features.mean().item()}
 
 
@@ -212,7 +213,8 @@ def held_out(args: argparse.Namespace, g: StyleGenerator) -> dict[str, Tensor]:
     draw = step_generator(args.seed, 0, purpose=9)
     with torch.no_grad():
         rows = draw_rows(g, args.eval_images, draw, args.min_psi, 0.0)
-        found = {"samples": torch.cat([g.synthesis(g.to_style(part), noise_mode="none") for part in rows.split(32)])}
+        parts = rows.split(pictures_at_once(g))
+        found = {"samples": torch.cat([g.synthesis(g.to_style(part), noise_mode="none") for part in parts])}
     if args.avatars:
         held = held_out_avatars(args.eval_images, g.config.resolution, args.data_seed)
         found["avatars"] = torch.stack([held[i]["image"] for i in range(len(held))]).to(g.device)
@@ -252,50 +254,52 @@ def train(args: argparse.Namespace) -> Path:
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))
     schedule = build_schedule(args, optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(State(schedule=schedule, average=average))
-    first = resume(accelerator, args)
-    batches = None if dataset is None else step_batches(dataset, args, accelerator, first, args.dataloader_num_workers)
     prior = CodePrior.of(g)
     weights = {name: getattr(args, f"{name}_weight") for name in ("code", "pixel", "feature", "prior")}
     tests = held_out(args, g) if args.eval_images and accelerator.is_main_process else {}
-    log, n, size = Log(accelerator, args), args.gradient_accumulation_steps, args.train_batch_size
+    size = args.train_batch_size
     real = round(size * args.real_share) if dataset is not None else 0
-    bar = tqdm(total=args.max_train_steps, initial=first, disable=not accelerator.is_main_process, desc="encoder")
-    with finishing(accelerator), bar:
-        for step in range(first, args.max_train_steps):
-            pictures = None if batches is None else next(batches)["image"].to(accelerator.device)
-            optimizer.zero_grad()
-            for i, draw in enumerate(step_generators(args, accelerator, step)):
-                with torch.no_grad():
-                    known = draw_rows(g, size - real, draw, args.min_psi, args.mixed_share)
-                    parts = [g.synthesis(g.to_style(known), noise_mode="none")] if len(known) else []
-                if real and pictures is not None:
-                    parts.append(mirrored(pictures[i * size : i * size + real], draw))
-                batch = torch.cat(parts)
-                with sync_when(accelerator, model, i == n - 1):
-                    codes = model(batch).latents.float()
-                    loss, terms = encoder_loss(g, maps, codes, known, batch, prior, weights)
-                    accelerator.backward(loss / n)
-                log.add(loss=loss, **terms)
-            if args.max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            # A short memory at first, or the first steps' weights would linger.
-            decay = min(args.ema_decay, (1 + step) / (10 + step)) if args.use_ema else 0.0
-            ema_update(average, gathered(accelerator, model), decay)
-            done = step + 1
-            bar.update()
-            if done % args.logging_steps == 0 or done == args.max_train_steps:
-                log.report(done, bar)
-            if args.validation_steps and done % args.validation_steps == 0 and accelerator.is_main_process:
-                for name, images in tests.items():
-                    log.note(done, {f"{k} {name}": v for k, v in figures(g, maps, average, images).items()})
-                    save_sheet(g, average, images[:8], folder / "samples" / f"{name}-{done:06d}.png")
-            if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
-                save_checkpoint(accelerator, args, done)
-                if accelerator.is_main_process:
-                    export(average, folder / "encoder")
+
+    def loss(model: torch.nn.Module, micro: MicroBatch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            known = draw_rows(g, size - real, micro.draw, args.min_psi, args.mixed_share)
+            parts = [g.synthesis(g.to_style(known), noise_mode="none")] if len(known) else []
+        if real:
+            parts.append(mirrored(micro.batch["image"][:real], micro.draw))
+        batch = torch.cat(parts)
+        codes = model(batch).latents.float()
+        value, terms = encoder_loss(g, maps, codes, known, batch, prior, weights)
+        accelerator.backward(value * micro.scale)
+        return {"loss": value, **terms}
+
+    def after_update(step: int) -> None:
+        # A short memory at first, or the first steps' weights would linger.
+        decay = min(args.ema_decay, (1 + step) / (10 + step)) if args.use_ema else 0.0
+        ema_update(average, gathered(accelerator, model), decay)
+
+    def validate(log: Log, done: int) -> None:
+        for name, images in tests.items():
+            log.note(done, {f"{k} {name}": v for k, v in figures(g, maps, average, images).items()})
+            save_sheet(g, average, images[:8], folder / "samples" / f"{name}-{done:06d}.png")
+
+    def after_checkpoint(done: int) -> None:
+        if accelerator.is_main_process:
+            export(average, folder / "encoder")
+
+    with finishing(accelerator):
+        fit(
+            args,
+            accelerator,
+            model,
+            optimizer,
+            schedule,
+            loss,
+            dataset=dataset,
+            state={"average": average},
+            after_update=after_update,
+            validate=validate,
+            after_checkpoint=after_checkpoint,
+        )
         if accelerator.is_main_process:
             export(average, folder / "encoder")  # also where all steps were done before and this did not come to it
             report = {name: figures(g, maps, average, images) for name, images in tests.items()}

@@ -15,18 +15,12 @@ from torch import Tensor
 
 from stylefusion_hf.core.codes import seeds_to_z
 from stylefusion_hf.evaluation.judges import PortraitJudge, load_judges
-from stylefusion_hf.evaluation.statistics import coverage, kid
+from stylefusion_hf.evaluation.statistics import effective_number, kid, share_on_manifold
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 REAL_START = 3_000_000  # avatars from here on are seen neither by trainings nor by the evaluation
 FIRST_SEED = 7_000_000  # of the codes that are judged: always the same ones, so that figures are comparable
 NEAREST = 2000  # pictures whose distances are compared for recall
-
-
-def effective_kinds(labels: Tensor, classes: int) -> float:
-    """exp(entropy) of the shares of integer labels (N,): 1 if all are of a kind, `classes` if all are as frequent."""
-    share = torch.bincount(labels, minlength=classes).double() / max(len(labels), 1)
-    return float((-(share * share.clamp_min(1e-300).log()).sum()).exp())
 
 
 @torch.no_grad()
@@ -79,7 +73,7 @@ class SampleJudge:
         features, classes = describe(judge, lambda numbers: real(numbers).to(device), count)
         self.mean, self.std = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
         self.features = (features - self.mean) / self.std
-        self.kinds = {name: effective_kinds(classes[name], n) for name, n in judge.class_counts.items()}
+        self.kinds = {name: float(effective_number(classes[name])) for name in judge.class_counts}
 
     @torch.no_grad()
     def figures(self, g: StyleGAN2Generator) -> dict[str, float]:
@@ -92,12 +86,12 @@ class SampleJudge:
         features, classes = describe(self.judge, images, self.count)
         features = (features - self.mean) / self.std
         some = slice(0, NEAREST)
-        kinds = {name: effective_kinds(classes[name], n) for name, n in self.judge.class_counts.items()}
+        kinds = {name: float(effective_number(classes[name])) for name in self.judge.class_counts}
         shares = [min(kinds[name] / self.kinds[name], 1.0) for name in kinds]  # noise may look like many kinds
         return {
             "KID x 1000": 1000 * kid(features, self.features),
-            "precision": coverage(self.features[some], features[some]),
-            "recall": coverage(features[some], self.features[some]),
+            "precision": share_on_manifold(self.features[some], features[some]),
+            "recall": share_on_manifold(features[some], self.features[some]),
             **({"kinds, share of the data's": sum(shares) / len(shares)} if shares else {}),
             **{f"kinds of {name}": value for name, value in kinds.items()},
         }

@@ -23,6 +23,7 @@ from torch import nn
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image
 from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.discriminator import ProjectedDiscriminator, StyleGAN2Discriminator
 from stylefusion_hf.models.layers import check_channels
 from stylefusion_hf.models.segmenter import RegionSegmenter
@@ -37,7 +38,6 @@ from stylefusion_hf.training.common import (
     ema_update,
     export,
     finishing,
-    image_grid,
     one_process_first,
     push_to_hub,
     resume,

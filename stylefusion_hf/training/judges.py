@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import remove_partials, write_json
 from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.segmenter import RegionSegmenter
@@ -49,7 +50,6 @@ from stylefusion_hf.training.common import (
     save_checkpoint,
     start,
     step_batches,
-    step_generator,
     step_generators,
     sync_when,
 )
@@ -80,7 +80,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--segmenter_steps", type=int, default=1600, help="unless --max_train_steps is given, as below")
     p.add_argument("--portrait_steps", type=int, default=5000)
     p.add_argument("--discriminator_steps", type=int, default=1000)
-    p.add_argument("--segmenter_channels", default="24,32,48,64,96", help="widths of the U-Net's levels")
+    p.add_argument(
+        "--segmenter_channels",
+        help="widths of the U-Net's levels (default: 24,32,48,64,96, and one more 96 for each doubling above 64 px)",
+    )
     p.add_argument("--discriminator_channels", help="from 4 x 4 up; 96,96,64,48,32 at 64 pixels if left out")
     p.add_argument("--degrade", type=float, default=1.0, help="strength of the random degradation; 0 for none")
     p.add_argument(
@@ -140,6 +143,14 @@ def arguments_of(args: argparse.Namespace, name: str) -> argparse.Namespace:
     return own
 
 
+def segmenter_channels(resolution: int) -> str:
+    """Widths of the segmenter's levels: one more for each doubling above 64 pixels, so that its field grows with the
+    picture.
+    """
+    more = max(0, (resolution // 64).bit_length() - 1)
+    return ",".join(["24,32,48,64,96", *["96"] * more])
+
+
 # --- One loop for the two that are not a trainer's already -----------------------------------------------------------
 
 
@@ -189,7 +200,8 @@ def fit(
 
 def train_segmenter(args: argparse.Namespace) -> tuple[Any, dict]:
     own = arguments_of(args, "segmenter")
-    own.channels, own.pretrained_model_name_or_path = args.segmenter_channels, None
+    own.channels = args.segmenter_channels or segmenter_channels(args.resolution)
+    own.pretrained_model_name_or_path = None
     folder = segmenter.train(own)
     if not PartialState().is_main_process:
         return None, {}

@@ -1,98 +1,18 @@
-"""What fused images should be like: the candidate terms of the fusion objective, each a small pure function.
+"""Candidate terms that the shipped objective does not use: switches for research, measured in benchmarks/objective.
 
-StyleFusion's authors published no training code, so all of this is a RECONSTRUCTION:
-docs/research/objective.md says which terms were tried and which won. `criterion.py` weighs and sums them.
-
-All functions are batched and differentiable. B samples, R regions, listed back to front; images (B, 3, H, W) in
-[-1, 1], probabilities (B, R, H, W), masks (B, H, W) or (B, R, H, W). Distances are relative to what they are between
-two random pictures, so that 1 means "as far as a stranger's" for every region, head and generator.
+docs/research/objective.md says which were tried and what they gave. All are batched and differentiable; B samples, R
+regions.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.evaluation.score import distance
-from stylefusion_hf.imaging.alignment import pixel_places
+from stylefusion_hf.evaluation.measurement import changed_area, distance, is_counted, outline
 
-# --- Locality --------------------------------------------------------------------------------------------------------
-
-
-def outside_change(image: Tensor, reference: Tensor, changed: Tensor, power: float = 2) -> Tensor:
-    """Change where nothing should: sum of |image - reference|^power elsewhere than in `changed`, (B,).
-
-    The ruler squares; a power of 1 is as hard on a faint change everywhere as on a strong one in few places.
-
-    Args:
-        image, reference: two pictures whose codes differ in some leaves only.
-        changed: (B, H, W), true where those leaves' regions are in either picture, widened.
-    """
-    return ((image - reference).abs().pow(power) * ~changed[:, None]).sum(dim=(1, 2, 3))
-
-
-# --- Transfer --------------------------------------------------------------------------------------------------------
-
-
-def compose(claims: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Which region should be where, by the painter's algorithm.
-
-    Args:
-        claims: (B, R, H, W), where each region lies in its own reference.
-        hidden: (B, R, H, W), where the frame has the region and its own reference hides it (skin under that picture's
-            hair): it goes on there, in unknown colours, behind what hid it.
-
-    Returns:
-        layout (B, H, W), the foremost region that claims the place or is hidden there, -1 where none does; owner
-        (B, H, W), the same, but -1 where its colour is not known.
-    """
-    depth = torch.arange(claims.shape[1], device=claims.device)[:, None, None]
-    layout = torch.where(claims | hidden, depth, -1).amax(dim=1)
-    known = claims.gather(1, layout.clamp_min(0)[:, None])[:, 0] & (layout >= 0)
-    return layout, torch.where(known, layout, -1)
-
-
-def masked_distance(difference: Tensor, mask: Tensor, levels: int = 3) -> Tensor:
-    """Sum of |difference| (B, 3, H, W) under a mask (B, H, W), per sample, over full, half and quarter size; (B,).
-
-    The smaller sizes forgive a shift of a pixel or two, which is what an estimated pose is good for.
-    """
-    x, total = difference * mask[:, None], torch.zeros_like(difference[:, 0, 0, 0])
-    for level in range(levels):
-        total = total + x.abs().sum(dim=(1, 2, 3)) * 4**level / levels
-        if level < levels - 1:
-            x = F.avg_pool2d(x, 2)
-    return total
-
-
-def relative_distance(image: Tensor, target: Tensor, stranger: Tensor, mask: Tensor, floor: float = 0.02) -> Tensor:
-    """`masked_distance` of an image from its target over that of a stranger from the target, (B,).
-
-    0 where the mask is empty. `floor`: the mean difference that at least counts, so that look-alikes do not weigh
-    infinitely.
-    """
-    m = mask.to(image.dtype)
-    least = floor * m.sum(dim=(1, 2)) * image.shape[1]
-    scale = masked_distance(stranger - target, m) + least
-    return masked_distance(image - target, m) / scale.clamp_min(1e-6)
-
-
-def segmentation_loss(probs: Tensor, layout: Tensor, frame: Tensor) -> Tensor:
-    """Cross entropy (B,) of the fused picture's regions with those that should be there.
-
-    Args:
-        probs: (B, R, H, W).
-        layout: (B, H, W) from `compose`. Where it is -1 a region went that the frame had there: only that it be gone
-            is asked, whatever shows instead.
-        frame: (B, H, W), labels of the frame.
-    """
-    p = probs.clamp_min(1e-6)
-    hit = -p.gather(1, layout.clamp_min(0)[:, None])[:, 0].log()
-    miss = -torch.log1p(-p.gather(1, frame[:, None])[:, 0].clamp_max(0.999))
-    return torch.where(layout >= 0, hit, miss).mean(dim=(1, 2))
+# --- Looks -----------------------------------------------------------------------------------------------------------
 
 
 def pooled_contrast(
@@ -113,53 +33,48 @@ def pooled_contrast(
     return -logits.log_softmax(dim=-1)[..., 0]
 
 
-def spatial_contrast(
-    anchor: Tensor, references: Tensor, masks: Tensor, temperature: float = 0.1, alike: float = 0.9
-) -> Tensor:
-    """Region-contrastive loss on feature maps, place by place, (B,).
+def looks_left(c, references, found) -> Tensor:
+    """What is left of the distance to each region's own looks, over the heads that tell that region apart; (B, R)."""
+    seen = {**found.looks, "outline": outline(found.probs, references.visible)}
+    wanted = {**references.looks, "outline": references.outline}
+    left = torch.stack([distance(seen[h], wanted[h]) for h in c.scales.heads], dim=2) / c.scales.whole
+    gone = ~is_counted(found.masks)[..., None]
+    not_outline = torch.tensor([h != "outline" for h in c.scales.heads], device=gone.device)
+    # A region that vanished keeps its whole distance; its outline pulls it back.
+    left = torch.where(gone & not_outline, left.detach().clamp_min(1), left)
+    return (left * c.scales.head_weights).sum(dim=2)
 
-    At a place of region r the positive is the map of the code that owns r; the negatives are the maps of the sample's
-    other codes AT THAT PLACE. A place weighs 1 - max cos(positive, negative): where all codes look the same there is
-    nothing to learn.
+
+# --- Change outside --------------------------------------------------------------------------------------------------
+
+
+def outside_change(image: Tensor, reference: Tensor, changed: Tensor, power: float = 2) -> Tensor:
+    """Change where nothing should change: sum of |image - reference|^power elsewhere than in `changed`, (B,).
+
+    The ruler squares; a power of 1 is as hard on a faint change everywhere as on a strong one in few places.
 
     Args:
-        anchor: (B, C, h, w), the fused picture's map, channels in units of their deviation.
-        references: (B, R, C, h, w), the maps of each region's own code, in the pose that is wanted.
-        masks: (B, R, h, w), where a region lies in the fused picture and in its own reference. They do not overlap.
-        alike: negatives whose cosine with the positive exceeds this are left out: two regions may share a code.
+        image, reference: two pictures whose codes differ in some leaves only.
+        changed: (B, H, W), true where those leaves' regions are in either picture, widened.
     """
-    a = F.normalize(anchor.flatten(2), dim=1, eps=1e-6)
-    refs = F.normalize(references.flatten(3), dim=2, eps=1e-6)  # (B, R, C, P)
-    m = masks.flatten(2)
-    positive = torch.einsum("brcp,brp->bcp", refs, m)
-    same = torch.einsum("bcp,bcp->bp", a, positive)
-    others = torch.einsum("bcp,brcp->brp", a, refs)
-    likeness = torch.einsum("bcp,brcp->brp", positive, refs)
-    dropped = likeness > alike
-    logits = torch.cat([same[:, None], others.masked_fill(dropped, -torch.inf)], dim=1) / temperature
-    weight = m.sum(dim=1) * (1 - likeness.masked_fill(dropped, 0.0).amax(dim=1)).clamp(0, 1) * ~dropped.all(dim=1)
-    return (-logits.log_softmax(dim=1)[:, 0] * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+    return ((image - reference).abs().pow(power) * ~changed[:, None]).sum(dim=(1, 2, 3))
 
 
-# --- Common codes ----------------------------------------------------------------------------------------------------
-
-
-def soft_middles(probs: Tensor) -> Tensor:
-    """Middles (B, R, 2) of probabilities as (x, y), in `affine_grid`'s units; they move when the picture does."""
-    ys, xs = (pixel_places(n, probs.device).to(probs.dtype) for n in probs.shape[-2:])
-    sure = probs.square()  # a pixel that nobody is sure of should not pull a middle
-    total = sure.sum(dim=(2, 3)).clamp_min(1e-6)
-    return torch.stack([(sure.sum(dim=2) * xs).sum(-1) / total, (sure.sum(dim=3) * ys).sum(-1) / total], dim=-1)
-
-
-def pose_error(middles: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """Mean distance (B,) of the pose regions' middles (B, P, 2) from where they should be; weight (B, P) of each."""
-    return (weight * distance(middles, wanted)).sum(dim=1) / weight.sum(dim=1).clamp_min(1e-6)
-
-
-def offsets(middles: Tensor, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
-    """Where the first group of regions lies as seen from the second, for each pair of groups: (B, pairs, 2)."""
-    return torch.stack([middles[:, list(a)].mean(dim=1) - middles[:, list(b)].mean(dim=1) for a, b in pairs], dim=1)
+def outside_term(c, sample, found) -> tuple[Tensor, Tensor]:
+    """Change outside the regions that differ from the reference (the base, or a twin's partner), and where there is
+    a reference; (B,) both.
+    """
+    is_twin = (sample.twin >= 0)[:, None, None, None]
+    partner = torch.where(sample.twin >= 0, sample.twin, torch.arange(len(sample.base), device=sample.base.device))
+    masks = found.masks
+    reference = torch.where(is_twin, found.images[partner], c.pool.pictures(sample.base))
+    before = c.pool.label_maps(sample.base)[:, None] == c.ids[:, None, None]
+    before = torch.where(is_twin, masks[partner], before)
+    chosen = sample.changed[..., None, None]
+    area = changed_area((before & chosen).any(dim=1), (masks & chosen).any(dim=1))
+    change = outside_change(found.images, reference, area, c.power)
+    whole = (sample.changed * c.scales.outside).sum(dim=1) / sample.changed.sum(dim=1).clamp_min(1)
+    return change / whole.clamp_min(1e-6), sample.changed.any(dim=1)
 
 
 # --- Realism and balance ---------------------------------------------------------------------------------------------
@@ -174,3 +89,28 @@ def deficit_weights(transfer: Tensor, power: float, limit: float = 3.0) -> Tenso
     """Weights of regions by what they lack: ((1 - T) / mean (1 - T))^power, between 1 / limit and limit; (R,)."""
     lacking = (1 - transfer).clamp(0.02, 1)
     return (lacking / lacking.mean()).pow(power).clamp(1 / limit, limit)
+
+
+def research_terms(c, sample, references, found, weight: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Those of weight above 0, and "looks", which says in one number how a training goes; as `composed_terms`."""
+    counted = sample.counted.float()
+    share = counted * weight / counted.sum(dim=1, keepdim=True).clamp_min(1)  # of a sample's regions
+    left = looks_left(c, references, found)
+    left = left if c.weights["looks"] else left.detach()
+    terms: dict[str, tuple[Tensor, Tensor | None]] = {
+        "looks": ((share * left).sum(dim=1), None),
+        "looks left": (left, None),
+    }
+    if c.weights["outside"]:
+        terms["outside"] = outside_term(c, sample, found)
+    if c.weights["pooled"]:
+        some = torch.arange(min(c.negatives, len(c.pool)), device=c.ids.device)
+        pick = (sample.first + some) % len(c.pool)
+        each = [
+            pooled_contrast(found.looks[h], references.looks[h], c.pool.looks[h][pick], c.temperature)
+            for h in found.looks
+        ]
+        terms["pooled"] = (share * torch.stack(each).mean(dim=0)).sum(dim=1), None
+    if c.weights["realism"] and c.discriminator is not None:
+        terms["realism"] = implausibility(c.discriminator(found.images).logits), None
+    return terms

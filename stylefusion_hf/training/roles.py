@@ -1,4 +1,4 @@
-"""Which regions play which part in a training: read off the tree and the regions' names, or told."""
+"""The parts that regions play in a training: by the tree and the regions' names, or by flags."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from stylefusion_hf.imaging.alignment import pose_regions, static_regions
 
 @dataclass(frozen=True)
 class Roles:
-    """Which regions (by number, back to front) do what.
+    """Regions, by number (back to front).
 
-    `pose` tell the pose; `static` do not move with it; `groups`: (inner node, regions of its first child, of its
-    second), where the second of a child that does not move is the pose regions.
+    `pose`: those whose places give the pose; `static`: those that do not move with it; `groups`: (inner node, regions
+    of its first child, regions of its second child), with the pose regions in place of a child that does not move.
     """
 
     names: list[str]
@@ -42,7 +42,7 @@ class Roles:
             wanted = default if given is None else [n.strip() for n in given.split(",") if n.strip()]
             unknown = [n for n in wanted if n not in names]
             if unknown:
-                raise ValueError(f"{flag}: {unknown[0]!r} is no region of the tree; it has {', '.join(names)}")
+                raise ValueError(f"{flag}: {unknown[0]!r} is not a region of the tree; it has {', '.join(names)}")
             if not wanted and flag == "--pose_regions":
                 raise ValueError(f"{flag} names no region: poses must be read from somewhere")
             return [names.index(n) for n in wanted]

@@ -4,7 +4,7 @@
     accelerate launch -m stylefusion_hf.training.segmenter --output_dir runs/mine --train_data_dir DATASET
 
 DATASET has the layout that `stylefusion data avatars` writes: images/, labels/, dataset.json. A generator's pictures
-are a little soft, a little noisy and off in colour where the drawn ones are not, so training degrades them in those
+are a little soft, a little noisy and off in color where the drawn ones are not, so training degrades them in those
 ways at random.
 """
 
@@ -18,13 +18,12 @@ from accelerate import Accelerator
 
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import write_json
-from stylefusion_hf.core.progress import tqdm
-from stylefusion_hf.models.segmenter import RegionSegmenter
-from stylefusion_hf.regions.clustering import contingency, jaccard
+from stylefusion_hf.core.randomness import step_generator
+from stylefusion_hf.imaging.degradation import degrade
+from stylefusion_hf.models.segmenter import RegionSegmenter, segmenter_channels
+from stylefusion_hf.regions.agreement import region_iou
 from stylefusion_hf.training.common import (
     ArrayDataset,
-    Log,
-    State,
     build_schedule,
     common_parser,
     export,
@@ -32,14 +31,9 @@ from stylefusion_hf.training.common import (
     gathered,
     one_process_first,
     push_to_hub,
-    resume,
-    save_checkpoint,
     start,
-    step_batches,
-    step_generator,
-    step_generators,
-    sync_when,
 )
+from stylefusion_hf.training.loop import MicroBatch, fit
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,57 +53,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     source.add_argument("--train_data_dir", help="folder with images/, labels/ and dataset.json")
     p.add_argument("--data_seed", type=int, default=0, help="of the avatars")
     p.add_argument("--cache_dir", help="where rendered avatars are kept; --output_dir/data if left out")
-    p.add_argument("--channels", default="16,32,64,96", help="widths of the U-Net's levels")
+    p.add_argument("--channels", help="widths of the U-Net's levels; by the resolution if left out")
     p.add_argument("--degrade", type=float, default=1.0, help="strength of the random degradation; 0 for none")
     p.add_argument("--eval_avatars", type=int, default=512, help="held-out avatars for the reported IoU; 0 for none")
     p.add_argument("--dataloader_num_workers", type=int, default=0)
     return p.parse_args(argv)
-
-
-# --- Degradation -----------------------------------------------------------------------------------------------------
-
-
-def degrade(x: torch.Tensor, draw: torch.Generator, strength: float = 1.0) -> torch.Tensor:
-    """Images (B, 3, H, W) in [-1, 1] made soft, noisy and off in colour, each to its own degree; labels stay valid."""
-    b, _, h, w = x.shape
-
-    def uniform(high: float, *shape: int) -> torch.Tensor:
-        return (torch.rand(b, *(shape or (1, 1, 1)), generator=draw) * high * strength).to(x)
-
-    def normal(scale: float, *shape: int) -> torch.Tensor:
-        return (torch.randn(b, *shape, generator=draw) * scale * strength).to(x)
-
-    # Softness: a blend with a 3 x 3 or 5 x 5 blur, beyond 0 towards sharpening.
-    k = 3 + 2 * int(torch.randint(2, (1,), generator=draw))
-    taps = torch.tensor([1.0, 2.0, 1.0] if k == 3 else [1.0, 4.0, 6.0, 4.0, 1.0]).to(x)
-    taps = taps / taps.sum()
-    soft = F.conv2d(F.pad(x, (k // 2,) * 4, mode="replicate"), torch.outer(taps, taps).expand(3, 1, k, k), groups=3)
-    x = x + (soft - x) * (uniform(1.6) - 0.4 * strength)
-    # Colour: brightness, contrast and a smooth blotch of another shade.
-    x = x * (1 + normal(0.1, 1, 1, 1)) + normal(0.08, 3, 1, 1)
-    blotch = F.interpolate(normal(1.0, 3, 4, 4), size=(h, w), mode="bicubic", align_corners=False)
-    x = x + blotch * uniform(0.12)
-    # Grain: per pixel and in clumps of two pixels.
-    x = x + normal(1.0, 3, h, w) * uniform(0.08)
-    clumps = F.interpolate(normal(1.0, 3, -(-h // 2), -(-w // 2)), scale_factor=2, mode="bilinear")[..., :h, :w]
-    return (x + clumps * uniform(0.08)).clamp(-1.2, 1.2)
-
-
-# --- Measuring -------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def region_iou(
-    model: RegionSegmenter, images: torch.Tensor, labels: torch.Tensor, batch: int = 64
-) -> dict[str, float]:
-    """IoU of every region over all pixels of images (N, 3, H, W) with maps (N, H, W), and their mean."""
-    n = len(model.config.regions)
-    counts = torch.zeros(n, n)
-    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-        guess = model.segment(x.to(model.device)).argmax(1).cpu()
-        counts += contingency(y, guess, n, n)
-    iou = jaccard(counts).diag()
-    return {**dict(zip(model.config.regions, iou.tolist(), strict=True)), "mean": iou.mean().item()}
 
 
 # --- The run ---------------------------------------------------------------------------------------------------------
@@ -150,50 +98,29 @@ def train(args: argparse.Namespace) -> Path:
         if list(model.config.regions) != regions:
             raise ValueError(f"the given segmenter knows {list(model.config.regions)}, the data set has {regions}")
     else:
-        model = RegionSegmenter(regions=regions, channels=[int(c) for c in args.channels.split(",")])
+        widths = [int(c) for c in args.channels.split(",")] if args.channels else segmenter_channels(args.resolution)
+        model = RegionSegmenter(regions=regions, channels=widths)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-4)
     schedule = build_schedule(args, optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(State(schedule=schedule))
-    first = resume(accelerator, args)
-    batches = step_batches(dataset, args, accelerator, first, args.dataloader_num_workers)
-    log, folder = Log(accelerator, args), Path(args.output_dir)
-    with (
-        finishing(accelerator),
-        tqdm(
-            total=args.max_train_steps, initial=first, disable=not accelerator.is_main_process, desc="segmenter"
-        ) as bar,
-    ):
-        for step in range(first, args.max_train_steps):
-            batch = {k: v.to(accelerator.device) for k, v in next(batches).items()}
-            optimizer.zero_grad()
-            n = args.gradient_accumulation_steps
-            draws = step_generators(args, accelerator, step)
-            parts = zip(draws, batch["image"].chunk(n), batch["labels"].chunk(n), strict=True)
-            for i, (draw, x, y) in enumerate(parts):
-                mirrored = torch.rand(len(x), generator=draw).to(x.device) < 0.5
-                x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-                y = torch.where(mirrored[:, None, None], y.flip(2), y)
-                if args.degrade:
-                    x = degrade(x, draw, args.degrade)
-                with sync_when(accelerator, model, i == n - 1):
-                    loss = F.cross_entropy(model(x).logits.float(), y)
-                    accelerator.backward(loss / n)
-                log.add(loss=loss)
-            if args.max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            done = step + 1
-            bar.update()
-            if done % args.logging_steps == 0 or done == args.max_train_steps:
-                log.report(done, bar)
-            if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
-                save_checkpoint(accelerator, args, done)
-                if done < args.max_train_steps:
-                    plain = gathered(accelerator, model)
-                    if accelerator.is_main_process:
-                        export(plain, folder / "segmenter")
+    folder = Path(args.output_dir)
+
+    def loss(model: torch.nn.Module, micro: MicroBatch) -> dict[str, torch.Tensor]:
+        x, y = mirror(micro.batch["image"], micro.batch["labels"], micro.draw)
+        if args.degrade:
+            x = degrade(x, micro.draw, args.degrade)
+        value = F.cross_entropy(model(x).logits.float(), y)
+        accelerator.backward(value * micro.scale)
+        return {"loss": value}
+
+    def after_checkpoint(done: int) -> None:
+        if done < args.max_train_steps:
+            plain = gathered(accelerator, model)
+            if accelerator.is_main_process:
+                export(plain, folder / "segmenter")
+
+    with finishing(accelerator):
+        fit(args, accelerator, model, optimizer, schedule, loss, dataset=dataset, after_checkpoint=after_checkpoint)
         plain = gathered(accelerator, model)
         if accelerator.is_main_process:  # also where all steps were done before and this did not come to it
             export(plain, folder / "segmenter")
@@ -212,6 +139,12 @@ def train(args: argparse.Namespace) -> Path:
         if accelerator.is_main_process:
             push_to_hub(args, folder / "segmenter")
     return folder
+
+
+def mirror(x: torch.Tensor, y: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 3, H, W) and label maps (B, H, W), each pair mirrored or not by the toss of a coin."""
+    heads = torch.rand(len(x), generator=draw).to(x.device) < 0.5
+    return torch.where(heads[:, None, None, None], x.flip(3), x), torch.where(heads[:, None, None], y.flip(2), y)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,23 +7,20 @@ import torch
 
 from stylefusion_hf.evaluation import channels
 from stylefusion_hf.evaluation.baselines import (
-    METHODS,
     ConstantInterpolation,
     EditingInStyle,
-    FeatureBlending,
     LocalChannels,
-    PixelPaste,
-    StyleFusionSwap,
+    RetrieveInStyle,
     StyleMixing,
-    blend_features,
-    build_methods,
-    move,
-    render,
 )
+from stylefusion_hf.evaluation.fusion_swaps import StaticGates, StyleFusionSwap
 from stylefusion_hf.evaluation.gates import LearnedGates
-from stylefusion_hf.evaluation.pairs import VALIDATION_SEED, Pairs, draw_pairs
-from tests.planted import planted_pipeline
-from tests.tiny import STYLE_DIM, tiny_pipeline
+from stylefusion_hf.evaluation.masked_swaps import FeatureBlending, PixelPaste, blend_features
+from stylefusion_hf.evaluation.methods import move
+from stylefusion_hf.evaluation.pairs import VALIDATION_SEED, Pairs, draw_pairs, render, with_strangers
+from stylefusion_hf.evaluation.registry import IGNORING, METHODS, build_methods
+from tests.planted import TREE, planted_pipeline
+from tests.tiny import STYLE_DIM, tiny_fusion, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def same(pairs: Pairs) -> Pairs:
     return Pairs(pairs.base, pairs.base, pairs.plain, pairs.plain, pairs.base_probs, pairs.base_probs)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in IGNORING])
 def test_a_source_that_is_the_base_changes_nothing(pipe, pairs, name):
     method = build_methods(pipe, [name])[name]
     if isinstance(method, LearnedGates):
@@ -107,14 +104,14 @@ def test_interpolation_goes_from_base_to_source(pipe, pairs):
 
 def test_style_mixing_mixes_rows_of_w_plus(pipe, pairs):
     method, g = StyleMixing(pipe), pipe.generator
-    assert len(method.ranges) == g.num_ws * (g.num_ws + 1) // 2 and method.ranges[-1] == (0, g.num_ws)
+    assert len(method.settings) == g.num_ws * (g.num_ws + 1) and method.settings[-1] == (0, g.num_ws, 1.0)
     w = torch.randn(2, g.num_ws, g.config.w_dim)
     a, b = g.to_style(w)
     for strength in method.strengths:
-        first, end = method.ranges[int(strength)]
+        first, end, amount = method.settings[int(strength)]
         mixed = w[:1].clone()
         mixed[:, first:end] = w[1, first:end]
-        torch.testing.assert_close(move(a, b, method.gate("a", strength)), g.to_style(mixed)[0])
+        torch.testing.assert_close(move(a, b, method.gate("a", strength)), a.lerp(g.to_style(mixed)[0], amount))
     torch.testing.assert_close(method.swap(pairs, "a", method.strengths[-1]), pairs.other)
 
 
@@ -150,8 +147,10 @@ def test_editing_in_style_takes_the_members_first(pipe):
     method.membership = torch.stack([torch.cat([first, torch.zeros(STYLE_DIM - 8)])] * 3)
 
     def chosen(rho: float, epsilon: float) -> list[int]:
-        method.settings = [(rho, epsilon)]
+        method.settings = [(rho, epsilon, 1.0)]
         gate = method.gate("a", 0)
+        method.settings = [(rho, epsilon, 0.5)]
+        torch.testing.assert_close(method.gate("a", 0), gate / 2)
         assert not gate[widths[0] :].any() or rho < 0
         return gate[: widths[0]].nonzero().flatten().tolist()
 
@@ -177,17 +176,108 @@ def test_local_channels_are_those_that_paint_the_region(monkeypatch):
         segmenter=SimpleNamespace(config=SimpleNamespace(regions=["a", "b", "right"])),
     )
     labels = torch.tensor([0] * 12 + [1] * 12 + [2] * 8).expand(6, 32, 32)
-    monkeypatch.setattr(channels, "fitting_samples", lambda _, count: (torch.randn(6, 32), labels))
+    monkeypatch.setattr(channels, "fitting_samples", lambda *_: (torch.randn(6, 32), labels))
     method = LocalChannels(pipe)
     torch.testing.assert_close(method.shares.sum(dim=0), torch.ones(32))
-    assert method.gate("b", 12).nonzero().flatten().tolist() == list(range(12, 24))
+    method.settings = [(12, 1.0), (12, 0.25)]
+    assert method.gate("b", 0).nonzero().flatten().tolist() == list(range(12, 24))
+    torch.testing.assert_close(method.gate("b", 1), method.gate("b", 0) / 4)
 
 
 def test_every_local_channel_is_the_source(pipe, pairs):
     method = LocalChannels(pipe, samples=4)
-    assert method.strengths[-1] == STYLE_DIM
-    assert [int(method.gate("a", k).sum()) for k in method.strengths] == [int(k) for k in method.strengths]
-    torch.testing.assert_close(method.swap(pairs, "a", STYLE_DIM), pairs.other)
+    assert method.settings[-1] == (STYLE_DIM, 1.0)
+    for strength, (count, amount) in enumerate(method.settings):
+        assert float(method.gate("a", strength).sum()) == pytest.approx(count * amount)
+    torch.testing.assert_close(method.swap(pairs, "a", method.strengths[-1]), pairs.other)
+
+
+def test_retrieve_in_style_has_gates_of_each_pair(pipe, pairs):
+    method = RetrieveInStyle(pipe, samples=8)
+    gates = method.gates(pairs)
+    assert gates.shape == (3, 3, STYLE_DIM)
+    # Of one pair alone they are the same: nothing is averaged over the batch.
+    torch.testing.assert_close(method.gates(pairs[1:2]), gates[1:2], rtol=1e-3, atol=1e-4)
+    assert (gates[0] - gates[1]).abs().max() > 0.05
+    own = method.memberships(pairs.base, pairs.base_probs)
+    torch.testing.assert_close(own.sum(dim=1), torch.ones(3, STYLE_DIM))
+    full = method.settings.index((0.1, 1.0))
+    torch.testing.assert_close(
+        method.swap(pairs, "b", full),
+        render(pipe, move(pairs.base, pairs.source, (gates / 0.1).softmax(dim=1)[:, 1])),
+    )
+
+
+def test_retrieve_in_style_takes_a_channel_that_is_active_in_the_region_alone(stripes):
+    """The first layer's channel 0 is the same in all pictures: it belongs to the leftmost quarter."""
+    method = RetrieveInStyle(stripes, samples=8)
+    pairs = draw_pairs(stripes, 2, VALIDATION_SEED)
+    torch.testing.assert_close(
+        method.memberships(pairs.base, pairs.base_probs)[:, :, 0], torch.tensor([9.5, 1.5, 1.0]).expand(2, 3) / 12
+    )
+
+
+# --- What ignores the source -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", IGNORING)
+def test_methods_that_ignore_the_source_draw_the_same_whatever_it_is(pipe, pairs, name):
+    method = build_methods(pipe, [name])[name]
+    images = method.swap(pairs, "b", 1.0)
+    assert torch.equal(method.swap(with_strangers(pipe, pairs), "b", 1.0), images)
+    assert (images - pairs.plain).abs().max() > 0.01
+
+
+def test_the_mean_and_the_stranger_are_swaps_of_their_codes(pipe, pairs):
+    nodes = pipe.fusion.tree.nodes
+    codes = {"mean": pipe.generator.to_style(pipe.generator.w_avg[None]).expand_as(pairs.base),
+             "stranger": pairs.stranger}  # fmt: skip
+    for name, code in codes.items():
+        expected = render(pipe, pipe.fusion.fuse({n: code if n == "b" else pairs.base for n in nodes}))
+        torch.testing.assert_close(build_methods(pipe, [name])[name].swap(pairs, "b", 1.0), expected)
+    assert not torch.equal(pairs.stranger, pairs.base) and not torch.equal(pairs.stranger, pairs.source)
+    without = Pairs(*(getattr(pairs, n) for n in
+                      ("base", "source", "plain", "other", "base_probs", "source_probs")))  # fmt: skip
+    with pytest.raises(ValueError, match="these pairs have no strangers"):
+        build_methods(pipe, ["stranger"])["stranger"].swap(without, "b", 1.0)
+
+
+# --- Nets of constant gates ------------------------------------------------------------------------------------------
+
+
+def constant_fusion(pipe):
+    """Untrained nets whose gates are constants of their own."""
+    fusion = tiny_fusion(pipe.generator, TREE, gate_bias=True, final_activation="linear", pooling="mean")
+    for name, parameter in fusion.named_parameters():
+        if ".layers." in name and name.split(".layers.")[1].startswith(
+            f"{len(fusion.net('all').blender_common.layers) - 1}."
+        ):
+            torch.nn.init.zeros_(parameter)
+    return fusion
+
+
+def test_static_gates_are_loaded_and_swap_as_nets_do(pipe, pairs, tmp_path):
+    fusion = constant_fusion(pipe)
+    fusion.save_pretrained(tmp_path / "fusion")
+    for folder in (tmp_path, tmp_path / "fusion"):
+        method = StaticGates.load(pipe, folder)
+        images = method.swap(pairs, "b", 1.0)
+        expected = fusion.fuse({n: pairs.source if n == "b" else pairs.base for n in fusion.tree.nodes})
+        torch.testing.assert_close(images, render(pipe, expected))
+    swapped = fusion.fuse({n: pairs.source if n == "b" else pairs.base for n in fusion.tree.nodes})
+    gates = (swapped - pairs.base) / (pairs.source - pairs.base)
+    clear = ((pairs.source - pairs.base).abs() > 0.1).all(dim=0)
+    assert gates[:, clear].std(dim=0).max() < 1e-3  # the same for all pairs
+
+
+def test_nets_that_look_at_the_codes_are_no_static_gates(pipe):
+    with pytest.raises(ValueError, match="gates depend on the codes: train constant ones"):
+        StaticGates(pipe, pipe.fusion)
+    other = tiny_fusion(pipe.generator, "all*(left, right)", gate_bias=True)
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    with pytest.raises(ValueError, match="static gates are for 88 style channels and the tree"):
+        StaticGates(pipe, other)
 
 
 # --- Masks -----------------------------------------------------------------------------------------------------------

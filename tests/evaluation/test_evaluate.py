@@ -1,246 +1,48 @@
 """`stylefusion evaluate` from end to end, on a tiny model with tiny judges."""
 
 import json
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 
 from stylefusion_hf import RegionSegmenter, StyleGAN2Discriminator
 from stylefusion_hf.cli import main
-from stylefusion_hf.evaluation import sections
-from stylefusion_hf.evaluation.backbone import Backbone
-from stylefusion_hf.evaluation.baselines import StyleFusionSwap
-from stylefusion_hf.evaluation.brief import brief
-from stylefusion_hf.evaluation.evaluate import MAX_SEED, Settings, build_subject
-from stylefusion_hf.evaluation.judges import Judges
-from stylefusion_hf.evaluation.measuring import SEED_STRIDE, measure_jobs
-from stylefusion_hf.evaluation.pairs import FITTING_SEED, TEST_SEED, VALIDATION_SEED, draw_pairs
-from stylefusion_hf.evaluation.realism import MAX_COUNT, PLAIN_SEED, realism_rows
-from stylefusion_hf.evaluation.ruler import Ruler
+from stylefusion_hf.evaluation import measuring, sections
+from stylefusion_hf.evaluation.evaluate import Settings, build_subject
 from tests.command_line import fails
-from tests.planted import PlantedSegmenter, planted_pipeline
-from tests.tiny import RESOLUTION, tiny_fusion, tiny_pipeline, tiny_segmenter
-
-COUNT = 12
-
-
-class JudgingSegmenter(PlantedSegmenter):
-    """The planted map with a border that moves with the picture, and features."""
-
-    def segment(self, images: torch.Tensor, return_features: bool = False):
-        logits = super().segment(images)
-        return (logits, torch.nn.functional.avg_pool2d(images, 4)) if return_features else logits
-
-
-@pytest.fixture(scope="module")
-def subject():
-    torch.manual_seed(0)
-    d = StyleGAN2Discriminator(RESOLUTION, channels=[8] * 4, mbstd_channels=0).eval()
-    judges = Judges(JudgingSegmenter(), None, d, Path("planted"))
-    return build_subject(planted_pipeline(), judges, batch=5)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A tiny model and tiny judges as folders."""
-    model, judges = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("judges")
-    tiny_pipeline(segmenter=True).save_pretrained(model)
-    tiny_segmenter(seed=1).save_pretrained(judges / "segmenter")
-    return str(model), str(judges)
-
-
-# --- Pairs and jobs --------------------------------------------------------------------------------------------------
-
-
-def test_pairs_are_the_same_whatever_the_batch(subject):
-    one = next(iter(subject.pairs(5)))
-    other = draw_pairs(subject.pipe, 5, TEST_SEED, batch=2)
-    torch.testing.assert_close(one.base, other.base)
-    torch.testing.assert_close(one.other, other.other, atol=1e-5, rtol=1e-5)
-    assert not torch.equal(one.base, draw_pairs(subject.pipe, 5, VALIDATION_SEED).base)
-
-
-def test_jobs_see_the_same_pairs_and_a_strength_of_zero_changes_nothing(subject):
-    methods = {"ours": StyleFusionSwap(subject.pipe)}
-    jobs = [("ours", "a", 0.0), ("ours", "a", 1.0)]
-    still, moved = measure_jobs(subject, methods, jobs, COUNT, thorough=True).values()
-    assert still["outside"].shape == (COUNT,)
-    assert still["all"].abs().max() == 0
-    assert moved["all"].min() > 0
-    # Outside of what: the mask differs with the swap, the pairs do not.
-    torch.testing.assert_close(still["gap"], moved["gap"])
-    torch.testing.assert_close(still["agree_plain"], moved["agree_plain"])
-    assert moved["agree_plain"].min() > 0.9  # both segmenters are the planted one
-
-
-def test_no_two_purposes_and_no_two_seeds_share_a_seed():
-    count = 1_000_000  # far more pairs than anyone takes
-    for one, other in pairwise(sorted([TEST_SEED, VALIDATION_SEED, FITTING_SEED, sections.GLOBAL_SEED, PLAIN_SEED])):
-        assert other - one >= count
-    assert PLAIN_SEED + 61 * MAX_COUNT < SEED_STRIDE
-    assert PLAIN_SEED + 61 * MAX_COUNT + SEED_STRIDE * MAX_SEED < 2**32
-
-
-def test_another_seed_draws_other_pairs(subject):
-    mine, other = (next(iter(replace(subject, seed=s).pairs(4))) for s in (0, 1))
-    assert not set(map(tuple, mine.base.tolist())) & set(map(tuple, torch.cat([other.base, other.source]).tolist()))
-
-
-def test_a_half_precision_pipeline_is_measured_in_float(subject):
-    pipe = planted_pipeline()
-    pipe.generator.half(), pipe.fusion.half()
-    half = build_subject(pipe, subject.judges, batch=5)
-    ours, theirs = (sections.swap_rows(s, 8)["leaf"]["a"]["outside"].value for s in (half, subject))
-    assert ours == pytest.approx(theirs, rel=0.05)
-
-
-# --- Sections --------------------------------------------------------------------------------------------------------
-
-
-def test_swaps(subject):
-    found = sections.swap_rows(subject, COUNT)
-    assert list(found) == ["leaf", "wider"]
-    for row in found["leaf"].values():
-        assert row["outside"].low <= row["outside"].value <= row["outside"].high
-        assert 0 <= row["dead"].value <= 1
-        assert "transfer q4" in row
-    # `right` hangs on the root, which is not widened to; a and b have a parent of their own.
-    assert found["leaf"]["right"]["outside"].value == pytest.approx(found["wider"]["right"]["outside"].value)
-    assert found["leaf"]["a"]["outside"].value != pytest.approx(found["wider"]["a"]["outside"].value)
-
-
-def test_a_dead_dial_is_called_dead(subject, monkeypatch):
-    monkeypatch.setattr(StyleFusionSwap, "swap", lambda self, pairs, region, strength: pairs.plain)
-    for row in sections.swap_rows(subject, COUNT)["leaf"].values():
-        assert row["dead"].value == 1
-        assert row["response"].value == row["outside"].value == 0
-
-
-def test_global_control(subject):
-    found = sections.global_rows(subject, COUNT)
-    assert list(found) == ["all common codes", "the root's alone", "layers to 8 px", "layers to 16 px"]
-    for row in found.values():
-        assert row["looks kept"].value <= 1
-    # All style vectors of a 32 px generator but the last block's are within 16 px.
-    assert found["layers to 16 px"]["looks kept"].value < found["the root's alone"]["looks kept"].value
-
-
-def test_a_global_dial_that_does_nothing_keeps_every_look(subject, monkeypatch):
-    monkeypatch.setattr(subject.pipe.fusion, "fuse", lambda codes: codes["a"])
-    row = sections.global_rows(subject, COUNT)["the root's alone"]
-    assert row["looks kept"].value > 0.97
-
-
-def test_the_brief_look_reads_what_the_sections_read_on_other_pairs(subject):
-    found = brief(subject.pipe, subject.judges, COUNT)
-    assert set(found) == {*(f"{x} {leaf}" for x in "OT" for leaf in subject.leaves), "G", "kept"}
-    rows = sections.global_rows(subject, COUNT, VALIDATION_SEED)["all common codes"]
-    assert found["G"] == pytest.approx(rows["pose"].value, nan_ok=True)  # the planted map has no pose
-    assert found["kept"] == pytest.approx(rows["looks kept"].value, nan_ok=True)
-    other = sections.swap_rows(subject, COUNT)["leaf"]
-    assert 0 < found["O a"] != pytest.approx(other["a"]["outside"].value)  # these are the test pairs
-
-
-def test_interpolation_ends_at_the_swap_and_identity_is_exact(subject):
-    found = sections.interpolation_rows(subject, COUNT)
-    for row in found.values():
-        assert row["unevenness"].value >= 1
-        assert row["outside"].value > 0
-    assert sections.identity_error(subject, 8) < 1e-6
-
-
-def test_gates_lie_between_the_children(subject):
-    found = sections.gate_table(subject, 8)
-    assert list(found) == ["left", "all"]
-    for gate in found["all"].values():
-        assert 0 <= gate["mean"] <= 1
-        assert 0 <= gate["open"] <= 1
-
-
-def test_diversity_of_a_swap_that_pastes_is_the_sources_own(subject, monkeypatch):
-    monkeypatch.setattr(StyleFusionSwap, "swap", lambda self, pairs, region, strength: pairs.other)
-    monkeypatch.setattr(sections, "SOURCES", 10)
-    found = sections.diversity_rows(subject, 2)
-    assert found
-    for row in found.values():
-        assert row["diversity"].value == pytest.approx(1, abs=0.15)  # but for the resampling
-
-
-def test_diversity_of_a_dead_dial_is_nothing(subject, monkeypatch):
-    monkeypatch.setattr(StyleFusionSwap, "swap", lambda self, pairs, region, strength: pairs.plain)
-    monkeypatch.setattr(sections, "SOURCES", 10)
-    for row in sections.diversity_rows(subject, 2).values():
-        assert row["diversity"].value == pytest.approx(0, abs=1e-5)
-
-
-def test_realism_without_real_pictures_gives_the_difference(subject):
-    rows = realism_rows(subject, 30, None)["rows"]
-    assert set(rows) == {"plain samples", "one region swapped", "every region another's"}
-    assert "KID x 1000 - plain's" in rows["one region swapped"]
-    assert rows["plain samples"]["below the 5th percentile"].value <= 0.1
-    with pytest.raises(ValueError, match="needs 10 to"):
-        realism_rows(subject, 9, None)
-
-
-def test_realism_against_a_folder(subject, tmp_path):
-    from PIL import Image
-
-    for i in range(12):
-        Image.new("RGB", (RESOLUTION, RESOLUTION), (20 * i, 0, 99)).save(tmp_path / f"{i}.png")
-    found = realism_rows(subject, 12, str(tmp_path))
-    assert "excess" in found["rows"]["every region another's"]
-    with pytest.raises(ValueError, match="holds 12 pictures, fewer than"):
-        realism_rows(subject, 13, str(tmp_path))
-
-
-def test_without_a_pose_judge_masks_tell_the_pose(subject):
-    pairs = next(iter(subject.pairs(5)))
-    c = subject.compare(pairs)
-    assert [subject.ruler.regions[i] for i in subject.ruler.posing] == ["a", "b"]  # under the root's first child
-    assert subject.ruler.pose_gap(c.base, c.base).abs().max() == 0
-
-
-def test_a_backbone_gives_the_features(subject, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.Dinov2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, intermediate_size=16
-    )
-    torch.manual_seed(0)
-    transformers.Dinov2Model(config).save_pretrained(tmp_path)
-    backbone = Backbone(str(tmp_path), size=28)
-    ruler = Ruler(subject.ruler.segmenter, backbone=backbone)
-    x, y = torch.rand(2, 3, RESOLUTION, RESOLUTION) * 2 - 1, torch.zeros(1, 3, RESOLUTION, RESOLUTION)
-    features = ruler.look(torch.cat([x, y])).features
-    assert features.shape == (3, 32)
-    torch.testing.assert_close(ruler.look(y).features, features[2:], atol=1e-5, rtol=1e-4)
-    assert (features[0] - features[1]).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="multiple of the patch size 14"):
-        Backbone(str(tmp_path), size=30)
-    with pytest.raises(OSError):
-        Backbone(str(tmp_path / "nowhere"))
-
+from tests.planted import planted_pipeline
+from tests.tiny import tiny_fusion, tiny_pipeline, tiny_segmenter
 
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_a_whole_report(folders, tmp_path, capsys):
+def test_the_command_writes_a_whole_report(folders, tmp_path, capsys, monkeypatch):
     model, judges = folders
+    monkeypatch.setattr(sections, "SOURCES", 10)
+    monkeypatch.setattr(measuring, "HEAD_PAIRS", 16)
     out = tmp_path / "report"
     names = ["swaps", "global", "realism", "interpolation", "gates", "diversity", "curves", "limits"]
     args = ["evaluate", "--model", model, "--judges", judges, "--out", str(out), "--device", "cpu", "--quick"]
     args += ["--sections", ",".join(names), "--pairs", "8", "--curve-pairs", "6", "--realism-count", "20"]
     args += ["--limit-pairs", "6", "--limit-steps", "2", "--methods", "stylefusion,interpolation,pixel-paste"]
+    args += ["--global-pairs", "2"]
     assert main(args) == 0
     text = capsys.readouterr().out
     assert "QUICK" in text
     report = json.loads((out / "report.json").read_text())
     assert list(report["seconds"]) == names
     assert set(report["heads of transfer"]) == set(report["swaps"]["leaf"])
-    assert report["settings"]["model"] == model
-    assert set(report["curves"]["points"]) == {"stylefusion", "interpolation", "pixel-paste"}
+    assert report["settings"]["model"] == Path(model).name
+    # No path of this machine is published, in whichever file.
+    assert str(Path(model).parent) not in (out / "report.json").read_text() + (out / "report.md").read_text()
+    assert str(Path(judges).parent) not in (out / "report.json").read_text()
+    everything = {"stylefusion", "interpolation", "pixel-paste", "mean", "stranger"}
+    assert set(report["curves"]["points"]) == set(report["curves"]["as local as ours"]) == everything
+    for name in ("mean", "stranger"):
+        assert report["curves"]["as local as ours"][name]["specific"]["value"] in (0, None)
+    for point in report["curves"]["points"]["stylefusion"]["mouth"]:
+        assert set(point) == {"strength", "outside", "leak", "specific", "transfer"}
+    assert "| leaf code only | specific | recognition | outside | leak | transfer |" in text
     assert report["settings"]["curve_pairs"] == 6
     assert "NaN" not in (out / "report.json").read_text()
     assert (out / "report.md").read_text().count("\n## ") == len(names)
@@ -267,6 +69,8 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys):
         (["--seed", "201"], "0 to 200; got 201"),
         (["--psi", "0"], "at 0 all pictures are the same"),
         (["--pairs", "1"], "two pairs or more"),
+        (["--measuring-size", "64"], "pictures of 32 pixels are measured at 16 to 32 pixels, not at 64"),
+        (["--sections", "curves", "--static-gates", "nowhere"], "nowhere"),
     ],
 )
 def test_one_line_for_bad_input(folders, tmp_path, capsys, monkeypatch, more, message):
@@ -306,6 +110,6 @@ def test_a_model_without_a_segmenter_is_refused(tmp_path, capsys, folders):
 
 def test_the_quick_look_is_smaller_in_everything():
     whole, quick = Settings(), Settings().quickened()
-    for name in ("pairs", "validation_pairs", "curve_pairs", "limit_pairs", "walks", "realism_count"):
+    for name in ("pairs", "validation_pairs", "curve_pairs", "global_pairs", "limit_pairs", "walks", "realism_count"):
         assert getattr(quick, name) < getattr(whole, name)
     assert set(quick.methods) < set(whole.methods)

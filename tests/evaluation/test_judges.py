@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stylefusion_hf import RegionSegmenter
+from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.evaluation import judges as judging
 from stylefusion_hf.evaluation.judges import PortraitJudge, load_judges
 from stylefusion_hf.imaging.alignment import fit_similarity, warp
 from stylefusion_hf.training import _discriminator, judges
-from stylefusion_hf.training.common import step_generator
 from tests.tiny import tiny_generator
 
 pytest.importorskip("python_avatars", reason="avatars need the extra `train`")
@@ -431,3 +431,10 @@ def test_the_judges_of_this_checkout_know_avatars_they_never_saw():
         [d[1] for d in drawn]
     )
     assert agreed.mean() > 0.95
+
+
+def test_the_evaluation_segmenters_field_grows_with_the_picture():
+    levels = {size: len(judges.segmenter_channels(size).split(",")) for size in (32, 64, 128, 256)}
+    assert levels == {32: 5, 64: 5, 128: 6, 256: 7}
+    # Two 3 x 3 convolutions a level, each twice as coarse as the one before: from 64 pixels on, the whole picture.
+    assert all(sum(4 * 2**k for k in range(n)) > size for size, n in levels.items())

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from stylefusion_hf.evaluation.baselines import move
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.limits import LimitSearch, all_limits, limit_codes, start_gates
+from stylefusion_hf.evaluation.methods import move
 from stylefusion_hf.evaluation.pairs import VALIDATION_SEED, draw_pairs
 from stylefusion_hf.evaluation.score import Scores, TrainingScore
 from tests.planted import planted_pipeline
@@ -71,7 +71,7 @@ def test_an_outline_is_not_asked_for_where_something_hides_it(score, pairs):
     source = score.describe(pairs.source, pairs.other, wide)
     targets = score.targets(base, source, torch.zeros(5, dtype=torch.long))
     assert not targets.visible[..., 12:].any() and targets.visible[..., :11].any()
-    cells = targets.layout.unflatten(1, (round(targets.layout.shape[1] ** 0.5), -1))
+    cells = targets.outline.unflatten(1, (round(targets.outline.shape[1] ** 0.5), -1))
     assert cells[..., 0].all() and not cells[..., cells.shape[-1] // 2 :].any()
 
 

@@ -6,9 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from stylefusion_hf.evaluation import published
 from stylefusion_hf.evaluation.calibration import calibrate, recolour
+from stylefusion_hf.evaluation.figures import figures, measurable
+from stylefusion_hf.evaluation.judged import joined_images
 from stylefusion_hf.evaluation.judges import load_judges
-from stylefusion_hf.evaluation.ruler import Ruler, dilate, figures, measurable
+from stylefusion_hf.evaluation.recognition import Gallery
+from stylefusion_hf.evaluation.ruler import Ruler, dilate
 from stylefusion_hf.evaluation.statistics import resamples
 from stylefusion_hf.imaging.features import colour, core, layout, texture
 
@@ -141,6 +145,67 @@ def test_a_source_elsewhere_is_brought_into_pose(ruler):
     assert float(ruler.pose_gap(c.base, c.source).mean()) == pytest.approx(0.156, abs=0.01)  # (6, 8) of 64 pixels
 
 
+def test_specific_transfer_is_what_depends_on_the_source(ruler, comparison):
+    """By hand, for the color of the hat: b's red is .9, a stranger's .2; a method goes half of the way there."""
+    images = [scene(12, hat_red=(-0.5 + red) / 2) for red in (0.9, 0.2)]
+    after, other = (ruler.look(x) for x in images)
+    columns = ruler.measure(comparison, "hat", after, stranger=other)
+    found = {k: float(v[0]) for k, v in figures(columns, resamples(12, 5), ("colour",)).items()}
+    assert found["transfer"] == pytest.approx(0.5, abs=0.02)  # .2 is half of the way from -.5 to .9
+    assert found["specific"] == pytest.approx(1 - 0.7 / 1.05, abs=0.02)  # |.2 - .9| against |-.15 - .9|
+    ignoring = figures(ruler.measure(comparison, "hat", after, stranger=after), resamples(12, 5), ("colour",))
+    assert (ignoring["specific"] == 0).all()
+    assert "specific" not in figures(ruler.measure(comparison, "hat", after), resamples(12, 5))
+
+
+def test_the_source_is_recognized_among_sixteen(ruler):
+    """Hats of 40 reds; a planted method draws each source's own, and another one the same for all."""
+    reds = torch.linspace(-1, 1, 41)
+    base = ruler.look(scene(12))
+    source = ruler.look(torch.cat([scene(1, hat_red=float(r)) for r in reds[20:32]]))
+    pairs = ruler.compare(base, source)
+    wrong = [ruler.look(torch.cat([scene(1, hat_red=float(r)) for r in reds[:20]]))]
+    gallery = Gallery(ruler, joined_images(wrong), {"hat": ("colour",)}, {"hat": {"colour": 1.0}})
+    candidates = gallery.candidates(pairs, ["hat"], 0)["hat"]
+    assert len(candidates) == 15
+    found = gallery.recognize(pairs, "hat", source, candidates)
+    assert (found["recognized"] == 1).all() and (found["candidates"] == 16).all()
+    other = ruler.look(scene(12, hat_red=-0.7))
+    assert float(gallery.recognize(pairs, "hat", other, candidates)["recognized"].sum()) == 0
+    vanished = ruler.look(scene(12, hat=(0, 0)))
+    assert float(gallery.recognize(pairs, "hat", vanished, candidates)["recognized"].sum()) == 0
+    tied = Gallery(ruler, source[:1], {"hat": ("colour",)}, {"hat": {"colour": 1.0}})
+    same = ruler.compare(base[:1], source[:1])
+    share = tied.recognize(same, "hat", source[:1], tied.candidates(same, ["hat"], 0)["hat"])
+    assert share["recognized"].tolist() == [0.5]  # two equal answers share it
+
+
+# --- As other papers measure it --------------------------------------------------------------------------------------
+
+
+def test_stylemapgans_errors_by_hand():
+    source, reference = torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)
+    image = source.clone()
+    image[..., :2] = 0.5
+    image[..., 3] = 0.1
+    region = torch.zeros(1, 4, 4, dtype=torch.bool)
+    region[..., :2] = True
+    c = published.masked_errors(image, source, reference, region)
+    assert float(c["MSE_ref"] / c["MSE_ref_of"]) == pytest.approx(0.25)
+    assert float(c["MSE_src"] / c["MSE_src_of"]) == pytest.approx(0.005)  # half of the outside moved by .1
+
+
+def test_the_attribute_dependency_by_hand():
+    before = {"hair": torch.zeros(1, 2), "mouth": torch.zeros(1, 2), "eyes": torch.zeros(1, 2)}
+    after = {"hair": torch.tensor([[2.0, -4.0]]), "mouth": torch.tensor([[1.0, 1.0]]), "eyes": torch.zeros(1, 2)}
+    deviations = {"hair": torch.tensor([1.0, 2.0]), "mouth": torch.tensor([2.0, 2.0]), "eyes": torch.ones(2)}
+    regions = {"hair": "hair", "mouth": "mouth", "eyes": "eyes"}
+    found = published.attribute_change(before, after, deviations, regions, "hair")
+    assert float(found["AD target"]) == pytest.approx(2)
+    assert float(found["AD"]) == pytest.approx(0.25)
+    assert float(found["max AD"]) == pytest.approx(0.5)
+
+
 def test_masks_are_widened_for_each_picture_by_itself():
     mask = torch.zeros(2, 8, 8, dtype=torch.bool)
     mask[0, 2:4, 2:4] = True
@@ -204,15 +269,26 @@ def test_the_ruler_reads_true_swaps_of_avatars():
     pytest.importorskip("python_avatars")
     judges = load_judges()
     ruler = Ruler(judges.segmenter, judges.portrait)
-    found = calibrate(ruler, count=40)
+    found = calibrate(ruler, count=32)
     for region, swaps in found.items():
         assert swaps["true swap"]["outside"].value <= 0.02
         assert swaps["true swap"]["transfer"].value >= 0.91, region
+        assert swaps["true swap"]["specific"].value >= 0.85, region
+        assert swaps["true swap"]["recognition"].value >= 0.6, region
         assert swaps["unchanged"]["transfer"].value == swaps["unchanged"]["outside"].value == 0
+        for ignoring in ("unchanged", "a stranger's"):  # exactly, in every resample
+            e = swaps[ignoring]["specific"]
+            assert e.value == e.low == e.high == 0, region
+            assert swaps[ignoring]["recognition"].value < 0.3, region
         # A region that has no more than its colour, such as the skin, is wholly swapped by recolouring it.
         if not any(math.isnan(swaps["true swap"][f"transfer_{h}"].value) for h in ("texture", "outline")):
             assert swaps["recoloured"]["transfer"].value <= 0.4, region
     true = [swaps["true swap"]["transfer"].value for swaps in found.values()]
     assert sum(true) / len(true) >= 0.95
+    for figure in ("specific", "recognition"):
+        every = [swaps["true swap"][figure].value for swaps in found.values()]
+        assert sum(every) / len(every) >= {"specific": 0.93, "recognition": 0.8}[figure]
+    chance = [swaps[name]["recognition"].value for swaps in found.values() for name in ("unchanged", "a stranger's")]
+    assert 0.02 < sum(chance) / len(chance) < 0.13  # 1 in 16
     assert found["hair"]["true swap"]["became"].value > 0.8
     assert found["hair"]["recoloured"]["became"].value < 0.2

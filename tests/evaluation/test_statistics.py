@@ -5,18 +5,22 @@ import math
 import pytest
 import torch
 
-from stylefusion_hf.evaluation.curves import BASELINE, LEVELS, LIMITS, OURS, ROUNDS, Curve, compare, shares
-from stylefusion_hf.evaluation.realism import around
+from stylefusion_hf.evaluation.curves import LEVELS, OURS, ROUNDS, Curve, compare
+from stylefusion_hf.evaluation.limit_curves import BASELINE, LIMITS, shares
+from stylefusion_hf.evaluation.realism import from_error, number_of_kinds
 from stylefusion_hf.evaluation.report import cell, not_reached, plain, table
 from stylefusion_hf.evaluation.statistics import (
     Estimate,
-    coverage,
+    density_and_coverage,
+    effective_number,
     kid,
     kid_subsets,
     outside_at,
     pareto,
     ratio,
     resamples,
+    share_on_manifold,
+    value_at,
 )
 
 
@@ -50,15 +54,15 @@ def test_a_ratio_to_nothing_is_undefined():
     assert cell(e) == "undefined"
 
 
-def test_kid_and_coverage():
+def test_kid_and_manifolds():
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(400, 8, generator=draw), torch.randn(400, 8, generator=draw)
     assert abs(kid(x, y)) < 0.02 < kid(x, y + 1)
-    assert coverage(x, y) > 0.8
-    assert coverage(x, y + 20) == 0.0
+    assert share_on_manifold(x, y) > 0.8
+    assert share_on_manifold(x, y + 20) == 0.0
     half = y.clone()
     half[:, 0] = half[:, 0].abs() + 30
-    assert coverage(x, half) == 0.0
+    assert share_on_manifold(x, half) == 0.0
 
 
 def test_subsets_tell_the_error_of_kid():
@@ -91,8 +95,8 @@ def test_outside_change_is_read_off_a_rising_curve():
 def test_an_envelope_is_what_no_other_setting_beats():
     curve = straight(0.1, 0.6)
     curve.strengths.append(9.0)
-    curve.outside.append(torch.full((ROUNDS + 1,), 0.5, dtype=torch.float64))
-    curve.transfer.append(torch.full((ROUNDS + 1,), 0.4, dtype=torch.float64))
+    for name, value in (("outside", 0.5), ("transfer", 0.4), ("specific", 0.4), ("leak", 0.9)):
+        getattr(curve, name).append(torch.full((ROUNDS + 1,), value, dtype=torch.float64))
     wanted = torch.full((ROUNDS + 1,), 0.45, dtype=torch.float64)
     assert float(curve.at(wanted)[0]) > 0.1  # the fit goes through the bad setting as well
     assert curve.envelope().strengths == [0.5, 1.0]
@@ -102,7 +106,8 @@ def test_an_envelope_is_what_no_other_setting_beats():
 def test_what_half_of_the_resamples_reach_is_not_reached():
     draw = torch.Generator().manual_seed(0)
     barely = straight(0.4, 1.0)
-    barely.strengths, barely.outside = [1.0], barely.outside[1:]
+    barely.strengths, barely.outside, barely.leak = [1.0], barely.outside[1:], barely.leak[1:]
+    barely.specific = barely.specific[1:]
     barely.transfer = [0.251 + 0.02 * torch.randn(ROUNDS + 1, generator=draw, dtype=torch.float64)]
     barely.transfer[0][0] = 0.251
     curves = {OURS: {"a": straight(0.1, 0.6)}, "barely": {"a": barely}}
@@ -132,6 +137,8 @@ def straight(slope: float, longest: float) -> Curve:
         curve.strengths.append(strength)
         curve.outside.append(slope * t)
         curve.transfer.append(t)
+        curve.specific.append(t / 2)
+        curve.leak.append(torch.full_like(t, slope))
     return curve
 
 
@@ -152,6 +159,57 @@ def test_methods_are_compared_at_equal_transfer():
     assert not_reached(quarter)["short"]["a"] == "not reached"
     assert found["0.5"]["worse"]["regions"] == 1  # ours reaches .5 in a alone
     assert found["ours"]["worse"]["b"].value == pytest.approx(0.08)
+    assert quarter["worse"]["leak"].value == pytest.approx(0.3)  # the mean of .4 and .2
+    by_source = compare(curves, 10, by="specific")  # S is half of T: .25 is reached where T is .5
+    assert by_source["0.25"][OURS]["regions"] == 1
+    assert by_source["0.25"]["worse"]["a"].value == pytest.approx(0.2)
+    assert by_source["specific, ours"]["b"].value == pytest.approx(0.2)
+
+
+def test_a_method_is_read_where_it_is_as_local_as_ours():
+    curve = straight(0.4, 0.9)
+    assert curve.most_specific(0.2) == 0.5  # O .18 and .36
+    assert curve.most_specific(0.4) == 1.0
+    assert curve.most_specific(0.1) == 0.5  # nothing is so local: the most local setting
+
+
+def test_any_figure_is_read_between_settings():
+    assert value_at([0.4, 0.8], [0.2, 0.6], 0.4) == pytest.approx(0.6)
+    assert value_at([0.4, 0.8], [0.2, 0.6], 0.1) == pytest.approx(0.4)
+    assert math.isnan(value_at([0.4, 0.8], [0.2, 0.6], 0.7)) and math.isnan(value_at([], [], 0.1))
+
+
+# --- Variety ---------------------------------------------------------------------------------------------------------
+
+
+def test_density_and_coverage_of_equal_and_of_degenerate_pictures():
+    draw = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(600, 4, generator=draw), torch.randn(600, 4, generator=draw)
+    density, coverage = density_and_coverage(real, fake)
+    assert density == pytest.approx(1, abs=0.1)
+    assert coverage > 0.9
+    constant = real.mean(dim=0, keepdim=True).expand(600, -1)
+    assert share_on_manifold(real, constant) == 1.0  # precision is fooled
+    assert density_and_coverage(real, constant)[1] < 0.1
+    assert density_and_coverage(real, real + 100) == (0.0, 0.0)
+
+
+def test_balls_by_hand():
+    real = torch.tensor([[0.0], [1.0], [3.0]])
+    fake = torch.tensor([[0.5], [10.0]])
+    # Nearest neighbors are 1, 1 and 2 away; the first fake lies in the balls of 0 and 1, the other one in none.
+    assert density_and_coverage(real, fake, k=1) == (pytest.approx(1.0), pytest.approx(2 / 3))
+
+
+def test_the_effective_number_of_kinds():
+    assert float(effective_number(torch.tensor([3, 3, 3, 3]))) == pytest.approx(1)
+    assert float(effective_number(torch.arange(8))) == pytest.approx(8)
+    assert float(effective_number(torch.tensor([0, 0, 0, 1]))) == pytest.approx(
+        math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    )
+    e = number_of_kinds({"hair": torch.arange(8), "eyes": torch.zeros(8, dtype=torch.long)})
+    assert e.value == pytest.approx(8**0.5)
+    assert e.low < e.value
 
 
 def test_the_share_of_what_a_gate_per_pair_could_gain():
@@ -170,7 +228,7 @@ def test_the_share_of_what_a_gate_per_pair_could_gain():
 
 
 def test_tables_and_json():
-    e = around(0.5, 0.1, 9)
+    e = from_error(0.5, 0.1, 9)
     assert cell(e) == "0.500 [0.304, 0.696]"
     text = table("region", {"hair": {"outside": e, "n": 3}, "eyes": {"outside": 0.25}})
     assert text.splitlines() == [

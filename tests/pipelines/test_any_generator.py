@@ -26,9 +26,9 @@ from stylefusion_hf.evaluation.evaluate import Settings, build_subject, evaluate
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.evaluation.pairs import draw_pairs
 from stylefusion_hf.imaging.sheets import contact_sheet
+from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.training import encoder, fusion
 from stylefusion_hf.training._discriminator import plain_samples
-from stylefusion_hf.training.sampling import draw_codes
 from tests.command_line import fails
 from tests.tiny import tiny_generator, tiny_pipeline
 

@@ -15,9 +15,9 @@ from stylefusion_hf.cli import main
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.models.labeller import FeatureLabeller, describe
 from stylefusion_hf.regions import clustering, discovery, folders
+from stylefusion_hf.regions.distillation import distil
 from stylefusion_hf.regions.naming import moving_together, named_tree, touching
 from stylefusion_hf.training import fusion
-from stylefusion_hf.training.distillation import distil
 from tests.tiny import tiny_generator
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import speed
-from benchmarks.edits import at_equal
+from benchmarks.edits import Bench, at_equal
 from benchmarks.inversion import inverted_subject
 from benchmarks.loops import authors_fusion, nvidia_synthesis
 from benchmarks.timing import medians
@@ -12,6 +12,7 @@ from stylefusion_hf import FusionHierarchy
 from stylefusion_hf.evaluation.measuring import Subject
 from stylefusion_hf.evaluation.pairs import FITTING_SEED
 from stylefusion_hf.evaluation.statistics import resamples
+from tests.planted import planted_pipeline
 from tests.tiny import STYLE_DIM, draw, tiny_generator, tiny_pipeline
 
 CPU = torch.device("cpu")
@@ -75,6 +76,26 @@ def test_edits_read_the_ratio_where_the_inside_is_equal():
     assert torch.allclose(draws.exp(), torch.full_like(draws, 2.0), atol=1e-6)
 
 
+def test_a_projected_edit_spares_what_lies_outside():
+    pipe = planted_pipeline()
+    bench = object.__new__(Bench)  # without the avatars' judges
+    bench.pipe, bench.rank, bench.batch, bench.spans = pipe, 16, 4, {}
+    bench.regions = list(pipe.segmenter.config.regions)
+    bench.base = draw(4, STYLE_DIM)
+    bench.deviation = torch.ones(STYLE_DIM)
+    plain = bench.pictures(bench.base)
+    bench.labels = pipe.segmenter.segment(plain).argmax(dim=1)
+    offset = draw(1, STYLE_DIM, seed=3)
+    projected = bench.edited("right", 1e-3 * offset)
+    basis = bench.spans["right"]
+    torch.testing.assert_close(basis.transpose(1, 2) @ basis, torch.eye(64).expand(4, -1, -1), atol=1e-4, rtol=0)
+    step = projected - bench.base
+    assert (basis[..., :16].transpose(1, 2) @ step[..., None]).abs().max() < 1e-5
+    outside = (bench.labels != 2)[:, None]
+    changes = [((bench.pictures(s) - plain).square() * outside).sum() for s in (projected, bench.base + 1e-3 * offset)]
+    assert changes[0] < 0.5 * changes[1]
+
+
 def test_inverted_pictures_are_paired_two_by_two():
     plain, codes = Subject(tiny_pipeline(segmenter=True), None, None, batch=2), draw(6, STYLE_DIM)
     subject = inverted_subject(plain, codes)
@@ -82,6 +103,7 @@ def test_inverted_pictures_are_paired_two_by_two():
     assert [len(part) for part in found] == [2, 1]
     assert torch.equal(torch.cat([part.base for part in found]), codes[0::2])
     assert torch.equal(torch.cat([part.source for part in found]), codes[1::2])
+    assert torch.equal(torch.cat([part.stranger for part in found]), codes[[3, 5, 1]])  # the next pair's source
     assert found[0].plain.shape == (2, 3, 32, 32)
     (fitting,) = subject.pairs(2, FITTING_SEED)  # heads are chosen on the samples that all tables share
     assert torch.equal(fitting.base, next(iter(plain.pairs(2, FITTING_SEED))).base)

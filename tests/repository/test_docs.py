@@ -111,7 +111,7 @@ def test_a_command_in_a_sentence_has_flags_that_exist(page: str, command: str) -
     words = program(words)
     if words:
         wanted = {word.split("=")[0] for word in words if word.startswith("--")}
-        assert wanted <= known_flags(words) | {"--help"}
+        assert wanted <= known_flags(words) | {"--help", "--help-all"}
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.training.criterion import TERMS, Criterion, Sample
+from stylefusion_hf.training.criterion import TERMS, Criterion
+from stylefusion_hf.training.networks import FrozenNetworks
+from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
+from stylefusion_hf.training.samples import Sample
 from stylefusion_hf.training.sampling import Shares, codes_of
-from stylefusion_hf.training.views import Eye, Pool
 from tests.planted import TREE, planted_pipeline
 
 NAMES = ["a", "b", "right"]
@@ -22,10 +24,13 @@ def criterion(pipe, weights=None, features=("maps",), **settings) -> Criterion:
     torch.manual_seed(0)
     tree = RegionTree.of(TREE)
     weights = dict.fromkeys(TERMS, 1.0) if weights is None else weights
-    eye = Eye(pipe.generator, pipe.segmenter, [0, 1, 2], features, resolutions=(8, 16), keep_maps=True)
+    networks = FrozenNetworks(
+        pipe.generator, pipe.segmenter, [0, 1, 2], features=features, map_resolutions=(8, 16), keep_maps=True
+    )
     codes = torch.randn(40, pipe.generator.style_dim)
-    eye.calibrate(codes)
-    return Criterion(tree, Roles.of(tree, NAMES, static="right"), eye, Pool.of(eye, codes), weights, **settings)
+    networks.calibrate(codes)
+    roles = Roles.of(tree, NAMES, static="right")
+    return Criterion(tree, roles, networks, RenderedPool.render(networks, codes), weights, **settings)
 
 
 def assigned(c: Criterion, rows: int = 8, **numbers: int) -> Sample:
@@ -34,12 +39,12 @@ def assigned(c: Criterion, rows: int = 8, **numbers: int) -> Sample:
     nodes = torch.zeros(rows, len(c.tree.nodes), dtype=torch.long)
     for name, number in numbers.items():
         nodes[:, c.tree.nodes.index(name)] = number
-    return c.sample(index, nodes, torch.full((rows,), -1))
+    return c.source.sample(index, nodes, torch.full((rows,), -1))
 
 
 def losses(c: Criterion, sample: Sample, codes: torch.Tensor) -> dict[str, float]:
     with torch.no_grad():
-        found, _ = c(sample, c.targets(sample), c.eye(codes))
+        found, _ = c(sample, c.targets(sample), c.networks(codes))
     return {name: float(x) for name, x in found.items()}
 
 
@@ -145,6 +150,6 @@ def test_terms_without_weight_are_not_computed_and_unknown_ones_refused(pipe):
         criterion(pipe, weights={"beauty": 1.0})
     with pytest.raises(ValueError, match="unknown reference 'mirrored'"):
         criterion(pipe, reference="mirrored")
-    eye = Eye(pipe.generator, pipe.segmenter, [0, 1, 2], resolutions=(128,))
+    networks = FrozenNetworks(pipe.generator, pipe.segmenter, [0, 1, 2], map_resolutions=(128,))
     with pytest.raises(ValueError, match="no maps of"):
-        eye.calibrate(torch.randn(4, pipe.generator.style_dim))
+        networks.calibrate(torch.randn(4, pipe.generator.style_dim))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from stylefusion_hf import ImageEncoder, StyleFusionInversionPipeline
+from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.inversion.optimization import CodePrior
+from stylefusion_hf.models.sampling import draw_rows
 from stylefusion_hf.training import encoder
-from stylefusion_hf.training.common import step_generator
-from stylefusion_hf.training.sampling import draw_rows
 from tests.inversion.test_inversion import pil
 from tests.tiny import NUM_WS, RESOLUTION, W_DIM, assert_same_weights, draw, tiny_pipeline
 

@@ -14,22 +14,22 @@ from stylefusion_hf import (
     StyleFusionPipeline,
     StyleGAN2Discriminator,
 )
-from stylefusion_hf.training import common, fusion
-from stylefusion_hf.training._fusion_parts import (
-    build_criterion,
-    load_frozen,
-    pool_size,
-    without_batch_statistics,
-)
+from stylefusion_hf.core.randomness import step_generator
+from stylefusion_hf.training import fusion
 from stylefusion_hf.training._segmenters import load_segmenter
 from stylefusion_hf.training.card import model_card
+from stylefusion_hf.training.fusion_setup import build_criterion, load_frozen, without_batch_statistics
 from stylefusion_hf.training.sampling import Shares
 from tests.tiny import assert_same_weights, tiny_generator, tiny_segmenter
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("base")
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+def save_base(root: Path) -> Path:
+    """A folder with a tiny generator, segmenter and discriminator."""
     g = tiny_generator(use_noise=False)
     g.save_pretrained(root / "generator")
     tiny_segmenter().save_pretrained(root / "segmenter")
@@ -73,8 +73,8 @@ def test_fusion_learns_on_any_tree(base, tmp_path):
         with torch.no_grad():  # the same 60 samples for both
             values = []
             for i in range(10):
-                sample = criterion.draw(6, common.step_generator(1, i), Shares())
-                view = criterion.eye(nets.fuse(criterion.codes(sample)))
+                sample = criterion.draw(6, step_generator(1, i), Shares())
+                view = criterion.networks(nets.fuse(criterion.codes(sample)))
                 values.append(criterion.total(criterion(sample, criterion.targets(sample), view)[0]))
         losses.append(float(torch.stack(values).mean()))
     assert losses[1] < 0.8 * losses[0]  # of random nets, locality alone is what can be had
@@ -117,6 +117,24 @@ def test_fusion_with_every_term_and_switch_resumes_to_the_bit(base, tmp_path):
     assert not nets.config.standardise
 
 
+def test_the_contrastive_objective_with_plain_gates_resumes_to_the_bit(base, tmp_path):
+    flags = ("--objective", "contrastive", "--gates", "plain", "--static_steps", "1", "--checkpointing_steps", "2")
+    for name, steps, more in (
+        ("whole", "3", ()),
+        ("halves", "2", ()),
+        ("halves", "3", ("--resume_from_checkpoint", "latest")),
+    ):
+        fusion.train(fusion_args(base, tmp_path / name, *flags, "--max_train_steps", steps, *more))
+    assert_same_weights(tmp_path / "whole" / "fusion", tmp_path / "halves" / "fusion")
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert "spatial" in log[0] and "locality" not in log[0]
+    assert {"dial all", "dial face", "dial hair"} <= {name for line in log for name in line}
+    nets = FusionHierarchy.from_pretrained(tmp_path / "whole", subfolder="fusion")
+    assert (nets.config.pooling, nets.config.final_activation, nets.config.gate_novelty) == ("max", "lrelu", False)
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "the contrastive objective" in card and "| `--gates` | plain |" in card
+
+
 def test_the_ruler_watches_the_training(base, tmp_path):
     tiny_segmenter(seed=1).save_pretrained(tmp_path / "judges" / "segmenter")
     flags = ("--max_train_steps", "2", "--validation_pairs", "4", "--judges", str(tmp_path / "judges"))
@@ -154,14 +172,6 @@ def test_the_smallest_tree_and_pool_train(base, tmp_path):
     alone = [x for name in ("locality", "transfer", "regions", "pose") for x in (f"--{name}_weight", "0")]
     with pytest.raises(ValueError, match="nothing to train for"):  # no inner node below the root, nothing else asked
         fusion.train(fusion_args(base, tmp_path / "layout", *flags, *alone))
-
-
-def test_pools_are_kept_to_what_memory_holds():
-    args = fusion.parse_args(["--output_dir", "x"])
-    assert pool_size(args, 64, 6) == 3072
-    assert pool_size(args, 1024, 6) == 512
-    args.pool_size = 5000
-    assert pool_size(args, 1024, 6) == 5000
 
 
 def test_constant_gates_come_first(base, tmp_path):

@@ -6,12 +6,23 @@ import pytest
 import torch
 
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.evaluation.ruler import dilate
+from stylefusion_hf.evaluation.measurement import dilate
 from stylefusion_hf.imaging.alignment import fit_similarity, region_axes
 from stylefusion_hf.imaging.features import channel_energies
+from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.training import objectives as obj
-from stylefusion_hf.training._fusion_parts import start_gates
-from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment, draw_codes
+from stylefusion_hf.training.composed import (
+    compose,
+    masked_distance,
+    offsets,
+    pose_error,
+    relative_distance,
+    segmentation_loss,
+)
+from stylefusion_hf.training.contrastive import spatial_contrast
+from stylefusion_hf.training.networks import soft_centers
+from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment
+from stylefusion_hf.training.start_gates import start_gates
 from tests.tiny import tiny_fusion, tiny_generator
 
 
@@ -67,7 +78,7 @@ def test_a_picture_is_put_together_back_to_front():
     base, other = squares(0), squares(4)
     claims = base.clone()
     claims[:, 2] = other[:, 2]  # the small square from elsewhere
-    layout, owner = obj.compose(claims, torch.zeros_like(claims))
+    layout, owner = compose(claims, torch.zeros_like(claims))
     assert torch.equal(layout == 2, other[:, 2])
     gone = base[:, 2] & ~other[:, 2]
     assert (layout[gone] == -1).all()  # what shows where it was nobody knows
@@ -76,7 +87,7 @@ def test_a_picture_is_put_together_back_to_front():
     claims[:, 0] = other[:, 0]  # the background of the other, which its squares hide in part
     hidden = torch.zeros_like(claims)
     hidden[:, 0] = base[:, 0] & ~other[:, 0]
-    layout, owner = obj.compose(claims, hidden)
+    layout, owner = compose(claims, hidden)
     assert torch.equal(layout, base.float().argmax(dim=1))
     assert torch.equal(owner == -1, hidden[:, 0])
 
@@ -84,20 +95,58 @@ def test_a_picture_is_put_together_back_to_front():
 def test_relative_distance_is_0_at_the_target_and_1_at_the_stranger():
     target, stranger = torch.rand(2, 2, 3, 32, 32)
     mask = squares(0)[:, 1].expand(2, -1, -1)
-    assert obj.relative_distance(target, target, stranger, mask).tolist() == [0.0, 0.0]
-    far = obj.relative_distance(stranger, target, stranger, mask)
+    assert relative_distance(target, target, stranger, mask).tolist() == [0.0, 0.0]
+    far = relative_distance(stranger, target, stranger, mask)
     assert ((far > 0.85) & (far < 1)).all()
     outside = torch.where(mask[:, None], target, stranger)
-    assert obj.relative_distance(outside, target, stranger, mask).tolist() == [0.0, 0.0]
-    assert obj.relative_distance(stranger, target, stranger, torch.zeros_like(mask)).tolist() == [0.0, 0.0]
+    assert relative_distance(outside, target, stranger, mask).tolist() == [0.0, 0.0]
+    assert relative_distance(stranger, target, stranger, torch.zeros_like(mask)).tolist() == [0.0, 0.0]
 
 
 def test_masked_distance_forgives_small_shifts():
-    x = torch.zeros(1, 3, 16, 16)
+    x = torch.zeros(1, 3, 64, 64)
     x[..., 8], x[..., 9] = 1.0, -1.0  # a line moved by one pixel
-    mask = torch.ones(1, 16, 16)
-    assert obj.masked_distance(x, mask, levels=3) < obj.masked_distance(x.abs(), mask, levels=3)
-    torch.testing.assert_close(obj.masked_distance(x, mask, levels=1), torch.tensor([96.0]))
+    mask = torch.ones(1, 64, 64)
+    none = torch.zeros_like(x)
+    assert masked_distance(x, none, mask) < 0.6 * masked_distance(x.abs(), none, mask)
+    torch.testing.assert_close(masked_distance(x.abs(), none, mask), torch.tensor([384.0]))  # at every cell size alike
+
+
+def textured(size: int, seed: int, shift: float = 0.0) -> torch.Tensor:
+    """(1, 3, size, size): the same picture at every size, smooth forms and a weave of 1/20 of the width, moved right
+    by `shift` of the width.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(*[(torch.arange(size) + 0.5) / size] * 2, indexing="ij")
+    x = x - shift
+    a, b, phase = torch.randn(3, 6, 1, 1, generator=draw)
+    waves = torch.sin(4 * a * x + 4 * b * y + phase)  # (6, H, W)
+    forms = torch.einsum("ck,khw->chw", torch.randn(3, 6, generator=draw), waves)
+    weave = torch.sin(2 * torch.pi * 20 * (x + 0.3 * y + seed)) * 0.3
+    return (forms / 4 + weave)[None]
+
+
+def test_a_perfect_region_a_cell_off_costs_the_same_at_every_size():
+    costs, wrong = [], []
+    for size in (64, 128, 256):
+        y, x = torch.meshgrid(*[(torch.arange(size) + 0.5) / size - 0.5] * 2, indexing="ij")
+        mask = (x.square() + y.square() < 0.09)[None]
+        target, stranger = textured(size, 1), textured(size, 2)
+        costs.append(float(relative_distance(textured(size, 1, 1 / 64), target, stranger, mask)))
+        wrong.append(float(relative_distance(textured(size, 3), target, stranger, mask)))
+    assert max(costs) < 1.15 * min(costs)
+    assert max(costs) < 0.5 * min(wrong)
+    assert max(wrong) < 1.15 * min(wrong)
+
+
+def test_detail_finer_than_a_cell_counts_by_its_strength():
+    draw = torch.Generator().manual_seed(0)
+    smooth = textured(256, 1)
+    grain = 0.5 * torch.randn(2, 3, 256, 256, generator=draw)
+    mask, stranger = torch.ones(1, 256, 256), textured(256, 2)
+    target = smooth + grain[:1]
+    same_kind, none = (relative_distance(x, target, stranger, mask) for x in (smooth + grain[1:], smooth))
+    assert float(same_kind) < 0.5 * float(none)
 
 
 def test_segmentation_loss_asks_for_regions_or_for_their_absence():
@@ -108,7 +157,7 @@ def test_segmentation_loss_asks_for_regions_or_for_their_absence():
     layout[other[:, 2]] = 2
 
     def loss(masks):
-        return float(obj.segmentation_loss((masks.float() * 12).softmax(dim=1), layout, frame))
+        return float(segmentation_loss((masks.float() * 12).softmax(dim=1), layout, frame))
 
     moved = base.clone()
     moved[:, 2], moved[:, 1] = other[:, 2], (base[:, 1] | base[:, 2]) & ~other[:, 2]
@@ -134,22 +183,22 @@ def test_spatial_contrast_is_about_places_where_codes_differ():
     first, second = torch.randn(2, 1, 16, 32, 32, generator=draw)
     references = torch.stack([first, first, second], dim=1)  # the small square is another code's
     composed = torch.where(masks[:, 2:] > 0, second, first)
-    assert float(obj.spatial_contrast(composed, references, masks)) < 0.01
-    assert float(obj.spatial_contrast(first, references, masks)) > 0.1
-    assert float(obj.spatial_contrast(second, references, masks)) > 2
+    assert float(spatial_contrast(composed, references, masks)) < 0.01
+    assert float(spatial_contrast(first, references, masks)) > 0.1
+    assert float(spatial_contrast(second, references, masks)) > 2
     same = torch.stack([first] * 3, dim=1)
-    assert float(obj.spatial_contrast(second, same, masks)) == 0.0  # nothing to tell apart
+    assert float(spatial_contrast(second, same, masks)) == 0.0  # nothing to tell apart
 
 
 def test_middles_follow_the_picture_and_poses_are_compared_by_them():
     left, right = (squares(x).float() for x in (0, 4))
-    middles = [obj.soft_middles(x) for x in (left, right)]
+    middles = [soft_centers(x) for x in (left, right)]
     torch.testing.assert_close((middles[1] - middles[0])[0, 2], torch.tensor([4 * 2 / 32, 0.0]))
     weight = torch.tensor([[1.0, 3.0]])
-    error = obj.pose_error(middles[0][:, 1:], middles[1][:, 1:], weight)
+    error = pose_error(middles[0][:, 1:], middles[1][:, 1:], weight)
     torch.testing.assert_close(error, torch.tensor([0.25]), atol=1e-3, rtol=0)
-    assert float(obj.pose_error(middles[0][:, 1:], middles[0][:, 1:], weight)) < 1e-6
-    apart = obj.offsets(middles[0], [([2], [1])]) - obj.offsets(middles[1], [([2], [1])])
+    assert float(pose_error(middles[0][:, 1:], middles[0][:, 1:], weight)) < 1e-6
+    apart = offsets(middles[0], [([2], [1])]) - offsets(middles[1], [([2], [1])])
     torch.testing.assert_close(apart, torch.zeros(1, 1, 2))  # both moved alike
 
 

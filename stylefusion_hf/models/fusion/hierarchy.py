@@ -67,6 +67,9 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             alignment on whether the sibling does, too (`fusion_net.company`).
         standardise: show the MLPs every style channel as its deviation from its mean, in units of its standard
             deviation (see `set_statistics`); what is blended stays the code itself.
+        adaptive_conv_layers: how many conv vectors, from the first, have gates that an MLP makes. Those of the others
+            are constants, or follow novelty alone where `gate_novelty` is on; this needs `gate_bias`. None: all.
+        adaptive_rgb_layers: the same of the toRGB vectors.
 
     Raises:
         ValueError: for shapes that do not fit together, or an invalid tree.
@@ -104,6 +107,8 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         gate_product: bool = False,
         gate_novelty: bool = False,
         standardise: bool = False,
+        adaptive_conv_layers: int | None = None,
+        adaptive_rgb_layers: int | None = None,
     ):
         super().__init__()
         self.tree = RegionTree.of(tree)
@@ -126,6 +131,8 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             gate_product=gate_product,
             gate_novelty=gate_novelty,
             standardise=standardise,
+            adaptive_conv_layers=adaptive_conv_layers,
+            adaptive_rgb_layers=adaptive_rgb_layers,
         )
         self.layout = StyleLayout(spec)
         self.nets = nn.ModuleDict({NET_PREFIX + name: FusionNet(spec) for name in self.tree.fused})

@@ -58,10 +58,12 @@ class Blender(nn.Module):
     Args:
         spec: the shapes.
         codes: how many codes enter: a, b and, in the segments blender, extra.
-        rows: how many style vectors it serves (R).
+        rows: the R style vectors that it serves, as indices into `spec.sizes`.
     """
 
-    def __init__(self, spec: FusionSpec, codes: int, rows: int):
+    adaptive: Tensor | None
+
+    def __init__(self, spec: FusionSpec, codes: int, rows: Sequence[int]):
         super().__init__()
         width, lr = spec.padded_width, spec.lr_multiplier
         inputs = codes * width + spec.num_indicators * spec.indicator_repeats
@@ -70,10 +72,12 @@ class Blender(nn.Module):
         self.layers = nn.ModuleList(
             FoldedLinear(a, b, lr, zero=spec.gate_bias and i == last) for i, (a, b) in enumerate(pairwise(widths))
         )
-        self.gate_bias = nn.Parameter(torch.empty(rows, width)) if spec.gate_bias else None
+        self.gate_bias = nn.Parameter(torch.empty(len(rows), width)) if spec.gate_bias else None
         if self.gate_bias is not None:
             nn.init.zeros_(self.gate_bias)
-        self.gate_novelty = nn.Parameter(torch.zeros(rows, width)) if spec.gate_novelty else None
+        self.gate_novelty = nn.Parameter(torch.zeros(len(rows), width)) if spec.gate_novelty else None
+        adaptive = torch.tensor([[float(v in spec.adaptive_rows)] for v in rows])  # (R, 1)
+        self.register_buffer("adaptive", None if adaptive.all() else adaptive, persistent=False)
         self.linear_end = spec.final_activation == "linear"
         self.product = spec.gate_product
         self.indicator_repeats = spec.indicator_repeats
@@ -94,6 +98,8 @@ class Blender(nn.Module):
             x = F.leaky_relu_(layer.product(x, GAIN), SLOPE)
         x = last.product(x) if self.linear_end else F.leaky_relu_(last.product(x, GAIN), SLOPE)
         x = x.unflatten(0, (batch, count))
+        if self.adaptive is not None:  # the other rows keep their constants, and what these make of novelty
+            x = x * self.adaptive.to(x.dtype)
         logits, *factors = x.split(codes[0].shape[-1], dim=-1)
         if self.product:
             logits = logits + factors.pop(0) * signed(*codes[:2]).to(x.dtype)
@@ -137,8 +143,8 @@ class FusionNet(nn.Module):
 
     def __init__(self, spec: FusionSpec):
         super().__init__()
-        self.blender_segments = Blender(spec, codes=3, rows=len(spec.sizes))
-        self.blender_common = Blender(spec, codes=2, rows=len(spec.common_rows))
+        self.blender_segments = Blender(spec, codes=3, rows=range(len(spec.sizes)))
+        self.blender_common = Blender(spec, codes=2, rows=spec.common_rows)
 
     def forward(
         self, layout: StyleLayout, s0: Tensor, s1: Tensor | None, sc: Tensor | None, skip_equal: bool = False
@@ -257,6 +263,8 @@ def fuse_reference(
             x = layer(x)
             if layer is not blender.layers[-1] or spec.final_activation == "lrelu":
                 x = F.leaky_relu(x, SLOPE) * GAIN
+        if blender.adaptive is not None:
+            x = x * blender.adaptive[row]
         first, second = up(inputs[0]), up(inputs[1])
         logits = x[:, :width]
         if spec.gate_product:

@@ -36,6 +36,8 @@ class FusionSpec:
     gate_product: bool = False  # let logits depend on the sign of b - a ...
     gate_novelty: bool = False  # ... and on which of a net's children differ from the common code
     standardise: bool = False  # the MLPs see codes in units of each style channel's deviation from its mean
+    adaptive_conv_layers: int | None = None  # only the first vectors of either list have gates that an MLP makes; the
+    adaptive_rgb_layers: int | None = None  # others' are `gate_bias`, and `gate_novelty` if it is on; None: all
 
     def __post_init__(self) -> None:
         sizes = (*self.conv_sizes, *self.rgb_sizes)
@@ -56,9 +58,13 @@ class FusionSpec:
         for name, least in (("hidden_width", 1), ("hidden_layers", 1), ("indicator_repeats", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name in ("common_conv_layers", "common_rgb_layers"):
-            if getattr(self, name) < 0:
+        for name in ("common_conv_layers", "common_rgb_layers", "adaptive_conv_layers", "adaptive_rgb_layers"):
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not self.gate_bias and len(self.adaptive_rows) < len(sizes):
+            raise ValueError(
+                "adaptive_conv_layers and adaptive_rgb_layers leave out vectors: these need gate_bias=True"
+            )
         for name, choices in (("pooling", ("max", "mean")), ("final_activation", ("lrelu", "linear"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
@@ -85,6 +91,18 @@ class FusionSpec:
         """The vectors that are aligned to the common code, as indices into `sizes`."""
         conv = range(min(self.common_conv_layers, len(self.conv_sizes)))
         rgb = range(min(self.common_rgb_layers, len(self.rgb_sizes)))
+        return (*conv, *(len(self.conv_sizes) + k for k in rgb))
+
+    @property
+    def adaptive_rows(self) -> tuple[int, ...]:
+        """The vectors whose gates an MLP makes, as indices into `sizes`."""
+        conv, rgb = (
+            range(len(sizes) if count is None else min(count, len(sizes)))
+            for sizes, count in (
+                (self.conv_sizes, self.adaptive_conv_layers),
+                (self.rgb_sizes, self.adaptive_rgb_layers),
+            )
+        )
         return (*conv, *(len(self.conv_sizes) + k for k in rgb))
 
     def indicators(self, rows: Sequence[int], *, only_common: bool = False) -> Tensor:

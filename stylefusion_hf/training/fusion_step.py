@@ -1,5 +1,6 @@
 """One step of a fusion training, timed part by part."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stylefusion_hf.training.criterion import Criterion
+from stylefusion_hf.training.samples import Sample
 
 
 class Clock:
-    """Seconds a step by part, since the last reading."""
+    """Seconds per step by part, since the last reading."""
 
     def __init__(self, device: torch.device):
         self.device, self.seconds = device, dict.fromkeys(("fusion", "generator", "segmenter", "objective"), 0.0)
@@ -37,7 +39,7 @@ class Clock:
         return found
 
 
-def cut(x: Tensor) -> Tensor:
+def detached(x: Tensor) -> Tensor:
     """The same numbers as a leaf of a new graph, so that each part's backward pass can be timed by itself."""
     return x.detach().requires_grad_()
 
@@ -62,35 +64,65 @@ class Transfers:
 
 
 def backward(
-    criterion: Criterion, model, ema, sample, transfer: Tensor, clock: Clock, accelerator: Accelerator, scale: float
+    criterion: Criterion,
+    model,
+    ema,
+    sample: Sample,
+    transfer: Tensor,
+    clock: Clock,
+    accelerator: Accelerator,
+    scale: float,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Adds a sample's gradients to the nets'. Losses by term, the tally of `Criterion`, and the images."""
-    eye = criterion.eye
+    """Adds a sample's gradients to the nets', in as many parts as memory asks for.
+
+    Returns:
+        losses by term; the tally of `Criterion`; the images, if the criterion has a discriminator, else none of them.
+    """
+    losses: dict[str, Tensor] = {}
+    tallies, images = [], []
+    parts = list(sample.parts(criterion.plan.chunk))
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            found, tally, image = _backward(criterion, model, ema, part, sample, transfer, clock, accelerator, scale)
+        losses = {name: losses[name] + value if losses else value for name, value in found.items()}
+        tallies.append(tally)
+        images.append(image if criterion.discriminator is not None else image[:0])
+    return losses, torch.stack(tallies).sum(dim=0), torch.cat(images)
+
+
+def _backward(
+    criterion: Criterion, model, ema, sample: Sample, whole: Sample, transfer, clock: Clock, accelerator, scale: float
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """One part of `backward`."""
+    networks = criterion.networks
+    # Forward: codes -> fused code -> picture and feature maps -> segmentation -> losses.
     with clock("objective"):
-        targets = criterion.targets(sample, ema.fuse)
+        references = criterion.targets(sample, ema.fuse)
     with clock("fusion"):
         fused = model(criterion.codes(sample)).style_codes
-    codes = cut(fused)
+    codes = detached(fused)
     with clock("generator"):
-        image, maps = eye.render(codes)
-    seen, seen_maps = cut(image), {r: cut(x) for r, x in maps.items()}
+        image, maps = networks.render(codes)
+    seen, seen_maps = detached(image), {r: detached(x) for r, x in maps.items()}
     with clock("segmenter"):
-        probs = eye.segment(seen)
-    believed = cut(probs)
+        probs = networks.segment(seen)
+    believed = detached(probs)
     with clock("objective"):
-        losses, tally = criterion(sample, targets, eye.describe(seen, seen_maps, believed), transfer)
+        found = networks.describe(seen, seen_maps, believed)
+        losses, tally = criterion(sample, references, found, transfer, whole)
         accelerator.backward(criterion.total(losses) * scale)
+    # Backward, in the opposite order.
     with clock("segmenter"):
         if believed.grad is not None:
             probs.backward(believed.grad)
     with clock("generator"):
-        found = [
-            (x, y.grad) for x, y in ((image, seen), *((maps[r], seen_maps[r]) for r in maps)) if y.grad is not None
-        ]
-        torch.autograd.backward([x for x, _ in found], [grad for _, grad in found])
+        pairs = [(image, seen), *((maps[r], seen_maps[r]) for r in maps)]
+        pairs = [(x, y.grad) for x, y in pairs if y.grad is not None]
+        torch.autograd.backward([x for x, _ in pairs], [grad for _, grad in pairs])
     with clock("fusion"):
         fused.backward(codes.grad)
-    return losses, tally, seen.detach()
+    return {name: value.detach() for name, value in losses.items()}, tally, seen.detach()
 
 
 def discriminator_step(d, optimizer, plain: Tensor, fused: Tensor, accelerator: Accelerator) -> Tensor:

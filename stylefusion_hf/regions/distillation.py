@@ -14,18 +14,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylefusion_hf.core.memory import (
+    POOL_SHARE,
+    RENDER_SHARE,
+    STEP_SHARE,
+    backward_bytes,
+    chunk_size,
+    forward_bytes,
+    memory_budget,
+)
 from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.core.randomness import step_generator
+from stylefusion_hf.imaging.degradation import degrade
 from stylefusion_hf.models.labeller import FeatureLabeller
-from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.models.sampling import draw_codes
+from stylefusion_hf.models.segmenter import RegionSegmenter, segmenter_channels
 from stylefusion_hf.models.style_generator import StyleGenerator
-from stylefusion_hf.training.common import step_generator
-from stylefusion_hf.training.sampling import draw_codes
-from stylefusion_hf.training.segmenter import degrade, region_iou
+from stylefusion_hf.regions.agreement import region_iou
 
 # (images (B, 3, H, W) in [-1, 1], feature maps {h: (B, C, h, h)}) -> logits or probabilities (B, R, h, w)
 Teacher = Callable[[Tensor, Mapping[int, Tensor]], Tensor]
-POOL_BYTES = 2**31  # of pictures and labels that are kept
 HELD_OUT = 128  # pictures, at most, on which student and teacher are compared
 
 
@@ -41,10 +49,12 @@ def distil(
     samples: int = 1500,
     steps: int = 500,
     batch: int = 16,
-    channels: Sequence[int] = (16, 32, 64, 96),
+    channels: Sequence[int] | None = None,
     learning_rate: float = 2e-3,
     seed: int = 0,
     progress: bool = True,
+    memory_gib: float | None = None,
+    resolution: int | None = None,
 ) -> tuple[RegionSegmenter, dict[str, float]]:
     """Train a segmenter on a teacher's labels, on the generator's device.
 
@@ -52,13 +62,16 @@ def distil(
         generator: frozen, in eval mode.
         teacher: labels pictures; its maps' channels are `regions`.
         regions: names of the regions.
-        samples: pictures that are labelled, truncated by psi from 0.5 to 1 and partly style-mixed; no more than
-            2 GiB of them.
-        steps: optimiser steps.
-        batch: pictures a step; fewer where they are large.
-        channels: of the segmenter's levels.
+        samples: pictures that are labeled, truncated by psi from 0.5 to 1 and partly style-mixed; no more than a
+            quarter of the memory holds.
+        steps: optimizer steps.
+        batch: pictures per step, whatever their size: where memory asks for it, a few at a time.
+        channels: of the segmenter's levels; by the pictures' size if left out.
         learning_rate: at first; it falls to 0 along a cosine.
         seed: of samples, weights and degradation.
+        memory_gib: what may be used; the device's own memory, or 8 GiB on a CPU, if left out.
+        resolution: of the pictures that the student sees, the generator's own of that size; the teacher sees full
+            ones. Full ones if left out.
 
     Returns:
         The segmenter in eval mode, and its IoU with the teacher by region (and "mean") on held-out samples.
@@ -68,42 +81,61 @@ def distil(
     """
     if min(samples, steps, batch) < 1:
         raise ValueError(f"samples, steps and batch are at least 1, got {samples}, {steps} and {batch}")
-    device, size = generator.device, generator.config.resolution
+    device, full = generator.device, generator.config.resolution
+    size, budget = resolution or full, memory_budget(device, memory_gib)
+    render = chunk_size(forward_bytes(generator.feature_sizes, full), budget * RENDER_SHARE, 64)
     held = min(HELD_OUT, max(1, samples // 8))
-    count = max(held + 1, min(samples + held, POOL_BYTES // (4 * size**2)))
+    count = max(held + 1, min(samples + held, int(budget * POOL_SHARE) // (4 * size**2)))
+
+    # Data: pictures and the teacher's labels, in the host's memory.
     draw = step_generator(seed, 0, purpose=5)
-    images, labels = [], []
+    parts: list[Tensor] = []
+    marks: list[Tensor] = []
     codes = draw_codes(generator, count, draw, 0.5, 0.2)
     with torch.no_grad():
-        for s in tqdm(codes.split(at_once(size, 64)), desc="labelling samples", disable=not progress, leave=False):
+        for s in tqdm(codes.split(render), desc="labeling samples", disable=not progress, leave=False):
             picture, maps = generator.synthesis(s, return_features=True)
             picture = picture.clamp(-1, 1)
             probs = teacher(picture, maps)
-            if probs.shape[-1] != size:
+            if probs.shape[-1] > size:
+                probs = F.adaptive_avg_pool2d(probs, size)
+            elif probs.shape[-1] < size:
                 probs = F.interpolate(probs, size=(size, size), mode="bilinear", align_corners=False)
-            images.append(picture.add(1).mul(127.5).round().to(torch.uint8).cpu())
-            labels.append(probs.argmax(1).to(torch.uint8).cpu())
-    pictures, truth = torch.cat(images), torch.cat(labels)
+            if size != full:
+                picture = generator.synthesis(s, up_to=size).clamp(-1, 1)
+            parts.append(picture.add(1).mul(127.5).round().to(torch.uint8).cpu())
+            marks.append(probs.argmax(1).to(torch.uint8).cpu())
+    pictures, truth = torch.cat(parts), torch.cat(marks)
 
     def at(index: Tensor | slice) -> tuple[Tensor, Tensor]:
         return pictures[index].to(device).float().div(127.5).sub(1), truth[index].to(device).long()
 
+    # Model.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = RegionSegmenter(regions=list(regions), channels=list(channels), img_channels=pictures.shape[1])
+        widths = segmenter_channels(size) if channels is None else list(channels)
+        student = RegionSegmenter(regions=list(regions), channels=widths, img_channels=pictures.shape[1])
     student = student.to(device).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.06)
-    batch = min(batch, at_once(size, batch), count - held)
+
+    # Loss: cross entropy with the teacher's labels, of a batch in parts that fit into memory.
+    batch = min(batch, count - held)
+    one = at(slice(0, 1))
+    weights = list(student.parameters())
+    each = backward_bytes(lambda: F.cross_entropy(student.segment(one[0]), one[1]), weights)
+    part = chunk_size(each, budget * STEP_SHARE, batch)
     for step in tqdm(range(steps), desc="segmenter", disable=not progress, leave=False):
         draw = step_generator(seed, step, purpose=6)
-        x, y = at(held + torch.randint(count - held, (batch,), generator=draw))
-        loss = F.cross_entropy(student.segment(degrade(x, draw) if x.shape[1] == 3 else x), y)
+        index = held + torch.randint(count - held, (batch,), generator=draw)
         optimizer.zero_grad()
-        loss.backward()
+        x, y = at(index)
+        x = degrade(x, draw) if x.shape[1] == 3 else x
+        for images, labels in zip(x.split(part), y.split(part), strict=True):
+            (F.cross_entropy(student.segment(images), labels) * len(images) / batch).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         schedule.step()
     student = student.eval().requires_grad_(False)
     x, y = at(slice(0, held))
-    return student, region_iou(student, x.cpu(), y.cpu(), batch=at_once(size, 64))
+    return student, region_iou(student, x.cpu(), y.cpu(), batch=chunk_size(each, budget * RENDER_SHARE, 64))

@@ -1,0 +1,244 @@
+"""What a fusion training is made of: new nets, the frozen networks, and the objective that the flags describe."""
+
+import argparse
+import contextlib
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+
+from stylefusion_hf.core.memory import (
+    RENDER_SHARE,
+    MemoryPlan,
+    backward_bytes,
+    chunk_size,
+    forward_bytes,
+    memory_budget,
+    plan_pool,
+    plan_step,
+    reference_bytes,
+)
+from stylefusion_hf.core.randomness import step_generator
+from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.sampling import draw_codes
+from stylefusion_hf.models.segmenter import RegionSegmenter
+from stylefusion_hf.models.style_generator import StyleGenerator
+from stylefusion_hf.regions.distillation import distil
+from stylefusion_hf.training.common import export
+from stylefusion_hf.training.criterion import TERMS, Criterion
+from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
+from stylefusion_hf.training.pool import RenderedPool
+from stylefusion_hf.training.roles import Roles
+from stylefusion_hf.training.samples import Sample
+from stylefusion_hf.training.start_gates import driving_layers, measure_energies, start_gates
+
+logger = logging.getLogger("stylefusion_hf")
+LEAST_AGREEMENT = 0.8  # IoU of a segmenter on training pictures with itself on full ones, below which one is distilled
+
+
+def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) -> FusionHierarchy:
+    """New nets, small ones that start as constant gates; those of layers beyond --train_resolution stay constant."""
+    resolution, own = training_resolution(args.train_resolution, g.picture_sizes), args.rgb_indicators
+    whole = resolution == g.config.resolution
+    convs, rgbs = driving_layers(g, resolution)
+
+    def layers(resolutions: list[int], limit: int) -> int:
+        return sum(r <= limit for r in resolutions)
+
+    return FusionHierarchy(
+        tree=tree.to_dict(),
+        conv_sizes=g.conv_sizes,
+        rgb_sizes=g.rgb_sizes,
+        padded_width=max(g.conv_sizes + g.rgb_sizes),
+        hidden_width=args.hidden_width,
+        hidden_layers=args.hidden_layers,
+        num_indicators=len(g.conv_sizes) + (len(g.rgb_sizes) if own else 1),
+        indicator_repeats=1,
+        shared_indicators=not own,
+        common_conv_layers=layers(g.conv_resolutions, args.common_resolution),
+        common_rgb_layers=layers(g.rgb_resolutions, args.common_resolution),
+        lr_multiplier=1.0,
+        pooling=args.pooling,
+        final_activation=args.final_activation,
+        gate_bias=True,
+        gate_product=args.gate_product,
+        gate_novelty=args.gate_novelty,
+        standardise=args.standardise,
+        adaptive_conv_layers=None if whole else convs,
+        adaptive_rgb_layers=None if whole else rgbs,
+    )
+
+
+def load_frozen(
+    args: argparse.Namespace, accelerator: Accelerator
+) -> tuple[StyleGenerator, StyleGAN2Discriminator | None]:
+    """Generator and (if the realism term wants it) discriminator of the given folder, frozen."""
+    if not args.pretrained_model_name_or_path:
+        raise ValueError("--model is missing: a folder or Hub id that holds generator/")
+    where = {"revision": args.revision, "variant": args.variant}
+
+    def load(cls: Any, name: str) -> Any:
+        return cls.from_pretrained(args.pretrained_model_name_or_path, subfolder=name, **where)
+
+    def frozen(model: Any) -> Any:
+        return model.eval().requires_grad_(False).to(accelerator.device)
+
+    g = frozen(load(StyleGenerator, "generator"))
+    if not args.realism_weight:
+        return g, None
+    return g, frozen(without_batch_statistics(load(StyleGAN2Discriminator, "discriminator")))
+
+
+def fit_preview(args: argparse.Namespace, g: StyleGenerator) -> None:
+    """Give a generator that makes no pictures of the training resolution a head for them, fitted to its full pictures.
+
+    The head is saved with the generator. ValueError for a resolution that the generator has no features of.
+    """
+    sizes = sorted({*g.feature_sizes, *g.picture_sizes})
+    wanted = training_resolution(args.train_resolution, sizes)
+    if wanted not in g.picture_sizes:
+        quality = g.fit_preview(wanted, seed=args.seed)
+        logger.info("pictures of %d px are those of a fitted head: %.1f dB from reduced full ones", wanted, quality)
+
+
+def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminator:
+    """The same discriminator, its minibatch-deviation channels taken to be 0: a picture's logit must not depend on its
+    neighbours'.
+    """
+    extra = d.config.mbstd_channels
+    if not extra:
+        return d
+    config = {k: v for k, v in d.config.items() if not k.startswith("_")} | {"mbstd_channels": 0}
+    plain = StyleGAN2Discriminator(**config)
+    state = d.state_dict()
+    state["conv.weight"] = state["conv.weight"][:, :-extra]
+    # Equalised layers divide by the root of their inputs' number, which is smaller now.
+    state["conv.weight"] = state["conv.weight"] * math.sqrt((d.conv.weight.shape[1] - extra) / d.conv.weight.shape[1])
+    plain.load_state_dict(state)
+    return plain
+
+
+def build_criterion(
+    args: argparse.Namespace,
+    tree: RegionTree,
+    g: StyleGenerator,
+    segmenter: Any,
+    discriminator: StyleGAN2Discriminator | None,
+    resolution: int | None = None,
+    precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> Criterion:
+    """The objective that the flags describe, with its pool; at `resolution` instead of --train_resolution if given."""
+    weights = {name: getattr(args, f"{name}_weight") for name in TERMS}
+    known = list(segmenter.config.regions)
+    roles = Roles.of(tree, known, args.pose_regions, args.static_regions)
+    if args.layout_weight and not roles.groups:
+        logger.info("--layout_weight plays no part: the tree %s has no fused inner node below the root", tree)
+        weights["layout"] = 0.0
+        if not any(weights.values()):
+            raise ValueError("every other term's weight is 0: there is nothing to train for")
+    trained = training_resolution(args.train_resolution, g.picture_sizes)
+    size, count = resolution or trained, len(roles.names)
+    plan = plan_memory(args, g, size, count, args.pool_size if size == trained else None)
+    networks = FrozenNetworks(
+        g,
+        segmenter,
+        order=[known.index(n) for n in roles.names],
+        resolution=size,
+        features=[name.strip() for name in args.features.split(",") if name.strip()],
+        keep_maps=args.spatial_weight > 0,
+        batch=plan.render,
+        precision=precision,
+    )
+    codes = draw_codes(g, plan.pool_size, step_generator(args.seed, 0, purpose=2), args.min_psi, args.mixed_share)
+    networks.calibrate(codes[:256])
+    if size < networks.full_resolution:
+        set_segmenter_resolution(args, networks, codes[:32])
+    pool = RenderedPool.render(networks, codes, plan.pool_device)
+    settings = {"deficit": args.deficit, "temperature": args.temperature, "power": args.outside_power, "plan": plan}
+    return Criterion(tree, roles, networks, pool, weights, args.reference, discriminator=discriminator, **settings)
+
+
+def plan_memory(args: argparse.Namespace, g: Any, size: int, regions: int, pool_size: int | None) -> MemoryPlan:
+    """The pool's share of --memory_gib, at pictures of `size` px."""
+    device = g.device
+    budget = memory_budget(device, args.memory_gib)
+    forward = forward_bytes(g.feature_sizes, size)
+    return plan_pool(budget, device.type, size, regions, args.train_batch_size, forward, pool_size)
+
+
+def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks, codes: torch.Tensor) -> None:
+    """As --segmenter_resolution says, or as measured on pictures of style codes (N, S).
+
+    Where the segmenter cannot make out training pictures at any size, a small one is distilled, which learns from them
+    what the segmenter says of full ones. It is kept in OUTPUT_DIR for resumed trainings.
+    """
+    size = networks.resolution
+    if args.segmenter_resolution is not None:
+        if args.segmenter_resolution < 16:
+            raise ValueError(f"--segmenter_resolution must be at least 16, got {args.segmenter_resolution}")
+        networks.segmenter_resolution = args.segmenter_resolution
+        return
+    agreement = networks.choose_segmenter_resolution(codes)
+    found = f"IoU {agreement:.2f} with what it says of full ones"
+    if agreement >= LEAST_AGREEMENT:
+        seen = networks.segmenter_resolution
+        logger.info("the segmenter sees training pictures of %d px at %d px: %s", size, seen, found)
+        return
+    logger.info("the segmenter does not make out pictures of %d px (%s): distilling one that does", size, found)
+    folder, teacher = Path(args.output_dir, f"segmenter-{size}px"), networks.segmenter
+    with PartialState().main_process_first(), PartialState().local_main_process_first():
+        if not (folder / "config.json").is_file():
+            names = list(teacher.config.regions)
+            student, iou = distil(
+                networks.generator,
+                lambda images, maps: teacher.segment(images).softmax(dim=1),
+                names,
+                seed=args.seed,
+                memory_gib=args.memory_gib,
+                resolution=size,
+            )
+            export(student, folder)
+            logger.info("its IoU on held-out pictures: %.2f", iou["mean"])
+        student = RegionSegmenter.from_pretrained(folder)
+    networks.segmenter = student.eval().requires_grad_(False).to(networks.generator.device)
+    networks.segmenter_resolution = size
+
+
+def measure_step(criterion: Criterion, fusion: FusionHierarchy, sample: Sample) -> None:
+    """Complete the criterion's plan by what a sample's step takes; `sample`: one or two mixes."""
+    networks, plan = criterion.networks, criterion.plan
+    known = [
+        *fusion.parameters(),
+        *fusion.buffers(),
+        *networks.generator.parameters(),
+        *networks.generator.buffers(),
+        *(networks.segmenter.parameters() if hasattr(networks.segmenter, "parameters") else ()),
+    ]
+
+    def forward() -> None:
+        references = criterion.targets(sample, fusion.fuse)
+        found = networks(fusion(criterion.codes(sample)).style_codes)
+        criterion.total(criterion(sample, references, found)[0])
+
+    extra = reference_bytes(networks.resolution, len(criterion.roles.names))
+    criterion.plan = plan_step(plan, backward_bytes(forward, known) // len(sample) + extra)
+
+
+def set_start_gates(args: argparse.Namespace, fusion: FusionHierarchy, criterion: Criterion) -> None:
+    """Constant gates from --start_pictures pictures, a few at a time."""
+    networks, plan = criterion.networks, criterion.plan
+    g, full = networks.generator, networks.full_resolution
+    draw = step_generator(args.seed, 0, purpose=7)
+    codes = draw_codes(g, args.start_pictures, draw, args.min_psi, args.mixed_share)
+    # With gradients every map is kept, and its copies: about four times what rendering takes.
+    batch, full_batch = (
+        chunk_size(4 * forward_bytes(g.feature_sizes, r), plan.budget * RENDER_SHARE, 64)
+        for r in (networks.resolution, full)
+    )
+    start_gates(fusion, measure_energies(networks, codes, batch, full_batch, args.seed), criterion.roles.names)

@@ -1,0 +1,189 @@
+"""The frozen generator and segmenter of a fusion training, and what they say of pictures: looks and places of regions.
+
+Everything happens at the training resolution: the picture is the generator's own of that size (`synthesis(up_to=R)`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylefusion_hf.imaging.alignment import pixel_places
+from stylefusion_hf.imaging.features import PooledMaps, colour, texture
+
+logger = logging.getLogger("stylefusion_hf")
+FEATURES = ("maps", "texture")
+DEFAULT_RESOLUTION = 256  # the most that trainings take by default: structure is decided below it
+
+
+@dataclass
+class Description:
+    """N pictures: `images` (N, 3, H, W) in [-1, 1]; `probs` (N, R, H, W) of the segmenter; `centers` (N, R, 2).
+
+    `looks`: {head: (N, R, D)}, what pose does not change: "colour", and "maps" or "texture". `maps`: {resolution:
+    (N, C, h, h)}, the generator's feature maps, channels in units of their deviation; empty unless asked for.
+    """
+
+    images: Tensor
+    probs: Tensor
+    centers: Tensor
+    looks: dict[str, Tensor]
+    maps: dict[int, Tensor]
+
+    @property
+    def masks(self) -> Tensor:
+        """(N, R, H, W), where a region is the most probable one; no gradient."""
+        probs = self.probs.detach()
+        return probs >= probs.amax(dim=1, keepdim=True)
+
+
+def training_resolution(asked: int | None, sizes: Sequence[int]) -> int:
+    """--train_resolution; by default the largest of the generator's picture sizes up to 256. ValueError otherwise."""
+    if asked is None:
+        return max((r for r in sizes if r <= DEFAULT_RESOLUTION), default=min(sizes))
+    if asked not in sizes or (asked < 16 and asked != max(sizes)):
+        known = ", ".join(str(r) for r in sizes if r >= 16)
+        raise ValueError(f"--train_resolution {asked}: this generator's pictures are of {known} px")
+    return asked
+
+
+class FrozenNetworks:
+    """Generator and segmenter.
+
+    Args:
+        order: the segmenter's channel of each region. What else it knows counts for nothing: such a pixel goes to the
+            most probable region of these.
+        resolution: of pictures, masks and losses; the generator's own if left out.
+        features: which looks besides colour: some of `FEATURES`.
+        map_resolutions: of the generator's feature maps that are read.
+        keep_maps: whether descriptions carry the maps themselves, for the spatial contrast.
+        batch: pictures that are rendered at once where there is no gradient.
+        precision: context of rendering and segmenting, such as `accelerator.autocast`.
+
+    Attributes:
+        segmenter_resolution: the size at which the segmenter sees pictures; `choose_segmenter_resolution` sets it.
+    """
+
+    def __init__(
+        self,
+        generator,
+        segmenter,
+        order: list[int],
+        resolution: int | None = None,
+        features: Sequence[str] = ("maps",),
+        map_resolutions: Sequence[int] = (16, 32),
+        keep_maps: bool = False,
+        batch: int = 64,
+        precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ):
+        if unknown := [name for name in features if name not in FEATURES]:
+            raise ValueError(f"unknown features {unknown[0]!r}: choose from {', '.join(FEATURES)}")
+        self.generator, self.segmenter, self.order, self.features = generator, segmenter, order, tuple(features)
+        self.full_resolution = generator.config.resolution
+        self.resolution = resolution or self.full_resolution
+        self.segmenter_resolution = self.resolution
+        self.map_resolutions, self.keep_maps, self.batch, self.precision = map_resolutions, keep_maps, batch, precision
+        self.pooled: PooledMaps | None = None
+
+    # --- Preparation ---
+
+    @torch.no_grad()
+    def calibrate(self, codes: Tensor) -> None:
+        """Take the maps' means and deviations from samples (N, S)."""
+        parts = []
+        for s in codes.split(self.batch):
+            found = self.generator.synthesis(s, return_features=True, up_to=self.resolution)[1]
+            parts.append({r: x.float() for r, x in found.items() if r in self.map_resolutions})  # others are large
+        maps = {r: torch.cat([p[r] for p in parts]) for r in parts[0]}
+        if maps:
+            self.pooled = PooledMaps(maps, self.map_resolutions)
+        elif "maps" in self.features or self.keep_maps:
+            raise ValueError(
+                f"a generator of {self.resolution} px has no maps of {list(self.map_resolutions)} px: train with"
+                " --features texture and without --spatial_weight"
+            )
+
+    @torch.no_grad()
+    def choose_segmenter_resolution(self, codes: Tensor, tolerance: float = 0.02) -> float:
+        """See training pictures at the smallest size at which the segmenter says of them what it says of full ones.
+
+        A segmenter is made for pictures of the generator's full size; what it sees of smaller ones depends on it.
+
+        Args:
+            codes: samples (N, S).
+            tolerance: how much of the best size's IoU a smaller one may lack.
+
+        Returns:
+            The mean IoU, at the chosen size, of labels of training pictures with labels of full pictures.
+        """
+        sizes = [self.resolution]
+        while sizes[-1] < self.full_resolution:
+            sizes.append(2 * sizes[-1])
+        counts = torch.zeros(len(sizes), len(self.order), 2)  # intersection, union
+        for s in codes.split(max(1, self.batch * self.resolution**2 // self.full_resolution**2)):
+            full = self._segment(self.generator.synthesis(s).clamp(-1, 1), self.full_resolution)
+            truth = F.adaptive_avg_pool2d(full, self.resolution).argmax(dim=1)
+            small = self.generator.synthesis(s, up_to=self.resolution).clamp(-1, 1)
+            for i, size in enumerate(sizes):
+                guess = self._segment(small, size).argmax(dim=1)
+                for r in range(len(self.order)):
+                    a, b = truth == r, guess == r
+                    counts[i, r] += torch.stack([(a & b).sum(), (a | b).sum()]).cpu()
+        iou = torch.where(counts[..., 1] > 0, counts[..., 0] / counts[..., 1].clamp_min(1), torch.nan).nanmean(dim=1)
+        chosen = next(i for i in range(len(sizes)) if iou[i] >= iou.max() - tolerance)
+        self.segmenter_resolution = sizes[chosen]
+        return float(iou[chosen])
+
+    # --- From codes to what is compared ---
+
+    def render(self, codes: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Images in [-1, 1] and feature maps of style codes (B, S)."""
+        with self.precision():
+            image, maps = self.generator.synthesis(codes, return_features=True, up_to=self.resolution)
+        wanted = self.pooled.resolutions if self.pooled else ()
+        return image.float().clamp(-1, 1), {r: maps[r].float() for r in wanted}
+
+    def segment(self, images: Tensor) -> Tensor:
+        """Probabilities (B, R, H, W)."""
+        return self._segment(images, self.segmenter_resolution)
+
+    def _segment(self, images: Tensor, size: int) -> Tensor:
+        """Probabilities of pictures that the segmenter sees at `size` px, at the pictures' size again."""
+        if size == images.shape[-1]:
+            with self.precision():
+                return self.segmenter.segment(images)[:, self.order].float().softmax(dim=1)
+        large = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+        return F.adaptive_avg_pool2d(self._segment(large, size), images.shape[-1])
+
+    def describe(self, images: Tensor, maps: Mapping[int, Tensor], probs: Tensor) -> Description:
+        """Rendered pictures, described; differentiable but for the masks."""
+        found = Description(images, probs, soft_centers(probs), {}, {})
+        masks = found.masks
+        found.looks["colour"] = colour(images, masks)
+        if "maps" in self.features and self.pooled is not None:
+            found.looks["maps"] = self.pooled(maps, masks)
+        if "texture" in self.features:
+            each = images[:, None].expand(-1, masks.shape[1], -1, -1, -1).flatten(0, 1)
+            found.looks["texture"] = texture(each, masks.flatten(0, 1)).unflatten(0, masks.shape[:2])
+        if self.keep_maps and self.pooled is not None:
+            found.maps = {r: self.pooled.standardised(maps, r) for r in self.pooled.resolutions}
+        return found
+
+    def __call__(self, codes: Tensor) -> Description:
+        """Style codes (B, S), rendered and described."""
+        images, maps = self.render(codes)
+        return self.describe(images, maps, self.segment(images))
+
+
+def soft_centers(probs: Tensor) -> Tensor:
+    """Centers (B, R, 2) of probabilities as (x, y), in `affine_grid`'s units; they move when the picture does."""
+    ys, xs = (pixel_places(n, probs.device).to(probs.dtype) for n in probs.shape[-2:])
+    sure = probs.square()  # a pixel that nobody is sure of should not pull a center
+    total = sure.sum(dim=(2, 3)).clamp_min(1e-6)
+    return torch.stack([(sure.sum(dim=2) * xs).sum(-1) / total, (sure.sum(dim=3) * ys).sum(-1) / total], dim=-1)
