@@ -58,7 +58,7 @@ def atomic_path(path: Name, sync: bool = True) -> Iterator[Path]:
             flush(target.parent)
     except OSError as error:
         if error.filename in (None, os.fspath(part)):  # otherwise it is about another file
-            raise naming(error, path) from error
+            raise error_about(error, path) from error
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -86,7 +86,7 @@ def save_image(image: Any, path: Name, format: str = "PNG", sync: bool = True, *
         image.save(part, format=format, **options)
 
 
-def naming(error: OSError, path: Name) -> OSError:
+def error_about(error: OSError, path: Name) -> OSError:
     """Return the same error with `path` as its file name."""
     if error.errno is None:
         return OSError(f"{os.fspath(path)} could not be written: {error}")
@@ -134,7 +134,7 @@ def atomic_folder(folder: Name, tidy: Callable[[Path, set[str]], None] | None = 
     except OSError as error:
         named = error.filename
         if named is None or (isinstance(named, (str, os.PathLike)) and os.fspath(named).startswith(os.fspath(work))):
-            raise naming(error, folder) from error
+            raise error_about(error, folder) from error
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -92,7 +92,7 @@ def snapshot(
         OSError: one line that names the repository, what happened and what to do.
     """
     chosen = {name: options[name] for name in OPTIONS if options.get(name) is not None}
-    with explained(f"{repo_id!r} is not a local folder, and cannot be loaded from the Hub", revision):
+    with explain_errors(f"{repo_id!r} is not a local folder, and cannot be loaded from the Hub", revision):
         storage = Path(chosen.get("cache_dir") or constants.HF_HUB_CACHE).expanduser()
         storage /= repo_folder_name(repo_id=repo_id, repo_type="model")
         before = _blobs(storage)
@@ -226,7 +226,7 @@ def _hashes(path: Path) -> set[str]:
 
 
 @contextmanager
-def explained(failure: str, revision: str | None = None) -> Iterator[None]:
+def explain_errors(failure: str, revision: str | None = None) -> Iterator[None]:
     """Convert errors of huggingface_hub to `OSError("{failure}: what happened. What to do")`; others pass unchanged.
 
     The message contains only the kind of the error, its status, and paths, never a token.

@@ -26,7 +26,7 @@ def on_main(action: Callable[[], Any]) -> Any:
     return box[0]
 
 
-def everywhere(action: Callable[[], Any], errors: tuple[type[Exception], ...] = SAVING_ERRORS) -> str | None:
+def run_everywhere(action: Callable[[], Any], errors: tuple[type[Exception], ...] = SAVING_ERRORS) -> str | None:
     """Run `action` in every process and wait for all. Return the first process's error as one line, or None."""
     problem = None
     try:
