@@ -226,7 +226,7 @@ def _nvidia(content: Mapping[Any, Any], name: str) -> Source:
 
 
 def _nvidia_state(content: Mapping[Any, Any], key: str, tensors: Any, name: str) -> Source:
-    """Plain dictionaries of tensors with NVIDIA's names, as some ports save them."""
+    """Read a plain dictionary of tensors with NVIDIA's names, as some ports save them."""
     own = content.get("D") if isinstance(content.get("D"), Mapping) else None
     notes = ["a plain dictionary of tensors does not say conv_clamp: none is set"]
 
@@ -241,7 +241,7 @@ def _nvidia_state(content: Mapping[Any, Any], key: str, tensors: Any, name: str)
 
 
 def _tensorflow(networks: Any, name: str) -> Source:
-    """(G, D, Gs) or a part of it. They are identified by their variables, as their names are free text."""
+    """Read (G, D, Gs) or some of them, identified by their variables, as their names are free text."""
     variables = [tensorflow.variables_of(network, name) for network in networks]
     generators = [i for i, found in enumerate(variables) if any(v.startswith("synthesis/") for v in found)]
     discriminators = [i for i, found in enumerate(variables) if any(v.startswith("4x4/") for v in found)]

@@ -132,7 +132,7 @@ REGION_FIELDS: dict[str, tuple[str, ...]] = {
 
 
 def swap_region(a: AvatarSpec, b: AvatarSpec, region: str) -> AvatarSpec:
-    """The true swap: `a` with the parts and colours of `b` in `region` (one of `REGIONS`), in a's pose.
+    """Return the ground-truth swap: `a` with the parts and colors of `b` in `region`, in a's pose.
 
     ValueError for an unknown region.
     """

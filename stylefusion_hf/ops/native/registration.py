@@ -126,7 +126,7 @@ def _act_grad_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 
 def _act_grad_backward(ctx: Any, grad: torch.Tensor):
-    """The operator is linear in grad, and its derivative in y is zero wherever it exists."""
+    """Differentiate act_grad: it is linear in grad, and its derivative in y is zero wherever it exists."""
     (y,) = ctx.saved_tensors
     return torch.ops.stylefusion.act_grad(grad, y, ctx.lrelu, ctx.gain, ctx.clamp), None, None, None, None
 
