@@ -168,7 +168,7 @@ def test_a_folder_with_a_network_in_it(tmp_path):
     (tmp_path / "folder").mkdir()
     for content in ({"g_ema": weights, "latent_avg": g.w_avg}, weights):
         torch.save(content, tmp_path / "folder" / "x.pt")
-        refused(tmp_path, tmp_path / "folder", r"x\.pt: holds a network's weights, no directions")
+        refused(tmp_path, tmp_path / "folder", r"x\.pt: holds a network's weights, not directions")
 
 
 def test_nothing_to_be_found(tmp_path):

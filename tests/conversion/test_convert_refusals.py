@@ -147,7 +147,7 @@ def test_tensorflow_settings(tmp_path):
 @pytest.mark.parametrize(
     ("variable", "match"),
     [
-        ("mapping/LabelConcat/weight", "normalised together"),
+        ("mapping/LabelConcat/weight", "normalized together"),
         ("synthesis/ToRGB_lod0/weight", "StyleGAN or ProGAN snapshot"),
         ("synthesis/8x8/Skip/weight", "architecture"),
     ],
