@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stylefusion_hf import __version__
-from stylefusion_hf.conversion.destination import check_destination, whole_folder
+from stylefusion_hf.conversion.destination import check_destination, replace_folder
 from stylefusion_hf.core.codes import seeds_to_z
 from stylefusion_hf.core.files import write_json
 from stylefusion_hf.core.progress import tqdm
@@ -244,7 +244,7 @@ def export(
     if missing := [name for name in dict.fromkeys(only or ()) if name not in available]:
         raise ValueError(f"this model has no {', '.join(missing)} to export: it has {', '.join(available)}")
     written = []
-    with whole_folder(out, overwrite, sources) as work:
+    with replace_folder(out, overwrite, sources) as work:
         for name in (bar := tqdm(names, disable=not progress, leave=False)):
             bar.set_description(name)
             written.append(_export_one(available[name], work, form, checked))

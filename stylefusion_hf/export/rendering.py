@@ -30,7 +30,7 @@ from stylefusion_hf.core.checks import short, shown
 from stylefusion_hf.core.codes import check_shapes, labels_to_tensor
 from stylefusion_hf.core.files import LOCK, PARTIAL, FolderLock, remove_partials, write_json
 from stylefusion_hf.core.json_files import read_object
-from stylefusion_hf.core.processes import everywhere, on_main
+from stylefusion_hf.core.processes import on_main, run_everywhere
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.recipes import MAX_CHARACTERS, Recipe
 from stylefusion_hf.core.region_tree import RegionTree
@@ -329,11 +329,11 @@ def render(
     counted: list[int] = []
     with ExitStack() as stack:
         on_main(prepare)
-        problem = everywhere(check, (ValueError, OSError))
+        problem = run_everywhere(check, (ValueError, OSError))
         if problem is not None:
             raise ValueError(problem)
         started = time.monotonic()
-        problem = everywhere(work, (OSError,))
+        problem = run_everywhere(work, (OSError,))
         if problem is not None:
             raise OSError(problem)
         results = gather_object([(sum(counted), time.monotonic() - started)])

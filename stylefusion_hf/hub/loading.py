@@ -19,7 +19,7 @@ from stylefusion_hf.core.checks import check_path, short, shown
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
 from stylefusion_hf.core.named_models import find_model
-from stylefusion_hf.core.progress import nobody_watches, quiet_loading, tqdm
+from stylefusion_hf.core.progress import is_redirected, quiet_loading, tqdm
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.models.loading import remove_other_weights, weights_sha256
 
@@ -215,7 +215,7 @@ class HubMixin(_Pipeline):
         `set_progress_bar_config(disable=False)` shows it there too.
         """
         config = getattr(self, "_progress_bar_config", {})
-        if "disable" not in config and nobody_watches():
+        if "disable" not in config and is_redirected():
             return tqdm(iterable, total=total, disable=True)
         return super().progress_bar(iterable, total)
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
-from stylefusion_hf.core.files import PARTIAL, flush, naming
+from stylefusion_hf.core.files import PARTIAL, error_about, flush
 
 SUFFIXES = (".gif", ".webp", ".mp4")
 NUMBER = re.compile(r"%(?:0(\d))?d")  # the frame's number in a pattern such as frames/hair-%03d.png
@@ -126,7 +126,7 @@ def _temporary_path(target: Path) -> Iterator[Path]:
             yield Path(folder, target.name)
         except OSError as error:
             if error.filename is None or str(error.filename).startswith(folder):
-                raise naming(error, target) from error
+                raise error_about(error, target) from error
             raise
 
 

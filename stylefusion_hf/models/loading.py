@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from stylefusion_hf.core.checks import check_path, describe_error, short, shown
 from stylefusion_hf.core.files import atomic_folder
-from stylefusion_hf.core.hub_files import explained, snapshot, weight_patterns, without_paths
+from stylefusion_hf.core.hub_files import explain_errors, snapshot, weight_patterns, without_paths
 from stylefusion_hf.core.json_files import read_object
 from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.progress import quiet_loading
@@ -178,7 +178,7 @@ class StrictModelMixin(ModelMixin):
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload as in diffusers; one-line OSError if the Hub refuses."""
-        with explained(f"cannot upload to {repo_id!r}"):
+        with explain_errors(f"cannot upload to {repo_id!r}"):
             return str(super().push_to_hub(repo_id, **kwargs))
 
     @classmethod

@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stylefusion_hf.core.files import write_json
-from stylefusion_hf.core.processes import everywhere, on_main
+from stylefusion_hf.core.processes import on_main, run_everywhere
 from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.training.checkpoints import (
     flags_of,
@@ -158,7 +158,7 @@ def start(args: argparse.Namespace) -> Accelerator:
             write_json(output / "arguments.json", flags, indent=2)
 
     on_main(prepare)
-    problem = everywhere(lambda: check_shared(output, flags))
+    problem = run_everywhere(lambda: check_shared(output, flags))
     if problem is not None:
         raise OSError(problem)
     if accelerator.is_main_process and args.report_to != "none":

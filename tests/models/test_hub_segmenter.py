@@ -466,7 +466,7 @@ REFUSED: list[tuple[list[str], str]] = [
         "knows bg, skin, .*, but not the tree's background",
     ),
     (["--segmenter", "{own}", "--region_map", "face.json"], "has regions of its own: leave --region_map out"),
-    (["--segmenter", "no/such", "--region_map", "face.json"], "'no/such' is no folder here, and cannot be loaded"),
+    (["--segmenter", "no/such", "--region_map", "face.json"], "'no/such' is not a local folder, and cannot be loaded"),
     ([], "segmenter"),
 ]
 
