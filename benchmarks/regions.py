@@ -1,4 +1,4 @@
-"""How well regions are found without labels, and learnt from a few painted samples, where the exact ones are known.
+"""How well regions are found without labels, and learned from a few painted samples, where the exact ones are known.
 
     python -m benchmarks.regions
     python -m benchmarks.regions --regions runs/avatars/regions --artwork avatars
@@ -107,7 +107,7 @@ def main() -> None:
         row = {"seconds": seconds, "mean": float(iou.mean())}
         rows[f"{count} samples"] = row | dict(zip(names, iou.tolist(), strict=True))
     if rows:
-        print(f"## Learnt from painted samples ({args.share:.0%} of their pixels)\n\n{table('', rows)}\n")
+        print(f"## Learned from painted samples ({args.share:.0%} of their pixels)\n\n{table('', rows)}\n")
 
     if args.regions:
         if args.artwork == "cars":

@@ -1,4 +1,4 @@
-"""StyleFusionPipeline: one latent code per region, fused into one harmonised picture (arXiv 2107.07437)."""
+"""StyleFusionPipeline: one latent code per region, fused into one harmonized picture (arXiv 2107.07437)."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass(frozen=True, eq=False)
 class NodeSetting:
-    """A node's codes, and how far it moves from the base towards them."""
+    """A node's codes, and how far it moves from the base toward them."""
 
     rows: tuple[Row, ...]
     strength: float = 1.0

@@ -110,7 +110,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
         sin((1 - t) angle) / sin(angle) a/|a| + sin(t angle) / sin(angle) b/|b|
 
     (Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985; White, arXiv 1609.04468, for latents), in the
-    equivalent form cos(t angle) u + sin(t angle) v, where u = a/|a| and v is the unit vector orthogonal to u towards
+    equivalent form cos(t angle) u + sin(t angle) v, where u = a/|a| and v is the unit vector orthogonal to u toward
     b. It avoids dividing by a small sine when a and b are nearly parallel. Opposite vectors have no unique shortest
     path: the path turns through the axis of a's smallest component, which is deterministic. A zero vector has no
     direction: the path from or to it is straight.

@@ -119,7 +119,7 @@ def _numbered(pattern: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path with the same name on the same disk, which is always removed afterwards."""
+    """Yield a temporary path with the same name on the same disk, which is always removed afterward."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{PARTIAL}frames-", dir=target.parent) as folder:
         try:
@@ -200,7 +200,7 @@ class GifWriter:
         if self.count == 0:
             self.file.write(b"GIF89a" + struct.pack("<HHBBB", *frame.size, 0x70, 0, 0))  # no global color table
             self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # loop forever
-        size = (len(table) // 3).bit_length() - 2  # the table has 2 ** (size + 1) colours
+        size = (len(table) // 3).bit_length() - 2  # the table has 2 ** (size + 1) colors
         self.file.write(struct.pack("<BBBBHBB", 0x21, 0xF9, 4, 0x04, _time(self.count, self.fps, 100), 0, 0))
         self.file.write(struct.pack("<BHHHHB", 0x2C, 0, 0, *frame.size, 0x80 | size) + table + pixels)
         self.count += 1

@@ -182,7 +182,7 @@ def _check_place(points: np.ndarray, side: float, size: tuple[int, int], name: s
 
 
 def _padded(picture: Image.Image, pads: Sequence[int], blur: float) -> Image.Image:
-    """Pad as in FFHQ: reflected, blurred towards the outside, and faded to the median color.
+    """Pad as in FFHQ: reflected, blurred toward the outside, and faded to the median color.
 
     Args:
         picture: mode RGB.

@@ -96,7 +96,7 @@ def open_labels(path: str | os.PathLike[str], shape: tuple[int, int] | None = No
     with opened_image(path, ["PNG"]) as opened:
         if opened.mode not in ("P", "L"):
             raise ValueError(
-                f"{shown(os.fspath(path), 400)} has mode {opened.mode}: label maps must be palette or grey PNGs whose"
+                f"{shown(os.fspath(path), 400)} has mode {opened.mode}: label maps must be palette or gray PNGs whose"
                 " values are ids"
             )
         if shape is not None and opened.size != shape[::-1]:
@@ -125,7 +125,7 @@ def check_image(image: Image.Image | np.ndarray, name: str = "the image", channe
         OSError: it cannot be decoded completely.
     """
     if channels not in _TARGETS:
-        raise ValueError(f"channels must be 3 (colour), 1 (grey) or 4 (colour and alpha), got {channels}")
+        raise ValueError(f"channels must be 3 (color), 1 (gray) or 4 (color and alpha), got {channels}")
     if not isinstance(image, Image.Image):
         images = array_images(image, name)
         if len(images) != 1:
@@ -264,7 +264,7 @@ def _check_header(image: Image.Image, name: str) -> None:
             raise ValueError(f"{name} has {several}: save the intended one as a separate picture")
     if image.mode not in _CONVERTIBLE and not _is_16_bit(image):
         raise ValueError(
-            f"{name} has mode {image.mode}, whose values have no known range or colours: convert it to RGB or L"
+            f"{name} has mode {image.mode}, whose values have no known range or colors: convert it to RGB or L"
         )
 
 

@@ -194,7 +194,7 @@ def _wrap(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width:
 
 
 def image_grid(images: torch.Tensor, columns: int) -> Image.Image:
-    """(N, 3, H, W), or grey (N, 1, H, W), in [-1, 1] -> one picture, row by row."""
+    """(N, 3, H, W), or gray (N, 1, H, W), in [-1, 1] -> one picture, row by row."""
     n, c, h, w = images.shape
     rows = -(-n // columns)
     canvas = torch.ones(rows * columns, c, h, w)

@@ -99,7 +99,7 @@ class CodePrior:
     Args:
         w_mean, w_std: (w_dim,), mean and standard deviation of w.
         s_mean, s_std: (S,), mean and standard deviation of s.
-        centre: (w_dim,), mean of the unfolded w.
+        center: (w_dim,), mean of the unfolded w.
         whiten: (w_dim, K), maps the centered unfolded w to uncorrelated numbers of standard deviation 1.
     """
 
@@ -185,7 +185,7 @@ def optimize(
     noise_mode: str = "none",
     on_step: OnStep | None = None,
 ) -> OptimizationResult:
-    """Optimize codes towards the objective's targets, by Adam with the schedule of Karras et al.
+    """Optimize codes toward the objective's targets, by Adam with the schedule of Karras et al.
 
     Args:
         generator: in float32; not modified.
@@ -280,7 +280,7 @@ def tune(
     al., arXiv 2106.05744).
 
     All pivots share one copy. Only the synthesis network is tuned, so that w, s and the fusion nets' codes keep their
-    meaning. To preserve the pictures of other codes, the copy is regularized towards the original at codes between a
+    meaning. To preserve the pictures of other codes, the copy is regularized toward the original at codes between a
     pivot and a random code, like those that fusion produces.
 
     Args:

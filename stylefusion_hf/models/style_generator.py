@@ -149,7 +149,7 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
     # --- From space to space -----------------------------------------------------------------------------------------
 
     def truncate(self, w: torch.Tensor, psi: float | torch.Tensor, cutoff: int | None = None) -> torch.Tensor:
-        """Move w towards the mean: mean + psi * (w - mean).
+        """Move w toward the mean: mean + psi * (w - mean).
 
         Args:
             w: (B, w_dim) or w+ (B, num_ws, w_dim).

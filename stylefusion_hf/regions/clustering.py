@@ -67,7 +67,7 @@ def colour_agreement(colours: Tensor, nearest: Tensor, k: int, least: int = 4) -
     together get 0.
 
     Args:
-        colours: (N, P, 3).
+        colors: (N, P, 3).
         nearest: (N, P), the clusters.
     """
     member = F.one_hot(nearest, k).to(colours)

@@ -99,7 +99,7 @@ def write_regions(
             generator, teacher, names, samples, steps, channels=channels, seed=2 * seed + number, progress=progress
         )
         student.cpu().save_pretrained(folder / part)
-        report[f"IoU of {part} with what it learnt from"] = {k: round(v, 3) for k, v in iou.items()}
+        report[f"IoU of {part} with what it learned from"] = {k: round(v, 3) for k, v in iou.items()}
     save_image(sample_strip(generator, SHOWN, seed), folder / "samples.png")
     write_text(folder / "tree.json", tree.to_json(indent=1) + "\n")
     _finish(folder, tree, report)

@@ -72,7 +72,7 @@ def border_share(labels: Tensor, count: int) -> Tensor:
 
 
 def region_names(labels: Tensor, count: int, behind: Tensor) -> list[str]:
-    """Name regions by position: background (with its position, if there are several), top_left, centre, ...; equal
+    """Name regions by position: background (with its position, if there are several), top_left, center, ...; equal
     names are numbered.
     """
     centre, area = region_centroids(labels, count)

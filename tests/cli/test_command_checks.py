@@ -286,7 +286,7 @@ AFTERWARDS = (
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_command_starts_light(model: str, broken: bool) -> None:
-    """The picture is the same, what was hidden can be had afterwards, and where hiding fails nothing is lost."""
+    """The picture is the same, what was hidden can be had afterward, and where hiding fails nothing is lost."""
     argv = ["fuse", "--model", model, "--base", "1", "--region", "hair=7", "--device", "cpu"]
     program = LIGHT.format(broken=broken) + ("" if broken else AFTERWARDS)
     done = run("-c", program, *argv, "--out", "light.png")

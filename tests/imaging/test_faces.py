@@ -14,7 +14,7 @@ from tests.portraits import FIVE, SIXTY_EIGHT, blob_centre, portrait, similarity
 def published_square(
     eye_left: Any, eye_right: Any, mouth_left: Any, mouth_right: Any
 ) -> tuple[complex, complex, float]:
-    """Karras et al., arXiv 1710.10196, appendix C, in complex numbers: centre, axis of length 1, side."""
+    """Karras et al., arXiv 1710.10196, appendix C, in complex numbers: center, axis of length 1, side."""
     e0, e1, m0, m1 = (complex(*point) for point in (eye_left, eye_right, mouth_left, mouth_right))
     x = e1 - e0
     y = (e0 + e1) / 2 - (m0 + m1) / 2

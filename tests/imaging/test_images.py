@@ -87,7 +87,7 @@ def test_cmyk_files(tmp_path: Path) -> None:
 def test_transparency_is_put_on_white(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "a.png"
     if mode == "P":
-        Image.new("P", (20, 20), 0).save(path, transparency=0)  # its only colour, black, is clear
+        Image.new("P", (20, 20), 0).save(path, transparency=0)  # its only color, black, is clear
     else:
         Image.new("RGBA", (20, 20), (0, 0, 0, 0)).convert(mode).save(path)
     assert open_image(path).getextrema() == ((255, 255),) * 3

@@ -1,4 +1,4 @@
-"""Inversion: what is optimised, by hand and through the pipeline, on tiny random models."""
+"""Inversion: what is optimized, by hand and through the pipeline, on tiny random models."""
 
 import doctest
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_objectives_refuse_masks_and_weights_that_say_nothing() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Optimisation.
+# Optimization.
 
 
 @pytest.mark.parametrize("space", ["w", "w+", "s"])

@@ -416,7 +416,7 @@ def test_the_trainer_distils_one_by_default(base: Path, folder: Path, tmp_path: 
     pipe = StyleFusionPipeline.from_pretrained(out)
     assert type(pipe.segmenter) is RegionSegmenter
     assert set(pipe.segmenter.config.regions) >= set(pipe.fusion.tree.leaves)
-    assert f"learnt its regions from {folder.name}" in (out / "README.md").read_text()
+    assert f"learned its regions from {folder.name}" in (out / "README.md").read_text()
     assert (out / "regions" / "regions.png").is_file() and (out / "regions" / "judges" / "segmenter").is_dir()
     monkeypatch.setattr(region_folders, "write_regions", None)  # a second run takes what is there
     fusion.train(fusion.parse_args([*flags(base, out, *chosen), "--resume_from_checkpoint", "latest"]))
@@ -429,7 +429,7 @@ def test_the_trainer_takes_one(base: Path, folder: Path, model: HubSegmenter, tm
     out = tmp_path / "out"
     chosen = ["--segmenter", folder, "--region-map", base / "map.json", AS_IT_IS]
     assert main(["train", "fusion", *flags(base, out, *chosen)]) == 0
-    assert f"{folder.name}, whose weights are part of this folder: its licence" in (out / "README.md").read_text()
+    assert f"{folder.name}, whose weights are part of this folder: its license" in (out / "README.md").read_text()
     pipe = StyleFusionPipeline.from_pretrained(out)
     assert type(pipe.segmenter) is HubSegmenter
     assert torch.equal(pipe.segmenter.segment(pictures(1)), model.segment(pictures(1)))

@@ -1,4 +1,4 @@
-"""Regions learnt from painted samples, and the page that they are painted on."""
+"""Regions learned from painted samples, and the page that they are painted on."""
 
 import base64
 import json

@@ -28,7 +28,7 @@ from tests.tiny import assert_same_weights, saved_weights, tiny_segmenter
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """A labelled data set of 12 pictures: a disc on a background."""
+    """A labeled data set of 12 pictures: a disc on a background."""
     root = tmp_path_factory.mktemp("pictures")
     random = np.random.RandomState(0)
     for kind in ("images", "labels"):

@@ -68,7 +68,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         gate_product: let a logit depend on the sign of its channel's difference (`net.signed`).
         gate_novelty: let a logit depend on which child differs from the common code (`net.novelty`) and, in alignment,
             on whether the sibling differs too (`net.company`).
-        standardise: show the MLPs each style channel as its deviation from its mean, in units of its standard
+        standardize: show the MLPs each style channel as its deviation from its mean, in units of its standard
             deviation (see `set_statistics`); the blended codes are not standardized.
         adaptive_conv_layers: number of conv vectors, from the first, whose gates come from an MLP. The others have
             constant gates, or gates that only depend on novelty if `gate_novelty` is on; needs `gate_bias`. None: all.
