@@ -175,7 +175,7 @@ def bomb(side: int) -> Callable[[Path], Any]:
     return lambda path: path.write_bytes(png(side, side, 8, 2, b"\0" * 100))
 
 
-FRAMES = "has 3 frames: save the one that is meant"
+FRAMES = "has 3 frames: save the intended one"
 REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "text": ("a.png", lambda path: path.write_text("no picture"), "not a picture that Pillow knows"),
     "empty": ("a.jpg", lambda path: path.write_bytes(b""), "not a picture that Pillow knows"),
@@ -185,9 +185,9 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "animated GIF": ("a.gif", animated, FRAMES),
     "animated PNG": ("a.png", animated, FRAMES),
     "animated WebP": ("a.webp", animated, FRAMES),
-    "pages": ("a.tif", animated, "has 3 pages: save the one"),
-    "float": ("a.tif", lambda path: picture(mode="F").save(path), "has mode F, whose numbers have no range"),
-    "32 bits": ("a.tif", lambda path: picture(mode="I").save(path), "has mode I, whose numbers"),
+    "pages": ("a.tif", animated, "has 3 pages: save the intended one"),
+    "float": ("a.tif", lambda path: picture(mode="F").save(path), "has mode F, whose values have no known range"),
+    "32 bits": ("a.tif", lambda path: picture(mode="I").save(path), "has mode I, whose values"),
     "one pixel": ("a.png", lambda path: picture(1, 1).save(path), "is 1 x 1 pixels: too small"),
     "a line": ("a.png", lambda path: picture(500, 7).save(path), "is 500 x 7 pixels: too small, each side needs at"),
     "cut off PNG": ("a.png", cut_off, "cannot read"),

@@ -206,7 +206,7 @@ def test_align_with_a_detector_that_lies_here(pictures: None, monkeypatch: pytes
         ),
         (
             ["a.png", "--landmarks", "landmarks.json", "--size", "1024", "--out", "o.png"],
-            "the picture a.png: the face's",
+            "the picture a.png: the square around the face",
         ),
         (["a.png", "--landmarks", "landmarks.json", "--face", "0", "--out", "o.png"], "--face chooses among"),
         (["a.png", "--detector", "mtcnn", "--face", "-1", "--out", "o.png"], "--face"),
