@@ -65,7 +65,8 @@ def write_found(
 ) -> Path:
     """`write_regions` of a labeller that was found or taught, which is kept in labeller/."""
     names, teacher = list(found.labeller.config.regions), labeller_teacher(found.labeller)
-    found.labeller.save_pretrained(Path(folder) / "labeller")
+    labeller: Any = found.labeller  # mypy does not see through its wraps
+    labeller.save_pretrained(Path(folder) / "labeller")
     return write_regions(folder, generator, found.tree, teacher, names, found.report, samples, steps, seed, progress)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stylefusion_hf.data.avatar_choices import CLOTHES, EYEBROWS, EYES, FACIAL_HAIR, GLASSES, HAIR, HATS, MOUTHS
 from stylefusion_hf.data.avatar_parts import load_part
-from stylefusion_hf.data.avatar_render import CENTRE_X, CENTRE_Y, FRAME
+from stylefusion_hf.data.avatar_render import CENTER_X, CENTER_Y, FRAME
 from stylefusion_hf.data.avatar_spec import NONE, REGION_FIELDS, AvatarSpec
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.imaging.alignment import warp
@@ -51,7 +51,7 @@ def avatar_points(spec: AvatarSpec) -> list[list[float]]:
     """
     angle, points = math.radians(spec.rotation), []
     for x, y in CANVAS_POINTS.values():
-        dx, dy = spec.scale * (x - CENTRE_X), spec.scale * (y - CENTRE_Y)
+        dx, dy = spec.scale * (x - CENTER_X), spec.scale * (y - CENTER_Y)
         across = dx * math.cos(angle) - dy * math.sin(angle)
         down = dx * math.sin(angle) + dy * math.cos(angle)
         points.append([2 * (across / FRAME + spec.shift_x), 2 * (down / FRAME + spec.shift_y)])
