@@ -1,4 +1,4 @@
-"""Whether a converted folder is what its source was: it is loaded as a user would load it, rendered, and compared."""
+"""Checks of a converted folder: load it as a user would, render a sample, and compare it with a reference."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 HELP = "docs/reference/convert.md"
-CODE_TOLERANCE = 1e-4  # of the largest number of a code
-IMAGE_TOLERANCE = 1e-3  # of a picture's standard deviation
-PIXEL_TOLERANCE = 2.0  # of 255 levels, for pictures that were rounded, perhaps on another device
+CODE_TOLERANCE = 1e-4  # relative to the largest number of a code
+IMAGE_TOLERANCE = 1e-3  # relative to a picture's standard deviation
+PIXEL_TOLERANCE = 2.0  # of 255 levels, for 8-bit pictures, possibly rendered on another device
 USUAL_PSI = (1.0, 0.7, 0.5)
-MAX_SAMPLES = 1024  # of a reference
+MAX_SAMPLES = 1024  # in a reference
 
 
 @dataclass
 class Comparison:
-    """One line of a comparison: `error` is in the units of `tolerance`."""
+    """One compared quantity; `error` and `tolerance` are in the same units."""
 
     what: str
     error: float
@@ -44,12 +44,12 @@ class Comparison:
 
 
 def is_too_large(generator: StyleGenerator) -> bool:
-    """Whether a picture needs more memory than a check may take."""
+    """Return whether a picture needs more memory than a check may take."""
     return render_size(generator.config, tiled=isinstance(generator, StyleGAN2Generator)) > LARGEST
 
 
 def first_label(generator: StyleGenerator, batch: int) -> torch.Tensor | None:
-    """(batch, label_dim) of the first class, or None for an unconditional generator."""
+    """Return labels (batch, label_dim) of the first class, or None for an unconditional generator."""
     if not generator.config.label_dim:
         return None
     return torch.eye(1, generator.config.label_dim).expand(batch, -1)
@@ -57,7 +57,10 @@ def first_label(generator: StyleGenerator, batch: int) -> torch.Tensor | None:
 
 @torch.inference_mode()
 def sample_statistics(generator: StyleGenerator, seed: int = 0) -> dict[str, float]:
-    """A sample's mean, standard deviation, least and largest value. ConversionError if it is no picture at all."""
+    """Render a sample and return its mean, standard deviation, minimum and maximum.
+
+    ConversionError if the sample is constant or not finite.
+    """
     config = generator.config
     if is_too_large(generator):
         return {"not rendered, too large for a check": config.resolution}
@@ -71,7 +74,7 @@ def sample_statistics(generator: StyleGenerator, seed: int = 0) -> dict[str, flo
 
 @torch.inference_mode()
 def check_fusion(generator: StyleGenerator, folder: Path) -> dict[str, float]:
-    """The converted nets: equal codes give that code out, different ones a finite mixture."""
+    """Check the converted nets: equal codes must be returned unchanged, different ones mix to finite numbers."""
     fusion = FusionHierarchy.from_pretrained(folder / "fusion")
     nodes = fusion.tree.nodes
     z = seeds_to_z(range(len(nodes)), generator.config.z_dim)
@@ -87,19 +90,20 @@ def check_fusion(generator: StyleGenerator, folder: Path) -> dict[str, float]:
 
 
 def compare(folder: Path, reference: Path, seed: int | None = None) -> list[Comparison]:
-    """Hold a converted generator against what its original code computed.
+    """Compare a converted generator with outputs of the original code.
+
+    If the name of a reference does not contain its truncation, the usual values are tried, and the line names the one
+    that matches best.
 
     Args:
-        folder: with `generator/`, and perhaps `discriminator/`.
-        reference: a .safetensors of `z` (B, z_dim), perhaps `c` (B, labels) and `mean_latent`, and any of `w` or `ws`,
-            `ws_psi{p}[_cutoff{n}]`, `s.conv{i}`, `s.rgb{i}`, `image` or `image_const`, `image_none`, `logits`; or the
-            picture of a seed (.png).
-        seed: of the picture; else the last number in its name, as in NVIDIA's seed0085.png.
-
-    Where the truncation of a reference is not in its name, the usual ones are tried and the one that fits is named.
+        folder: contains `generator/`, and optionally `discriminator/`.
+        reference: the picture of a seed (.png), or a .safetensors of `z` (B, z_dim), optionally `c` (B, labels) and
+            `mean_latent`, and any of `w` or `ws`, `ws_psi{p}[_cutoff{n}]`, `s.conv{i}`, `s.rgb{i}`, `image` or
+            `image_const`, `image_none`, `logits`.
+        seed: seed of the picture; by default the last number in its name, as in NVIDIA's seed0085.png.
 
     Raises:
-        ConversionError: the reference cannot be read, or is of another model or form.
+        ConversionError: the reference cannot be read, or belongs to another model.
     """
     try:
         return _compare(folder, reference, seed)
@@ -126,9 +130,9 @@ def _compare(folder: Path, reference: Path, seed: int | None) -> list[Comparison
     results = _compare_codes(generator, data, z.float())
     pictures = data.get("image_const", data.get("image"))
     if pictures is not None and "logits" in data and (folder / "discriminator").is_dir():
-        judge = StyleGAN2Discriminator.from_pretrained(folder / "discriminator")
+        discriminator = StyleGAN2Discriminator.from_pretrained(folder / "discriminator")
         with torch.inference_mode():
-            logits = judge(pictures.float(), data.get("c")).logits
+            logits = discriminator(pictures.float(), data.get("c")).logits
         results.append(Comparison("logits", _relative(logits, data["logits"]), 10 * CODE_TOLERANCE))
     if not results:
         raise ConversionError(f"{reference}: holds nothing to compare with; see {HELP} for the names")
@@ -140,7 +144,7 @@ def _compare_codes(generator: Any, data: Mapping[str, torch.Tensor], z: torch.Te
     results = []
     if "mean_latent" in data:
         results.append(Comparison("mean of w", _relative(generator.w_avg, data["mean_latent"].reshape(-1)), 1.0))
-        generator.w_avg.copy_(data["mean_latent"].reshape(-1))  # the mean that the reference was truncated towards
+        generator.w_avg.copy_(data["mean_latent"].reshape(-1))  # the mean that the reference was truncated toward
     w = generator.mapping(z, data.get("c"))
     # Every truncation that can be meant, by name: the codes are (B, num_ws, w_dim).
     candidates: dict[str, torch.Tensor] = {}
@@ -182,20 +186,20 @@ def _compare_codes(generator: Any, data: Mapping[str, torch.Tensor], z: torch.Te
 def _compare_picture(generator: Any, path: Path, seed: int | None) -> Comparison:
     numbers = re.findall(r"\d+", path.stem)
     if seed is None and not numbers:
-        raise ConversionError(f"{path}: which seed is it? Name it seed0085.png, or give --reference-seed")
+        raise ConversionError(f"{path}: its name has no seed; rename it like seed0085.png, or give --reference-seed")
     seed = int(numbers[-1]) if seed is None else seed
     config = generator.config
     if config.label_dim:
-        raise ConversionError(f"{path}: the picture does not say the class that this conditional model drew it for")
+        raise ConversionError(f"{path}: a picture does not record its class, which this conditional model needs")
     try:
         with opened_image(path, ["PNG", "WEBP"]) as picture:
             if picture.size != (config.resolution, config.resolution):
-                raise ConversionError(f"{path}: is of {picture.size} pixels, the generator's are {config.resolution}")
+                raise ConversionError(f"{path}: has {picture.size} pixels, the generator makes {config.resolution}")
             levels = torch.from_numpy(np.array(picture.convert("RGB"))).float()
     except ConversionError:
         raise
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{path}: is no picture that can be read ({error})") from None
+        raise ConversionError(f"{path}: cannot be read as a picture ({error})") from None
     expected = levels.permute(2, 0, 1)[None]
     w = generator.mapping(seeds_to_z([seed], config.z_dim))
     errors = {}
@@ -206,18 +210,18 @@ def _compare_picture(generator: Any, path: Path, seed: int | None) -> Comparison
 
 
 def _best(what: str, errors: Mapping[str, float], tolerance: float) -> Comparison:
-    """The candidate that fits best, named."""
+    """Return the comparison with the candidate that matches best, naming it."""
     name = min(errors, key=lambda key: errors[key])
     return Comparison(f"{what} at {name}", errors[name], tolerance)
 
 
 def _relative(given: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference, relative to the largest expected number; infinite where the shapes differ."""
+    """Return the largest difference relative to the largest expected number; infinity if the shapes differ."""
     if given.shape != expected.shape:
         return float("inf")
     return float((given - expected).abs().max() / expected.abs().max())
 
 
 def _distance(given: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference in units of the expected pictures' standard deviation."""
+    """Return the largest difference in units of the expected pictures' standard deviation."""
     return float("inf") if given.shape != expected.shape else float((given - expected).abs().max() / expected.std())

@@ -24,32 +24,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the checkpoint, JSON of nets, directions, or OpenVINO networks (wheel, folder or .xml)",
     )
     parser.add_argument("destination", metavar="DEST", type=Path, help="the folder to write")
-    parser.add_argument("--kind", choices=KINDS, default="auto", help="what SOURCE is (default: detected)")
-    parser.add_argument("--with-discriminator", action="store_true", help="convert the discriminator too")
+    parser.add_argument("--kind", choices=KINDS, default="auto", help="the kind of SOURCE (default: detected)")
+    parser.add_argument("--with-discriminator", action="store_true", help="also convert the discriminator")
     parser.add_argument(
-        "--dtype", choices=("fp32", "fp16"), default="fp32", help="fp16 writes that variant beside the float32 files"
+        "--dtype", choices=("fp32", "fp16"), default="fp32", help="fp16 adds an fp16 variant to the float32 files"
     )
     parser.add_argument("--psi", type=float, metavar="NUMBER", help="the model's default truncation")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="split larger weights (default: 5GB)")
+    parser.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="split weights larger than this (default: 5GB)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace DEST if it is not empty")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     check = parser.add_argument_group("check")
     check.add_argument(
-        "--reference", type=Path, metavar="FILE", help="what the original computed: .safetensors, or a seed's .png"
+        "--reference",
+        type=Path,
+        metavar="FILE",
+        help="outputs of the original to compare with: a .safetensors file, or the .png of a seed",
     )
-    check.add_argument("--reference-seed", type=int, metavar="N", help="the picture's seed, if its name does not say")
+    check.add_argument(
+        "--reference-seed", type=int, metavar="N", help="seed of the .png, if its name does not contain it"
+    )
     nets = parser.add_argument_group("fusion nets and directions")
     nets.add_argument(
         "--generator",
         type=Path,
         metavar="PATH",
-        help="the nets' generator checkpoint; the directions' converted model",
+        help="for fusion nets, the generator's checkpoint; for directions, the converted model",
     )
     nets.add_argument(
-        "--tree", metavar="TREE", help="ffhq, car, church, a tree's text or .json file, if the JSON leaves it open"
+        "--tree",
+        metavar="TREE",
+        help="region tree if the JSON is ambiguous: ffhq, car, church, a tree's text or .json file",
     )
-    nets.add_argument("--space", choices=("z", "w", "w+", "s"), help="of the directions, if their files leave it open")
-    nets.add_argument("--layers", metavar="0-3,7", help="rows of w+ that the directions are meant for")
+    nets.add_argument(
+        "--space", choices=("z", "w", "w+", "s"), help="space of the directions, if their files are ambiguous"
+    )
+    nets.add_argument("--layers", metavar="0-3,7", help="rows of w+ that the directions apply to")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -82,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _rows(text: str | None) -> list[int] | None:
-    """ "0-3,7" -> [0, 1, 2, 3, 7]"""
+    """Parse rows of w+: "0-3,7" -> [0, 1, 2, 3, 7]."""
     if text is None:
         return None
     rows: list[int] = []

@@ -1,7 +1,7 @@
-"""`convert(source, destination)`: a checkpoint of the field -> a folder that `from_pretrained` loads.
+"""`convert(source, destination)`: a third-party checkpoint -> a folder that `from_pretrained` loads.
 
-Reading (`safe_pickle`), recognising (`sources`), renaming (`layouts`), writing (`writing`, `destination`), checking
-(`checks`) and telling (`report`) are modules of their own; this one is their order.
+The stages are modules of their own, and this one calls them in order: reading (`safe_pickle`), detecting (`sources`),
+renaming (`layouts`), writing (`writing`, `destination`), checking (`checks`) and reporting (`report`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from diffusers import __version__ as diffusers_version
 
 from stylefusion_hf.conversion import checks, directions, hierarchy, ir_files, mobile_graph
-from stylefusion_hf.conversion.destination import check_destination, whole_folder
+from stylefusion_hf.conversion.destination import check_destination, replace_folder
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.report import Report, model_card, printable
 from stylefusion_hf.conversion.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
-from stylefusion_hf.conversion.writing import estimated_mean, release, save_model
+from stylefusion_hf.conversion.writing import estimate_mean, release, save_model
 from stylefusion_hf.core.files import write_json, write_text
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
@@ -33,26 +33,26 @@ from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
-PSI = 0.7  # the usual truncation, where a source does not say its own
-MEAN_SAMPLES = 4096  # as many as the StyleFusion authors draw
-TREE_ROOT = "all"  # the one region of a generator without fusion nets
+PSI = 0.7  # default truncation if the source does not specify one
+MEAN_SAMPLES = 4096  # to estimate the mean of w, as many as the StyleFusion authors draw
+TREE_ROOT = "all"  # the only region of a generator without fusion nets
 
 
 @dataclass
 class Options:
-    """How to convert; the defaults suit every kind.
+    """Options of a conversion; the defaults suit every kind.
 
     Attributes:
         kind: "auto" or one of `sources.KINDS`.
         generator: for fusion nets, the generator's checkpoint; for directions, the converted model they are for.
-        with_discriminator: convert the discriminator too.
-        dtype: "fp32", or "fp16" to write the fp16 variant beside the float32 files.
-        truncation_psi: the model's default truncation; None: the source's own, or 0.7.
-        tree: for fusion nets, where the JSON leaves it open.
-        space, layers: of directions, where their files leave them open.
-        reference, reference_seed: what to compare with, see `checks.compare`.
+        with_discriminator: also convert the discriminator.
+        dtype: "fp32", or "fp16" to write the fp16 variant in addition to the float32 files.
+        truncation_psi: the model's default truncation; None for that of the source, or 0.7.
+        tree: region tree of fusion nets, if their JSON is ambiguous.
+        space, layers: of directions, if their files are ambiguous.
+        reference, reference_seed: outputs to compare with; see `checks.compare`.
         overwrite: replace a destination that is not empty.
-        max_shard_size: diffusers' own.
+        max_shard_size: as in diffusers.
         progress: show a progress bar.
     """
 
@@ -74,15 +74,16 @@ class Options:
 def convert(source: str | Path, destination: str | Path, options: Options | None = None, **changes: Any) -> Report:
     """Convert `source` into the folder `destination`.
 
-    The folder is a pipeline: `StyleFusionPipeline.from_pretrained(destination)`, and each part by itself, as
+    The folder loads as a pipeline, `StyleFusionPipeline.from_pretrained(destination)`, and part by part, e.g.
     `StyleGAN2Generator.from_pretrained(destination, subfolder="generator")`. A generator without fusion nets gets a
-    region tree of one node. Directions become `destination/directions.safetensors`.
+    region tree of one node. Directions are written to `destination/directions.safetensors`.
 
     Args:
-        options, changes: `Options`, whole or by field.
+        options: an `Options`.
+        changes: single fields of `Options`, which override `options`.
 
     Raises:
-        ConversionError: names the file and what is wrong; nothing is written then.
+        ConversionError: names the file and what is wrong. Nothing is written in that case.
     """
     options = Options(**{**vars(options or Options()), **changes})
     source, destination = Path(source), Path(destination)
@@ -98,7 +99,7 @@ def convert(source: str | Path, destination: str | Path, options: Options | None
         if not path.exists():
             raise ConversionError(f"{path}: there is no such file")
         check_ordinary(path)
-    check_destination(destination, options.overwrite, given)  # before the long work, not after it
+    check_destination(destination, options.overwrite, given)  # fail before the long work, not after it
     with tqdm(total=6, unit="step", disable=not options.progress, leave=False) as bar:
         job = _Job(source, destination, options, Report(options.kind), bar)
         if options.kind == "mobilestylegan" or (options.kind == "auto" and ir_files.looks_like_ir(source)):
@@ -115,7 +116,7 @@ def convert(source: str | Path, destination: str | Path, options: Options | None
 
 @dataclass
 class _Job:
-    """One conversion: what it reads, where it writes, and what it has to tell."""
+    """One conversion: its source, destination, options and report."""
 
     source: Path
     destination: Path
@@ -127,10 +128,10 @@ class _Job:
         self.bar.set_description(what)
         self.bar.update()
 
-    # --- One method a family of sources -----------------------------------------------------------
+    # --- One method per family of sources ---------------------------------------------------------
 
     def checkpoint(self) -> None:
-        """A file with a generator, or with directions if that is what is found."""
+        """Convert a checkpoint with a generator, or with directions if it turns out to have these."""
         self.step("reading")
         content, buffer = load_mapped(self.source)
         if self.options.kind == "auto" and directions.looks_like_directions(content):
@@ -151,7 +152,7 @@ class _Job:
             self._finish(work)
 
     def openvino(self) -> None:
-        """The two networks of a MobileStyleGAN, in OpenVINO's format."""
+        """Convert the two networks of a MobileStyleGAN in OpenVINO's format."""
         self.report.kind = "mobilestylegan"
         self.step("reading")
         if self.options.with_discriminator:
@@ -172,7 +173,7 @@ class _Job:
             self._finish(work, lambda g: mobile_graph.compare_with_graphs(g, model.mapping, model.synthesis, styles))
 
     def fusion_nets(self) -> None:
-        """The authors' JSON with a generator."""
+        """Convert the authors' JSON of fusion nets together with a generator."""
         self.report.kind = "stylefusion"
         self.step("reading")
         files = hierarchy.read_json(self.source)
@@ -180,7 +181,7 @@ class _Job:
         if path is None:
             raise ConversionError(
                 f"{self.source}: the fusion nets need their generator: give its checkpoint as --generator FILE, or"
-                ' name it in the JSON under "generator"'
+                ' name it in the JSON as "generator"'
             )
         content, buffer = load_mapped(path)
         source = read_source(content, str(path))
@@ -201,18 +202,18 @@ class _Job:
             release(buffer)
             missing = [node for node in tree.inner if node not in tree.fused]
             if missing:
-                self.report.notes.append(f"without nets, and so not fused: {', '.join(missing)}")
+                self.report.notes.append(f"not fused, as there are no nets for them: {', '.join(missing)}")
             self._save("fusion", FusionHierarchy, hierarchy.convert_hierarchy(files.nets, tree, generator), work)
             self._finish(work)
 
     def directions(self) -> None:
-        """Direction files, into one safetensors."""
+        """Convert files of directions into one safetensors file."""
         self.report.kind = "directions"
         if self.options.reference is not None:
-            raise ConversionError(f"{self.options.reference}: directions render nothing that a reference could be of")
+            raise ConversionError(f"{self.options.reference}: directions have nothing to compare with a reference")
         sizes = directions.generator_sizes(self.options.generator)
         found = directions.read_directions(self.source, self.options.space, self.options.layers, sizes)
-        files = directions.files_of(self.source)
+        files = directions.list_files(self.source)
         self._describe_files({"source" if len(files) == 1 else file.name: file for file in files})
         self.report.unused, self.report.notes = found.unused, found.notes
         spaces = sorted({d.space for d in found.found.values()})
@@ -223,11 +224,11 @@ class _Job:
             write_tensors(work / "directions.safetensors", vectors, directions.metadata(found))
             self._finish(work)
 
-    # --- Their steps ------------------------------------------------------------------------------
+    # --- Steps ------------------------------------------------------------------------------------
 
     def _folder(self, sources: list[Path]) -> Any:
         given = [path for path in (self.options.generator, self.options.reference) if path is not None]
-        return whole_folder(self.destination, self.options.overwrite, [*sources, *given])
+        return replace_folder(self.destination, self.options.overwrite, [*sources, *given])
 
     def _describe_files(self, files: dict[str, Path]) -> None:
         self.step("hashing")
@@ -246,7 +247,7 @@ class _Job:
         return converted
 
     def _generator(self, source: Source, work: Path, converted: Converted | None = None) -> dict[str, list[int]]:
-        """Write it; returns its style sizes, which fusion nets need."""
+        """Write the generator; return its style sizes, which fusion nets need."""
         self.step("generator")
         converted = converted or self._converted(source)
         self.report.unused += [*converted.unused, *source.unused]
@@ -259,9 +260,9 @@ class _Job:
     def _write_generator(
         self, cls: type[StyleGenerator], converted: Converted, conv: list[int], rgb: list[int], work: Path
     ) -> dict[str, list[int]]:
-        """Write a generator whose style vectors have these widths; returns the widths, which fusion nets need."""
+        """Write a generator with style vectors of these widths; return the widths, which fusion nets need."""
         if "w_avg" not in converted.state:
-            converted.state["w_avg"] = estimated_mean(cls, converted, str(self.source), MEAN_SAMPLES)
+            converted.state["w_avg"] = estimate_mean(cls, converted, str(self.source), MEAN_SAMPLES)
             self.report.notes.append(
                 f"the source stores no mean of w: it was estimated from {MEAN_SAMPLES} samples of seed 0"
             )
@@ -277,7 +278,7 @@ class _Job:
         return {"conv_sizes": conv, "rgb_sizes": rgb}
 
     def _no_fusion(self, sizes: dict[str, list[int]], work: Path) -> None:
-        """A region tree of one node, for a generator that comes without fusion nets."""
+        """Write a region tree of one node, for a generator without fusion nets."""
         shape = {"padded_width": max(*sizes["conv_sizes"], *sizes["rgb_sizes"])}
         shape["num_indicators"] = max(len(sizes["conv_sizes"]), len(sizes["rgb_sizes"])) + 1
         tree = RegionTree(TREE_ROOT, {})
@@ -286,9 +287,9 @@ class _Job:
     def _discriminator(self, source: Source, work: Path) -> None:
         self.step("discriminator")
         if not self.options.with_discriminator:
-            self.report.unused += source.judge
+            self.report.unused += source.discriminator_tensors
             if source.discriminator is not None:
-                self.report.notes.append("there is a discriminator too: --with-discriminator converts it")
+                self.report.notes.append("there is also a discriminator: --with-discriminator converts it")
         elif source.discriminator is None:
             raise ConversionError(f"{self.source}: has no discriminator; convert without --with-discriminator")
         else:
@@ -310,10 +311,10 @@ class _Job:
         self.report.parts[part] = {"config": config, "lines": lines}
 
     def _finish(self, work: Path, compare: Callable[[Any], dict[str, float]] | None = None) -> None:
-        """The check, the comparison, the index, the card.
+        """Check the result, compare it with the reference, and write the pipeline index and the model card.
 
         Args:
-            compare: gives a converted generator's differences from its source, or raises.
+            compare: returns a converted generator's differences from its source, or raises.
         """
         self.step("checking")
         if self.report.kind != "directions":

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: written beside its place, then renamed into it."""
+"""Atomic writing of the destination folder: it is written next to its final place, then renamed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from stylefusion_hf.core.files import flush, set_modes
 
 
 def check_destination(target: Path, overwrite: bool, sources: Iterable[Path] = ()) -> Path:
-    """The real path to write to.
+    """Return the real path to write to.
 
     Raises:
-        ConversionError: it exists and `overwrite` is not given, is no folder, or holds what is to be read.
+        ConversionError: it is not a folder, is not empty without `overwrite`, or contains one of the sources.
     """
-    if not str(target).isprintable():  # safetensors opens no path that is not UTF-8
-        raise ConversionError(
-            f"{str(target)!r}: is no name for a folder that every program can show; give another one"
-        )
+    if not str(target).isprintable():  # safetensors cannot open paths that are not UTF-8
+        raise ConversionError(f"{str(target)!r}: is not a printable folder name; give another one")
     real = Path(os.path.realpath(target))
-    if real.is_symlink():  # realpath follows every link but those that lead to themselves
+    if real.is_symlink():  # realpath resolves every link except loops
         raise ConversionError(f"{target}: is a symbolic link that leads nowhere; give another name")
     if real.exists() and not real.is_dir():
         raise ConversionError(f"{target}: is a file; give the name of a folder")
@@ -43,16 +41,16 @@ def check_destination(target: Path, overwrite: bool, sources: Iterable[Path] = (
     for above in real.parents:
         if above.exists():
             if not above.is_dir() or not os.access(above, os.W_OK):
-                raise ConversionError(f"{target}: cannot be written, {above} is no folder that may be written to")
+                raise ConversionError(f"{target}: cannot be written, {above} is not a writable folder")
             break
     return real
 
 
 @contextmanager
-def whole_folder(target: Path, overwrite: bool, sources: Iterable[Path] = ()) -> Iterator[Path]:
-    """`with whole_folder(target, ...) as work:` fills `work`, which becomes `target` if nothing is raised.
+def replace_folder(target: Path, overwrite: bool, sources: Iterable[Path] = ()) -> Iterator[Path]:
+    """Yield a folder to fill, which replaces `target` if the body raises nothing.
 
-    What stood at `target` stays until the new folder is complete, and stays for good if anything fails.
+    An existing `target` is kept until the new folder is complete, and stays unchanged if anything fails.
     """
     real = check_destination(target, overwrite, sources)
     try:
@@ -93,7 +91,7 @@ def _swap(work: Path, real: Path) -> None:
 
 
 def _beside(real: Path, suffix: str) -> Path:
-    """A new hidden folder on the same file system; its name stays legal where `real`'s is as long as can be."""
+    """Create a hidden folder on the same file system, with a legal name even if `real`'s has maximal length."""
     folder = real.parent / f".{real.name[:40]}.{secrets.token_hex(4)}{suffix}"
-    folder.mkdir()  # with the umask's mode, which a folder of `tempfile` does not have
+    folder.mkdir()  # has the umask's mode, unlike folders made by `tempfile`
     return folder

@@ -1,14 +1,14 @@
 """Editing directions of other projects -> one safetensors file of named directions.
 
-The file, which `editing.py` reads: each tensor is a direction, under its name, in float32, as the source has it:
+The file, which `core/edits.py` reads, has one float32 tensor per direction:
 
-    space "z" or "w"   (dim,)         added to a code, or to every row of w+ (only to those in `layers`, where given)
+    space "z" or "w"   (dim,)         added to a code, or to every row of w+ (only to rows in `layers`, if given)
     space "w+"         (rows, dim)    added row by row
-    space "s"          (S,)           added to a packed style code; (S_conv,) where it covers the convolutions only
+    space "s"          (S,)           added to a packed style code; (S_conv,) covers the convolutions only
 
-Its metadata hold `format` = "stylefusion-directions", `version` = "1", and `directions`, a JSON of
+Its metadata has `format` = "stylefusion-directions", `version` = "1", and `directions`, a JSON table
 {name: {"space": ..., "layers": [row, ...] or null, "scale": number, "source": file name}}. An edit of strength a
-adds a * scale * vector; `scale` is 1 but for principal components, where it is the standard deviation.
+adds a * scale * vector; `scale` is 1 except for principal components, where it is the standard deviation.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 SPACES = ("z", "w", "w+", "s")
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".safetensors")
 MAX_DIRECTIONS = 10_000
-LARGEST_LATENT = 2048  # a vector that is longer is a style code
+LARGEST_LATENT = 2048  # longer vectors are taken for style codes
 
 
 @dataclass
 class Direction:
-    """One direction: see the table above."""
+    """One direction; the module docstring lists the shapes."""
 
     vector: torch.Tensor
     space: str
@@ -50,7 +50,7 @@ class Direction:
 
 @dataclass
 class Directions:
-    """What a file or folder held: directions by name, arrays that are none, and what to tell the user."""
+    """The contents of a file or folder: directions by name, names of other arrays, and notes for the user."""
 
     found: dict[str, Direction] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Directions:
 
 
 def looks_like_directions(content: Any) -> bool:
-    """Whether a file's content is arrays of a few dimensions rather than a network's weights."""
+    """Return whether a file contains arrays of a few dimensions rather than a network's weights."""
     if _array(content) is not None or isinstance(content, (list, tuple)):
         return isinstance(content, (list, tuple)) is False or _layers(content) is not None
     if not isinstance(content, Mapping) or not content:
@@ -84,7 +84,7 @@ def looks_like_directions(content: Any) -> bool:
 
 
 def _looks_like_network(content: Any) -> bool:
-    """Whether a dictionary holds weights: by a layer's name for one, or dictionaries of tensors."""
+    """Return whether a dictionary holds weights: it has names of layers, or dictionaries of tensors."""
     entries = content.items() if isinstance(content, Mapping) else ()
     return any(str(key).endswith((".weight", ".bias")) or _holds_tensors(value) for key, value in entries)
 
@@ -95,8 +95,8 @@ def _holds_tensors(value: Any) -> bool:
     )
 
 
-def files_of(path: Path) -> list[Path]:
-    """The file, or those of a folder that can hold directions."""
+def list_files(path: Path) -> list[Path]:
+    """Return a file, or the files of a folder that can contain directions."""
     files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
     if not files:
         raise ConversionError(f"{path}: holds none of {', '.join(SUFFIXES)}")
@@ -106,33 +106,34 @@ def files_of(path: Path) -> list[Path]:
 def read_directions(
     path: Path, space: str | None = None, layers: list[int] | None = None, sizes: Mapping[str, Any] | None = None
 ) -> Directions:
-    """All directions of a file, or of all files in a folder.
+    """Read all directions of a file, or of all files in a folder.
 
     Args:
-        space: of all of them, where the files' names and shapes do not say it.
-        layers: the rows of w+ that they are meant for.
-        sizes: `w_dim`, `num_ws`, `conv_sizes`, `rgb_sizes` of the generator they are for, to be held against.
+        space: space of all directions; None to infer it from names and shapes.
+        layers: the rows of w+ that they apply to.
+        sizes: `w_dim`, `num_ws`, `conv_sizes` and `rgb_sizes` of the generator that they must fit.
 
     Raises:
         ConversionError: no directions, or some that do not fit.
     """
     result = Directions()
-    for file in files_of(path):
+    for file in list_files(path):
         content = load(file)
         if _looks_like_network(content):
-            raise ConversionError(f"{file}: holds a network's weights, no directions; convert it by its own name")
+            raise ConversionError(f"{file}: holds a network's weights, not directions; convert it by itself")
         before = len(result.found)
-        for name, vector, scale, meant in _unpack(content, file, result, sizes):
-            chosen = space or meant or _space_of(file, vector, result, sizes)
-            for label, part in _split(name, vector, chosen, file):
-                result.add(label, Direction(_checked(part, chosen, file, sizes), chosen, scale, file.name, layers))
+        for name, array, scale, known in _unpack(content, file, result, sizes):
+            chosen = space or known or _space_of(file, array, result, sizes)
+            for label, part in _split(name, array, chosen, file):
+                vector = _check_vector(part, chosen, file, sizes)
+                result.add(label, Direction(vector, chosen, scale, file.name, layers))
         if len(result.found) == before:
             raise ConversionError(f"{file}: holds no directions that are known here")
     return result
 
 
 def metadata(directions: Directions) -> dict[str, str]:
-    """The safetensors file's metadata."""
+    """Return the safetensors file's metadata."""
     table = {
         name: {"space": d.space, "layers": d.layers, "scale": d.scale, "source": d.source}
         for name, d in directions.found.items()
@@ -141,7 +142,7 @@ def metadata(directions: Directions) -> dict[str, str]:
 
 
 def generator_sizes(folder: Path | None) -> dict[str, Any] | None:
-    """Sizes of the generator in a converted folder, from its config."""
+    """Return the sizes of the generator in a converted folder, from its config."""
     if folder is None:
         return None
     path = next((p for p in (folder / "generator" / "config.json", folder / "config.json") if p.is_file()), None)
@@ -153,12 +154,12 @@ def generator_sizes(folder: Path | None) -> dict[str, Any] | None:
             generator = StyleGAN2Generator.from_config(config)
     except (OSError, ValueError, TypeError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise ConversionError(f"{path}: is no generator's config ({problem})") from None
+        raise ConversionError(f"{path}: is not a generator's config ({problem})") from None
     sizes = {key: generator.config[key] for key in ("z_dim", "w_dim")}
     return {**sizes, "num_ws": generator.num_ws, "conv_sizes": generator.conv_sizes, "rgb_sizes": generator.rgb_sizes}
 
 
-# --- What a file holds ------------------------------------------------------------------------------
+# --- Contents of a file -----------------------------------------------------------------------------
 
 
 def _array(value: Any) -> np.ndarray | None:
@@ -171,7 +172,7 @@ def _array(value: Any) -> np.ndarray | None:
 
 
 def _layers(content: Any) -> list[np.ndarray] | None:
-    """A style code as a list of vectors, one a layer."""
+    """Return a style code as a list of vectors, one per layer; None if `content` is not such a list."""
     arrays = [_array(x) for x in content] if 2 <= len(content) <= 64 else []
     flat = [a.reshape(-1) for a in arrays if a is not None and a.size == max(a.shape, default=0)]
     return flat if flat and len(flat) == len(content) else None
@@ -180,14 +181,14 @@ def _layers(content: Any) -> list[np.ndarray] | None:
 def _unpack(
     content: Any, file: Path, result: Directions, sizes: Any
 ) -> Iterator[tuple[str, np.ndarray, float, str | None]]:
-    """(name, array, scale, space if it is certain) of every direction in a file."""
+    """Yield (name, array, scale, space or None if ambiguous) of every direction in a file."""
     stem = re.sub(r"^(pggan|stylegan\d?)_[a-z0-9]+_|(_[wz])?_boundary$", "", file.stem.lower())
     content = content.entries() if isinstance(content, Record) else content
     if (array := _array(content)) is not None:
         yield stem, array, 1.0, None
     elif isinstance(content, (list, tuple)):
         if (vectors := _layers(content)) is None:
-            raise ConversionError(f"{file}: is a list, but not of one style vector a layer")
+            raise ConversionError(f"{file}: is a list, but not of one style vector per layer")
         yield stem, _pack(vectors, file, sizes), 1.0, "s"
     elif isinstance(content, Mapping):
         keys = {str(key): value for key, value in content.items()}
@@ -198,7 +199,7 @@ def _unpack(
             ordered = sorted(keys, key=lambda k: (k[0], int(re.sub(r"\D", "", k))))
             arrays = [array.reshape(-1) for key in ordered if (array := _array(keys[key])) is not None]
             if len(arrays) != len(keys):
-                raise ConversionError(f"{file}: some of its {len(keys)} style vectors are no arrays of numbers")
+                raise ConversionError(f"{file}: some of its {len(keys)} style vectors are not arrays of numbers")
             yield stem, np.concatenate(arrays), 1.0, "s"
         else:
             for key, value in keys.items():
@@ -211,23 +212,23 @@ def _unpack(
 
 
 def _components(keys: Mapping[str, Any], component: str, file: Path, result: Directions) -> Iterator[tuple]:
-    """GANSpace: principal components of w with their standard deviations."""
+    """Yield GANSpace's principal components of w with their standard deviations as scales."""
     array = _array(keys[component])
     deviation = _array(keys.get("lat_stdev" if component == "lat_comp" else "std"))
     if array is None or array.ndim < 2 or not array.size or array.size != len(array) * array.shape[-1]:
-        raise ConversionError(f"{file}: its {component!r} is no list of components")
+        raise ConversionError(f"{file}: its {component!r} is not a list of components")
     scales = np.ones(len(array)) if deviation is None or deviation.size != len(array) else deviation.reshape(-1)
     for i, row in enumerate(array.reshape(len(array), -1)):
         yield f"pc{i:03d}", row, float(scales[i]), None
     result.unused += [f"{file.name}/{key}" for key in keys if key not in (component, "lat_stdev", "std")]
-    result.notes.append("principal components are taken to be of w, as GANSpace's --use_w (else --space z)")
+    result.notes.append("principal components are assumed to be in w, as with GANSpace's --use_w (else --space z)")
 
 
 def _pack(vectors: list[np.ndarray], file: Path, sizes: Any) -> np.ndarray:
-    """One vector a layer -> the packed code: all convolutions, then all toRGBs.
+    """Pack one vector per layer into a style code: all convolutions, then all toRGB layers.
 
-    Other projects list the layers in the network's order: conv, rgb, then conv, conv, rgb for every further block; or
-    the convolutions alone.
+    Other projects list the layers in network order (conv, rgb, then conv, conv, rgb for each further block), or only
+    the convolutions.
     """
     n, widths = len(vectors), [len(v) for v in vectors]
     rgb = range(1, n, 3)
@@ -240,7 +241,7 @@ def _pack(vectors: list[np.ndarray], file: Path, sizes: Any) -> np.ndarray:
         expected = [*sizes["conv_sizes"], *sizes["rgb_sizes"]]
         orders = [order for order in orders if [widths[i] for i in order] in (expected, list(sizes["conv_sizes"]))]
     if len(orders) != 1:
-        problem = "could be convolutions alone or not: give --generator" if orders else "fit no such list"
+        problem = "may or may not include toRGB layers: give --generator" if orders else "match no known layer order"
         raise ConversionError(f"{file}: its {n} style vectors (of lengths {widths}) {problem}")
     return np.concatenate([vectors[i] for i in orders[0]])
 
@@ -249,36 +250,38 @@ def _pack(vectors: list[np.ndarray], file: Path, sizes: Any) -> np.ndarray:
 
 
 def _space_of(file: Path, array: np.ndarray, result: Directions, sizes: Any) -> str:
-    """From the file's name (InterFaceGAN: `..._w_boundary`, `..._boundary` for z), else from the shape."""
+    """Infer the space from the file's name (InterFaceGAN: `..._w_boundary`, `..._boundary` for z), or the shape."""
     shape = [n for n in array.shape if n != 1]
     if len(shape) == 1 and (shape[0] > LARGEST_LATENT or (sizes and shape[0] in style_lengths(sizes))):
         return "s"
     if len(shape) == 2:
         rows = {sizes["num_ws"]} if sizes else range(4, 21, 2)
         if shape[0] in rows:
-            result.notes.append(f"{file.name}: {shape[0]} rows are taken for one direction in w+ (else --space w)")
+            result.notes.append(f"{file.name}: {shape[0]} rows are assumed to be one direction in w+ (else --space w)")
             return "w+"
     if re.search(r"_w(_|$)", file.stem.lower()):
         return "w"
     if file.stem.lower().endswith("_boundary"):
-        result.notes.append(f"{file.name}: taken for a direction in z, as InterFaceGAN names them (else --space w)")
+        result.notes.append(
+            f"{file.name}: assumed to be a direction in z, as InterFaceGAN names them (else --space w)"
+        )
         return "z"
     return "w"
 
 
 def style_lengths(sizes: Mapping[str, Any]) -> tuple[int, int]:
-    """(S, the convolutions' share of it)"""
+    """Return the lengths of a packed style code and of its convolutions' part, (S, S_conv)."""
     return sum(sizes["conv_sizes"]) + sum(sizes["rgb_sizes"]), sum(sizes["conv_sizes"])
 
 
 def _split(name: str, array: np.ndarray, space: str, file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """One direction, or the rows of an array of several."""
+    """Yield one direction, or each row of an array of several."""
     shape = [n for n in array.shape if n != 1]
     dims = 2 if space == "w+" else 1
     if len(shape) == 2 and shape[0] > LARGEST_LATENT // 4 and space != "w+":
         raise ConversionError(
-            f"{file}: an array of {shape[0]} x {shape[1]} is no list of directions; StyleCLIP's fs3.npy becomes one"
-            " when it is multiplied with the CLIP difference of two texts: save that product"
+            f"{file}: an array of {shape[0]} x {shape[1]} is not a list of directions; StyleCLIP's fs3.npy must be"
+            " multiplied by the CLIP difference of two texts first: save that product"
         )
     if array.ndim and (len(shape) == dims or not shape):
         yield name, array.reshape(shape or [1])
@@ -287,12 +290,12 @@ def _split(name: str, array: np.ndarray, space: str, file: Path) -> Iterator[tup
             yield f"{name}_{i:03d}", row
     else:
         raise ConversionError(
-            f"{file}: {name!r} of the shape {tuple(array.shape)} is no direction in {space}; see --space"
+            f"{file}: {name!r} of the shape {tuple(array.shape)} is not a direction in {space}; see --space"
         )
 
 
-def _checked(array: np.ndarray, space: str, file: Path, sizes: Any) -> torch.Tensor:
-    with np.errstate(over="ignore"):  # what is too large becomes inf, which is refused
+def _check_vector(array: np.ndarray, space: str, file: Path, sizes: Any) -> torch.Tensor:
+    with np.errstate(over="ignore"):  # numbers that overflow become inf, which `Directions.add` rejects
         vector = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     if sizes:
         shapes: dict[str, list[tuple[int, ...]]] = {

@@ -1,7 +1,7 @@
-"""The authors' fusion nets -> `FusionHierarchy` weights, as pure renaming.
+"""The authors' fusion nets -> `FusionHierarchy` weights, by renaming only.
 
-The authors publish one checkpoint per node (MIT licence, github.com/OmerKafri/StyleFusion); each holds the two
-blenders of one net, under `blender_{segments,common}.disentangle_net.{0..4}.{weight,bias}`. Values stay as they are.
+The authors publish one checkpoint per node (MIT license, github.com/OmerKafri/StyleFusion); each contains the two
+blenders of one net as `blender_{segments,common}.disentangle_net.{0..4}.{weight,bias}`. Values do not change.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ _PUBLISHED = re.compile(r"(blender_(?:segments|common))\.disentangle_net\.(\d+)\
 
 
 def rename_fusion_net(published: Mapping[str, Tensor], node: str) -> dict[str, Tensor]:
-    """One published net's tensors under the names that `FusionHierarchy.state_dict()` gives the net of `node`.
+    """Rename one published net's tensors to those of node `node` in `FusionHierarchy.state_dict()`.
 
     Args:
-        published: the state dict, or the checkpoint that holds it as "state_dict".
-        node: the region tree's name of the node that owns the net.
+        published: the state dict, or a checkpoint that contains it as "state_dict".
+        node: the name of the region tree's node that owns the net.
 
     Raises:
-        ValueError: for a checkpoint that is not one fusion net.
+        ValueError: the checkpoint is not one fusion net.
     """
     state = published.get("state_dict", published)
     if not isinstance(state, Mapping):
-        raise ValueError(f"the fusion net of {node!r} is no state dict: its 'state_dict' is {type(state).__name__}")
+        raise ValueError(f"the fusion net of {node!r} is not a state dict: its 'state_dict' is {type(state).__name__}")
     renamed = {}
     for name, tensor in state.items():
         match = _PUBLISHED.fullmatch(name)
@@ -48,5 +48,5 @@ def rename_fusion_net(published: Mapping[str, Tensor], node: str) -> dict[str, T
 
 
 def rename_fusion_nets(published: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """{node: published net} -> the state dict of the whole hierarchy."""
+    """Rename {node: published net} to the state dict of the entire hierarchy."""
     return {name: tensor for node, net in published.items() for name, tensor in rename_fusion_net(net, node).items()}

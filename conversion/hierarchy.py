@@ -1,4 +1,4 @@
-"""The authors' fusion nets: their JSON of node -> .pt, the region tree it belongs to, and the shape of the nets."""
+"""The authors' fusion nets: the JSON that lists their files, its region tree, and the sizes of the nets."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from stylefusion_hf.models.fusion.hierarchy import NET_PREFIX
 
 # Domain -> (the resolution of the authors' generator, their truncation).
 DOMAINS = {"ffhq": (1024, 0.7), "car": (512, 0.5), "church": (256, 0.5)}
-GENERATOR_KEYS = ("generator", "stylegan", "stylegan_weights")  # where a JSON of one's own may name the generator
+GENERATOR_KEYS = ("generator", "stylegan", "stylegan_weights")  # keys under which a JSON may name the generator
 AUTHORS_INDICATORS, AUTHORS_REPEATS = 19, 10
 MAX_NETS, MAX_NAME = 64, 1024  # nodes in a JSON, characters in a name or path
 
 
 @dataclass
 class NetFiles:
-    """What a JSON names: the net of each node, and perhaps the generator; all as existing paths."""
+    """The files named in a JSON: the net of each node, and optionally the generator. All paths exist."""
 
     nets: dict[str, Path]
     generator: Path | None
 
 
 def read_json(path: Path) -> NetFiles:
-    """The files that a JSON of node -> path names.
+    """Read a JSON of node -> path.
 
-    The authors' paths are relative to their repository's root, one folder above the JSON: a relative path is looked
-    for in the JSON's folder, then in the folders above it, then in the current one.
+    The authors' paths are relative to their repository's root, one folder above the JSON. We search relative paths in
+    the JSON's folder, then in the folders above it, then in the current folder.
 
     Raises:
-        ConversionError: no such JSON, or it names no files that exist; lists all that are missing.
+        ConversionError: no such JSON, or files in it that do not exist; lists the missing ones.
     """
     try:
         table = read_table(path, "the table of nets", largest=MiB)
@@ -56,7 +56,7 @@ def read_json(path: Path) -> NetFiles:
         raise ConversionError(f"{path}: names {len(table):,} nets, more than {MAX_NETS}")
     found = {node: _find(path, file) for node, file in table.items()}
     if missing := _listed(f"{node} ({table[node][:80]})" for node, file in found.items() if file is None):
-        raise ConversionError(f"{path}: these files do not exist: {missing}; leave a net out to do without it")
+        raise ConversionError(f"{path}: these files do not exist: {missing}; remove a net from it to do without")
     files = {node: file for node, file in found.items() if file is not None}
     generator = next((files.pop(key) for key in GENERATOR_KEYS if key in files), None)
     return NetFiles(files, generator)
@@ -74,7 +74,7 @@ def _find(json_path: Path, file: str) -> Path | None:
 
 
 def _listed(names: Iterable[str], most: int = 6) -> str:
-    """Names for an error, which a hostile JSON must not fill at will."""
+    """Join names for an error, bounded even for a hostile JSON."""
     parts = [shown(name, 120) for name in names]
     return ", ".join(parts[:most]) + (", ..." if len(parts) > most else "")
 
@@ -82,13 +82,13 @@ def _listed(names: Iterable[str], most: int = 6) -> str:
 def choose_tree(
     nodes: Sequence[str], resolution: int, json_path: Path, asked: str | None = None
 ) -> tuple[str, RegionTree]:
-    """(domain, tree) with exactly the given nodes fused.
+    """Choose (domain, tree), with exactly the given nodes fused.
 
-    The domain is the one whose inner nodes the JSON names; where several fit (every tree's root is "all"), the one
-    that the JSON's path names, else the one with the generator's resolution.
+    The domain is the one that has these inner nodes. If there are several (every tree's root is "all"), the JSON's
+    path decides, then the generator's resolution.
 
     Raises:
-        ConversionError: nodes of no known tree, or of several; says what to give as `--tree`.
+        ConversionError: the nodes match no known tree, or several; suggests `--tree`.
     """
     if asked is not None:
         try:
@@ -117,30 +117,30 @@ def _fuse(tree: RegionTree, nodes: Sequence[str], json_path: Path) -> RegionTree
 
 
 def load_net(path: Path, node: str) -> dict[str, torch.Tensor]:
-    """One net's tensors under the hierarchy's names; plain, or under "state_dict"."""
+    """Load one net's tensors under the hierarchy's names, from a state dict or a checkpoint with "state_dict"."""
     content = load(path)
     try:
         if not isinstance(content, Mapping):
-            raise ValueError(f"the fusion net of {node!r} is no state dict")
+            raise ValueError(f"the fusion net of {node!r} is not a state dict")
         renamed = rename_fusion_net(content, node)
     except (ValueError, TypeError) as error:
         raise ConversionError(f"{path}: {str(error)[:300]}") from None
     for name, tensor in renamed.items():
         if not isinstance(tensor, torch.Tensor):
-            raise ConversionError(f"{path}: its {name.removeprefix('nets.' + NET_PREFIX)!r} is no tensor")
+            raise ConversionError(f"{path}: its {name.removeprefix('nets.' + NET_PREFIX)!r} is not a tensor")
     return renamed
 
 
 def convert_hierarchy(nets: Mapping[str, Path], tree: RegionTree, generator: Mapping[str, Any]) -> Converted:
-    """All nets as one hierarchy's config and weights.
+    """Convert all nets to one hierarchy's config and weights.
 
     Args:
         nets: node -> file.
-        tree: whose fused nodes are those.
+        tree: its fused nodes are the keys of `nets`.
         generator: `conv_sizes` and `rgb_sizes` of the generator that the nets belong to.
 
     Raises:
-        ConversionError: nets of different shapes, or of a shape that the generator does not fit.
+        ConversionError: the nets' sizes differ, or do not fit the generator.
     """
     state: dict[str, torch.Tensor] = {}
     shape: dict[str, int] = {}
@@ -154,21 +154,21 @@ def convert_hierarchy(nets: Mapping[str, Path], tree: RegionTree, generator: Map
         state |= tensors
     if shape and max(*generator["conv_sizes"], *generator["rgb_sizes"]) > shape["padded_width"]:
         raise ConversionError(f"{nets[tree.fused[0]]}: nets of width {shape['padded_width']} for a wider generator")
-    if not shape:  # no net at all: the widest vector's width, so that the hierarchy can be made
+    if not shape:  # no nets: any valid size does
         shape = {"padded_width": max(*generator["conv_sizes"], *generator["rgb_sizes"]), "num_indicators": vectors}
     config = {"tree": tree.to_dict(), **generator, **shape}
     return Converted(config, state)
 
 
 def _shape_of(tensors: Mapping[str, torch.Tensor], prefix: str, path: Path, vectors: int) -> dict[str, int]:
-    """Widths, read off the weights: in -> hidden x n -> padded x 2, for three codes (segments) or two (common)."""
+    """Derive the net's sizes from its weights: in -> hidden x n -> padded x 2, for three (segments) or two codes."""
     rows: dict[str, list[tuple[int, int]]] = {}
     for blender in ("blender_segments", "blender_common"):
         rows[blender] = []
         while (weight := tensors.get(f"{prefix}{blender}.layers.{len(rows[blender])}.weight")) is not None:
             bias = tensors.get(f"{prefix}{blender}.layers.{len(rows[blender])}.bias")
             if weight.ndim != 2 or bias is None or bias.shape != weight.shape[:1]:
-                raise ConversionError(f"{path}: layer {len(rows[blender])} of its {blender} is no linear layer")
+                raise ConversionError(f"{path}: layer {len(rows[blender])} of its {blender} is not a linear layer")
             rows[blender].append((weight.shape[0], weight.shape[1]))
     segments, common = rows["blender_segments"], rows["blender_common"]
     count = sum(len(layers) for layers in rows.values())
@@ -180,8 +180,8 @@ def _shape_of(tensors: Mapping[str, torch.Tensor], prefix: str, path: Path, vect
         widths = [codes * padded + indicator, *[hidden] * (len(layers) - 2), padded, padded]
         if layers != [(b, a) for a, b in pairwise(widths)]:
             raise ConversionError(f"{path}: its layers are {[a for _, a in layers]} wide, not as in a fusion net")
-    # Only the product of the indicator's length and its repeats shows in the weights. The authors' code varies the
-    # repeats alone.
+    # The weights only determine the product of the indicator's length and its repeats. The authors' code varies only
+    # the repeats.
     choices = [(AUTHORS_INDICATORS, indicator / AUTHORS_INDICATORS), (indicator / AUTHORS_REPEATS, AUTHORS_REPEATS)]
     for numbers, repeats in choices:
         if int(numbers) == numbers >= vectors and int(repeats) == repeats >= 1:

@@ -1,6 +1,6 @@
-"""What a hostile file can become at worst: text, numbers, and records of what it asked for. Nothing here acts.
+"""Inert objects for untrusted files: names, records and lazy data, which never execute anything.
 
-Also the one error of this package's conversion, and the allowance that bounds what a file may cost.
+Also `ConversionError`, the one error of this sub-package, and `Budget`, which bounds the cost of reading a file.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from stylefusion_hf.core.checks import shown
 
 MiB = 2**20
-MAX_RATIO = 10  # weights shrink by a tenth, sparse ones to a quarter; a zip bomb shrinks to a thousandth
+MAX_RATIO = 10  # compression ratio; weights shrink by a tenth, sparse ones to a quarter, zip bombs to a thousandth
 
 
 class ConversionError(ValueError):
     """A source that cannot be converted: the message names the file, what is wrong with it and what to do.
 
-    The message becomes one printable line, whatever names of the file are in it.
+    The message is reduced to one printable line, whatever the names in it.
     """
 
     def __init__(self, message: str):
@@ -30,7 +30,7 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True)
 class Global:
-    """A name that a pickle refers to, `module.name`. It is never looked up."""
+    """A name `module.name` in a pickle. It is never looked up."""
 
     path: str
 
@@ -40,12 +40,12 @@ class Global:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Record:
-    """An object that a pickle describes and that is not rebuilt: its class or function by name, and its state.
+    """A description of a pickled object that we do not rebuild.
 
     Attributes:
-        name: the class, or the function whose result it would have been.
-        args, kwargs: what it would have been called with.
-        state: what `__setstate__` would have been given.
+        name: its class, or the function that would have returned it.
+        args, kwargs: the arguments of that call.
+        state: the argument of `__setstate__`.
         items, elements: entries of a dict or list subclass.
     """
 
@@ -56,41 +56,41 @@ class Record:
     items: dict = field(default_factory=dict)
     elements: list = field(default_factory=list)
 
-    def __repr__(self) -> str:  # short on purpose: the state may be huge, or contain itself
+    def __repr__(self) -> str:  # omits the state, which may be huge or contain itself
         return f"<record of {self.name[:80]}>"
 
     def entries(self) -> dict:
-        """The state where it is a dict, with the entries of a dict subclass on top."""
+        """Return the state if it is a dict, updated with the entries of a dict subclass."""
         state = self.state if isinstance(self.state, dict) else {}
         return {**state, **self.items} if self.items else state
 
     def view(self) -> Mapping[Any, Any]:
-        """`entries` without a copy: a file may have many records that share one large state."""
+        """Return `entries` without copying: many records of a file may share one large state."""
         state = self.state if isinstance(self.state, dict) else {}
         return ChainMap(self.items, state) if self.items else state
 
 
 class Budget:
-    """What reading one file may cost: every opcode, string, nested pickle and tensor, charged BEFORE it is made.
+    """Limits on the cost of reading one file. Every opcode, string, nested pickle and tensor is charged in advance.
 
-    One budget serves a whole file, with all files inside of it: what each of them may cost would add up.
+    One budget covers a file and all files nested in it; separate budgets would add up.
 
     Args:
         name: the file's name, for errors.
         size: the file's size in bytes.
-        structure: bytes allowed for everything that is no tensor or array data (objects, names, small strings).
+        structure: bytes allowed for everything but tensor and array data (objects, names, small strings).
     """
 
     def __init__(self, name: str, size: int, structure: int = 128 * MiB):
         self.name, self.structure = name, structure
-        # Bytes of data that are made rather than viewed: inflated, or copied so that torch may write to them.
+        # Bytes of data that are allocated rather than viewed: inflated, or copied to be writable.
         self.held, self.held_limit = 0, MAX_RATIO * size + MiB
-        # Views of the file are free; their sum matters only because a consumer may copy each. Honest files share a
-        # storage between a few tensors at most.
+        # Views of the file are free; we bound their sum because a consumer may copy each of them. In real files few
+        # tensors share a storage.
         self.data, self.data_limit = 0, 4 * size + MiB
-        # Real checkpoints hold few keys that are no text (optimiser states); hashes of numbers can be made to collide.
+        # Real checkpoints have few non-text keys (optimizer states), and hashes of numbers can be made to collide.
         self.other_keys = 5_000
-        # torch.save bytes that lie in the file as a string, by that string's identity (kept alive beside the result).
+        # torch.save bytes nested in the file: id of the byte string -> (the string, to keep its id in use, result).
         self.nested: dict[int, tuple[Any, Any]] = {}
 
     def charge(self, nbytes: int) -> None:
@@ -114,16 +114,16 @@ class Budget:
     def charge_key(self) -> None:
         self.other_keys -= 1
         if self.other_keys < 0:
-            raise self.error("has more dictionary keys that are no text than any checkpoint needs")
+            raise self.error("has more dictionary keys that are not text than any checkpoint needs")
 
     def error(self, problem: str) -> ConversionError:
         return ConversionError(f"{self.name}: {problem}")
 
 
 class LongText:
-    """A long string, left in the file (UTF-8) until somebody asks for it.
+    """A long UTF-8 string that is decoded only on request.
 
-    Pickles of protocol 2 write array data as text: as `str` the weights would be held twice.
+    Protocol 2 stores array data as text; decoding it to `str` would hold the weights in memory twice.
     """
 
     def __init__(self, view: memoryview):
@@ -133,12 +133,12 @@ class LongText:
         return bytes(self.view).decode("utf-8", "surrogatepass")
 
     def latin1(self) -> bytes:
-        """One byte a character. ValueError for characters beyond the 256 of Latin-1."""
+        """Encode as Latin-1, one byte per character. ValueError for other characters."""
         return str(self).encode("latin-1")
 
 
 class LazyArray:
-    """An array whose data are a `LongText`; `np.asarray` decodes it. Shape and dtype were checked when it was made."""
+    """An array whose data is a `LongText`, decoded by `np.asarray`. Shape and dtype are checked before."""
 
     def __init__(self, text: LongText, dtype: np.dtype, shape: tuple[int, ...], order: str):
         self.text, self.dtype, self.shape, self.order = text, dtype, shape, order

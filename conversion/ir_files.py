@@ -1,4 +1,4 @@
-"""Where the networks of an OpenVINO model are: in a wheel, a package, a folder of files, or beside an .xml."""
+"""Locating the networks of an OpenVINO model in a wheel, a zip file or a folder, or next to an .xml."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from stylefusion_hf.conversion.safe_pickle import map_file
 from stylefusion_hf.conversion.zip_reader import ZipReader
 
 ARCHIVES = (".whl", ".zip")
-MAX_NETWORKS = 32  # in one place
-MAX_FILES, MAX_DEPTH = 20_000, 4  # of a folder that is searched
+MAX_NETWORKS = 32  # in one folder or archive
+MAX_FILES, MAX_DEPTH = 20_000, 4  # limits of the search in a folder
 PADDING = 64  # bytes that may follow the last constant
 
 
@@ -26,8 +26,8 @@ class IRFile:
     """A network's two files.
 
     Attributes:
-        name: the .xml's, within its folder or archive.
-        xml, weights: the content; `weights` is None where there is no .bin of that name.
+        name: path of the .xml within its folder or archive.
+        xml, weights: the contents; `weights` is None if the .bin is missing.
     """
 
     name: str
@@ -39,7 +39,7 @@ class IRFile:
         return PurePosixPath(self.name).name.removesuffix(".xml")
 
     def facts(self) -> dict[str, dict[str, object]]:
-        """Name, size and sha256 of either file, for the report."""
+        """Return name, size and sha256 of both files, for the report."""
         parts = {f"{self.stem}.xml": self.xml, f"{self.stem}.bin": self.weights or memoryview(b"")}
         return {
             printable(name): {"name": printable(name), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -58,7 +58,7 @@ class IRModel:
 
 
 def looks_like_ir(path: Path) -> bool:
-    """Whether the path is of an OpenVINO model, or is an archive or a folder that holds one."""
+    """Return whether the path is an OpenVINO model, or an archive or folder that contains one."""
     try:
         if path.is_dir():
             return any(name.suffix == ".xml" and name.with_suffix(".bin").is_file() for name in _walk(path))
@@ -67,22 +67,22 @@ def looks_like_ir(path: Path) -> bool:
             names = set(archive.names)
             return any(name.endswith(".xml") and f"{name[:-4]}.bin" in names for name in names)
     except ConversionError:
-        return False  # its error comes from whoever reads it
+        return False  # the reader will report the error
     return path.suffix.lower() == ".xml" or (path.suffix.lower() == ".bin" and path.with_suffix(".xml").is_file())
 
 
 def read_model(path: Path) -> IRModel:
-    """The mapping and the synthesis network that a path leads to, told apart by what they give.
+    """Read the mapping and synthesis networks at a path, distinguished by their outputs.
 
     Raises:
-        ConversionError: one line: no such networks, more than one of either, or what is wrong with their files.
+        ConversionError: a network is missing, there are several candidates, or a file is invalid.
     """
     given = path.with_suffix(".xml") if path.suffix.lower() == ".bin" else path
     candidates = list(_candidates(given))
     if not candidates:
         raise ConversionError(f"{path}: holds no OpenVINO network, an .xml with a .bin of the same name")
     if len(candidates) > MAX_NETWORKS:
-        raise ConversionError(f"{path}: holds {len(candidates)} networks; give the .xml of one of the two that belong")
+        raise ConversionError(f"{path}: holds {len(candidates)} networks; give the .xml of one of the two")
     found: dict[bool, list[tuple[IRFile, Network]]] = {True: [], False: []}
     errors: dict[str, ConversionError] = {}
     for file in candidates:
@@ -92,7 +92,7 @@ def read_model(path: Path) -> IRModel:
         except ConversionError as error:
             errors[file.name] = error
             if given.suffix.lower() == ".xml" and file.name == given.name:
-                raise  # what was asked for
+                raise  # the file that the user gave
     for kind, what in ((True, "mapping network, z to w"), (False, "synthesis network, w to a picture")):
         if not found[kind] and errors:
             raise next(iter(errors.values()))
@@ -101,7 +101,7 @@ def read_model(path: Path) -> IRModel:
             listed = f"{len(found[kind])} ({names})" if names else "none"
             raise ConversionError(f"{path}: a generator has one {what}; there is {listed} here")
     (first, mapping), (second, synthesis) = found[True][0], found[False][0]
-    notes = [f"not of this generator: {error}" for error in errors.values()]
+    notes = [f"not part of this generator: {error}" for error in errors.values()]
     return IRModel(mapping, synthesis, [first, second], notes)
 
 
@@ -112,7 +112,7 @@ def _network(file: IRFile, shown: str) -> Network:
     end, size = graph.end_of_constants(), len(file.weights)
     if size > end + PADDING:
         raise graph.error(
-            f"its constants end at byte {end:,}, but its .bin has {size:,}: the two files are not of one network"
+            f"its constants end at byte {end:,}, but its .bin has {size:,}: the two files are from different networks"
         )
     return Network(graph)
 
@@ -147,7 +147,7 @@ def _on_disk(path: Path, name: str) -> IRFile:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Ordinary files below a folder, a few levels deep."""
+    """List the regular files below a folder, a few levels deep."""
     files: list[Path] = []
     for place, folders, names in os.walk(folder):
         if len(Path(place).relative_to(folder).parts) >= MAX_DEPTH:

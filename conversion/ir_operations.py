@@ -1,6 +1,6 @@
-"""What the layers of an OpenVINO graph compute: the operations that generators of this kind are exported with.
+"""Evaluation of OpenVINO graphs, for the operations that exported MobileStyleGANs use.
 
-Every result's shape is computed on torch's meta device before anything is allocated.
+The shape of every result is computed on torch's meta device before anything is allocated.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.openvino_ir import Graph, Layer, Output, parse_dims
 from stylefusion_hf.conversion.report import printable
 
-MAX_NUMBERS = 2**27  # of one result: half a gigabyte
-MAX_FOLDED = 2**25  # of all that is computed from constants alone
+MAX_NUMBERS = 2**27  # in one result: half a gigabyte
+MAX_FOLDED = 2**25  # numbers in all results that depend on constants only
 
-Values = dict[Output, Tensor]  # tensors of the meta device have a shape and no numbers
+Values = dict[Output, Tensor]  # results that depend on the input are meta tensors: a shape without data
 
 
 class _Unsupported(Exception):
-    """An attribute or argument that no network of this kind has."""
+    """An attribute or argument that is not supported."""
 
 
 # --- Arguments -------------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def _flag(layer: Layer, name: str, default: bool) -> bool:
 
 
 def _geometry(layer: Layer) -> dict[str, Any]:
-    """Stride, padding and dilation of a convolution, which pads all sides alike."""
+    """Return stride, padding and dilation of a convolution, which must pad all sides equally."""
     begin, end = _pair(layer, "pads_begin", 0), _pair(layer, "pads_end", 0)
     if begin != end or layer.attributes.get("auto_pad", "explicit") not in ("explicit", "notset"):
         raise _Unsupported("pads its sides unequally or automatically")
@@ -185,7 +185,7 @@ OPERATIONS: Mapping[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "VariadicSplit": _variadic_split,
 }
 
-# Inputs that are shapes, axes or counts: their numbers are needed even where only shapes are computed.
+# Inputs that are shapes, axes or counts: their values are needed even to compute shapes.
 CONSTANT_INPUTS = {
     "Broadcast": (1,), "Gather": (1, 2), "ReduceMean": (1,), "Reshape": (1,), "Split": (1,), "Squeeze": (1,),
     "Tile": (1,), "Transpose": (1,), "Unsqueeze": (1,), "VariadicSplit": (1, 2),
@@ -193,14 +193,14 @@ CONSTANT_INPUTS = {
 
 
 def compute(graph: Graph, layer: Layer, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    """The layer's outputs, as many as it has ports.
+    """Compute a layer's outputs, one per output port.
 
     Raises:
-        ConversionError: an operation that is not known here, or inputs that do not fit it; names the layer.
+        ConversionError: an unsupported operation, or inputs that do not fit it; names the layer.
     """
     operation = OPERATIONS.get(layer.type)
     if operation is None:
-        raise graph.error(f"{layer}: an operation that no network known here has")
+        raise graph.error(f"{layer}: is an unsupported operation")
     try:
         results = operation(layer, *inputs)
     except ConversionError:
@@ -217,15 +217,15 @@ def compute(graph: Graph, layer: Layer, inputs: list[Tensor]) -> tuple[Tensor, .
     return outputs
 
 
-# --- A whole graph ---------------------------------------------------------------------------------------------------
+# --- Graphs ----------------------------------------------------------------------------------------------------------
 
 
 def infer(graph: Graph) -> Values:
-    """Every output's shape, as a tensor of the meta device; those that depend on constants alone with their numbers.
+    """Infer all outputs: their values if they depend on constants only, else meta tensors of their shapes.
 
     Raises:
-        ConversionError: as `compute`; shapes that differ from the declared ones or exceed bounds; not one input and
-            one result.
+        ConversionError: as from `compute`; shapes that exceed bounds or differ from the declared ones; not exactly one
+            input and one result.
     """
     for kind in ("Parameter", "Result"):
         if len(graph.of_type(kind)) != 1:
@@ -246,7 +246,7 @@ def infer(graph: Graph) -> Values:
         elif layer.type == "ShapeOf":
             outputs = tuple(torch.tensor(x.shape, dtype=torch.int64) for x in inputs)
         else:
-            outputs = compute(graph, layer, _without_numbers(layer, inputs))
+            outputs = compute(graph, layer, _to_meta(layer, inputs))
             if (largest := max(x.numel() for x in outputs)) > MAX_NUMBERS:
                 raise graph.error(f"{layer}: gives {largest:,} numbers, more than can be handled")
             if not any(x.is_meta for x in inputs):
@@ -256,8 +256,8 @@ def infer(graph: Graph) -> Values:
                 outputs = compute(graph, layer, inputs)
         for (port, declared), output in zip(layer.outputs.items(), outputs, strict=False):
             if declared is not None and declared != tuple(output.shape):
-                said, found = ("x".join(map(str, shape)) or "one number" for shape in (declared, output.shape))
-                raise graph.error(f"{layer}: declares an output of {said}, but gives {found}")
+                stated, found = ("x".join(map(str, shape)) or "one number" for shape in (declared, output.shape))
+                raise graph.error(f"{layer}: declares an output of {stated}, but gives {found}")
             values[layer.id, port] = output
         if len(outputs) != len(layer.outputs):
             raise graph.error(f"{layer}: has {len(layer.outputs)} outputs, expected {len(outputs)}")
@@ -265,7 +265,7 @@ def infer(graph: Graph) -> Values:
 
 
 def _parameter(graph: Graph, layer: Layer) -> Tensor:
-    """(1, width): the batch may be dynamic in the file."""
+    """Return the network's input as a meta tensor (1, width); its batch may be dynamic in the file."""
     text = layer.attributes.get("shape", "")
     first, comma, rest = text.partition(",")
     dims = parse_dims(f"1,{rest}" if comma and first.strip() in ("-1", "?") else text)
@@ -274,18 +274,21 @@ def _parameter(graph: Graph, layer: Layer) -> Tensor:
     return torch.empty(dims, device="meta")
 
 
-def _without_numbers(layer: Layer, inputs: list[Tensor]) -> list[Tensor]:
+def _to_meta(layer: Layer, inputs: list[Tensor]) -> list[Tensor]:
     kept = CONSTANT_INPUTS.get(layer.type, ())
     return [x if i in kept else x.to("meta") for i, x in enumerate(inputs)]
 
 
 def run(graph: Graph, values: Values, known: Values, wanted: list[Output]) -> list[Tensor]:
-    """Numbers of some outputs from numbers of others.
+    """Compute some outputs of a graph from known ones.
+
+    Only the layers in between are run, and intermediate results are freed as soon as possible.
 
     Args:
-        values: of `infer`.
-        known: numbers to start from, such as the input's.
-        wanted: what to compute; only the layers between are run, and what is no longer needed is dropped.
+        graph: the graph.
+        values: result of `infer`.
+        known: values to start from, such as the input.
+        wanted: the outputs to compute.
     """
     needed: set[str] = set()
     pending = [name for name, _ in wanted]

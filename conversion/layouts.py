@@ -1,7 +1,7 @@
-"""StyleGAN2 checkpoints in the field's three layouts, renamed to this package's models.
+"""Renaming of StyleGAN2 checkpoints from the layouts of NVIDIA and rosinality to this package's models.
 
-Pure functions on flat dictionaries `name -> tensor`: every size is read off the tensors, and every tensor that is not
-used is reported by name. Reading the files themselves, safely, is `convert.py`'s job.
+Pure functions on flat dictionaries `name -> tensor`: sizes are derived from the tensors, and unused tensors are
+reported by name. Reading files safely is the job of `safe_pickle.py`.
 """
 
 import math
@@ -13,17 +13,17 @@ import torch
 
 Tensors = Mapping[str, torch.Tensor]
 
-# Tensors that the architecture itself determines: FIR kernels. They are checked, not stored.
+# FIR kernels, which the architecture determines. They are checked, not stored.
 FIXED = re.compile(r"(^|\.)(resample_filter|kernel)$")
 
 
 class LayoutError(ValueError):
-    """The tensors are not those of the layout they were taken for."""
+    """The tensors do not match the expected layout."""
 
 
 @dataclass
 class Converted:
-    """What `from_pretrained` needs: a model's config and state, and the source's names that found no use."""
+    """A converted model: its config and state dict, and the names of unused tensors of the source."""
 
     config: dict
     state: dict[str, torch.Tensor]
@@ -31,7 +31,7 @@ class Converted:
 
 
 class Reader:
-    """Takes tensors by name, remembers which were taken, and names what is missing or has another shape."""
+    """A dictionary of tensors that tracks which were used; errors name a tensor that is missing or misshapen."""
 
     def __init__(self, tensors: Tensors, what: str):
         self.tensors, self.what = tensors, what
@@ -41,9 +41,9 @@ class Reader:
         return name in self.tensors
 
     def take(self, name: str, shape: tuple[int, ...] | None = None, least: int = 0) -> torch.Tensor:
-        """The tensor, reshaped if only dimensions of size one differ from `shape`; of `least` dimensions at least."""
+        """Return a tensor of at least `least` dimensions, reshaped to `shape` up to dimensions of size one."""
         if name not in self.tensors:
-            raise LayoutError(f"{self.what}: the checkpoint lacks {name!r}; it may be cut off or of another kind")
+            raise LayoutError(f"{self.what}: the checkpoint lacks {name!r}; it may be truncated or of another kind")
         self.taken.add(name)
         x = self.tensors[name]
         if x.ndim < least:
@@ -55,14 +55,14 @@ class Reader:
         return x.reshape(shape)
 
     def count(self, pattern: str) -> int:
-        """How many consecutive integers from `pattern.format(0)` on name a tensor."""
+        """Count the consecutive tensors `pattern.format(0)`, `pattern.format(1)`, ..."""
         n = 0
         while pattern.format(n) in self.tensors:
             n += 1
         return n
 
     def unused(self) -> list[str]:
-        """Names that were not taken, in order. A FIR kernel that is not [1, 3, 3, 1] is an error: it would be lost."""
+        """Return the names of unused tensors, in order. LayoutError for a FIR kernel other than [1, 3, 3, 1]."""
         left = [name for name in self.tensors if name not in self.taken]
         for name in left:
             if FIXED.search(name) and not _is_standard_fir(self.tensors[name]):
@@ -79,12 +79,11 @@ def _is_standard_fir(kernel: torch.Tensor) -> bool:
     if kernel.shape not in (outer.shape, taps.shape):
         return False
     wanted = outer if kernel.ndim == 2 else taps
-    return torch.allclose(
-        kernel / kernel.sum(), wanted / wanted.sum(), atol=1e-4
-    )  # any gain, as up-sampling layers fold one in
+    # Normalize first: upsampling layers fold a gain into the kernel.
+    return torch.allclose(kernel / kernel.sum(), wanted / wanted.sum(), atol=1e-4)
 
 
-# --- What every layout of a generator comes down to ------------------------------------------------------------------
+# --- Shared by all layouts -------------------------------------------------------------------------------------------
 
 
 def _generator(
@@ -102,12 +101,18 @@ def _generator(
     conv_clamp: float | None,
     psi: float,
 ) -> Converted:
-    """`conv(i, part)` and `rgb(k, part)` name the part (weight, bias, affine.weight, affine.bias) of a layer."""
+    """Build a generator's config and state dict.
+
+    `conv(i, part)` and `rgb(k, part)` return the source's name of a layer's weight, bias, affine.weight or
+    affine.bias; `noise(i)` and `strength(i)` those of its noise.
+    """
     num_convs = 2 * num_blocks - 1
     first = read.take(const)
     channels4 = first.shape[-3]
     if not mapping:
-        raise LayoutError(f"{read.what}: the checkpoint lacks the layers of the mapping network; it may be cut off")
+        raise LayoutError(f"{read.what}: the checkpoint lacks the layers of the mapping network; it may be truncated")
+
+    # Convolutions and noise.
     state = {"synthesis.const": read.take(const, (channels4, 4, 4))}
     channels, affine_w, affine_b = [], [], []
     w_dim = read.take(conv(0, "affine.weight"), least=2).shape[-1]
@@ -126,6 +131,8 @@ def _generator(
         width = out
         if i % 2 == 0:
             channels.append(out)
+
+    # toRGB layers. A style code packs all convolutions' styles, then all toRGB layers'.
     img_channels = read.take(rgb(0, "weight"), least=4).shape[-4]
     for k, c in enumerate(channels):
         state[f"synthesis.rgbs.{k}.weight"] = read.take(rgb(k, "weight"), (img_channels, c, 1, 1))
@@ -133,6 +140,8 @@ def _generator(
         affine_w.append(read.take(rgb(k, "affine.weight"), (c, w_dim)))
         affine_b.append(read.take(rgb(k, "affine.bias"), (c,)))
     state["affine_weight"], state["affine_bias"] = torch.cat(affine_w), torch.cat(affine_b)
+
+    # Mapping network.
     label_dim = embed_dim = 0
     if embed is not None:
         embed_dim, label_dim = read.take(f"{embed}.weight").shape
@@ -166,13 +175,13 @@ def _generator(
 
 
 def nvidia_generator(tensors: Tensors, conv_clamp: float | None = None, psi: float = 0.7) -> Converted:
-    """`G_ema`'s tensors. `conv_clamp` is no tensor: it comes from the snapshot's own arguments."""
+    """Convert the tensors of `G_ema`. `conv_clamp` comes from the snapshot's arguments, as it is not a tensor."""
     read = Reader(tensors, "NVIDIA generator")
     num_blocks = 0
     while read.has(f"synthesis.b{4 * 2**num_blocks}.conv1.weight"):
         num_blocks += 1
     if num_blocks == 0:
-        raise LayoutError("NVIDIA generator: there is no 'synthesis.b4.conv1.weight'; this is no StyleGAN2 generator")
+        raise LayoutError("NVIDIA generator: it lacks 'synthesis.b4.conv1.weight'; it is not a StyleGAN2 generator")
     if read.has("synthesis.b8.skip.weight") or not read.has("synthesis.b4.torgb.weight"):
         raise LayoutError(
             "NVIDIA generator: only the 'skip' architecture is supported (the one of all published StyleGAN2 models)"
@@ -201,9 +210,7 @@ def nvidia_generator(tensors: Tensors, conv_clamp: float | None = None, psi: flo
 
 
 def nvidia_discriminator(tensors: Tensors, conv_clamp: float | None = None, mbstd_group_size: int = 4) -> Converted:
-    """`D`'s tensors (residual architecture). Clamp and group size are no tensors: they come from the snapshot's
-    arguments.
-    """
+    """Convert the tensors of `D` (residual architecture). Clamp and group size come from the snapshot's arguments."""
     read = Reader(tensors, "NVIDIA discriminator")
     sizes = sorted({int(m[1]) for n in tensors if (m := re.match(r"b(\d+)\.conv1\.weight$", n))}, reverse=True)
     if not sizes or sizes != [2**i for i in range(int(math.log2(sizes[0])), 2, -1)]:
@@ -266,8 +273,11 @@ def _discriminator(read, names, blocks, mapping, embed, conv_clamp, mbstd_group_
 
 
 def rosinality_generator(tensors: Tensors, latent_avg: torch.Tensor | None = None, psi: float = 0.7) -> Converted:
-    """`g_ema`'s tensors (or a `decoder`'s, its prefix cut off) with the checkpoint's `latent_avg`, (w_dim) or (rows,
-    w_dim).
+    """Convert the tensors of `g_ema`, or of a `decoder` without its prefix.
+
+    Args:
+        latent_avg: the checkpoint's mean of w, (w_dim,) or (rows, w_dim).
+        psi: the model's default truncation.
     """
     read = Reader(tensors, "rosinality generator")
 
@@ -281,7 +291,7 @@ def rosinality_generator(tensors: Tensors, latent_avg: torch.Tensor | None = Non
         return f"{layer}.{part}" if part == "bias" else f"{layer}.conv.{part.replace('affine', 'modulation')}"
 
     depth = 0
-    while read.has(f"style.{depth + 1}.weight"):  # style.0 is the normalisation of z and holds no tensor
+    while read.has(f"style.{depth + 1}.weight"):  # style.0 normalizes z and has no tensors
         depth += 1
     if latent_avg is not None and latent_avg.ndim == 2:
         latent_avg = latent_avg[0]
@@ -302,7 +312,7 @@ def rosinality_generator(tensors: Tensors, latent_avg: torch.Tensor | None = Non
 
 
 def rosinality_discriminator(tensors: Tensors) -> Converted:
-    """`d`'s tensors."""
+    """Convert the tensors of `d`."""
     read = Reader(tensors, "rosinality discriminator")
     blocks = [
         [

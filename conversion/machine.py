@@ -1,7 +1,7 @@
-"""The opcode loop of `safe_pickle`, which says why it exists.
+"""The opcode loop behind `safe_pickle`, whose docstring explains why it exists.
 
-The loop reads one pickle from a buffer. Time is linear in the file's size, as there are no jumps; every opcode is
-charged to a `Budget` before it makes anything, so memory is bounded too.
+The loop reads one pickle from a buffer. Its time is linear in the file's size, as pickles have no jumps, and its
+memory is bounded, as every opcode is charged to a `Budget` before it allocates anything.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 
 from stylefusion_hf.conversion.inert import Budget, ConversionError, Global, LongText, Record
 
-SMALL = 4096  # bytes up to which a byte string is copied out of the file
-LONG_TEXT = 256 * 1024  # bytes up to which a text is decoded at once
-OBJECT = 64  # bytes charged for every opcode; those that leave more behind charge more
-MAX_ARGUMENTS = 16  # of a call that one of our constructors answers; a tuple of a million is copied at each call
+SMALL = 4096  # bytes; longer byte strings stay views of the file
+LONG_TEXT = 256 * 1024  # bytes; longer text is decoded lazily
+OBJECT = 64  # bytes charged per opcode; opcodes that allocate more charge more
+MAX_ARGUMENTS = 16  # of a call to one of our constructors: the arguments are copied at each call
 MAX_GLOBAL = 500  # characters of a module's name, and of a class's
 STOP = 0x2E
 
 _Op = Callable[["Machine"], None]
 OPS: dict[int, _Op] = {}
 
-# Name -> the function of ours that stands in for it (see rebuild.py). It gets the machine and the pickled arguments,
-# and may return NotImplemented, which makes a record as for any other name.
+# Pickled name -> our replacement function (see rebuild.py). It is called with the machine and the pickled arguments;
+# if it returns NotImplemented, the call becomes a record, as for unknown names.
 CONSTRUCTORS: dict[str, Callable] = {}
 
 
 def opcode(codes: bytes) -> Callable[[_Op], _Op]:
-    """Register a function for the opcodes that it serves."""
+    """Register a function for these opcodes."""
 
     def register(function: _Op) -> _Op:
         OPS.update(dict.fromkeys(codes, function))
@@ -39,14 +39,14 @@ def opcode(codes: bytes) -> Callable[[_Op], _Op]:
 
 
 class Machine:
-    """Reads ONE pickle from a buffer.
+    """An interpreter for ONE pickle in a buffer.
 
     Args:
-        buffer: where the pickle lies; views of it go into the result, so it must stay unchanged.
-        budget: bounds on the cost, shared with every pickle of the file.
-        start: where the pickle begins.
-        persistent: what makes an object of a persistent id (torch's storages); None: a `Record`.
-        nested: how many files this one lies inside of.
+        buffer: contains the pickle; the result has views of it, so it must not change.
+        budget: shared by all pickles of the file.
+        start: offset of the pickle.
+        persistent: makes an object from a persistent id (torch's storages); by default a `Record`.
+        nested: nesting depth of the file.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Machine:
         self.code = 0
 
     def load(self) -> Any:
-        """The object. `position` is then the byte after the pickle. ConversionError for anything malformed."""
+        """Return the object and set `position` to the byte after the pickle. ConversionError if it is malformed."""
         charge, buffer, end = self.budget.charge, self.buffer, len(self.buffer)
         try:
             while True:
@@ -78,7 +78,7 @@ class Machine:
                 charge(OBJECT)
                 function = OPS.get(self.code)
                 if function is None:
-                    raise self.error(f"damaged or no pickle: unknown opcode {self.code} at byte {self.position - 1:,}")
+                    raise self.error(f"damaged or not a pickle: unknown opcode {self.code} at {self.position - 1:,}")
                 function(self)
         except ConversionError:
             raise
@@ -95,7 +95,7 @@ class Machine:
         except MemoryError:
             raise self.error("needs more memory than there is") from None
 
-    # --- what the opcodes use ---
+    # --- Operations used by the opcodes ---
 
     def error(self, problem: str) -> ConversionError:
         return self.budget.error(problem)
@@ -104,7 +104,7 @@ class Machine:
         return self.budget.error(f"damaged near byte {self.position:,} ({problem})")
 
     def take(self, n: int) -> memoryview:
-        """The next n bytes, as a view; n is checked against the file before anything is allocated."""
+        """Return a view of the next n bytes; n is checked against the file before anything is allocated."""
         start = self.position
         end = start + n
         if n < 0 or end > len(self.buffer):
@@ -114,7 +114,7 @@ class Machine:
         return self.buffer[start:end]
 
     def line(self, limit: int) -> bytes:
-        """The text up to the next line feed (protocols 0 and 1)."""
+        """Return the text up to the next line feed (protocols 0 and 1)."""
         start, chunk = self.position, 128
         while self.position < min(len(self.buffer), start + limit):
             window = bytes(self.buffer[self.position : self.position + min(chunk, start + limit - self.position)])
@@ -125,7 +125,7 @@ class Machine:
                 self.position = end + 1
                 return bytes(self.buffer[start:end])
             self.position += len(window)
-            chunk = min(2 * chunk, 64 * 1024)  # a short line must not cost a large window
+            chunk = min(2 * chunk, 64 * 1024)  # start small: most lines are short
         raise self.error(f"truncated or damaged: no end of the line that begins at byte {start:,}")
 
     def push(self, value: Any) -> None:
@@ -142,7 +142,7 @@ class Machine:
         return self.stack[-1]
 
     def pop_mark(self) -> list:
-        """What was pushed since the last mark."""
+        """Pop everything pushed since the last mark."""
         if not self.below:
             raise self.damaged("no mark on the stack")
         items, self.stack = self.stack, self.below.pop()
@@ -156,7 +156,7 @@ class Machine:
         return int.from_bytes(self.take(n), "little", signed=True)
 
     def data(self, n: int) -> bytes | memoryview:
-        """n bytes: copied if few, so that they can be a key; else a view."""
+        """Return n bytes: copied if they are few, so that they can be a dictionary key; else a view."""
         view = self.take(n)
         self.budget.charge(min(n, SMALL) + 200)
         return bytes(view) if n <= SMALL else view
@@ -167,11 +167,11 @@ class Machine:
             return LongText(view)
         self.budget.charge(2 * n)
         text = bytes(view).decode("utf-8", "surrogatepass")
-        self.budget.charge(max(0, sys.getsizeof(text) - 2 * n))  # up to four bytes a character
+        self.budget.charge(max(0, sys.getsizeof(text) - 2 * n))  # up to four bytes per character
         return text
 
     def byte_text(self, n: int) -> str | memoryview:
-        """A string of Python 2: text or bytes, which only the reader can know. Latin-1 loses nothing."""
+        """Return a Python 2 string, which may be text or bytes; decoding as Latin-1 is lossless."""
         view = self.take(n)
         if n > LONG_TEXT:
             return view
@@ -179,16 +179,16 @@ class Machine:
         return bytes(view).decode("latin-1")
 
     def check_key(self, key: Any) -> Any:
-        """Whether `key` may be a dictionary's key or a set's member: its hash must cost nothing to compute."""
+        """Return `key` if it may be a dictionary key or set member: its hash must be cheap to compute."""
         if type(key) is str:
             return key
         self.budget.charge_key()
         pending, seen = [key], 0
-        while pending:  # tuples can share parts, so that their hash takes exponential time
+        while pending:  # tuples can share parts, which makes hashing them exponential
             item = pending.pop()
             seen += 1
             if seen > 64 or type(item) not in HASHABLE:
-                raise self.damaged("a dictionary key is no plain value")
+                raise self.damaged("a dictionary key is not a plain value")
             if type(item) in (tuple, frozenset):
                 seen += len(item)
                 pending.extend(item if seen <= 64 else ())
@@ -198,7 +198,7 @@ class Machine:
         if isinstance(target, Record):
             target = target.items
         if type(target) is not dict or len(flat) % 2:
-            raise self.damaged("entries for what is no dictionary")
+            raise self.damaged("entries for an object that is not a dictionary")
         for i in range(0, len(flat), 2):
             self.budget.charge(100)
             target[self.check_key(flat[i])] = flat[i + 1]
@@ -207,22 +207,22 @@ class Machine:
         if isinstance(target, Record):
             target = target.elements
         if type(target) is not list:
-            raise self.damaged("elements for what is no list")
+            raise self.damaged("elements for an object that is not a list")
         target.extend(values)
 
     def name(self, module: Any, qualified: Any) -> Global:
         if type(module) is not str or type(qualified) is not str:
-            raise self.damaged("the name of a class is no text")
-        # The texts may be memoised ones, to which a file refers any number of times; each name is a new text.
+            raise self.damaged("the name of a class is not text")
+        # Each name is a new string, although the file may refer to two memoized strings any number of times.
         self.budget.charge(OBJECT + 4 * (min(len(module), MAX_GLOBAL) + min(len(qualified), MAX_GLOBAL)))
         return Global(f"{module[:MAX_GLOBAL]}.{qualified[:MAX_GLOBAL]}")
 
     def replace_top(self, shell: Any, value: Any) -> None:
-        """Put a finished object in the place of its shell, which the pickle may have stored for later."""
+        """Replace a shell by its finished object, on the stack and in the memo."""
         self.stack[-1] = value
         for key in shell.memo_keys:
             self.memo[key] = value
-        shell.memo_keys.clear()  # else building the same shell again and again would take quadratic time
+        shell.memo_keys.clear()  # otherwise, building the same shell repeatedly would take quadratic time
 
     def store(self, key: int) -> None:
         value = self.top()
@@ -232,7 +232,7 @@ class Machine:
 
 
 class Shell:
-    """An object between its creation and its state: `finish(machine, state)` gives the object to put in its place."""
+    """An object whose state is still missing; `finish(machine, state)` returns the object to replace it."""
 
     def __init__(self) -> None:
         self.memo_keys: list[int] = []
@@ -245,9 +245,9 @@ HASHABLE = {str, int, float, bool, bytes, type(None), tuple, frozenset, Global, 
 
 
 def call(machine: Machine, function: Any, args: Any, kwargs: Any = None) -> Any:
-    """What REDUCE and its relatives come to: one of our constructors, or a record. Nothing else is ever called."""
+    """Evaluate REDUCE and related opcodes: call one of our constructors, or make a record. Calls nothing else."""
     if type(args) is not tuple:
-        raise machine.damaged("arguments that are no tuple")
+        raise machine.damaged("arguments that are not a tuple")
     if isinstance(function, Global):
         constructor = CONSTRUCTORS.get(function.path)
         if constructor is not None and not kwargs and len(args) <= MAX_ARGUMENTS:
@@ -256,6 +256,6 @@ def call(machine: Machine, function: Any, args: Any, kwargs: Any = None) -> Any:
                 return result
         return Record(function.path, args, kwargs)
     if isinstance(function, Record):
-        machine.budget.charge(500)  # for a name of its own
+        machine.budget.charge(500)  # for the new name
         return Record(f"<result of {function!r}>", args, kwargs)
     return Record("<call of no name>", args, kwargs)

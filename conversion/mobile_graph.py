@@ -1,9 +1,9 @@
-"""MobileStyleGAN in OpenVINO graphs: recognized by what the layers compute and how they are connected, never by names.
+"""MobileStyleGAN in OpenVINO graphs, recognized by operations and connections rather than by names.
 
-Both networks are walked from the result back to the input, and every layer on the way must be the one that the
-architecture has there. Shapes are computed from constants beforehand (`ir_operations.infer`), so that it does not
-matter how an exporter writes them. What consists of many layers and has one meaning (pixel norm, the inverse wavelet
-transform) is recognized by its values: it must compute what the model computes.
+Both networks are traversed from the result back to the input, and every layer on the way must match the architecture.
+Shapes are inferred from constants first (`ir_operations.infer`), so that the exporter's way of writing them does not
+matter. Groups of layers with one meaning (pixel norm, the inverse wavelet transform) are recognized by their values:
+they must compute the same as the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stylefusion_hf.ops.wavelets import inverse_haar
 
 GAIN = math.sqrt(2)  # of the mapping network's activations
 TOLERANCE = 1e-4  # between a part of a graph and the same part of the model, relative to the largest number
-CODE_TOLERANCE, IMAGE_TOLERANCE = 1e-4, 1e-3  # of whole networks
+CODE_TOLERANCE, IMAGE_TOLERANCE = 1e-4, 1e-3  # between entire networks
 RESHAPES = ("Reshape", "Squeeze", "Unsqueeze")
 LINEAR = (
     *RESHAPES,
@@ -40,7 +40,7 @@ LINEAR = (
 
 @dataclass
 class Network:
-    """A graph with what `infer` found, and steps of the walk through it."""
+    """A graph with its inferred values, and the steps of its traversal."""
 
     graph: Graph
     values: Values = field(init=False)
@@ -69,18 +69,18 @@ class Network:
     def error(self, output: Output, expected: str) -> ConversionError:
         shape = "x".join(map(str, self.shape(output))) or "one number"
         return self.graph.error(
-            f"is no MobileStyleGAN that is known here: {self.layer(output)} gives {shape} where {expected} is expected"
+            f"is not a supported MobileStyleGAN: {self.layer(output)} gives {shape} where {expected} is expected"
         )
 
     def expect(self, output: Output, kind: str, expected: str) -> list[Output]:
-        """The inputs of the layer that gives `output`, which must be of that type."""
+        """Return the inputs of the layer that computes `output`, which must be of type `kind`."""
         layer = self.layer(output)
         if layer.type != kind:
             raise self.error(output, f"{expected} ({kind})")
         return layer.inputs
 
     def operands(self, output: Output, kind: str, expected: str) -> tuple[Output, Tensor]:
-        """The varying input and the constant one, in either order."""
+        """Return the varying and the constant input of a layer, in whichever order they are connected."""
         inputs = self.expect(output, kind, expected)
         varying = [source for source in inputs if not self.is_constant(source)]
         if len(inputs) != 2 or len(varying) != 1:
@@ -89,14 +89,14 @@ class Network:
         return varying[0], self.values[other]
 
     def second(self, output: Output, kind: str, expected: str) -> tuple[Output, Tensor]:
-        """As `operands`, where the constant must come second, as weights do."""
+        """Return the varying and the constant input of a layer; the constant must come second, like weights."""
         inputs = self.expect(output, kind, expected)
         if len(inputs) != 2 or self.is_constant(inputs[0]) or not self.is_constant(inputs[1]):
             raise self.error(output, f"{expected} ({kind} with constant weights)")
         return inputs[0], self.values[inputs[1]]
 
     def constants_used(self) -> set[str]:
-        """Ids of the constants that the result depends on."""
+        """Return the ids of the constants that the result depends on."""
         seen: set[str] = set()
         pending = [layer.id for layer in self.graph.of_type("Result")]
         while pending:
@@ -107,14 +107,14 @@ class Network:
         return {layer.id for layer in self.graph.of_type("Const")} & seen
 
     def unused(self) -> list[str]:
-        """Names of the constants that play no part."""
+        """Return the names of the constants that the result does not depend on."""
         used = self.constants_used()
         return [f"{self.graph.file}: {layer}" for layer in self.graph.of_type("Const") if layer.id not in used]
 
-    # --- What both networks have -------------------------------------------------------------------------------------
+    # --- Layers of both networks -------------------------------------------------------------------------------------
 
     def linear(self, output: Output, expected: str) -> tuple[Output, Tensor, Tensor]:
-        """x, weight (out, in) and bias (out,) of a matrix product with a bias."""
+        """Return x, weight (out, in) and bias (out,) of a linear layer."""
         product, bias = self.operands(output, "Add", f"the bias of {expected}")
         x, weight = self.second(product, "MatMul", expected)
         attributes = self.layer(product).attributes
@@ -127,7 +127,7 @@ class Network:
         return x, weight, bias.flatten()
 
     def leaky_relu(self, output: Output, expected: str) -> Output:
-        """What the activation is of."""
+        """Return the input of a leaky ReLU."""
         x, slope = self.second(output, "PReLU", expected)
         if not torch.allclose(slope.float(), torch.tensor(SLOPE)):
             raise self.error(output, f"a leaky ReLU of slope {SLOPE}, not {float(slope.flatten()[0]):g},")
@@ -138,12 +138,12 @@ class Network:
 
 
 def is_mapping(network: Network) -> bool:
-    """Whether the network gives vectors; the synthesis network gives pictures."""
+    """Return whether the network outputs vectors; the synthesis network outputs pictures."""
     return len(network.shape(network.result)) == 2
 
 
 def read_mapping(network: Network) -> tuple[dict, dict[str, Tensor]]:
-    """Config and weights of the mapping network."""
+    """Read config and weights of the mapping network."""
     x, layers = network.result, []
     first = network.shape(network.parameter)
     while not _is_pixel_norm(network, x):
@@ -151,9 +151,10 @@ def read_mapping(network: Network) -> tuple[dict, dict[str, Tensor]]:
         if gain.numel() != 1 or not float(gain) > 0:
             raise network.error(x, "a positive gain")
         x, weight, bias = network.linear(network.leaky_relu(active, "an activation"), "a mapping layer")
-        # The model's gain is fixed. A leaky ReLU commutes with positive factors: another gain goes into the weights.
+        # The model's gain is fixed. A leaky ReLU commutes with positive factors, so a different gain can be folded
+        # into the weights.
         factor = float(gain) / GAIN
-        layers.append((scaled(weight, factor), scaled(bias, factor)))
+        layers.append((scale_weight(weight, factor), scale_weight(bias, factor)))
     if not layers:
         raise network.error(x, "a mapping layer")
     layers.reverse()
@@ -173,7 +174,7 @@ def read_mapping(network: Network) -> tuple[dict, dict[str, Tensor]]:
 
 
 def _is_pixel_norm(network: Network, output: Output) -> bool:
-    """Whether `output` is the input, scaled to a mean square of one."""
+    """Return whether `output` is the input scaled to a mean square of one."""
     given = network.shape(network.parameter)
     if network.shape(output) != given or network.layer(output).type not in ("Multiply", "Divide"):
         return False
@@ -189,7 +190,7 @@ def _is_pixel_norm(network: Network, output: Output) -> bool:
 
 @dataclass
 class Style:
-    """An affine layer."""
+    """An affine layer w -> style vector."""
 
     output: Output
     weight: Tensor
@@ -197,11 +198,11 @@ class Style:
 
 
 class SynthesisReader:
-    """Walks a synthesis network from the picture back to the constant that it starts from.
+    """A traversal of a synthesis network from the picture back to its constant input.
 
     Attributes:
         state: after `read`, the layers' weights under the model's names.
-        styles: after `read`, the affine layers in the order in which a style code packs them.
+        styles: after `read`, the affine layers in the order of a packed style code.
     """
 
     def __init__(self, network: Network):
@@ -210,7 +211,7 @@ class SynthesisReader:
         self.styles: list[Style] = []
 
     def read(self) -> dict:
-        """The config of the synthesis network."""
+        """Read the synthesis network and return its config."""
         net = self.network
         shape = net.shape(net.result)
         if len(shape) != 4 or shape[0] != 1 or shape[2] != shape[3]:
@@ -221,7 +222,7 @@ class SynthesisReader:
         x, gain = self._styled(styled, "the picture's layer")
         weight = part["weight"]
         self.state |= {
-            "synthesis.to_image.weight": scaled(weight, gain * math.sqrt(weight.shape[1])),
+            "synthesis.to_image.weight": scale_weight(weight, gain * math.sqrt(weight.shape[1])),
             "synthesis.to_image.bias": part["bias"],
         }
         blocks, channels = [], [weight.shape[1]]
@@ -234,8 +235,8 @@ class SynthesisReader:
             styled, first = self._convolution(net.leaky_relu(y, "an activation"), "a 1 x 1 convolution")
             y, first = self._separable(styled, first)
             x, gain = self._styled(self._wavelets(y, "the input of a depthwise convolution"), "a wavelet transform")
-            # The transform is linear: a gain of its style goes into the convolution that follows.
-            first["depthwise"] = scaled(first["depthwise"], gain)
+            # The transform is linear, so a gain of its style can be folded into the convolution that follows.
+            first["depthwise"] = scale_weight(first["depthwise"], gain)
             blocks.append((first, second))
             channels.append(net.shape(x)[1])
         self._first_layer(styled, second)
@@ -259,7 +260,7 @@ class SynthesisReader:
     # --- Parts of a block --------------------------------------------------------------------------------------------
 
     def _first_layer(self, styled: Output, part: dict[str, Tensor]) -> None:
-        """3 x 3 convolution of the styled constant."""
+        """Read the first layer, a 3 x 3 convolution of the styled constant."""
         net, weight = self.network, part["weight"]
         if weight.shape[2:] != (3, 3):
             raise net.error(styled, "the input of a 1 x 1 or 3 x 3 convolution")
@@ -268,12 +269,12 @@ class SynthesisReader:
             raise net.error(const, "a constant of 4 x 4")
         self.state |= {
             "synthesis.const": net.values[const][0],
-            "synthesis.conv.weight": scaled(weight, gain * math.sqrt(9 * weight.shape[1])),
+            "synthesis.conv.weight": scale_weight(weight, gain * math.sqrt(9 * weight.shape[1])),
             "synthesis.conv.bias": part["bias"],
         }
 
     def _separable(self, depthwise: Output, pointwise: dict[str, Tensor]) -> tuple[Output, dict[str, Tensor]]:
-        """What a styled depthwise convolution is of, and the weights of both convolutions."""
+        """Return the input of a styled depthwise convolution, and the weights of both convolutions."""
         net = self.network
         channels = net.shape(depthwise)[1]
         kind = "Convolution" if channels == 1 and net.layer(depthwise).type == "Convolution" else "GroupConvolution"
@@ -281,12 +282,12 @@ class SynthesisReader:
         if weight.shape[0] != channels or weight.numel() != 9 * channels or not self._plain(depthwise, 1):
             raise net.error(depthwise, "a depthwise 3 x 3 convolution of stride 1")
         x, gain = self._styled(styled, "a depthwise convolution")
-        part = {"depthwise": scaled(weight.reshape(channels, 1, 3, 3), gain * math.sqrt(9 * channels))}
+        part = {"depthwise": scale_weight(weight.reshape(channels, 1, 3, 3), gain * math.sqrt(9 * channels))}
         part |= {"pointwise": pointwise["weight"], "bias": pointwise["bias"]}
         return x, part | ({"noise": pointwise["noise"]} if "noise" in pointwise else {})
 
     def _convolution(self, output: Output, expected: str) -> tuple[Output, dict[str, Tensor]]:
-        """What a convolution is of, and its weight, bias and perhaps noise."""
+        """Return the input of a convolution, and its weight, bias and (if present) noise."""
         net, part = self.network, {}
         channels, size = net.shape(output)[1], net.shape(output)[2:]
         while net.layer(output).type == "Add":
@@ -304,13 +305,13 @@ class SynthesisReader:
         return x, part | {"weight": weight}
 
     def _plain(self, output: Output, padding: int) -> bool:
-        """Whether a convolution has stride and dilation 1, and this padding."""
+        """Return whether a convolution has stride and dilation 1, and this padding."""
         attributes = self.network.layer(output).attributes
         wanted = {"strides": (1, 1), "dilations": (1, 1), "pads_begin": (padding,) * 2, "pads_end": (padding,) * 2}
         return all(parse_dims(attributes.get(name, "")) == dims for name, dims in wanted.items())
 
     def _styled(self, output: Output, expected: str) -> tuple[Output, float]:
-        """What a style scales, and the gain of the style; the style's affine layer is noted."""
+        """Return the tensor that a style scales, and the style's gain. Records the style's affine layer."""
         net = self.network
         inputs = net.expect(output, "Multiply", f"the styled input of {expected}")
         columns = (1, net.shape(output)[1], 1, 1)
@@ -336,7 +337,7 @@ class SynthesisReader:
         return x, gain
 
     def _wavelets(self, output: Output, expected: str) -> Output:
-        """What `output` is the inverse Haar transform of."""
+        """Return the bands whose inverse Haar transform is `output`."""
         net = self.network
         batch, channels, height, width = net.shape(output)
         bands = (batch, 4 * channels, height // 2, width // 2)
@@ -362,7 +363,7 @@ class SynthesisReader:
         return source
 
     def _noise(self, noises: dict[str, Tensor | None]) -> bool:
-        """Noise as maps of unit size and their strengths. False where no layer has any."""
+        """Store noise as maps of unit RMS and their strengths. Return False if no layer has any."""
         if all(noise is None for noise in noises.values()):
             return False
         for k, (prefix, noise) in enumerate(noises.items()):
@@ -374,8 +375,8 @@ class SynthesisReader:
         return True
 
 
-def scaled(weight: Tensor, factor: float) -> Tensor:
-    """The weight in the model's own scale; as it is where that is the file's."""
+def scale_weight(weight: Tensor, factor: float) -> Tensor:
+    """Multiply a weight by a factor, without a copy if the factor is one."""
     return weight if abs(factor - 1) < 1e-7 else weight * factor
 
 
@@ -383,23 +384,23 @@ def scaled(weight: Tensor, factor: float) -> Tensor:
 
 
 def read_networks(mapping: Network, synthesis: Network, psi: float) -> tuple[Converted, list[Style]]:
-    """Config and weights of the generator that two graphs are, and its affine layers in the order of a code.
+    """Read a generator's config and weights from two graphs, and its affine layers in the order of a style code.
 
     Raises:
-        ConversionError: names the first layer that is not what the architecture has there.
+        ConversionError: a layer does not match the architecture; names the first one.
     """
     reader = SynthesisReader(synthesis)
     config, state = read_mapping(mapping)
     shape = reader.read()
     if shape["w_dim"] != config["w_dim"]:
         raise synthesis.graph.error(
-            f"takes a w of {shape['w_dim']} numbers, but {mapping.graph.file} gives {config['w_dim']}: they are not of"
-            " one model"
+            f"takes a w of {shape['w_dim']} numbers, but {mapping.graph.file} gives {config['w_dim']}: they belong to"
+            " different models"
         )
     budget = Budget(synthesis.graph.file, len(mapping.graph.weights) + len(synthesis.graph.weights))
     state |= reader.state
     for tensor in state.values():
-        budget.charge_data(4 * tensor.numel())  # many layers may share one constant
+        budget.charge_data(4 * tensor.numel())  # a hostile file may use one constant for many layers
     config |= shape | {"label_dim": 0, "truncation_psi": psi}
     return Converted(config, state, [*mapping.unused(), *synthesis.unused()]), reader.styles
 
@@ -408,10 +409,10 @@ def read_networks(mapping: Network, synthesis: Network, psi: float) -> tuple[Con
 def compare_with_graphs(
     generator: MobileStyleGANGenerator, mapping: Network, synthesis: Network, styles: list[Style], seed: int = 0
 ) -> dict[str, float]:
-    """Largest differences between a converted model and the graphs, run as they are, on one sample.
+    """Return the largest differences between a converted model and the original graphs on one sample.
 
     Raises:
-        ConversionError: the differences are more than rounding.
+        ConversionError: the differences exceed rounding errors.
     """
     z = torch.randn(1, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
     (w,) = run(mapping.graph, mapping.values, {mapping.parameter: z}, [mapping.result])

@@ -1,4 +1,4 @@
-"""numpy's .npy and .npz, without numpy's pickles and with sizes checked against the file."""
+"""Reader for numpy's .npy and .npz files that rejects pickled objects and checks sizes against the file."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from stylefusion_hf.conversion.inert import Budget
 from stylefusion_hf.conversion.zip_reader import ZipReader
 
-# numpy always writes its header in this order. It is matched, not evaluated: numpy's own reader parses it as Python.
+# numpy always writes its header in this order. We match it; numpy's own reader parses it as Python.
 HEADER = re.compile(rb"\{'descr': '([<>=|]?\w+)', 'fortran_order': (True|False), 'shape': \(([\dL, ]*)\),? *\}\s*")
 
 
 def read_npy(buffer: memoryview, budget: Budget, name: str = "") -> np.ndarray:
-    """The array of a .npy file, a view of it. ConversionError for arrays of objects, which would be pickles."""
+    """Return the array in a .npy file as a view of the buffer. ConversionError for object arrays (pickles)."""
     what = f"its array {name[:80]!r}" if name else "the array"
     start = bytes(buffer[:12])
-    wide = start[6:7] != b"\x01"  # version 1 counts the header's bytes with two bytes, later ones with four
+    wide = start[6:7] != b"\x01"  # version 1 stores the header's length in two bytes, later versions in four
     begin = 12 if wide else 10
     size = int.from_bytes(start[8:begin], "little")
     match = HEADER.fullmatch(bytes(buffer[begin : begin + size])) if size <= 10_000 else None
     if start[:6] != b"\x93NUMPY" or match is None or begin + size > len(buffer):
-        raise budget.error(f"{what} is damaged, or no plain array of numbers")
+        raise budget.error(f"{what} is damaged, or not a plain array of numbers")
     code, columns = match[1].decode(), match[2] == b"True"
     if re.fullmatch(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16)", code) is None:
         raise budget.error(f"{what} holds {code!r}, not plain numbers: save it as numbers")
@@ -40,5 +40,5 @@ def read_npy(buffer: memoryview, budget: Budget, name: str = "") -> np.ndarray:
 
 
 def read_npz(archive: ZipReader, budget: Budget) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name."""
+    """Return the arrays of an .npz file by name."""
     return {name.removesuffix(".npy"): read_npy(archive.read(name), budget, name) for name in archive.names}

@@ -1,4 +1,4 @@
-"""The opcodes of `safe_pickle`: values, the memo, containers, names, calls and state. Imported to register them."""
+"""The opcodes of `safe_pickle`: values, memo, containers, names, calls and state. Importing registers them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stylefusion_hf.conversion.inert import Global, Record
 from stylefusion_hf.conversion.machine import Machine, Shell, call, opcode
 
 MAX_PROTOCOL = 5
-MAX_INTEGER = 256  # bytes; real ones fit into ten
+MAX_INTEGER = 256  # bytes; real integers fit into ten
 
 # --- Numbers and constants ------------------------------------------------------------------------
 
@@ -26,13 +26,13 @@ def _integer(machine: Machine, line: bytes) -> int:
 def proto(m: Machine) -> None:
     version = m.unsigned(1)
     if version > MAX_PROTOCOL:
-        raise m.error(f"pickle protocol {version} is unknown (up to {MAX_PROTOCOL} is read): damaged, or no pickle")
+        raise m.error(f"pickle protocol {version} is unknown (up to {MAX_PROTOCOL} is read): damaged, or not a pickle")
 
 
 @opcode(b"\x95")
 def frame(m: Machine) -> None:
     size, start = m.unsigned(8), m.position
-    m.take(size)  # a frame is a hint for streams, but one that ends beyond the file shows that the file was cut off
+    m.take(size)  # a frame is only a hint for streams, but one that ends beyond the file shows that it is truncated
     m.position = start
 
 
@@ -98,7 +98,7 @@ def old_string_line(m: Machine) -> None:
     line = m.line(len(m.buffer)).strip()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise m.damaged("a string without quotes")
-    with warnings.catch_warnings(action="ignore"):  # of escapes that Python 2 did not know
+    with warnings.catch_warnings(action="ignore"):  # about unknown escapes
         m.push(codecs.escape_decode(line[1:-1])[0].decode("latin-1"))
 
 
@@ -133,7 +133,7 @@ def duplicate(m: Machine) -> None:
 def get(m: Machine) -> None:
     key = int(m.line(32)) if m.code == 0x67 else m.unsigned(1 if m.code == 0x68 else 4)
     if key not in m.memo:
-        raise m.damaged(f"it refers to an object {key} that it did not store")
+        raise m.damaged(f"it refers to object {key}, which it did not store")
     m.push(m.memo[key])
 
 
@@ -215,7 +215,7 @@ def add_items(m: Machine) -> None:
         m.budget.charge(64 * len(items))
         target.update(m.check_key(item) for item in items)
     else:
-        raise m.damaged("members for what is no set")
+        raise m.damaged("members for an object that is not a set")
 
 
 @opcode(b"ae")
@@ -270,7 +270,7 @@ def instance_line(m: Machine) -> None:
 def instance(m: Machine) -> None:
     items = m.pop_mark()
     if not items:
-        raise m.damaged("an instance of no class")
+        raise m.damaged("an instance without a class")
     m.budget.charge(250)
     m.push(Record(items[0].path if isinstance(items[0], Global) else "<no class>", tuple(items[1:])))
 
@@ -282,7 +282,7 @@ def build(m: Machine) -> None:
         m.replace_top(target, target.finish(m, state))
     elif isinstance(target, Record):
         target.state = state
-    # Tensors, arrays, containers: they are as our constructors made them, and no file sets their attributes.
+    # Other targets are tensors, arrays and containers made by our constructors; a file must not set their attributes.
 
 
 @opcode(b"PQ")
@@ -299,4 +299,4 @@ def extension(m: Machine) -> None:
 
 @opcode(b"\x97\x98")
 def out_of_band(m: Machine) -> None:
-    raise m.error("its data lie outside of the file (pickle protocol 5 with buffers): save it again without them")
+    raise m.error("its data is outside the file (pickle protocol 5 with buffers): save it again without them")

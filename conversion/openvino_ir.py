@@ -1,11 +1,11 @@
-"""OpenVINO's intermediate representation, read safely: XML with a graph of layers, and one flat file of constants.
+"""Safe reader for OpenVINO's intermediate representation: XML with a graph of layers, and a flat file of constants.
 
     <net version="10">
       <layers> <layer id name type> <data .../> <input> <port id/> </input> <output> <port id> <dim/> </port> </output>
       <edges>  <edge from-layer from-port to-layer to-port/>
 
-Constants name an offset and a size within the second file. Nothing in either file is executed: entities and document
-types are refused, and what the XML may cost is bounded before anything is made of it.
+Constants refer to the second file by offset and size. Neither file is executed: entities and document types are
+rejected, and the size of the XML is bounded before it is parsed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from stylefusion_hf.conversion.inert import ConversionError, MiB
 from stylefusion_hf.conversion.report import printable
 
-MAX_XML = 32 * MiB  # the published networks have half a megabyte at most
+MAX_XML = 32 * MiB  # published networks have at most half a megabyte
 MAX_LAYERS = 20_000
 MAX_DEPTH = 16
 MAX_ATTRIBUTES = 64
@@ -31,7 +31,7 @@ MAX_DIMS = 8
 LARGEST_DIM = 2**24
 OLDEST, NEWEST = 10, 11  # IR versions with an edge for every constant
 
-ELEMENTS = {  # as files name them -> numpy's, little-endian
+ELEMENTS = {  # OpenVINO's element types -> numpy's, little-endian
     "f64": "<f8", "f32": "<f4", "f16": "<f2", "i64": "<i8", "i32": "<i4", "i16": "<i2", "i8": "i1",
     "u64": "<u8", "u32": "<u4", "u16": "<u2", "u8": "u1", "boolean": "?",
 }  # fmt: skip
@@ -44,8 +44,8 @@ class Layer:
     """One operation.
 
     Attributes:
-        inputs: where each input comes from, in the order of the ports.
-        outputs: port -> its dimensions as the file declares them; None where it declares a dynamic one.
+        inputs: the source of each input, in the order of the ports.
+        outputs: port -> declared dimensions; None if one of them is dynamic.
     """
 
     id: str
@@ -63,11 +63,11 @@ class Layer:
 
 @dataclass
 class Graph:
-    """The layers of a network in an order in which they can be computed.
+    """The layers of a network in topological order.
 
     Attributes:
-        file: how errors name it.
-        layers: by id; each after those that it depends on.
+        file: what errors call it.
+        layers: by id; each after the layers that it depends on.
         weights: the file of constants.
     """
 
@@ -82,7 +82,7 @@ class Graph:
         return [layer for layer in self.layers.values() if layer.type == kind]
 
     def constant(self, layer: Layer) -> torch.Tensor:
-        """The numbers of a `Const`, as a view of the file."""
+        """Return the value of a `Const` as a view of the file."""
         kind = layer.attributes.get("element_type", "")
         if kind not in ELEMENTS:
             raise self.error(f"{layer}: holds numbers of the unknown type {printable(kind[:40])!r}")
@@ -101,18 +101,18 @@ class Graph:
             )
         data = np.frombuffer(self.weights, dtype, math.prod(shape), offset).reshape(shape)
         if dtype.kind == "u":
-            data = data.astype(np.int64)  # torch lacks most of the unsigned ones
+            data = data.astype(np.int64)  # torch lacks most unsigned types
         return torch.from_numpy(data if data.flags.aligned and data.flags.writeable else data.copy())
 
     def end_of_constants(self) -> int:
-        """The byte after the last constant's."""
+        """Return the offset of the byte after the last constant."""
         attributes = [layer.attributes for layer in self.of_type("Const")]
         ends = [(parse_number(a.get("offset", "")) or 0) + (parse_number(a.get("size", "")) or 0) for a in attributes]
         return max(ends, default=0)
 
 
 def parse_number(text: str, most: int = 2**48) -> int | None:
-    """A whole number from 0 to `most`, or None."""
+    """Parse an integer from 0 to `most`; None for anything else."""
     text = text.strip()
     if not text.isascii() or not text.isdigit() or len(text) > 20:
         return None
@@ -120,7 +120,7 @@ def parse_number(text: str, most: int = 2**48) -> int | None:
 
 
 def parse_dims(text: str) -> tuple[int, ...] | None:
-    """ "1, 512" -> (1, 512); "" -> (). None unless all are whole numbers within bounds."""
+    """Parse dimensions: "1, 512" -> (1, 512), "" -> (). None unless all are integers within bounds."""
     parts = text.split(",", MAX_DIMS + 1) if text.strip() else []
     dims = [parse_number(part, LARGEST_DIM) for part in parts]
     if len(dims) > MAX_DIMS or any(d is None for d in dims):
@@ -132,20 +132,20 @@ def parse_dims(text: str) -> tuple[int, ...] | None:
 
 
 def read_graph(xml: bytes | memoryview, weights: memoryview, file: str) -> Graph:
-    """The graph in an IR file.
+    """Read the graph of an IR file.
 
     Args:
-        xml, weights: the content of the .xml and of the .bin.
-        file: how errors name it.
+        xml, weights: contents of the .xml and the .bin.
+        file: what errors call it.
 
     Raises:
-        ConversionError: one line: not XML or not of OpenVINO, declares entities, exceeds bounds, or is not a graph in
-            which every input has one source and no layer depends on itself.
+        ConversionError: not OpenVINO's XML, declares entities, exceeds bounds, or is not an acyclic graph in which
+            every input has one source.
     """
     graph = Graph(file, {}, weights)
     reader = _Reader(graph)
     if len(xml) > MAX_XML:
-        raise graph.error(f"has {len(xml):,} bytes of XML; networks that are known here have at most {MAX_XML:,}")
+        raise graph.error(f"has {len(xml):,} bytes of XML; at most {MAX_XML:,} are read")
     parser = expat.ParserCreate()
     parser.buffer_text = True
     parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_NEVER)
@@ -157,18 +157,18 @@ def read_graph(xml: bytes | memoryview, weights: memoryview, file: str) -> Graph
     try:
         parser.Parse(bytes(xml), True)
     except expat.ExpatError as error:
-        raise graph.error(f"is no well-formed XML ({error})") from None
+        raise graph.error(f"is not well-formed XML ({error})") from None
     except (LookupError, ValueError) as error:
         if isinstance(error, ConversionError):
             raise
         raise graph.error(f"is XML in an encoding that cannot be read ({str(error)[:80]})") from None
     _connect(graph, reader.edges)
-    graph.layers = _sorted(graph)
+    graph.layers = _sort_layers(graph)
     return graph
 
 
 class _Reader:
-    """Handlers of the XML parser: they fill in a graph's layers, and list its edges."""
+    """Handlers of the XML parser, which collect a graph's layers and edges."""
 
     def __init__(self, graph: Graph):
         self.graph, self.edges = graph, []  # type: ignore[var-annotated]
@@ -180,7 +180,7 @@ class _Reader:
 
     def refuse(self, what: str) -> Callable[..., Any]:
         def handler(*args: object) -> Any:
-            raise self.graph.error(f"declares {what}, which no network needs: it is not read")
+            raise self.graph.error(f"declares {what}, which no network needs: it is rejected")
 
         return handler
 
@@ -247,7 +247,7 @@ class _Reader:
 
 
 def _connect(graph: Graph, edges: list[list[str]]) -> None:
-    """Give every input port its source."""
+    """Set the source of every input port."""
     sources: dict[tuple[str, str], Output] = {}
     for giver, out, taker, port in edges:
         shown = printable(f"{giver[:20]}:{out[:20]} -> {taker[:20]}:{port[:20]}")
@@ -267,8 +267,8 @@ def _connect(graph: Graph, edges: list[list[str]]) -> None:
         layer.inputs = [sources[layer.id, port] for port in layer.ports]
 
 
-def _sorted(graph: Graph) -> dict[str, Layer]:
-    """The layers, each after those that it depends on."""
+def _sort_layers(graph: Graph) -> dict[str, Layer]:
+    """Return the layers in topological order. ConversionError for a cycle."""
     waiting = {layer.id: len(layer.inputs) for layer in graph.layers.values()}
     takers: dict[str, list[str]] = {}
     for layer in graph.layers.values():

@@ -1,7 +1,6 @@
-"""The names of containers and arrays that `safe_pickle` knows, and the functions of ours that stand in for them.
+"""Replacements for the containers and array functions that pickles call, registered in `machine.CONSTRUCTORS`.
 
-Each checks what it is given against the data that are really there and charges the budget. It never calls what the
-file names.
+Each checks its arguments against the data in the file and charges the budget. None calls what the file names.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ MAX_DIMS = 16
 
 
 def stands_in_for(*names: str) -> Callable[[Callable], Callable]:
+    """Register a function as the replacement for these pickled names."""
+
     def register(function: Callable) -> Callable:
         CONSTRUCTORS.update(dict.fromkeys(names, function))
         return function
@@ -27,22 +28,22 @@ def stands_in_for(*names: str) -> Callable[[Callable], Callable]:
 
 
 def python_names(*names: str) -> list[str]:
-    """The names as Python 3 and as Python 2 spell the module."""
+    """Return the names with the module of Python 3 and of Python 2."""
     return [f"{module}.{name}" for module in ("builtins", "__builtin__") for name in names]
 
 
 def numpy_names(module: str, name: str) -> list[str]:
-    """numpy.core was renamed to numpy._core in numpy 2."""
+    """Return the names before and after numpy 2, which renamed numpy.core to numpy._core."""
     return [f"numpy.{core}.{module}.{name}" for core in ("core", "_core")]
 
 
-def checked_shape(machine: Machine, shape: Any, what: str) -> tuple[int, ...]:
-    """A tuple of plausible dimensions, or an error; nothing is allocated."""
+def check_shape(machine: Machine, shape: Any, what: str) -> tuple[int, ...]:
+    """Return a shape as a tuple of plausible dimensions, or raise. Allocates nothing."""
     if type(shape) is int:
         shape = (shape,)
     if type(shape) not in (tuple, list) or len(shape) > MAX_DIMS:
         raise machine.damaged(f"{what} without a shape")
-    # Also where one is 0: libraries multiply the others.
+    # Check the product without zeros too: libraries multiply the other dimensions.
     if any(type(n) is not int or n < 0 for n in shape) or math.prod(max(n, 1) for n in shape) > 2**48:
         raise machine.damaged(f"{what} with impossible dimensions")
     return tuple(shape)
@@ -57,11 +58,11 @@ def ordered_dict(machine: Machine, items: Any = ()) -> dict:
     if type(items) is dict:
         items = list(items.items())
     if type(items) not in (list, tuple):
-        raise machine.damaged("a dictionary of no pairs")
+        raise machine.damaged("a dictionary without pairs")
     machine.budget.charge(100 * len(items))
     for pair in items:
         if type(pair) not in (list, tuple) or len(pair) != 2:
-            raise machine.damaged("a dictionary of no pairs")
+            raise machine.damaged("a dictionary without pairs")
         result[machine.check_key(pair[0])] = pair[1]
     return result
 
@@ -73,7 +74,7 @@ def default_dict(machine: Machine, factory: Any = None, items: Any = ()) -> dict
 
 def _elements(machine: Machine, items: Any) -> Any:
     if type(items) not in (list, tuple, set, frozenset):
-        raise machine.damaged("a container of no elements")
+        raise machine.damaged("a container without elements")
     machine.budget.charge(216 + 64 * len(items))
     return items
 
@@ -101,29 +102,29 @@ def plain_tuple(machine: Machine, items: Any = ()) -> tuple:
 @stands_in_for(*python_names("bytes", "bytearray"))
 def plain_bytes(machine: Machine, data: Any = b"", encoding: Any = None) -> Any:
     if type(data) is int:
-        raise machine.error("asks for an empty buffer by size, as no checkpoint does; it looks like a pickle bomb")
+        raise machine.error("requests an empty buffer by size, as no checkpoint does; it looks like a pickle bomb")
     return as_bytes(machine, data)
 
 
 @stands_in_for("_codecs.encode")
 def encode(machine: Machine, text: Any, encoding: Any = "latin1") -> Any:
-    """How protocol 2 writes bytes. A long text stays what it is until an array is made of it."""
+    """Decode bytes as protocol 2 stores them. Long text stays encoded until an array is made of it."""
     if encoding not in ("latin1", "latin-1") or not isinstance(text, (str, LongText)):
         return NotImplemented
     return text if isinstance(text, LongText) else as_bytes(machine, text)
 
 
 def as_bytes(machine: Machine, data: Any) -> bytes | memoryview:
-    """Bytes of whatever holds them: bytes, a view of the file, or text of Python 2."""
+    """Return bytes from bytes, a view of the file, or Python 2 text."""
     if isinstance(data, str):
         machine.budget.charge(len(data))
         return data.encode("latin-1")
     if isinstance(data, LongText):
-        machine.budget.charge(5 * len(data.view))  # decoded, at up to four bytes a character, then encoded
+        machine.budget.charge(5 * len(data.view))  # decoded at up to four bytes per character, then encoded
         return data.latin1()
     if isinstance(data, (bytes, memoryview)):
         return data
-    raise machine.damaged("data that are no bytes")
+    raise machine.damaged("data that is not bytes")
 
 
 @stands_in_for("copyreg._reconstructor", "copy_reg._reconstructor")
@@ -137,7 +138,7 @@ NUMBERS = {"b1", "i1", "u1", *(f"{kind}{size}" for kind in "iu" for size in (2, 
 
 
 class DtypeShell(Shell):
-    """A numpy dtype before its state, which gives the byte order."""
+    """A numpy dtype whose state, which has the byte order, is still missing."""
 
     def __init__(self, code: str):
         super().__init__()
@@ -157,13 +158,13 @@ def dtype(machine: Machine, code: Any, *flags: Any) -> Any:
 
 
 class ArrayShell(Shell):
-    """An array before its state: (version, shape, dtype, column-major, data)."""
+    """An array whose state (version, shape, dtype, column-major, data) is still missing."""
 
     def finish(self, machine: Machine, state: Any) -> Any:
         if type(state) is not tuple or len(state) not in (4, 5):
             raise machine.damaged("an array without its shape and data")
         shape, kind, columns, data = state[-4:]
-        if not isinstance(kind, (np.dtype, DtypeShell)):  # strings, objects, structures: no numbers of a network
+        if not isinstance(kind, (np.dtype, DtypeShell)):  # strings, objects, structures: not weights
             return Record("numpy.ndarray", (), None, state)
         return make_array(machine, data, kind, shape, "F" if columns else "C")
 
@@ -179,11 +180,11 @@ def array_from_buffer(machine: Machine, data: Any, kind: Any, shape: Any, order:
 
 
 def make_array(machine: Machine, data: Any, kind: Any, shape: Any, order: Any) -> np.ndarray | LazyArray:
-    """An array over the bytes where they are; nothing is copied."""
+    """Build an array that views its bytes in place; copies only short data, which must become writable."""
     kind = np.dtype(kind.code) if isinstance(kind, DtypeShell) else kind
-    shape = checked_shape(machine, shape, "an array")
+    shape = check_shape(machine, shape, "an array")
     if not isinstance(kind, np.dtype) or order not in ("C", "F"):
-        raise machine.damaged("an array of no numbers")
+        raise machine.damaged("an array that does not hold numbers")
     wanted = math.prod(shape) * kind.itemsize
     machine.budget.charge_data(wanted)
     if isinstance(data, LongText):
@@ -196,7 +197,7 @@ def make_array(machine: Machine, data: Any, kind: Any, shape: Any, order: Any) -
     machine.budget.charge(300)
     if not wanted:
         return np.empty(shape, kind)
-    if isinstance(view, bytes):  # torch wants memory that it may write to
+    if isinstance(view, bytes):  # torch requires writable memory
         machine.budget.charge_held(len(view))
         view = memoryview(bytearray(view))
     return np.frombuffer(view, kind).reshape(shape, order=order)

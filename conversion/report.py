@@ -1,4 +1,4 @@
-"""What a conversion did: the table on the screen, conversion.json, and the model card."""
+"""The report of a conversion: the printed table, conversion.json, and the model card."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from stylefusion_hf.core.files import write_text
 
 NVIDIA_NOTICE = (
     "NVIDIA releases its StyleGAN2 code and models under the Nvidia Source Code License-NC: research and evaluation"
-    " only, no commercial use. That holds for the converted weights too."
+    " only, no commercial use. This also applies to the converted weights."
 )
-LICENCES = {
+LICENSES = {
     "nvidia": NVIDIA_NOTICE,
     "tensorflow": NVIDIA_NOTICE,
     "rosinality": (
-        "The code that this layout comes from is MIT-licensed, the weights have the licence of whoever trained them. "
-        "Many such files are conversions of NVIDIA's models: " + NVIDIA_NOTICE
+        "The code that defines this layout is MIT-licensed; the weights have the license chosen by whoever trained "
+        "them. Many such files are conversions of NVIDIA's models: " + NVIDIA_NOTICE
     ),
     "e4e": (
-        "The encoders' code is MIT-licensed; the generator inside is most often NVIDIA's, converted: " + NVIDIA_NOTICE
+        "The encoders' code is MIT-licensed; the generator inside is usually converted from NVIDIA's: " + NVIDIA_NOTICE
     ),
     "mobilestylegan": (
         "For research and other non-commercial use. MobileStyleGAN's code is Apache-2.0, but its published network was"
         " distilled from NVIDIA's FFHQ StyleGAN2, whose mapping network it keeps: NVIDIA Source Code License,"
-        " non-commercial. The photographs of FFHQ, too, are for non-commercial use. Whatever is trained on samples of"
-        " this network carries the same note."
+        " non-commercial. The photographs of FFHQ are also for non-commercial use. The same restrictions apply to"
+        " models trained on samples of this network."
     ),
     "stylefusion": (
-        "The fusion nets are released by the StyleFusion authors under the MIT licence; the generator has a licence of"
-        " its own: " + NVIDIA_NOTICE
+        "The fusion nets are released by the StyleFusion authors under the MIT license; the generator has its own"
+        " license: " + NVIDIA_NOTICE
     ),
-    "directions": "The directions have the licence of whoever made them, and are of use with one generator only.",
+    "directions": "The directions have the license chosen by whoever made them, and work with one generator only.",
 }
 
 
 @dataclass
 class Report:
-    """Everything that is known of a conversion.
+    """The facts about a conversion.
 
     Attributes:
         kind: one of `sources.KINDS`.
-        sources: file -> its name, size and sha256, as "source", "generator file", "net all".
-        parts: what was written, as "generator" -> config and parameter count.
-        unused: names of the source's tensors that are in none of them.
-        notes: what the user should know.
+        sources: role, such as "source", "generator file" or "net all" -> file name, size and sha256.
+        parts: component that was written, such as "generator" -> config and description.
+        unused: names of the source's tensors that are in none of the components.
+        notes: messages for the user.
         check: figures of the self-check.
-        comparison: lines of the comparison with a reference: what, error, tolerance.
-        files: what was written, with sizes.
-        weights: files of weights that were written, with their sha256.
+        comparison: comparison with a reference: (quantity, error, tolerance).
+        files: written files -> size in bytes.
+        weights: written weight files -> sha256.
     """
 
     kind: str
@@ -66,16 +66,16 @@ class Report:
 
     @property
     def mismatches(self) -> list[str]:
-        """The lines of the comparison that are beyond their tolerance."""
+        """The compared quantities whose error exceeds the tolerance."""
         return [what for what, error, tolerance in self.comparison if not error <= tolerance]
 
     def table(self) -> str:
-        """The report for a screen."""
+        """Return the report as a table for the terminal."""
         rows: list[tuple[str, str]] = [("kind", self.kind)]
         rows += [(name, f"{facts['name']}, {size(facts['bytes'])}") for name, facts in self.sources.items()]
         for name, facts in self.parts.items():
             rows += [(name if i == 0 else "", line) for i, line in enumerate(facts["lines"])]
-        rows += [("unused keys" if i == 0 else "", line) for i, line in enumerate(grouped(self.unused))]
+        rows += [("unused keys" if i == 0 else "", line) for i, line in enumerate(group_names(self.unused))]
         if self.check:
             rows.append(("self-check", ", ".join(f"{k} {v}" for k, v in self.check.items())))
         for i, (what, error, tolerance) in enumerate(self.comparison):
@@ -84,31 +84,31 @@ class Report:
         rows += [("note" if i == 0 else "", line) for i, line in enumerate(self.notes)]
         files = [f"{name}, {size(n)}" for name, n in self.files.items()]
         rows += [("written" if i == 0 else "", line) for i, line in enumerate(files)]
-        rows.append(("licence", LICENCES[self.kind]))
+        rows.append(("license", LICENSES[self.kind]))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"  {printable(name):<{width}}  {printable(text)}" for name, text in rows)
 
     def save(self, folder: Path) -> None:
-        """conversion.json: the whole report, with every unused name."""
+        """Write conversion.json, the complete report with all unused names."""
         text = json.dumps(asdict(self), indent=2, default=str)
         write_text(folder / "conversion.json", text + "\n")
 
 
 def printable(text: str) -> str:
-    """One line that any terminal and file can hold: names in checkpoints and of files can be anything."""
+    """Replace unprintable characters: names of files and of tensors in checkpoints are untrusted."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def size(n: int) -> str:
-    """1234567 -> "1.2 MB"."""
+    """Format a number of bytes: 1234567 -> "1.2 MB"."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n >= factor:
             return f"{n / factor:.1f} {unit}"
     return f"{n} bytes"
 
 
-def grouped(names: Sequence[str], most: int = 12) -> list[str]:
-    """Names, those of a common origin in one line: "encoder.* (523 tensors)"."""
+def group_names(names: Sequence[str], most: int = 12) -> list[str]:
+    """Summarize tensor names in lines, one per common prefix: "encoder...: 523 tensors, first to last"."""
     if not names:
         return ["none"]
     groups: dict[str, list[str]] = {}
@@ -125,12 +125,12 @@ def grouped(names: Sequence[str], most: int = 12) -> list[str]:
 
 
 def model_card(report: Report, title: str) -> str:
-    """README.md of the converted folder: where it comes from, how it is loaded, under which licence."""
+    """Return the converted folder's README.md: its source, how to load it, and its license."""
     noncommercial = report.kind != "directions"
     architecture = "mobilestylegan" if report.kind == "mobilestylegan" else "stylegan2"
     front = ["---", "library_name: diffusers", f"tags: [{architecture}, stylefusion, unconditional-image-generation]"]
     if noncommercial:
-        front += ["license: other", "license_name: see-the-licence-section"]
+        front += ["license: other", "license_name: see-the-license-section"]
     lines = [*front, "---", "", f"# {title}", "", "Converted by `stylefusion convert`; nothing was uploaded.", ""]
     lines += ["| | |", "|---|---|", f"| kind | {report.kind} |"]
     for name, facts in report.sources.items():
@@ -141,10 +141,10 @@ def model_card(report: Report, title: str) -> str:
     if report.check:
         lines.append("| self-check | " + ", ".join(f"{k} {v}" for k, v in report.check.items()) + " |")
     lines += ["", "## Use", "", "```python", *_usage(report), "```", ""]
-    lines += ["## Licence", "", LICENCES[report.kind], ""]
+    lines += ["## License", "", LICENSES[report.kind], ""]
     if report.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in report.notes), ""]
-    lines += ["Every tensor of the source that was not used is listed in `conversion.json`.", ""]
+    lines += ["`conversion.json` lists every unused tensor of the source.", ""]
     return "\n".join(lines)
 
 
@@ -154,7 +154,7 @@ def _usage(report: Report) -> list[str]:
             "from stylefusion_hf.core.edits import load_directions",
             "",
             'directions = load_directions("directions.safetensors")  # name -> Direction',
-            "# pipe(base=1, edits={region: directions[name](1.5)}): with the generator that they were made for",
+            "# pipe(base=1, edits={region: directions[name](1.5)}), with the generator that they were made for",
         ]
     generator = "MobileStyleGANGenerator" if report.kind == "mobilestylegan" else "StyleGAN2Generator"
     return [

@@ -1,16 +1,16 @@
-"""Reads checkpoints from strangers: pickles of any age, torch's files, numpy's and safetensors; executes nothing.
+"""Reader for untrusted checkpoints: pickles, torch, numpy and safetensors files. Executes nothing.
 
-Why an opcode loop of its own, not `pickle.Unpickler` with a strict `find_class` nor `torch.load(weights_only=True)`:
-- Bounds. The C unpickler allocates what a file declares before it looks (frames, byte counts, memo indices) and knows
-  no budget. torch's restricted unpickler lets a file call `bytearray`, so that forty bytes ask for a terabyte, and its
+Why not `pickle.Unpickler` with a strict `find_class`, or `torch.load(weights_only=True)`:
+- Bounds. The C unpickler allocates whatever size a file declares (frames, byte counts, memo indices), without any
+  budget. torch's restricted unpickler lets a file call `bytearray`, so that forty bytes request a terabyte, and its
   legacy reader allocates each storage at the size that the file claims.
-- Memory. Here byte strings are views of the memory-mapped file: reading copies no tensor.
-- One path. Whatever is unpickled in this package passes through the loop in `machine.py`.
+- Memory. Here byte strings are views of the memory-mapped file: reading does not copy tensors.
+- One path. Everything unpickled in this package passes through the opcode loop in `machine.py`.
 
-The rules: a global is a name and nothing else (`Global`), no module is ever imported for it. Calling one of the names
-in `machine.CONSTRUCTORS` runs OUR function of that name, which makes a tensor, an array, a container or a number of
-checked arguments; calling anything else makes a `Record` of what was asked for. State fills in a `Record`; on real
-objects it does nothing. Everything is charged to a `Budget` before it is made.
+The rules: a global is only a name (`Global`); no module is imported for it. Calling one of the names in
+`machine.CONSTRUCTORS` runs OUR function of that name, which builds a tensor, an array, a container or a number from
+checked arguments; any other call becomes a `Record` of what was requested. State is stored in a `Record` and ignored
+on real objects. Everything is charged to a `Budget` before it is created.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 
-from stylefusion_hf.conversion import opcodes, torch_files  # noqa: F401  # both register what the loop uses
+from stylefusion_hf.conversion import opcodes, torch_files  # noqa: F401  # importing both registers their handlers
 from stylefusion_hf.conversion.inert import Budget, ConversionError, Global, LazyArray, LongText, Record
 from stylefusion_hf.conversion.machine import Machine
 from stylefusion_hf.conversion.numpy_files import read_npy, read_npz
@@ -45,7 +45,7 @@ __all__ = [
 
 WEB_PAGE = "is a web page, not a checkpoint: the download was refused or needs a confirmation"
 
-# What people have by mistake in a file that should be a checkpoint.
+# Files that users often mistake for checkpoints: first bytes -> problem.
 MISTAKES = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file itself: run `git lfs pull`, or download it again",
     b"<!doctype": WEB_PAGE,
@@ -54,14 +54,14 @@ MISTAKES = {
     b"\x1f\x8b": "is compressed with gzip: unpack it first",
     b"BZh": "is compressed with bzip2: unpack it first",
     b"\xfd7zXZ": "is compressed with xz: unpack it first",
-    b"\x89HDF": "is an HDF5 file, which holds no StyleGAN2 checkpoint that is known here",
+    b"\x89HDF": "is an HDF5 file, which no supported StyleGAN2 checkpoint uses",
     b"\x89PNG": "is a picture",
     b"\xff\xd8\xff": "is a picture",
 }
 
 
 def map_file(path: str | os.PathLike) -> memoryview:
-    """The file's bytes, mapped and not read. Copy-on-write, because torch wants memory that it may write to."""
+    """Memory-map a file. The mapping is copy-on-write, because torch requires writable memory."""
     path = Path(path)
     if path.is_dir():
         raise ConversionError(f"{path}: is a folder, expected a checkpoint file")
@@ -76,29 +76,29 @@ def map_file(path: str | os.PathLike) -> memoryview:
 
 
 def check_ordinary(path: Path) -> None:
-    """ConversionError for devices and pipes, which may have no end, and may block for ever when they are opened."""
+    """Raise ConversionError for devices, pipes and sockets: reading them may never end, and opening them may block."""
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise ConversionError(f"{path}: is no ordinary file but a device, pipe or socket; save it to a file first")
+        raise ConversionError(f"{path}: is a device, pipe or socket, not a regular file; save it to a file first")
 
 
 def load(path: str | os.PathLike) -> Any:
-    """The object in a checkpoint file of any kind: .pkl, .pt, .pth, .npy, .npz, .safetensors, told apart by content.
+    """Load a checkpoint file: .pkl, .pt, .pth, .npy, .npz or .safetensors, detected by content.
 
     Tensors are `torch.Tensor`, arrays `numpy.ndarray` (or `LazyArray`), both views of the file; dictionaries, lists,
-    tuples, sets, text, bytes and numbers are plain; all else is a `Record` or a `Global`.
+    tuples, sets, text, bytes and numbers are built-in types; anything else is a `Record` or a `Global`.
 
     Raises:
-        ConversionError: the file is missing, truncated, damaged, of another kind, or made to exhaust the machine.
+        ConversionError: the file is missing, truncated, damaged, of another kind, or designed to exhaust memory.
     """
     return load_mapped(path)[0]
 
 
 def load_mapped(path: str | os.PathLike) -> tuple[Any, memoryview]:
-    """As `load`, with the mapped file, whose pages a caller may want to drop in between."""
+    """Load a checkpoint as `load` does; also return the mapped file, whose pages the caller may want to release."""
     buffer = map_file(path)
     if looks_like_safetensors(buffer):
         try:
-            return safetensors.torch.load_file(path), buffer  # maps it itself; checks its header against the size
+            return safetensors.torch.load_file(path), buffer  # maps the file itself, checks its header
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise ConversionError(f"{path}: is a damaged safetensors file ({error})") from None
     return loads(buffer, os.fspath(path)), buffer
@@ -109,7 +109,7 @@ def looks_like_safetensors(buffer: memoryview) -> bool:
 
 
 def loads(data: bytes | memoryview, name: str = "<bytes>") -> Any:
-    """As `load`, from the bytes of a pickle, a torch file or a numpy file; `name` stands in error messages."""
+    """Load the bytes of a pickle, torch or numpy file as `load` does; error messages call it `name`."""
     buffer = memoryview(data)
     budget = Budget(name, len(buffer))
     start = bytes(buffer[:64])
@@ -126,6 +126,6 @@ def loads(data: bytes | memoryview, name: str = "<bytes>") -> Any:
         return read_npy(buffer, budget)
     if is_legacy(buffer):
         return read_legacy(buffer, budget)
-    if start[:1] != b"\x80" and start[:1] not in (b"(", b"c", b"]", b"}"):  # protocols 0 and 1 have no magic
-        raise budget.error(f"is no checkpoint: it begins with {start[:8]!r}; .pkl, .pt, .npz and the like can be read")
+    if start[:1] != b"\x80" and start[:1] not in (b"(", b"c", b"]", b"}"):  # protocols 0 and 1 have no magic number
+        raise budget.error(f"is not a checkpoint: it begins with {start[:8]!r}; .pkl, .pt, .npz and such can be read")
     return Machine(buffer, budget).load()

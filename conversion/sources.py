@@ -1,4 +1,4 @@
-"""From a checkpoint file to networks: which kind it is, which networks it holds, and what else is in it."""
+"""Detection of a checkpoint's kind, and access to the networks it contains."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from stylefusion_hf.conversion.layouts import (
     rosinality_discriminator,
     rosinality_generator,
 )
-from stylefusion_hf.conversion.modules import module_state, take_apart, tensor_names
+from stylefusion_hf.conversion.modules import module_state, read_modules, tensor_names
 
 KINDS = {
     "nvidia": "NVIDIA .pkl of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2 configurations",
-    "tensorflow": "NVIDIA .pkl of the TensorFlow era: stylegan2, stylegan2-ada",
+    "tensorflow": "NVIDIA .pkl from the TensorFlow repositories: stylegan2, stylegan2-ada",
     "rosinality": "rosinality/stylegan2-pytorch .pt: g_ema, latent_avg, d",
     "e4e": "e4e, pSp, ReStyle or HyperStyle .pt: the generator as decoder.* under state_dict",
     "mobilestylegan": "MobileStyleGAN in OpenVINO's format: a wheel, a folder or an .xml with its .bin",
@@ -33,20 +33,20 @@ KINDS = {
 }
 
 
-MAX_WRAPPING, MAX_WRAPPERS = 3, 64  # dictionaries around the checkpoint that are looked into: how deep, how many
+MAX_WRAPPING, MAX_WRAPPERS = 3, 64  # search limits for dictionaries that wrap the checkpoint: depth and count
 
 
 @dataclass
 class Source:
-    """The networks of a checkpoint, each made only when it is asked for, so that no two are in memory at once.
+    """The networks of a checkpoint. Each is built only on request, so that no two are in memory at once.
 
     Attributes:
         kind: one of KINDS.
-        generator: gives the generator's config and weights, with a default truncation.
-        discriminator: the same for the discriminator; None where the file has none.
+        generator: default truncation -> the generator's config and weights.
+        discriminator: returns the discriminator's config and weights; None if the file has none.
         unused: names of all tensors that belong to neither.
-        notes: what a user should know.
-        judge: names of the discriminator's tensors.
+        notes: messages for the user.
+        discriminator_tensors: names of the discriminator's tensors.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class Source:
     discriminator: Callable[[], Converted] | None = None
     unused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    judge: list[str] = field(default_factory=list)
+    discriminator_tensors: list[str] = field(default_factory=list)
 
 
 def looks_like_rosinality(tensors: Any) -> bool:
@@ -66,18 +66,18 @@ def looks_like_nvidia(tensors: Any) -> bool:
 
 
 def read_source(content: Any, name: str, kind: str = "auto") -> Source:
-    """The networks in what `safe_pickle.load` gave.
+    """Find the networks in an object returned by `safe_pickle.load`.
 
     Raises:
-        ConversionError: no StyleGAN2 generator in it, another kind than the one asked for, or a damaged one.
+        ConversionError: no StyleGAN2 generator, another kind than requested, or a damaged file.
     """
-    source = _recognise(content, name)
+    source = _recognize(content, name)
     if kind not in ("auto", source.kind):
         raise ConversionError(f"{name}: is of the kind {source.kind!r}, not {kind!r}; leave out --kind to detect it")
     return source
 
 
-def _recognise(content: Any, name: str) -> Source:
+def _recognize(content: Any, name: str) -> Source:
     if isinstance(content, Record):
         content = content.items or content.entries() if module_state(content) is None else {"G_ema": content}
     networks = [content] if tensorflow.is_network(content) else content
@@ -85,7 +85,7 @@ def _recognise(content: Any, name: str) -> Source:
         return _tensorflow(networks, name)
     if not isinstance(content, Mapping):
         raise ConversionError(f"{name}: holds a {_describe(content)}, not the networks of a StyleGAN2")
-    if (source := _of_dictionary(content, name)) is not None:
+    if (source := _search_dictionaries(content, name)) is not None:
         return source
     inside = content.get("state_dict")
     if any(str(key).startswith("blender_") for key in (inside if isinstance(inside, Mapping) else content)):
@@ -93,8 +93,8 @@ def _recognise(content: Any, name: str) -> Source:
     raise ConversionError(f"{name}: holds no StyleGAN2 generator that is known here; it has {_describe(content)}")
 
 
-def _of_dictionary(content: Mapping[Any, Any], name: str) -> Source | None:
-    """The networks of a dictionary, or of one inside of it that wraps the checkpoint ({"model": {"g_ema": ...}})."""
+def _search_dictionaries(content: Mapping[Any, Any], name: str) -> Source | None:
+    """Find the networks in a dictionary, or in one nested inside it, as in {"model": {"g_ema": ...}}."""
     pending: list[tuple[Mapping[Any, Any], list[str]]] = [(content, [])]  # each with the keys that lead to it
     seen: set[int] = set()
     for inside, keys in pending:
@@ -103,15 +103,13 @@ def _of_dictionary(content: Mapping[Any, Any], name: str) -> Source | None:
         seen.add(id(inside))
         if (source := _known_layout(inside, name)) is not None:
             path = "".join(f"{key}/" for key in keys)
-            source.unused, source.judge = ([f"{path}{n}" for n in names] for names in (source.unused, source.judge))
-            beside = [n for n in tensor_names(content) if not n.startswith(path)] if keys else []
-            source.unused += beside
+            source.unused = [f"{path}{n}" for n in source.unused]
+            source.discriminator_tensors = [f"{path}{n}" for n in source.discriminator_tensors]
+            source.unused += [n for n in tensor_names(content) if not n.startswith(path)] if keys else []
             return source
         if len(keys) < MAX_WRAPPING:
             inner = [(value, [*keys, str(key)[:80]]) for key, value in inside.items() if isinstance(value, Mapping)]
-            pending += inner[
-                : max(0, MAX_WRAPPERS - len(pending))
-            ]  # one dictionary may be in a file any number of times
+            pending += inner[: max(0, MAX_WRAPPERS - len(pending))]  # a file may reference a dictionary many times
     return None
 
 
@@ -139,7 +137,7 @@ def _known_layout(content: Mapping[Any, Any], name: str) -> Source | None:
 
 
 def _by_prefix(content: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A flat dictionary of several networks, by the part of the names before the first dot ("g_ema.", "d.")."""
+    """Group a flat dictionary of several networks by the part of each name before the first dot ("g_ema", "d")."""
     plain: dict[Any, Any] = {}
     groups: dict[str, dict[str, Any]] = {}
     for key, value in content.items():
@@ -161,7 +159,7 @@ def _describe(content: Any) -> str:
 
 
 def _without_prefix(tensors: Any) -> Any:
-    """Names without the prefixes that all share: "module." of data parallelism, "generator." and the like."""
+    """Strip prefixes that all names share: "module." from data parallelism, "generator." and the like."""
     for _ in range(MAX_WRAPPING):
         if not isinstance(tensors, Mapping) or not tensors or not all(type(key) is str for key in tensors):
             break
@@ -174,33 +172,33 @@ def _without_prefix(tensors: Any) -> Any:
     return tensors
 
 
-def checked_tensors(tensors: Mapping[Any, Any], name: str) -> dict[str, torch.Tensor]:
-    """A flat dictionary of tensors, or an error that names the entry that is none."""
+def check_tensors(tensors: Mapping[Any, Any], name: str) -> dict[str, torch.Tensor]:
+    """Return a flat dictionary of tensors; ConversionError names an entry that is not a tensor."""
     result: dict[str, torch.Tensor] = {}
     for key, value in tensors.items():
         if isinstance(value, (np.ndarray, LazyArray)):
             value = torch.from_numpy(np.array(value))
         if not isinstance(value, torch.Tensor) or type(key) is not str:
-            raise ConversionError(f"{name}: its entry {str(key)[:80]!r} is no tensor; damaged, or of another kind")
+            raise ConversionError(f"{name}: its entry {str(key)[:80]!r} is not a tensor; damaged, or of another kind")
         result[key] = value
     return result
 
 
-# Names that only layers of the network itself have. One that finds no use shows that its layer's other tensors are
-# missing: the network would come out as a smaller one.
+# Names of the network's own layers. If one of them is unused, other tensors of its layer are missing, and the network
+# would silently be converted as a smaller one.
 STRUCTURE = re.compile(
     r"(synthesis|mapping|style|conv1|convs|to_rgb1|to_rgbs|noises|final_conv|final_linear|b\d+)\.|(mapping|synthesis)/"
     r"|(\d+)x\d+/|Mapping\d+/|Output/"
 )
 
 
-def guarded(make: Callable[..., Converted], name: str, *args: Any) -> Converted:
-    """`make(...)`, with whatever the layout finds wrong as an error that names the file."""
+def convert_checked(make: Callable[..., Converted], name: str, *args: Any) -> Converted:
+    """Call `make(*args)` and turn any error into a ConversionError that names the file."""
     try:
         converted = make(*args)
         if loose := [key for key in converted.unused if STRUCTURE.match(key)]:
             shown = ", ".join(repr(key[:80]) for key in loose[:4]) + (", ..." if len(loose) > 4 else "")
-            raise LayoutError(f"{len(loose)} tensors belong to no complete layer ({shown}): it is cut off or damaged")
+            raise LayoutError(f"{len(loose)} tensors belong to no complete layer ({shown}): truncated or damaged")
         return converted
     except ConversionError:
         raise
@@ -208,7 +206,7 @@ def guarded(make: Callable[..., Converted], name: str, *args: Any) -> Converted:
         raise ConversionError(f"{name}: {' '.join(str(error).split())[:300]}") from None
 
 
-# --- One function a kind ----------------------------------------------------------------------------
+# --- One function per kind --------------------------------------------------------------------------
 
 
 def _nvidia(content: Mapping[Any, Any], name: str) -> Source:
@@ -216,55 +214,55 @@ def _nvidia(content: Mapping[Any, Any], name: str) -> Source:
     notes = [] if key == "G_ema" else ["there is no G_ema: the generator is G, whose weights are not averaged"]
 
     def generator(psi: float) -> Converted:
-        return guarded(nvidia.convert_generator, name, take_apart(content[key], name), name, psi)
+        return convert_checked(nvidia.convert_generator, name, read_modules(content[key], name), name, psi)
 
     def discriminator() -> Converted:
-        return guarded(nvidia.convert_discriminator, name, take_apart(content["D"], name), name)
+        return convert_checked(nvidia.convert_discriminator, name, read_modules(content["D"], name), name)
 
     taken = (key, "D") if module_state(content.get("D")) else (key,)
     unused = tensor_names({k: v for k, v in content.items() if k not in taken})
-    judge = tensor_names(content["D"], "D") if "D" in taken else []
-    return Source("nvidia", generator, discriminator if judge else None, unused, notes, judge)
+    names = tensor_names(content["D"], "D") if "D" in taken else []
+    return Source("nvidia", generator, discriminator if names else None, unused, notes, names)
 
 
 def _nvidia_state(content: Mapping[Any, Any], key: str, tensors: Any, name: str) -> Source:
-    """NVIDIA's names in a plain dictionary of tensors, as some ports save them."""
+    """Read a plain dictionary of tensors with NVIDIA's names, as some ports save them."""
     own = content.get("D") if isinstance(content.get("D"), Mapping) else None
     notes = ["a plain dictionary of tensors does not say conv_clamp: none is set"]
 
     def generator(psi: float) -> Converted:
-        return guarded(nvidia_generator, name, checked_tensors(tensors, name), None, psi)
+        return convert_checked(nvidia_generator, name, check_tensors(tensors, name), None, psi)
 
     def discriminator() -> Converted:
-        return guarded(nvidia_discriminator, name, checked_tensors(_without_prefix(own), name))
+        return convert_checked(nvidia_discriminator, name, check_tensors(_without_prefix(own), name))
 
     unused = tensor_names({k: v for k, v in content.items() if k not in (key, "D" if own else key)})
     return Source("nvidia", generator, discriminator if own else None, unused, notes, tensor_names(own, "D"))
 
 
 def _tensorflow(networks: Any, name: str) -> Source:
-    """(G, D, Gs), or fewer of them; told apart by what they hold, as their names are free text."""
+    """Read (G, D, Gs) or some of them, identified by their variables, as their names are free text."""
     variables = [tensorflow.variables_of(network, name) for network in networks]
-    makers = [i for i, found in enumerate(variables) if any(v.startswith("synthesis/") for v in found)]
-    judges = [i for i, found in enumerate(variables) if any(v.startswith("4x4/") for v in found)]
-    if not makers:
+    generators = [i for i, found in enumerate(variables) if any(v.startswith("synthesis/") for v in found)]
+    discriminators = [i for i, found in enumerate(variables) if any(v.startswith("4x4/") for v in found)]
+    if not generators:
         raise ConversionError(f"{name}: none of its {len(networks)} TensorFlow networks is a StyleGAN2 generator")
-    chosen = makers[-1]  # (G, D, Gs): the averaged one comes last
+    chosen = generators[-1]  # (G, D, Gs): the averaged one comes last
 
     def generator(psi: float) -> Converted:
-        return guarded(tensorflow.convert_generator, name, networks[chosen], name, psi)
+        return convert_checked(tensorflow.convert_generator, name, networks[chosen], name, psi)
 
     def discriminator() -> Converted:
-        return guarded(tensorflow.convert_discriminator, name, networks[judges[0]], name)
+        return convert_checked(tensorflow.convert_discriminator, name, networks[discriminators[0]], name)
 
     names = [[f"network {i}/{variable}" for variable in found] for i, found in enumerate(variables)]
-    unused = [n for i, listed in enumerate(names) if i not in (chosen, *judges[:1]) for n in listed]
-    judge = names[judges[0]] if judges else []
-    return Source("tensorflow", generator, discriminator if judges else None, unused, [], judge)
+    unused = [n for i, listed in enumerate(names) if i not in (chosen, *discriminators[:1]) for n in listed]
+    converted = names[discriminators[0]] if discriminators else []
+    return Source("tensorflow", generator, discriminator if discriminators else None, unused, [], converted)
 
 
 def _latent_avg(content: Mapping[Any, Any], name: str, notes: list[str]) -> torch.Tensor | None:
-    """(w_dim), from the checkpoint's latent_avg of (w_dim), (1, w_dim) or one row for each layer."""
+    """Return the mean of w (w_dim,) from the checkpoint's latent_avg: (w_dim,), (1, w_dim) or one row per layer."""
     mean = content.get("latent_avg")
     mean = torch.from_numpy(np.array(mean)) if isinstance(mean, (np.ndarray, LazyArray)) else mean
     if mean is None:
@@ -275,7 +273,7 @@ def _latent_avg(content: Mapping[Any, Any], name: str, notes: list[str]) -> torc
         or not 1 <= mean.ndim <= 3
         or not mean.is_floating_point()
     ):
-        raise ConversionError(f"{name}: its latent_avg is no vector")
+        raise ConversionError(f"{name}: its latent_avg is not a vector")
     rows = mean.reshape(-1, mean.shape[-1])
     if len(rows) > 1 and not torch.equal(rows, rows[:1].expand_as(rows)):
         spread = float((rows - rows[:1]).abs().max())
@@ -286,28 +284,28 @@ def _latent_avg(content: Mapping[Any, Any], name: str, notes: list[str]) -> torc
 def _rosinality(content: Mapping[Any, Any], key: str, tensors: Any, name: str) -> Source:
     notes: list[str] = [] if key in ("g_ema", "") else [f"there is no g_ema: the generator is {key!r}"]
     mean = _latent_avg(content, name, notes)
-    judge = _without_prefix(content.get("d")) if isinstance(content.get("d"), Mapping) else None
+    critic = _without_prefix(content.get("d")) if isinstance(content.get("d"), Mapping) else None
 
     def generator(psi: float) -> Converted:
-        return guarded(rosinality_generator, name, with_noise(checked_tensors(tensors, name), notes), mean, psi)
+        return convert_checked(rosinality_generator, name, with_noise(check_tensors(tensors, name), notes), mean, psi)
 
     def discriminator() -> Converted:
-        return guarded(rosinality_discriminator, name, checked_tensors(judge or {}, name))
+        return convert_checked(rosinality_discriminator, name, check_tensors(critic or {}, name))
 
-    used = {key, "latent_avg", *(["d"] if judge else [])}
+    used = {key, "latent_avg", *(["d"] if critic else [])}
     unused = tensor_names({k: v for k, v in content.items() if k not in used})
-    return Source("rosinality", generator, discriminator if judge else None, unused, notes, tensor_names(judge, "d"))
+    return Source("rosinality", generator, discriminator if critic else None, unused, notes, tensor_names(critic, "d"))
 
 
 def _encoder(content: Mapping[Any, Any], inside: Mapping[Any, Any], name: str) -> Source:
     decoder = {str(k).removeprefix("decoder."): v for k, v in inside.items() if str(k).startswith("decoder.")}
     if not looks_like_rosinality(decoder):
-        raise ConversionError(f"{name}: its decoder.* is no StyleGAN2 generator of rosinality's layout")
+        raise ConversionError(f"{name}: its decoder.* is not a StyleGAN2 generator in rosinality's layout")
     notes = ["the encoder itself is not converted: codes that it computed can be used as they are, in w+"]
     mean = _latent_avg(content, name, notes)
 
     def generator(psi: float) -> Converted:
-        return guarded(rosinality_generator, name, with_noise(checked_tensors(decoder, name), notes), mean, psi)
+        return convert_checked(rosinality_generator, name, with_noise(check_tensors(decoder, name), notes), mean, psi)
 
     others = {k: v for k, v in inside.items() if not str(k).startswith("decoder.")}
     unused = tensor_names(others)
@@ -319,7 +317,7 @@ def _encoder(content: Mapping[Any, Any], inside: Mapping[Any, Any], name: str) -
 
 
 def with_noise(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
-    """Early rosinality checkpoints store no noise images: they are drawn, from a seed, and the report says so."""
+    """Draw the noise images that early rosinality checkpoints do not store, from a fixed seed, and add a note."""
     layers = [n for n in tensors if re.fullmatch(r"(conv1|convs\.\d+)\.noise\.weight", n)]
     if not layers or any(n.startswith("noises.") for n in tensors):
         return tensors

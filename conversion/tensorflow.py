@@ -1,8 +1,8 @@
-"""NVIDIA's TensorFlow era: stylegan2 and stylegan2-ada snapshots, a pickled tuple of `dnnlib.tflib.network.Network`s.
+"""NVIDIA's TensorFlow snapshots (stylegan2, stylegan2-ada): a pickled tuple of `dnnlib.tflib.network.Network`s.
 
-Their variables are renamed and turned into those of NVIDIA's PyTorch code, which `layouts.py` knows: dense kernels are
-(in, out), convolutions (height, width, in, out), those that follow an upsampling are turned by 180 degrees, style
-biases lack a one.
+Their variables are renamed and transformed to those of NVIDIA's PyTorch code, which `layouts.py` converts: dense
+kernels are (in, out), convolution kernels (height, width, in, out) and rotated by 180 degrees after upsampling, and
+style biases are stored without the added 1.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
 from stylefusion_hf.conversion.layouts import Converted, nvidia_discriminator, nvidia_generator
 from stylefusion_hf.conversion.modules import is_plain
 
-MIN_VERSION = 4  # the first of StyleGAN2; StyleGAN and ProGAN wrote 2 and 3
+MIN_VERSION = 4  # the first version of StyleGAN2; StyleGAN and ProGAN wrote 2 and 3
 MAX_COMPONENTS, MAX_DEPTH, MAX_VARIABLES = 8, 2, 10_000
 
 
-def _dense(x: torch.Tensor) -> torch.Tensor:
+def _transpose(x: torch.Tensor) -> torch.Tensor:
     return x.t()
 
 
-def _kernel(x: torch.Tensor) -> torch.Tensor:
+def _permute_kernel(x: torch.Tensor) -> torch.Tensor:
     return x.permute(3, 2, 0, 1)
 
 
-def _turned(x: torch.Tensor) -> torch.Tensor:
-    return _kernel(x).contiguous().flip(2, 3)  # contiguous first: what comes out then needs no second copy
+def _rotate_kernel(x: torch.Tensor) -> torch.Tensor:
+    return _permute_kernel(x).contiguous().flip(2, 3)  # contiguous first, so that the result needs no second copy
 
 
-def _same(x: torch.Tensor) -> torch.Tensor:
+def _keep(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _plus_one(x: torch.Tensor) -> torch.Tensor:
+def _add_one(x: torch.Tensor) -> torch.Tensor:
     return x + 1
 
 
@@ -52,47 +52,49 @@ def _conv_name(m: re.Match) -> str:
 
 
 GENERATOR_RULES: list[tuple[str, Any, Any]] = [
-    (r"dlatent_avg", "mapping.w_avg", _same),
-    (r"mapping/Dense(\d+)/weight", r"mapping.fc\1.weight", _dense),
-    (r"mapping/Dense(\d+)/bias", r"mapping.fc\1.bias", _same),
-    (r"mapping/LabelEmbed/weight", "mapping.embed.weight", _dense),
-    (r"mapping/LabelEmbed/bias", "mapping.embed.bias", _same),
-    (r"synthesis/4x4/Const/const", "synthesis.b4.const", _same),
-    (r"synthesis/noise(\d+)", _noise, _same),
-    (r"synthesis/(\d+)x\1/Conv(0_up)/weight", lambda m: f"{_conv_name(m)}.weight", _turned),
-    (r"synthesis/(\d+)x\1/Conv(1|)/weight", lambda m: f"{_conv_name(m)}.weight", _kernel),
-    (r"synthesis/(\d+)x\1/Conv(0_up|1|)/(bias|noise_strength)", lambda m: f"{_conv_name(m)}.{m[3]}", _same),
-    (r"synthesis/(\d+)x\1/Conv(0_up|1|)/mod_weight", lambda m: f"{_conv_name(m)}.affine.weight", _dense),
-    (r"synthesis/(\d+)x\1/Conv(0_up|1|)/mod_bias", lambda m: f"{_conv_name(m)}.affine.bias", _plus_one),
-    (r"synthesis/(\d+)x\1/ToRGB/weight", r"synthesis.b\1.torgb.weight", _kernel),
-    (r"synthesis/(\d+)x\1/ToRGB/bias", r"synthesis.b\1.torgb.bias", _same),
-    (r"synthesis/(\d+)x\1/ToRGB/mod_weight", r"synthesis.b\1.torgb.affine.weight", _dense),
-    (r"synthesis/(\d+)x\1/ToRGB/mod_bias", r"synthesis.b\1.torgb.affine.bias", _plus_one),
-    (r"synthesis/(\d+)x\1/Skip/weight", r"synthesis.b\1.skip.weight", _turned),
+    (r"dlatent_avg", "mapping.w_avg", _keep),
+    (r"mapping/Dense(\d+)/weight", r"mapping.fc\1.weight", _transpose),
+    (r"mapping/Dense(\d+)/bias", r"mapping.fc\1.bias", _keep),
+    (r"mapping/LabelEmbed/weight", "mapping.embed.weight", _transpose),
+    (r"mapping/LabelEmbed/bias", "mapping.embed.bias", _keep),
+    (r"synthesis/4x4/Const/const", "synthesis.b4.const", _keep),
+    (r"synthesis/noise(\d+)", _noise, _keep),
+    (r"synthesis/(\d+)x\1/Conv(0_up)/weight", lambda m: f"{_conv_name(m)}.weight", _rotate_kernel),
+    (r"synthesis/(\d+)x\1/Conv(1|)/weight", lambda m: f"{_conv_name(m)}.weight", _permute_kernel),
+    (r"synthesis/(\d+)x\1/Conv(0_up|1|)/(bias|noise_strength)", lambda m: f"{_conv_name(m)}.{m[3]}", _keep),
+    (r"synthesis/(\d+)x\1/Conv(0_up|1|)/mod_weight", lambda m: f"{_conv_name(m)}.affine.weight", _transpose),
+    (r"synthesis/(\d+)x\1/Conv(0_up|1|)/mod_bias", lambda m: f"{_conv_name(m)}.affine.bias", _add_one),
+    (r"synthesis/(\d+)x\1/ToRGB/weight", r"synthesis.b\1.torgb.weight", _permute_kernel),
+    (r"synthesis/(\d+)x\1/ToRGB/bias", r"synthesis.b\1.torgb.bias", _keep),
+    (r"synthesis/(\d+)x\1/ToRGB/mod_weight", r"synthesis.b\1.torgb.affine.weight", _transpose),
+    (r"synthesis/(\d+)x\1/ToRGB/mod_bias", r"synthesis.b\1.torgb.affine.bias", _add_one),
+    (r"synthesis/(\d+)x\1/Skip/weight", r"synthesis.b\1.skip.weight", _rotate_kernel),
 ]
 DISCRIMINATOR_RULES: list[tuple[str, Any, Any]] = [
-    (r"LabelEmbed/weight", "mapping.embed.weight", _dense),
-    (r"LabelEmbed/bias", "mapping.embed.bias", _same),
-    (r"Mapping(\d+)/weight", r"mapping.fc\1.weight", _dense),
-    (r"Mapping(\d+)/bias", r"mapping.fc\1.bias", _same),
-    (r"(\d+)x\1/FromRGB/weight", r"b\1.fromrgb.weight", _kernel),
-    (r"(\d+)x\1/FromRGB/bias", r"b\1.fromrgb.bias", _same),
-    (r"(\d+)x\1/Conv(0|1)(?:_down)?/weight", r"b\1.conv\2.weight", _kernel),
-    (r"(\d+)x\1/Conv(0|1)(?:_down)?/bias", r"b\1.conv\2.bias", _same),
-    (r"(\d+)x\1/Skip/weight", r"b\1.skip.weight", _kernel),
-    (r"4x4/Conv/weight", "b4.conv.weight", _kernel),
-    (r"4x4/Conv/bias", "b4.conv.bias", _same),
-    (r"4x4/Dense0/weight", "b4.fc.weight", _dense),
-    (r"4x4/Dense0/bias", "b4.fc.bias", _same),
-    (r"Output/weight", "b4.out.weight", _dense),
-    (r"Output/bias", "b4.out.bias", _same),
+    (r"LabelEmbed/weight", "mapping.embed.weight", _transpose),
+    (r"LabelEmbed/bias", "mapping.embed.bias", _keep),
+    (r"Mapping(\d+)/weight", r"mapping.fc\1.weight", _transpose),
+    (r"Mapping(\d+)/bias", r"mapping.fc\1.bias", _keep),
+    (r"(\d+)x\1/FromRGB/weight", r"b\1.fromrgb.weight", _permute_kernel),
+    (r"(\d+)x\1/FromRGB/bias", r"b\1.fromrgb.bias", _keep),
+    (r"(\d+)x\1/Conv(0|1)(?:_down)?/weight", r"b\1.conv\2.weight", _permute_kernel),
+    (r"(\d+)x\1/Conv(0|1)(?:_down)?/bias", r"b\1.conv\2.bias", _keep),
+    (r"(\d+)x\1/Skip/weight", r"b\1.skip.weight", _permute_kernel),
+    (r"4x4/Conv/weight", "b4.conv.weight", _permute_kernel),
+    (r"4x4/Conv/bias", "b4.conv.bias", _keep),
+    (r"4x4/Dense0/weight", "b4.fc.weight", _transpose),
+    (r"4x4/Dense0/bias", "b4.fc.bias", _keep),
+    (r"Output/weight", "b4.out.weight", _transpose),
+    (r"Output/bias", "b4.out.bias", _keep),
 ]
 
 
-def renamed(variables: Mapping[str, Any], rules: list, name: str) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Variables as float32 tensors under NVIDIA's PyTorch names, and the names of those that have no counterpart.
+def rename_variables(
+    variables: Mapping[str, Any], rules: list, name: str
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return float32 tensors under NVIDIA's PyTorch names, and the names of variables without a counterpart.
 
-    Arrays are decoded one by one, so that a file that holds them as text costs no second copy of all.
+    Arrays are decoded one by one, so that those stored as text are not all in memory twice.
     """
     tensors: dict[str, torch.Tensor] = {}
     left = []
@@ -105,14 +107,14 @@ def renamed(variables: Mapping[str, Any], rules: list, name: str) -> tuple[dict[
         new = re.sub(pattern, target, variable, count=1)  # the target is a template or a function of the match
         if not isinstance(value, (np.ndarray, LazyArray, int, float)) or new in tensors:
             raise ConversionError(
-                f"{name}: its variable {variable[:80]!r} holds no numbers, or the same as another one"
+                f"{name}: its variable {variable[:80]!r} does not hold numbers, or duplicates another one"
             )
         array = np.asarray(value)
         tensor = torch.from_numpy(array.astype(np.float32, copy=array.dtype.byteorder not in "=|<"))
         try:
             tensors[new] = change(tensor)
         except (RuntimeError, IndexError):
-            raise ConversionError(f"{name}: {variable[:80]!r} has an unfit shape, {tuple(tensor.shape)}") from None
+            raise ConversionError(f"{name}: {variable[:80]!r} has the wrong shape, {tuple(tensor.shape)}") from None
     return tensors, left
 
 
@@ -124,7 +126,7 @@ def is_network(value: Any) -> bool:
 
 
 def variables_of(network: Record, name: str, depth: int = 0) -> dict[str, Any]:
-    """The variables of a network and its components, `component/variable` -> array (not yet read from the file)."""
+    """Return the variables of a network and its components, `component/variable` -> array (not yet decoded)."""
     state = network.entries()
     variables: dict[str, Any] = {}
     version = state.get("version")
@@ -149,13 +151,13 @@ def variables_of(network: Record, name: str, depth: int = 0) -> dict[str, Any]:
 
 
 def _components(network: Record) -> dict[Any, Record]:
-    """Real networks have two; a file could refer to one network any number of times."""
+    """Return a network's components. Real networks have two; a hostile file could list one any number of times."""
     parts = {k: v for k, v in _entries(network.entries().get("components")).items() if is_network(v)}
     return parts if len(parts) <= MAX_COMPONENTS else {}
 
 
 def settings_of(network: Record) -> dict[str, Any]:
-    """The arguments that the network and its components were built with."""
+    """Return the arguments that the network and its components were built with."""
     settings: dict[str, Any] = {}
     for part in (*_components(network).values(), network):
         settings.update(_entries(part.entries().get("static_kwargs")))
@@ -163,7 +165,7 @@ def settings_of(network: Record) -> dict[str, Any]:
 
 
 def _entries(value: Any) -> dict[Any, Any]:
-    """A dictionary, or a pickled subclass of one (EasyDict); else an empty one."""
+    """Return a dictionary, or the entries of a pickled subclass (EasyDict); {} for anything else."""
     value = value.entries() if isinstance(value, Record) else value
     return value if isinstance(value, dict) else {}
 
@@ -183,16 +185,16 @@ def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str)
         if "LabelConcat" in key:
             raise ConversionError(
                 f"{name}: is conditional the way of the first StyleGAN2 in TensorFlow ({key[:60]!r}): z and label"
-                " are normalised together, which the mapping network here cannot express; stylegan2-ada's conditional"
-                " models can be converted"
+                " are normalized together, which this package's mapping network does not support; stylegan2-ada's"
+                " conditional models can be converted"
             )
 
 
 def convert_generator(network: Record, name: str, psi: float) -> Converted:
-    """`Gs`. ConversionError for what is no StyleGAN2 of the configurations e and f."""
+    """Convert `Gs`. ConversionError unless it is a StyleGAN2 of configuration e or f."""
     variables, settings = variables_of(network, name), settings_of(network)
     _check(settings, variables, name)
-    tensors, left = renamed(variables, GENERATOR_RULES, name)
+    tensors, left = rename_variables(variables, GENERATOR_RULES, name)
     own_psi = _number(settings.get("truncation_psi"))
     converted = nvidia_generator(tensors, _number(settings.get("conv_clamp")), min(own_psi, 1.0) if own_psi else psi)
     converted.unused += left
@@ -200,17 +202,17 @@ def convert_generator(network: Record, name: str, psi: float) -> Converted:
 
 
 def convert_discriminator(network: Record, name: str) -> Converted:
-    """`D`, of the residual architecture."""
+    """Convert `D`; only the residual architecture is supported."""
     variables, settings = variables_of(network, name), settings_of(network)
     _check(settings, variables, name)
     sizes = {match[1] for key in variables if (match := re.match(r"(\d+)x\1/FromRGB/", key))}
     if len(sizes) != 1 or not any(key.endswith("/Skip/weight") for key in variables):
         raise ConversionError(f"{name}: its discriminator is not of the 'resnet' architecture; only that is supported")
-    tensors, left = renamed(variables, DISCRIMINATOR_RULES, name)
+    tensors, left = rename_variables(variables, DISCRIMINATOR_RULES, name)
     outputs = variables.get("Output/bias")
     if "mapping.embed.weight" not in tensors and getattr(outputs, "shape", (1,)) not in ((1,), (1, 1)):
         raise ConversionError(
-            f"{name}: its discriminator has one output a class, as in the first StyleGAN2's code; convert without it"
+            f"{name}: its discriminator has one output per class, as in the first StyleGAN2's code; convert without it"
         )
     group = settings.get("mbstd_group_size", 4)
     group = group if type(group) is int and group > 0 else 4

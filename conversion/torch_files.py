@@ -1,4 +1,4 @@
-"""torch's own file formats, read by `safe_pickle`'s rules: the legacy one, the zip one, and the tensors in both.
+"""torch's file formats, legacy and zip, read by the rules of `safe_pickle`.
 
 A storage is a checked view of the file; a tensor is a view of its storage. `torch.load` is never called.
 """
@@ -14,12 +14,12 @@ import torch
 
 from stylefusion_hf.conversion.inert import Budget, Global, Record
 from stylefusion_hf.conversion.machine import CONSTRUCTORS, MAX_ARGUMENTS, Machine
-from stylefusion_hf.conversion.rebuild import checked_shape, stands_in_for
+from stylefusion_hf.conversion.rebuild import check_shape, stands_in_for
 from stylefusion_hf.conversion.zip_reader import ZipReader
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a legacy file
 VERSION = 1001
-MAX_NESTED = 1  # NVIDIA's snapshots hold torch.save bytes; torch.save bytes within those would be an attack
+MAX_NESTED = 1  # NVIDIA's snapshots contain torch.save bytes; deeper nesting would be an attack
 
 DTYPES = {
     "Float": torch.float32,
@@ -42,7 +42,7 @@ NAMED_DTYPES = {str(kind): kind for kind in DTYPES.values()}
 
 @dataclass(eq=False)
 class Storage:
-    """`numel` numbers of a dtype at `view`; None while a legacy file's first pass looks only for names."""
+    """A storage of `numel` numbers at `view`, which is None during the first pass over a legacy file."""
 
     dtype: torch.dtype
     numel: int
@@ -50,7 +50,7 @@ class Storage:
     budget: Budget
 
     def __post_init__(self) -> None:
-        if self.view is not None and self.view.readonly:  # inflated, or short: torch wants memory that it may write to
+        if self.view is not None and self.view.readonly:  # inflated or short data; torch requires writable memory
             self.budget.charge_held(len(self.view))
             self.view = memoryview(bytearray(self.view))
 
@@ -62,12 +62,12 @@ class Storage:
 
 
 def make_tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, kind: Any = None) -> Any:
-    """A tensor over a storage: every number must lie inside, and there may be no more numbers than the storage has."""
+    """Build a tensor that views a storage. It must lie inside the storage and not have more numbers than it."""
     if not isinstance(storage, Storage):
         return NotImplemented
     if storage.view is None:
         return Record("torch.Tensor")
-    size = checked_shape(machine, size, "a tensor")
+    size = check_shape(machine, size, "a tensor")
     if type(stride) is not tuple or any(type(step) is not int or not 0 <= step < 2**48 for step in stride):
         raise machine.damaged("a tensor with impossible strides")
     kind = kind or storage.dtype
@@ -110,7 +110,7 @@ def tensor_of_type(machine: Machine, function: Any, kind: Any, args: Any, *_: An
 
 @stands_in_for("torch.storage._load_from_bytes")
 def nested_file(machine: Machine, data: Any) -> Any:
-    """torch.save bytes inside a pickle. The same bytes are read once, however often a file refers to them."""
+    """Read torch.save bytes inside a pickle, once per distinct byte string, however often the file refers to it."""
     if not isinstance(data, (bytes, memoryview)) or machine.nested >= MAX_NESTED:
         return NotImplemented
     cache = machine.budget.nested
@@ -123,21 +123,21 @@ def nested_file(machine: Machine, data: Any) -> Any:
 
 
 def read_torch(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
-    """The object of a torch file of either format. ConversionError if it is neither."""
+    """Load the object in a torch file of either format. ConversionError if it is neither."""
     if bytes(buffer[:2]) == b"PK":
         return read_zip(ZipReader(buffer, budget), budget, nested)
     return read_legacy(buffer, budget, nested)
 
 
 def is_legacy(buffer: memoryview) -> bool:
-    """Whether a pickle is the magic number with which a legacy file begins."""
+    """Return whether a file begins with the magic number of the legacy format."""
     return MAGIC.to_bytes(10, "little") in bytes(buffer[:32])
 
 
 def _storage_id(budget: Budget, key: Any) -> tuple[str, torch.dtype, int, Any]:
-    """(key, dtype, numel, view) of torch's persistent id ("storage", type, key, device, numel[, view])."""
+    """Parse torch's persistent id ("storage", type, key, device, numel[, view]) into (key, dtype, numel, view)."""
     if type(key) is not tuple or len(key) < 5 or key[0] != "storage" or not isinstance(key[1], Global):
-        raise budget.error("damaged (a persistent object that is no storage)")
+        raise budget.error("damaged (a persistent object that is not a storage)")
     kind = STORAGES.get(key[1].path)
     if kind is None or type(key[2]) is not str or type(key[4]) is not int or not 0 <= key[4] < 2**48:
         raise budget.error(f"damaged, or a storage of an unknown kind ({key[1].path[:60]})")
@@ -145,14 +145,14 @@ def _storage_id(budget: Budget, key: Any) -> tuple[str, torch.dtype, int, Any]:
 
 
 def read_zip(archive: ZipReader, budget: Budget, nested: int = 0) -> Any:
-    """The object of a zip file as torch.save writes it since 1.6: data.pkl, and every storage an entry of its own."""
+    """Load a zip file as torch.save writes it since 1.6: data.pkl, and one entry per storage."""
     pickles = [name for name in archive.names if name.endswith("/data.pkl") or name == "data.pkl"]
     if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in archive.names):
         kind = "a TorchScript archive, which holds code" if pickles else "a zip file, but not one of torch.save"
         raise budget.error(f"is {kind}: give the checkpoint itself, as torch.save or numpy.savez wrote it")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.names and bytes(archive.read(f"{root}byteorder")) != b"little":
-        raise budget.error("was written on a big-endian machine: save it again on an ordinary one")
+        raise budget.error("was written on a big-endian machine: save it again on a little-endian one")
     known: dict[str, Storage] = {}
 
     def persistent(key: Any) -> Storage:
@@ -171,7 +171,7 @@ def read_zip(archive: ZipReader, budget: Budget, nested: int = 0) -> Any:
 
 
 def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
-    """The object of a legacy file: pickles of magic, version, machine and object, then the storages' keys and data."""
+    """Load a legacy file: pickles of magic number, version, machine and object, then the storages' keys and data."""
     position = 0
 
     def load(persistent: Callable[[Any], Any] | None = None) -> Any:
@@ -182,13 +182,13 @@ def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
         return result
 
     if load() != MAGIC:
-        raise budget.error("is no checkpoint of torch.save (wrong magic number)")
+        raise budget.error("is not a torch.save checkpoint (wrong magic number)")
     if load() != VERSION:
         raise budget.error("is a torch.save file of an unknown version")
     system = load()
     if not isinstance(system, Mapping) or system.get("little_endian") is not True:
         raise budget.error("was written on a big-endian machine, or is damaged")
-    # The object comes before the data it refers to: read once for the names, then again with the data at hand.
+    # The object precedes the data it refers to: read it once for the storages' descriptions, then again with the data.
     begin, described = position, {}  # type: ignore[var-annotated]
 
     def describe(key: Any) -> Storage:
@@ -201,7 +201,7 @@ def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
     keys = load()
     known: dict[str, Storage] = {}
     if type(keys) is not list or any(type(key) is not str or key not in described for key in keys):
-        raise budget.error("damaged (its storages are not those that it describes)")
+        raise budget.error("damaged (its storages do not match its description of them)")
     for key in keys:
         kind, numel = described[key]
         stored = int.from_bytes(bytes(buffer[position : position + 8]), "little")
@@ -218,7 +218,7 @@ def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
             raise budget.error(f"truncated or damaged: the data of storage {name[:80]!r} are missing")
         if view is None:
             return known[name]
-        # A part of a storage: (name, first number, how many).
+        # A view of a storage: (name, offset, count).
         if type(view) is not tuple or len(view) != 3 or any(type(n) is not int or n < 0 for n in view[1:]):
             raise budget.error(f"damaged (a part of storage {name[:80]!r})")
         whole, first, count = known[name], view[1], view[2]

@@ -1,4 +1,4 @@
-"""Converted networks -> the folders that `from_pretrained` loads, without a second copy of the weights in memory."""
+"""Writing of converted networks as folders for `from_pretrained`, without a second copy of the weights in memory."""
 
 from __future__ import annotations
 
@@ -18,40 +18,39 @@ from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 WEIGHTS = "diffusion_pytorch_model"
-HALF = "fp16"  # the variant's name, as in diffusers
+HALF = "fp16"  # name of the variant in diffusers
 
 
 def release(buffer: memoryview) -> None:
-    """Drop the mapped file's pages from memory; they are read again when a tensor needs them."""
+    """Drop a mapped file's pages from memory; they are read again when needed."""
     gc.collect()
     if isinstance(buffer.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         buffer.obj.madvise(mmap.MADV_DONTNEED)
 
 
 def plain_weights(converted: Converted, what: str) -> dict[str, torch.Tensor]:
-    """The state in contiguous float32. Tensors that are so already stay views of the source file.
+    """Return the state dict in contiguous float32. Tensors that already are stay views of the source file.
 
     Raises:
-        ConversionError: weights that are no real numbers, or not finite; names them.
+        ConversionError: weights that are not real numbers, or not finite; names them.
     """
     state, broken = {}, []
     for name, tensor in converted.state.items():
         if not tensor.is_floating_point():
             raise ConversionError(f"{what}: {name} holds {tensor.dtype}, expected real numbers")
-        state[name] = converted.state[name] = tensor.detach().to(torch.float32).contiguous()  # drops what it replaces
-        # One number decides: a sum is finite only if no term is inf or nan (or it overflows, which the second look
-        # settles).
+        state[name] = converted.state[name] = tensor.detach().to(torch.float32).contiguous()  # frees the original
+        # The sum is a cheap first test: it is finite only if all terms are. The second test rules out overflow.
         if not state[name].sum().isfinite() and not state[name].isfinite().all():
             broken.append(name)
-    _separate(state)
+    _untie(state)
     if broken:
         listed = ", ".join(broken[:4]) + (" and others" if len(broken) > 4 else "")
         raise ConversionError(f"{what}: {len(broken)} of its tensors hold inf or nan: {listed}")
     return state
 
 
-def _separate(state: dict[str, torch.Tensor]) -> None:
-    """Copy tensors that share memory with another one (layers that were tied): safetensors refuses to store those."""
+def _untie(state: dict[str, torch.Tensor]) -> None:
+    """Copy tensors that share memory (tied layers), which safetensors refuses to store."""
     end = 0
     for name, tensor in sorted(state.items(), key=lambda item: item[1].data_ptr()):
         if tensor.data_ptr() < end:
@@ -60,13 +59,17 @@ def _separate(state: dict[str, torch.Tensor]) -> None:
 
 
 def save_model(cls: Any, converted: Converted, folder: Path, what: str, half: bool, shard: str) -> list[str]:
-    """Write config.json and weights of a model class, float32, and beside them the fp16 variant if `half`.
+    """Write config.json and float32 weights of a model, and its fp16 variant if `half`.
 
-    Every parameter and buffer that the class saves must be in the state, and nothing else.
+    The state must have exactly the parameters and buffers that the class saves.
 
     Args:
-        what: how errors name it.
-        shard: size from which diffusers splits the weights into several files, such as "5GB".
+        cls: the model's class.
+        converted: its config and state dict.
+        folder: created if needed.
+        what: what errors call the model.
+        half: also write the fp16 variant.
+        shard: size above which diffusers splits the weights into several files, such as "5GB".
 
     Returns:
         Notes for the user.
@@ -89,7 +92,7 @@ def save_model(cls: Any, converted: Converted, folder: Path, what: str, half: bo
             notes.append(f"too large for fp16, saved as inf there: {', '.join(overflowing)}; use the float32 files")
         model.load_state_dict(small, strict=True, assign=True)
         _save(model, folder, shard, variant=HALF)
-    if not state:  # a region tree without any net: diffusers writes no file, and then misses it
+    if not state:  # a region tree without nets: diffusers does not write the weights file that it requires
         for name in (WEIGHTS, f"{WEIGHTS}.{HALF}") if half else (WEIGHTS,):
             write_tensors(folder / f"{name}.safetensors", {}, {"format": "pt"})
     return notes
@@ -98,13 +101,13 @@ def save_model(cls: Any, converted: Converted, folder: Path, what: str, half: bo
 def _save(model: Any, folder: Path, shard: str, **kwargs: Any) -> None:
     try:
         model.save_pretrained(folder, safe_serialization=True, max_shard_size=shard, **kwargs)
-    except SafetensorError as error:  # as on a full disk
+    except SafetensorError as error:  # e.g. a full disk
         raise OSError(f"the weights cannot be written to {folder.name}: {error}") from error
 
 
 @torch.no_grad()
-def estimated_mean(cls: type[StyleGenerator], converted: Converted, name: str, samples: int) -> torch.Tensor:
-    """(w_dim): the mean of w over a seeded draw; of all classes alike, for a conditional generator."""
+def estimate_mean(cls: type[StyleGenerator], converted: Converted, name: str, samples: int) -> torch.Tensor:
+    """Estimate the mean of w (w_dim,) from seeded samples, with equally many of each class if conditional."""
     labels, classes = None, converted.config["label_dim"]
     mapping = [tensor for key, tensor in converted.state.items() if key.startswith("mapping.")]
     widest = max([classes, *(size for tensor in mapping for size in tensor.shape)])

@@ -1,6 +1,7 @@
-"""A zip file's entries as views of the file, with bounds: many entries, overlapping ones and zip bombs are errors.
+"""Zip files read as views of a buffer, within bounds: too many or overlapping entries and zip bombs are errors.
 
-`zipfile` would hold an object for every entry that a directory claims, and inflate without a limit.
+The standard library's `zipfile` allocates an object for every entry that the directory claims, and inflates without
+limit.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class ZipReader:
         return at + 46 + sum(lengths), name, entry
 
     def _wide(self, at: int, end: int) -> list[int]:
-        """The 64-bit sizes of an entry's extra field."""
+        """Read the 64-bit sizes (zip64) in an entry's extra field."""
         while at + 4 <= end:
             kind, n = self._number(at, 2), self._number(at + 2, 2)
             if kind == 1:
@@ -100,7 +101,7 @@ class ZipReader:
         return []
 
     def read(self, name: str) -> memoryview:
-        """An entry's bytes: a view of the file if it is stored (as torch does), else inflated within bounds."""
+        """Return an entry's bytes: a view of the file if it is stored (as torch does), else inflated within bounds."""
         if name not in self.entries:
             raise self.budget.error(f"truncated or damaged: it lacks its part {name[:80]!r}")
         e = self.entries[name]

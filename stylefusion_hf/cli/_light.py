@@ -2,7 +2,7 @@
 
 With a pipeline, diffusers imports all its models, and for these transformers, scipy and torch's compiler if installed.
 Models of this package need none of them. While diffusers is imported they are hidden as if they were not installed, a
-case that diffusers supports; afterwards they can be imported normally. For the rest of the process, diffusers does not
+case that diffusers supports; afterward they can be imported normally. For the rest of the process, diffusers does not
 know of the hidden packages, so this is done only in command-line processes and for models of this package's own
 classes. If anything goes wrong, diffusers is imported normally.
 """

@@ -13,6 +13,7 @@ from typing import Any
 
 from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.devices import check_device_name
+from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.region_tree import RegionTree
 
 INDEX = "model_index.json"
@@ -35,7 +36,7 @@ def check_model(args: argparse.Namespace, index: str = INDEX) -> Path | None:
         )
     if not args.model:
         return Path(str(files("stylefusion_hf") / "assets"))
-    folder = Path(args.model)
+    folder = Path(find_model(args.model))
     if os.path.isdir(folder):
         if not (folder / index).is_file():
             raise OSError(f"{shown(args.model, 200)} is not a pipeline folder: it has no {index}")

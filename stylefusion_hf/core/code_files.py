@@ -1,4 +1,4 @@
-"""Codes as safetensors files: what `stylefusion invert` writes, and `--region hair=codes.safetensors:NAME` reads."""
+"""Codes in safetensors files: written by `stylefusion invert`, read by `--region hair=codes.safetensors:NAME`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMAT, VERSION = "stylefusion-codes", "1"
 
 
 def save_codes(path: str | os.PathLike[str], codes: Mapping[str, Code]) -> None:
-    """Write named codes, float32; ValueError for none, or names that are empty."""
+    """Write named codes as float32. ValueError if there are none, or if a name is empty."""
     if not codes or not all(codes):
         raise ValueError("expected codes under names that are not empty")
     spaces = {name: code.space for name, code in codes.items()}
@@ -24,11 +24,11 @@ def save_codes(path: str | os.PathLike[str], codes: Mapping[str, Code]) -> None:
 
 
 def load_codes(path: str | os.PathLike[str]) -> dict[str, Code]:
-    """name -> code, in the order in which they were written.
+    """Read codes by name, in the order in which they were written.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a file of codes, or a damaged one; names the file and what is wrong. Nothing is unpickled.
+        ValueError: not a code file, or a damaged one; names the file and what is wrong. Nothing is unpickled.
     """
     path, hint = os.fspath(path), "`stylefusion invert` makes one of pictures"
     tensors, spaces = read_tensors(path, FORMAT, VERSION, "spaces", "codes", hint)
@@ -42,9 +42,9 @@ def load_codes(path: str | os.PathLike[str]) -> dict[str, Code]:
 
 
 def pick_code(argument: str) -> Code:
-    """The code of `FILE` or `FILE:NAME`; the name may be left out where the file has only one.
+    """Read the code of `FILE` or `FILE:NAME`; the name is optional if the file has only one code.
 
-    ValueError, FileNotFoundError: as from `load_codes`, no such name, or a code of several rows.
+    ValueError and FileNotFoundError as from `load_codes`; ValueError for an unknown name or a code of several rows.
     """
     where, _, name = argument.rpartition(":") if not os.path.exists(argument) else (argument, "", "")
     codes = load_codes(where or argument)

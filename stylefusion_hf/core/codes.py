@@ -1,4 +1,4 @@
-"""Codes: seeds, tensors of any latent space, and how they become one batch of style codes."""
+"""Codes: seeds, latents in any space, class labels, and the checks that they fit one batch and one generator."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 LATENT_SPACES = ("z", "w", "w+", "s")
 NOISE_MODES = ("const", "random", "none")
 MAX_SEED = 2**32 - 1
-MAX_CODES = 2**16  # of one argument; a call takes 1024 (recipes.py says so), this only bounds what is looked at
-MAX_NESTING = 8  # lists in lists
-LARGEST = 1e12  # of a number of a code; beyond it float32 overflows where styles are squared, and pictures are wrong
+MAX_CODES = 2**16  # in one argument; a call takes 1024 (recipes.MAX_IMAGES), this only bounds the parsing
+MAX_NESTING = 8  # levels of nested lists
+LARGEST = 1e12  # absolute value in a code; beyond it float32 overflows when demodulation squares the styles
 
 
 def seeds_to_z(seeds: Iterable[int], z_dim: int) -> torch.Tensor:
-    """z (B, z_dim), float32 on the CPU: `numpy.random.RandomState(seed).randn(1, z_dim)` for each seed.
+    """Return z (B, z_dim), float32 on the CPU: `numpy.random.RandomState(seed).randn(1, z_dim)` for each seed.
 
-    NVIDIA's convention, so that seeds people know give the pictures they know; the same on every device and in every
-    place of a batch. ValueError for a seed that is no integer from 0 to 2**32 - 1.
+    This is NVIDIA's convention, so well-known seeds give their well-known pictures. A seed's z is the same on every
+    device and at every position of a batch. ValueError for a seed that is not an integer from 0 to 2**32 - 1.
     """
     rows = []
     for seed in seeds:
@@ -38,14 +38,14 @@ def seeds_to_z(seeds: Iterable[int], z_dim: int) -> torch.Tensor:
 
 
 def check_seed(seed: Any, name: str = "a seed") -> int:
-    """`seed` as an int, or a ValueError that begins with `name`."""
+    """Return `seed` as an int, or raise a ValueError that begins with `name`."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
         raise ValueError(f"{name} is an integer from 0 to {MAX_SEED}, got {short(seed)}")
     return int(seed)
 
 
 def check_space(space: Any) -> str:
-    """The name of a latent space, or a ValueError that lists them."""
+    """Return the name of a latent space, or raise a ValueError that lists them."""
     if not isinstance(space, str) or space not in LATENT_SPACES:
         raise ValueError(f"unknown latent space {short(space)}: choose from {', '.join(LATENT_SPACES)}")
     return space
@@ -56,13 +56,13 @@ class Code:
     """Latents together with the space they are from, so that one call can mix spaces.
 
     Args:
-        tensor: z (B, z_dim), w (B, w_dim), w+ (B, num_ws, w_dim) or a packed style code s (B, S); a single code may
-            come without its batch dimension.
+        tensor: z (B, z_dim), w (B, w_dim), w+ (B, num_ws, w_dim) or a packed style code s (B, S); the batch dimension
+            of a single code is optional.
         space: "z", "w", "w+" or "s".
 
     Raises:
-        ValueError: an unknown space, not a plain floating-point tensor, the wrong number of dimensions, an empty
-            batch, or numbers that are not finite or beyond 1e12, where float32 overflows.
+        ValueError: unknown space, not a dense floating-point tensor, wrong number of dimensions, empty batch, or
+            numbers that are not finite or beyond 1e12, where float32 overflows.
 
     Example:
         >>> import torch
@@ -99,7 +99,7 @@ class Code:
         return self.tensor.shape[0]
 
     def rows(self) -> tuple[Code, ...]:
-        """Its codes one by one, float32 on the CPU: what a recipe keeps."""
+        """Return its codes one by one, float32 on the CPU, as recipes keep them."""
         single = self.tensor.detach().to("cpu", torch.float32)
         return tuple(Code(row[None], self.space) for row in single)
 
@@ -108,10 +108,10 @@ Row: TypeAlias = int | Code  # one picture's code: a seed, or a `Code` of batch 
 
 
 def common_batch(lengths: Mapping[str, int]) -> int:
-    """The batch that arguments of these lengths broadcast to: the longest; 1 repeats.
+    """Return the batch size that arguments of these lengths broadcast to: the longest; 1 repeats.
 
     Raises:
-        ValueError: two lengths above 1 that differ; names both.
+        ValueError: two lengths above 1 differ; names both.
 
     Example:
         >>> from stylefusion_hf.core.codes import common_batch
@@ -132,11 +132,11 @@ def common_batch(lengths: Mapping[str, int]) -> int:
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 LABEL_DTYPES = (*INTEGERS, torch.float16, torch.bfloat16, torch.float32, torch.float64)
-Label: TypeAlias = int | tuple[float, ...]  # a class, or a whole label vector (label_dim,) that is not one-hot
+Label: TypeAlias = int | tuple[float, ...]  # a class, or a label vector (label_dim,) that is not one-hot
 
 
 def parse_labels(class_labels: Any) -> tuple[Label, ...] | None:
-    """Labels from an int, a list of ints or vectors, or a tensor: integers (B,) or vectors (B, label_dim)."""
+    """Parse labels from an int, a list of ints or vectors, or a tensor: integers (B,) or vectors (B, label_dim)."""
     if class_labels is None:
         return None
     if isinstance(class_labels, torch.Tensor):
@@ -145,14 +145,14 @@ def parse_labels(class_labels: Any) -> tuple[Label, ...] | None:
         if class_labels.dtype not in LABEL_DTYPES:
             raise ValueError(f"class_labels is a tensor of integers or floats, got {class_labels.dtype}")
     if hasattr(class_labels, "ndim") and class_labels.ndim and len(class_labels) > MAX_CODES:
-        raise ValueError(f"class_labels has length {len(class_labels)}: give one label, or one a picture")
+        raise ValueError(f"class_labels has length {len(class_labels)}: give one label, or one per picture")
     if isinstance(class_labels, (torch.Tensor, np.ndarray)):
         class_labels = class_labels.tolist()
     items = class_labels if isinstance(class_labels, (list, tuple, range)) else [class_labels]
     if not items:
         raise ValueError("class_labels is an empty list: give at least one label, or None")
     if len(items) > MAX_CODES:
-        raise ValueError(f"class_labels has length {len(items)}: give one label, or one a picture")
+        raise ValueError(f"class_labels has length {len(items)}: give one label, or one per picture")
     return tuple(map(_parse_label, items))
 
 
@@ -171,7 +171,7 @@ def _parse_label(item: Any) -> Label:
 
 
 def labels_to_tensor(labels: Sequence[Label], label_dim: int) -> torch.Tensor:
-    """(B, label_dim) float32; ValueError for a class or a vector that the model does not have."""
+    """Return labels (B, label_dim), float32. ValueError for a class or vector that does not fit the model."""
     if not label_dim:
         raise ValueError("class_labels were given, but this model was trained without labels")
     rows = torch.zeros(len(labels), label_dim)
@@ -188,9 +188,9 @@ def labels_to_tensor(labels: Sequence[Label], label_dim: int) -> torch.Tensor:
 
 
 def seed_classes(seeds: Iterable[int], label_dim: int) -> tuple[int, ...]:
-    """The class that each seed stands for where none is named, from 0 to `label_dim` - 1, uniform over them.
+    """Draw the default class of each seed, uniform from 0 to `label_dim` - 1.
 
-    Drawn from a stream that no z comes from, so that a seed's class says nothing of its z.
+    The random stream differs from the one for z, so that a seed's class and its z are independent.
 
     Example:
         >>> from stylefusion_hf.core.codes import seed_classes
@@ -201,14 +201,14 @@ def seed_classes(seeds: Iterable[int], label_dim: int) -> tuple[int, ...]:
 
 
 def random_labels(label_dim: int, count: int, draw: torch.Generator) -> torch.Tensor | None:
-    """One-hot labels (count, label_dim), float32, uniform over the classes; None of a model that has none."""
+    """Draw one-hot labels (count, label_dim), float32, uniform over the classes; None for an unconditional model."""
     if not label_dim:
         return None
     return F.one_hot(torch.randint(label_dim, (count,), generator=draw), label_dim).float()
 
 
 def check_shapes(generator: LatentSpaces, groups: Mapping[str, Iterable[Row]]) -> None:
-    """ValueError for a code that is not of this generator's shape in its space; names the group."""
+    """Raise ValueError, naming the group, for a code whose shape in its space does not fit this generator."""
     w_dim = generator.w_avg.shape[0]
     shapes = {"z": (generator.mapping.z_dim,), "w": (w_dim,), "w+": (generator.num_ws, w_dim)}
     shapes["s"] = (generator.style_dim,)

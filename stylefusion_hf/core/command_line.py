@@ -1,4 +1,4 @@
-"""How every program of this package ends: bad input is one line on stderr and exit status 2."""
+"""Exit handling for every program of this package: bad input prints one line on stderr and exits with status 2."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import os
 import sys
 from collections.abc import Callable
 
-# What bad input raises, here and in the libraries below; anything else is a bug and keeps its traceback.
+# What bad input raises, here and in the libraries we call. Anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def run(program: Callable[[], object]) -> int:
-    """Run a program: 0, or 2 after one line for bad input, 130 where it was interrupted, 1 for a closed pipe.
+    """Run a program and return its exit status.
 
-    Other errors are raised; with STYLEFUSION_DEBUG=1 all of them are.
+    0 for success, 2 after one line on stderr for bad input, 130 if interrupted, 1 for a closed pipe. Other errors
+    propagate; with STYLEFUSION_DEBUG=1 all of them do.
     """
     try:
         program()
-        sys.stdout.flush()  # a closed pipe shows here rather than at exit
-    except BrokenPipeError:  # `stylefusion env | head -1` reads one line
+        sys.stdout.flush()  # fail on a closed pipe here rather than at interpreter exit
+    except BrokenPipeError:  # e.g. `stylefusion env | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -33,7 +34,7 @@ def run(program: Callable[[], object]) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line, with escapes for what would act on a terminal."""
+    """Return an error as one line, with terminal control characters escaped."""
     from stylefusion_hf.core.checks import describe_error
 
     return describe_error(error, 2000)

@@ -1,4 +1,4 @@
-"""Which device to compute on: one check for every command and the Space."""
+"""Choice of the compute device: one check for every command and the Space."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NAME = re.compile(r"(cpu|cuda|mps|xpu|hpu|npu|mtia|xla)(?::(\d{1,3}))?")
 
 
 def check_device_name(name: str) -> str:
-    """The name of a device that may be here, told without importing torch, which takes seconds.
+    """Return a plausible device name, checked without importing torch, which takes seconds.
 
     Raises:
-        ValueError: one line for what is not a device, and for kinds that this machine or this torch does not have.
+        ValueError: not a device name, or a kind of device that this machine or this build of torch does not have.
     """
     match = NAME.fullmatch(name.strip()) if isinstance(name, str) else None
     if match is None:
@@ -25,19 +25,22 @@ def check_device_name(name: str) -> str:
         raise ValueError(f"{given}: not a device to compute on; give cpu, cuda, cuda:1, mps ...")
     kind = match[1]
     if kind == "cpu" and match[2] not in (None, "0"):
-        raise ValueError(f"{name}: there is one cpu; give cpu")
+        raise ValueError(f"{name}: there is only one cpu; give cpu")
     if kind == "mps" and sys.platform != "darwin":
-        raise ValueError(f"{name}: MPS is Apple's, and this is not a Mac; give cpu or cuda")
+        raise ValueError(f"{name}: MPS needs a Mac, and this is not one; give cpu or cuda")
     if kind == "cuda" and not _built_for_gpus():
         raise ValueError(f"{name}: this torch is built without CUDA; give cpu, or install a build with CUDA")
     return name.strip()
 
 
 def check_device(name: str | None) -> str:
-    """A device that torch can compute on here; None for cuda where there is one, else cpu.
+    """Return the name of a device that torch can compute on here.
+
+    Args:
+        name: None for cuda if available, else cpu.
 
     Raises:
-        ValueError: one line that names the device and says why it cannot be used.
+        ValueError: the device cannot be used; names it and says why.
     """
     if name is not None:
         name = check_device_name(name)
@@ -45,8 +48,8 @@ def check_device(name: str | None) -> str:
 
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=device).add_(1).cpu()  # some kinds fail only when they are to do something
-    except Exception as error:  # torch's ways to say no, and those of the plug-ins for other devices
+        torch.zeros(1, device=device).add_(1).cpu()  # some kinds fail only when they compute something
+    except Exception as error:  # torch and third-party device plug-ins raise many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
             f"{device}: it cannot be used here: {shown(reason, 200)}; give cpu, or leave it out"
@@ -55,7 +58,7 @@ def check_device(name: str | None) -> str:
 
 
 def _built_for_gpus() -> bool:
-    """Whether torch is a build for CUDA or ROCm, as its version.py says; True where that cannot be told."""
+    """Return whether torch is built for CUDA or ROCm, from its version.py; True if that cannot be determined."""
     if "torch" in sys.modules:
         version = vars(sys.modules["torch"].version)
     else:

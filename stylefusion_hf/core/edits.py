@@ -1,16 +1,16 @@
-"""Directions: what to add to a code so that its picture changes in one respect; and edits, which add them.
+"""Directions in latent space, and edits: sums of directions with strengths that change a code.
 
     older = load_directions("directions.safetensors")["age"]
     edit = older(2.0) + smile(-1.0)                 # a direction called with a strength is an edit; edits add up
     code = edit(Code(w, "w"), generator)            # an edit is a function, code -> code
     pipe(base=1, edits={"hair": edit})              # in a pipeline: the code of that region only
 
-A strength of 1 adds scale * tensor. Directions that were found here (`directions.py`) have the scale of one standard
-deviation of the generator's codes along them; those of other projects the scale of their files.
+A strength of 1 adds scale * tensor. Directions found by `stylefusion_hf.editing` are scaled to one standard deviation
+of the generator's codes along them; directions of other projects keep the scale of their files.
 
-StyleGAN2's way from w to s is affine, s = A w + b, so that adding d to w adds A d to s, whatever the code. That is why
-an edit in w acts on codes of any space but z, why edits of different spaces add up, and why a pipeline may keep their
-sum alone. z is the exception: its mapping is not linear, and directions in z act on codes in z only.
+In StyleGAN2 the map from w to s is affine, s = A w + b, so adding d to w adds A d to s, whatever the code. Hence an
+edit in w applies to codes of any space but z, edits in different spaces add up, and a pipeline only needs to keep
+their sum. z is the exception: its mapping is not linear, so directions in z apply to codes in z only.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from stylefusion_hf.core.latent_spaces import LatentSpaces
 
 FORMAT, VERSION = "stylefusion-directions", "1"
-MAX_DIRECTIONS = 10_000  # of one file
+MAX_DIRECTIONS = 10_000  # in one file
 MAX_STRENGTH = 1e6
-MAX_NESTING = 8  # lists of edits in each other
-SPACES = ("w", "w+", "s")  # every one holds the codes of those before it
+MAX_NESTING = 8  # levels of nested lists of edits
+SPACES = ("w", "w+", "s")  # each contains the ones before it
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +44,12 @@ class Direction:
     """One way to change a code; call it with a strength to get an `Edit`.
 
     Args:
-        name: text of at most 100 characters without ":", "=" and spaces, which the command line needs.
+        name: text of at most 100 characters without ":", "=" and spaces, which separate it on the command line.
         space: "w", "w+" or "s"; "z" for codes in z only.
-        tensor: (dim,) in z and w, (num_ws, w_dim) in w+, (S,) in s, or the convolutions' share of it (S_conv,).
+        tensor: (dim,) in z and w, (num_ws, w_dim) in w+, (S,) in s, or only the convolutions' part of s (S_conv,).
         scale: a strength of 1 adds scale * tensor.
-        layers: the rows of w+ it applies to (in s: what these rows drive); None for all. Not in z.
-        provenance: how it came about, JSON-able; `source` is the file of a converted direction.
+        layers: the rows of w+ it applies to (in s: the entries driven by these rows); None for all. Not in z.
+        provenance: how it was made, JSON-able; `source` is the file of a converted direction.
 
     Raises:
         ValueError: names the direction and what is wrong with it.
@@ -95,17 +95,17 @@ class Direction:
             object.__setattr__(self, "layers", tuple(rows))
 
     def __call__(self, strength: float | Sequence[float] = 1.0) -> Edit:
-        """The edit of this strength; of a list, one strength a picture."""
+        """Return the edit of this strength; a list has one strength per picture."""
         return Edit(((self, _strengths(strength, self.name)),))
 
     def step(self, generator: LatentSpaces) -> Code:
-        """What a strength of 1 adds to a code of this generator: a `Code` of batch 1 in the smallest space that fits.
+        """Return what a strength of 1 adds to a code of this generator: a `Code` of batch 1 in the smallest space.
 
-        ValueError where the direction is of another generator's shape, or names rows that this one does not have.
+        ValueError if the direction's shape or its rows do not fit this generator.
         """
         tensor, space, rows = self.scale * self.tensor, self.space, generator.num_ws
         convolutions = sum(generator.conv_sizes)
-        if space == "s" and len(tensor) == convolutions:  # StyleSpace and StyleCLIP leave toRGB alone
+        if space == "s" and len(tensor) == convolutions:  # StyleSpace and StyleCLIP do not edit toRGB
             tensor = torch.cat([tensor, tensor.new_zeros(generator.style_dim - convolutions)])
         check_shapes(generator, {f"direction {self.name!r}": [Code(tensor, space)]})
         if self.layers is not None:
@@ -126,9 +126,9 @@ class Edit:
     """A sum of directions, each with its strengths: a function code -> code.
 
     Args:
-        parts: (direction, strengths) pairs; one strength, or one a picture. A strength is a number up to 1e6.
+        parts: (direction, strengths) pairs; one strength, or one per picture. A strength is a number up to 1e6.
 
-    Edits add up: `a(2.0) + b(-1.0)` is one edit, and the order makes no difference.
+    Edits add up: `a(2.0) + b(-1.0)` is one edit, in any order.
     """
 
     parts: tuple[tuple[Direction, tuple[float, ...]], ...]
@@ -137,13 +137,14 @@ class Edit:
         return Edit(self.parts + other.parts) if isinstance(other, Edit) else NotImplemented
 
     def __bool__(self) -> bool:
-        """Whether any strength is other than 0."""
+        """Return whether any strength is nonzero."""
         return any(any(strengths) for _, strengths in self.parts)
 
     def displacement(self, generator: LatentSpaces) -> Code:
-        """What the edit adds, (1 or B, ...), in the smallest of w, w+ and s that holds all its directions (or in z).
+        """Return the sum that the edit adds, (1 or B, ...), in the smallest space that holds all its directions.
 
-        ValueError for directions of another generator, lists of strengths of different lengths, or z beside others.
+        ValueError for directions that do not fit the generator, lists of strengths of different lengths, or a mix of
+        z with other spaces.
         """
         names = (f"the strengths of {d.name!r} (part {k + 1})" for k, (d, _) in enumerate(self.parts))
         lengths = [len(strengths) for _, strengths in self.parts]
@@ -152,40 +153,41 @@ class Edit:
         for direction, strengths in self.parts:
             step = direction.step(generator)
             factors = torch.tensor(strengths, dtype=torch.float32).view(-1, *(1 for _ in step.tensor.shape[1:]))
-            moved = Code((factors * step.tensor).expand(batch, *step.tensor.shape[1:]), step.space)
-            total = moved if total is None else _sum(generator, total, moved)
+            scaled = Code((factors * step.tensor).expand(batch, *step.tensor.shape[1:]), step.space)
+            total = scaled if total is None else _sum(generator, total, scaled)
         if total is None:
             raise ValueError("an edit has at least one direction")
         return total
 
     def __call__(self, code: Code, generator: LatentSpaces) -> Code:
-        """The edited code, in the smallest space that holds the code and the edit.
+        """Apply the edit to a code.
 
         Args:
             code: in w, w+ or s; in z for directions in z.
-            generator: whose code it is.
+            generator: the generator that the code belongs to.
 
         Returns:
-            A `Code` of the longer batch of the two, float32; the very `code` where all strengths are 0.
+            A `Code`, float32, with the longer batch of the two, in the smallest space that holds the code and the
+            edit; `code` itself if all strengths are 0.
 
         Raises:
-            ValueError: shapes or batches that do not fit, or a code in z with directions of another space.
+            ValueError: shapes or batches that do not match, or a code in z with directions of another space.
         """
         if not self:
             return code
-        moved = self.displacement(generator)
+        offset = self.displacement(generator)
         check_shapes(generator, {"the code": [code]})
-        common_batch({"the code": len(code), "the edit": len(moved)})
+        common_batch({"the code": len(code), "the edit": len(offset)})
         device = code.tensor.device
         code = Code(code.tensor.float(), code.space)
-        if code.space != "z" and moved.space == "s":  # the code itself needs the affine layers' bias
+        if code.space != "z" and offset.space == "s":  # the code, unlike the offset, includes the affine layers' bias
             style = code.tensor if code.space == "s" else generator.to_style(code.tensor.to(generator.device))
-            return Code(style.float().to(device) + moved.tensor.to(device), "s")
-        return _sum(generator, code, Code(moved.tensor.to(device), moved.space))
+            return Code(style.float().to(device) + offset.tensor.to(device), "s")
+        return _sum(generator, code, Code(offset.tensor.to(device), offset.space))
 
     @classmethod
     def of(cls, value: Any, name: str = "an edit", depth: int = 0) -> Edit:
-        """An edit from a direction (strength 1), an edit, a (direction, strength) pair, or a list of these.
+        """Make an edit from a direction (strength 1), an edit, a (direction, strength) pair, or a list of these.
 
         ValueError, which begins with `name`, for anything else.
         """
@@ -210,17 +212,17 @@ def _holds_directions(value: Any, depth: int = 0) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for errors."""
+    """Describe the type of a value in an error."""
     empty = isinstance(value, (list, tuple)) and not value
-    return f"{type(value).__name__}{' without an item' if empty else ''}"
+    return f"{'an empty ' if empty else ''}{type(value).__name__}"
 
 
 def _strengths(value: Any, name: str, where: str = "") -> tuple[float, ...]:
     values: Any = value
-    if hasattr(value, "tolist"):  # tensors, arrays and their numbers
+    if hasattr(value, "tolist"):  # tensors, arrays and scalars
         try:
             values = value.tolist()
-        except RuntimeError:  # a tensor without numbers, or one that keeps them in its own way
+        except RuntimeError:  # meta, sparse and other tensors that cannot be listed
             values = [value]
     values = list(values) if isinstance(values, (list, tuple, range)) else [values]
     for number in values:
@@ -230,24 +232,24 @@ def _strengths(value: Any, name: str, where: str = "") -> tuple[float, ...]:
                 f"{where}the strength of {name!r} is a number up to {MAX_STRENGTH:g}, got {short(number)}"
             )
     if not values:
-        raise ValueError(f"{where}the strength of {name!r} is an empty list: give one number, or one a picture")
+        raise ValueError(f"{where}the strength of {name!r} is an empty list: give one number, or one per picture")
     return tuple(map(float, values))
 
 
 def _sum(generator: LatentSpaces, a: Code, b: Code) -> Code:
-    """Displacements added (or a code and one, of which neither is in s), in the larger of their spaces."""
+    """Add two displacements, or a code and a displacement of which neither is in s, in the larger of their spaces."""
     if a.space != b.space and "z" in (a.space, b.space):
         other = b.space if a.space == "z" else a.space
         raise ValueError(
-            f"a code or direction in z cannot be added to one in {other}: bring the code to w first, with"
+            f"a code or direction in z cannot be added to one in {other}: map the code to w first, with"
             " generator.mapping, or add directions in z to codes in z"
         )
     space = a.space if a.space == b.space else max(a.space, b.space, key=SPACES.index)
-    return Code(_lifted(generator, a, space) + _lifted(generator, b, space), space)
+    return Code(_lift(generator, a, space) + _lift(generator, b, space), space)
 
 
-def _lifted(generator: LatentSpaces, code: Code, space: str) -> Tensor:
-    """A displacement in a space that holds its own: in s without the affine layers' bias."""
+def _lift(generator: LatentSpaces, code: Code, space: str) -> Tensor:
+    """Convert a displacement to a larger space; in s without the affine layers' bias."""
     if code.space == space:
         return code.tensor
     if space == "w+":
@@ -257,7 +259,7 @@ def _lifted(generator: LatentSpaces, code: Code, space: str) -> Tensor:
 
 @torch.no_grad()
 def style_offsets(generator: LatentSpaces, displacements: Iterable[Code], device: Any) -> Tensor:
-    """What displacements of w, w+ or s, one after the other, add to style codes: (N, S), float32 on `device`."""
+    """Convert displacements in w, w+ or s to offsets of style codes: (N, S), float32 on `device`, concatenated."""
     offsets = []
     for code in displacements:
         tensor = code.tensor.to(device, torch.float32)
@@ -273,9 +275,9 @@ def style_offsets(generator: LatentSpaces, displacements: Iterable[Code], device
 
 
 def save_directions(path: str | os.PathLike[str], directions: Iterable[Direction]) -> None:
-    """Write directions as a safetensors file that `load_directions` reads.
+    """Write directions to a safetensors file that `load_directions` reads.
 
-    ValueError for none, more than 10,000, or two of one name.
+    ValueError for no directions, more than 10,000, or two with the same name.
     """
     found = list(directions)
     table = {}
@@ -291,11 +293,11 @@ def save_directions(path: str | os.PathLike[str], directions: Iterable[Direction
 
 
 def load_directions(path: str | os.PathLike[str]) -> dict[str, Direction]:
-    """name -> direction, in the order in which they were written.
+    """Read directions by name, in the order in which they were written.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a directions file, or a damaged one; names the file and what is wrong. Nothing is unpickled.
+        ValueError: not a direction file, or a damaged one; names the file and what is wrong. Nothing is unpickled.
     """
     path, hint = os.fspath(path), "`stylefusion convert` makes one of .npy, .npz, .pt and .pkl"
     tensors, table = read_tensors(path, FORMAT, VERSION, "directions", "directions", hint)
@@ -304,7 +306,7 @@ def load_directions(path: str | os.PathLike[str]) -> dict[str, Direction]:
     found = {}
     for name, entry in table.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("provenance") or {}, dict):
-            raise ValueError(f"{path}: the table's entry of {short(name)} is no object")
+            raise ValueError(f"{path}: the table's entry for {short(name)} is not an object")
         about = {"source": str(entry["source"])} if entry.get("source") else {}
         about |= entry.get("provenance") or {}
         try:

@@ -1,8 +1,8 @@
-"""Files and folders that are whole or as they were before.
+"""Atomic writing of files and folders, and locks on folders.
 
-A file is written under a temporary name in its own folder, flushed to the disk, and renamed over the older one, so
-that a full disk or a crash never costs what was there. Temporary names are unique: two writers never share one. Every
-file gets the mode that the process's umask asks for, whatever the library that wrote it chose (safetensors: 0600).
+A file is written under a temporary name in its own folder, flushed to disk, and renamed over the old one, so that a
+full disk or a crash never destroys existing data. Temporary names are unique: two writers never share one. Every file
+gets the mode set by the process's umask, whatever mode the library that wrote it chose (safetensors uses 0600).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-PARTIAL = ".partial-"  # how temporary names begin
-LOCK = ".writing"  # the file by which a writer holds a folder
+PARTIAL = ".partial-"  # prefix of temporary names
+LOCK = ".writing"  # name of a folder's lock file
 RECIPE_KEY = "stylefusion"  # the PNG text chunk that holds a picture's recipe
 
 Name = str | os.PathLike[str]
@@ -30,16 +30,16 @@ Name = str | os.PathLike[str]
 
 @contextmanager
 def atomic_path(path: Name, sync: bool = True) -> Iterator[Path]:
-    """`with atomic_path(path) as part:` write `part`, which becomes `path` if nothing is raised.
+    """Yield a temporary path to write, which replaces `path` if the body raises nothing.
 
-    A symbolic link at `path` stays one: what it leads to is replaced. A device or a pipe is written directly.
+    A symbolic link at `path` is kept and its target replaced. A device or a pipe is written directly.
 
     Args:
         path: its folder must exist.
-        sync: flush to the disk before the renaming; False for files that come by the thousand and can be made again.
+        sync: flush to disk before renaming; False for numerous files that are easy to regenerate.
 
     Raises:
-        OSError: the file cannot be written; names `path` rather than its temporary name.
+        OSError: the file cannot be written; names `path`, not the temporary path.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -51,44 +51,44 @@ def atomic_path(path: Name, sync: bool = True) -> Iterator[Path]:
     try:
         mode = _touch(part)
         yield part
-        os.chmod(part, mode)  # a library may have put a file of its own there
+        os.chmod(part, mode)  # the writing library may have replaced the file
         if sync:
             flush(part)
         os.replace(part, target)
         if sync:
             flush(target.parent)
     except OSError as error:
-        if error.filename in (None, os.fspath(part)):  # else it is about another file
-            raise naming(error, path) from error
+        if error.filename in (None, os.fspath(part)):  # otherwise it is about another file
+            raise error_about(error, path) from error
         raise
     finally:
         part.unlink(missing_ok=True)
 
 
 def write_bytes(path: Name, content: bytes, sync: bool = True) -> None:
-    """Write a file at once, as `atomic_path` does."""
+    """Write a file atomically; see `atomic_path`."""
     with atomic_path(path, sync) as part, part.open("wb") as file:
         file.write(content)
 
 
 def write_text(path: Name, text: str, sync: bool = True) -> None:
-    """Write a text as UTF-8, as `atomic_path` does; line ends stay as they are."""
+    """Write text as UTF-8 atomically, without translating line endings."""
     write_bytes(path, text.encode("utf-8"), sync)
 
 
 def write_json(path: Name, value: Any, indent: int | None = 1, sync: bool = True, **options: Any) -> None:
-    """Write a value as JSON, as `atomic_path` does; `options` are those of `json.dumps`."""
+    """Write a value as JSON atomically; `options` are those of `json.dumps`."""
     write_text(path, json.dumps(value, indent=indent, **options) + "\n", sync)
 
 
 def save_image(image: Any, path: Name, format: str = "PNG", sync: bool = True, **options: Any) -> None:
-    """Write a PIL image, as `atomic_path` does; `options` are those of `Image.save`."""
+    """Write a PIL image atomically; `options` are those of `Image.save`."""
     with atomic_path(path, sync) as part:
         image.save(part, format=format, **options)
 
 
-def naming(error: OSError, path: Name) -> OSError:
-    """The same error, about `path`."""
+def error_about(error: OSError, path: Name) -> OSError:
+    """Return the same error with `path` as its file name."""
     if error.errno is None:
         return OSError(f"{os.fspath(path)} could not be written: {error}")
     return OSError(error.errno, error.strerror or "could not be written", os.fspath(path))
@@ -99,16 +99,17 @@ def naming(error: OSError, path: Name) -> OSError:
 
 @contextmanager
 def atomic_folder(folder: Name, tidy: Callable[[Path, set[str]], None] | None = None) -> Iterator[Path]:
-    """`with atomic_folder(folder) as work:` fill `work`; its files then go into `folder`, if nothing is raised.
+    """Yield an empty folder to fill; its files are moved into `folder` if the body raises nothing.
 
-    Other files of `folder` stay. Files are renamed one by one when all are written, so a full disk changes nothing.
+    Other files of `folder` are kept. Files are renamed one by one after all are written, so a full disk changes
+    nothing.
 
     Args:
-        folder: made with its parents if need be.
-        tidy: called with every folder that got files and their names, to remove what they make obsolete.
+        folder: created with its parents if needed.
+        tidy: called with each folder that received files and the names of these files, to remove obsolete ones.
 
     Raises:
-        OSError: it cannot be written; names `folder`.
+        OSError: the folder cannot be written; names `folder`.
     """
     target = Path(os.path.realpath(folder))
     if target.exists() and not target.is_dir():
@@ -126,7 +127,7 @@ def atomic_folder(folder: Name, tidy: Callable[[Path, set[str]], None] | None = 
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, place)
             placed.setdefault(place.parent, set()).add(place.name)
-        target.mkdir(exist_ok=True)  # where there was nothing to place
+        target.mkdir(exist_ok=True)  # in case there were no files
         for where, names in placed.items():
             if tidy is not None:
                 tidy(where, names)
@@ -134,14 +135,14 @@ def atomic_folder(folder: Name, tidy: Callable[[Path, set[str]], None] | None = 
     except OSError as error:
         named = error.filename
         if named is None or (isinstance(named, (str, os.PathLike)) and os.fspath(named).startswith(os.fspath(work))):
-            raise naming(error, folder) from error
+            raise error_about(error, folder) from error
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def set_modes(folder: Path) -> None:
-    """Give every file below a folder the mode that the umask asks for."""
+    """Give every file below a folder the mode set by the umask."""
     probe = folder / f"{PARTIAL}{secrets.token_hex(4)}"
     try:
         mode = _touch(probe)
@@ -153,7 +154,7 @@ def set_modes(folder: Path) -> None:
 
 
 def remove_partials(folder: Name) -> None:
-    """Remove what writers that were killed left in a folder and in those right below it. For who holds the folder."""
+    """Remove what killed writers left in a folder and its direct subfolders. The caller must hold its lock."""
     for pattern in (f"{PARTIAL}*", f"*/{PARTIAL}*"):
         for path in Path(folder).glob(pattern):
             if path.is_dir() and not path.is_symlink():
@@ -163,13 +164,13 @@ def remove_partials(folder: Name) -> None:
 
 
 def flush(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to the disk: what a power cut would take away."""
-    if path.is_dir() and os.name == "nt":  # which opens no folders
+    """Flush a file, or a folder's list of names, to disk, so that it survives a power failure."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
         return
     fd = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(fd)
-    except OSError:  # some file systems refuse for folders
+    except OSError:  # some file systems cannot flush folders
         if not path.is_dir():
             raise
     finally:
@@ -177,13 +178,13 @@ def flush(path: Path) -> None:
 
 
 def _beside(target: Path) -> Path:
-    """A name in the same folder that nothing has, with the same suffix, and short enough where `target`'s is long."""
+    """Return an unused path in the same folder with the same suffix, short enough even if `target`'s name is long."""
     stem, suffix = target.name[: -len(target.suffix) or None][:30], target.suffix[:20]
     return target.with_name(f"{PARTIAL}{secrets.token_hex(4)}-{stem}{suffix}")
 
 
 def _touch(path: Path) -> int:
-    """Make an empty file that was not there, and return its mode: the system applies the umask, nobody sets it."""
+    """Create an empty file and return its mode. Creating one is how to learn the umask without changing it."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         return stat.S_IMODE(os.fstat(fd).st_mode)
@@ -195,10 +196,10 @@ def _touch(path: Path) -> int:
 
 
 class FolderLock:
-    """Holds a folder against other processes until `release()`; the system releases it if this process dies.
+    """A lock on a folder against other processes until `release()`. The system releases it if this process dies.
 
     Raises:
-        OSError: another writer holds the folder; says so in one line.
+        OSError: another process holds the folder.
     """
 
     def __init__(self, folder: Name, what: str = "process"):
@@ -208,9 +209,9 @@ class FolderLock:
             try:
                 if not _lock(self.fd):
                     raise OSError(
-                        f"{folder} is being written by another {what}: wait for its end, or name another folder"
+                        f"{folder} is being written by another {what}: wait until it ends, or name another folder"
                     )
-                if _same(self.fd, self.path):  # else the holder before removed it in between
+                if _is_same_file(self.fd, self.path):  # otherwise the previous holder just removed it: try again
                     return
             except BaseException:
                 os.close(self.fd)
@@ -218,14 +219,14 @@ class FolderLock:
             os.close(self.fd)
 
     def release(self) -> None:
-        """Let others write; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         if self.fd < 0:
             return
         with suppress(OSError):
-            if os.name == "nt":  # where an open file cannot be removed
+            if os.name == "nt":  # Windows cannot remove an open file
                 os.close(self.fd)
                 self.fd = -1
-            if self.fd < 0 or _same(self.fd, self.path):
+            if self.fd < 0 or _is_same_file(self.fd, self.path):
                 self.path.unlink()
         if self.fd >= 0:
             os.close(self.fd)
@@ -234,7 +235,7 @@ class FolderLock:
 
 @contextmanager
 def locked(folder: Name, what: str = "process") -> Iterator[None]:
-    """Hold a folder for the body: see `FolderLock`."""
+    """Hold a folder's lock during the body; see `FolderLock`."""
     lock = FolderLock(folder, what)
     try:
         yield
@@ -243,7 +244,7 @@ def locked(folder: Name, what: str = "process") -> Iterator[None]:
 
 
 def _lock(fd: int) -> bool:
-    """Whether this process got the file's lock; a file system without locks gives it to everybody."""
+    """Try to lock a file and return whether it worked; always True on a file system without locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -263,7 +264,7 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def _same(fd: int, path: Path) -> bool:
+def _is_same_file(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Files of Hub repositories: of one commit, whole, compared with the Hub's hashes; one clear error for each failure.
+"""Downloads from Hub repositories: all files from one commit, verified against the Hub's hashes, with clear errors.
 
-Under the models and the pipelines alike, and on top of huggingface_hub, whose cache, resumption and retries it keeps.
+Models and pipelines load through this module. It wraps huggingface_hub and keeps its cache, resumption and retries.
 """
 
 from __future__ import annotations
@@ -39,28 +39,33 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-WEIGHTS = ("diffusion_pytorch_model", "model")  # stems of weight files: diffusers' and transformers'
-OPTIONS = ("cache_dir", "force_download", "token", "local_files_only")  # of from_pretrained, for huggingface_hub
-LOCAL_PATH = "_name_or_path"  # the key under which diffusers notes where a model came from: a path of this machine
+WEIGHTS = ("diffusion_pytorch_model", "model")  # stems of weight files in diffusers and transformers
+OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "token",
+    "local_files_only",
+)  # of from_pretrained, passed to huggingface_hub
+LOCAL_PATH = "_name_or_path"  # config key under which diffusers records a model's origin, a path on this machine
 NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # of a repository
-CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of whichever HTTP client huggingface_hub uses
+CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # base error of the HTTP client that huggingface_hub uses
 CHUNK = 2**20  # bytes hashed at a time
-PATIENCE = 2.5  # seconds for the Hub to answer at all; HF_HUB_ETAG_TIMEOUT in the environment replaces it
+PATIENCE = 2.5  # seconds to wait for the Hub's first answer; HF_HUB_ETAG_TIMEOUT overrides it
 
 
 class NoAnswer(CLIENT_ERROR):  # type: ignore[misc, valid-type]  # known at run time
-    """The Hub did not answer within the time that it is given."""
+    """The Hub did not answer in time."""
 
 
 def weight_patterns(folder: str, variant: str | None) -> list[str]:
-    """Patterns of a component's safetensors files, whole or in shards; `folder` is "" at the top of a repository."""
+    """Return patterns of a component's safetensors files, single or sharded; `folder` is "" for the root."""
     dot = f".{variant}" if variant else ""
     ends = (f"{dot}.safetensors", f"{dot}-*-of-*.safetensors", f".safetensors.index{dot}.json")
     return [f"{folder}/{stem}{end}".lstrip("/") for stem in WEIGHTS for end in ends]
 
 
 def has_variant(folder: Path, variant: str) -> bool:
-    """Whether a component's folder has weights of that variant, whole or in shards."""
+    """Return whether a component's folder has weights of that variant, single or sharded."""
     return any(folder.glob(f"*.{variant}.safetensors")) or any(folder.glob(f"*.{variant}-*-of-*.safetensors"))
 
 
@@ -71,23 +76,23 @@ def has_variant(folder: Path, variant: str) -> bool:
 def snapshot(
     repo_id: str, file: str, revision: str | None, options: Mapping[str, Any]
 ) -> Iterator[tuple[Path, Callable[[Sequence[str]], None]]]:
-    """One commit of a repository, whatever is pushed meanwhile: the one that `file` was found in.
+    """Download from a single commit of a repository, even if someone pushes meanwhile.
 
     Args:
         repo_id: `user/name`.
-        file: fetched first; the repository must have it.
+        file: fetched first and determines the commit; the repository must have it.
         revision: branch, tag or commit; None for the default branch.
-        options: keyword arguments of `from_pretrained`; those in OPTIONS count.
+        options: keyword arguments of `from_pretrained`; only those in OPTIONS are used.
 
     Yields:
-        The snapshot's folder in the cache, and a function that fetches the files that match any of its patterns
-        (never `.py`). Whatever was downloaded is compared with the hash that the Hub gave for it in the end.
+        The snapshot's folder in the cache, and a function that fetches all files that match any of the given patterns
+        (never `.py`). On exit all downloads are verified against the Hub's hashes.
 
     Raises:
         OSError: one line that names the repository, what happened and what to do.
     """
     chosen = {name: options[name] for name in OPTIONS if options.get(name) is not None}
-    with explained(f"{repo_id!r} is no folder here, and cannot be loaded from the Hub", revision):
+    with explain_errors(f"{repo_id!r} is not a local folder, and cannot be loaded from the Hub", revision):
         storage = Path(chosen.get("cache_dir") or constants.HF_HUB_CACHE).expanduser()
         storage /= repo_folder_name(repo_id=repo_id, repo_type="model")
         before = _blobs(storage)
@@ -107,8 +112,8 @@ def snapshot(
             damaged = _remove_damaged(storage, before)
         if damaged:
             raise OSError(
-                f"{repo_id!r} did not arrive as the Hub has it: {', '.join(damaged)} has another hash, and was removed"
-                " from the cache. Load it again"
+                f"{repo_id!r} was damaged in download: {', '.join(damaged)} does not match the Hub's hash, and was"
+                " removed from the cache. Load it again"
             )
 
 
@@ -120,10 +125,10 @@ def _patience() -> float:
 def _check_connection(
     repo_id: str, file: str, revision: str | None, options: Mapping[str, Any], patience: float
 ) -> None:
-    """Raises the client's error where the Hub cannot be reached within a few seconds.
+    """Raise the client's error if the Hub cannot be reached within a few seconds.
 
-    Only for what is not in the cache, to which huggingface_hub falls back at once; else it would try for minutes. What
-    a Hub answers, if only a status, is left to huggingface_hub.
+    Only checked for files not in the cache: for these huggingface_hub would retry for minutes, while it falls back to
+    the cache immediately. Any answer of the Hub, even an error status, is left to huggingface_hub.
     """
     cache = options.get("cache_dir")
     if constants.HF_HUB_OFFLINE or options.get("local_files_only"):
@@ -140,15 +145,15 @@ def _check_connection(
             problems.clear()
         except CLIENT_ERROR as error:
             problems[:] = [] if isinstance(error, HfHubHTTPError) else [error]
-        except Exception:  # whatever it is, the download itself will say it
+        except Exception:  # the download itself will report it
             problems.clear()
 
     until = time.monotonic() + patience
     for wait in (0.2, 0.6, 0.0):
         problems[:] = [NoAnswer(f"no answer within {patience:g} s")]
-        asked = threading.Thread(target=ask, daemon=True)  # a name server may take longer than any time limit
-        asked.start()
-        asked.join(max(until - time.monotonic(), 0.1))
+        request = threading.Thread(target=ask, daemon=True)  # DNS lookups ignore the client's timeout
+        request.start()
+        request.join(max(until - time.monotonic(), 0.1))
         if not problems or time.monotonic() + wait >= until:
             break
         time.sleep(wait)
@@ -159,17 +164,17 @@ def _check_connection(
 
 
 def _or_cached(download: Callable[..., str], repo_id: str, **kwargs: Any) -> str:
-    """huggingface_hub's download, from the cache where the connection breaks: it does so only if there is none."""
+    """Download, or use the cache if the connection breaks (huggingface_hub does so only if it cannot be made)."""
     try:
         try:
             return download(repo_id, **kwargs)
         except AttributeError as error:
-            # Its threads share a client, which the first that finds no connection closes under the others.
+            # huggingface_hub's threads share a client; the first one to lose its connection closes it for the others.
             if "'NoneType' object has no attribute" not in str(error):
                 raise
             raise NoAnswer("no connection") from error
     except CLIENT_ERROR as error:
-        if isinstance(error, HfHubHTTPError):  # an answer
+        if isinstance(error, HfHubHTTPError):  # the Hub answered
             raise
         try:
             return download(repo_id, **kwargs | {"local_files_only": True})
@@ -180,16 +185,16 @@ def _or_cached(download: Callable[..., str], repo_id: str, **kwargs: Any) -> str
 
 
 def _blobs(storage: Path) -> dict[Path, tuple[int, int]]:
-    """A repository's files in the cache, which bear their hashes as names -> what changes when they are replaced."""
+    """Return a repository's cached files, which are named by their hashes -> (modification time, size)."""
     files = [path for path in storage.glob("blobs/*") if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", path.name)]
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file()}
 
 
 def _remove_damaged(storage: Path, before: Mapping[Path, Any]) -> list[str]:
-    """Removes new files that are not what their names say; returns what they are called in the repository.
+    """Remove new files whose content does not match the hash in their name; return their paths in the repository.
 
-    (huggingface_hub compares sizes only. Where the system has no links, files do not bear their hashes as names, and
-    are not compared.)
+    huggingface_hub itself compares sizes only. On systems without symbolic links cached files are not named by their
+    hashes, and are not verified.
     """
     removed = []
     for blob, state in _blobs(storage).items():
@@ -204,7 +209,7 @@ def _remove_damaged(storage: Path, before: Mapping[Path, Any]) -> list[str]:
 
 
 def _hashes(path: Path) -> set[str]:
-    """What the Hub, or a mirror of it, may call this content: git's hash of a small file, LFS's of a large one."""
+    """Return the hashes by which the Hub or a mirror may name a file: git's for small files, LFS's for large ones."""
     size = path.stat().st_size
     if len(path.name) == 64:
         digests = [hashlib.sha256()]
@@ -217,14 +222,14 @@ def _hashes(path: Path) -> set[str]:
     return {digest.hexdigest() for digest in digests}
 
 
-# --- What goes wrong -------------------------------------------------------------------------------------------------
+# --- Errors ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def explained(failure: str, revision: str | None = None) -> Iterator[None]:
-    """Turns what huggingface_hub raises into `OSError("{failure}: what happened: what to do")`; else changes nothing.
+def explain_errors(failure: str, revision: str | None = None) -> Iterator[None]:
+    """Convert errors of huggingface_hub to `OSError("{failure}: what happened. What to do")`; others pass unchanged.
 
-    No token is ever part of it: only the kind of the error, its status, and paths are.
+    The message contains only the kind of the error, its status, and paths, never a token.
     """
     try:
         yield
@@ -236,15 +241,15 @@ def explained(failure: str, revision: str | None = None) -> Iterator[None]:
 
 
 def _reason(error: BaseException | None, revision: str | None) -> tuple[str, str] | None:
-    """What happened and what to do; None for an error that is not of the Hub, its client or the network."""
+    """Return what happened and what to do; None for an error that is not from the Hub, its client or the network."""
     if error is None:
         return None
     if isinstance(error, HFValidationError):
-        return "that is no name of a repository", "Give a folder that exists, or a name of the form user/name"
+        return "that is not a repository name", "Give a folder that exists, or a name of the form user/name"
     if isinstance(error, RevisionNotFoundError):
         return f"it has no revision {revision!r}", "Give revision= a branch, a tag or a commit of it"
     if isinstance(error, GatedRepoError):
-        return "its owner grants access one by one", "Ask for it on its page, then log in with `hf auth login`"
+        return "access must be granted by its owner", "Ask for it on its page, then log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
         return (
             "there is no such repository, or it is private",
@@ -255,7 +260,7 @@ def _reason(error: BaseException | None, revision: str | None) -> tuple[str, str
             "downloads are switched off",
             "Load it once without local_files_only and HF_HUB_OFFLINE",
         )
-    if isinstance(error, LocalEntryNotFoundError):  # the cache was the second choice: what was wrong with the first?
+    if isinstance(error, LocalEntryNotFoundError):  # the cache was the fallback: report why the download failed
         what, do = _reason(error.__cause__, revision) or _reason(OfflineModeIsEnabled(), revision) or ("", "")
         return f"{what}, and the cache does not hold all of it", do
     if isinstance(error, EntryNotFoundError):
@@ -265,11 +270,11 @@ def _reason(error: BaseException | None, revision: str | None) -> tuple[str, str
     if isinstance(error, HfHubHTTPError):
         return _status_reason(error)
     if isinstance(error, (FileMetadataError, json.JSONDecodeError, UnicodeDecodeError)):
-        return f"{constants.ENDPOINT} does not answer as a Hub does", "Check HF_ENDPOINT, the proxy and the firewall"
+        return f"{constants.ENDPOINT} does not answer like a Hub", "Check HF_ENDPOINT, the proxy and the firewall"
     if isinstance(error, CLIENT_ERROR):
         return (
             f"no connection to {constants.ENDPOINT} ({type(error).__name__})",
-            "Check the network and try again (HF_HUB_ETAG_TIMEOUT=30 waits longer); what was loaded before loads with"
+            "Check the network and try again (HF_HUB_ETAG_TIMEOUT=30 waits longer); models loaded before load with"
             " local_files_only=True",
         )
     if isinstance(error, OSError) and (error.errno or str(error).startswith("Consistency check failed")):
@@ -277,31 +282,31 @@ def _reason(error: BaseException | None, revision: str | None) -> tuple[str, str
             return f"no space is left on the disk ({error.filename or 'the cache'})", "Free some, or pass cache_dir="
         if error.errno:
             return f"{error.strerror} ({error.filename})", "Check the folder, or pass cache_dir="
-        return "a file did not arrive whole", "Load it again; what did arrive is kept"
-    if isinstance(error, (RuntimeError, ValueError)):  # huggingface_hub's wrapping of what happened to one file
+        return "a download was incomplete", "Load it again; it continues where it stopped"
+    if isinstance(error, (RuntimeError, ValueError)):  # huggingface_hub's wrapper around the error of one file
         return _reason(error.__cause__, revision)
     return None
 
 
 def _status_reason(error: HfHubHTTPError) -> tuple[str, str]:
-    """Of an answer that is no success."""
+    """Return what happened and what to do for an HTTP error status."""
     status = error.response.status_code
     wait = error.response.headers.get("retry-after")
     said = " ".join((error.server_message or "").split())[:200]
-    said = re.sub(r"hf_\w+", "hf_...", f": {said}" if said else "")  # should a server ever repeat a token
+    said = re.sub(r"hf_\w+", "hf_...", f": {said}" if said else "")  # in case a server echoes a token
     if status == 401:
-        return f"the Hub wants a login, or another one (401){said}", "Log in with `hf auth login`, or check HF_TOKEN"
+        return f"the Hub requires a valid login (401){said}", "Log in with `hf auth login`, or check HF_TOKEN"
     if status == 403:
         return (
-            f"the token lacks the right to do this (403){said}",
-            "Use one with that right: huggingface.co/settings/tokens, then `hf auth login`",
+            f"the token does not permit this (403){said}",
+            "Use one that does: huggingface.co/settings/tokens, then `hf auth login`",
         )
     if status in (409, 412):
-        return f"it was changed by somebody else meanwhile ({status}){said}", "Try again"
+        return f"someone else changed it meanwhile ({status}){said}", "Try again"
     if status == 429:
-        return "too many requests (429)", f"Try again in {wait} seconds" if wait else "Try again in some minutes"
+        return "too many requests (429)", f"Try again in {wait} seconds" if wait else "Try again in a few minutes"
     if status >= 500:
-        return f"the Hub has a fault of its own ({status})", "Try again later; status.huggingface.co says how it is"
+        return f"the Hub has an internal error ({status})", "Try again later; see status.huggingface.co"
     return f"the Hub refused ({status}){said}", "Check the name and the arguments"
 
 
@@ -310,7 +315,7 @@ def _status_reason(error: HfHubHTTPError) -> tuple[str, str]:
 
 @contextmanager
 def without_paths(configured: Sequence[Any]) -> Iterator[None]:
-    """Takes `_name_or_path` out of these objects' configs for a while, so that it is not saved."""
+    """Remove `_name_or_path` from these objects' configs during the body, so that it is not saved."""
     taken = []
     for owner in configured:
         config = getattr(owner, "_internal_dict", None)
@@ -325,5 +330,5 @@ def without_paths(configured: Sequence[Any]) -> Iterator[None]:
 
 
 def is_hub_id(name: Any) -> bool:
-    """Whether this is a name of the form `user/name` or `name`, and no folder."""
+    """Return whether this is a name of the form `user/name` or `name` and not an existing folder."""
     return bool(NAME.fullmatch(str(name))) and not os.path.isdir(name)

@@ -1,7 +1,6 @@
-"""JSON from outside: one reader, bounded in size, depth and number of values, and one line for whatever is wrong.
+"""The one reader of untrusted JSON, bounded in size, depth and number of values; every error is one line.
 
-Beyond the grammar it refuses what readers disagree about: NaN and infinities, numbers beyond a double, and an object
-with the same key twice.
+It also rejects what JSON parsers disagree about: NaN, infinities, numbers beyond a double, and duplicate keys.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ from typing import Any
 from stylefusion_hf.core.checks import short, shown
 from stylefusion_hf.core.regular_files import open_regular
 
-LARGEST = 2**24  # bytes of a file, unless its reader says otherwise
+LARGEST = 2**24  # bytes of a file, unless the caller sets another limit
 MAX_VALUES = 500_000  # in one text; a value of two characters takes up to a hundred bytes of memory
-MAX_DEPTH = 64  # objects and lists in each other
+MAX_DEPTH = 64  # levels of nested objects and lists
 
 
 def parse_json(text: str | bytes, what: str, largest: int = LARGEST, values: int = MAX_VALUES) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Args:
-        text: UTF-8 where it is bytes, with or without a byte-order mark.
-        what: what errors begin with, such as "the recipe".
-        largest: bytes (or characters) that it may have.
-        values: how many values it may hold, counted by its commas and brackets.
+        text: str, or UTF-8 bytes; a byte-order mark is allowed.
+        what: the subject of error messages, such as "the recipe".
+        largest: limit on its length in bytes (or characters).
+        values: limit on its number of values, counted by commas and brackets.
 
     Raises:
         ValueError: one line that begins with `what`.
@@ -44,7 +43,7 @@ def parse_json(text: str | bytes, what: str, largest: int = LARGEST, values: int
         raise ValueError(f"{what} is not JSON: it is not UTF-8 text (byte {error.start:,})") from None
     if sum(map(decoded.count, ",[{")) > values:
         raise ValueError(f"{what} is too large: at most {values:,} values are read")
-    too_deep = ValueError(f"{what} is not JSON that is read here: it is nested deeper than {MAX_DEPTH} levels")
+    too_deep = ValueError(f"{what} is not JSON that can be read: it is nested deeper than {MAX_DEPTH} levels")
     try:
         value = json.loads(decoded, object_pairs_hook=_object)
         depth = _check_values(value)
@@ -58,10 +57,11 @@ def parse_json(text: str | bytes, what: str, largest: int = LARGEST, values: int
 
 
 def read_json(path: str | os.PathLike[str], what: str = "", largest: int = LARGEST, values: int = MAX_VALUES) -> Any:
-    """The value of a JSON file; arguments as of `parse_json`, `what` is the path where it is left out.
+    """Read a JSON file. Arguments as for `parse_json`; `what` defaults to the path.
 
     Raises:
-        FileNotFoundError: no such file. OSError: it cannot be read, or is not a regular file.
+        FileNotFoundError: no such file.
+        OSError: it cannot be read, or is not a regular file.
         ValueError: as from `parse_json`.
     """
     what = what or shown(os.fspath(path), 400)
@@ -75,7 +75,7 @@ def read_json(path: str | os.PathLike[str], what: str = "", largest: int = LARGE
 def read_object(
     path: str | os.PathLike[str], what: str = "", largest: int = LARGEST, values: int = MAX_VALUES
 ) -> dict[str, Any]:
-    """`read_json` of a file that holds a JSON object; ValueError for any other value."""
+    """Read a JSON file that holds an object, as `read_json` does. ValueError for any other value."""
     value = read_json(path, what, largest, values)
     if not isinstance(value, dict):
         raise ValueError(f"{what or shown(os.fspath(path), 400)} is a JSON object, found {type(value).__name__}")
@@ -95,7 +95,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_values(value: Any) -> int:
-    """How deep objects and lists lie in each other, up to one more than MAX_DEPTH; found without recursion.
+    """Return the nesting depth of objects and lists, up to MAX_DEPTH + 1, without recursion.
 
     ValueError for a number in a list that is not finite.
     """

@@ -1,4 +1,4 @@
-"""What codes and edits need to know of a generator, so that they stand below the models."""
+"""The interface of a generator that codes and edits rely on, so that core does not import models."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 class LatentSpaces(Protocol):
-    """The latent spaces of a generator; every `StyleGenerator` has them."""
+    """The latent spaces of a generator. Every `StyleGenerator` satisfies this protocol."""
 
     config: Any
     w_avg: Tensor  # (w_dim,)
     affine_bias: Tensor  # (S,), the style code of w = 0
-    style_rows: Tensor  # (S,), the row of w+ that drives each number of a style code
+    style_rows: Tensor  # (S,), the row of w+ that drives each entry of a style code
 
     @property
-    def mapping(self) -> Any: ...  # callable, with z_dim
+    def mapping(self) -> Any: ...  # callable z -> w with an attribute z_dim
 
     @property
     def num_ws(self) -> int: ...

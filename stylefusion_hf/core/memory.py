@@ -1,7 +1,7 @@
-"""How a training fits into memory: how many pictures at once, how large a pool, and where the pool lies.
+"""Memory planning for training: chunk sizes, and the size and device of the pool of rendered pictures.
 
-Everything is planned before step 1 from a budget of bytes (`--memory_gib`), so that the same flags give the same
-parts, and with them the same sums to the last bit, whatever else the machine is doing.
+The plan is made before step 1 from a budget in bytes (`--memory_gib`), so that the same flags give the same chunks,
+and hence bit-identical sums, whatever else runs on the machine.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 logger = logging.getLogger("stylefusion_hf")
 GIB = 2**30
 CPU_BUDGET = 8 * GIB
-POOL_SHARE, STEP_SHARE, RENDER_SHARE = 0.25, 0.4, 0.15  # of the budget; the rest is weights and what libraries hold
+POOL_SHARE, STEP_SHARE, RENDER_SHARE = 0.25, 0.4, 0.15  # of the budget; the rest is for weights and libraries
 POOL_MOST, POOL_LEAST = 3072, 8  # pictures
 
 
 def memory_budget(device: torch.device, gib: float | None = None) -> int:
-    """Bytes that a training may take: `gib`, else all of the device's own memory, or 8 GiB on a CPU.
+    """Return the bytes that training may use: `gib`, else all of the device's memory, or 8 GiB on a CPU.
 
-    ValueError for less than half a GiB, which the libraries alone take.
+    ValueError for less than half a GiB, which the libraries alone need.
     """
     if gib is not None:
         if not gib >= 0.5:
@@ -36,18 +36,18 @@ def memory_budget(device: torch.device, gib: float | None = None) -> int:
 
 
 def chunk_size(bytes_each: float, budget: float, most: int) -> int:
-    """How many items of `bytes_each` fit into `budget`: at least 1, at most `most`."""
+    """Return how many items of `bytes_each` fit into `budget`: at least 1, at most `most`."""
     return int(max(1, min(most, budget // max(1, bytes_each))))
 
 
 def even_parts(count: int, most: int) -> list[int]:
-    """Sizes of the fewest parts of `count` items that are no larger than `most`, as equal as can be."""
+    """Split `count` items into the fewest parts of at most `most`, as equal as possible; return their sizes."""
     parts = -(-count // most)
     return [count // parts + (i < count % parts) for i in range(parts)]
 
 
 def forward_bytes(channels: dict[int, int], resolution: int) -> int:
-    """What rendering a picture without gradients takes: all feature maps, and working copies of the largest.
+    """Estimate the bytes to render a picture without gradients: all feature maps, and copies of the largest.
 
     channels: {height: channels} of the generator's feature maps.
     """
@@ -56,26 +56,26 @@ def forward_bytes(channels: dict[int, int], resolution: int) -> int:
 
 
 def pool_picture_bytes(resolution: int, regions: int) -> int:
-    """A pool's picture: 8-bit colours, half-precision probabilities, 8-bit labels."""
+    """Return the bytes of a picture in the pool: 8-bit colors, half-precision probabilities, 8-bit labels."""
     return resolution**2 * (3 + 2 * regions + 1)
 
 
 def reference_bytes(resolution: int, regions: int) -> int:
-    """Putting a sample's target picture together: a warped picture, its masks and sampling grids for each region."""
+    """Estimate the bytes to compose a sample's target: a warped picture, masks and sampling grids per region."""
     return regions * resolution**2 * 4 * 24
 
 
 class SavedBytes:
-    """Context that counts the bytes which autograd keeps for a backward pass, each storage once; `known` not at all.
+    """A context that counts the bytes that autograd saves for the backward pass, each storage once.
 
     Args:
-        known: tensors that are there anyway, such as weights.
+        known: tensors that are not counted, such as weights.
     """
 
     def __init__(self, known: Collection[Tensor] = ()):
         self.seen: dict[int, int] = {}
         self.known = {t.untyped_storage().data_ptr() for t in known}
-        self.kept: list[Tensor] = []  # or a freed storage's address would be counted for another's
+        self.kept: list[Tensor] = []  # keeps storages alive, so that no address is reused
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda x: x)
 
     def _pack(self, x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class SavedBytes:
 
 
 def backward_bytes(compute: Callable[[], Any], known: Collection[Tensor]) -> int:
-    """What `compute` keeps for its backward pass, half as much again for the gradients on the way back."""
+    """Estimate the bytes of a backward pass: those that `compute` saves, and half as much again for gradients."""
     with SavedBytes(known) as saved:
         compute()
     return saved.total * 3 // 2
@@ -107,9 +107,16 @@ def backward_bytes(compute: Callable[[], Any], known: Collection[Tensor]) -> int
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """`pool_size` pictures on `pool_device`; `render`: pictures at once without gradients; `references`: samples whose
-    references are made at once; `batch` samples of a step in parts of at most `chunk`. `step_bytes`, `pool_bytes`:
-    what they take.
+    """The plan of a training.
+
+    Attributes:
+        budget: bytes.
+        resolution: side of the training pictures.
+        pool_size, pool_device, pool_bytes: number of pictures in the pool, their device, and their total size.
+        render: pictures rendered together without gradients.
+        references: samples whose references are composed together.
+        batch, chunk: samples per step, processed in chunks of at most `chunk`.
+        step_bytes: estimated bytes of a step.
     """
 
     budget: int
@@ -124,7 +131,7 @@ class MemoryPlan:
     step_bytes: int = 0
 
     def describe(self) -> str:
-        """The line that a training prints before step 1."""
+        """Return the line that training prints before step 1."""
         parts = "" if self.chunk >= self.batch else f" in parts of {self.chunk}"
         return (
             f"memory: {self.budget / GIB:.1f} GiB (--memory_gib). A step of {self.batch} samples at"
@@ -136,14 +143,14 @@ class MemoryPlan:
 def plan_pool(
     budget: int, device: str, resolution: int, regions: int, batch: int, forward: int, wanted: int | None = None
 ) -> MemoryPlan:
-    """The plan before a step's needs are known.
+    """Plan the pool, before the memory of a step is known.
 
-    A pool that takes more of a GPU than its share lies in the host's memory, where `CPU_BUDGET` bounds it. A `wanted`
-    number of pictures is kept, wherever they fit.
+    A pool larger than its share of a GPU is kept in host memory, where `CPU_BUDGET` bounds it. A size given by
+    `wanted` is never reduced.
 
     Args:
-        device: where the training runs: "cpu", "cuda", ...
-        forward: bytes that rendering a picture takes.
+        device: device of the training: "cpu", "cuda", ...
+        forward: bytes to render a picture.
         wanted: --pool_size.
     """
     picture, share = pool_picture_bytes(resolution, regions), int(budget * POOL_SHARE)
@@ -158,7 +165,7 @@ def plan_pool(
 
 
 def plan_step(plan: MemoryPlan, sample_bytes: int) -> MemoryPlan:
-    """The plan with a step's parts, once it is known what a sample takes."""
+    """Add the chunk size of a step to the plan, given the bytes of a sample."""
     chunk = chunk_size(sample_bytes, plan.budget * STEP_SHARE, plan.batch)
     if sample_bytes > plan.budget * (1 - POOL_SHARE):
         logger.warning(

@@ -1,4 +1,4 @@
-"""Old module names that docs/reference/stability.md keeps alive: they forward to where things are now, and warn."""
+"""Deprecated module names that docs/reference/stability.md keeps alive: they warn and forward to the new modules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def forward(old: str, *homes: str) -> Callable[[str], Any]:
-    """A module's `__getattr__` that looks names up in the modules `homes` and warns that `old` is deprecated."""
+    """Return a module `__getattr__` that looks names up in the modules `homes` and warns that `old` is deprecated."""
 
     def lookup(name: str) -> Any:
         if not name.startswith("_"):

@@ -1,4 +1,4 @@
-"""What several processes of one run agree on; one process is the simplest case."""
+"""Coordination between the processes of one run. A single process is the simplest case."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 
-SAVING_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch says RuntimeError where a disk is full
+SAVING_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch raises RuntimeError when the disk is full
 
 
 def on_main(action: Callable[[], Any]) -> Any:
-    """What `action` returns in the main process, in every process; its ValueError or OSError too."""
+    """Run `action` in the main process and return its result, or raise its ValueError or OSError, in every process."""
     state, box = PartialState(), [None, None]
     if state.is_main_process:
         try:
@@ -26,17 +26,17 @@ def on_main(action: Callable[[], Any]) -> Any:
     return box[0]
 
 
-def everywhere(action: Callable[[], Any], errors: tuple[type[Exception], ...] = SAVING_ERRORS) -> str | None:
-    """Run `action` in every process and wait for all: what went wrong in the first that failed, or None."""
+def run_everywhere(action: Callable[[], Any], errors: tuple[type[Exception], ...] = SAVING_ERRORS) -> str | None:
+    """Run `action` in every process and wait for all. Return the first process's error as one line, or None."""
     problem = None
     try:
         action()
     except errors as error:
         problem = one_line(error)
-    return next((said for said in gather_object([problem]) if said is not None), None)
+    return next((found for found in gather_object([problem]) if found is not None), None)
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """An error's text in one line, cut where it is very long."""
+    """Return an error's text in one line of at most `most` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[:most] + " ..."

@@ -1,4 +1,4 @@
-"""Progress bars, which are for terminals and notebooks: where stderr is a file or a pipe, nothing is drawn."""
+"""Progress bars for terminals and notebooks. Nothing is drawn when stderr is a file or a pipe."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 
 from tqdm.auto import tqdm as _tqdm
 
-NOTEBOOK = _tqdm.__module__ == "tqdm.auto"  # where it is a class of its own, which draws into the page
+NOTEBOOK = _tqdm.__module__ == "tqdm.auto"  # in notebooks tqdm.auto defines its own class, which draws into the page
 
 
-class tqdm(_tqdm):  # type: ignore[misc]  # the name that everybody knows
-    """tqdm's bar; it stays quiet where its file, stderr by default, is not a terminal."""
+class tqdm(_tqdm):
+    """tqdm's progress bar, silent unless its file (stderr by default) is a terminal."""
 
     def __init__(self, *args: Any, disable: bool | None = False, **kwargs: Any):
         super().__init__(*args, disable=disable or (False if NOTEBOOK else None), **kwargs)
 
 
-def nobody_watches() -> bool:
-    """Whether a bar would go to a file or a pipe."""
+def is_redirected() -> bool:
+    """Return whether a progress bar would go to a file or a pipe."""
     return not NOTEBOOK and not (sys.stderr is not None and sys.stderr.isatty())
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without diffusers' bars of components and shards where nobody watches."""
+    """Hide diffusers' progress bars for components and shards if they would go to a file or a pipe."""
     from diffusers.utils import logging
 
-    quiet = nobody_watches() and logging.is_progress_bar_enabled()
+    quiet = is_redirected() and logging.is_progress_bar_enabled()
     if quiet:
         logging.disable_progress_bar()
     try:

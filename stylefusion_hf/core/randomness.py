@@ -1,4 +1,4 @@
-"""Random draws that depend on (seed, step, place, purpose) alone, so that a resumed run repeats and skips nothing."""
+"""Random generators that depend only on (seed, step, rank, purpose), so that resumed runs draw the same numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import torch
 
 
 def step_generator(seed: int, step: int, rank: int = 0, purpose: int = 0) -> torch.Generator:
-    """A CPU generator for one step of one process; different for every combination of the arguments."""
+    """Return a CPU generator for one step of one process, different for every combination of the arguments."""
     entropy = np.random.SeedSequence([seed & 0xFFFFFFFF, step, rank, purpose]).generate_state(2, np.uint64)
     return torch.Generator().manual_seed(int(entropy[0] >> 1))

@@ -1,10 +1,10 @@
-"""Recipes: the JSON from which a picture can be made again. One schema, for pipelines, command line and Space.
+"""Recipes: JSON that reproduces a batch of pictures. One schema for pipelines, command line and Space.
 
     {"version": 1, "num_images": 1, "base": 1, "regions": {"hair": 7, "eyes": [3, 4]}, "global_code": 5, ...}
 
-A code is a seed, or an object with `space`, `shape` and `data`: the base64 text of little-endian float32 numbers.
-A list has one entry a picture; a single entry, without a list, is for all of them. Recipes come from strangers (a URL,
-a file), so that reading one checks every field, bounds every size, and unpickles nothing.
+A code is a seed, or an object with `space`, `shape` and `data`: base64 of little-endian float32 numbers. A list has
+one entry per picture; a single entry, without a list, applies to all of them. Recipes are untrusted input (from a URL
+or a file): reading one checks every field, bounds every size, and unpickles nothing.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from stylefusion_hf.core.codes import (
 from stylefusion_hf.core.json_files import parse_json
 
 VERSION = 1
-MAX_IMAGES = 1024  # pictures of one recipe
-MAX_NUMBERS = 2**18  # of one code; w+ at 1024 x 1024 has 9216
-MAX_CHARACTERS = 2**26  # of a recipe's JSON
-MAX_VALUES = 2**21  # in it: lists of seeds, and class labels that are vectors
+MAX_IMAGES = 1024  # pictures in one recipe
+MAX_NUMBERS = 2**18  # in one code; w+ at 1024 x 1024 has 9216
+MAX_CHARACTERS = 2**26  # in a recipe's JSON
+MAX_VALUES = 2**21  # in a recipe's JSON: lists of seeds, and vector class labels
 MAX_NAME = 100  # characters of a region's name, as in a tree
 DIMS = {"z": 2, "w": 2, "w+": 3, "s": 2}
 
 
 class PrintedAsJSON(dict[str, Any]):
-    """A dict whose text is JSON, so that what `print(out.recipe)` shows can be pasted into a file or a link."""
+    """A dict that prints as JSON, so that the output of `print(out.recipe)` can be pasted into a file or a link."""
 
     def __str__(self) -> str:
         return json.dumps(self)
@@ -52,24 +52,24 @@ class PrintedAsJSON(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides on a batch of pictures, beside the weights. Codes are rows of length 1 or `num_images`.
+    """Everything that determines a batch of pictures besides the weights. Codes have length 1 or `num_images`.
 
     Args:
-        base: the code of what nothing else sets.
-        num_images: the batch.
+        base: the default code.
+        num_images: batch size.
         regions, nodes: node -> codes, as in the pipeline.
-        global_code: the codes of all common codes together.
-        class_labels: of seeds and z.
-        truncation_psi: None for the model's own.
+        global_code: the code of all inner nodes together.
+        class_labels: for seeds and z.
+        truncation_psi: None for the model's default.
         truncation_cutoff: None for all rows of w+.
-        strength: 0 to 1, for all nodes or by node.
+        strength: 0 to 1, for all nodes or per node.
         noise_mode: "const", "random" or "none".
-        noise_seeds: a seed a picture where the noise is random.
-        edits: node -> what is added to the codes of its subtree, in w, w+ or s; those of several nodes add up.
+        noise_seeds: one seed per picture if the noise is random.
+        edits: node -> offsets added to the codes of its subtree, in w, w+ or s; offsets of several nodes add up.
         model: {"name": text or None, "sha256": {component: hex digits}}, or None.
 
     Raises:
-        ValueError: names the field.
+        ValueError: an invalid field; names it.
 
     Example:
         >>> from stylefusion_hf.core.recipes import Recipe
@@ -109,9 +109,7 @@ class Recipe:
         object.__setattr__(self, "strength", strength)
         for name, rows in self.edits.items():
             if any(not isinstance(row, Code) or row.space == "z" for row in rows):
-                raise ValueError(
-                    f"edits[{name!r}] is what is added to a code in w, w+ or s: no seed, and nothing in z"
-                )
+                raise ValueError(f"edits[{name!r}] is an offset to a code in w, w+ or s: not a seed, and not in z")
         lengths = self.lengths()
         common_batch(lengths)
         for name, length in lengths.items():
@@ -119,7 +117,7 @@ class Recipe:
                 raise ValueError(f"{name} has length {length} and num_images is {self.num_images}: give as many, or 1")
 
     def groups(self) -> dict[str, tuple[Row, ...]]:
-        """All codes under the names that errors give them: "base", "global_code", "regions['hair']", ..."""
+        """Return all codes under the names used in errors: "base", "global_code", "regions['hair']", ..."""
         groups = {"base": self.base}
         if self.global_code is not None:
             groups["global_code"] = self.global_code
@@ -128,7 +126,7 @@ class Recipe:
         return groups
 
     def lengths(self) -> dict[str, int]:
-        """The length of every list: 1 or `num_images`."""
+        """Return the length of every list: 1 or `num_images`."""
         lengths = {name: len(rows) for name, rows in self.groups().items()}
         for name in ("class_labels", "noise_seeds"):
             if getattr(self, name) is not None:
@@ -136,7 +134,7 @@ class Recipe:
         return lengths
 
     def select(self, index: int) -> Recipe:
-        """The recipe of picture `index` alone."""
+        """Return the recipe of picture `index` alone."""
         if not 0 <= index < self.num_images:
             raise ValueError(f"this recipe makes pictures 0 to {self.num_images - 1}, there is no {index}")
 
@@ -159,9 +157,9 @@ class Recipe:
     # JSON.
 
     def to_dict(self) -> PrintedAsJSON:
-        """JSON-able, and JSON where it is printed.
+        """Return a JSON-able dict that prints as JSON.
 
-        What has its default is left out, so that a recipe of seeds is short enough for a URL.
+        Most defaults are left out, so that a recipe of seeds is short enough for a URL.
         """
         data = PrintedAsJSON({"version": VERSION, "num_images": self.num_images, "base": _write(self.base)})
         for argument in ("regions", "nodes", "edits"):
@@ -186,7 +184,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """The inverse of `to_dict`; `version` and `base` are all that is required."""
+        """Make a recipe from the dict of `to_dict`; only `version` and `base` are required."""
         if not isinstance(data, Mapping):
             raise ValueError(f"a recipe is a JSON object, got {type(data).__name__}")
         version = data.get("version")
@@ -222,12 +220,12 @@ class Recipe:
         return cls(**given)
 
     def to_json(self, indent: int | None = None) -> str:
-        """`to_dict` as text."""
+        """Return `to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Recipe:
-        """The inverse of `to_json`. ValueError for text that is not JSON, too long, or not a recipe."""
+        """Parse the text of `to_json`. ValueError if it is not JSON, too long, or not a recipe."""
         return cls.from_dict(parse_json(text, "the recipe", MAX_CHARACTERS, MAX_VALUES))
 
 
@@ -263,7 +261,7 @@ def _read_code(entry: Any, name: str) -> Row:
     if not isinstance(entry, Mapping):
         return check_seed(entry, f"{name}: a seed")
     if set(entry) != {"space", "shape", "data"}:
-        raise ValueError(f"{name}: a code that is no seed has the fields space, shape and data, got {short(entry)}")
+        raise ValueError(f"{name}: a code is a seed or an object with space, shape and data, got {short(entry)}")
     try:
         space, shape, data = check_space(entry["space"]), entry["shape"], entry["data"]
     except ValueError as error:

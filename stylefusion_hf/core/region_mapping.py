@@ -1,13 +1,13 @@
-"""From the classes of somebody's segmentation network to the regions of a tree: tables in JSON.
+"""Region maps: JSON tables from the classes of a third-party segmentation network to the regions of a tree.
 
     {"#": "a note",
      "regions": {"bg": [], "skin": ["skin", "nose", "l_ear|left ear"], "hair": ["hair", 18]},
      "rest": "bg"}
 
-An entry is a class by its number or by its name; `a|b` is whichever of the two names the network has. Names are
-compared without case, spaces and punctuation, also with each synonym of a label such as "building, edifice". `rest` is
-the region of all classes that no region names; without it these count for nothing, and their pixels go to the most
-probable region. Regions are listed back to front, as everywhere.
+An entry is a class number or name; `a|b` matches whichever of the two names the network has. Names are compared
+without case, spaces and punctuation, and also with each synonym of a label such as "building, edifice". `rest` is the
+region of all classes not listed; without it these classes are ignored, and their pixels go to the most probable
+region. Regions are listed back to front, as elsewhere in this package.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from typing import Any
 from stylefusion_hf.core.checks import listed, short, shown
 from stylefusion_hf.core.json_files import read_json
 
-FOLDER = "region_maps"  # of the tables that come with the package
+FOLDER = "region_maps"  # contains the tables that ship with the package
 LARGEST_FILE = 2**20  # bytes
 KEYS = ("regions", "rest")
 
 
 @dataclass(frozen=True)
 class RegionMap:
-    """Which classes a region is made of; see the module.
+    """A table from classes to regions; the module docstring describes its entries.
 
     Args:
         regions: region -> its classes, by name or number.
-        rest: the region that takes what no region names, or None.
+        rest: the region of all classes not listed, or None.
         name: what to call the table in errors.
 
     Raises:
-        ValueError: fewer than two regions, something that is no table, or a region without classes.
+        ValueError: fewer than two regions, malformed entries, or a region without classes.
     """
 
     regions: Mapping[str, Sequence[str | int]]
@@ -53,7 +53,7 @@ class RegionMap:
             raise ValueError(f'{self.name}: "rest" is the name of a region, got {short(self.rest)}')
         for region, classes in self.regions.items():
             if not isinstance(region, str) or not region:
-                raise ValueError(f"{self.name}: a region's name is a text, got {short(region)}")
+                raise ValueError(f"{self.name}: a region's name is text, got {short(region)}")
             if isinstance(classes, str) or not isinstance(classes, Sequence):
                 raise ValueError(f"{self.name}: {short(region)} is a list of classes, got {short(classes)}")
             for entry in classes:
@@ -66,11 +66,11 @@ class RegionMap:
 
     @classmethod
     def of(cls, given: RegionMap | Mapping[str, Any] | str | os.PathLike) -> RegionMap:
-        """A map from whatever describes one: a map, its dict, a JSON file's path, or the name of a shipped table.
+        """Make a map from a map, its dict, a JSON file's path, or the name of a shipped table.
 
         Raises:
-            ValueError: as for the class, or a key that a table does not have.
-            OSError: no such file and no such table; lists those there are.
+            ValueError: as for the class, or an unknown key.
+            OSError: no such file or table; lists the shipped tables.
         """
         if isinstance(given, RegionMap):
             return given
@@ -100,13 +100,13 @@ class RegionMap:
         return cls(given.get("regions", {}), given.get("rest"), name)
 
     def classes(self, labels: Mapping[int, str]) -> dict[str, list[int]]:
-        """region -> the numbers of its classes, for a network whose class `i` is called `labels[i]`.
+        """Return region -> class numbers, for a network whose class `i` is called `labels[i]`.
 
         Raises:
-            ValueError: a class that the network does not have (names the nearest), one that two regions name, a name
-                that fits several classes, or a `rest` for which nothing is left.
+            ValueError: an unknown class (suggests the closest), a class in two regions, a name that matches several
+                classes, or a `rest` without any class left.
         """
-        index = _Names(labels)
+        index = _LabelIndex(labels)
         taken: dict[int, str] = {}
         found: dict[str, list[int]] = {}
         for region, entries in self.regions.items():
@@ -128,7 +128,7 @@ class RegionMap:
                 raise ValueError(f'{self.name}: nothing is left for the "rest" {short(self.rest)}: leave it out')
         return found
 
-    def _number(self, entry: str | int, region: str, labels: Mapping[int, str], index: _Names) -> int:
+    def _number(self, entry: str | int, region: str, labels: Mapping[int, str], index: _LabelIndex) -> int:
         if isinstance(entry, int):
             if entry not in labels:
                 raise ValueError(
@@ -136,13 +136,13 @@ class RegionMap:
                 )
             return entry
         for name in entry.split("|"):
-            some = index.whole.get(plain(name)) or index.synonyms.get(plain(name), [])
-            if len(some) > 1:
+            matches = index.labels.get(plain(name)) or index.synonyms.get(plain(name), [])
+            if len(matches) > 1:
                 raise ValueError(
-                    f"{self.name}: {short(name)} of {short(region)} fits the classes {listed(some)}: give a number"
+                    f"{self.name}: {short(name)} of {short(region)} fits the classes {listed(matches)}: give a number"
                 )
-            if some and plain(name):
-                return some[0]
+            if matches and plain(name):
+                return matches[0]
         known = {plain(word): word.strip() for label in labels.values() for word in re.split("[,;]", label)}
         wanted, spelled = [plain(name) for name in entry[:200].split("|")], [k for k in known if len(k) <= 40][:200]
         near = [shown(known[m]) for n in wanted if len(n) <= 40 for m in difflib.get_close_matches(n, spelled, n=3)]
@@ -154,30 +154,30 @@ class RegionMap:
         )
 
 
-class _Names:
-    """The numbers of classes by plain name, and by plain synonym: looked up for every entry of a table."""
+class _LabelIndex:
+    """Class numbers by normalized label and by normalized synonym."""
 
     def __init__(self, labels: Mapping[int, str]):
-        self.whole: dict[str, list[int]] = {}
+        self.labels: dict[str, list[int]] = {}
         self.synonyms: dict[str, list[int]] = {}
         for number, label in labels.items():
-            self.whole.setdefault(plain(label), []).append(number)
+            self.labels.setdefault(plain(label), []).append(number)
             for word in synonyms(label):
                 self.synonyms.setdefault(word, []).append(number)
 
 
 def plain(name: str) -> str:
-    """A class's name without case, spaces and punctuation."""
+    """Return a class name without case, spaces and punctuation."""
     return re.sub(r"[\W_]+", "", name.lower())
 
 
 def synonyms(label: str) -> set[str]:
-    """The names of a label such as "building, edifice", each plain."""
+    """Return the names in a label such as "building, edifice", each normalized by `plain`."""
     return {plain(word) for word in re.split("[,;]", label)}
 
 
 def shipped() -> list[str]:
-    """Names of the tables that come with the package."""
+    """Return the names of the tables that ship with the package."""
     return sorted(
         item.name for item in (files("stylefusion_hf.core") / FOLDER).iterdir() if item.name.endswith(".json")
     )

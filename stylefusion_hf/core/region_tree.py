@@ -1,11 +1,11 @@
 """Region trees: which regions a domain has, how they nest, and which inner nodes own a fusion net.
 
-A tree is binary. Every node, inner ones too, has a code: a leaf's code is the look of its region, an inner node's
-code is what its two children share (StyleFusion, arXiv 2107.07437, section 3). Domains are data: a tree is text,
+A tree is binary. Every node has a code, inner nodes included: a leaf's code sets the appearance of its region, an
+inner node's code sets what its two children share (StyleFusion, arXiv 2107.07437, section 3). A tree is written as
 
     all*(face*(mouth, skin), hair)          `*` = the node has a fusion net
 
-or the dict of `RegionTree.to_dict`, which is what a fusion hierarchy keeps in its config.json.
+or as the dict of `RegionTree.to_dict`, which a fusion hierarchy keeps in its config.json.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from stylefusion_hf.core.json_files import parse_json, read_json
 
 T = TypeVar("T")
 
-MAX_DEPTH = 32  # edges from the root to the deepest leaf; a deeper tree is a mistake, not a picture
-MAX_NODES = 1000  # of a tree, leaves and inner nodes; the trees of real domains have some ten
+MAX_DEPTH = 32  # edges from the root to the deepest leaf
+MAX_NODES = 1000  # leaves and inner nodes; real domains have about ten
 MAX_NAME = 100  # characters
 LARGEST_TREE = 2**20  # bytes of a tree as text or as JSON
-FORBIDDEN = ".(),*="  # "." ends a state-dict key, "=" an argument of the command line, the others are the text's own
+FORBIDDEN = ".(),*="  # "." separates state-dict keys, "=" command-line arguments; the others are the tree syntax
 
 PRESETS = {
     "avatar": "all*(face*(skin_mouth*(mouth, skin), eyes), bg_hair_clothes*(bg_clothes*(clothes, background), hair))",
@@ -47,7 +47,7 @@ class RegionTree:
         fused: the inner nodes that own a fusion net.
 
     Raises:
-        ValueError: for anything that is not one binary tree of distinct, legal names.
+        ValueError: not a binary tree of distinct, legal names.
     """
 
     root: str
@@ -55,8 +55,8 @@ class RegionTree:
     fused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        order = _validated_order(self.root, self.branches)
-        fused = _validated_fused(self.fused, order, self.branches)
+        order = _validate_order(self.root, self.branches)
+        fused = _validate_fused(self.fused, order, self.branches)
         branches = {name: tuple(self.branches[name]) for name in order if name in self.branches}
         object.__setattr__(self, "branches", branches)
         object.__setattr__(self, "fused", fused)
@@ -65,20 +65,20 @@ class RegionTree:
         return hash(str(self))
 
     # ------------------------------------------------------------------------------------------------
-    # Ways in and out: presets, text, dict, JSON.
+    # Conversion from and to presets, text, dicts and JSON.
 
     @classmethod
     def preset(cls, name: str) -> RegionTree:
-        """One of the known domains: avatar, ffhq, car, church."""
+        """Return the tree of a known domain: avatar, ffhq, car or church."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {short(name)}: there are {', '.join(PRESETS)}{closest(name, PRESETS)}")
         return cls.parse(PRESETS[name])
 
     @classmethod
     def of(cls, tree: RegionTree | Mapping[str, Any] | str) -> RegionTree:
-        """A tree from whatever describes one: a tree, the dict of `to_dict`, a preset's name, or text.
+        """Make a tree from a tree, the dict of `to_dict`, a preset's name, or text.
 
-        Files are the command line's (`from_argument`): a model's config names none.
+        File names are accepted only by `from_argument`: a model's config must not name files.
         """
         if isinstance(tree, RegionTree):
             return tree
@@ -90,7 +90,7 @@ class RegionTree:
 
     @classmethod
     def from_argument(cls, text: str) -> RegionTree:
-        """A tree from an argument of a command: a preset's name, text, or a .json file of `to_json` or of text.
+        """Make a tree from a command-line argument: a preset's name, text, or a .json file with either form.
 
         Raises:
             ValueError: not a tree; names the file where there is one. OSError: a file that cannot be read.
@@ -109,7 +109,7 @@ class RegionTree:
 
     @classmethod
     def parse(cls, text: str) -> RegionTree:
-        """The inverse of `str(tree)`: ``name*(child, child)``, where `*` marks a fused node."""
+        """Parse the text of `str(tree)`: ``name*(child, child)``, where `*` marks a fused node."""
 
         def fail(problem: str) -> ValueError:
             return ValueError(
@@ -163,7 +163,7 @@ class RegionTree:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RegionTree:
-        """The inverse of `to_dict`."""
+        """Make a tree from the dict of `to_dict`."""
         keys = {"root", "children", "fused"}
         if not isinstance(data, Mapping) or set(data) != keys or not isinstance(data["children"], Mapping):
             given = short(sorted(map(str, islice(data, 20)))) if isinstance(data, Mapping) else type(data).__name__
@@ -171,13 +171,13 @@ class RegionTree:
         return cls(data["root"], dict(data["children"]), data["fused"])
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: ``{"root": name, "children": {name: [name, name]}, "fused": [name]}``."""
+        """Return a JSON-able dict ``{"root": name, "children": {name: [name, name]}, "fused": [name]}``."""
         children = {name: list(pair) for name, pair in self.branches.items()}
         return {"root": self.root, "children": children, "fused": list(self.fused)}
 
     @classmethod
     def from_json(cls, text: str) -> RegionTree:
-        """The inverse of `to_json`."""
+        """Make a tree from the text of `to_json`."""
         try:
             data = parse_json(text, "the text", LARGEST_TREE)
         except ValueError as error:
@@ -188,7 +188,7 @@ class RegionTree:
         return json.dumps(self.to_dict(), indent=indent)
 
     # ------------------------------------------------------------------------------------------------
-    # Looking around.
+    # Queries.
 
     @cached_property
     def nodes(self) -> tuple[str, ...]:
@@ -207,7 +207,7 @@ class RegionTree:
 
     @cached_property
     def active(self) -> tuple[str, ...]:
-        """The nodes whose code can matter: reached from the root through fusion nets only, in pre-order."""
+        """The nodes whose codes affect the picture: reached from the root through fusion nets only, in pre-order."""
         return tuple(name for name in self.nodes if self._fused.issuperset(self.ancestors(name)))
 
     @cached_property
@@ -221,38 +221,41 @@ class RegionTree:
 
     @cached_property
     def _parents(self) -> dict[str, str | None]:
-        """Every node -> the one above it; looked up for every code of every call, so kept."""
+        """Node -> parent. Cached: looked up for every code of every call."""
         return {self.root: None} | {child: above for above, pair in self.branches.items() for child in pair}
 
     def children(self, name: str) -> tuple[str, ...]:
-        """The two children, or () for a leaf."""
+        """Return the two children, or () for a leaf."""
         return self.branches.get(self.resolve(name), ())
 
     def parent(self, name: str) -> str | None:
-        """The node above, or None for the root."""
+        """Return the parent, or None for the root."""
         return self._parents[self.resolve(name)]
 
     def ancestors(self, name: str) -> tuple[str, ...]:
-        """The nodes above, from the parent up to the root."""
+        """Return the ancestors, from the parent up to the root."""
         above = self.parent(name)
         return () if above is None else (above, *self.ancestors(above))
 
     def subtree(self, name: str) -> tuple[str, ...]:
-        """The node and everything below it, in pre-order."""
+        """Return the node and everything below it, in pre-order."""
         return (name, *(below for child in self.children(name) for below in self.subtree(child)))
 
     def levels(self) -> tuple[tuple[str, ...], ...]:
-        """Inner nodes bottom-up: a level needs only leaves and earlier levels, so it can be evaluated as a whole."""
+        """Return the inner nodes in levels, bottom-up.
+
+        A level depends only on leaves and earlier levels, so its nodes can be evaluated in one batch.
+        """
         height: dict[str, int] = {}
         for name in reversed(self.nodes):  # children come before their parent
             height[name] = 1 + max((height[child] for child in self.children(name)), default=-1)
         return tuple(tuple(n for n in self.inner if height[n] == h) for h in range(1, height[self.root] + 1))
 
     def resolve(self, name: str) -> str:
-        """`name` itself where the tree has it.
+        """Return `name` if the tree has it.
 
         Raises:
-            ValueError: that lists the tree's names and the closest match.
+            ValueError: unknown name; lists the tree's names and the closest match.
         """
         if not isinstance(name, str) or name not in self._parents:
             hint = closest(name, self._parents)
@@ -269,16 +272,16 @@ class RegionTree:
         global_code: T | None = None,
         nodes: Mapping[str, T] | None = None,
     ) -> dict[str, T]:
-        """A code for every node, from the few that a user names. Codes are opaque.
+        """Return a code for every node, given codes for some of them. Codes are opaque.
 
         Args:
-            base: the code of every node that nothing else sets.
-            regions: a node sets its whole subtree; the more specific name wins.
-            global_code: every inner node that `regions` sets neither by name nor through an ancestor.
-            nodes: exact nodes; wins over both.
+            base: the default code.
+            regions: node -> code of its whole subtree; the more specific name wins.
+            global_code: the code of all inner nodes that `regions` sets neither by name nor through an ancestor.
+            nodes: node -> code of exactly this node; overrides the others.
 
         Raises:
-            ValueError: for an unknown name, or for `global_code` beside the root in `regions` or `nodes`.
+            ValueError: an unknown name, or `global_code` together with the root in `regions` or `nodes`.
         """
         regions, nodes = regions or {}, nodes or {}
         for argument, given in (("regions", regions), ("nodes", nodes)):
@@ -313,8 +316,8 @@ class RegionTree:
 # Validation: one clear ValueError each. Nothing here recurses, so that bad input cannot exhaust the stack.
 
 
-def _validated_order(root: str, branches: Mapping[str, Sequence[str]]) -> list[str]:
-    """The names in pre-order, or a ValueError. Linear in the number of nodes."""
+def _validate_order(root: str, branches: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the names in pre-order, or raise ValueError. Linear in the number of nodes."""
     _check_name(root)
     for name, children in branches.items():
         _check_name(name)
@@ -352,8 +355,8 @@ def _validated_order(root: str, branches: Mapping[str, Sequence[str]]) -> list[s
     return list(order)
 
 
-def _validated_fused(fused: Any, order: Sequence[str], branches: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The fused names in pre-order, or a ValueError."""
+def _validate_fused(fused: Any, order: Sequence[str], branches: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return the fused names in pre-order, or raise ValueError."""
     if not isinstance(fused, Iterable) or isinstance(fused, str):
         raise ValueError(f"the region tree's fused nodes are a list of names, not {short(fused)}")
     names, known = list(islice(fused, MAX_NODES + 1)), set(order)
@@ -375,5 +378,5 @@ def _check_name(name: Any) -> None:
     if not text or any(mark in name for mark in FORBIDDEN):
         raise ValueError(
             f"illegal region name {short(name)}: use text, not empty, of at most {MAX_NAME} characters, on one line,"
-            f" without spaces around it or any of {FORBIDDEN!r}"
+            f" without leading or trailing spaces or any of {FORBIDDEN!r}"
         )

@@ -1,4 +1,4 @@
-"""Files from outside that are opened for reading: regular files only, so that nothing blocks and everything ends."""
+"""Opening untrusted files for reading: regular files only, so that no read blocks or runs forever."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from stylefusion_hf.core.checks import shown
 
-MODEL_FILES = (".json", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".txt", ".py")  # what loaders look for
+MODEL_FILES = (".json", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".txt", ".py")  # suffixes that loaders open
 KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -20,9 +20,9 @@ KINDS = {
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """OSError that names the file and what it is unless `path` is a regular file; links are followed.
+    """Raise OSError, naming the file and its kind, unless `path` is a regular file. Links are followed.
 
-    FileNotFoundError and PermissionError as the system raises them.
+    FileNotFoundError and PermissionError are raised as the system reports them.
     """
     try:
         _check_mode(path, os.stat(path).st_mode)
@@ -31,12 +31,12 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file, opened for reading bytes; never blocks. OSError as from `check_regular`."""
-    check_regular(path)  # before it is opened: opening a device can have effects
+    """Open a regular file for reading bytes, without ever blocking. Raises OSError as `check_regular` does."""
+    check_regular(path)  # before opening: opening a device can have side effects
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     file = os.fdopen(descriptor, "rb")
     try:
-        _check_mode(path, os.fstat(descriptor).st_mode)  # it may have been replaced in between
+        _check_mode(path, os.fstat(descriptor).st_mode)  # again: it may have been replaced in between
     except OSError:
         file.close()
         raise
@@ -44,11 +44,11 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def check_model_folder(folder: str | os.PathLike[str], *subfolders: str) -> None:
-    """OSError for a pipe, device or socket where a model's files are expected: a loader would wait for it for ever.
+    """Raise OSError for a pipe, device or socket among a model's files: a loader would wait on it forever.
 
     Args:
-        folder: looked at itself; a missing one is passed over.
-        subfolders: components below it, looked at as well.
+        folder: the model's folder; skipped if missing.
+        subfolders: component folders below it, checked as well.
     """
     for where in (Path(folder), *(Path(folder, name) for name in subfolders)):
         if not where.is_dir():

@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files with a table about them: files of directions, files of codes."""
+"""Safetensors files of named tensors with a table in their metadata: the format of direction and code files."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ T = TypeVar("T")
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file that is whole or not there; OSError that names it where it cannot be written."""
+    """Write a safetensors file atomically. OSError, naming the file, if it cannot be written."""
     with atomic_path(path) as part:
         try:
             save_file(dict(tensors), part, metadata=dict(metadata))
-        except SafetensorError as error:  # its own words for a full disk
+        except SafetensorError as error:  # e.g. a full disk
             raise OSError(f"{os.fspath(path)} could not be written: {error}") from error
 
 
 def read_tensors(
     path: str | os.PathLike[str], file_format: str, version: str, table: str, kind: str, hint: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file by name, and the table in its metadata, which has the same names.
+    """Read a file's tensors by name, and the table in its metadata, which has the same names.
 
     Args:
         path: the file.
-        file_format, version: what its metadata must say under "format" and "version".
-        table: the metadata's key of the table, as JSON.
+        file_format, version: required values of "format" and "version" in its metadata.
+        table: metadata key that holds the table as JSON.
         kind: what the tensors are called in errors, such as "codes".
-        hint: how such a file is made.
+        hint: how such a file is made, for errors.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another or a damaged file; names it and what is wrong. Nothing is unpickled.
+        ValueError: a damaged file or one of another kind; names it and what is wrong. Nothing is unpickled.
     """
     path = os.fspath(path)
     if not os.path.exists(path):
@@ -53,11 +53,11 @@ def read_tensors(
             metadata = file.metadata() or {}
             if metadata.get("format") != file_format or metadata.get("version") != version:
                 raise ValueError(
-                    f"{where} is no {kind} file: its metadata lack format={file_format}, version={version}"
+                    f"{where} is not a file of {kind}: its metadata lack format={file_format}, version={version}"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{where} is no {kind} file ({shown(str(error), 200)}): {hint}") from error
+        raise ValueError(f"{where} is not a file of {kind} ({shown(str(error), 200)}): {hint}") from error
     entries = parse_json(metadata.get(table, ""), f"{where}: the table of {kind} in its metadata")
     if not isinstance(entries, dict) or set(entries) != set(tensors) or not entries:
         raise ValueError(f"{where}: the table in its metadata and the tensors do not name the same {kind}")
@@ -65,7 +65,7 @@ def read_tensors(
 
 
 def pick(entries: Mapping[str, T], name: str, where: str, kind: str = "direction") -> T:
-    """The entry of that name; ValueError that lists some of those in `where`, and the closest match."""
+    """Return the entry called `name`. ValueError otherwise, listing some entries of `where` and the closest match."""
     if name not in entries:
         problem = f"has no {kind} {short(name)}: it has" if name else f"holds several {kind}s, name one of"
         raise ValueError(f"{shown(where, 400)} {problem} {listed(entries)}{closest(name, entries)}")

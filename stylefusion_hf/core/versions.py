@@ -4,7 +4,7 @@ from importlib import metadata
 
 
 def version(package: str) -> str | None:
-    """As its metadata say; None where it is not installed."""
+    """Return the version in a package's metadata, or None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""Collections of drawn pictures with an exact map of their regions: arrays, caches and folders of any of them.
+"""Collections of drawn pictures with exact region maps, as arrays, caches and folders.
 
-Picture i of a seed is the same on any machine with the same package versions, alone or in any batch. What takes
-`workers` starts processes by "spawn": a script that calls it needs the usual ``if __name__ == "__main__":``. This
-module imports no torch, so that they start fast.
+Picture i of a seed is the same on any machine with the same package versions, alone or in any batch. Methods with an
+argument `workers` start processes by "spawn", so scripts that call them need ``if __name__ == "__main__":``. This
+module does not import torch, so that workers start fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 from stylefusion_hf.core.files import atomic_path, save_image, write_json, write_text
 from stylefusion_hf.core.progress import tqdm
 
-CHUNK = 64  # pictures a task of a worker: about a second's work
+CHUNK = 64  # pictures per task: about a second of work
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,15 @@ class Artwork:
     """One kind of drawn picture.
 
     Args:
-        name: in the singular; the folder's file of attributes is `{name}s.jsonl`.
+        name: singular; datasets list attributes in `{name}s.jsonl`.
         regions: names of the regions; label i is regions[i].
-        recipe: goes up whenever the same (index, seed, size) gives another picture: older caches are drawn again.
-        parts: what decides the pictures besides (a package's version); ImportError with the remedy without it.
-        credit: whose artwork it is.
-        spec: (index, seed) -> what makes picture `index`; it has `pose` and `attributes`, both JSON-able.
+        recipe: version of the drawing code. Increased when the same (index, seed, size) gives another picture, so that
+            older caches are drawn again.
+        parts: returns the version of the package that pictures depend on; ImportError if it is not installed.
+        credit: the artwork's author and license.
+        spec: (index, seed) -> specification of picture `index`, with JSON-able `pose` and `attributes`.
         render: (spec, size) -> picture (size, size, 3) and label map (size, size), both uint8.
-        palette: colours of the label PNGs, three numbers a region: for eyes only, the values are the label ids.
+        palette: colors of the label PNGs for viewing, three numbers per region. The pixel values are label ids.
     """
 
     name: str
@@ -59,9 +60,11 @@ class Artwork:
         workers: int | None = None,
         progress: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures start .. start + count - 1: images (count, size, size, 3) and labels (count, size, size), uint8.
+        """Render pictures start .. start + count - 1: images (count, size, size, 3), labels (count, size, size).
 
-        `workers` processes share the work (None: one a core). ValueError for bad arguments.
+        Both are uint8.
+
+        `workers` processes share the work (None: one per core). ValueError for bad arguments.
         """
         check(count, size, seed, start, workers)
         images = np.empty((count, size, size, 3), np.uint8)
@@ -79,10 +82,10 @@ class Artwork:
         workers: int | None = None,
         progress: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`render_arrays`, kept in the folder `path` (images.npy, labels.npy, arrays.json) and reused while it fits.
+        """Render arrays once and cache them in the folder `path` (images.npy, labels.npy, arrays.json).
 
-        A cache of more pictures than asked for serves its first `count`. The arrays are memory-mapped, copy-on-write:
-        they take memory only as they are read, and writing to them does not reach the file.
+        A cache of more pictures is used for its first `count`. The arrays are memory-mapped copy-on-write: they take
+        memory only as they are read, and writing to them does not change the file.
         """
         check(count, size, seed, start, workers)
         folder = Path(path)
@@ -94,7 +97,7 @@ class Artwork:
             stored = {}
         if stored.pop("count", 0) < count or stored != key:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "arrays.json").unlink(missing_ok=True)  # nothing is valid from here until it is written again
+            (folder / "arrays.json").unlink(missing_ok=True)  # the cache is invalid until this is written again
             shapes = {"images": (count, size, size, 3), "labels": (count, size, size)}
             with ExitStack() as stack:
                 parts = {name: stack.enter_context(atomic_path(file)) for name, file in files.items()}
@@ -118,10 +121,11 @@ class Artwork:
     ) -> Path:
         """Write pictures start .. start + count - 1 as files, and return the folder.
 
-        images/000000.png (RGB), labels/000000.png (palette PNG whose values are label ids), {name}s.jsonl (one line a
-        picture: file, index, pose, attributes), dataset.json (regions, size, seed, start, count, credit). Files are
-        numbered from 0. An interrupted run goes on where it stopped, and a larger `count` adds to what is there.
-        ValueError for bad arguments, or where `out` holds other files or a dataset of other arguments.
+        The files are images/000000.png (RGB), labels/000000.png (palette PNG whose values are label ids),
+        {name}s.jsonl (one line per picture: file, index, pose, attributes) and dataset.json (regions, size, seed,
+        start, count, credit). They are numbered from 0. An interrupted run continues where it stopped, and a larger
+        `count` extends an existing dataset. ValueError for bad arguments, or if `out` has other files or a different
+        dataset.
         """
         check(count, size, seed, start, workers)
         folder = Path(out)
@@ -163,8 +167,8 @@ class Artwork:
         total: int,
         size_of: Callable[[Any], int],
     ) -> Iterator[Any]:
-        """Results of function(*task) in order, from `workers` spawned processes, or from this one where that does."""
-        self.parts()  # a missing package is an error here rather than in a worker's traceback
+        """Yield the results of function(*task) in order, from `workers` processes, or from this one if that is 1."""
+        self.parts()  # report a missing package here rather than in a worker's traceback
         workers = min(workers or os.cpu_count() or 1, len(tasks))
         with tqdm(total=total, unit=self.name, disable=not progress) as bar:
             if workers == 1:
@@ -173,19 +177,19 @@ class Artwork:
                     bar.update(size_of(result))
                     yield result
                 return
-            # spawn, not fork: the parent has torch's threads, and a fork may copy one of their locks while it is held
+            # spawn, not fork: the parent has torch's threads, and a fork could copy a lock that one of them holds
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
                 for result in pool.map(function, *zip(*tasks, strict=True)):
                     bar.update(size_of(result))
                     yield result
 
     def _about(self, size: int, seed: int, start: int) -> dict[str, Any]:
-        """What decides the pictures besides their number; stored beside them, and compared before they are reused."""
+        """Return what the pictures depend on except their number, stored to decide whether they can be reused."""
         about = {"recipe": self.recipe, "parts": self.parts(), "regions": list(self.regions)}
         return about | {"size": size, "seed": seed, "start": start}
 
     def _check_folder(self, folder: Path, about: dict[str, Any], count: int) -> None:
-        """ValueError unless a dataset `about` may be written, or continued, in `folder`."""
+        """Raise ValueError unless a dataset described by `about` may be written, or continued, in `folder`."""
         note = folder / "dataset.json"
         if not note.exists():
             if folder.exists() and any(folder.iterdir()):
@@ -208,19 +212,19 @@ class Artwork:
 
 
 def check(count: int, size: int, seed: int, start: int, workers: int | None = None) -> None:
-    """ValueError for a number that is too small."""
+    """Raise ValueError for a number that is too small."""
     for name, value, least in (("count", count, 1), ("size", size, 16), ("seed", seed, 0), ("start", start, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1 (or None for one a core), got {workers}")
+        raise ValueError(f"workers must be at least 1 (or None for one per core), got {workers}")
 
 
-# --- Tasks of workers ------------------------------------------------------------------------------------------------
+# --- Worker tasks ----------------------------------------------------------------------------------------------------
 
 
 def _render_range(art: Artwork, start: int, count: int, size: int, seed: int) -> dict[str, Any]:
-    """{"start", "images" (count, size, size, 3), "labels" (count, size, size)} from picture `start` on."""
+    """Render pictures from `start` on: {"start", "images" (count, size, size, 3), "labels" (count, size, size)}."""
     images = np.empty((count, size, size, 3), np.uint8)
     labels = np.empty((count, size, size), np.uint8)
     for offset in range(count):
@@ -229,7 +233,7 @@ def _render_range(art: Artwork, start: int, count: int, size: int, seed: int) ->
 
 
 def _write_range(art: Artwork, folder: str, offset: int, count: int, size: int, seed: int, start: int) -> int:
-    """Write files offset .. offset + count - 1 of a dataset that begins at picture `start`; existing ones stay."""
+    """Write files offset .. offset + count - 1 of a dataset that begins at picture `start`; keep existing ones."""
     for number in range(offset, offset + count):
         paths = [Path(folder, name, f"{number:06d}.png") for name in ("images", "labels")]
         if all(path.exists() for path in paths):
@@ -238,5 +242,5 @@ def _write_range(art: Artwork, folder: str, offset: int, count: int, size: int, 
         label_image = Image.fromarray(labels)
         label_image.putpalette(list(art.palette))
         for path, picture in zip(paths, (Image.fromarray(image), label_image), strict=True):
-            save_image(picture, path, sync=False)  # whole, since a run that goes on takes what is there
+            save_image(picture, path, sync=False)  # atomic, since a continued run keeps existing files
     return count

@@ -1,14 +1,13 @@
-"""The parts that avatars are composed of, with their relative frequencies, and the colours they are painted in.
+"""The parts and colors that avatars are composed of, with the parts' relative frequencies.
 
-Every part here was looked at, rendered at 64 and 256 px. Left out are vomit, crossed and heart eyes; parts whose
-strokes turn to smears at 64 px (eating, serious, cry, wick_beard, curvy, dreads, einstein_hair, the shirt graphics
-and texts); parts that hide an eye or most of the face (curly_2, long_hair_curly, half_shaved, jedi, gladiator_helmet,
-eyepatch, astronout); parts drawn with breaks at the picture's edge or in a colour of their own (bride, wick,
-loose_hair, hair/hat, big_hair, twist_long_hair_2, jedi_robe); and parts that leave too little of their region in the
-frame (no_hair, overall, gladiator).
+Every part was inspected at 64 and 256 px. Excluded are vomit, crossed and heart eyes; parts whose strokes blur at
+64 px (eating, serious, cry, wick_beard, curvy, dreads, einstein_hair, shirt graphics and texts); parts that hide an
+eye or most of the face (curly_2, long_hair_curly, half_shaved, jedi, gladiator_helmet, eyepatch, astronout); parts
+that break off at the picture's edge or have a fixed color (bride, wick, loose_hair, hair/hat, big_hair,
+twist_long_hair_2, jedi_robe); and parts whose region would be too small (no_hair, overall, gladiator).
 """
 
-# -- parts: name to relative frequency --------------------------------------------------------------------------------
+# --- Parts: name -> relative frequency -------------------------------------------------------------------------------
 HAIR = {
     "hair/bob": 1.0,
     "hair/braids": 0.8,
@@ -128,24 +127,24 @@ CLOTHES = {
 }
 HAT_SHARE, GLASSES_SHARE, FACIAL_HAIR_SHARE = 0.15, 0.25, 0.25
 
-# -- colours ----------------------------------------------------------------------------------------------------------
-# python-avatars' own skin colours (without the orange and the yellow) and steps between them
-SKIN_COLOURS = ("#ffdbb4", "#f3c9a5", "#edb98a", "#e0a376", "#d08b5b", "#b97445", "#ae5d29", "#955838", "#7d5440")
+# --- Colors ----------------------------------------------------------------------------------------------------------
+# python-avatars' skin colors except orange and yellow, and steps between them
+SKIN_COLORS = ("#ffdbb4", "#f3c9a5", "#edb98a", "#e0a376", "#d08b5b", "#b97445", "#ae5d29", "#955838", "#7d5440")
 NATURAL_HAIR = (
     "#2c1b18", "#4a312c", "#724133", "#a55728", "#b58143", "#d6b370", "#ecdcbf", "#c93305", "#e8e1e1", "#8a8a8f",
 )  # fmt: skip
 FANCY_HAIR = ("#f59797", "#e0529c", "#7a4fd0", "#3d6fe0", "#2fb5b0", "#46a85a", "#b52a4a", "#f0b429")
-CLOTHING_COLOURS = (
+CLOTHING_COLORS = (
     "#262e33", "#3c4f5c", "#25557c", "#5199e4", "#65c9ff", "#b1e2ff", "#a7ffc4", "#3f9c6b", "#2f6b4f", "#ffdeb5",
     "#ffffb1", "#f2c230", "#f08a3c", "#ff5c5c", "#c2333f", "#ff488e", "#9b59b6", "#5b3a8e", "#e6e6e6",
     "#ffffff", "#929598",
 )  # fmt: skip
-TRIM_COLOURS = ("#ffffff", "#f4f4f4", "#e6e6e6", *CLOTHING_COLOURS)
-EYE_COLOURS = ("#17151a", "#2b1812", "#3f2413", "#1f3d7d", "#1b6a94", "#1f5a38", "#3b4550")
-MOUTH_COLOURS = ("#2f141a", "#421722", "#5c1a28", "#381826", "#241014")
-TONGUE_COLOURS = ("#ff4f6d", "#f0697c", "#d9455f", "#ff7d8c")
-GLASSES_COLOURS = ("#252c2f", "#1b1b1f", "#5a3621", "#8c2f39", "#274b7a", "#2c6e57", "#6b4a8a", "#d8a22e")
-BACKGROUND_COLOURS = (
+TRIM_COLORS = ("#ffffff", "#f4f4f4", "#e6e6e6", *CLOTHING_COLORS)
+EYE_COLORS = ("#17151a", "#2b1812", "#3f2413", "#1f3d7d", "#1b6a94", "#1f5a38", "#3b4550")
+MOUTH_COLORS = ("#2f141a", "#421722", "#5c1a28", "#381826", "#241014")
+TONGUE_COLORS = ("#ff4f6d", "#f0697c", "#d9455f", "#ff7d8c")
+GLASSES_COLORS = ("#252c2f", "#1b1b1f", "#5a3621", "#8c2f39", "#274b7a", "#2c6e57", "#6b4a8a", "#d8a22e")
+BACKGROUND_COLORS = (
     "#e3f2fd", "#bde0fe", "#8ecae6", "#5fa8d3", "#3d7ea6", "#274c77", "#d8f3dc", "#95d5b2", "#52b788", "#2d6a4f",
     "#fff3b0", "#ffd166", "#f4a261", "#e76f51", "#ffd6e0", "#ffafcc", "#d6a2e8", "#a06cd5", "#5e548e", "#edede9",
     "#ced4da", "#6c757d",

@@ -1,21 +1,19 @@
-"""The parts of an avatar as ready-made strings: python-avatars' SVG files, read once and rewritten.
+"""The parts of an avatar as SVG templates, rewritten from python-avatars' files.
 
-The drawings are the "Avataaars" of Pablo Stanley (free for personal and commercial use) as packed by python-avatars
-(MIT). Each part becomes a `Part` with two templates of SVG text: `image`, whose colours are placeholders such as
-``{hair}``, and `labels`, in which every paint is the grey whose value is the region's id. Both come from one walk
-over the same groups, so the label map is exact by construction.
+The drawings are the "Avataaars" by Pablo Stanley (free for personal and commercial use), as packaged by python-avatars
+(MIT). Each part becomes a `Part` with two templates of SVG text: `image`, whose colors are placeholders such as
+``{hair}``, and `labels`, in which every paint is the gray whose value is the region's id. Both come from one traversal
+of the same groups, so the label map is exact by construction.
 
-What the walk changes, and why:
+What the traversal changes, and why:
 
-- A base shape under a mask under a rectangle of colour (the way Sketch writes "this shape in that colour") becomes
-  one plain path. It is several times faster, and the base's own light colour no longer shines through the
-  anti-aliased border.
-- Remaining masks are all plain white shapes, so they become clip paths.
-- Filters are all drop shadows by an offset without blur: a translated, translucent copy.
-- Mouths, eyes and brows are translucent black in the original, which lets the skin's colour into their regions. Here
-  they are opaque in colours of their own, so that a region's look depends on that region's attributes alone.
-- In `labels`, translucent paint (a shadow, a highlight) leaves the region below it as it is: what hair casts on skin
-  is skin.
+- A base shape under a mask under a colored rectangle (Sketch's way to color a shape) becomes one plain path. This is
+  several times faster, and the base's light color no longer shines through the anti-aliased border.
+- The remaining masks are all plain white shapes, so they become clip paths.
+- The filters are all drop shadows without blur, so they become translated, translucent copies.
+- Mouths, eyes and brows are translucent black in the original, which mixes the skin's color into their regions. Here
+  they are opaque with colors of their own, so that the appearance of a region depends on its own attributes only.
+- In `labels`, translucent paint (a shadow, a highlight) does not change the region below it: a shadow on skin is skin.
 """
 
 import re
@@ -32,7 +30,7 @@ BLUSH = "{http://design.blush}color"
 # Region ids as painted into the label map; the order is the public one of `avatars.REGIONS`.
 BACKGROUND, SKIN, CLOTHES, MOUTH, EYES, HAIR = range(6)
 
-# kind -> (folder of python_avatars, region id, fill and fill-opacity that the canvas hands down)
+# kind -> (folder of python_avatars, region id, fill and fill-opacity inherited from the canvas)
 KINDS: dict[str, tuple[str, int, str, float]] = {
     "style": ("styles", SKIN, "none", 1.0),
     "nose": ("nose", SKIN, "#000000", 0.16),
@@ -45,14 +43,14 @@ KINDS: dict[str, tuple[str, int, str, float]] = {
     "top": ("top", HAIR, "none", 1.0),
 }
 
-# ids of the groups that python-avatars recolours -> placeholder
-COLOUR_GROUPS = {
+# ids of the groups that python-avatars recolors -> placeholder
+COLOR_GROUPS = {
     "Skin-Color": "{skin}",
     "Hair-Color": "{hair}",
     "Facial-Hair-Color": "{facial_hair}",
     "Fabric-Color": "{fabric}",
 }
-# empty groups that receive another part -> name of the slot
+# ids of empty groups that receive another part -> name of the slot
 SLOTS = {
     "Clothing": "clothes",
     "Mouth": "mouth",
@@ -63,16 +61,16 @@ SLOTS = {
     "Facial-Hair": "facial_hair",
     "Accessory": "glasses",
 }
-# drawn in one fixed colour that python-avatars never changes: it is hair
+# drawn in one fixed color, which python-avatars does not change, although it is hair
 FIXED_HAIR = {"hair/straight_2", "hair/shaved_sides"}
 SHAPES = {"path", "circle", "ellipse", "rect", "polygon", "polyline"}
 GEOMETRY = ("d", "cx", "cy", "r", "rx", "ry", "x", "y", "width", "height", "points")
-SHADOW_BELOW = 0.5  # paint more translucent than this is a shadow or a highlight on something else's region
+SHADOW_BELOW = 0.5  # paint with less opacity is a shadow or a highlight on another region
 
 
 def parts_folder() -> Path:
-    """The folder `avatar_parts` of the installed python-avatars; ImportError with the remedy without it."""
-    # find_spec does not run a package: only python-avatars' files are read.
+    """Return the folder `avatar_parts` of python-avatars; ImportError, saying what to install, without it."""
+    # find_spec does not import the package: we only read its files.
     spec = util.find_spec("python_avatars")
     if spec is None or spec.origin is None or util.find_spec("resvg_py") is None:
         raise ImportError("drawing avatars needs python-avatars and resvg-py: pip install stylefusion-hf[train]")
@@ -81,7 +79,7 @@ def parts_folder() -> Path:
 
 @dataclass(frozen=True)
 class Part:
-    """One SVG part as text: `image` with colour placeholders, `labels` in flat greys; slots as ``{slot:name}``."""
+    """One SVG part as text: `image` with color placeholders, `labels` in flat grays; slots as ``{slot:name}``."""
 
     image: str
     labels: str
@@ -101,8 +99,8 @@ class _Paint:
 
 
 @dataclass
-class _Walk:
-    """State of one walk over a part's tree."""
+class _Traversal:
+    """The state of a traversal of one part's XML tree."""
 
     kind: str
     name: str
@@ -114,7 +112,7 @@ class _Walk:
     def __post_init__(self) -> None:
         self.grey = "#" + f"{self.region:02x}" * 3
 
-    # -- attributes ---------------------------------------------------------------------------------------------------
+    # --- Attributes --------------------------------------------------------------------------------------------------
     def paint(self, node: ElementTree.Element, inherited: _Paint) -> _Paint:
         attributes = dict(node.attrib)
         for item in attributes.get("style", "").split(";"):
@@ -122,7 +120,7 @@ class _Walk:
                 key, value = item.split(":", 1)
                 attributes[key.strip()] = value.strip()
         fill = attributes.get("fill") or inherited.fill
-        role = COLOUR_GROUPS.get(node.get("id", ""))
+        role = COLOR_GROUPS.get(node.get("id", ""))
         if role is None and node.get(BLUSH, "").startswith("Hair"):
             role = "{facial_hair}" if self.kind == "facial_hair" else "{hair}"
         elif role is None and node.get(BLUSH, "").startswith("Top"):
@@ -137,7 +135,7 @@ class _Walk:
         )
 
     def colour(self, colour: str, alpha: float) -> tuple[str, float]:
-        """The placeholder (or fixed colour) and opacity that stand for an original colour in this kind of part."""
+        """Return the placeholder (or fixed color) and opacity that replace an original color in this kind of part."""
         dark = colour.startswith("#") and sum(int(colour[i : i + 2], 16) for i in (1, 3, 5)) < 200
         if self.kind in ("eyes", "eyebrows") and colour == "#000000":
             return ("{eyes}" if self.kind == "eyes" else "{brows}"), 1.0
@@ -153,14 +151,14 @@ class _Walk:
             return ("{trim}" if self.kind == "top" else "{clothes_trim}"), alpha
         return colour, alpha
 
-    # -- shapes -------------------------------------------------------------------------------------------------------
+    # --- Shapes ------------------------------------------------------------------------------------------------------
     def geometry(self, node: ElementTree.Element) -> str:
         tag = node.tag.removeprefix(SVG)
         values = " ".join(f'{key}="{_short(node.get(key, ""))}"' for key in GEOMETRY if node.get(key))
         return f"<{tag} {values}"
 
     def shape(self, node: ElementTree.Element, paint: _Paint) -> tuple[str, str]:
-        """A leaf in both templates; translucent paint is left out of the labels (see the module's docstring)."""
+        """Return a leaf for both templates; translucent paint is omitted from the labels (see the module)."""
         open_tag = self.geometry(node)
         rule = f' fill-rule="{paint.fill_rule}"' if paint.fill_rule != "nonzero" else ""
         if node.get("transform"):
@@ -189,11 +187,11 @@ class _Walk:
             if child.tag == SVG + "use" or child.tag.removeprefix(SVG) in SHAPES
         ]
 
-    # -- the walk -----------------------------------------------------------------------------------------------------
+    # --- Traversal ---------------------------------------------------------------------------------------------------
     def children(self, node: ElementTree.Element, paint: _Paint) -> tuple[str, str]:
         images: list[str] = []
         labels: list[str] = []
-        base: ElementTree.Element | None = None  # the shape drawn last, in case a mask of the same shape recolours it
+        base: ElementTree.Element | None = None  # the previous shape, in case a mask of the same shape recolors it
         for child in node:
             flood = self.flood(child, paint)
             if flood is not None:
@@ -215,26 +213,26 @@ class _Walk:
         return "".join(images), "".join(labels)
 
     def flood(self, node: ElementTree.Element, inherited: _Paint) -> tuple[list[ElementTree.Element], str, str] | None:
-        """A masked group that only holds covering rectangles, as the mask's own shapes in the group's colour."""
+        """Rewrite a masked group of covering rectangles as the mask's shapes in the group's color; None for others."""
         leaves = [leaf for leaf in node.iter() if leaf.tag.removeprefix(SVG) in SHAPES | {"use"}]
         if not node.get("mask") or not leaves or any(leaf.tag != SVG + "rect" for leaf in leaves):
             return None
-        if COLOUR_GROUPS.get(node.get("id", "")) is None:
+        if COLOR_GROUPS.get(node.get("id", "")) is None:
             return None
         paint = self.paint(node, inherited)
         shapes = self.mask_shapes(self.ids[_url(node.get("mask", ""))])
         pieces = [self.shape(shape, paint) for shape in shapes]
         image, labels = ("".join(column) for column in zip(*pieces, strict=True))
-        return shapes, *_grouped(image, labels, node.get("transform"))
+        return shapes, *_group(image, labels, node.get("transform"))
 
     def node(self, node: ElementTree.Element, inherited: _Paint) -> tuple[str, str]:
         tag = node.tag.removeprefix(SVG) if isinstance(node.tag, str) else ""
         slot = SLOTS.get(node.get("id", ""))
         if tag == "g" and slot is not None and len(node) == 0 and self.kind in ("style", "top"):
             self.slots.add(slot)
-            return _grouped(f"{{slot:{slot}}}", f"{{slot:{slot}}}", node.get("transform"))
+            return _group(f"{{slot:{slot}}}", f"{{slot:{slot}}}", node.get("transform"))
         if "mix-blend-mode" in node.get("style", ""):
-            return "", ""  # a lens's shine: at these sizes a smear
+            return "", ""  # the reflection in a lens, which only blurs at these sizes
         paint = self.paint(node, inherited)
         if tag == "g" or tag == "svg":
             image, labels = self.children(node, paint)
@@ -251,11 +249,11 @@ class _Walk:
             image, labels = self.shadow(node, image, labels)
         clip = node.get("mask") or node.get("clip-path")
         if clip:
-            image, labels = self.clipped(self.ids[_url(clip)], image, labels)
-        return _grouped(image, labels, transform)
+            image, labels = self.clip(self.ids[_url(clip)], image, labels)
+        return _group(image, labels, transform)
 
     def shadow(self, node: ElementTree.Element, image: str, labels: str) -> tuple[str, str]:
-        """A drop-shadow filter as a translated translucent copy below; filters of other kinds lose their effect."""
+        """Rewrite a drop-shadow filter as a translated, translucent copy below; ignore other filters."""
         effect = self.ids[_url(node.get("filter", ""))]
         offset = effect.find(SVG + "feOffset")
         matrix = effect.find(SVG + "feColorMatrix")
@@ -269,7 +267,7 @@ class _Walk:
             return dark, ""
         return dark + image, labels
 
-    def clipped(self, mask: ElementTree.Element, image: str, labels: str) -> tuple[str, str]:
+    def clip(self, mask: ElementTree.Element, image: str, labels: str) -> tuple[str, str]:
         self.clips += 1
         name = f"{self.kind}{self.clips}"
         inside = "".join(f'{self.geometry(shape)} clip-rule="evenodd"/>' for shape in self.mask_shapes(mask))
@@ -277,7 +275,7 @@ class _Walk:
         return head + image + "</g>", (head + labels + "</g>" if labels else "")
 
 
-def _grouped(image: str, labels: str, transform: str | None) -> tuple[str, str]:
+def _group(image: str, labels: str, transform: str | None) -> tuple[str, str]:
     if not transform:
         return image, labels
     head = f'<g transform="{_short(transform)}">'
@@ -285,12 +283,12 @@ def _grouped(image: str, labels: str, transform: str | None) -> tuple[str, str]:
 
 
 def _short(text: str) -> str:
-    """Two decimals are 1/100 of a unit in a canvas of 264: a quarter of the text, and of the time to parse it."""
+    """Round numbers to two decimals, precise enough on a canvas of 264 units, to save 3/4 of the text to parse."""
     return re.sub(r"-?\d*\.\d+(?:e-?\d+)?", lambda m: f"{float(m.group()):.2f}".rstrip("0").rstrip("."), text)
 
 
 def _hex(colour: str) -> str:
-    """A colour as #rrggbb; "none", "url(..)" and placeholders as they are."""
+    """Normalize a color to #rrggbb; "none", "url(..)" and placeholders do not change."""
     colour = {"black": "#000000", "white": "#ffffff"}.get(colour, colour)
     return "#" + "".join(2 * digit for digit in colour[1:]) if re.fullmatch("#[0-9a-fA-F]{3}", colour) else colour
 
@@ -302,13 +300,13 @@ def _url(text: str) -> str:
 
 @cache
 def load_part(kind: str, name: str) -> Part:
-    """Part `name` of `kind` (a key of `KINDS`), read and rewritten once a process; ValueError for an unknown name."""
+    """Read part `name` of `kind` (a key of `KINDS`), once per process. ValueError for an unknown name."""
     folder, region, fill, opacity = KINDS[kind]
     path = parts_folder() / folder / f"{name}.svg"
     if not path.is_file():
         raise ValueError(f"python-avatars has no {kind} named {name!r}: {path} does not exist")
     root = ElementTree.parse(path).getroot()
     ids = {node.get("id", ""): node for node in root.iter()}
-    walk = _Walk(kind, name, region, ids)
-    image, labels = walk.children(root, _Paint(fill=fill, fill_opacity=opacity))
-    return Part(image, labels, frozenset(walk.slots))
+    traversal = _Traversal(kind, name, region, ids)
+    image, labels = traversal.children(root, _Paint(fill=fill, fill_opacity=opacity))
+    return Part(image, labels, frozenset(traversal.slots))

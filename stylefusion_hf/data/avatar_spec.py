@@ -1,4 +1,4 @@
-"""What one avatar is made of: its attributes, how they are drawn for an index, and how a region is swapped."""
+"""The attributes of an avatar, how they are drawn at random for an index, and how a region is swapped."""
 
 import re
 from bisect import bisect_right
@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 
 from stylefusion_hf.data.avatar_choices import (
-    BACKGROUND_COLOURS,
+    BACKGROUND_COLORS,
     CLOTHES,
-    CLOTHING_COLOURS,
-    EYE_COLOURS,
+    CLOTHING_COLORS,
+    EYE_COLORS,
     EYEBROWS,
     EYES,
     FACIAL_HAIR,
     FACIAL_HAIR_SHARE,
     FANCY_HAIR,
     GLASSES,
-    GLASSES_COLOURS,
+    GLASSES_COLORS,
     GLASSES_SHARE,
     HAIR,
     HAT_SHARE,
     HATS,
-    MOUTH_COLOURS,
+    MOUTH_COLORS,
     MOUTHS,
     NATURAL_HAIR,
     NOSES,
-    SKIN_COLOURS,
-    TONGUE_COLOURS,
-    TRIM_COLOURS,
+    SKIN_COLORS,
+    TONGUE_COLORS,
+    TRIM_COLORS,
 )
 
 REGIONS = ("background", "skin", "clothes", "mouth", "eyes", "hair")
@@ -40,12 +40,11 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class AvatarSpec:
-    """Everything that decides an avatar's picture. Parts are python-avatars' file names, colours "#rrggbb".
+    """All attributes that determine an avatar's picture. Parts are file names of python-avatars, colors "#rrggbb".
 
-    Pose: `rotation` in degrees (clockwise), `scale` (at 1 crown to chin is 0.7 of the picture's height), `shift_x`
-    and `shift_y` in fractions of the picture's width (to the right, downwards). `background_angle` in degrees is the
-    direction of the gradient (clockwise from the right). ValueError for a colour of another form or a scale that is
-    not positive.
+    Pose: `rotation` in degrees (clockwise), `scale` (at 1, crown to chin is 0.7 of the picture's height), `shift_x`
+    and `shift_y` in fractions of the picture's width (rightward, downward). `background_angle` is the direction of the
+    gradient in degrees (clockwise from the right). ValueError for a malformed color or a scale that is not positive.
     """
 
     background_from: str
@@ -86,17 +85,17 @@ class AvatarSpec:
                 "hat_trim",
             )
             if is_colour and not re.fullmatch("#[0-9a-fA-F]{6}", value):
-                raise ValueError(f"{item.name} must be a colour like #a55728, got {value!r}")
+                raise ValueError(f"{item.name} must be a color like #a55728, got {value!r}")
         if not self.scale > 0:
             raise ValueError(f"scale must be positive, got {self.scale}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON values."""
+        """Return all fields as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AvatarSpec":
-        """The inverse of `to_dict`; ValueError for unknown or missing fields."""
+        """Make a specification from the dict of `to_dict`; ValueError for unknown or missing fields."""
         names = {item.name for item in fields(cls)}
         required = names - set(POSE)
         if set(values) - names or required - set(values):
@@ -106,7 +105,7 @@ class AvatarSpec:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The labels of a picture: all fields but the pose, and has_hat, has_glasses, has_facial_hair as booleans."""
+        """All fields except the pose, and has_hat, has_glasses, has_facial_hair as booleans: a picture's labels."""
         values = {name: value for name, value in asdict(self).items() if name not in POSE}
         values["has_hat"] = self.top.startswith("hat/")
         values["has_glasses"] = self.glasses != NONE
@@ -120,8 +119,8 @@ class AvatarSpec:
 
 
 POSE = ("rotation", "scale", "shift_x", "shift_y")
-# Which fields make a region's look. A nose is a shade on the skin; brows and glasses belong to the eyes, hats to the
-# hair.
+# The fields that determine each region's appearance. The nose is a shade on the skin; brows and glasses belong to the
+# eyes, hats to the hair.
 REGION_FIELDS: dict[str, tuple[str, ...]] = {
     "background": ("background_from", "background_to", "background_angle"),
     "skin": ("skin_colour", "nose"),
@@ -133,7 +132,7 @@ REGION_FIELDS: dict[str, tuple[str, ...]] = {
 
 
 def swap_region(a: AvatarSpec, b: AvatarSpec, region: str) -> AvatarSpec:
-    """The true swap: `a` with the parts and colours of `b` in `region` (one of `REGIONS`), in a's pose.
+    """Return the ground-truth swap: `a` with the parts and colors of `b` in `region`, in a's pose.
 
     ValueError for an unknown region.
     """
@@ -143,51 +142,54 @@ def swap_region(a: AvatarSpec, b: AvatarSpec, region: str) -> AvatarSpec:
 
 
 def avatar_spec(index: int, seed: int = 0) -> AvatarSpec:
-    """The attributes of avatar `index` (0, 1, ...) of the collection `seed`, the same on any machine and in any order.
+    """Draw the attributes of avatar `index` (0, 1, ...) in collection `seed`, independent of machine and order.
 
     ValueError for a negative index or seed.
     """
     if index < 0 or seed < 0:
         raise ValueError(f"index and seed count from 0, got index={index} and seed={seed}")
-    # RandomState, because numpy promises that its streams never change; SeedSequence mixes the pair into one key.
+    # numpy guarantees that RandomState's streams never change. SeedSequence combines seed and index into one key.
     rng = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, index])))
 
     has_hat, has_glasses, has_beard = rng.rand(3) < (HAT_SHARE, GLASSES_SHARE, FACIAL_HAIR_SHARE)
-    top = _part(rng, HATS if has_hat else HAIR)
+    top = _draw_part(rng, HATS if has_hat else HAIR)
     has_beard = has_beard and top != "hat/hijab"
-    skin = _colour(rng, SKIN_COLOURS, 5)
-    hair = _apart(rng, NATURAL_HAIR if rng.rand() < 0.72 else FANCY_HAIR, skin)
-    # A beard mostly matches the head's hair, and brows are hair in a darker tone, as on people.
-    beard = hair if rng.rand() < 0.5 else _apart(rng, NATURAL_HAIR, skin)
-    brows = _darker(hair if rng.rand() < 0.5 else _colour(rng, NATURAL_HAIR[:4]), 0.6)
-    clothes = _apart(rng, CLOTHING_COLOURS, skin)
-    hat = _apart(rng, CLOTHING_COLOURS, skin)
+    skin = _draw_color(rng, SKIN_COLORS, 5)
+    hair = _draw_distinct_color(rng, NATURAL_HAIR if rng.rand() < 0.72 else FANCY_HAIR, skin)
+    # As on people, a beard often matches the hair, and brows are a darker tone of a hair color.
+    beard = hair if rng.rand() < 0.5 else _draw_distinct_color(rng, NATURAL_HAIR, skin)
+    brows = _darken(hair if rng.rand() < 0.5 else _draw_color(rng, NATURAL_HAIR[:4]), 0.6)
+    clothes = _draw_distinct_color(rng, CLOTHING_COLORS, skin)
+    hat = _draw_distinct_color(rng, CLOTHING_COLORS, skin)
     behind = (hat if has_hat else hair, skin, clothes)
-    background = _apart(rng, BACKGROUND_COLOURS, *behind), _apart(rng, BACKGROUND_COLOURS, *behind)
+    background = (
+        _draw_distinct_color(rng, BACKGROUND_COLORS, *behind),
+        _draw_distinct_color(rng, BACKGROUND_COLORS, *behind),
+    )
     return AvatarSpec(
         background_from=background[0],
         background_to=background[1],
         background_angle=round(float(rng.uniform(0, 360)), 2),
         skin_colour=skin,
-        nose=_part(rng, NOSES),
-        clothes=_part(rng, CLOTHES),
+        nose=_draw_part(rng, NOSES),
+        clothes=_draw_part(rng, CLOTHES),
         clothes_colour=clothes,
-        clothes_trim=_colour(rng, TRIM_COLOURS),
-        mouth=_part(rng, MOUTHS),
-        mouth_colour=_colour(rng, MOUTH_COLOURS, 5),
-        tongue_colour=_colour(rng, TONGUE_COLOURS, 5),
-        facial_hair=_part(rng, FACIAL_HAIR) if has_beard else NONE,
+        clothes_trim=_draw_color(rng, TRIM_COLORS),
+        mouth=_draw_part(rng, MOUTHS),
+        mouth_colour=_draw_color(rng, MOUTH_COLORS, 5),
+        tongue_colour=_draw_color(rng, TONGUE_COLORS, 5),
+        facial_hair=_draw_part(rng, FACIAL_HAIR) if has_beard else NONE,
         facial_hair_colour=beard,
-        eyes=_part(rng, EYES),
-        eye_colour=_colour(rng, EYE_COLOURS, 5),
-        eyebrows=_part(rng, EYEBROWS),
+        eyes=_draw_part(rng, EYES),
+        eye_colour=_draw_color(rng, EYE_COLORS, 5),
+        eyebrows=_draw_part(rng, EYEBROWS),
         brow_colour=brows,
-        glasses=_part(rng, GLASSES) if has_glasses else NONE,
-        glasses_colour=_colour(rng, GLASSES_COLOURS, 5),
+        glasses=_draw_part(rng, GLASSES) if has_glasses else NONE,
+        glasses_colour=_draw_color(rng, GLASSES_COLORS, 5),
         top=top,
         hair_colour=hair,
         hat_colour=hat,
-        hat_trim=_apart(rng, TRIM_COLOURS, skin),
+        hat_trim=_draw_distinct_color(rng, TRIM_COLORS, skin),
         rotation=round(float(rng.uniform(-14, 14)), 3),
         scale=round(float(rng.uniform(0.92, 1.1)), 4),
         shift_x=round(float(rng.uniform(-0.06, 0.06)), 4),
@@ -195,30 +197,30 @@ def avatar_spec(index: int, seed: int = 0) -> AvatarSpec:
     )
 
 
-def _part(rng: np.random.RandomState, weights: Mapping[str, float]) -> str:
+def _draw_part(rng: np.random.RandomState, weights: Mapping[str, float]) -> str:
     edges = list(accumulate(weights.values()))
     return list(weights)[bisect_right(edges, float(rng.rand()) * edges[-1])]
 
 
-# Colours are plain floats here: for three numbers numpy's arrays take several times as long as the arithmetic.
-def _colour(rng: np.random.RandomState, palette: Sequence[str], spread: float = 9) -> str:
-    """A colour of the palette, made a little lighter or darker and a little off in hue (`spread` in levels of 255)."""
+# Colors are plain floats here: for three numbers, numpy arrays are several times slower.
+def _draw_color(rng: np.random.RandomState, palette: Sequence[str], spread: float = 9) -> str:
+    """Draw a color of the palette, slightly varied in lightness and hue (`spread` in levels of 255)."""
     rgb = _rgb(palette[rng.randint(len(palette))])
     lighter = float(rng.uniform(-2, 2)) * spread
     hue: list[float] = rng.uniform(-1, 1, 3).tolist()
     return _hex([level + lighter + shift * spread for level, shift in zip(rgb, hue, strict=True)])
 
 
-def _apart(rng: np.random.RandomState, palette: Sequence[str], *others: str, gap: float = 80) -> str:
-    """A colour of the palette at least `gap` (summed over channels) from the `others`, so that borders are seen."""
+def _draw_distinct_color(rng: np.random.RandomState, palette: Sequence[str], *others: str, gap: float = 80) -> str:
+    """Draw a color that differs from `others` by at least `gap`, summed over channels, in up to 12 tries."""
     for _ in range(12):
-        colour = _colour(rng, palette)
+        colour = _draw_color(rng, palette)
         if all(_distance(colour, other) >= gap for other in others):
             break
     return colour
 
 
-def _darker(colour: str, factor: float) -> str:
+def _darken(colour: str, factor: float) -> str:
     return _hex([level * factor for level in _rgb(colour)])
 
 

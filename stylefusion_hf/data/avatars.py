@@ -1,12 +1,12 @@
-"""Portraits with an exact map of their regions: the artwork that the embedded models are trained and judged on.
+"""Drawn portraits with exact region maps, on which the embedded models are trained and evaluated.
 
 The drawings are "Avataaars" by Pablo Stanley (free for personal and commercial use), composed from python-avatars
-(MIT) and rasterised with resvg. Both packages are the extra `train`: ``pip install stylefusion-hf[train]``.
+(MIT) and rasterized with resvg. The extra `train` installs both packages: ``pip install stylefusion-hf[train]``.
 
     image, labels = render_avatar(avatar_spec(7), size=128)
-    other = render_avatar(swap_region(avatar_spec(7), avatar_spec(8), "hair"))[0]  # the true swap
+    other = render_avatar(swap_region(avatar_spec(7), avatar_spec(8), "hair"))[0]  # the ground-truth swap
 
-`render_arrays`, `cached_arrays` and `write_dataset` are `Artwork`'s.
+`render_arrays`, `cached_arrays` and `write_dataset` are methods of `Artwork`.
 """
 
 from importlib import metadata
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def _parts() -> str:
-    parts_folder()  # raises the ImportError that names the extra
+    parts_folder()  # ImportError, naming the extra, if a package is missing
     return f"python-avatars {metadata.version('python-avatars')}"
 
 
@@ -54,9 +54,9 @@ render_arrays, cached_arrays, write_dataset = AVATARS.render_arrays, AVATARS.cac
 
 
 class AvatarDataset(Dataset[dict[str, Any]]):
-    """Avatars start .. start + count - 1 of a seed, drawn when asked for (about 15 ms each at 64 px).
+    """Avatars start .. start + count - 1 of a seed, drawn on access (about 15 ms each at 64 px).
 
-    Items: {"image": float (3, size, size) in [-1, 1], "labels": long (size, size), "index": the avatar's index}.
+    Items are {"image": float (3, size, size) in [-1, 1], "labels": long (size, size), "index": the avatar's index}.
     """
 
     def __init__(self, count: int, size: int = 64, seed: int = 0, start: int = 0) -> None:

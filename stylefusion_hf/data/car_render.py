@@ -1,4 +1,4 @@
-"""From a `CarSpec` to pixels: SVG text of our own drawing, the picture and the label map."""
+"""Rendering of a `CarSpec` to a picture and a label map, by SVG text of our own drawing."""
 
 import math
 
@@ -7,9 +7,9 @@ import numpy as np
 from stylefusion_hf.data.car_spec import REGIONS, CarSpec
 from stylefusion_hf.data.raster import draw
 
-FRAME = 100.0  # units a picture's side has
-LENGTH = 0.9  # of the picture's width that a car of scale 1 takes
-AXLES = (24.0, 77.0)  # of a car 100 units long, whose wheels' centres are at height 0, up being negative
+FRAME = 100.0  # side of a picture in units
+LENGTH = 0.9  # length of a car of scale 1, relative to the picture's width
+AXLES = (24.0, 77.0)  # of a car 100 units long; the wheels' centers are at height 0, and up is negative
 
 # Outline and windows of each body, facing right.
 OUTLINES = {
@@ -41,7 +41,7 @@ OUTLINES = {
 
 
 def render_car(spec: CarSpec, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """The picture (size, size, 3) and its label map (size, size), both uint8; label i is `REGIONS[i]`.
+    """Render the picture (size, size, 3) and its label map (size, size), both uint8; label i is `REGIONS[i]`.
 
     ValueError for a size under 16.
     """
@@ -52,7 +52,7 @@ def render_car(spec: CarSpec, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sky(spec: CarSpec, size: int) -> np.ndarray:
-    """(size, 1, 3), float in 0..255: from the picture's top to the horizon."""
+    """Return the sky (size, 1, 3), float in 0..255, a gradient from the picture's top to the horizon."""
     ends = [np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)], np.float32) for c in (spec.sky_from, spec.sky_to)]
     height = ((np.arange(size, dtype=np.float32) + 0.5) / size / spec.horizon).clip(0, 1)
     sky: np.ndarray = ends[0] + height[:, None, None] * (ends[1] - ends[0])
@@ -60,7 +60,7 @@ def _sky(spec: CarSpec, size: int) -> np.ndarray:
 
 
 def car_svg(spec: CarSpec) -> tuple[str, str]:
-    """The picture (its sky transparent) and the label map as SVG text."""
+    """Return the picture (with a transparent sky) and the label map as SVG text."""
     unit = LENGTH * spec.scale * FRAME / 100
     middle = FRAME * (0.5 + spec.shift_x)
     axle = FRAME * spec.ground - spec.wheel_radius * unit
@@ -73,7 +73,7 @@ def car_svg(spec: CarSpec) -> tuple[str, str]:
     image += f'<g transform="{pose}">{_body(spec)}{_wheels(spec)}</g>'
     horizon = FRAME * spec.horizon
     top, bottom, body, wheels = (f'fill="#{i:02x}{i:02x}{i:02x}"' for i in range(len(REGIONS)))
-    # Shapes as in the picture, to the digit, so that they cover the same samples.
+    # The same shapes as in the picture, to the digit, so that they cover the same samples.
     circle = f'<circle r="{spec.wheel_radius:.2f}" {wheels}/>'
     circles = "".join(f'<g transform="translate({x} 0)">{circle}</g>' for x in AXLES)
     ground = f'<rect x="0" y="{horizon}" width="{FRAME}" height="{FRAME - horizon}" {bottom}/>'
@@ -85,21 +85,21 @@ def car_svg(spec: CarSpec) -> tuple[str, str]:
     return f"{head}{image}</svg>", f"{head}{labels}</svg>"
 
 
-def _mixed(colour: str, other: str, share: float) -> str:
+def _mix(colour: str, other: str, share: float) -> str:
     pairs = ((int(colour[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5))
     return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in pairs)
 
 
 def _scenery(spec: CarSpec) -> str:
-    """The sun and what stands on the horizon; all of it above the horizon."""
+    """Draw the sun and the scenery, all above the horizon."""
     draw, base = np.random.RandomState(spec.scenery), FRAME * spec.horizon
     parts = []
     if spec.sun >= 0:
-        light = _mixed(spec.sky_to, "#ffffff", 0.7)
+        light = _mix(spec.sky_to, "#ffffff", 0.7)
         parts.append(f'<circle cx="{spec.sun * FRAME:.3f}" cy="{0.32 * base:.3f}" r="6" fill="{light}"/>')
     if spec.scene == "open":
         return "".join(parts)
-    far, near = _mixed(spec.scene_colour, spec.sky_to, 0.35), spec.scene_colour
+    far, near = _mix(spec.scene_colour, spec.sky_to, 0.35), spec.scene_colour
     if spec.scene == "mountains":
         for colour, height in ((far, 24), (near, 15)):
             peaks = [(x + draw.uniform(-6, 6), base - height * draw.uniform(0.6, 1.1)) for x in range(10, 110, 27)]
@@ -129,8 +129,8 @@ def _scenery(spec: CarSpec) -> str:
 
 
 def _ground(spec: CarSpec) -> str:
-    """From the horizon down: a verge, then the ground."""
-    base, light = FRAME * spec.horizon, _mixed(spec.ground_colour, "#ffffff", 0.55)
+    """Draw everything below the horizon: a verge, then the ground."""
+    base, light = FRAME * spec.horizon, _mix(spec.ground_colour, "#ffffff", 0.55)
     verge = 5.0
     parts = [
         f'<rect x="0" y="{base}" width="{FRAME}" height="{FRAME - base}" fill="{spec.ground_colour}"/>',
@@ -143,7 +143,7 @@ def _ground(spec: CarSpec) -> str:
     elif spec.ground_kind == "lanes":
         parts.append(f'<path d="M0 {low + 6:.2f}h100v2h-100zM0 {low + 11:.2f}h100v2h-100z" fill="{light}"/>')
     elif spec.ground_kind == "paving":
-        dark = _mixed(spec.ground_colour, "#000000", 0.3)
+        dark = _mix(spec.ground_colour, "#000000", 0.3)
         rows = "".join(f"M0 {y:.2f}h100v1h-100z" for y in np.arange(base + verge + 6, FRAME, 9))
         slants = "".join(f"M{50 + (x - 50) * 0.75:.2f} {base + verge}L{x} 100h1.4z" for x in range(-20, 130, 20))
         parts.append(f'<path d="{rows}{slants}" fill="{dark}"/>')
@@ -152,8 +152,8 @@ def _ground(spec: CarSpec) -> str:
 
 def _body(spec: CarSpec) -> str:
     outline, windows = OUTLINES[spec.body]
-    dark, r = _mixed(spec.paint, "#000000", 0.55), spec.wheel_radius + 1.8
-    low = _mixed(spec.paint, "#ffffff", 0.75) if spec.two_tone else _mixed(spec.paint, "#000000", 0.25)
+    dark, r = _mix(spec.paint, "#000000", 0.55), spec.wheel_radius + 1.8
+    low = _mix(spec.paint, "#ffffff", 0.75) if spec.two_tone else _mix(spec.paint, "#000000", 0.25)
     arches = "".join(f'<circle cx="{x}" cy="0" r="{r:.2f}" fill="{dark}"/>' for x in AXLES)
     return (
         f'<clipPath id="body"><path d="{outline}"/></clipPath><g clip-path="url(#body)">'
@@ -165,7 +165,7 @@ def _body(spec: CarSpec) -> str:
 
 
 def _wheels(spec: CarSpec) -> str:
-    r, rim, dark = spec.wheel_radius, 0.62 * spec.wheel_radius, _mixed(spec.rim_colour, "#000000", 0.6)
+    r, rim, dark = spec.wheel_radius, 0.62 * spec.wheel_radius, _mix(spec.rim_colour, "#000000", 0.6)
     if spec.rim == "disc":
         face = f'<circle r="{rim:.2f}" fill="{spec.rim_colour}"/><circle r="{rim / 3:.2f}" fill="{dark}"/>'
     elif spec.rim == "ring":

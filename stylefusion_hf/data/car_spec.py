@@ -1,4 +1,4 @@
-"""What one car is made of: its attributes, how they are drawn for an index, and how a region is swapped."""
+"""The attributes of a car, how they are drawn at random for an index, and how a region is swapped."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -24,9 +24,9 @@ PAINTS = (
 )
 GLASS = ("#26343f", "#4f7186", "#9cc4d6")
 RIMS = ("spokes", "disc", "ring", "cross")
-RIM_COLOURS = ("#d9dce0", "#8b9096", "#3a3d42", "#c9a227", "#f4f4f4", "#b3402e")
-TYRES = ("#17181a", "#2a2622", "#3b3f45")
-# The sky's colours above and at the horizon.
+RIM_COLORS = ("#d9dce0", "#8b9096", "#3a3d42", "#c9a227", "#f4f4f4", "#b3402e")
+TIRES = ("#17181a", "#2a2622", "#3b3f45")
+# Colors of the sky at the top and at the horizon.
 SKIES = (
     ("#4a90d9", "#cfe6f7"),
     ("#2b5c9e", "#9cc3e6"),
@@ -37,19 +37,19 @@ SKIES = (
     ("#79c7c0", "#f3f7d9"),
 )
 SCENES = ("mountains", "city", "trees", "hills", "open")
-SCENE_COLOURS = ("#5d6d7e", "#35566b", "#2f5d3a", "#7b6a58", "#3a3550", "#8fa58a")
+SCENE_COLORS = ("#5d6d7e", "#35566b", "#2f5d3a", "#7b6a58", "#3a3550", "#8fa58a")
 GROUNDS = ("road", "plain", "lanes", "paving")
-GROUND_COLOURS = ("#4c4f54", "#6d6f73", "#7a9a4a", "#d8c08a", "#e6ebf0", "#8b5e3c", "#39424e")
+GROUND_COLORS = ("#4c4f54", "#6d6f73", "#7a9a4a", "#d8c08a", "#e6ebf0", "#8b5e3c", "#39424e")
 KERBS = ("#e8e4d8", "#b9b2a3", "#5f7f3a", "#c4a86a", "#2e3238")
 
 
 @dataclass(frozen=True)
 class CarSpec:
-    """Everything that decides a car's picture; colours are "#rrggbb", lengths fractions of the picture's width.
+    """All attributes that determine a car's picture. Colors are "#rrggbb", lengths fractions of the picture's width.
 
-    Pose: `facing` (1 to the right, -1 to the left), `scale` (at 1 the car is 0.9 of the width), `shift_x` of its
-    middle, `horizon` and `ground` the heights (from the top) of the horizon and of the tyres' lowest point. `scenery`
-    seeds the outline of what stands on the horizon, `sun` its place from left to right (-1 for none).
+    Pose: `facing` (1 right, -1 left), `scale` (at 1 the car takes 0.9 of the width), `shift_x` of its center, and
+    `horizon` and `ground`, the heights (from the top) of the horizon and of the tires' lowest point. `scenery` seeds
+    the outline of the scenery on the horizon; `sun` is its horizontal position (-1 for none).
     """
 
     sky_from: str
@@ -81,13 +81,13 @@ class CarSpec:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """All that is not pose."""
+        """All attributes except the pose."""
         return {name: value for name, value in asdict(self).items() if name not in POSE}
 
 
 POSE = ("facing", "scale", "shift_x", "horizon", "ground")
 
-# What each region's look is made of.
+# The attributes that determine each region's appearance.
 REGION_FIELDS = {
     "background_top": ("sky_from", "sky_to", "sun", "scene", "scene_colour", "scenery"),
     "background_bottom": ("ground_kind", "ground_colour", "kerb_colour"),
@@ -97,7 +97,7 @@ REGION_FIELDS = {
 
 
 def car_spec(index: int, seed: int = 0) -> CarSpec:
-    """Car `index` of the collection `seed`, the same on every machine. ValueError for a negative number."""
+    """Draw car `index` of collection `seed`, the same on every machine. ValueError for a negative number."""
     if index < 0 or seed < 0:
         raise ValueError(f"index and seed must be at least 0, got {index} and {seed}")
     draw = np.random.RandomState([seed, index])
@@ -112,18 +112,18 @@ def car_spec(index: int, seed: int = 0) -> CarSpec:
         sky_to=sky[1],
         sun=round(draw.uniform(0.1, 0.9), 4) if draw.uniform() < 0.5 else -1.0,
         scene=one_of(SCENES),
-        scene_colour=one_of(SCENE_COLOURS),
+        scene_colour=one_of(SCENE_COLORS),
         scenery=int(draw.randint(2**16)),
         ground_kind=one_of(GROUNDS),
-        ground_colour=one_of(GROUND_COLOURS),
+        ground_colour=one_of(GROUND_COLORS),
         kerb_colour=one_of(KERBS),
         body=one_of(BODIES),
         paint=one_of(PAINTS),
         two_tone=bool(draw.uniform() < 0.25),
         glass=one_of(GLASS),
         rim=one_of(RIMS),
-        rim_colour=one_of(RIM_COLOURS),
-        tyre_colour=one_of(TYRES),
+        rim_colour=one_of(RIM_COLORS),
+        tyre_colour=one_of(TIRES),
         wheel_radius=round(draw.uniform(9.5, 12.0), 4),
         facing=int(one_of((1, -1))),
         scale=round(draw.uniform(0.84, 1.04), 4),
@@ -134,7 +134,7 @@ def car_spec(index: int, seed: int = 0) -> CarSpec:
 
 
 def swap_region(target: CarSpec, source: CarSpec, region: str) -> CarSpec:
-    """`target` with the look of `region` taken from `source`; the pose stays. ValueError for an unknown region."""
+    """Return `target` with `region` from `source`, in the target's pose. ValueError for an unknown region."""
     if region not in REGION_FIELDS:
         raise ValueError(f"unknown region {region!r}: choose from {', '.join(REGION_FIELDS)}")
     return replace(target, **{name: getattr(source, name) for name in REGION_FIELDS[region]})

@@ -1,9 +1,9 @@
-"""Cars with an exact map of their regions: a second domain, for the preset `car`. The drawings are our own.
+"""Drawn cars with exact region maps, a second domain, for the preset `car`. The drawings are our own.
 
     image, labels = render_car(car_spec(7), size=128)
-    other = render_car(swap_region(car_spec(7), car_spec(8), "wheels"))[0]  # the true swap
+    other = render_car(swap_region(car_spec(7), car_spec(8), "wheels"))[0]  # the ground-truth swap
 
-Rasterised with resvg, which is in the extra `train`: ``pip install stylefusion-hf[train]``.
+They are rasterized with resvg, which the extra `train` installs: ``pip install stylefusion-hf[train]``.
 """
 
 from importlib.util import find_spec

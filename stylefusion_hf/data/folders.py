@@ -1,4 +1,4 @@
-"""A folder of a user's own pictures as a dataset."""
+"""Folders of the user's own pictures as datasets."""
 
 import os
 from pathlib import Path
@@ -25,24 +25,26 @@ from stylefusion_hf.imaging.images import (
 class ImageFolder(Dataset[dict[str, torch.Tensor]]):
     """All pictures below a folder, sorted by path, as square tensors.
 
-    Items: {"image": float (channels, resolution, resolution) in [-1, 1]}. In a folder laid out as by `write_dataset`
-    (``images/`` and ``labels/`` with the same names, as .png) an item also has {"labels": long (resolution,
-    resolution)}, resized without mixing ids.
+    Items are {"image": float (channels, resolution, resolution) in [-1, 1]}. If the folder has the layout of
+    `write_dataset` (``images/`` and ``labels/`` with .png files of the same names), items also have {"labels": long
+    (resolution, resolution)}, resized by nearest neighbor.
+
+    The constructor reads sizes from the files' headers, so that a picture of a wrong size is an error before training
+    starts. A picture that is truncated further down is an OSError that names it when its item is read.
 
     Args:
-        root: the folder, searched recursively; hidden files and folders are passed over.
+        root: the folder, searched recursively; hidden files and folders are skipped.
         resolution: side of the items in pixels.
-        crop: "center" cuts the largest square from the middle; "none" takes square pictures only.
-        channels: 3 for colour, 1 for grey. Transparent pictures are put on white.
-        mirror: adds every picture's mirror image: item i + n/2 mirrors item i.
+        crop: "center" crops the largest centered square; "none" accepts square pictures only.
+        channels: 3 for color, 1 for gray. Transparent pictures are put on white.
+        mirror: add the mirror image of every picture: item i + n/2 mirrors item i.
         upscale: accept pictures smaller than `resolution`.
-        skip_broken: leave unusable pictures out (`skipped` lists them) instead of failing at them; reads all
-            pictures once, with a progress bar.
+        skip_broken: skip unusable pictures (`skipped` lists them) instead of raising; reads all pictures once.
+        progress: show a progress bar while doing so.
 
-    Which pictures can be used is what `images.check_image` says: no animations, for example. Sizes are looked up in
-    the files' headers here, so that a picture of a wrong size is an error before a training has begun; a picture cut
-    off further down is an OSError with its name when its item is read. Raises OSError for a missing folder or an
-    unusable picture and ValueError for a bad argument, an empty folder, or pictures of a wrong size.
+    Raises:
+        OSError: the folder is missing, or a picture is unusable according to `images.check_image`, e.g. animated.
+        ValueError: a bad argument, an empty folder, or pictures of a wrong size.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
         if crop not in ("center", "none"):
             raise ValueError(f'crop must be "center" or "none", got {crop!r}')
         if channels not in (1, 3):
-            raise ValueError(f"channels must be 3 (colour) or 1 (grey), got {channels}")
+            raise ValueError(f"channels must be 3 (color) or 1 (gray), got {channels}")
         self.root = Path(root)
         self.resolution, self.crop, self.channels, self.mirror = resolution, crop, channels, mirror
         has_labels = (self.root / "images").is_dir() and (self.root / "labels").is_dir()
@@ -79,9 +81,9 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
         if has_labels:
             maps = self.root / "labels"
             self.label_paths = [maps / path.relative_to(pictures).with_suffix(".png") for path in self.paths]
-            lost = [path for path in self.label_paths if not path.is_file()]
-            if lost:
-                raise ValueError(f"{len(lost)} of {len(self.paths)} pictures have no label map, first {lost[0]}")
+            missing = [path for path in self.label_paths if not path.is_file()]
+            if missing:
+                raise ValueError(f"{len(missing)} of {len(self.paths)} pictures have no label map, first {missing[0]}")
         self.regions = _regions(self.root)
 
     def __len__(self) -> int:
@@ -156,7 +158,7 @@ def _broken(path: Path) -> bool:
 
 
 def _read(path: Path, channels: int) -> Image.Image:
-    """The upright picture in mode RGB or L; OSError with its name if it cannot be used."""
+    """Open a picture, upright, in mode RGB or L. OSError, naming it, if it cannot be used."""
     try:
         return open_image(path, channels)
     except (OSError, ValueError) as error:

@@ -18,7 +18,8 @@ from diffusers import ModelMixin
 from stylefusion_hf.core.checks import check_path, short, shown
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
-from stylefusion_hf.core.progress import nobody_watches, quiet_loading, tqdm
+from stylefusion_hf.core.named_models import find_model
+from stylefusion_hf.core.progress import is_redirected, quiet_loading, tqdm
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.models.loading import remove_other_weights, weights_sha256
 
@@ -48,14 +49,15 @@ class HubMixin(_Pipeline):
         """
         given = check_path(pretrained_model_name_or_path)
         kwargs.setdefault("use_safetensors", True)
-        folder = given if os.path.isdir(given) else os.fspath(cls.download(given, **kwargs))
+        local = find_model(given)
+        folder = local if os.path.isdir(local) else os.fspath(cls.download(given, **kwargs))
         try:
             pipe = cls._from_folder(folder, kwargs)
         except (OSError, ValueError) as error:
             if folder == given and folder in str(error):
                 raise
             kind = OSError if isinstance(error, OSError) else ValueError
-            again = "" if folder == given else "; force_download=True downloads it again"
+            again = "" if folder == local else "; force_download=True downloads it again"
             raise kind(f"{given}: {error}{again}") from error
         pipe.register_to_config(_name_or_path=given)
         return pipe
@@ -213,7 +215,7 @@ class HubMixin(_Pipeline):
         `set_progress_bar_config(disable=False)` shows it there too.
         """
         config = getattr(self, "_progress_bar_config", {})
-        if "disable" not in config and nobody_watches():
+        if "disable" not in config and is_redirected():
             return tqdm(iterable, total=total, disable=True)
         return super().progress_bar(iterable, total)
 

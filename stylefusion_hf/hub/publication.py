@@ -107,10 +107,12 @@ def prepare(
     measured = model_card.read_report(report or beside) if report is not None or beside.is_file() else None
     config = package.StyleFusionPipeline.load_config(folder) if (folder / INDEX).is_file() else {}
     name = config.get("_class_name")
-    pipeline: Any = getattr(package, name, None) if name in package.__all__ else None
+    pipeline: Any = getattr(package, str(name), None) if name in package.__all__ else None
     if not (isinstance(pipeline, type) and issubclass(pipeline, HubMixin)):
-        found = f"a pipeline of the class {name!r}" if name else f"a folder without {INDEX}"
-        raise ValueError(f"{folder} is {found}: publish a folder that save_pretrained of a {PACKAGE} pipeline wrote")
+        given_folder = f"a pipeline of the class {name!r}" if name else f"a folder without {INDEX}"
+        raise ValueError(
+            f"{folder} is {given_folder}: publish a folder that save_pretrained of a {PACKAGE} pipeline wrote"
+        )
     if pipe is None:
         pipe = pipeline.from_pretrained(folder)
     components = components_of(config)

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from stylefusion_hf.core.hub_files import explained
+from stylefusion_hf.core.hub_files import explain_errors
 from stylefusion_hf.hub import model_card
 from stylefusion_hf.hub.collecting import CARD, WEIGHT_FILE, collect
 from stylefusion_hf.hub.publication import Publication, prepare
@@ -109,7 +109,7 @@ def upload(
         OSError: one line that names the repository, what happened and what to do.
     """
     api = HfApi(token=token)
-    with explained(f"cannot publish to {repo_id!r}", revision):
+    with explain_errors(f"cannot publish to {repo_id!r}", revision):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from stylefusion_hf.core.checks import shown
-from stylefusion_hf.core.hub_files import explained
+from stylefusion_hf.core.hub_files import explain_errors
 from stylefusion_hf.hub.cleaning import clean_png
 
 INSTALLED = Path(__file__).parents[1]  # the package's folder
@@ -134,7 +134,7 @@ def publish_space(
     api: Any = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         files = space_files(repo_id, build_wheel(folder) if wheel is None else wheel, api.endpoint, model)
-    with explained(f"cannot publish to the Space {repo_id!r}"):
+    with explain_errors(f"cannot publish to the Space {repo_id!r}"):
         api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         parent = api.repo_info(repo_id, repo_type="space").sha
         existing = api.list_repo_files(repo_id, repo_type="space", revision=parent)

@@ -1,6 +1,13 @@
-"""The three operations that StyleGAN2 is made of, each with a plain reference beside its fast path.
+"""The low-level operations of StyleGAN2 and MobileStyleGAN, each with a plain reference and a fast path.
 
-Fast paths are PyTorch's operators or, where they are built and wanted, native ones: see `native/__init__.py`.
+Fast paths use PyTorch's operators or, if built and enabled, native ones. Read it in this order:
+
+    upfirdn2d.py        resampling with a FIR filter
+    bias_act.py         scale, bias, noise, activation, gain and clamp
+    modulated_conv.py   modulated convolution, with up- or downsampling; built on the two above
+    wavelets.py         the inverse Haar transform of MobileStyleGAN
+    native/             C++ and CUDA kernels, how they are built, and when they are used
+    context.py          whether tracing or function transforms are active, which restricts the fast paths
 """
 
 from stylefusion_hf.ops.bias_act import bias_act, upfirdn2d_bias_act

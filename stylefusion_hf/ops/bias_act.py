@@ -1,9 +1,8 @@
 """Scale, bias, noise, activation, gain and clamp in one pass over the feature map, or in as few as PyTorch allows.
 
-The contract is that of NVIDIA's `bias_act` (stylegan3, `torch_utils/ops/bias_act.py`), with an optional scale per
-sample and channel in front, which is where the demodulation of a modulated convolution ends up (see
-`modulated_conv.py`), and StyleGAN2's noise per pixel. `impl="fast"` takes the native operator where that is wanted and
-there (see `native/__init__.py`), else PyTorch's.
+The contract is that of NVIDIA's `bias_act` (stylegan3, `torch_utils/ops/bias_act.py`), extended by StyleGAN2's noise
+per pixel and by an optional scale per sample and channel, used to demodulate a modulated convolution (see
+`modulated_conv.py`). `impl="fast"` uses the native operator if enabled (see `native/__init__.py`), else PyTorch's.
 """
 
 import math
@@ -28,27 +27,26 @@ def bias_act(
     impl: str = "fast",
     noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`clamp(act(x * scale + bias + noise) * gain)`.
+    """Compute `clamp(act(x * scale + bias + noise) * gain)`.
 
     Args:
         x: (B, C, H, W) or (B, C).
-        bias: broadcastable to x once viewed as a channel vector when it has one dimension, (C,); or a full
-            (1 or B, 1 or C, H, W) map.
+        bias: a channel vector (C,), or a map (1 or B, 1 or C, H, W).
         act: `"linear"` or `"lrelu"` (slope 0.2).
-        gain: default 1 for linear and sqrt(2) for lrelu, which keeps the variance.
-        clamp: the result is limited to [-clamp, clamp]; None for no limit.
-        scale: (B, C), multiplied onto x first.
+        gain: default 1 for linear and sqrt(2) for lrelu, which preserves the variance.
+        clamp: limits the result to [-clamp, clamp]; None for no limit.
+        scale: (B, C), multiplied to x first.
         impl: `"fast"` or `"ref"`.
-        noise: (1 or B, 1, H, W), already times its strength.
+        noise: (1 or B, 1, H, W), already multiplied by its strength.
 
     Raises:
         ValueError: an unknown `act` or `impl`, a negative gain, or shapes that do not fit.
     """
     check_impl(impl)
     gain = _check(x.shape, act, gain, scale, bias, noise, impl)
-    # A native call costs some 50 us, which the (B, C) of a mapping network does not win back.
-    something = act == "lrelu" or any(t is not None for t in (scale, bias, noise))
-    if impl == "fast" and x.ndim == 4 and something and _is_vector(bias) and native.covers(x):
+    # A native call has an overhead of about 50 us, too much for the (B, C) of a mapping network.
+    has_work = act == "lrelu" or any(t is not None for t in (scale, bias, noise))
+    if impl == "fast" and x.ndim == 4 and has_work and _is_vector(bias) and native.covers(x):
         return native.bias_act(x, scale, bias, noise, act, gain, clamp)
     tail = (1,) * (x.ndim - 2)
     if bias is not None:
@@ -64,8 +62,8 @@ def bias_act(
         y = (F.leaky_relu(y, SLOPE) if act == "lrelu" else y) * gain
     else:
         y = _affine(x, scale, bias, noise, gain)
-        # Both activations are positively homogeneous, so the gain was moved in front of them. In place only on a
-        # tensor of our own.
+        # Both activations are positively homogeneous, so the gain is applied before them. In place only if y is not
+        # the caller's tensor.
         if act == "lrelu":
             y = F.leaky_relu(y, SLOPE) if y is x else F.leaky_relu_(y, SLOPE)
     return y if clamp is None else y.clamp(-clamp, clamp)
@@ -86,10 +84,10 @@ def upfirdn2d_bias_act(
     down: int = 1,
     impl: str = "fast",
 ) -> torch.Tensor:
-    """`bias_act(upfirdn2d(x, f, up, down, padding, fir_gain), bias, ...)`: what follows an upsampling convolution.
+    """Compute `bias_act(upfirdn2d(x, f, up, down, padding, fir_gain), bias, ...)`, as after an upsampling convolution.
 
-    One pass over the feature map where native operators run and no gradient is asked for. Arguments and errors are
-    those of the two.
+    One pass over the feature map with native operators and without gradients. Arguments and errors are those of the
+    two functions.
     """
     given = [t for t in (x, f, scale, bias, noise) if t is not None]
     wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in given)
@@ -102,10 +100,10 @@ def upfirdn2d_bias_act(
 
 
 def _affine(x, scale, bias, noise, gain):
-    """(x * scale + bias + noise) * gain: one pass over x, and a second for noise."""
+    """Compute (x * scale + bias + noise) * gain: one pass over x, and a second one for noise."""
     if noise is not None and bias is not None and x.is_contiguous() and len(x) >= 4 * len(noise):
-        # A map of both costs three passes, of a sample that the batch shares. Never for channels-last, where it comes
-        # out channels-first and every later access goes astray.
+        # A combined map costs three passes, but only over one sample that the batch shares. Not for channels-last: the
+        # map would be channels-first, which slows down every later access.
         bias, noise = bias + noise, None
     if scale is not None and bias is not None:
         y = torch.addcmul(bias * gain, x, scale * gain)
@@ -125,7 +123,7 @@ def _is_vector(bias: torch.Tensor | None) -> bool:
 
 
 def _check(shape, act, gain, scale, bias, noise, impl) -> float:
-    """The gain; ValueError for what does not fit features of that shape. Of a bias, only a vector is looked at."""
+    """Return the gain; ValueError for arguments that do not fit features of this shape. A bias map is not checked."""
     if act not in DEFAULT_GAIN:
         raise ValueError(f"unknown activation {act!r}; choose from {', '.join(DEFAULT_GAIN)}")
     gain = DEFAULT_GAIN[act] if gain is None else float(gain)

@@ -1,13 +1,13 @@
-"""Who else follows a computation, beside autograd's ordinary way backwards."""
+"""Detection of tracing and function transforms."""
 
 import torch
 from torch.autograd import forward_ad
 
 
 def traced_or_transformed() -> bool:
-    """Whether `torch.jit.trace` writes operations down, or `torch.func` or forward-mode differentiation changes them.
+    """Return whether `torch.jit.trace`, a `torch.func` transform or forward-mode differentiation is active.
 
-    Then what is done must not depend on values, nor go through operators without rules for it.
+    In these cases control flow must not depend on values, and operators without rules for them cannot be used.
     """
     return (
         torch.jit.is_tracing()  # type: ignore[attr-defined]

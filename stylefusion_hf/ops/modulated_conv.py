@@ -1,9 +1,9 @@
 """Convolutions of StyleGAN2: with resampling, and modulated by a style (Karras et al., arXiv 1912.04958, section 2.2).
 
-A modulated convolution multiplies its weights by a style per input channel and, if demodulated, normalises every
-output channel of the product. Because a convolution is linear, the same numbers come from scaling the ACTIVATIONS
-before and after a convolution with static weights: one ordinary batched convolution instead of one a sample.
-`impl="ref"` builds the weights of every sample, as the paper writes it.
+A modulated convolution multiplies its weights by a style per input channel and, if demodulated, normalizes every
+output channel of the product. Convolution is linear, so scaling the ACTIVATIONS before and after a convolution with
+static weights gives the same result: one ordinary batched convolution instead of one per sample. `impl="ref"` computes
+the weights of every sample, as in the paper.
 """
 
 from contextlib import nullcontext
@@ -26,13 +26,13 @@ def conv2d_resample(
     groups: int = 1,
     impl: str = "fast",
 ) -> torch.Tensor:
-    """Same-size convolution preceded by 2x upsampling or followed by 2x downsampling, both with the filter `f`.
+    """Apply a same-size convolution after 2x upsampling or before 2x downsampling, both with the filter `f`.
 
     Args:
         x: (B, C_in, H, W).
-        weight: (C_out, C_in / groups, k, k) with odd k. With `up=2` it is kept as a transposed convolution wants it,
-            turned by 180 degrees against the others: so do all published StyleGAN2 checkpoints in PyTorch.
-        f: taps (N,) with even N, needed when `up` or `down` is 2.
+        weight: (C_out, C_in / groups, k, k) with odd k. With `up=2` it is stored for a transposed convolution, rotated
+            by 180 degrees relative to the others, as in all published StyleGAN2 checkpoints in PyTorch.
+        f: taps (N,) with even N, required if `up` or `down` is 2.
         up, down: 1 or 2, not both 2.
 
     Returns:
@@ -46,8 +46,8 @@ def conv2d_resample(
         return F.conv2d(x, weight, padding=k // 2, groups=groups)
     n = f.numel()
     if impl == "ref":
-        # Upsample, then convolve; filter, then convolve with a stride: as the operations read. The convolution's
-        # padding is asked of the filter, which sees the image continue as zeros.
+        # Upsample, then convolve; or filter, then convolve with a stride. The filter pads for the convolution too,
+        # treating the image as zero outside.
         if up == 2:
             x = upfirdn2d(x, f, up=2, padding=(n // 2 + k // 2, n // 2 - 1 + k // 2) * 2, gain=4.0, impl="ref")
             return F.conv2d(x, weight.flip(2, 3), groups=groups)
@@ -55,10 +55,10 @@ def conv2d_resample(
         return F.conv2d(x, weight, stride=2, groups=groups)
     if up == 2:
         if groups != 1:
-            raise ValueError("upsampling with groups is only there in the reference implementation")
+            raise ValueError("upsampling with groups is only supported by the reference implementation")
         x, padding = _convolve_up(x, weight, f)
         return upfirdn2d(x, f, padding=padding, gain=4.0)
-    if k == 1:  # filtering commutes with a pointwise convolution: do it where there are fewer pixels
+    if k == 1:  # filtering commutes with a pointwise convolution: downsample first, to convolve fewer pixels
         return F.conv2d(upfirdn2d(x, f, down=2, padding=(n // 2 - 1,) * 4), weight, groups=groups)
     return F.conv2d(upfirdn2d(x, f, padding=(n // 2 - 1 + k // 2,) * 4), weight, stride=2, groups=groups)
 
@@ -74,22 +74,23 @@ def _check_resampling(weight, f, up, down) -> None:
 
 
 def _convolve_up(x, weight, f):
-    """The upsampling convolution before its filter, (B, C_out, 2 H + k - 2, ...), and the padding the filter needs.
+    """Compute the upsampling convolution without its filter, (B, C_out, 2 H + k - 2, ...), and the filter's padding.
 
-    Order swapped (both are linear and shift-invariant): convolve at the low resolution, a quarter of the work.
+    Filter and convolution are linear and shift-invariant, so they can be swapped: convolving at the low resolution is
+    a quarter of the work.
     """
-    p = f.numel() // 2 - weight.shape[-1] // 2  # the border that filter and kernel leave, equal on both sides
+    p = f.numel() // 2 - weight.shape[-1] // 2  # equal on both sides
     return F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), (p, p, p, p)
 
 
 def demodulation(weight: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-    """1 / norm of each output channel's modulated weights, (B, C_out): one product over squared weights.
+    """Return 1 / norm of each output channel's modulated weights, (B, C_out), as a product over squared weights.
 
-    In float32 at least, also under autocast: half precision has no room for squares.
+    Computed in float32 or wider, also under autocast: the squares overflow in half precision.
     """
     wide = torch.promote_types(style.dtype, torch.float32)
     device = style.device.type
-    # Only where it is on: in a traced graph the block would be a graph of its own.
+    # Only if autocast is on: in a traced graph the block would become a graph of its own.
     plain = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
     with plain:
         return (style.to(wide).square() @ weight.to(wide).square().sum(dim=(2, 3)).t() + EPS).rsqrt()
@@ -104,18 +105,18 @@ def modulated_conv2d(
     up: int = 1,
     impl: str = "fast",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Convolution whose weights are modulated by a style per sample.
+    """Convolve with weights modulated by a style per sample.
 
     Args:
         x: (B, C_in, H, W).
         weight: (C_out, C_in, k, k).
-        style: (B, C_in), one factor an input channel.
-        demodulate: whether every output channel's modulated weights are brought to norm one.
+        style: (B, C_in), one factor per input channel.
+        demodulate: normalize every output channel's modulated weights to norm one.
         f, up: as in [`conv2d_resample`].
 
     Returns:
-        The features (B, C_out, H * up, W * up) and the factors (B, C_out) that are still to be multiplied onto them
-        (by `bias_act(scale=)`, which does it in the pass that adds the bias), or None if there are none.
+        The features (B, C_out, H * up, W * up), and factors (B, C_out) by which the caller must still multiply them,
+        or None. `bias_act(scale=)` does so in the pass that adds the bias.
     """
     check_impl(impl)
     _check_modulation(x, weight, style)
@@ -136,10 +137,10 @@ def modulated_conv2d_act(
     up: int = 1,
     impl: str = "fast",
 ) -> torch.Tensor:
-    """A whole synthesis layer: demodulated convolution, bias, noise, leaky ReLU, clamp.
+    """Apply a complete synthesis layer: demodulated convolution, bias, noise, leaky ReLU, clamp.
 
-    The arguments are those of [`modulated_conv2d`] and [`bias_act`]. This is the one place that sees both the filter
-    of an upsampling convolution and what follows it, which a native operator does together.
+    The arguments are those of [`modulated_conv2d`] and [`bias_act`]. Here the filter of an upsampling convolution and
+    the operations after it can be fused into one native operator.
     """
     if f is None or impl == "ref" or up == 1:
         x, scale = modulated_conv2d(x, weight, style, True, f, up, impl)
@@ -162,7 +163,7 @@ def _check_modulation(x, weight, style) -> None:
 
 
 def _modulate_weights(x, weight, style, demodulate, f, up):
-    """By the book: a convolution with weights of its own for every sample."""
+    """Convolve with separate weights for every sample, as in the paper."""
     b, _, h, w = x.shape
     per_sample = weight[None] * style[:, None, :, None, None]
     if demodulate:
@@ -173,12 +174,13 @@ def _modulate_weights(x, weight, style, demodulate, f, up):
 
 
 def _modulate(x, weight, style, demodulate):
-    """Features and weights to convolve, and the factors (B, C_out) for afterwards, or None.
+    """Return features and weights to convolve, and factors (B, C_out) to multiply afterward, or None.
 
-    A single sample's style goes into the weights where they are fewer than the features, else onto the features.
+    The style is applied to the weights if there is a single sample and they are smaller than the features, else to the
+    features.
     """
     if x.dtype == torch.float16 and demodulate:
-        # Half precision overflows at 65504. Demodulation cancels any factor on a sample's style or on the weights.
+        # Half precision overflows at 65504, so normalize. Demodulation cancels factors of the style and the weights.
         style = style / style.abs().amax(dim=1, keepdim=True).clamp_min(EPS)
         weight = weight / weight.abs().amax().clamp_min(EPS)
     scale = demodulation(weight, style) if demodulate else None

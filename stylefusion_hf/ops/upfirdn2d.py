@@ -1,10 +1,9 @@
-"""Resampling with a small low-pass filter (FIR), the operation that StyleGAN2 puts around every change of resolution.
+"""Resampling with a small low-pass filter (FIR), which StyleGAN2 applies at every change of resolution.
 
-`upfirdn2d` keeps the contract of NVIDIA's operator of that name (Karras et al., arXiv 1912.04958;
-`torch_utils/ops/upfirdn2d.py` in stylegan3): insert zeros, pad, filter, keep every n-th pixel. `impl="fast"` never
-writes the inserted zeros: it takes the native operator where that is wanted and there (see `native/__init__.py`), else
-PyTorch's convolutions: upsampling is a transposed grouped one, downsampling a strided one. `impl="ref"` does it by the
-book.
+`upfirdn2d` has the same contract as NVIDIA's operator (Karras et al., arXiv 1912.04958;
+`torch_utils/ops/upfirdn2d.py` in stylegan3): insert zeros, pad, filter, keep every n-th pixel. `impl="fast"` does not
+materialize the inserted zeros: it uses the native operator if enabled (see `native/__init__.py`), else PyTorch's
+convolutions, transposed and grouped for upsampling, strided for downsampling. `impl="ref"` follows the definition.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ IMPLEMENTATIONS = ("fast", "ref")
 
 
 def setup_filter(taps) -> torch.Tensor:
-    """Normalised one-dimensional float32 FIR taps, (N,). The 2-D filter is their outer product with themselves."""
+    """Return normalized one-dimensional float32 taps, (N,). The 2-D filter is their outer product."""
     f = torch.as_tensor(taps, dtype=torch.float32)
     if f.ndim != 1 or f.numel() == 0 or float(f.sum()) == 0.0:
         raise ValueError(
@@ -33,7 +32,7 @@ def check_impl(impl: str) -> None:
 
 
 def check_fir(x: torch.Tensor, f: torch.Tensor, up: int, down: int, padding: Sequence[int]) -> tuple[int, ...]:
-    """Shape of the result of [`upfirdn2d`], or ValueError."""
+    """Return the shape of the result of [`upfirdn2d`], or raise ValueError."""
     if x.ndim != 4 or f.ndim != 1:
         raise ValueError(
             f"expected images (B, C, H, W) and taps (N,); got shapes {tuple(x.shape)} and {tuple(f.shape)}"
@@ -64,24 +63,24 @@ def upfirdn2d(
         x: images or features, (B, C, H, W).
         f: one-dimensional taps, (N,), see [`setup_filter`]; applied along both axes.
         up, down: integer factors, >= 1.
-        padding: pixels added (or, if negative, cut) at left, right, top, bottom of the upsampled image.
-        gain: scales the result; `up * up` keeps the brightness when upsampling.
-        impl: `"fast"` or `"ref"`; the same values within float tolerance.
+        padding: pixels added (or, if negative, cropped) at left, right, top, bottom of the upsampled image.
+        gain: scales the result; `up * up` preserves brightness when upsampling.
+        impl: `"fast"` or `"ref"`; the results agree within float tolerance.
 
     Returns:
         (B, C, (H * up + top + bottom - N) // down + 1, likewise for W).
 
     Raises:
-        ValueError: shapes or factors that do not fit, or fewer padded pixels than taps.
+        ValueError: invalid shapes or factors, or fewer padded pixels than taps.
     """
     check_impl(impl)
     check_fir(x, f, up, down, padding)
     if impl == "fast" and not f.requires_grad and native.covers(x):
         return native.upfirdn2d(x, f.to(x.device), up, down, padding, float(gain))
-    # Half the gain goes into each axis. Flipped, because a convolution in the mathematical sense is meant.
+    # Each axis gets the square root of the gain. F.conv2d correlates, so flip the taps for a true convolution.
     taps = (f.flip(0) * gain**0.5).to(dtype=x.dtype, device=x.device)
     if impl == "ref":
-        return _by_the_book(x, taps, up, down, padding)
+        return _filter_reference(x, taps, up, down, padding)
     if up > 1 and down == 1:
         return _upsample(x, taps, up, padding)
     left, right, top, bottom = padding
@@ -98,24 +97,24 @@ def _insert_zeros(x: torch.Tensor, up: int) -> torch.Tensor:
     return x.reshape(b, c, h * up, w * up)
 
 
-def _by_the_book(x: torch.Tensor, taps: torch.Tensor, up: int, down: int, padding: tuple) -> torch.Tensor:
+def _filter_reference(x: torch.Tensor, taps: torch.Tensor, up: int, down: int, padding: tuple) -> torch.Tensor:
     x = F.pad(_insert_zeros(x, up), padding)
     kernel = torch.outer(taps, taps).expand(x.shape[1], 1, -1, -1)
     return F.conv2d(x, kernel, groups=x.shape[1])[:, :, ::down, ::down]
 
 
 def _separable(x: torch.Tensor, taps: torch.Tensor, down: int, pad_y: int, pad_x: int) -> torch.Tensor:
-    """Two one-dimensional depthwise passes; N + N instead of N * N multiplications a pixel."""
+    """Filter in two one-dimensional depthwise passes: N + N instead of N * N multiplications per pixel."""
     c, n = x.shape[1], taps.numel()
     x = F.conv2d(x, taps.view(1, 1, n, 1).expand(c, 1, n, 1), stride=(down, 1), padding=(pad_y, 0), groups=c)
     return F.conv2d(x, taps.view(1, 1, 1, n).expand(c, 1, 1, n), stride=(1, down), padding=(0, pad_x), groups=c)
 
 
 def _upsample(x: torch.Tensor, taps: torch.Tensor, up: int, padding: tuple) -> torch.Tensor:
-    """Zero insertion and filtering in one transposed convolution; what `padding` does not want is cropped."""
+    """Insert zeros and filter in one transposed convolution, then crop to `padding`."""
     c, n = x.shape[1], taps.numel()
     left, right, top, bottom = padding
     kernel = torch.outer(taps.flip(0), taps.flip(0)).expand(c, 1, n, n)
-    y = F.conv_transpose2d(x, kernel, stride=up, groups=c)  # pads by n - 1 in front and n - 1 - (up - 1) behind
+    y = F.conv_transpose2d(x, kernel, stride=up, groups=c)  # pads by n - 1 before and n - up after
     front, back = n - 1, n - up
     return F.pad(y, (left - front, right - back, top - front, bottom - back))

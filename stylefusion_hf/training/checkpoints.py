@@ -29,7 +29,7 @@ from accelerate import Accelerator, PartialState
 
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.files import FolderLock, flush, remove_partials, write_json
-from stylefusion_hf.core.processes import SAVING_ERRORS, everywhere, one_line
+from stylefusion_hf.core.processes import SAVING_ERRORS, one_line, run_everywhere
 from stylefusion_hf.training import states
 from stylefusion_hf.training.inputs import digests_of_inputs
 
@@ -181,9 +181,9 @@ def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: in
         remove_partials(output)
     accelerator.wait_for_everyone()
     found = states.collect(accelerator)
-    problem = everywhere(lambda: states.write(partial, found))
+    problem = run_everywhere(lambda: states.write(partial, found))
     if problem is None:
-        problem = everywhere(lambda: finish(args, partial, path, step) if accelerator.is_main_process else None)
+        problem = run_everywhere(lambda: finish(args, partial, path, step) if accelerator.is_main_process else None)
     if problem is not None:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)  # gives the room back
@@ -240,7 +240,7 @@ def check_finite(accelerator: Accelerator, output: Path, step: int) -> None:
             if not all(flag.item() for flag in finite):
                 raise RuntimeError(name)
 
-    bad = everywhere(check)
+    bad = run_everywhere(check)
     if bad is not None:
         raise FloatingPointError(
             f"the {bad} has numbers that are not finite at step {step}, nothing was written; {last_good(output)} and a"

@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stylefusion_hf.core.files import write_json
-from stylefusion_hf.core.processes import everywhere, on_main
+from stylefusion_hf.core.processes import on_main, run_everywhere
 from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.training.checkpoints import (
     flags_of,
@@ -61,7 +61,7 @@ def common_parser(prog: str, description: str, **defaults) -> argparse.ArgumentP
     p.add_argument("--seed", type=int, default=0, help="of weights, data order and latents")
     p.add_argument("--resolution", type=int, default=64, help="pixels, a power of two")
     p.add_argument("--train_batch_size", type=int, default=16, help="per process")
-    p.add_argument("--max_train_steps", type=int, default=10_000, help="optimiser steps in all, resumed ones included")
+    p.add_argument("--max_train_steps", type=int, default=10_000, help="optimizer steps in all, resumed ones included")
     p.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-batches a step")
     p.add_argument("--learning_rate", type=float, default=2e-3)
     p.add_argument("--lr_scheduler", default="constant", help="linear, cosine, constant, constant_with_warmup, ...")
@@ -158,7 +158,7 @@ def start(args: argparse.Namespace) -> Accelerator:
             write_json(output / "arguments.json", flags, indent=2)
 
     on_main(prepare)
-    problem = everywhere(lambda: check_shared(output, flags))
+    problem = run_everywhere(lambda: check_shared(output, flags))
     if problem is not None:
         raise OSError(problem)
     if accelerator.is_main_process and args.report_to != "none":
@@ -250,7 +250,7 @@ class ArrayDataset(Dataset):
 
 
 def build_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer):
-    """The learning-rate schedule that the flags ask for, counted in optimiser steps."""
+    """The learning-rate schedule that the flags ask for, counted in optimizer steps."""
     return get_scheduler(
         args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
     )

@@ -67,7 +67,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("--device meta", "--device meta: not a device to compute on; give cpu, cuda"),
         ("--device xla:junk", "--device xla:junk: not a device to compute on"),
         ("--device \x1b[31mred", "--device .x1b.31mred: not a device to compute on"),
-        ("--device cpu:7", "--device cpu:7: there is one cpu"),
+        ("--device cpu:7", "--device cpu:7: there is only one cpu"),
         ("--device xla", "--device xla: it cannot be used here: "),
         ("--device hpu", "--device hpu: it cannot be used here: "),
         ("--frobnicate " + "x" * 9000, "unrecognized arguments"),
@@ -86,7 +86,7 @@ def test_devices_that_are_not_here(model: str, capsys: pytest.CaptureFixture[str
         assert f"--device {name}: this torch is built without CUDA; give cpu" in fails(
             capsys, "fuse", "--device", name
         )
-    assert "--device mps: MPS is Apple's, and this is not a Mac" in fails(capsys, "sheet", "--device", "mps")
+    assert "--device mps: MPS needs a Mac, and this is not one" in fails(capsys, "sheet", "--device", "mps")
     for name in ("cuda", "mps", "meta", "xla", "cuda:99", "", "cpu,cuda", "cuda:-1", "privateuseone"):
         with pytest.raises(ValueError, match=f"^{name}: "):
             check_device(name)
@@ -209,7 +209,7 @@ def test_a_name_that_is_nothing_and_no_hub(
     began = time.monotonic()
     line = fails(capsys, "fuse", "--model", name)
     assert time.monotonic() - began < 4
-    said = f"'{name}' is no folder here, and cannot be loaded from the Hub: no connection to {unreachable}"
+    said = f"'{name}' is not a local folder, and cannot be loaded from the Hub: no connection to {unreachable}"
     assert said in line and "and the cache does not hold all of it" in line
     for load in (StyleFusionPipeline.from_pretrained, StyleGAN2Generator.from_pretrained):
         began = time.monotonic()
@@ -286,7 +286,7 @@ AFTERWARDS = (
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_command_starts_light(model: str, broken: bool) -> None:
-    """The picture is the same, what was hidden can be had afterwards, and where hiding fails nothing is lost."""
+    """The picture is the same, what was hidden can be had afterward, and where hiding fails nothing is lost."""
     argv = ["fuse", "--model", model, "--base", "1", "--region", "hair=7", "--device", "cpu"]
     program = LIGHT.format(broken=broken) + ("" if broken else AFTERWARDS)
     done = run("-c", program, *argv, "--out", "light.png")

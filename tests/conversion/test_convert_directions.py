@@ -139,7 +139,7 @@ def refused(tmp_path, source, match, **options):
         (np.zeros(512), "is zero, or not finite"),
         (np.full(512, np.nan), "is zero, or not finite"),
         (RANDOM.randn(6048, 512), r"fs3\.npy"),
-        (RANDOM.randn(2, 2, 2, 2), r"\(2, 2, 2, 2\) is no direction"),
+        (RANDOM.randn(2, 2, 2, 2), r"\(2, 2, 2, 2\) is not a direction"),
     ],
     ids=["zero", "nan", "relevance", "four dimensions"],
 )
@@ -158,7 +158,7 @@ def test_directions_of_another_generator(tmp_path, model):
 def test_a_generator_whose_config_is_none(tmp_path, text):
     np.save(tmp_path / "x.npy", RANDOM.randn(512))
     (tmp_path / "config.json").write_text(text)
-    refused(tmp_path, tmp_path / "x.npy", r"config\.json: is no generator's config", generator=tmp_path)
+    refused(tmp_path, tmp_path / "x.npy", r"config\.json: is not a generator's config", generator=tmp_path)
 
 
 def test_a_folder_with_a_network_in_it(tmp_path):
@@ -168,7 +168,7 @@ def test_a_folder_with_a_network_in_it(tmp_path):
     (tmp_path / "folder").mkdir()
     for content in ({"g_ema": weights, "latent_avg": g.w_avg}, weights):
         torch.save(content, tmp_path / "folder" / "x.pt")
-        refused(tmp_path, tmp_path / "folder", r"x\.pt: holds a network's weights, no directions")
+        refused(tmp_path, tmp_path / "folder", r"x\.pt: holds a network's weights, not directions")
 
 
 def test_nothing_to_be_found(tmp_path):
@@ -177,18 +177,18 @@ def test_nothing_to_be_found(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(["a", "b"]))
     refused(tmp_path, tmp_path / "x.pkl", "is a list", kind="directions")
     (tmp_path / "y.pkl").write_bytes(pickle.dumps([RANDOM.randn(3)] * 4))
-    refused(tmp_path, tmp_path / "y.pkl", "fit no such list")
+    refused(tmp_path, tmp_path / "y.pkl", "match no known layer order")
     for content, problem in (
         ({}, "holds no directions"),
-        ({"lat_comp": np.zeros((0, 1, 512))}, "is no list of components"),
+        ({"lat_comp": np.zeros((0, 1, 512))}, "is not a list of components"),
         ({"lat_comp": RANDOM.randn(2, 1, 9), "lat_stdev": np.array([1, np.nan])}, "'pc001' is zero, or not finite"),
-        ({"conv0": RANDOM.randn(5), "rgb0": "x"}, "2 style vectors are no arrays"),
-        (np.float32(1.5).reshape(()), "is no direction|holds no directions"),
+        ({"conv0": RANDOM.randn(5), "rgb0": "x"}, "2 style vectors are not arrays"),
+        (np.float32(1.5).reshape(()), "is not a direction|holds no directions"),
     ):
         (tmp_path / "z.pkl").write_bytes(pickle.dumps(content))
         refused(tmp_path, tmp_path / "z.pkl", rf"z\.pkl: .*{problem}", kind="directions")
     np.save(tmp_path / "o.npy", np.array([object()]), allow_pickle=True)
-    refused(tmp_path, tmp_path / "o.npy", "no plain array of numbers|not plain numbers")
+    refused(tmp_path, tmp_path / "o.npy", "not a plain array of numbers|not plain numbers")
     folder = tmp_path / "twice"
     folder.mkdir()
     np.save(folder / "Age.npy", RANDOM.randn(4))

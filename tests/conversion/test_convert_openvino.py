@@ -109,7 +109,7 @@ def test_random_noise_has_the_strength_of_the_stored_noise(tmp_path: Path) -> No
 
 
 def test_the_whole_folder(tmp_path: Path) -> None:
-    """A pipeline that works, a report, and a card with hashes and the licence."""
+    """A pipeline that works, a report, and a card with hashes and the license."""
     write_model(tmp_path / "ir")
     report = convert(tmp_path / "ir", tmp_path / "out", progress=False)
     assert report.kind == "mobilestylegan" and not report.unused
@@ -235,7 +235,7 @@ def test_files_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
     a, b = (folder / "a.bin").read_bytes(), (folder / "b.bin").read_bytes()
     (folder / "a.bin").write_bytes(b)
     (folder / "b.bin").write_bytes(a)
-    refused(folder, "not of one network|another network's")
+    refused(folder, "from different networks|another network's")
     (folder / "a.bin").write_bytes(a)
     (folder / "b.bin").write_bytes(b)
     for name in ("b.xml", "b.bin"):  # the mapping network in place of the synthesis network
@@ -268,9 +268,9 @@ LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10 if i else "ha"}">' for i i
     (f"<!DOCTYPE net [{LAUGHS}]>", "declares a document type"),
     ('<!DOCTYPE net SYSTEM "file:///etc/passwd">', "declares a document type"),
     ('<!DOCTYPE net [<!ENTITY x SYSTEM "file:///etc/passwd">]>', "declares a document type"),
-    ("<unfinished", "no well-formed XML"),
-    ("&bomb;", "no well-formed XML"),
-    ("\x00", "no well-formed XML"),
+    ("<unfinished", "not well-formed XML"),
+    ("&bomb;", "not well-formed XML"),
+    ("\x00", "not well-formed XML"),
 ])  # fmt: skip
 def test_hostile_xml(head: str, message: str, folder: Path) -> None:
     edit(folder, "<net ", f"{head}<net ")
@@ -380,7 +380,7 @@ def test_weights_that_are_no_numbers(value: float, message: str, folder: Path) -
 
 
 @pytest.mark.parametrize(("kind", "old", "new", "message"), [
-    ("PReLU", 'type="PReLU"', 'type="Elu"', r"layer \d+ .*\(Elu\): an operation that no network known here has"),
+    ("PReLU", 'type="PReLU"', 'type="Elu"', r"layer \d+ .*\(Elu\): is an unsupported operation"),
     ("Convolution", 'strides="1, 1"', 'strides="2, 2"', r"\(Convolution\): declares an output of"),
     ("Convolution", 'strides="1, 1"', 'strides="1"', "has strides='1', expected two numbers"),
     ("Convolution", 'auto_pad="explicit"', 'auto_pad="same_upper"', "pads its sides unequally or automatically"),
@@ -405,7 +405,7 @@ def replaced(folder: Path, file: str, old: list[float], new: list[float]) -> Non
 
 def test_the_first_layer_that_differs_is_named(folder: Path) -> None:
     def differs(kind: str, expected: str) -> None:
-        message = rf"is no MobileStyleGAN that is known here: layer \d+ .*\({kind}\) gives [\dx]+ where {expected}"
+        message = rf"is not a supported MobileStyleGAN: layer \d+ .*\({kind}\) gives [\dx]+ where {expected}"
         refused(folder, message)
 
     write_model(folder, Spec(slope=0.1))
@@ -422,7 +422,7 @@ def test_the_first_layer_that_differs_is_named(folder: Path) -> None:
 
 def test_a_mapping_network_without_pixel_norm(folder: Path) -> None:
     replaced(folder, "a.bin", [1e-8], [1.0])  # what is added to the mean square
-    refused(folder, r"a\.xml: is no MobileStyleGAN that is known here: layer \d+ .* is expected")
+    refused(folder, r"a\.xml: is not a supported MobileStyleGAN: layer \d+ .* is expected")
 
 
 def test_layers_that_skip_others_or_repeat(folder: Path) -> None:
@@ -433,7 +433,7 @@ def test_layers_that_skip_others_or_repeat(folder: Path) -> None:
     before = re.search(rf'<edge from-layer="(\d+)" from-port="2" to-layer="{edge[1]}" to-port="0"/>', text)
     skipped = edge[0].replace(f'from-layer="{edge[1]}"', f'from-layer="{before[1]}"')
     (folder / "b.xml").write_text(text.replace(edge[0], skipped))
-    refused(folder, "is no MobileStyleGAN that is known here: layer .* a bias after a 1 x 1 convolution is expected")
+    refused(folder, "is not a supported MobileStyleGAN: layer .* a bias after a 1 x 1 convolution is expected")
 
 
 # --- Archives --------------------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def test_tensorflow_settings(tmp_path):
 @pytest.mark.parametrize(
     ("variable", "match"),
     [
-        ("mapping/LabelConcat/weight", "normalised together"),
+        ("mapping/LabelConcat/weight", "normalized together"),
         ("synthesis/ToRGB_lod0/weight", "StyleGAN or ProGAN snapshot"),
         ("synthesis/8x8/Skip/weight", "architecture"),
     ],
@@ -196,10 +196,13 @@ def test_kinds_and_options(tmp_path):
         ({}, "an empty dictionary"),
         ([1, 2], "holds a list"),
         ("text", "holds a str"),
-        ({"state_dict": {"decoder.conv.weight": torch.zeros(2)}}, "no StyleGAN2 generator of rosinality's layout"),
+        ({"state_dict": {"decoder.conv.weight": torch.zeros(2)}}, "not a StyleGAN2 generator in rosinality's layout"),
         ({"module." * 10_000 + "a.weight": torch.zeros(2)}, "no StyleGAN2 generator that is known"),
         ({"blender_segments.disentangle_net.0.weight": torch.zeros(2)}, "one fusion net"),
-        ({"g_ema": {"conv1.conv.weight": 3, "to_rgb1.bias": torch.zeros(2)}}, r"'conv1\.conv\.weight' is no tensor"),
+        (
+            {"g_ema": {"conv1.conv.weight": 3, "to_rgb1.bias": torch.zeros(2)}},
+            r"'conv1\.conv\.weight' is not a tensor",
+        ),
     ],
     ids=lambda x: str(x)[:40],
 )
@@ -232,9 +235,9 @@ def test_a_small_file_that_describes_a_huge_picture_is_not_rendered(tmp_path):
 def test_pipes_are_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
     if name == "seed1.png":
-        refused(tmp_path, snapshot(tmp_path), "is no ordinary file", reference=tmp_path / name)
+        refused(tmp_path, snapshot(tmp_path), "is a device, pipe or socket", reference=tmp_path / name)
     else:
-        refused(tmp_path, tmp_path / name, "is no ordinary file")
+        refused(tmp_path, tmp_path / name, "is a device, pipe or socket")
 
 
 @pytest.mark.parametrize("size", ["0", "5", "-1GB", "huge", "10MiB", ""])
@@ -245,10 +248,10 @@ def test_shard_sizes_that_are_none(tmp_path, size):
 @pytest.mark.parametrize(
     ("mean", "match"),
     [
-        (torch.zeros(0), "latent_avg is no vector"),
-        (torch.zeros(0, 9), "latent_avg is no vector"),
+        (torch.zeros(0), "latent_avg is not a vector"),
+        (torch.zeros(0, 9), "latent_avg is not a vector"),
         (torch.zeros(11), "mean of w has 11 numbers, w has 9"),
-        ([0.0] * 9, "latent_avg is no vector"),
+        ([0.0] * 9, "latent_avg is not a vector"),
     ],
     ids=["empty", "no rows", "too long", "a list"],
 )
@@ -303,7 +306,10 @@ def test_missing_nets_become_unfused_nodes(tmp_path):
     given = FusionHierarchy.from_pretrained(tmp_path / "out" / "fusion")
     assert set(given.tree.nodes) == set(fusion.tree.nodes)
     assert given.tree.fused == ("all", "face")
-    assert any("not fused: skin_mouth, bg_hair_clothes, bg_clothes" in note for note in report.notes)
+    assert any(
+        "not fused, as there are no nets for them: skin_mouth, bg_hair_clothes, bg_clothes" in note
+        for note in report.notes
+    )
     codes = {node: torch.randn(1, g.style_dim) for node in given.tree.nodes}
     inner = fusion.blend("face", codes["skin_mouth"], codes["eyes"], codes["face"])
     assert torch.equal(given.fuse(codes), fusion.blend("all", inner, codes["bg_hair_clothes"], codes["all"]))
@@ -413,7 +419,7 @@ def test_links_and_long_names(tmp_path):
 
 @pytest.mark.parametrize("name", ["a\udcff", "a\nb", "a\0b"])
 def test_destinations_that_are_no_text(tmp_path, name):
-    with pytest.raises(ConversionError, match="is no name for a folder"):
+    with pytest.raises(ConversionError, match="is not a printable folder name"):
         convert(snapshot(tmp_path), tmp_path / name, **QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["x.pkl"]
 
@@ -421,7 +427,7 @@ def test_destinations_that_are_no_text(tmp_path, name):
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "out").write_text("x")
     refused(tmp_path, snapshot(tmp_path), "is a file")
-    with pytest.raises(ConversionError, match="no folder that may be written to"):
+    with pytest.raises(ConversionError, match="not a writable folder"):
         convert(tmp_path / "x.pkl", tmp_path / "out" / "deeper" / "still", **QUIET)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from stylefusion_hf.conversion.inert import ConversionError, Global, LazyArray, Record
-from stylefusion_hf.conversion.modules import take_apart, tensor_names
+from stylefusion_hf.conversion.modules import read_modules, tensor_names
 from stylefusion_hf.conversion.safe_pickle import load, loads
 from tests.hostile import (
     BOMBS,
@@ -350,12 +350,12 @@ def test_modules_may_not_share_what_makes_them_endless():
     leaf = Record("torch.nn.Module", state={"_modules": {}, "_parameters": shared})
     network = Record("torch.nn.Module", state={"_modules": {str(i): leaf for i in range(1000)}})
     with time_limit(20), pytest.raises(ConversionError, match="more modules than any StyleGAN2"):
-        take_apart(network, "x.pkl")
+        read_modules(network, "x.pkl")
     branch = Record("torch.nn.Module", state={"_modules": {}})
     for _ in range(30):
         branch = Record("torch.nn.Module", state={"_modules": {"a": branch, "b": branch}})
     with time_limit(20), pytest.raises(ConversionError, match="more modules than any StyleGAN2"):
-        take_apart(branch, "x.pkl")
+        read_modules(branch, "x.pkl")
 
 
 def test_errors_are_one_printable_line():

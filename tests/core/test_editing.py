@@ -222,10 +222,10 @@ def test_recipes_reproduce_edits(pipe):
     [
         ({"hare": DIRECTIONS["w"]}, "did you mean 'hair'"),
         ({"hair": "older"}, re.escape("edits['hair'] is a Direction")),
-        ({"hair": []}, "without an item"),
+        ({"hair": []}, "an empty list"),
         ({"hair": (DIRECTIONS["w"], "2")}, "the strength of 'in-w'"),
         ({"hair": Direction("x", "w", draw(9))}, "direction 'x' has the shape"),
-        ({"hair": Direction("x", "z", draw(Z_DIM))}, "nothing in z"),
+        ({"hair": Direction("x", "z", draw(Z_DIM))}, "not in z"),
         ([DIRECTIONS["w"]], "edits is a dict"),
     ],
 )
@@ -297,8 +297,8 @@ def write(path: Path, table: Any, **metadata: str) -> None:
         ([], {}, "do not name the same"),
         ({"b": GOOD}, {}, "do not name the same"),
         ({"a": GOOD, "b": GOOD}, {}, "do not name the same"),
-        ({"a": 1}, {}, "entry of 'a' is no object"),
-        ({"a": GOOD | {"provenance": 1}}, {}, "entry of 'a' is no object"),
+        ({"a": 1}, {}, "entry for 'a' is not an object"),
+        ({"a": GOOD | {"provenance": 1}}, {}, "entry for 'a' is not an object"),
         ({"a": GOOD | {"space": "y"}}, {}, "unknown latent space"),
         ({"a": GOOD | {"space": ["w"]}}, {}, "unknown latent space"),
         ({"a": GOOD | {"space": "w+"}}, {}, "num_ws, w_dim"),
@@ -326,10 +326,10 @@ def test_other_files(tmp_path):
     contents = [b"", b"x", whole[:-1], whole[:50], b"\xff" * 100, (tmp_path / "x.npy").read_bytes()]
     for content in contents:
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is no directions file .*stylefusion convert"):
+        with pytest.raises(ValueError, match="is not a file of directions .*stylefusion convert"):
             load_directions(path)
     save_file({"a": torch.ones(3)}, path)
-    with pytest.raises(ValueError, match="is no directions file"):
+    with pytest.raises(ValueError, match="is not a file of directions"):
         load_directions(path)
 
 
@@ -368,8 +368,8 @@ def test_edit_writes_the_edited_picture_and_its_recipe(elsewhere, model):
         (["edit", "--edit", "hair=d.safetensors:in-w=much"], "'much' is not a finite number"),
         (["edit", "--edit", "hare=d.safetensors:in-w"], "did you mean 'hair'?"),
         (["edit", "--edit", "hair=x.safetensors:x"], "direction 'x' has the shape (batch, 9)"),
-        (["edit", "--edit", "hair=z.safetensors:z"], "nothing in z"),
-        (["edit", "--edit", "hair=d.npy:z"], "is no directions file"),
+        (["edit", "--edit", "hair=z.safetensors:z"], "not in z"),
+        (["edit", "--edit", "hair=d.npy:z"], "is not a file of directions"),
         (["fuse", "--from-recipe", "x.json", "--edit", "hair=d.safetensors:in-w"], "leave out --edit"),
         (["directions"], "JOB"),
         (["directions", "discover", "--method", "pca"], "invalid choice: 'pca'"),
@@ -378,7 +378,7 @@ def test_edit_writes_the_edited_picture_and_its_recipe(elsewhere, model):
         (["directions", "discover", "--layers", "0-99"], "from 0 to 7, got 8"),
         (["directions", "discover", "--layers", "1", "--method", "ganspace"], "--layers goes with"),
         (["directions", "discover", "--out", "d.pt"], "ends in .safetensors"),
-        (["directions", "sheet", "--file", "d.npy"], "is no directions file"),
+        (["directions", "sheet", "--file", "d.npy"], "is not a file of directions"),
         (["directions", "sheet", "--file", "d.safetensors", "--region", "hare"], "did you mean 'hair'?"),
     ],
 )

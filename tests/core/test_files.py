@@ -226,7 +226,9 @@ def test_a_second_writer_is_refused_until_the_first_ends_or_dies(tmp_path):
     first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=root)
     try:
         assert first.stdout is not None and first.stdout.readline() == "held\n"
-        with pytest.raises(OSError, match="is being written by another rendering: wait for its end, or name another"):
+        with pytest.raises(
+            OSError, match="is being written by another rendering: wait until it ends, or name another"
+        ):
             files.FolderLock(tmp_path, "rendering")
     finally:
         first.kill()

@@ -109,8 +109,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "nested": ({"base": [[1]]}, "base: a seed"),
     "deep": ({"base": DEEP}, "base: a seed"),
     "huge text": ({"base": "x" * 10**6}, r"base: a seed .{0,80}$"),
-    "fields": ({"global_code": {"space": "w"}}, "global_code: a code that is no seed has the fields"),
-    "more fields": ({"global_code": {**W, "pickle": ""}}, "global_code: a code that is no seed has the fields"),
+    "fields": (
+        {"global_code": {"space": "w"}},
+        "global_code: a code is a seed or an object with space, shape and data",
+    ),
+    "more fields": (
+        {"global_code": {**W, "pickle": ""}},
+        "global_code: a code is a seed or an object with space, shape and data",
+    ),
     "space": ({"regions": {"hair": {**W, "space": "x"}}}, r"regions\['hair'\]: unknown latent space 'x'"),
     "space of another kind": ({"base": {**W, "space": {}}}, "base: unknown latent space"),
     "shape": ({"nodes": {"hair": {**W, "shape": [1, 2, 2]}}}, r"nodes\['hair'\]: the shape of a code in w"),

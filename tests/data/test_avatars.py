@@ -79,7 +79,7 @@ def test_spec_survives_json() -> None:
     assert set(spec.attributes) | set(spec.pose) >= set(spec.to_dict())
     with pytest.raises(ValueError, match=r"unknown \['beard'\], missing \['mouth'\]"):
         AvatarSpec.from_dict({name: value for name, value in spec.to_dict().items() if name != "mouth"} | {"beard": 1})
-    with pytest.raises(ValueError, match="hair_colour must be a colour like #a55728, got 'red'"):
+    with pytest.raises(ValueError, match="hair_colour must be a color like #a55728, got 'red'"):
         replace(spec, hair_colour="red")
     with pytest.raises(ValueError, match="index=-1"):
         avatar_spec(-1)

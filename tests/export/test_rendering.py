@@ -211,14 +211,14 @@ def test_recipes_of_other_weights_where_that_is_wanted(pipe, tmp_path):
 def test_a_folder_of_something_else_is_refused(pipe, file, tmp_path):
     render(pipe, RandomRecipes(2, 0, pipe.fusion.tree), tmp_path / "out", shard_size=1)
     for source, more, message in (
-        (RecipeFile(file), {}, "out holds pictures of another random"),
+        (RecipeFile(file), {}, "out has pictures of another random"),
         (RandomRecipes(2, 1, pipe.fusion.tree), {}, r"another seed \(0, now 1\)"),
         (RandomRecipes(2, 0, pipe.fusion.tree), {"shard_size": 2}, r"another shard_size \(1, now 2\)"),
         (RandomRecipes(2, 0, pipe.fusion.tree), {"kind": "parquet"}, "another format"),
     ):
         with pytest.raises(ValueError, match=message):
             render(pipe, source, tmp_path / "out", **({"shard_size": 1} | more))
-    with pytest.raises(ValueError, match=r"is not empty and holds no dataset.json"):
+    with pytest.raises(ValueError, match=r"is not empty and has no dataset.json"):
         render(pipe, RecipeFile(file), file.parent)
     (tmp_path / "out" / "dataset.json").write_text("[")
     with pytest.raises(ValueError, match=r"dataset.json cannot be read"):

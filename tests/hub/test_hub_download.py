@@ -264,14 +264,14 @@ FAULTS: dict[str, tuple[str, str]] = {
     "reset": (r"no connection to http://127.* \(\w+\)", "Check the network and try again"),
     "stall": (r"no connection to http://127.* \(\w+\)", "Check the network and try again"),
     "401": (
-        r"the Hub wants a login, or another one \(401\)|there is no such repository",
+        r"the Hub requires a valid login \(401\)|there is no such repository",
         "og in with `hf auth login`",
     ),
-    "403": (r"the token lacks the right to do this \(403\)", "hf auth login"),
+    "403": (r"the token does not permit this \(403\)", "hf auth login"),
     "404": (r"the Hub refused \(404\)", "Check the name"),
     "429": (r"too many requests \(429\)", "Try again in 7 seconds"),
-    "500": (r"the Hub has a fault of its own \(500\)", "Try again later"),
-    "503": (r"the Hub has a fault of its own \(503\)", "Try again later"),
+    "500": (r"the Hub has an internal error \(500\)", "Try again later"),
+    "503": (r"the Hub has an internal error \(503\)", "Try again later"),
 }
 
 
@@ -286,10 +286,10 @@ def test_a_fault_without_a_cache_is_one_clear_line(hub, repo, cache, kind, monke
     else:
         hub.fail(kind)
     text = refused(load, cache)
-    assert re.match(rf"'{REPO}' is no folder here, and cannot be loaded from the Hub: ({what})", text), text
+    assert re.match(rf"'{REPO}' is not a local folder, and cannot be loaded from the Hub: ({what})", text), text
     assert do in text
     text = refused(StyleGAN2Generator.from_pretrained, repo, subfolder="generator", cache_dir=cache)
-    assert re.match(rf"'{REPO}' is no folder here, and cannot be loaded from the Hub: ({what})", text), text
+    assert re.match(rf"'{REPO}' is not a local folder, and cannot be loaded from the Hub: ({what})", text), text
 
 
 def test_rights(hub, folder, cache, monkeypatch):
@@ -297,9 +297,9 @@ def test_rights(hub, folder, cache, monkeypatch):
     assert load(cache, token=READER).segmenter is not None
     monkeypatch.delenv("HF_TOKEN")
     assert "there is no such repository, or it is private" in refused(load, cache / "2")
-    assert "the Hub wants a login, or another one (401)" in refused(load, cache / "2", token="hf_Expired")
+    assert "the Hub requires a valid login (401)" in refused(load, cache / "2", token="hf_Expired")
     hub.add(REPO, folder, private=False, gated=True)
-    assert "its owner grants access one by one" in refused(load, cache / "2", token=READER)
+    assert "access must be granted by its owner" in refused(load, cache / "2", token=READER)
     assert load(cache / "3", token=WRITER).segmenter is not None
 
 
@@ -307,15 +307,15 @@ def test_rights(hub, folder, cache, monkeypatch):
     ("name", "message"),
     [
         ("someone/else", "there is no such repository, or it is private"),
-        ("not a name", "that is no name of a repository"),
-        ("/no/such/folder", "that is no name of a repository"),
-        ("./folder", "that is no name of a repository"),
-        ("a/b/c", "that is no name of a repository"),
+        ("not a name", "that is not a repository name"),
+        ("/no/such/folder", "that is not a repository name"),
+        ("./folder", "that is not a repository name"),
+        ("a/b/c", "that is not a repository name"),
     ],
 )
 def test_neither_a_folder_nor_on_the_hub(repo, cache, name, message):
     text = refused(load, cache, name)
-    assert text.startswith(f"{name!r} is no folder here, and cannot be loaded from the Hub: {message}")
+    assert text.startswith(f"{name!r} is not a local folder, and cannot be loaded from the Hub: {message}")
 
 
 def test_a_repository_of_another_kind(hub, cache):
@@ -329,10 +329,10 @@ def test_a_repository_of_another_kind(hub, cache):
 
 def test_an_answer_of_something_that_is_no_hub(hub, repo, cache):
     hub.etags = False
-    assert "does not answer as a Hub does" in refused(load, cache)
+    assert "does not answer like a Hub" in refused(load, cache)
     hub.etags = True
     hub.fail("flip", "/tree/")  # as a hotel's login page does to JSON
-    assert "does not answer as a Hub does. Check HF_ENDPOINT" in refused(load, cache)
+    assert "does not answer like a Hub. Check HF_ENDPOINT" in refused(load, cache)
 
 
 @pytest.mark.parametrize("after", [0, 1000, 5000])
@@ -357,20 +357,20 @@ def test_a_connection_that_always_breaks(hub, repo, cache):
 def test_a_corrupted_file_is_noticed_and_not_kept(hub, repo, cache, where):
     hub.fail("flip", where, times=1)
     text = refused(load, cache)
-    assert text.startswith(f"{REPO!r} did not arrive as the Hub has it: ") or "valid JSON" in text
+    assert text.startswith(f"{REPO!r} was damaged in download: ") or "valid JSON" in text
     assert "removed from the cache. Load it again" in text or "valid JSON" in text
     assert torch.equal(pictures(load(cache)), pictures(tiny_pipeline()))
     hub.fail("flip", r"GET /lfs/", times=1)
     text = refused(
         StyleGAN2Generator.from_pretrained, repo, subfolder="generator", cache_dir=cache, force_download=True
     )
-    assert f"generator/{WEIGHTS} has another hash" in text
+    assert f"generator/{WEIGHTS} does not match the Hub's hash" in text
     assert StyleGAN2Generator.from_pretrained(repo, subfolder="generator", cache_dir=cache).dtype == torch.float32
 
 
 def test_a_file_that_lacks_its_end(hub, repo, cache):
     hub.fail("short", r"GET /lfs/", times=1)
-    assert "a file did not arrive whole. Load it again" in refused(load, cache)
+    assert "a download was incomplete. Load it again" in refused(load, cache)
     assert torch.equal(pictures(load(cache)), pictures(tiny_pipeline()))
 
 

@@ -136,7 +136,7 @@ def test_one_model(hub, tmp_path, cache):
     assert b"_name_or_path" not in hub.files("me/segmenter")["config.json"]
     assert RegionSegmenter.from_pretrained("me/segmenter", cache_dir=cache).config.regions == model.config.regions
     hub.fail("403")
-    with pytest.raises(OSError, match="cannot upload to 'me/segmenter': the token lacks the right"):
+    with pytest.raises(OSError, match="cannot upload to 'me/segmenter': the token does not permit this"):
         model.push_to_hub("me/segmenter")
 
 
@@ -203,7 +203,7 @@ def test_large_files_in_parts(hub, folder, cache):
 
 def test_what_was_uploaded_is_not_uploaded_again(hub, folder):
     hub.fail("403", r"POST .*/commit/", times=1)
-    with pytest.raises(OSError, match="the token lacks the right"):
+    with pytest.raises(OSError, match="the token does not permit this"):
         publish(folder, REPO)
     hub.requests.clear()
     publish(folder, REPO)
@@ -312,7 +312,7 @@ def test_the_command_refuses(hub, folder, capsys, monkeypatch):
     assert "is not a report.json" in fails(capsys, "publish", str(folder), REPO, "--report", "report.json")
     monkeypatch.setenv("HF_TOKEN", READER)
     text = fails(capsys, "publish", str(folder), REPO)
-    assert f"cannot publish to {REPO!r}: the token lacks the right to do this (403)" in text
+    assert f"cannot publish to {REPO!r}: the token does not permit this (403)" in text
     assert hub.repositories == {}
 
 
@@ -389,7 +389,7 @@ def test_somebody_else_pushes_meanwhile(hub, folder):
     hub.add(REPO, {"README.md": b"# Ours\n"})
     theirs = {"README.md": b"# Theirs\n"}
     hub.fail("call", r"POST .*/preupload/", times=1, action=lambda: hub.add(REPO, theirs))
-    with pytest.raises(OSError, match=r"cannot publish to 'me/avatars': it was changed by somebody else meanwhile"):
+    with pytest.raises(OSError, match=r"cannot publish to 'me/avatars': someone else changed it meanwhile"):
         upload(publication, REPO)
     assert hub.files(REPO) == theirs
     upload(publication, REPO)

@@ -100,7 +100,7 @@ def test_models_by_themselves(folder: Path, hub: HubServer) -> None:
 
 
 def test_what_belongs_to_a_pipeline(folder: Path) -> None:
-    """Variants, shards, licences, directions, recipes, and the pictures that the card shows."""
+    """Variants, shards, licenses, directions, recipes, and the pictures that the card shows."""
     pipe = tiny_pipeline()
     torch.nn.Module.half(pipe.fusion).save_pretrained(folder / "fusion", variant="fp16", max_shard_size="10KB")
     save_directions(folder / "directions.safetensors", [Direction("older", "w", torch.ones(16))])

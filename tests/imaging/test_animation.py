@@ -59,7 +59,7 @@ def test_webp_is_lossless() -> None:
 
 
 def test_gif_has_a_frames_own_colours() -> None:
-    given = [picture.quantize(200).convert("RGB") for picture in pictures(7)]  # 200 colours fit, each with its own
+    given = [picture.quantize(200).convert("RGB") for picture in pictures(7)]  # 200 colors fit, each with its own
     assert write_animation("a.gif", iter(given), fps=30) == 7
     frames, times = read("a.gif")
     assert len(frames) == 7

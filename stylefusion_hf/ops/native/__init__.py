@@ -1,9 +1,12 @@
-"""Native operators: the same numbers as the PyTorch code beside them, in fewer passes over memory.
+"""Native operators: the same results as the PyTorch implementations, in fewer passes over memory.
 
-`STYLEFUSION_OPS` says which are used: `reference` (PyTorch's), `native` (built at first use where needed), or `auto`,
-the default: native ones if they have been built, by `stylefusion env --build-ops`. `auto` never starts a build, so
-nobody's first picture waits for a compiler, and the choice is made once a process, so pictures do not change in
-mid-session. Where native operators cannot be had, PyTorch's do the work; see docs/research/performance.md.
+`STYLEFUSION_OPS` selects the implementation: `reference` (PyTorch), `native` (built at first use if necessary), or
+`auto`, the default: native if built before by `stylefusion env --build-ops`. `auto` never starts a build, so the first
+picture does not wait for a compiler. The choice is made once per process, so pictures do not change during a session.
+If native operators are not available, PyTorch's are used. See docs/research/performance.md.
+
+Read this module first, then `registration.py` (signatures and gradients), `build.py` and `compile.py` (compilation and
+its cache), `glue.cpp` and `kernels.h`, `kernels_cpu.cpp`, `kernels_cuda.cu` (the kernels).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from stylefusion_hf.ops.context import traced_or_transformed
 from stylefusion_hf.ops.native import build, registration
 
 MODES = ("reference", "native", "auto")
-# What the kernels take. Other devices and types go to PyTorch.
+# Types that the kernels support. Other devices and types use PyTorch.
 DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
@@ -34,7 +37,7 @@ _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 
 
 
 class Choice(NamedTuple):
-    """Whether native operators run on a device, and the library or the reason why not."""
+    """Whether native operators are used on a device, and the library or the reason why not."""
 
     native: bool
     why: str
@@ -44,17 +47,17 @@ class Choice(NamedTuple):
 
 
 _guard = threading.RLock()
-_mode: str | None = None  # set by `use`; None asks the environment
-_choices: dict[str, Choice] = {}  # device type -> what was chosen, once
-_loaded: dict[str, Path] = {}  # device type -> library; a library stays loaded
-_failed: dict[str, str] = {}  # device type -> why this process could not build; it does not try again
+_mode: str | None = None  # set by `use`; None for the environment variable
+_choices: dict[str, Choice] = {}  # device type -> choice, made once
+_loaded: dict[str, Path] = {}  # device type -> library; libraries stay loaded
+_failed: dict[str, str] = {}  # device type -> why the build failed; this process does not try again
 
 
-# --- The switch ------------------------------------------------------------------------------------------------------
+# --- Choice of implementation ----------------------------------------------------------------------------------------
 
 
 def mode() -> str:
-    """`"reference"`, `"native"` or `"auto"`; ValueError if STYLEFUSION_OPS is anything else."""
+    """Return `"reference"`, `"native"` or `"auto"`; ValueError if STYLEFUSION_OPS is anything else."""
     return _mode or _check(os.environ.get("STYLEFUSION_OPS") or "auto", "STYLEFUSION_OPS")
 
 
@@ -66,9 +69,9 @@ def _check(value: str, name: str) -> str:
 
 @contextlib.contextmanager
 def use(mode: str) -> Iterator[None]:
-    """Another mode within a `with` block, whatever STYLEFUSION_OPS says. It counts for all threads.
+    """Override STYLEFUSION_OPS within a `with` block, for all threads.
 
-    What `torch.compile` has already compiled keeps the operators it was compiled with.
+    Graphs that `torch.compile` has already compiled keep their operators.
     """
     global _mode, _choices
     _check(mode, "the mode of the native operators")
@@ -81,10 +84,10 @@ def use(mode: str) -> Iterator[None]:
 
 
 def covers(x: torch.Tensor) -> bool:
-    """Whether native operators are to be used on x.
+    """Return whether to use native operators on x.
 
-    Not in programs that are exported, which must run where there are none, and not under forward-mode differentiation
-    and the transforms of `torch.func`, for which they have no rules.
+    They are not used in exported programs, which must run without them, nor under forward-mode differentiation and
+    transforms of `torch.func`, for which they have no rules.
     """
     if x.dtype not in DTYPES.get(x.device.type, ()) or _is_exporting():
         return False
@@ -98,13 +101,13 @@ def _enabled(device: str) -> bool:
     return (choice or choose(device)).native
 
 
-# A compiled graph holds the answer, not files and locks. This is all that torch.compiler.assume_constant_result does,
-# beside importing torch._dynamo, which takes as long as torch itself.
+# Compiled graphs contain the result, not files and locks. torch.compiler.assume_constant_result does nothing else,
+# except import torch._dynamo, which takes as long as torch itself.
 _enabled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose(device: str) -> Choice:
-    """Decide for a device type, once a process: load what is in the cache, and build it if the mode is `native`."""
+    """Choose the implementation for a device type, once per process. Load from the cache; build in mode `native`."""
     with _guard:
         if device not in _choices:
             _choices[device] = _choose(device, mode())
@@ -140,12 +143,12 @@ def _why_not_built(device: str) -> str:
 
 
 def devices() -> list[str]:
-    """The device types of this machine that have native operators."""
+    """Return the device types of this machine that support native operators."""
     return ["cpu", "cuda"] if torch.version.cuda and torch.cuda.is_available() else ["cpu"]
 
 
 def describe(device: str) -> str:
-    """Which operators run on a device type and why, in one line. Builds nothing."""
+    """Describe in one line which operators are used on a device type, and why. Builds nothing."""
     if mode() == "native" and device not in _choices and device not in _loaded:
         try:
             build.cached(build.target(device))
@@ -160,7 +163,7 @@ def describe(device: str) -> str:
 
 
 def load(device: str) -> Path:
-    """Load the library from the cache and return its path; NotAvailable (an OSError) says why not."""
+    """Load the library from the cache and return its path; NotAvailable (an OSError) if that is not possible."""
     with _guard:
         if device not in _loaded:
             library = build.cached(build.target(device))
@@ -174,7 +177,7 @@ def load(device: str) -> Path:
 
 
 def build_and_load(device: str) -> Path:
-    """Build the library unless one that loads is there; NotAvailable (an OSError) says why it cannot be done."""
+    """Load the library, building it if necessary; NotAvailable (an OSError) if that is not possible."""
     with _guard:
         try:
             repair = False
@@ -194,13 +197,13 @@ def build_and_load(device: str) -> Path:
         return library
 
 
-# --- The operators: callers have checked shapes and types ------------------------------------------------------------
+# --- Operators. Callers check shapes and types -----------------------------------------------------------------------
 
 
 def upfirdn2d(
     x: torch.Tensor, f: torch.Tensor, up: int, down: int, padding: Sequence[int], gain: float
 ) -> torch.Tensor:
-    """As `ops.upfirdn2d`; differentiable in x as often as wanted. In the layout of x, like all of these."""
+    """Compute `ops.upfirdn2d`, any number of times differentiable in x. All results have the memory layout of x."""
     return torch.ops.stylefusion.upfirdn2d(x, f, up, down, padding, gain, False)
 
 
@@ -213,7 +216,7 @@ def bias_act(
     gain: float,
     clamp: float | None,
 ) -> torch.Tensor:
-    """As `ops.bias_act`; differentiable in x, scale, bias and noise as often as wanted."""
+    """Compute `ops.bias_act`, any number of times differentiable in x, scale, bias and noise."""
     return torch.ops.stylefusion.bias_act(x, scale, bias, noise, act == "lrelu", gain, clamp)
 
 
@@ -231,7 +234,7 @@ def upfirdn2d_bias_act(
     gain: float,
     clamp: float | None,
 ) -> torch.Tensor:
-    """`upfirdn2d`, then `bias_act`, in one pass over the feature map; without gradients."""
+    """Compute `upfirdn2d`, then `bias_act`, in one pass over the feature map; without gradients."""
     return torch.ops.stylefusion.upfirdn2d_bias_act(
         x, f, up, down, padding, fir_gain, scale, bias, noise, act == "lrelu", gain, clamp
     )

@@ -1,13 +1,14 @@
-"""Building the native operators, and the cache they are kept in.
+"""Building the native operators, and the cache of builds.
 
-A build runs in a process of its own with a time limit, in a temporary folder that is renamed into place once the
-library has loaded and computed something there: what is in the cache is whole. One process builds at a time; the lock
-is the operating system's, so a crash cannot leave it behind. Nothing here runs unless `native/__init__.py` asks.
+A build runs in a separate process with a time limit, in a temporary folder that is renamed into place after the
+library has loaded and computed a test case. So the cache contains complete builds only. An operating system lock,
+which a crash cannot leave behind, ensures that one process builds at a time. Only `native/__init__.py` calls this
+module.
 
     $STYLEFUSION_CACHE (else $XDG_CACHE_HOME/stylefusion_hf, else ~/.cache/stylefusion_hf)
-      ops/<key>/stylefusion_ops.so, info.json     a build; the key names torch, device and a hash of all that went in
+      ops/<key>/stylefusion_ops.so, info.json     a build; the key has torch's version, the device and a hash of inputs
       ops/<key>.failed                            why the last build failed, until one succeeds
-      ops/<key>.lock                              an empty file to lock
+      ops/<key>.lock                              lock file
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ import torch
 
 HERE = Path(__file__).parent
 LIBRARY = "stylefusion_ops"
-TIMEOUT = 300.0  # seconds; STYLEFUSION_OPS_TIMEOUT changes it
-# By PyTorch's own name of what the processor can do, so that a build in a home shared between machines is only used
-# where it runs. `-march=native` would say less about itself.
+TIMEOUT = 300.0  # seconds; STYLEFUSION_OPS_TIMEOUT overrides it
+# By PyTorch's name of the processor's capability, so that machines that share a home folder only use builds that run
+# on them. With `-march=native` the capability would not be part of the key.
 CPU_FLAGS = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
     "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c"],
@@ -43,16 +44,16 @@ CPU_FLAGS = {
 
 
 class NotAvailable(OSError):
-    """Why there is no native operator, in one line."""
+    """Native operators are not available; the message says why, in one line."""
 
 
 class NotBuilt(NotAvailable):
-    """Nothing in the cache."""
+    """The cache has no build."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is built for one type of device."""
+    """The inputs of a build for one type of device."""
 
     device: str
     sources: tuple[str, ...]
@@ -63,7 +64,7 @@ class Target:
 
     @property
     def key(self) -> str:
-        """Folder name of this build: readable in front, a hash of everything that can change the library behind."""
+        """Folder name of this build: device and torch version, then a hash of everything that affects the library."""
         about: list[Any] = [asdict(self), torch.__version__, torch.version.git_version, torch.version.cuda]
         about += [platform.system(), platform.machine()]
         digest = hashlib.sha256(json.dumps(about).encode())
@@ -73,10 +74,10 @@ class Target:
 
 
 def target(device: str) -> Target:
-    """What to build for `"cpu"` or `"cuda"` with this torch on this machine; NotAvailable where there is nothing."""
+    """Return the build for `"cpu"` or `"cuda"` with this torch on this machine; NotAvailable if unsupported."""
     if os.name != "posix":
-        raise NotAvailable("native operators are for Linux and macOS; nobody has tried others")
-    omp = () if sys.platform == "darwin" else ("-fopenmp",)  # Apple's clang has no OpenMP: one thread there
+        raise NotAvailable("native operators support Linux and macOS only")
+    omp = () if sys.platform == "darwin" else ("-fopenmp",)  # Apple's clang lacks OpenMP: single-threaded there
     if device == "cpu":
         vector = CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
         cflags = ("-O3", "-fno-math-errno", "-fno-trapping-math", *omp, *vector)
@@ -90,20 +91,20 @@ def target(device: str) -> Target:
 
 
 def cache_folder() -> Path:
-    """Where builds are kept; NotAvailable if there is no home folder to put them in."""
+    """Return the folder of builds; NotAvailable if there is no home folder."""
     if named := os.environ.get("STYLEFUSION_CACHE"):
         return Path(named).expanduser() / "ops"
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if base.startswith("~"):
-        raise NotAvailable("there is no home folder; STYLEFUSION_CACHE can name a folder for builds")
+        raise NotAvailable("there is no home folder; set STYLEFUSION_CACHE to a folder for builds")
     return Path(base) / "stylefusion_hf" / "ops"
 
 
-# --- What is in the cache --------------------------------------------------------------------------------------------
+# --- Cache -----------------------------------------------------------------------------------------------------------
 
 
 def cached(wanted: Target) -> Path:
-    """The library in the cache; NotBuilt if there is none, NotAvailable if it is not what was written."""
+    """Return the library in the cache; NotBuilt if there is none, NotAvailable if it is damaged."""
     folder = cache_folder() / wanted.key
     library = folder / f"{LIBRARY}.so"
     try:
@@ -115,14 +116,14 @@ def cached(wanted: Target) -> Path:
         raise NotBuilt("not built") from None
     except (OSError, ValueError) as error:
         raise NotAvailable(f"the build in {folder} cannot be read: {one_line(error)}") from None
-    # Loading a truncated library can kill the process, so look first.
+    # Loading a truncated library can crash the process, so verify it first.
     if not isinstance(info, dict) or hashlib.sha256(content).hexdigest() != info.get("sha256"):
         raise NotAvailable(f"the build in {folder} is damaged")
     return library
 
 
 def last_failure(wanted: Target) -> dict[str, Any] | None:
-    """`reason` and `time` of the last build, if it failed."""
+    """Return `reason` and `time` of the last build if it failed, else None."""
     try:
         note = json.loads((cache_folder() / f"{wanted.key}.failed").read_bytes())
         return note if {"reason", "time"} <= set(note) else None
@@ -137,11 +138,11 @@ def build(wanted: Target, repair: bool = False) -> Path:
     """Build unless another process has just done so, and return the library.
 
     Args:
-        repair: build even if the cache holds a whole library, because it does not load.
+        wanted: the build.
+        repair: build even if the cache holds an undamaged library, because it does not load.
 
     Raises:
-        NotAvailable: the reason in one line: no compiler, no ninja, out of time, the compiler's first error, a cache
-            that cannot be written to.
+        NotAvailable: no compiler, no ninja, timeout, a compiler error, or a read-only cache; one line.
     """
     limit, began = time_limit(), time.time()
     try:
@@ -153,9 +154,9 @@ def build(wanted: Target, repair: bool = False) -> Path:
                 if not repair or library.stat().st_mtime >= began:
                     return library
             note = last_failure(wanted)
-            if note and note["time"] >= began:  # by the process that we waited for
+            if note and note["time"] >= began:  # the process that we waited for has failed
                 raise NotAvailable(note["reason"])
-            for leftover in root.glob(f"{wanted.key}.tmp*"):  # of a process that was killed: we hold the lock
+            for leftover in root.glob(f"{wanted.key}.tmp*"):  # from killed processes, as we hold the lock
                 shutil.rmtree(leftover, ignore_errors=True)
             try:
                 library = _build(wanted, root, limit)
@@ -171,7 +172,7 @@ def build(wanted: Target, repair: bool = False) -> Path:
 
 
 def time_limit() -> float:
-    """Seconds a build may take."""
+    """Return the time limit of a build in seconds."""
     given = os.environ.get("STYLEFUSION_OPS_TIMEOUT")
     try:
         limit = float(given) if given else TIMEOUT
@@ -213,8 +214,8 @@ def _build(wanted: Target, root: Path, limit: float) -> Path:
 
 
 def _environment(wanted: Target) -> dict[str, str]:
-    """The building process's environment; NotAvailable if a tool that it needs is missing."""
-    # ninja comes as a Python package, whose program is not on the PATH of an environment that was not activated.
+    """Return the environment of the build process; NotAvailable if a tool is missing."""
+    # ninja is a Python package; its program is not on the PATH unless the environment has been activated.
     folders = [str(Path(sys.executable).parent)] if sys.executable else []
     with contextlib.suppress(ImportError, AttributeError):
         import ninja
@@ -235,7 +236,7 @@ def _environment(wanted: Target) -> dict[str, str]:
 
 
 def _run(command: list[str], environment: dict[str, str], output: Any, limit: float) -> int | None:
-    """Exit status, or None if the process and everything it started was killed for being out of time."""
+    """Run a command and return its exit status, or None if it timed out and was killed with all its children."""
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
     )
@@ -243,20 +244,22 @@ def _run(command: list[str], environment: dict[str, str], output: Any, limit: fl
         return process.wait(limit)
     except subprocess.TimeoutExpired:
         return None
-    finally:  # also when interrupted: the terminal's Ctrl-C does not reach another session
+    finally:  # also when interrupted: Ctrl-C in the terminal does not reach another session
         if process.poll() is None:
             _kill(process)
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """End a session. ninja gives every compiler a process group of its own, so killing one group is not enough."""
+    """Kill a session. ninja starts every compiler in its own process group, so killing one group is not enough."""
     if not Path("/proc/self/stat").exists():  # macOS: leave it to ninja, which passes the signal on
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
     deadline = time.monotonic() + 5
-    while (members := _session(process.pid)) and time.monotonic() < deadline:  # until nobody could start another
+    while (
+        members := _session(process.pid)
+    ) and time.monotonic() < deadline:  # until none is left that could start another
         for pid in members:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -267,7 +270,7 @@ def _kill(process: subprocess.Popen) -> None:
 
 
 def _session(leader: int) -> list[int]:
-    """Living processes of a session, as Linux tells them: /proc/<pid>/stat is `pid (name) state ppid pgrp session`."""
+    """List a session's live processes on Linux. /proc/<pid>/stat is `pid (name) state ppid pgrp session ...`."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, IndexError):
@@ -279,7 +282,7 @@ def _session(leader: int) -> list[int]:
 
 @contextlib.contextmanager
 def _lock(path: Path, limit: float) -> Iterator[None]:
-    """Hold an OS lock on a file. It ends with its process, however that ends."""
+    """Hold an operating system lock on a file. It is released when the process ends, however it ends."""
     deadline = time.monotonic() + limit
     with path.open("a+b") as file:
         while not _try_lock(file.fileno()):
@@ -290,7 +293,7 @@ def _lock(path: Path, limit: float) -> Iterator[None]:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """True also where there are no locks: two builds then go on beside each other, and the last one stays."""
+    """Try to lock a file. True also if locks are not supported: then builds may run in parallel, and the last wins."""
     try:
         import fcntl
     except ImportError:
@@ -305,23 +308,24 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """All or nothing."""
+    """Write JSON atomically."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
     part.write_text(json.dumps(content), encoding="utf-8")
     part.replace(path)
 
 
 def _first_error(log: str, status: int) -> str:
-    """The line of a build's log that says most."""
+    """Return the most informative line of a build's log."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for mark in ("fatal error:", "error:", "Error:"):
         for line in lines:
             if mark in line:
                 return one_line(line)
-    last = one_line(lines[-1]) if lines else "it said nothing"
-    return f"the building process ended with status {status}: {last}"
+    last = one_line(lines[-1]) if lines else "no output"
+    return f"the build process ended with status {status}: {last}"
 
 
 def one_line(text: object, length: int = 300) -> str:
+    """Return a text as one line of at most `length` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= length else line[: length - 3] + "..."

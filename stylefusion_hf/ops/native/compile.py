@@ -1,6 +1,7 @@
-"""Compile and try the native operators. A program for build.py, which runs it by its path in a process of its own.
+"""Compile and test the native operators. build.py runs this file as a program in a separate process.
 
-Its argument is JSON: `folder` to work in, `device`, `sources`, `cflags`, `cuda_cflags`, `ldflags`.
+Its argument is a JSON object with `folder`, the working folder, `device`, `sources`, `cflags`, `cuda_cflags` and
+`ldflags`.
 """
 
 import json
@@ -27,7 +28,7 @@ def main() -> None:
         is_python_module=False,
         verbose=True,
     )
-    # It compiled and loads; one picture tells that its instructions are this machine's.
+    # The library compiles and loads. Compute a test case, in case this machine lacks some of its instructions.
     x, taps = torch.ones(1, 1, 8, 8, device=spec["device"]), torch.full((4,), 0.25, device=spec["device"])
     y = torch.ops.stylefusion.upfirdn2d(x, taps, 1, 1, [0, 0, 0, 0], 1.0, False)
     y = torch.ops.stylefusion.bias_act(y, None, None, None, True, 2.0, None)

@@ -1,6 +1,6 @@
-// torch's side of the kernels: checks that keep them inside their memory, layouts, and the registration of the
-// operators that registration.py defines. Compiled once for CPUs and, with STYLEFUSION_CUDA and a CUDA torch, once more
-// for GPUs. Messages for users are Python's business (upfirdn2d.py, bias_act.py); these are the last line.
+// torch bindings of the kernels: bounds checks, memory layouts, and implementations of the operators that
+// registration.py defines. Compiled once for CPUs and, with STYLEFUSION_CUDA and a CUDA build of torch, once for GPUs.
+// Python (upfirdn2d.py, bias_act.py) checks arguments with messages for users; these checks are the last safeguard.
 #include "kernels.h"
 
 #include <ATen/core/Tensor.h>
@@ -51,19 +51,19 @@ stylefusion::Dtype dtype_of(const Tensor& x) {
 
 at::ScalarType sum_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-// The layout that the result gets, which is the input's; registration.py's fake kernels follow the same rule.
+// The result's layout, which is the input's; registration.py's fake kernels follow the same rule.
 at::MemoryFormat layout_of(const Tensor& x) {
   const bool last = x.dim() == 4 && !x.is_contiguous() && x.stride(1) == 1;
   return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
-// (B, C) is a picture of one pixel.
+// (B, C) counts as a picture of one pixel.
 stylefusion::Image image_of(const Tensor& x, at::MemoryFormat layout) {
   if (x.dim() == 2) return {x.size(0), x.size(1), 1, 1, true};
   return {x.size(0), x.size(1), x.size(2), x.size(3), layout == at::MemoryFormat::ChannelsLast};
 }
 
-// Holds what the pointers in `epilogue` point to.
+// Owns the memory that the pointers in `epilogue` refer to.
 struct Holder {
   Tensor scale, bias, noise;
   stylefusion::Epilogue epilogue{};
@@ -124,7 +124,7 @@ Tensor resample(const Tensor& x_, const Tensor& taps_, int64_t up, int64_t down,
 #else
   Tensor taps = taps_.to(at::kCPU, at::kDouble);
 #endif
-  taps = flip ? taps.contiguous() : taps.flip(0);  // a convolution turns its taps
+  taps = flip ? taps.contiguous() : taps.flip(0);  // a convolution flips its taps
   const stylefusion::Fir fir{taps.const_data_ptr(), n, up, down, padding[0], padding[2], gain};
   if (!make_epilogue) {
     check(stylefusion::upfirdn2d(dtype_of(x), x.const_data_ptr(), y.data_ptr(), in, out, fir, nullptr, device.stream));

@@ -1,5 +1,5 @@
-// What a device has to compute, as plain pointers and numbers: no torch header, so that nvcc compiles the CUDA side
-// anywhere. kernels_cpu.cpp and kernels_cuda.cu implement the three functions, glue.cpp calls them.
+// Interface of the kernels in plain pointers and numbers, without torch headers, so that nvcc can compile the CUDA
+// side anywhere. kernels_cpu.cpp and kernels_cuda.cu implement the three functions; glue.cpp calls them.
 #pragma once
 
 #include <cstdint>
@@ -17,13 +17,13 @@ struct Image {
 // Zero insertion by `up`, padding (left and top; right and bottom follow from the size of the output), correlation
 // with the outer product of `taps` with themselves, times gain, every `down`-th pixel. See ops/upfirdn2d.py.
 struct Fir {
-  const void* taps;  // CPU: double; CUDA: float, on the device. Already turned, if a convolution is meant.
+  const void* taps;  // CPU: double; CUDA: float, on the device. Already flipped for a convolution.
   int64_t n, up, down, left, top;
   double gain;
 };
 
-// clamp(act(x * scale + bias + noise) * gain) with act(v) = v > 0 ? v : v * slope. A null pointer stands for 1 or 0.
-// All three are float, or double where the picture is.
+// clamp(act(x * scale + bias + noise) * gain) with act(v) = v > 0 ? v : v * slope. A null pointer means 1 or 0.
+// All three are float, or double if the picture is.
 struct Epilogue {
   const void* scale;    // (batch, channels)
   const void* bias;     // (channels)
@@ -33,11 +33,11 @@ struct Epilogue {
   double clamp;  // infinite for none
 };
 
-// Each returns nullptr, or what went wrong. `stream` is a cudaStream_t; unused on CPUs. `epilogue` may be null.
+// Each returns nullptr or an error message. `stream` is a cudaStream_t, unused on CPUs. `epilogue` may be null.
 const char* upfirdn2d(Dtype dtype, const void* x, void* y, const Image& in, const Image& out, const Fir& fir,
                       const Epilogue* epilogue, void* stream);
 const char* bias_act(Dtype dtype, const void* x, void* y, const Image& image, const Epilogue& epilogue, void* stream);
-// The gradient of act, gain and clamp, told from their result y: grad * gain * (y > 0 ? 1 : slope) * (|y| < clamp).
+// The gradient of act, gain and clamp, from their result y: grad * gain * (y > 0 ? 1 : slope) * (|y| < clamp).
 const char* act_grad(Dtype dtype, const void* grad, const void* y, void* out, int64_t count, const Epilogue& epilogue,
                      void* stream);
 

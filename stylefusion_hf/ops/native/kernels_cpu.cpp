@@ -1,10 +1,10 @@
-// The kernels on CPUs: plain loops over contiguous memory, which the compiler turns into vector instructions.
+// CPU kernels: plain loops over contiguous memory, which the compiler vectorizes.
 //
-// Both memory layouts are one case. A picture is `outer` planes of height x width pixels of `inner` numbers: for
-// channels-first, outer = batch * channels and inner = 1; for channels-last, outer = batch and inner = channels. A tile
-// of an output row goes through three passes that stay in the first-level cache: the vertical taps sum rows of the
-// input, the horizontal taps sum pixels of that sum, the epilogue writes the result. The feature map itself is read
-// and written once.
+// One code path handles both memory layouts. A picture is `outer` planes of height x width pixels of `inner` numbers:
+// channels-first has outer = batch * channels and inner = 1, channels-last outer = batch and inner = channels. Each
+// tile of an output row goes through three passes that stay in the L1 cache: the vertical taps sum rows of the input,
+// the horizontal taps sum pixels of that result, and the epilogue writes the output. The feature map is read and
+// written once.
 #include "kernels.h"
 
 #include <ATen/Parallel.h>
@@ -23,8 +23,8 @@ namespace {
 template <typename T>
 using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-constexpr int64_t kTile = 4096;   // numbers of an output row worked on at once: 16 KiB of float
-constexpr int64_t kGrain = 32768; // numbers a thread should at least have to do
+constexpr int64_t kTile = 4096;   // numbers of an output row processed together: 16 KiB of float
+constexpr int64_t kGrain = 32768; // minimum of numbers per thread
 
 int64_t tile_pixels(int64_t inner) { return std::max<int64_t>(kTile / inner, 16); }
 
@@ -43,7 +43,7 @@ struct Finish {
         channels(out.channels), channels_last(out.channels_last), gain(static_cast<A>(e.gain)),
         low_gain(static_cast<A>(e.gain * e.slope)), clamp(static_cast<A>(e.clamp)) {}
 
-  // Comparisons with NaN are false: NaN comes out as NaN.
+  // Comparisons with NaN are false, so NaN is propagated.
   A act(A v) const {
     v *= v > A(0) ? gain : low_gain;
     v = v < -clamp ? -clamp : v;
@@ -53,7 +53,7 @@ struct Finish {
   // `pixels` pixels of plane `outer`, from pixel `start` on; src and dst point at the first of them.
   template <typename In, typename Out>
   void run(const In* __restrict__ src, Out* __restrict__ dst, int64_t outer, int64_t start, int64_t pixels) const {
-    const Finish f = *this;  // a copy, which the compiler knows that dst does not overwrite
+    const Finish f = *this;  // a copy, so that the compiler knows that dst does not alias it
     f.run_here(src, dst, outer, start, pixels);
   }
 
@@ -113,7 +113,7 @@ void sum_up_to_four_rows(int64_t k, const T* const* rows, const A* taps, A* dst,
   else sum_rows<1, kAdd>(rows, taps, dst, count);
 }
 
-// One output pixel of `inner` numbers: K taps (0: `k` of them) on pixels that lie side by side.
+// One output pixel of `inner` numbers: K taps (`k` if K is 0) on adjacent pixels.
 template <int K, int kInner, typename A>
 inline void sum_pixels(const A* __restrict__ src, const A* taps, int64_t k, A* __restrict__ dst, int64_t inner) {
   const int64_t n = kInner ? kInner : inner;
@@ -125,7 +125,7 @@ inline void sum_pixels(const A* __restrict__ src, const A* taps, int64_t k, A* _
   }
 }
 
-// The horizontal taps, regrouped by phase: output x uses the taps k0, k0 + up, ... that meet pixels, not zeros.
+// The horizontal taps, regrouped by phase: output x uses only the taps k0, k0 + up, ... on pixels, not on zeros.
 template <typename A>
 struct Phases {
   int64_t n, up, down, left;
@@ -142,7 +142,7 @@ struct Phases {
     }
   }
   int64_t phase(int64_t x) const { return ((left - x * down) % up + up) % up; }
-  // The first column that output x meets; may lie outside.
+  // The first input column that output x depends on; may lie outside.
   int64_t column(int64_t x) const { return (x * down + phase(x) - left) / up; }  // divides without remainder
 };
 
@@ -157,8 +157,8 @@ void across_general(const Phases<A>& ph, const A* tmp, int64_t base, A* dst, int
     if (k == 4) sum_pixels<4, kInner>(src, taps, k, dst, n);
     else if (k == 2) sum_pixels<2, kInner>(src, taps, k, dst, n);
     else if (k > 0) sum_pixels<0, kInner>(src, taps, k, dst, n);
-    else std::fill(dst, dst + n, A(0));  // fewer taps than `up`: this output meets only inserted zeros
-    for (p -= ph.down; p < 0; p += ph.up) src += n;  // phase and column of x + 1, without a division
+    else std::fill(dst, dst + n, A(0));  // fewer taps than `up`: all taps fall on inserted zeros
+    for (p -= ph.down; p < 0; p += ph.up) src += n;  // phase and column of x + 1 without a division
   }
 }
 
@@ -206,7 +206,7 @@ void fir_rows(const T* x, T* y, const Image& in, const Image& out, const Fir& fi
   const int64_t inner = in.channels_last ? in.channels : 1;
   const int64_t outer = in.channels_last ? in.batch : in.batch * in.channels;
   const int64_t pixels = std::min(tile_pixels(inner), out.width);
-  // Columns that `pixels` outputs can meet.
+  // Input columns that `pixels` outputs can depend on.
   const int64_t columns = ((pixels - 1) * fir.down + fir.n - 1) / fir.up + 2;
   const Phases<A> phases(fir);
   const auto* taps = static_cast<const double*>(fir.taps);
@@ -220,7 +220,7 @@ void fir_rows(const T* x, T* y, const Image& in, const Image& out, const Fir& fi
     std::unique_ptr<const T*[]> rows(new const T*[fir.n]), shifted(new const T*[fir.n]);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t plane = row / out.height, oy = row % out.height;
-      int64_t k_rows = 0;  // the input's rows that this output row meets, and their taps
+      int64_t k_rows = 0;  // the input rows that this output row depends on, and their taps
       for (int64_t k = 0; k < fir.n; ++k) {
         const int64_t at = oy * fir.down + k - fir.top;
         if (at < 0 || at % fir.up || at / fir.up >= in.height) continue;
@@ -229,7 +229,7 @@ void fir_rows(const T* x, T* y, const Image& in, const Image& out, const Fir& fi
       }
       for (int64_t x0 = 0; x0 < out.width; x0 += pixels) {
         const int64_t x1 = std::min(x0 + pixels, out.width);
-        // Columns from `base` to `stop` are needed; those outside of the picture are zeros.
+        // Columns from `base` to `stop` are needed; those outside the picture are zeros.
         const int64_t first = x0 * fir.down - fir.left, last = (x1 - 1) * fir.down + fir.n - 1 - fir.left;
         const int64_t base = first >= 0 ? (first + fir.up - 1) / fir.up : -(-first / fir.up);  // rounded up
         const int64_t stop = (last >= 0 ? last / fir.up : -((-last + fir.up - 1) / fir.up)) + 1;  // rounded down
@@ -296,7 +296,7 @@ const char* bias_act(Dtype dtype, const void* x, void* y, const Image& image, co
     const auto* src = static_cast<const T*>(x);
     auto* dst = static_cast<T*>(y);
     at::parallel_for(0, outer * area, std::max<int64_t>(kGrain / inner, 1), [&](int64_t begin, int64_t end) {
-      while (begin < end) {  // one plane after the other
+      while (begin < end) {  // plane by plane
         const int64_t plane = begin / area, start = begin % area, count = std::min(end - begin, area - start);
         finish.run(src + begin * inner, dst + begin * inner, plane, start, count);
         begin += count;
@@ -311,7 +311,7 @@ const char* act_grad(Dtype dtype, const void* grad, const void* y, void* out, in
     using A = Acc<T>;
     const A gain = static_cast<A>(e.gain), low = static_cast<A>(e.gain * e.slope), clamp = static_cast<A>(e.clamp);
     const bool clamped = std::isfinite(e.clamp);
-    // By value: what the loop reads through a reference could be what it writes, and it would not be vectorised.
+    // By value: references could alias the output, which would prevent vectorization.
     at::parallel_for(0, count, kGrain, [=](int64_t begin, int64_t end) {
       const T* __restrict__ g = static_cast<const T*>(grad) + begin;
       const T* __restrict__ v = static_cast<const T*>(y) + begin;
@@ -326,7 +326,7 @@ const char* act_grad(Dtype dtype, const void* grad, const void* y, void* out, in
       for (int64_t i = 0; i < end - begin; ++i) {
         const A at = static_cast<A>(v[i]);
         const A inside = static_cast<A>(g[i]) * (at > A(0) ? positive : negative);
-        // Selected, not multiplied by zero: as PyTorch's clamp, whose gradient outside is 0 even for an infinite one.
+        // Select, do not multiply by zero: outside, the gradient of clamp is 0 even for an infinite one.
         d[i] = static_cast<T>(std::abs(at) < limit ? inside : A(0));
       }
     });

@@ -1,7 +1,7 @@
-// The kernels on CUDA GPUs: one thread an output number, in the output's memory order, so that neighbouring threads
-// write neighbouring addresses; sums are float. No torch header: see kernels.h.
+// CUDA kernels: one thread per output number, in the output's memory order, so that adjacent threads write adjacent
+// addresses. Sums are float. No torch headers: see kernels.h.
 //
-// Compiled in the tests for sm_80 and sm_90; written where no GPU was at hand, so never run.
+// The tests compile them for sm_80 and sm_90. They have never been run, for lack of a GPU.
 #include "kernels.h"
 
 #include <cuda_bf16.h>
@@ -15,7 +15,7 @@ namespace stylefusion {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 1 << 20;  // far below the grid's limit of 2^31 - 1; threads take further turns
+constexpr int64_t kMaxBlocks = 1 << 20;  // far below the grid's limit of 2^31 - 1; threads loop over the rest
 
 __device__ inline float load(float v) { return v; }
 __device__ inline float load(__half v) { return __half2float(v); }
@@ -30,7 +30,7 @@ struct Finish {
   float gain, low_gain, clamp;
 };
 
-// Where the number `i` of a picture lies; divisions in 32 bits where the picture allows it (Index).
+// The position of number `i` in a picture; divides in 32 bits if the picture is small enough (Index).
 struct Place {
   int64_t b, c, y, x;
 };
@@ -52,7 +52,7 @@ __device__ inline Place locate(int64_t i, const Image& image) {
   return at;
 }
 
-// Comparisons with NaN are false: NaN comes out as NaN.
+// Comparisons with NaN are false, so NaN is propagated.
 __device__ inline float finish(float v, const Finish& f, const Image& image, const Place& at) {
   if (f.scale) v *= f.scale[at.b * image.channels + at.c];
   float add = f.bias ? f.bias[at.c] : 0.0f;
@@ -63,7 +63,7 @@ __device__ inline float finish(float v, const Finish& f, const Image& image, con
   return v > f.clamp ? f.clamp : v;
 }
 
-// kN, kUp, kDown: the filter's size and factors where they are known to the compiler, which then unrolls the loops.
+// kN, kUp, kDown: the filter's size and factors if known at compile time, to unroll the loops.
 template <typename T, typename Index, int kN, int kUp, int kDown>
 __global__ void upfirdn2d_kernel(const T* __restrict__ x, T* __restrict__ y, Image in, Image out, Fir fir, Finish f) {
   const int n = kN ? kN : int(fir.n), up = kUp ? kUp : int(fir.up), down = kDown ? kDown : int(fir.down);
@@ -72,7 +72,7 @@ __global__ void upfirdn2d_kernel(const T* __restrict__ x, T* __restrict__ y, Ima
   const int64_t count = out.batch * out.channels * out.height * out.width, stride = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
     const Place at = locate<Index>(i, out);
-    // Position of the first tap in the upsampled picture, and the first taps that meet pixels and not inserted zeros.
+    // Position of the first tap in the upsampled picture, and the first taps that fall on pixels, not inserted zeros.
     const int64_t top = at.y * down - fir.top, left = at.x * down - fir.left;
     const int ky0 = int(((-top) % up + up) % up), kx0 = int(((-left) % up + up) % up);
     const T* __restrict__ plane = x + at.b * in.channels * in.height * in.width + at.c * step_c;

@@ -1,7 +1,7 @@
-"""The operators' signatures, their shapes without data (fake kernels), and their gradients.
+"""Registration of the native operators with torch: signatures, shape inference (fake kernels) and gradients.
 
-`define()` runs once a process, before the first library is loaded. Gradients are made of operators that have
-gradients themselves, so double backward (R1, path length) works; taps get none.
+`define()` runs once per process, before the first library is loaded. Gradients consist of differentiable operators, so
+double backward (R1, path length) works. Taps have no gradient.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCHEMAS = (
 
 @functools.cache
 def define() -> torch.library.Library:
-    """Define the operators; the library object that is returned holds them for as long as the process lives."""
+    """Define the operators. They exist as long as the returned library object, which is cached for the process."""
     library = torch.library.Library(NAMESPACE, "DEF")
     for schema in SCHEMAS:
         library.define(schema)
@@ -48,7 +48,7 @@ def define() -> torch.library.Library:
 
 
 def _layout(x: torch.Tensor) -> torch.memory_format:
-    """The result's layout is the input's; glue.cpp follows the same rule."""
+    """Return the result's memory layout, which is the input's; glue.cpp follows the same rule."""
     last = x.ndim == 4 and not x.is_contiguous() and x.stride(1) == 1
     return torch.channels_last if last else torch.contiguous_format
 
@@ -74,13 +74,13 @@ def _upfirdn2d_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 
 def _upfirdn2d_backward(ctx: Any, grad: torch.Tensor):
-    """The transposed operation: up and down change places, the taps turn, and the padding is what gives x's size."""
+    """Apply the transposed operation: swap up and down, flip the taps, and pad to the size of x."""
     (taps,) = ctx.saved_tensors
     left, _, top, _ = ctx.padding
     padding = []
     for before, size, out in ((left, ctx.size[1], ctx.out_size[1]), (top, ctx.size[0], ctx.out_size[0])):
         front = taps.shape[0] - 1 - before
-        # `down`-fold upsampling of the gradient, padded, must leave exactly (size - 1) * up + 1 positions.
+        # The gradient, upsampled by `down`, padded and filtered, must have exactly (size - 1) * up + 1 positions.
         padding += [front, (size - 1) * ctx.up + taps.shape[0] - front - out * ctx.down]
     grad_x = torch.ops.stylefusion.upfirdn2d(grad, taps, ctx.down, ctx.up, padding, ctx.gain, not ctx.flip)
     return grad_x, None, None, None, None, None, None
@@ -126,7 +126,7 @@ def _act_grad_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 
 def _act_grad_backward(ctx: Any, grad: torch.Tensor):
-    """The operator is linear in its first input, and flat in y where it has a derivative."""
+    """Differentiate act_grad: it is linear in grad, and its derivative in y is zero wherever it exists."""
     (y,) = ctx.saved_tensors
     return torch.ops.stylefusion.act_grad(grad, y, ctx.lrelu, ctx.gain, ctx.clamp), None, None, None, None
 
