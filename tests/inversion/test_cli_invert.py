@@ -206,7 +206,7 @@ def test_files_of_codes_that_are_none(photos: Path) -> None:
     cases = {
         "codes.safetensors": "holds several codes, name one of a, all",
         "codes.safetensors:b": "has no code 'b': it has a, all",
-        "codes.safetensors:all": "all holds 3 codes, expected one",
+        "codes.safetensors:all": "'all' holds 3 codes, expected one",
         "text.safetensors": "is not a file of codes",
         "plain.safetensors": "its metadata lack format",
         "spaceless.safetensors": "is not JSON",
