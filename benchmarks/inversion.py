@@ -5,13 +5,13 @@
     python -m benchmarks.inversion --pictures 8 --mix docs/images/mixing.png         pictures mixed two by two
 
 The pictures are avatars that neither the generator nor the encoder was trained with (the trainers' held-out ones, from
-index 1,000,000 on). For each: the encoder's guess; codes optimised from it, in w, w+ and s; the mean code optimised;
+index 1,000,000 on). For each: the encoder's guess; codes optimized from it, in w, w+ and s; the mean code optimized;
 and the generator tuned at the codes in w+, four pictures at a time.
 
     prior 0.03 ten times the weight that holds codes near the generator's own
     MSE        mean squared error of pixels in [-1, 1]
     features   how unlike picture and reconstruction look to the evaluation's segmenter, which no model was trained
-               with and nothing here optimises: `features.map_distance` of its levels, 0 to 4
+               with and nothing here optimizes: `features.map_distance` of its levels, 0 to 4
     parts      share of an avatar's parts (hair, eyes, mouth, clothes, ...) that the evaluation's portrait judge names
                alike in both
     seconds    a picture, as measured here, in batches of 16
@@ -47,7 +47,7 @@ from stylefusion_hf.imaging.sheets import draw_sheet
 
 FIRST = 1_000_000  # far behind any training index, as the trainers' own held-out pictures
 GROUP = 4  # pictures that share a tuned generator, as those of one mix do
-RULED = ("encoder", "+ optimisation, w+", "+ optimisation, w+, prior 0.03", "+ optimisation, w")
+RULED = ("encoder", "+ optimization, w+", "+ optimization, w+, prior 0.03", "+ optimization, w")
 SWAP_COLUMNS = ("outside", "transfer", "response", "dead")
 
 
@@ -99,14 +99,14 @@ class Bench:
         steps = {"num_inference_steps": self.steps}
         stages: dict[str, Callable[[], Found]] = {
             "encoder": lambda: self.invert("encoder"),
-            "+ optimisation, w+": lambda: self.invert("+ optimisation, w+", **steps),
-            "+ tuning": lambda: self.tune("+ tuning", self.kept["+ optimisation, w+"]),
-            "+ optimisation, w+, prior 0.03": lambda: self.invert(
-                "+ optimisation, w+, prior 0.03", prior_weight=0.03, **steps
+            "+ optimization, w+": lambda: self.invert("+ optimization, w+", **steps),
+            "+ tuning": lambda: self.tune("+ tuning", self.kept["+ optimization, w+"]),
+            "+ optimization, w+, prior 0.03": lambda: self.invert(
+                "+ optimization, w+, prior 0.03", prior_weight=0.03, **steps
             ),
-            "+ optimisation, w": lambda: self.invert("+ optimisation, w", latent_type="w", **steps),
-            "+ optimisation, s": lambda: self.invert("+ optimisation, s", latent_type="s", **steps),
-            "mean code + optimisation, w+": lambda: self.invert("mean code + optimisation, w+", start="mean", **steps),
+            "+ optimization, w": lambda: self.invert("+ optimization, w", latent_type="w", **steps),
+            "+ optimization, s": lambda: self.invert("+ optimization, s", latent_type="s", **steps),
+            "mean code + optimization, w+": lambda: self.invert("mean code + optimization, w+", start="mean", **steps),
         }
         if unknown := [name for name in only if name not in stages]:
             raise SystemExit(f"no stage {unknown[0]!r}: choose from {'; '.join(stages)}")
@@ -181,7 +181,7 @@ def inverted_subject(subject: Subject, codes: Tensor) -> InvertedSubject:
 
 def figure(bench: Bench) -> Image.Image:
     """A row a picture: the real one and what each stage makes of it."""
-    stages = dict(bench.run(["encoder", "+ optimisation, w+", "+ tuning"]))
+    stages = dict(bench.run(["encoder", "+ optimization, w+", "+ tuning"]))
     columns = [bench.real, *(found.images for found in stages.values())]
     rows = [[as_image(column[i]) for column in columns] for i in range(len(bench.real))]
     titles = ["base", "encoder", "+_optimisation", "+_tuning"]
@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a pipeline folder or Hub id (default: the embedded model)")
     parser.add_argument("--pictures", type=int, default=64, help="an even number (default: 64)")
-    parser.add_argument("--steps", type=int, default=200, help="of optimisation (default: 200)")
+    parser.add_argument("--steps", type=int, default=200, help="of optimization (default: 200)")
     parser.add_argument("--tune", type=int, default=200, help="steps of tuning (default: 200)")
     parser.add_argument("--stages", nargs="+", default=(), metavar="STAGE", help="only these, named as in the table")
     parser.add_argument("--out", help="also write the tables to OUT.md")
@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, found in bench.run(args.stages):
         rows[name] = quality(found, bench.real, judges)
         print(f"{name}: {rows[name]}", flush=True)
-    text = [f"{args.pictures} pictures, {args.steps} steps of optimisation, {args.tune} of tuning.", ""]
+    text = [f"{args.pictures} pictures, {args.steps} steps of optimization, {args.tune} of tuning.", ""]
     text += [table("stage", rows), ""]
     subject = build_subject(pipe, judges)
     ruled = [n for n in bench.kept if n in RULED]

@@ -1,4 +1,4 @@
-"""How well regions are found without labels, and learnt from a few painted samples, where the exact ones are known.
+"""How well regions are found without labels, and learned from a few painted samples, where the exact ones are known.
 
     python -m benchmarks.regions
     python -m benchmarks.regions --regions runs/avatars/regions --artwork avatars
@@ -27,7 +27,7 @@ from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.evaluation.report import table
 from stylefusion_hf.regions.clustering import contingency, jaccard
 from stylefusion_hf.regions.discovery import discover, sample_codes
-from stylefusion_hf.regions.few_shot import UNPAINTED, PaintFolder, learn, predicted, sample_images
+from stylefusion_hf.regions.few_shot import UNPAINTED, PaintFolder, learn, predict_labels, sample_images
 
 SAMPLES = 128  # on which labels are compared
 HELD_OUT = 1_000_000  # index of the first drawn picture, far behind any training's
@@ -78,7 +78,7 @@ def main() -> None:
         started = time.monotonic()
         found = discover(g, seed=seed, progress=False)
         seconds = time.monotonic() - started
-        maps.append(predicted(g, found.labeller, codes))
+        maps.append(predict_labels(g, found.labeller, codes))
         iou = matched(maps[-1], truth, len(names))
         row = {"regions": len(found.tree.leaves), "seconds": seconds, "mean": float(iou.mean())}
         rows[f"seed {seed}"] = row | dict(zip(names, iou.tolist(), strict=True))
@@ -102,12 +102,12 @@ def main() -> None:
             started = time.monotonic()
             found = learn(g, paint, check=False, progress=False)
             seconds = time.monotonic() - started
-            labels = predicted(g, found.labeller, codes)
+            labels = predict_labels(g, found.labeller, codes)
         iou = jaccard(contingency(labels, truth, len(names), len(names))).diag()
         row = {"seconds": seconds, "mean": float(iou.mean())}
         rows[f"{count} samples"] = row | dict(zip(names, iou.tolist(), strict=True))
     if rows:
-        print(f"## Learnt from painted samples ({args.share:.0%} of their pixels)\n\n{table('', rows)}\n")
+        print(f"## Learned from painted samples ({args.share:.0%} of their pixels)\n\n{table('', rows)}\n")
 
     if args.regions:
         if args.artwork == "cars":

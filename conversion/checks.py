@@ -144,7 +144,7 @@ def _compare_codes(generator: Any, data: Mapping[str, torch.Tensor], z: torch.Te
     results = []
     if "mean_latent" in data:
         results.append(Comparison("mean of w", _relative(generator.w_avg, data["mean_latent"].reshape(-1)), 1.0))
-        generator.w_avg.copy_(data["mean_latent"].reshape(-1))  # the mean that the reference was truncated towards
+        generator.w_avg.copy_(data["mean_latent"].reshape(-1))  # the mean that the reference was truncated toward
     w = generator.mapping(z, data.get("c"))
     # Every truncation that can be meant, by name: the codes are (B, num_ws, w_dim).
     candidates: dict[str, torch.Tensor] = {}

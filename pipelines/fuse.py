@@ -1,4 +1,4 @@
-"""StyleFusionPipeline: one latent code per region, fused into one harmonised picture (arXiv 2107.07437)."""
+"""StyleFusionPipeline: one latent code per region, fused into one harmonized picture (arXiv 2107.07437)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from stylefusion_hf.pipelines.output import StyleFusionPipelineOutput
 
 
 class StyleFusionPipeline(HubMixin, DiffusionPipeline):
-    """Fuses codes of regions, and codes of what regions share, into pictures.
+    """Fuses one code per region, and codes for what regions share, into pictures.
 
     Args:
-        generator: a StyleGAN2.
-        fusion: the region tree and its nets, of the generator's style sizes.
-        segmenter: finds the regions of a picture; needed for masks only.
-        encoder: turns images into codes, `encode(images in [-1, 1]) -> w+`; needed for image codes only.
+        generator: a `StyleGenerator`, such as a StyleGAN2.
+        fusion: the region tree and its fusion nets, built for the generator's style sizes.
+        segmenter: finds the regions of a picture; only needed for masks.
+        encoder: turns images into codes, `encode(images in [-1, 1]) -> w+`; only needed for image codes.
 
     Raises:
-        ValueError: components that do not fit each other.
+        ValueError: the components do not fit each other.
 
     Example:
         >>> from stylefusion_hf import FusionHierarchy, StyleFusionPipeline, StyleGAN2Generator
@@ -47,7 +47,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "encoder->generator->fusion->segmenter"
-    _optional_components = ["segmenter", "encoder"]  # noqa: RUF012  # diffusers' own way
+    _optional_components = ["segmenter", "encoder"]  # noqa: RUF012  # diffusers declares it this way
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         self._slice_size: int | None = None
 
     def enable_slicing(self, slice_size: int = 1) -> None:
-        """Render so many pictures at a time: the same pictures in less memory."""
+        """Render `slice_size` pictures at a time: the same pictures in less memory."""
         size = check_count("slice_size", slice_size, 2**31)
         self._slice_size = size
 
@@ -72,7 +72,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         self._slice_size = None
 
     # ------------------------------------------------------------------------------------------------
-    # Pictures from codes.
+    # Public calls.
 
     @torch.no_grad()
     def __call__(
@@ -95,41 +95,45 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         output_masks: bool = False,
         return_dict: bool = True,
     ) -> StyleFusionPipelineOutput:
-        """Pictures whose regions follow codes of their own.
+        """Make pictures in which each region follows its own code.
 
-        A code is a seed (int), a picture (where there is an encoder), a tensor of the space `latent_type`, a `Code`,
-        or a list of these. A picture is a PIL image, a file's path, or an array (H, W, C) of uint8 or of numbers from
-        0 to 1 (`latents.parse_code` has the details). The longest list sets the batch, length 1 repeats. Pictures are
-        square: a photograph is aligned first (`faces.align`) or made square (`images.fit_square`), never cropped here.
+        A code is a seed (int), a picture (if the pipeline has an encoder), a tensor in the space `latent_type`, a
+        `Code`, or a list of these. A picture is a PIL image, a file path, or an array (H, W, C) of uint8 or of numbers
+        in [0, 1] (see `latents.parse_code`). The longest list sets the batch size; lists of length 1 repeat. Pictures
+        must be square: align photographs first (`faces.align`) or make them square (`images.fit_square`); they are
+        never cropped here.
 
         Args:
-            base: the code of every node that nothing else sets; None draws a seed a picture from `generator`.
-            regions: a node of the tree -> the code of its whole subtree; the more specific name wins.
-            global_code: the code of every inner node that `regions` set neither by name nor through an ancestor.
-            nodes: a node -> its code alone; wins over both.
+            base: code of every node that no other argument sets; None draws one seed per picture from `generator`.
+            regions: node of the tree -> code of its whole subtree; the more specific name wins.
+            global_code: code of every inner node that `regions` sets neither by name nor through an ancestor.
+            nodes: node -> code of that node alone; overrides `regions` and `global_code`.
             latent_type: the space of bare tensors: "z", "w", "w+" or "s".
-            class_labels: for seeds and z of a conditional generator: classes, or vectors (B, label_dim), one a
-                picture. None: every seed is of its own class (`seed_classes`), so that regions mix classes.
-            strength: 0 to 1, how far style codes move from the base's to those that were given. A dict says so for
-                each name of `regions` and `nodes`, and under the root's name for `global_code`.
-            edits: a node of the tree -> what is added to the codes of its whole subtree, whatever they are and however
-                far `strength` moves them: a `Direction` (of strength 1), an `Edit` such as `direction(2.5)`, a
-                (direction, strength) pair, or a list of these. Edits of several nodes, and of a node and one above it,
-                add up; under the root's name, or "all", everything is edited. A list of strengths is one a picture.
-            truncation_psi: of seeds and z: 1 for none, 0 for the mean picture; None for the model's own.
-            truncation_cutoff: truncate only so many rows of w+.
+            class_labels: for seeds and z of a conditional generator: classes, or vectors (B, label_dim), one per
+                picture. None: every seed has its own class (`seed_classes`), so regions mix classes.
+            strength: 0 to 1, how far style codes move from the base's to the given ones. A dict sets it per name of
+                `regions` and `nodes`; the root's name stands for `global_code`.
+            edits: node of the tree -> what to add to the codes of its whole subtree, independent of `strength`: a
+                `Direction` (with strength 1), an `Edit` such as `direction(2.5)`, a (direction, strength) pair, or a
+                list of these. Edits of several nodes, including a node and its ancestor, add up; the root's name, or
+                "all", edits everything. A list of strengths has one per picture.
+            truncation_psi: truncation of seeds and z: 1 for none, 0 for the mean picture; None for the model's
+                default.
+            truncation_cutoff: number of rows of w+ to truncate; None for all.
             noise_mode: "const" (the stored noise), "random" (from `generator`) or "none".
-            generator: random numbers; a list has one for each picture, which then equals its single run.
-            num_images_per_prompt: pictures for each input, one after the other; they differ in what is drawn.
+            generator: source of random numbers; a list has one per picture, and each picture then equals its single
+                run.
+            num_images_per_prompt: pictures per input, in consecutive order; they differ in the random draws.
             output_type: "pil", "np" (B, H, W, C), "pt" (B, C, H, W), both in [0, 1], or "latent": the style codes.
-            output_masks: also give each region's mask.
-            return_dict: False for a plain tuple of the same (which the annotated type leaves out).
+            output_masks: also return each region's mask.
+            return_dict: False returns a plain tuple of the same values (not reflected in the annotated type).
 
         Returns:
-            `images`, `style_codes`, `recipe` and, where asked for, `masks`.
+            `images`, `style_codes`, `recipe` and, if requested, `masks`.
 
         Raises:
-            ValueError: names the argument and what it may be. OSError: an image that cannot be decoded.
+            ValueError: names the argument and what it may be.
+            OSError: an image cannot be decoded.
         """
         self._check_outputs(output_type, output_masks, return_dict)
         each = check_count("num_images_per_prompt", num_images_per_prompt, 1024)
@@ -143,7 +147,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         lengths |= {f"edits[{node!r}]": len(group) for node, group in edited.items()}
         batch = _steps.input_batch(lengths, generator, each) * each
 
-        def repeat(group: Any) -> Any:  # every input's pictures lie side by side
+        def repeat(group: Any) -> Any:  # pictures of one input are adjacent
             return group if group is None or len(group) == 1 else tuple(row for row in group for _ in range(each))
 
         recipe = Recipe(
@@ -160,7 +164,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             noise_seeds=_steps.draw_seeds(generator, batch) if noise_mode == "random" else None,
             edits={node: repeat(group) for node, group in edited.items()},
         )
-        return self._make(recipe, output_type, output_masks, return_dict)
+        return self._render(recipe, output_type, output_masks, return_dict)
 
     @torch.no_grad()
     def from_recipe(
@@ -172,15 +176,15 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         output_masks: bool = False,
         return_dict: bool = True,
     ) -> StyleFusionPipelineOutput:
-        """The pictures that a recipe describes.
+        """Make the pictures that a recipe describes.
 
         Args:
-            recipe: an output's `recipe`, or its JSON text.
-            check_model: refuse a recipe that was written with other weights; False makes the pictures of these.
+            recipe: the `recipe` of an output, or its JSON text.
+            check_model: refuse a recipe that was written with other weights; False renders it with these weights.
             output_type, output_masks, return_dict: as in a call.
 
         Raises:
-            ValueError: not a recipe (names the field), or one of another model.
+            ValueError: not a recipe (names the field), or a recipe of another model.
         """
         self._check_outputs(output_type, output_masks, return_dict)
         check_flag("check_model", check_model)
@@ -197,12 +201,12 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
                     f"the recipe was written with the model {written.get('name')!r}, this is {here['name']!r}, and"
                     f" {' and '.join(other)} have other weights: load that model, or pass check_model=False"
                 )
-        return self._make(recipe, output_type, output_masks, return_dict)
+        return self._render(recipe, output_type, output_masks, return_dict)
 
     # ------------------------------------------------------------------------------------------------
-    # Steps.
+    # Steps of a call.
 
-    def _make(self, recipe: Recipe, output_type: str, output_masks: bool, return_dict: bool) -> Any:
+    def _render(self, recipe: Recipe, output_type: str, output_masks: bool, return_dict: bool) -> Any:
         psi = self.generator.config.truncation_psi if recipe.truncation_psi is None else recipe.truncation_psi
         recipe = replace(recipe, truncation_psi=psi, model=self.model_identity())
         style = _steps.fuse_recipe(self.generator, self.fusion, recipe, self._execution_device)
@@ -219,9 +223,9 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         return output if return_dict else output.to_tuple()
 
     def _edits(self, edits: Any) -> dict[str, tuple[Code, ...]]:
-        """node -> what is added to its subtree's codes; edits of strength 0 are left out."""
+        """Return node -> what to add to its subtree's codes, without edits of strength 0."""
         if not isinstance(edits, Mapping):
-            raise ValueError(f"edits is a dict, node -> direction, not {type(edits).__name__}")
+            raise ValueError(f"edits must be a dict, node -> direction, not {type(edits).__name__}")
         tree, none = self.fusion.tree, editing.Edit(())
         edited: dict[str, editing.Edit] = {}
         for name, value in edits.items():
@@ -232,7 +236,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         for node, edit in edited.items():
             try:
                 rows |= {node: edit.displacement(self.generator).rows()} if edit else {}
-            except ValueError as error:  # of a direction's shape, or strengths of different lengths
+            except ValueError as error:  # shape of a direction, or strengths of different lengths
                 raise ValueError(f"edits[{node!r}]: {error}") from None
         return rows
 

@@ -1,4 +1,4 @@
-"""StyleFusionInterpolationPipeline: walks from code to code, region by region; everything else keeps its code."""
+"""StyleFusionInterpolationPipeline: walks from code to code, region by region; all other codes stay fixed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NOISE_MODES = ("const", "none")
 
 
 class FrameStream(Iterator[Any]):
-    """The frames of a walk, a batch at a time.
+    """An iterator over the frames of a walk, one batch at a time.
 
     Args:
         batches: lists of PIL images, arrays, tensors or style codes.
-        frames: how many frames they have together.
-        keyframes: the frame on each keyframe.
-        recipe: of the keyframes, as in the output of a call.
+        frames: total number of frames.
+        keyframes: the frame index of each keyframe.
+        recipe: recipe of the keyframes, as in the output of a call.
     """
 
     def __init__(self, batches: Iterator[Any], frames: int, keyframes: list[int], recipe: dict[str, Any]):
@@ -47,19 +47,19 @@ class FrameStream(Iterator[Any]):
 
 
 class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
-    """Walks through keyframes of codes: of the whole picture, of regions, of what regions share, several at once.
+    """Walks through keyframes of codes: of the whole picture, of regions, and of what regions share, in any mix.
 
-    The components are those of `StyleFusionPipeline`, and either loads what the other saved; `from_pipe` makes the
-    one from the other around the same weights.
+    The components are those of `StyleFusionPipeline`; each pipeline loads what the other saved, and `from_pipe` makes
+    one from the other with the same weights.
 
     Args:
-        generator: a StyleGAN2.
-        fusion: the region tree and its nets, of the generator's style sizes.
-        segmenter: not used; kept so that nothing is lost on the way between pipelines.
-        encoder: turns images into codes, `encode(images in [-1, 1]) -> w+`; needed for image codes only.
+        generator: a `StyleGenerator`, such as a StyleGAN2.
+        fusion: the region tree and its fusion nets, built for the generator's style sizes.
+        segmenter: not used; kept so that converting between pipelines loses no component.
+        encoder: turns images into codes, `encode(images in [-1, 1]) -> w+`; only needed for image codes.
 
     Raises:
-        ValueError: components that do not fit each other.
+        ValueError: the components do not fit each other.
 
     Example:
         >>> from stylefusion_hf import FusionHierarchy, StyleFusionInterpolationPipeline, StyleGAN2Generator
@@ -74,7 +74,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "encoder->generator->fusion->segmenter"
-    _optional_components = ["segmenter", "encoder"]  # noqa: RUF012  # diffusers' own way
+    _optional_components = ["segmenter", "encoder"]  # noqa: RUF012  # diffusers declares it this way
 
     def __init__(
         self,
@@ -111,40 +111,40 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> StyleFusionInterpolationPipelineOutput:
-        """All frames of a walk; `stream` gives them without holding them all.
+        """Compute all frames of a walk; `stream` yields them without holding all in memory.
 
-        A code is what it is for `StyleFusionPipeline`: a seed, a square PIL image, a tensor, a `Code`. A list of K of
-        them are K keyframes; every list of a call has the same length, and a single code stays where it is. On a
-        keyframe the frame is the picture that `StyleFusionPipeline` makes of these codes (with `batch_size=1` to the
-        bit; else within 1/255), and only the codes of lists differ from frame to frame.
+        Codes are given as for `StyleFusionPipeline`: a seed, a square PIL image, a tensor, a `Code`. A list of K codes
+        gives K keyframes; all lists of a call have the same length, and a single code stays fixed. The frame on a
+        keyframe is the picture that `StyleFusionPipeline` makes from these codes (bit-exact with `batch_size=1`,
+        otherwise within 1/255), and only codes given as lists change from frame to frame.
 
         Args:
-            base: the code of every node that nothing else sets; None draws one seed from `generator`.
-            regions: a node of the tree -> the code of its whole subtree; the more specific name wins.
-            global_code: the code of every inner node that `regions` set neither by name nor through an ancestor.
-            nodes: a node -> its code alone; wins over both.
-            frames: of the whole walk.
-            steps: instead of `frames`: from each keyframe to the next (default: 30).
-            loop: walk on from the last keyframe to the first; the first frame is not repeated at the end.
-            space: "w" (straight; w and w+, to which images are encoded), "s" (the same line, and style codes may be
-                keyframes too) or "z" (along the sphere, then mapped and truncated; seeds and z only).
+            base: code of every node that no other argument sets; None draws one seed from `generator`.
+            regions: node of the tree -> code of its whole subtree; the more specific name wins.
+            global_code: code of every inner node that `regions` sets neither by name nor through an ancestor.
+            nodes: node -> code of that node alone; overrides `regions` and `global_code`.
+            frames: number of frames of the whole walk.
+            steps: alternative to `frames`: frames from each keyframe to the next (default: 30).
+            loop: continue from the last keyframe to the first; the first frame is not repeated at the end.
+            space: "w" (a straight line; w and w+, the space of encoded images), "s" (the same line, but style codes
+                may be keyframes too) or "z" (along the sphere, then mapped and truncated; seeds and z only).
             easing: "linear", or "smooth": slow near every keyframe.
             latent_type: the space of bare tensors: "z", "w", "w+" or "s".
-            class_labels: for seeds and z of a conditional generator; one, or one a keyframe (not with "z"). None:
-                every seed is of its own class.
+            class_labels: for seeds and z of a conditional generator; one, or one per keyframe (not with "z"). None:
+                every seed has its own class.
             strength: as in `StyleFusionPipeline`, the same in every frame.
             truncation_psi, truncation_cutoff: as in `StyleFusionPipeline`.
             noise_mode: "const" (the stored noise, the same in every frame) or "none".
-            generator: draws the base where none is given.
-            batch_size: frames computed at once.
+            generator: draws the base if none is given.
+            batch_size: number of frames computed together.
             output_type: "pil", "np" (F, H, W, C), "pt" (F, C, H, W), both in [0, 1], or "latent": the style codes.
-            return_dict: False for a plain tuple of the same (which the annotated type leaves out).
+            return_dict: False returns a plain tuple of the same values (not reflected in the annotated type).
 
         Returns:
             `frames`, `style_codes`, `keyframes` and the keyframes' `recipe`.
 
         Raises:
-            ValueError: names the argument and what it may be; lists of different lengths, both of them.
+            ValueError: names the argument and what it may be; for lists of different lengths, names both.
         """
         check_flag("return_dict", return_dict)
         walk = self._plan(
@@ -173,19 +173,19 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         return output if return_dict else output.to_tuple()
 
     def stream(self, *args: Any, **kwargs: Any) -> FrameStream:
-        """The frames of the same call, `batch_size` at a time, each batch of the type `output_type`.
+        """Return an iterator over the frames of the same call, in batches of `batch_size` of the type `output_type`.
 
-        A batch is computed when it is asked for and not kept: memory does not grow with the number of frames.
+        Each batch is computed on demand and not kept, so memory does not grow with the number of frames.
 
         Args:
             *args, **kwargs: as in a call.
 
         Returns:
             An iterator over lists of PIL images, arrays, tensors or style codes of `batch_size` frames (the last may
-            have fewer), which knows the number of `frames`, the `keyframes` among them and their `recipe`.
+            have fewer), with the number of `frames`, the `keyframes` among them and their `recipe` as attributes.
 
         Raises:
-            ValueError: as in a call, at once rather than with the first frame.
+            ValueError: as in a call, raised immediately rather than with the first frame.
 
         Example:
             >>> from stylefusion_hf import StyleFusionInterpolationPipeline
@@ -196,7 +196,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
             2 (64, 64)
             1 (64, 64)
         """
-        call = signature(type(self).__call__).bind(self, *args, **kwargs)  # one list of arguments and defaults
+        call = signature(type(self).__call__).bind(self, *args, **kwargs)  # same arguments and defaults as a call
         call.apply_defaults()
         arguments = {name: value for name, value in call.arguments.items() if name not in ("self", "return_dict")}
         check_flag("return_dict", call.arguments["return_dict"])
@@ -205,7 +205,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         return FrameStream(batches, walk.timeline.frames, walk.timeline.marks(), walk.recipe.to_dict())
 
     # ------------------------------------------------------------------------------------------------
-    # Steps.
+    # Steps of a call.
 
     @torch.no_grad()
     def _plan(
@@ -230,7 +230,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         batch_size: int,
         output_type: str,
     ) -> Walk:
-        """Checks the whole call and maps its keyframes."""
+        """Check the whole call and map its keyframes."""
         _steps.check_output_type(output_type)
         check_count("batch_size", batch_size, 2**16)
         if not isinstance(space, str) or space not in _walk.SPACES:
@@ -238,8 +238,8 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         check_flag("loop", loop)
         if not isinstance(noise_mode, str) or noise_mode not in NOISE_MODES:
             raise ValueError(
-                f"noise_mode is {' or '.join(map(repr, NOISE_MODES))}, got {short(noise_mode)}: other noise in"
-                " every frame would flicker"
+                f"noise_mode must be {' or '.join(map(repr, NOISE_MODES))}, got {short(noise_mode)}: different noise"
+                " in every frame would flicker"
             )
         labels = parse_labels(class_labels)
         rows, fields = _steps.read_codes(self, base, regions, global_code, nodes, latent_type)
@@ -247,7 +247,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         if labels is not None:
             lengths["class_labels"] = len(labels)
         if isinstance(generator, (list, tuple)):
-            raise ValueError("generator is one torch.Generator: it draws the base, one for all frames")
+            raise ValueError("generator must be a single torch.Generator: it draws one base for all frames")
         recipe = Recipe(
             num_images=_steps.input_batch(lengths, generator, 1),
             base=rows["base"] if "base" in rows else _steps.draw_seeds(generator, 1),
@@ -259,13 +259,13 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
             noise_mode=noise_mode,
             model=self.model_identity(),
         )
-        timeline = _walk.timeline(recipe.num_images, frames, steps, loop, easing)
+        timeline = _walk.make_timeline(recipe.num_images, frames, steps, loop, easing)
         _walk.check_recipe(recipe, space)
-        return _walk.plan(self.generator, self.fusion, recipe, timeline, space, self._execution_device)
+        return _walk.plan_walk(self.generator, self.fusion, recipe, timeline, space, self._execution_device)
 
     @torch.no_grad()
     def _frames(self, walk: Walk, batch_size: int, output_type: str) -> Iterator[tuple[Any, torch.Tensor]]:
-        """(pictures, style codes) of a batch of frames after the other."""
+        """Yield (pictures, style codes), one batch of frames after another."""
         positions = walk.timeline.positions()
         try:
             while batch := list(islice(positions, batch_size)):
@@ -275,6 +275,6 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
                     pictures = _steps.synthesize(self.generator, style, walk.recipe.noise_mode)
                     pictures = self.image_processor.postprocess(pictures, output_type=output_type)
                 yield pictures, style
-                del pictures, style  # not held while the next batch is computed
+                del pictures, style  # free them before the next batch is computed
         finally:
             self.maybe_free_model_hooks()

@@ -1,4 +1,4 @@
-"""StyleFusionInversionPipeline: real pictures to codes, by an encoder, by optimisation, by tuning the generator."""
+"""StyleFusionInversionPipeline: real pictures to codes, by encoder, optimization and tuning of the generator."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from stylefusion_hf.core.codes import Code, check_shapes
 from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.imaging.images import Fit
-from stylefusion_hf.inversion.optimization import SPACES, CodePrior, Interrupted, Objective, optimise, tune
+from stylefusion_hf.inversion.optimization import SPACES, CodePrior, Interrupted, Objective, optimize, tune
 from stylefusion_hf.models.layers import at_once
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.output import StyleFusionInversionPipelineOutput
 from stylefusion_hf.pipelines.targets import read_masks, read_targets
 
-TENSOR_INPUTS = ("latents", "losses")  # what a callback may ask for
+TENSOR_INPUTS = ("latents", "losses")  # tensors that a callback may request
 
 
-def _leaving_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What is made in inference mode cannot be differentiated later, as optimisation does."""
+def _leave_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a method outside inference mode, whose tensors optimization could not differentiate."""
 
     @wraps(function)
-    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             with torch.inference_mode(False), torch.no_grad():
                 return function(self, *args, **kwargs)
         finally:
-            self._stopped.pop(get_ident(), None)  # `interrupt` of a call that has ended
+            self._stopped.pop(get_ident(), None)  # the call is over, nothing left to interrupt
 
-    return called
+    return wrapper
 
 
 class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
-    """Finds codes whose pictures are given ones, so that real pictures can be fused, edited and walked between.
+    """Finds the codes of given pictures, so that real pictures can be fused, edited and walked between.
 
     The components are those of `StyleFusionPipeline`, whose folders it loads; all but the generator are optional.
 
     Args:
-        generator: a StyleGAN2.
-        fusion: not used; kept so that nothing is lost on the way between pipelines.
-        segmenter: its features tell how alike pictures look (without one: edges at several scales), and it finds the
-            regions of `region_weights`.
-        encoder: a first guess in one pass; without one the mean code is where optimisation starts.
+        generator: a `StyleGenerator`, such as a StyleGAN2.
+        fusion: not used; kept so that converting between pipelines loses no component.
+        segmenter: its features measure how similar pictures look (without one: edges at several scales), and it finds
+            the regions of `region_weights`.
+        encoder: gives the initial guess in one pass; without one, optimization starts from the mean code.
 
     Raises:
-        ValueError: components that do not fit each other.
+        ValueError: the components do not fit each other.
 
     Example:
         >>> import torch
@@ -69,7 +69,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "encoder->segmenter->generator->fusion"
-    _optional_components = ["fusion", "segmenter", "encoder"]  # noqa: RUF012  # diffusers' own way
+    _optional_components = ["fusion", "segmenter", "encoder"]  # noqa: RUF012  # diffusers declares it this way
     _callback_tensor_inputs = list(TENSOR_INPUTS)  # noqa: RUF012  # likewise
 
     def __init__(
@@ -85,12 +85,12 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             _steps.check_components(generator, fusion, segmenter)
         self.register_modules(generator=generator, fusion=fusion, segmenter=segmenter, encoder=encoder)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
-        self._stopped: dict[int, bool] = {}  # thread that is in a call -> whether that call is to stop
+        self._stopped: dict[int, bool] = {}  # thread running a call -> whether to stop that call
 
     @property
     def interrupt(self) -> bool:
-        """Set it to True in a callback to stop its call, or from a thread that is in no call to stop all; what was
-        found so far is returned."""
+        """Whether to stop. Set it to True in a callback to stop that call, or from a thread that runs no call to stop
+        all of them; a stopped call returns what it has found so far."""
         stopped = dict(self._stopped)
         return stopped.get(get_ident(), any(stopped.values()))
 
@@ -99,12 +99,12 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         for thread in [get_ident()] if get_ident() in self._stopped else list(self._stopped):
             self._stopped[thread] = value
 
-    _interrupt = interrupt  # diffusers' name of it
+    _interrupt = interrupt  # the name that diffusers uses
 
     # ------------------------------------------------------------------------------------------------
-    # Codes from pictures.
+    # The call.
 
-    @_leaving_inference_mode
+    @_leave_inference_mode
     def __call__(
         self,
         image: Any,
@@ -132,58 +132,61 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> StyleFusionInversionPipelineOutput:
-        """Codes whose pictures are the given ones, as nearly as the generator can.
+        """Find codes that reproduce the given pictures as closely as the generator can.
 
-        Without steps the encoder's guess is returned; `num_inference_steps` improve each picture's code,
-        `num_tuning_steps` a copy of the generator at these codes (pivotal tuning, arXiv 2106.05744).
+        Without steps, the encoder's guess is returned. `num_inference_steps` improve each picture's code;
+        `num_tuning_steps` then tune a copy of the generator at these codes (pivotal tuning, arXiv 2106.05744).
 
         Args:
-            image: a PIL image, a file or a folder of pictures (in the order of their names), an array (B, H, W, C) or
-                tensor (B, C, H, W) in [0, 1], or a list of any of these.
-            latent_type: the space of the codes: "w+", "w" (nearer to the generator's own, farther from the picture)
-                or "s" (the other way round).
-            num_inference_steps: of optimisation, at most; a picture whose loss does not fall any more stops earlier.
-            num_tuning_steps: of pivotal tuning.
-            start: "encoder", "mean", or codes to start from; None for the encoder where there is one.
-            fit: what happens to pictures that are not square: "refuse" (an error), "crop" (the middle square) or
-                "pad". Faces want `stylefusion_hf.imaging.faces.align` first.
-            masks: (B, H, W), not negative, at the generator's resolution: which pixels count how much.
-            region_weights: the same by region of the segmenter, such as {"hair": 4, "background": 0}; others 1. Both
-                together multiply.
-            pixel_weight: of the mean squared error of pixels (in -1 to 1).
-            feature_weight: of the distance of features (`features.map_distance`).
-            prior_weight: of the codes' distance from the generator's own (`inversion.CodePrior`): higher keeps them
-                editable, lower brings them nearer to the picture.
-            learning_rate: of the codes, in units of their deviation.
-            tuning_learning_rate: of the synthesis network's weights.
-            locality_weight: how firmly tuning leaves the pictures of other codes alone.
-            tolerance, patience: a picture's optimisation ends when its loss has not fallen by this share within so
-                many steps.
-            noise_mode: "none" (no stored noise in the pictures compared) or "const".
-            batch_size: pictures at once; None for what fits the resolution.
-            generator: random numbers of the tuning; None for seed 0.
+            image: a PIL image, a file or a folder of pictures (sorted by name), an array (B, H, W, C) or tensor
+                (B, C, H, W) in [0, 1], or a list of any of these.
+            latent_type: the space of the codes: "w+", "w" (closer to the generator's own codes, farther from the
+                picture) or "s" (the opposite).
+            num_inference_steps: maximum number of optimization steps; a picture whose loss stops falling stops
+                earlier.
+            num_tuning_steps: number of pivotal tuning steps.
+            start: "encoder", "mean", or codes to start from; None for the encoder if there is one, else the mean.
+            fit: how to handle pictures that are not square: "refuse" (an error), "crop" (the middle square) or "pad".
+                Align faces with `stylefusion_hf.imaging.faces.align` first.
+            masks: (B, H, W), not negative, at the generator's resolution: the weight of each pixel.
+            region_weights: weight of each region of the segmenter, such as {"hair": 4, "background": 0}; 1 for the
+                others. Multiplied with `masks` if both are given.
+            pixel_weight: weight of the mean squared pixel error (pixels in [-1, 1]).
+            feature_weight: weight of the feature distance (`features.map_distance`).
+            prior_weight: weight of the codes' distance from the generator's own codes
+                (`inversion.optimization.CodePrior`): higher keeps them editable, lower brings them closer to the
+                picture.
+            learning_rate: learning rate of the codes, in units of their standard deviation.
+            tuning_learning_rate: learning rate of the synthesis network's weights.
+            locality_weight: weight that keeps the pictures of other codes unchanged during tuning.
+            tolerance, patience: a picture's optimization ends when its loss has not fallen by the fraction `tolerance`
+                within `patience` steps.
+            noise_mode: "none" (compare pictures without the stored noise) or "const".
+            batch_size: number of pictures optimized together; None chooses by resolution.
+            generator: source of random numbers for tuning; None for seed 0.
             callback_on_step_end: called as f(pipe, step, step, {"latents": codes, "losses": (B,)}) after each step;
-                "latents" in the dict that it returns replaces the codes, `pipe.interrupt = True` stops. Steps of
-                tuning, which follow those of optimisation, give the losses of their batch only.
-            callback_on_step_end_tensor_inputs: which of the two the dict has.
-            output_type: of the reconstructions: "pil", "np", "pt", or "latent" for none (the style codes instead).
-            return_dict: False for a plain tuple of the same (which the annotated type leaves out).
+                "latents" in the returned dict replaces the codes, `pipe.interrupt = True` stops. Tuning steps, which
+                follow the optimization steps, only give the losses of their batch.
+            callback_on_step_end_tensor_inputs: which of "latents" and "losses" the dict contains.
+            output_type: type of the reconstructions: "pil", "np", "pt", or "latent" for the style codes instead.
+            return_dict: False returns a plain tuple of the same values (not reflected in the annotated type).
 
         Returns:
             `images`, `codes`, `mse`, `feature_distance`, `steps` and, after tuning, `generator`: the tuned copy, to be
             used as `StyleFusionPipeline.from_pipe(pipe, generator=out.generator)`.
 
         Raises:
-            ValueError: names the argument and what it may be; a picture that cannot be taken.
-            OSError: a file that cannot be read. FloatingPointError: a learning rate too high.
+            ValueError: names the argument and what it may be, or the picture that cannot be used.
+            OSError: a file cannot be read.
+            FloatingPointError: the learning rate is too high.
         """
         _steps.check_output_type(output_type)
         check_flag("return_dict", return_dict)
         if not isinstance(latent_type, str) or latent_type not in SPACES:
             listed = ", ".join(SPACES)
-            raise ValueError(f"latent_type is one of {listed} for inverted pictures, got {short(latent_type)}")
+            raise ValueError(f"latent_type must be one of {listed} for inverted pictures, got {short(latent_type)}")
         if not isinstance(fit, str) or fit not in get_args(Fit):
-            raise ValueError(f"fit is {', '.join(map(repr, get_args(Fit)))}; got {short(fit)}")
+            raise ValueError(f"fit must be one of {', '.join(map(repr, get_args(Fit)))}; got {short(fit)}")
         num_inference_steps = check_count("num_inference_steps", num_inference_steps, 10**6, least=0)
         num_tuning_steps = check_count("num_tuning_steps", num_tuning_steps, 10**6, least=0)
         patience = check_count("patience", patience, 10**6)
@@ -194,17 +197,19 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         for name, number in (bounds | {"locality_weight": locality_weight, "tolerance": tolerance}).items():
             check_number(name, number, 0, 1e6)
         if not isinstance(noise_mode, str) or noise_mode not in ("none", "const"):
-            raise ValueError(f"noise_mode of an inversion is none or const, got {short(noise_mode)}")
+            raise ValueError(f"noise_mode of an inversion must be none or const, got {short(noise_mode)}")
         if not (generator is None or isinstance(generator, torch.Generator)):
-            raise ValueError(f"generator is one torch.Generator, of the tuning, got {short(generator)}")
+            raise ValueError(f"generator must be a single torch.Generator, for tuning, got {short(generator)}")
         if not (callback_on_step_end is None or callable(callback_on_step_end)):
-            raise ValueError(f"callback_on_step_end is a function, got {short(callback_on_step_end)}")
-        asked = callback_on_step_end_tensor_inputs
-        names = asked if isinstance(asked, (list, tuple)) else [asked]
-        if unknown := [n for n in names if not isinstance(n, str) or n not in TENSOR_INPUTS] or names is not asked:
+            raise ValueError(f"callback_on_step_end must be a function, got {short(callback_on_step_end)}")
+        requested = callback_on_step_end_tensor_inputs
+        names = requested if isinstance(requested, (list, tuple)) else [requested]
+        if unknown := [n for n in names if not isinstance(n, str) or n not in TENSOR_INPUTS] or names is not requested:
             known = ", ".join(TENSOR_INPUTS)
-            given = unknown[0] if isinstance(unknown, list) else asked
-            raise ValueError(f"callback_on_step_end_tensor_inputs are of {known}, got {short(given)}")
+            given = unknown[0] if isinstance(unknown, list) else requested
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be a list of names from {known}, got {short(given)}"
+            )
 
         self._stopped[get_ident()] = False
         device = self._execution_device
@@ -221,7 +226,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             weights = None if weight is None else weight[part]
             return Objective(maps, targets[part], weights, pixel_weight, feature_weight)
 
-        def called(step: int, **tensors: torch.Tensor) -> Any:
+        def run_callback(step: int, **tensors: torch.Tensor) -> Any:
             if callback_on_step_end is None:
                 return None
             given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs if name in tensors}
@@ -229,13 +234,13 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             if self._interrupt:
                 raise Interrupted
             if not (replaced is None or isinstance(replaced, Mapping)):
-                raise ValueError(f"callback_on_step_end returns a dict or None, got {short(replaced)}")
+                raise ValueError(f"callback_on_step_end must return a dict or None, got {short(replaced)}")
             new = None if replaced is None else replaced.get("latents")
             old = tensors.get("latents")
             if new is not None and old is not None and (not torch.is_tensor(new) or new.shape != old.shape):
                 kind = tuple(new.shape) if torch.is_tensor(new) else short(new)
                 raise ValueError(
-                    f"callback_on_step_end: latents is a tensor of the shape {tuple(old.shape)}, got {kind}"
+                    f"callback_on_step_end: latents must be a tensor of shape {tuple(old.shape)}, got {kind}"
                 )
             return new
 
@@ -247,9 +252,9 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
 
                     def on_step(step: int, latents: torch.Tensor, losses: torch.Tensor) -> Any:
                         bar.update()
-                        return called(step, latents=latents, losses=losses)
+                        return run_callback(step, latents=latents, losses=losses)
 
-                    found = optimise(
+                    found = optimize(
                         network,
                         codes[part],
                         latent_type,
@@ -264,7 +269,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                         on_step=on_step,
                     )
                     codes[part], taken[part] = found.codes, found.steps.cpu()
-                    bar.update((number + 1) * num_inference_steps - bar.n)  # what an early stop left out
+                    bar.update((number + 1) * num_inference_steps - bar.n)  # steps skipped by an early stop
                     if self._interrupt:
                         break
             done = num_inference_steps
@@ -276,7 +281,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
 
                 def on_tuning(step: int, losses: torch.Tensor) -> None:
                     bar.update()
-                    called(done + step, losses=losses)
+                    run_callback(done + step, losses=losses)
 
                 tuned = network = tune(
                     network,
@@ -290,28 +295,28 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     seed=seed,
                     on_step=on_tuning,
                 )
-        made, mse, apart = self._measure(network, style, targets, maps, noise_mode, batch)
+        made, mse, distances = self._measure(network, style, targets, maps, noise_mode, batch)
         images: Any = style
         if output_type != "latent":
             images = self.image_processor.postprocess(made, output_type=output_type)
         if tuned is not None and tuned.dtype != self.generator.dtype:
-            tuned = nn.Module.to(tuned, self.generator.dtype)  # not diffusers' own, which warns
+            tuned = nn.Module.to(tuned, self.generator.dtype)  # diffusers' own `to` warns
         self.maybe_free_model_hooks()
         output = StyleFusionInversionPipelineOutput(
             images=images,
             codes=Code(codes, latent_type),
             mse=mse,
-            feature_distance=apart,
+            feature_distance=distances,
             steps=taken,
             generator=tuned,
         )
         return output if return_dict else output.to_tuple()
 
     # ------------------------------------------------------------------------------------------------
-    # Steps.
+    # Steps of the call.
 
     def _float(self, model: Any) -> Any:
-        """The model in float32: itself, or a copy where its weights are of half precision, too coarse to optimise."""
+        """Return the model in float32: itself, or a copy if its weights are half precision, too coarse to optimize."""
         if model is None:
             return None
         _steps.onload(model)
@@ -320,12 +325,12 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         return copy.deepcopy(model).float()
 
     def _weight(self, masks: Any, region_weights: Any, targets: torch.Tensor) -> torch.Tensor | None:
-        """(B, H, W), or None where every pixel counts alike."""
+        """Return the pixel weights (B, H, W), or None if all pixels count equally."""
         weight = None
         if masks is not None:
             weight = read_masks(masks, targets)
         if not (region_weights is None or isinstance(region_weights, Mapping)):
-            raise ValueError(f"region_weights is a dict, region -> number, got {short(region_weights)}")
+            raise ValueError(f"region_weights must be a dict, region -> number, got {short(region_weights)}")
         if region_weights:
             if self.segmenter is None:
                 raise ValueError("region_weights need a segmenter, and this pipeline has none: give masks=")
@@ -342,11 +347,11 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         return weight
 
     def _start(self, start: Any, targets: torch.Tensor, space: str, batch: int) -> torch.Tensor:
-        """Codes (B, ...) of `space` to start from."""
+        """Return the codes (B, ...) in `space` to start from."""
         start = ("mean" if self.encoder is None else "encoder") if start is None else start
         count, device = len(targets), targets.device
         if isinstance(start, Code):
-            if start.space != "z":  # which is refused below
+            if start.space != "z":  # z is refused below
                 check_shapes(self.generator, {"start": [start]})
             codes = start.tensor.detach().to(device, torch.float32)
             if len(codes) not in (1, count):
@@ -362,12 +367,12 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         elif isinstance(start, str) and start == "mean":
             codes, given = self.generator.w_avg.to(device, torch.float32)[None], "w"
         else:
-            raise ValueError(f'start is "encoder", "mean" or a Code, got {short(start)}')
+            raise ValueError(f'start must be "encoder", "mean" or a Code, got {short(start)}')
         codes = self._to_space(codes, given, space)
         return codes.expand(count, *codes.shape[1:]).clone()
 
     def _to_space(self, codes: torch.Tensor, given: str, space: str) -> torch.Tensor:
-        """Codes of another space; w of w+ is the mean of its rows."""
+        """Convert codes to another space; w+ becomes w by averaging its rows."""
         if given == space:
             return codes
         if space == "s" and given in ("w", "w+"):
@@ -377,7 +382,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         if (given, space) == ("w+", "w"):
             return codes.mean(dim=1)
         raise ValueError(
-            f"start is a code in {given}, which cannot be brought to {space}: choose latent_type={given!r}"
+            f"start is a code in {given}, which cannot be converted to {space}: choose latent_type={given!r}"
         )
 
     def _style(self, codes: torch.Tensor, space: str) -> torch.Tensor:
@@ -389,11 +394,11 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
     def _measure(
         self, network: Any, style: torch.Tensor, targets: torch.Tensor, maps: Any, noise_mode: str, batch: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Reconstructions (B, C, H, W), their squared errors (B,) and distances of features (B,)."""
-        made, mse, apart = [], [], []
+        """Return reconstructions (B, C, H, W), mean squared errors (B,) and feature distances (B,)."""
+        made, mse, distances = [], [], []
         for s, target in zip(style.split(batch), targets.split(batch), strict=True):
             image = network.synthesis(s, noise_mode=noise_mode).clamp(-1, 1)
             made.append(image)
             mse.append((image - target).square().mean(dim=(1, 2, 3)))
-            apart.append(map_distance(maps(image), maps(target)))
-        return torch.cat(made), torch.cat(mse).cpu(), torch.cat(apart).cpu()
+            distances.append(map_distance(maps(image), maps(target)))
+        return torch.cat(made), torch.cat(mse).cpu(), torch.cat(distances).cpu()

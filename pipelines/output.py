@@ -1,4 +1,4 @@
-"""What the pipelines return."""
+"""Output classes of the pipelines."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +12,15 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 
 @dataclass
 class StyleFusionPipelineOutput(BaseOutput):
-    """Pictures, and what they were made from.
+    """Pictures, with the codes and the recipe they were made from.
 
     Args:
         images: a list of PIL images; an array (B, H, W, C) or a tensor (B, C, H, W) of numbers in [0, 1]; or, with
             `output_type="latent"`, the style codes.
         style_codes: the fused codes, (B, S), float32.
-        recipe: JSON-able; `pipe.from_recipe(recipe)` makes the pictures again.
-        masks: region -> (B, H, W), bool: where the segmenter sees it. Every pixel belongs to one region. None unless
-            asked for.
+        recipe: JSON-serializable; `pipe.from_recipe(recipe)` makes the pictures again.
+        masks: region -> (B, H, W), bool: the pixels that the segmenter assigns to it. Every pixel belongs to exactly
+            one region. None unless `output_masks=True`.
     """
 
     images: Any  # its type is the caller's choice
@@ -31,14 +31,15 @@ class StyleFusionPipelineOutput(BaseOutput):
 
 @dataclass
 class StyleFusionInterpolationPipelineOutput(BaseOutput):
-    """The frames of a walk, and what they were made from.
+    """The frames of a walk, with the codes and the recipe they were made from.
 
     Args:
         frames: a list of PIL images; an array (F, H, W, C) or a tensor (F, C, H, W) of numbers in [0, 1]; or, with
             `output_type="latent"`, the style codes.
         style_codes: the fused codes, (F, S), float32.
-        keyframes: the frame on each keyframe.
-        recipe: of the keyframes, JSON-able; `StyleFusionPipeline.from_recipe(recipe)` makes their pictures.
+        keyframes: the frame index of each keyframe.
+        recipe: recipe of the keyframes, JSON-serializable; `StyleFusionPipeline.from_recipe(recipe)` makes their
+            pictures.
     """
 
     frames: Any  # its type is the caller's choice
@@ -49,16 +50,16 @@ class StyleFusionInterpolationPipelineOutput(BaseOutput):
 
 @dataclass
 class StyleFusionInversionPipelineOutput(BaseOutput):
-    """Codes of given pictures.
+    """Codes found for the given pictures, with the reconstructions and their errors.
 
     Args:
-        images: the pictures of the codes: a list of PIL images, an array or a tensor in [0, 1]; or, with
+        images: the reconstructions: a list of PIL images, an array or a tensor in [0, 1]; or, with
             `output_type="latent"`, the style codes (B, S).
-        codes: a `Code` of B rows, in the space that was asked for.
-        mse: (B,), the mean squared error of these pictures, in units of [-1, 1].
-        feature_distance: (B,), how unlike the given pictures they look: `features.map_distance`.
-        steps: (B,), of optimisation that each picture took.
-        generator: the tuned copy; None without tuning.
+        codes: a `Code` with B rows, in the requested space.
+        mse: (B,), mean squared error of the reconstructions, for pixels in [-1, 1].
+        feature_distance: (B,), perceptual distance from the given pictures: `features.map_distance`.
+        steps: (B,), optimization steps that each picture took.
+        generator: the tuned copy of the generator; None without tuning.
     """
 
     images: Any  # its type is the caller's choice

@@ -1,4 +1,4 @@
-"""The steps that pipelines share: from a recipe to style codes, from style codes to pictures."""
+"""The steps shared by the pipelines: from a recipe to style codes, and from style codes to pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.style_generator import StyleGenerator
 
-KINDS = {  # component -> what it is called, and what tells it from others
+KINDS = {  # component -> class names for messages, and an attribute that identifies it
     "generator": ("StyleGAN2Generator or MobileStyleGANGenerator", "conv_sizes"),
     "fusion": ("FusionHierarchy", "tree"),
     "segmenter": ("RegionSegmenter or HubSegmenter", "segment"),
@@ -28,28 +28,28 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass(frozen=True, eq=False)
 class NodeSetting:
-    """What a node is given: its codes, and how far it moves to them from the base."""
+    """A node's codes, and how far it moves from the base toward them."""
 
     rows: tuple[Row, ...]
     strength: float = 1.0
 
 
 def check_kind(name: str, model: Any) -> None:
-    """ValueError unless `model` is what a pipeline takes under that name; what does the same work is as good."""
+    """Raise ValueError unless `model` can serve as the component `name` (duck-typed)."""
     kind, attribute = KINDS[name]
     if not hasattr(model, attribute) or (name == "fusion" and not isinstance(model.tree, RegionTree)):
-        raise ValueError(f"{name} is a {kind}, got {type(model).__name__}")
+        raise ValueError(f"{name} must be a {kind}, got {type(model).__name__}")
 
 
 def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None:
-    """ValueError unless fusion nets and segmenter are of this generator's and this tree's kind; names both sides."""
+    """Raise ValueError, naming both sides, unless fusion nets and segmenter fit this generator and region tree."""
     check_kind("generator", generator)
     check_kind("fusion", fusion)
     for sizes in ("conv_sizes", "rgb_sizes"):
         of_generator, of_fusion = list(getattr(generator, sizes)), list(fusion.config[sizes])
         if of_generator != of_fusion:
             raise ValueError(
-                f"the generator's {sizes} are {of_generator}, the fusion nets' {of_fusion}: fusion nets fit the"
+                f"the generator's {sizes} are {of_generator}, the fusion nets' {of_fusion}: fusion nets only fit the"
                 " generator that they were trained for"
             )
     if segmenter is not None:
@@ -66,7 +66,7 @@ def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None
 
 
 def check_output_type(output_type: Any) -> None:
-    """ValueError unless it is one of OUTPUT_TYPES."""
+    """Raise ValueError unless it is one of OUTPUT_TYPES."""
     check_choice("output_type", output_type, OUTPUT_TYPES)
 
 
@@ -75,16 +75,16 @@ def check_output_type(output_type: Any) -> None:
 
 
 def input_batch(lengths: Mapping[str, int], generator: Any, each: int) -> int:
-    """How many inputs there are; a list of generators counts as a list with `each` entries an input.
+    """Return the number of inputs; a list of generators counts as a list with `each` entries per input.
 
     Args:
-        lengths: of the arguments, by name.
-        generator: a `torch.Generator`, a list of them (one a picture), or None.
-        each: pictures for each input.
+        lengths: argument name -> its length.
+        generator: a `torch.Generator`, a list of them (one per picture), or None.
+        each: pictures per input.
     """
     if isinstance(generator, (list, tuple)):
         if not generator or not all(isinstance(item, torch.Generator) for item in generator):
-            raise ValueError("generator is a torch.Generator or a list of them, one a picture")
+            raise ValueError("generator must be a torch.Generator or a list of them, one per picture")
         if len(generator) > 1:
             if len(generator) % each:
                 raise ValueError(
@@ -93,13 +93,14 @@ def input_batch(lengths: Mapping[str, int], generator: Any, each: int) -> int:
             lengths = {**lengths, "generator": len(generator) // each}
     elif not (generator is None or isinstance(generator, torch.Generator)):
         raise ValueError(
-            f"generator is a torch.Generator or a list of them, got {type(generator).__name__}; for a seed give base="
+            f"generator must be a torch.Generator or a list of them, got {type(generator).__name__}; to give a seed,"
+            " use base="
         )
     return common_batch({"base": 1, **lengths})
 
 
 def draw_seeds(generator: Any, count: int) -> tuple[int, ...]:
-    """A seed a picture, each from its own generator where there is a list."""
+    """Draw one seed per picture, each from its own generator if there is a list."""
     sources = list(generator) if isinstance(generator, (list, tuple)) else [generator]
     sources = sources if len(sources) == count else sources * count
     high = MAX_SEED + 1
@@ -109,11 +110,11 @@ def draw_seeds(generator: Any, count: int) -> tuple[int, ...]:
 def read_codes(
     pipe: Any, base: Any, regions: Any, global_code: Any, nodes: Any, latent_type: str
 ) -> tuple[dict[str, tuple[Row, ...]], dict[str, Any]]:
-    """The codes of a call, images encoded.
+    """Parse the codes of a call and encode its images.
 
     Returns:
-        given: the rows of all that were given, under the names that errors give them.
-        fields: `regions`, `nodes` and `global_code` as a recipe has them.
+        given: argument name, as in error messages -> its rows.
+        fields: `regions`, `nodes` and `global_code` as fields of a recipe.
     """
     check_choice("latent_type", latent_type, LATENT_SPACES)
     regions, nodes = {} if regions is None else regions, {} if nodes is None else nodes
@@ -122,7 +123,7 @@ def read_codes(
         given["global_code"] = latents.parse_code(global_code, latent_type, "global_code")
     for argument, codes in (("regions", regions), ("nodes", nodes)):
         if not isinstance(codes, Mapping):
-            raise ValueError(f"{argument} is a dict, node -> code, not {type(codes).__name__}")
+            raise ValueError(f"{argument} must be a dict, node -> code, not {type(codes).__name__}")
         for node, code in codes.items():
             resolve(pipe.fusion.tree, argument, node)
             name = f"{argument}[{node!r}]"
@@ -144,7 +145,7 @@ def read_codes(
 
 
 def check_cutoff(generator: StyleGenerator, recipe: Recipe) -> None:
-    """ValueError for more rows than w+ has, also where nothing is truncated."""
+    """Raise ValueError if the cutoff exceeds the rows of w+, even if nothing is truncated."""
     if recipe.truncation_cutoff is not None and recipe.truncation_cutoff > generator.num_ws:
         raise ValueError(
             f"truncation_cutoff: the truncation cutoff must be between 0 and {generator.num_ws} (the rows of w+), got"
@@ -153,7 +154,7 @@ def check_cutoff(generator: StyleGenerator, recipe: Recipe) -> None:
 
 
 def resolve(tree: RegionTree, argument: str, node: Any) -> str:
-    """The tree's own check of a name, in an error that also names the argument."""
+    """Return the tree's name for `node`; ValueError, naming the argument too, if it has none."""
     try:
         return tree.resolve(node)
     except ValueError as error:
@@ -161,15 +162,15 @@ def resolve(tree: RegionTree, argument: str, node: Any) -> str:
 
 
 def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
-    """What every node that takes part is given; ValueError for a name that can have no effect."""
+    """Return the setting of every active node; ValueError for a name that can have no effect."""
     strength = recipe.strength
     for argument, codes in (("regions", recipe.regions), ("nodes", recipe.nodes), ("edits", recipe.edits)):
         for node in codes:
             if resolve(tree, argument, node) not in tree.active:
                 above = next(name for name in tree.ancestors(node)[::-1] if name not in tree.fused)
                 raise ValueError(
-                    f"{argument}[{node!r}] can have no effect: {above!r} above it has no fusion net and gives its own"
-                    f" code for all below. Set {above!r}; the nodes with an effect are {listed(tree.active)}"
+                    f"{argument}[{node!r}] can have no effect: {above!r} above it has no fusion net and uses its own"
+                    f" code for everything below. Set {above!r}; the nodes with an effect are {listed(tree.active)}"
                 )
     if recipe.global_code is not None and tree.root not in tree.branches:
         raise ValueError(f"global_code can have no effect: the tree is the single region {tree.root!r}")
@@ -180,7 +181,7 @@ def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
                 names = listed(sorted(named)) or "no node"
                 raise ValueError(
                     f"strength[{node!r}] can have no effect: this call gives codes for {names}"
-                    f" (a strength under {tree.root!r} is that of global_code)"
+                    f" (the strength of {tree.root!r} applies to global_code)"
                 )
 
     def setting(node: str, rows: tuple[Row, ...]) -> NodeSetting:
@@ -198,18 +199,18 @@ def node_settings(tree: RegionTree, recipe: Recipe) -> dict[str, NodeSetting]:
 def style_codes(
     generator: StyleGenerator, recipe: Recipe, settings: Mapping[str, NodeSetting], device: Any
 ) -> tuple[torch.Tensor, dict[str, list[int]], list[int]]:
-    """What nodes are given, as style codes of one mapping batch.
+    """Map all nodes' codes to style codes in one batch.
 
     Returns:
-        codes: (N, S), float32: every different pair of a code and a label once, whatever nodes and pictures take it.
-        at: node -> where its codes stand among them, one place or one a picture.
-        base: where the base's stand; empty unless a strength needs them.
+        codes: (N, S), float32: one row per distinct (code, label) pair, shared by all nodes and pictures that use it.
+        at: node -> the rows of its codes: one, or one per picture.
+        base: the rows of the base's codes; empty unless a strength needs them.
     """
     batch, labels = recipe.num_images, recipe.class_labels
     index: dict[Any, int] = {}
     distinct: list[tuple[Row, int]] = []
 
-    def places(rows: tuple[Row, ...]) -> list[int]:  # where the style codes of these rows stand: 1 or `batch` of them
+    def places(rows: tuple[Row, ...]) -> list[int]:  # indices of their style codes, 1 or `batch`
         found = []
         for i in range(batch if len(rows) > 1 or (labels is not None and len(labels) > 1) else 1):
             row, label = rows[i % len(rows)], 0 if labels is None else i % len(labels)
@@ -231,15 +232,15 @@ def style_codes(
     return latents.codes_to_style(generator, rows, table, psi, recipe.truncation_cutoff, device), at, base
 
 
-def move(given: torch.Tensor, base: torch.Tensor | None, strength: float) -> torch.Tensor:
-    """From the base's style codes so far to those that were given."""
+def apply_strength(given: torch.Tensor, base: torch.Tensor | None, strength: float) -> torch.Tensor:
+    """Interpolate from the base's style codes to the given ones; strength 1 returns the given ones."""
     return given if strength == 1.0 or base is None else base + strength * (given - base)
 
 
 def fuse_recipe(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
-    """The fused style codes (num_images, S), float32: one mapping batch, one pass of the fusion nets.
+    """Return the fused style codes (num_images, S), float32: one mapping batch, one pass of the fusion nets.
 
-    ValueError for names, shapes and labels that these models do not have. The recipe's `truncation_psi` is a number.
+    The recipe's `truncation_psi` must be a number. ValueError for names, shapes and labels that do not fit the models.
     """
     check_shapes(generator, recipe.groups())
     check_cutoff(generator, recipe)
@@ -249,17 +250,17 @@ def fuse_recipe(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Reci
     if len({tuple(place) for place in at.values()}) == 1 and not (base or recipe.edits):
         return codes[at[fusion.tree.root]].expand(batch, -1).clone()  # fusing equal codes gives that code
     start = codes[base] if base else None
-    given = {node: move(codes[at[node]], start, setting.strength) for node, setting in settings.items()}
+    given = {node: apply_strength(codes[at[node]], start, setting.strength) for node, setting in settings.items()}
     onload(fusion)
-    return fusion.fuse(edited(generator, fusion.tree, recipe, given)).expand(batch, -1).contiguous()
+    return fusion.fuse(apply_edits(generator, fusion.tree, recipe, given)).expand(batch, -1).contiguous()
 
 
-def edited(
+def apply_edits(
     generator: StyleGenerator, tree: RegionTree, recipe: Recipe, given: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Nodes' style codes, moved as far as `strength` says, with the recipe's edits added to them and all below them.
+    """Add the recipe's edits to the style codes `given` of their nodes and of all nodes below.
 
-    After the strengths, since an edit has a strength of its own.
+    Edits come after the strengths, because an edit has its own strength.
     """
     codes = dict(given)
     for node, displacements in recipe.edits.items():
@@ -281,12 +282,12 @@ def synthesize(
     noise_seeds: Sequence[int] | None = None,
     slice_size: int | None = None,
 ) -> torch.Tensor:
-    """Pictures (B, C, H, W), float32 in [-1, 1], of style codes (B, S), `slice_size` at a time.
+    """Render style codes (B, S) to pictures (B, C, H, W), float32 in [-1, 1], `slice_size` at a time.
 
-    Random noise has a seed a picture, so that it is the same in every batch.
+    Random noise has one seed per picture, so it does not depend on the batch.
     """
-    alone = noise_seeds is not None and generator.config.use_noise
-    size = 1 if alone else slice_size or len(style)
+    own_noise = noise_seeds is not None and generator.config.use_noise
+    size = 1 if own_noise else slice_size or len(style)
     onload(generator)
     pictures = []
     style = style.to(generator.dtype)
@@ -296,7 +297,7 @@ def synthesize(
             " the fusion nets' weights are finite"
         )
     for k, part in enumerate(style.split(size)):
-        noise = torch.Generator().manual_seed(noise_seeds[k % len(noise_seeds)]) if alone and noise_seeds else None
+        noise = torch.Generator().manual_seed(noise_seeds[k % len(noise_seeds)]) if own_noise and noise_seeds else None
         image = generator.synthesis(part, noise_mode=noise_mode, generator=noise)
         pictures.append(image.float().clamp(-1, 1))
     made = torch.cat(pictures)
@@ -309,7 +310,7 @@ def synthesize(
 
 
 def segment(segmenter: Any, images: torch.Tensor, slice_size: int | None = None) -> dict[str, torch.Tensor]:
-    """region -> (B, H, W), bool, of pictures in [-1, 1]: every pixel belongs to the region with the largest logit."""
+    """Return region -> (B, H, W), bool, for pictures in [-1, 1]: the pixels where the region's logit is largest."""
     onload(segmenter)
     parts = images.to(getattr(segmenter, "dtype", images.dtype)).split(slice_size or len(images))
     labels = torch.cat([segmenter.segment(part).argmax(dim=1) for part in parts])
@@ -317,7 +318,7 @@ def segment(segmenter: Any, images: torch.Tensor, slice_size: int | None = None)
 
 
 def onload(model: Any) -> None:
-    """Brings an offloaded model to its device; accelerate's hooks do it for `forward` alone."""
+    """Bring an offloaded model to its device; accelerate's hooks only do so for `forward`."""
     hook = getattr(model, "_hf_hook", None)
     if hook is not None and hasattr(hook, "pre_forward"):
         hook.pre_forward(model)

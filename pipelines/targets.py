@@ -1,4 +1,4 @@
-"""What an inversion is given: pictures in every form, and masks."""
+"""Reading the inputs of an inversion: pictures in any form, and masks."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from stylefusion_hf.imaging.images import Fit, array_images, open_image, picture
 
 
 def read_targets(image: Any, config: Any, fit: Fit) -> torch.Tensor:
-    """Pictures in any form as (B, C, resolution, resolution) in [-1, 1].
+    """Read pictures in any form into a tensor (B, C, resolution, resolution) in [-1, 1].
 
     Args:
         image: a PIL image, a file, a folder, an array (H, W, C) or (B, H, W, C) of uint8 or in [0, 1], a tensor
-            (B, C, H, W) in [0, 1] of the model's size, or a list.
-        config: the generator's: `resolution` and `img_channels`.
-        fit: what happens to pictures that are not square.
+            (B, C, H, W) in [0, 1] of the model's size, or a list of these.
+        config: the generator's config, with `resolution` and `img_channels`.
+        fit: how to handle pictures that are not square.
 
     Raises:
-        ValueError: names what was given. OSError: a file that cannot be read.
+        ValueError: names what was given.
+        OSError: a file cannot be read.
     """
     resolution, channels = config.resolution, config.img_channels
     items = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not items or any(isinstance(item, str) and not item for item in items):  # "" would be the working folder
+    if not items or any(isinstance(item, str) and not item for item in items):  # "" would mean the working folder
         raise ValueError(f"image is an empty {'list' if not items else 'text'}: give at least one picture")
     parts = []
     for item in items:
@@ -41,47 +42,47 @@ def read_targets(image: Any, config: Any, fit: Fit) -> torch.Tensor:
         elif isinstance(item, np.ndarray) and (item.dtype == np.uint8 or _other_size(item, resolution)):
             pictures = array_images(item, "image")
             parts.append(to_tensor(pictures, resolution, channels, fit, ["image"] * len(pictures)))
-        elif isinstance(item, (np.ndarray, torch.Tensor)):  # of the model's size: kept in full precision
+        elif isinstance(item, (np.ndarray, torch.Tensor)):  # already the model's size: keep full precision
             parts.append(_from_array(item, (channels, resolution, resolution)))
         else:
             kind = type(item).__name__
             raise ValueError(
-                f"image is a PIL image, a file, a folder, an array, a tensor or a list of these; got {kind}"
+                f"image must be a PIL image, a file, a folder, an array, a tensor or a list of these; got {kind}"
             )
     return torch.cat(parts)
 
 
 def _other_size(item: np.ndarray, resolution: int) -> bool:
-    """Whether an array of floats is of pictures that are not of the model's size."""
+    """Return whether the array holds float pictures of another size than the model's."""
     pictures = item.dtype.kind == "f" and item.ndim in (3, 4) and item.shape[-1] in (1, 3, 4) and item.size > 0
     return pictures and item.shape[-3:-1] != (resolution, resolution)
 
 
 def _files(item: str | os.PathLike[str]) -> list[Path]:
-    """The file, or the pictures below the folder, of that name."""
+    """Return the file of that name, or the pictures in the folder of that name."""
     try:
         return picture_files(item) if Path(item).is_dir() else [Path(item)]
-    except OSError as error:  # a name that the system cannot have
+    except OSError as error:  # a name that the file system rejects
         raise OSError(f"image: {short(os.fspath(item))} cannot be read: {error.strerror or error}") from None
 
 
 def plain_tensor(value: Any, name: str) -> torch.Tensor:
-    """A tensor of real numbers, or of bools, from a tensor, an array, numbers or lists of them.
+    """Return a tensor of real numbers or bools from a tensor, an array, numbers or lists of them.
 
-    ValueError that begins with `name` for whatever else a stranger may have.
+    Anything else raises a ValueError that begins with `name`.
     """
     if isinstance(value, torch.Tensor):
         if value.layout is not torch.strided or value.is_nested or value.is_meta or value.is_quantized:
-            raise ValueError(f"{name} is a plain dense tensor, got a sparse, nested, quantized or meta one")
+            raise ValueError(f"{name} must be a plain dense tensor, got a sparse, nested, quantized or meta one")
         if value.is_complex():
             raise ValueError(f"{name}: expected real numbers, got {value.dtype}")
         return value
     try:
         array = np.asarray(value)
-    except (ValueError, TypeError, OverflowError, MemoryError, RuntimeError):  # ragged, or too deep
+    except (ValueError, TypeError, OverflowError, MemoryError, RuntimeError):  # ragged, or nested too deeply
         array = np.empty(0, dtype=object)
     if array.dtype.kind not in "biuf" or not array.size:
-        raise ValueError(f"{name} is a tensor or an array of numbers, got {short(value)}")
+        raise ValueError(f"{name} must be a tensor or an array of numbers, got {short(value)}")
     if array.dtype.kind == "f":
         array = array.astype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
     elif array.dtype.kind in "iu":
@@ -90,7 +91,7 @@ def plain_tensor(value: Any, name: str) -> torch.Tensor:
 
 
 def _from_array(item: np.ndarray | torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
-    """Arrays (B, H, W, C) and tensors (B, C, H, W) in [0, 1], a single one without B: in [-1, 1]."""
+    """Convert an array (B, H, W, C) or tensor (B, C, H, W) in [0, 1], B optional, to a tensor in [-1, 1]."""
     is_tensor = isinstance(item, torch.Tensor)
     tensor = plain_tensor(item, "image")
     tensor = tensor[None] if tensor.ndim == 3 else tensor
@@ -100,24 +101,28 @@ def _from_array(item: np.ndarray | torch.Tensor, size: tuple[int, int, int]) -> 
         kind = "a tensor (batch, {}, {}, {})" if is_tensor else "an array (batch, {1}, {2}, {0})"
         raise ValueError(
             f"image: expected {kind.format(*size)} of floating-point numbers in [0, 1], got {tuple(item.shape)} of"
-            f" {item.dtype}; PIL images are brought to size"
+            f" {item.dtype}; only PIL images are resized"
         )
     tensor = tensor.detach().float()
-    if not bool(((tensor >= 0) & (tensor <= 1)).all()):  # NaN fails, too
+    if not bool(((tensor >= 0) & (tensor <= 1)).all()):  # NaN fails too
         raise ValueError(
-            f"image: numbers are in [0, 1], got {tensor.min():.3g} to {tensor.max():.3g}: (x + 1) / 2 brings [-1, 1]"
-            " there, x / 255 bytes"
+            f"image: numbers must be in [0, 1], got {tensor.min():.3g} to {tensor.max():.3g}: convert [-1, 1] with"
+            " (x + 1) / 2, bytes with x / 255"
         )
     return tensor * 2 - 1
 
 
 def read_masks(masks: Any, targets: torch.Tensor) -> torch.Tensor:
-    """(B, H, W) of the targets' kind, from a tensor or an array (H, W), (1, H, W) or (B, H, W)."""
+    """Read masks from a tensor or an array (H, W), (1, H, W) or (B, H, W).
+
+    Returns:
+        (B, H, W), with the dtype and device of `targets`.
+    """
     weight = plain_tensor(masks, "masks").to(targets)
     weight = weight[None] if weight.ndim == 2 else weight
     if tuple(weight.shape[1:]) != tuple(targets.shape[2:]) or len(weight) not in (1, len(targets)):
         expected = (len(targets), *targets.shape[2:])
-        raise ValueError(f"masks have the shape {expected} here, got {tuple(weight.shape)}")
+        raise ValueError(f"masks must have the shape {expected}, got {tuple(weight.shape)}")
     if not bool((weight >= 0).all() and weight.isfinite().all()):
-        raise ValueError("masks are finite numbers that are not negative")
+        raise ValueError("masks must be finite and not negative")
     return weight.expand(len(targets), -1, -1)

@@ -1,4 +1,4 @@
-"""Walks between codes: which frame stands where, the codes there, and what fusing them gives."""
+"""Walks between codes: the timeline of frames, the codes at each frame, and the fused result."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 
-BASE = ""  # where a node's name stands; no node is called so
+BASE = ""  # the base's key among node names; no node has an empty name
 MAX_FRAMES = 10**6
 DEFAULT_STEPS = 30
 
-# What a walk goes straight in -> the spaces of the codes that it can take (a seed is a z).
+# space of a walk -> spaces of the keyframe codes it accepts (a seed is a z)
 SPACES = {"w": ("z", "w", "w+"), "s": LATENT_SPACES, "z": ("z",)}
 
-# From the time between two keyframes to the way gone between them, both 0 to 1.
+# easing -> map from elapsed time between two keyframes to fraction of the path, both 0 to 1
 EASINGS: dict[str, Callable[[float], float]] = {
     "linear": lambda t: t,
     "smooth": lambda t: t * t * (3 - 2 * t),  # at rest at every keyframe
@@ -37,7 +37,7 @@ EASINGS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Position:
-    """A frame's place: from keyframe `start` towards keyframe `end`, `t` of the way; `t` is below 1."""
+    """Position of a frame: the fraction `t` in [0, 1) of the path from keyframe `start` to keyframe `end`."""
 
     start: int
     end: int
@@ -46,12 +46,12 @@ class Position:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The frames of a walk through keyframes. A frame stands on every keyframe, the others evenly between.
+    """The frames of a walk through keyframes: one frame on every keyframe, the others evenly spaced between them.
 
     Args:
-        keyframes: how many there are, at least 2.
-        frames: of the whole walk; those between two keyframes may differ by one from pair to pair.
-        loop: the walk goes on from the last keyframe to the first, which is not shown again at the end.
+        keyframes: number of keyframes, at least 2.
+        frames: number of frames of the whole walk; the count between two keyframes may differ by one.
+        loop: continue from the last keyframe to the first, which is not repeated at the end.
         easing: a name of EASINGS.
     """
 
@@ -61,34 +61,34 @@ class Timeline:
     easing: str = "linear"
 
     def marks(self) -> list[int]:
-        """The frame on each keyframe."""
+        """Return the frame index of each keyframe."""
         return self._marks()[: self.keyframes]
 
     def positions(self) -> Iterator[Position]:
-        """One a frame, in order."""
-        marks, way = self._marks(), EASINGS[self.easing]
+        """Yield one position per frame, in order."""
+        marks, ease = self._marks(), EASINGS[self.easing]
         for k, (first, after) in enumerate(pairwise(marks)):
             for frame in range(first, after):
-                yield Position(k, (k + 1) % self.keyframes, way((frame - first) / (after - first)))
+                yield Position(k, (k + 1) % self.keyframes, ease((frame - first) / (after - first)))
         if not self.loop:
             yield Position(self.keyframes - 1, self.keyframes - 1, 0.0)
 
-    def _marks(self) -> list[int]:  # with the end of the last stretch
-        stretches = self.keyframes - (not self.loop)
+    def _marks(self) -> list[int]:  # including the end of the last segment
+        segments = self.keyframes - (not self.loop)
         intervals = self.frames - (not self.loop)
-        return [(2 * k * intervals + stretches) // (2 * stretches) for k in range(stretches + 1)]  # rounded
+        return [(2 * k * intervals + segments) // (2 * segments) for k in range(segments + 1)]  # rounded
 
 
-def timeline(keyframes: int, frames: int | None, steps: int | None, loop: bool, easing: str) -> Timeline:
-    """The timeline of `frames` in all, or of `steps` from keyframe to keyframe; ValueError if there is none."""
+def make_timeline(keyframes: int, frames: int | None, steps: int | None, loop: bool, easing: str) -> Timeline:
+    """Make a timeline of `frames` in total, or of `steps` per keyframe; ValueError if that is impossible."""
     if keyframes < 2:
         raise ValueError(
-            "every code is a single one, so nothing moves: give base, a region or a node a list of two codes or more"
+            "every code is a single one, so nothing moves: give base, a region or a node a list of at least two codes"
         )
     check_choice("easing", easing, EASINGS)
     if frames is not None and steps is not None:
         raise ValueError(
-            f"frames={short(frames)} and steps={short(steps)} each say how long the walk is: give one of them"
+            f"frames={short(frames)} and steps={short(steps)} both set the length of the walk: give one of them"
         )
     if frames is None:
         steps = DEFAULT_STEPS if steps is None else steps
@@ -96,7 +96,7 @@ def timeline(keyframes: int, frames: int | None, steps: int | None, loop: bool, 
         frames = steps * keyframes if loop else steps * (keyframes - 1) + 1
     frames = check_count("frames", frames, MAX_FRAMES)
     if frames < keyframes:
-        raise ValueError(f"frames is {frames}, fewer than the {keyframes} keyframes, each of which is a frame")
+        raise ValueError(f"frames is {frames}, fewer than the {keyframes} keyframes, each of which needs a frame")
     return Timeline(keyframes, frames, bool(loop), easing)
 
 
@@ -105,15 +105,15 @@ def timeline(keyframes: int, frames: int | None, steps: int | None, loop: bool, 
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
-    """From a to b (each (1, D)) along the great circle; the length goes from the one's to the other's in a line.
+    """Interpolate from a to b (each (1, D)) along the great circle, with linearly interpolated length.
 
         sin((1 - t) angle) / sin(angle) a/|a| + sin(t angle) / sin(angle) b/|b|
 
     (Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985; White, arXiv 1609.04468, for latents), in the
-    equal form cos(t angle) u + sin(t angle) v with u = a/|a| and v the unit vector towards b at right angles to it,
-    which does not divide by a small sine where a and b are parallel. Opposite vectors have no shortest way: theirs
-    turns through the axis that a has least of, the same in every run. A zero vector has no direction: from or to it
-    the way is straight.
+    equivalent form cos(t angle) u + sin(t angle) v, where u = a/|a| and v is the unit vector orthogonal to u toward
+    b. It avoids dividing by a small sine when a and b are nearly parallel. Opposite vectors have no unique shortest
+    path: the path turns through the axis of a's smallest component, which is deterministic. A zero vector has no
+    direction: the path from or to it is straight.
 
     Computed in float64 on the CPU; returned in a's dtype and on its device.
     """
@@ -135,14 +135,14 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
 
 
 def check_recipe(recipe: Recipe, space: str) -> None:
-    """ValueError where a keyframe is of a space, or has a label, that the walk cannot go through; names the code."""
+    """Raise ValueError, naming the code, if a keyframe's space or label does not allow a walk through `space`."""
     for name, rows in recipe.groups().items():
         for row in rows if len(rows) > 1 else ():
             given = row.space if isinstance(row, Code) else "z"
             if given not in SPACES[space]:
                 reason = {
-                    "z": "only seeds and z lie on its sphere (an image is encoded to w+, which no z leads to)",
-                    "w": "a style code was not made from one w",
+                    "z": "only seeds and z lie on its sphere (an image is encoded to w+, which has no z)",
+                    "w": "a style code does not come from a single w",
                 }[space]
                 fitting = [other for other, taken in SPACES.items() if given in taken]
                 raise ValueError(
@@ -150,16 +150,16 @@ def check_recipe(recipe: Recipe, space: str) -> None:
                     f" space={' or '.join(map(repr, fitting))}"
                 )
     if space == "z" and recipe.class_labels is not None and len(recipe.class_labels) > 1:
-        raise ValueError("class_labels are mapped with z, and between two of them there is none: choose space='w'")
+        raise ValueError("class_labels are mapped together with z and cannot be interpolated: choose space='w'")
 
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One code of the walk.
+    """The path of one code through the keyframes.
 
     Args:
         keys: its style codes at the keyframes, (K, S).
-        zs: the z (1, z_dim) that they came from, where the walk goes along the sphere of z; else None.
+        zs: the z (1, z_dim) they were mapped from, for walks along the sphere of z; otherwise None.
     """
 
     keys: torch.Tensor
@@ -172,10 +172,10 @@ class Track:
     def at(
         self, positions: Sequence[Position], to_style: Callable[[list[Row]], torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """The style codes (B, S) there, or (1, S) of a code that does not move.
+        """Return the style codes (B, S) at `positions`, or (1, S) for a code that does not move.
 
-        On a keyframe they are the keyframe's own numbers. Between them lines in w are lines in s, since style codes
-        are affine in w (as truncation is), so that both are computed in s. `to_style` is needed along z.
+        On a keyframe they are exactly the keyframe's. Style codes (and truncation) are affine in w, so a line in w is
+        a line in s, and both are computed in s. Walks along z need `to_style`.
         """
         if not self.moves:
             return self.keys[:1]
@@ -191,14 +191,14 @@ class Track:
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """A walk whose keyframes were mapped: all that frames are made from.
+    """A walk with mapped keyframes: everything needed to make its frames.
 
     Args:
-        recipe: of the keyframes.
-        timeline: which frame stands where.
-        nodes: node -> its code; nodes with the same keyframes share a track.
+        recipe: recipe of the keyframes.
+        timeline: positions of the frames.
+        nodes: node -> its track; nodes with the same keyframes share one.
         strengths: node -> how far it moves from the base to its code.
-        base: the base's code, where a strength needs it.
+        base: the base's track, if a strength needs it.
     """
 
     recipe: Recipe
@@ -208,7 +208,7 @@ class Walk:
     base: Track | None
 
 
-def plan(
+def plan_walk(
     generator: StyleGenerator,
     fusion: FusionHierarchy,
     recipe: Recipe,
@@ -216,17 +216,17 @@ def plan(
     space: str,
     device: Any,
 ) -> Walk:
-    """Maps every keyframe by itself, as the fuse pipeline maps that one picture, so that its numbers are the same.
+    """Map every keyframe on its own, as the fuse pipeline does, so that the numbers are identical.
 
-    ValueError for names, shapes and labels that these models do not have.
+    ValueError for names, shapes and labels that do not fit the models.
     """
     check_shapes(generator, recipe.groups())
     _steps.check_cutoff(generator, recipe)
     moves = any(len(rows) > 1 for rows in recipe.groups().values())
     if space == "z" and moves and generator.config.label_dim and recipe.class_labels is None:
         raise ValueError(
-            "seeds have classes of their own, which are mapped with z, and between two of them there is none: give"
-            " one of class_labels, or choose space='w'"
+            "each seed has its own class, which is mapped together with z and cannot be interpolated: give one class"
+            " in class_labels, or choose space='w'"
         )
     settings = _steps.node_settings(fusion.tree, recipe)
     keyframes: list[dict[str, torch.Tensor]] = []
@@ -258,10 +258,10 @@ def plan(
 def fuse_positions(
     generator: StyleGenerator, fusion: FusionHierarchy, walk: Walk, positions: Sequence[Position], device: Any
 ) -> torch.Tensor:
-    """The fused style codes (B, S) there, float32."""
+    """Return the fused style codes (B, S) at `positions`, float32."""
     labels, psi = walk.recipe.class_labels, walk.recipe.truncation_psi
 
-    def to_style(rows: list[Row]) -> torch.Tensor:  # of z between keyframes
+    def to_style(rows: list[Row]) -> torch.Tensor:  # maps z between keyframes
         table = None
         if labels is not None:
             table = labels_to_tensor(labels, generator.config.label_dim).expand(len(rows), -1)
@@ -274,6 +274,8 @@ def fuse_positions(
     if len(codes) == 1:
         return next(iter(codes.values())).expand(len(positions), -1).clone()  # fusing equal codes gives that code
     base = None if walk.base is None else codes[id(walk.base)]
-    given = {node: _steps.move(codes[id(track)], base, walk.strengths[node]) for node, track in walk.nodes.items()}
+    given = {
+        node: _steps.apply_strength(codes[id(track)], base, walk.strengths[node]) for node, track in walk.nodes.items()
+    }
     _steps.onload(fusion)
     return fusion.fuse(given).expand(len(positions), -1).contiguous()

@@ -1,7 +1,8 @@
 """StyleFusion as a Gradio Space.
 
-Started by `python app.py`, by `stylefusion space`, or by Hugging Face. STYLEFUSION_MODEL names models, folders or Hub
-ids, with commas between them (default: the embedded one), STYLEFUSION_DIRECTIONS a file of directions for the first.
+Start it with `python app.py`, with `stylefusion space`, or as a Space on Hugging Face. STYLEFUSION_MODEL is a
+comma-separated list of folders or Hub ids (default: the embedded model), STYLEFUSION_DIRECTIONS a directions file for
+the first of them.
 """
 
 from __future__ import annotations
@@ -12,39 +13,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stylefusion_hf.spaces_app import device  # noqa: F401  # on ZeroGPU before torch
+from stylefusion_hf.spaces_app import device  # noqa: F401  # ZeroGPU must be set up before torch is imported
 
 import gradio as gr  # isort: skip
 from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 
 from stylefusion_hf import spaces_app
-from stylefusion_hf.cli._shared import load_pipeline
+from stylefusion_hf.cli.loading import load_pipeline
 from stylefusion_hf.spaces_app.compose import QUICK, Compose
 from stylefusion_hf.spaces_app.edit import Edit
 from stylefusion_hf.spaces_app.endpoints import Endpoints
-from stylefusion_hf.spaces_app.errors import guarded
-from stylefusion_hf.spaces_app.guard import Guard, Page, refused
-from stylefusion_hf.spaces_app.jobs import Films
+from stylefusion_hf.spaces_app.errors import show_errors
+from stylefusion_hf.spaces_app.guard import Guard, Page, refuse_fields
+from stylefusion_hf.spaces_app.jobs import AnimationFolder
 from stylefusion_hf.spaces_app.mix import Mix
 from stylefusion_hf.spaces_app.models import EMBEDDED, Model
-from stylefusion_hf.spaces_app.serving import own_folder, stopped_by_sigterm, wait
+from stylefusion_hf.spaces_app.serving import stop_on_sigterm, temporary_folder, wait_until_stopped
 from stylefusion_hf.spaces_app.uploads import MAX_FILE
 from stylefusion_hf.spaces_app.walk import Grid, Walk
 
-HERE = Path(str(spaces_app.__file__)).parent  # the package's: a Space's folder has this file alone, beside the wheel
-SESSIONS = 500  # whose settings are remembered; who was away longest is forgotten first
-MAX_WAITING = 100  # events in the queue, which the endpoints and long work go through; who comes later is told so
-CLEAN = (600, 3600)  # seconds: how often files of the page are removed, and which age they have then
+HERE = Path(str(spaces_app.__file__)).parent  # of the package: app.py may be copied elsewhere, next to the wheel
+SESSIONS = 500  # sessions whose settings are kept; the least recently used is dropped first
+MAX_WAITING = 100  # events in the queue of endpoints and long jobs; further ones get an error
+CLEANUP = (600, 3600)  # seconds: interval between cleanups, and the age at which a file of the page is deleted
 
 
 def load_models(sources: Sequence[str], place: str | None = None, directions: str | None = None) -> list[Model]:
-    """The models of a Space.
+    """Load the models of a Space.
 
     Args:
-        sources: folders or Hub ids; "embedded" for the one that comes with the package.
-        place: the device; None for cuda where there is one.
-        directions: a file for the first of them.
+        sources: folders or Hub ids; "embedded" for the model that comes with the package.
+        place: the device; None for cuda if available, else the CPU.
+        directions: a directions file for the first model.
 
     Raises:
         ValueError, OSError: as in `StyleFusionPipeline.from_pretrained`.
@@ -58,15 +59,15 @@ def load_models(sources: Sequence[str], place: str | None = None, directions: st
 
 
 def build(models: Sequence[Model]) -> gr.Blocks:
-    """The page.
+    """Build the page.
 
     Raises:
-        ValueError: two models of one name, or none.
+        ValueError: there is no model, or two models have the same name.
     """
     names = [model.name for model in models]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"a Space has models of different names, one or more; got {', '.join(names) or 'none'}")
-    with Page(title="StyleFusion", analytics_enabled=False, delete_cache=CLEAN, fill_width=True) as page:
+        raise ValueError(f"a Space needs one or more models with different names; got {', '.join(names) or 'none'}")
+    with Page(title="StyleFusion", analytics_enabled=False, delete_cache=CLEANUP, fill_width=True) as page:
         with gr.Row(elem_classes="sf-head"):
             gr.Markdown("# StyleFusion\nOne dial for every region of a portrait, fused into one picture.")
             chosen = gr.Dropdown(
@@ -76,8 +77,8 @@ def build(models: Sequence[Model]) -> gr.Blocks:
                 visible=len(models) > 1,
                 elem_id="sf-model",
             )
-        films = Films()
-        with gr.Tabs(overflow_behavior="wrap") as tabs:  # a phone shows them all
+        films = AnimationFolder()
+        with gr.Tabs(overflow_behavior="wrap") as tabs:  # wrapped, so that all are visible on a phone
             with gr.Tab("Compose", id="compose"):
                 compose = Compose(models, chosen, tabs)
             with gr.Tab("Mix pictures", id="mix"):
@@ -92,20 +93,20 @@ def build(models: Sequence[Model]) -> gr.Blocks:
                 gr.Markdown((HERE / "about.md").read_text(encoding="utf-8"), elem_classes="sf-about")
         Endpoints(models, films)
         inputs = [chosen, compose.history, *compose.values]
-        page.load(guarded(compose.arrive), inputs, [*compose.page, chosen], **QUICK)
+        page.load(show_errors(compose.arrive), inputs, [*compose.page, chosen], **QUICK)
     return page
 
 
 def queued(page: gr.Blocks) -> gr.Blocks:
-    """The page with a queue of bounded length."""
-    # After every event, gradio sums up the last 10,000 of them with pandas, for a monitoring page that is off here.
+    """Return the page with a queue of bounded length."""
+    # After every event, gradio summarizes the last 10,000 with pandas for a monitoring page, which is disabled here.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     return page.queue(max_size=MAX_WAITING)
 
 
 def launch_settings() -> dict[str, Any]:
-    """What `build`'s page is launched with."""
+    """Return the arguments with which the page of `build` is launched."""
     return {
         "theme": theme(),
         "css_paths": [HERE / "style.css"],
@@ -114,9 +115,9 @@ def launch_settings() -> dict[str, Any]:
         "state_session_capacity": SESSIONS,
         "app_kwargs": {
             "middleware": [Middleware(Guard)],
-            "exception_handlers": {RequestValidationError: refused},
+            "exception_handlers": {RequestValidationError: refuse_fields},
         },
-        "num_workers": 0,  # gradio's own for uploads and files would pass Guard by
+        "num_workers": 0,  # gradio's own workers for uploads and files would bypass Guard
         "footer_links": ["api", "gradio"],
         "enable_monitoring": False,
         "ssr_mode": False,
@@ -125,7 +126,7 @@ def launch_settings() -> dict[str, Any]:
 
 
 def theme() -> gr.themes.Base:
-    """Violet on paper; fonts that every system has, so that nothing is fetched from elsewhere."""
+    """Return the page's theme. It uses system fonts, so that nothing is fetched from other sites."""
     return gr.themes.Soft(
         primary_hue="violet",
         neutral_hue="slate",
@@ -143,13 +144,13 @@ def theme() -> gr.themes.Base:
 
 
 def main(sources: Sequence[str], place: str | None = None, directions: str | None = None, **launch: Any) -> None:
-    """Load, build, serve; returns when the server is stopped, and leaves no file behind."""
+    """Load the models and serve the page until the server is stopped; leaves no files behind."""
     models = load_models(sources, place, directions)
-    with stopped_by_sigterm(), own_folder():
+    with stop_on_sigterm(), temporary_folder():
         page = build(models)
         try:
             queued(page).launch(**(launch_settings() | {"prevent_thread_lock": True} | launch))
-            wait(page)
+            wait_until_stopped(page)
         finally:
             page.close(verbose=False)
 

@@ -1,25 +1,26 @@
-"""How large JSON from a visitor may be. No gradio, no torch."""
+"""Limits on the size of JSON from visitors. Imports neither gradio nor torch."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-MAX_BODY = 2**20  # bytes of a request; a recipe of photographs at 1024 px has some 50 kB for each region
+MAX_BODY = 2**20  # bytes of a request; a recipe of photographs at 1024 px takes some 50 kB per region
 MAX_VALUES, MAX_DEPTH = 20_000, 32
 TOO_MANY = f"it holds more than {MAX_VALUES} values"
-TOO_DEEP = f"its values lie in more than {MAX_DEPTH} lists and objects"
+TOO_DEEP = f"its values are nested in more than {MAX_DEPTH} lists and objects"
 
 
 class TooLarge(ValueError):
-    """JSON that is not read; says which bound it breaks."""
+    """JSON that exceeds a limit; the message names the limit."""
 
 
 def read_json(text: bytes | str) -> Any:
-    """What a JSON text holds.
+    """Parse a JSON text.
 
     Raises:
-        TooLarge: more values, or deeper ones, than a page needs: told before they are made where that costs memory.
+        TooLarge: more values, or deeper nesting, than the page needs. Values are counted before parsing, which would
+            take memory.
         ValueError: not JSON.
     """
     comma, bracket, brace = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")

@@ -1,11 +1,11 @@
-"""Serve the Space on this machine: a page where every region of a portrait has its own dial.
+"""Serve the Space on this machine: a page with a dial for every region of a portrait.
 
     stylefusion space
     stylefusion space --model my-model --model user/repo --port 8000
     stylefusion space --directions directions.safetensors --host 0.0.0.0
 
---model is repeatable, and the page then has a choice of them. STYLEFUSION_MODEL and STYLEFUSION_DIRECTIONS say the
-same to a Space on the Hub. Wants the extra `space`: pip install 'stylefusion-hf[space]'.
+Repeat --model to let visitors choose between models. A Space on the Hub reads STYLEFUSION_MODEL and
+STYLEFUSION_DIRECTIONS instead. Requires the extra `space`: pip install 'stylefusion-hf[space]'.
 See docs/guides/space.md.
 """
 
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 
-from stylefusion_hf.cli._checks import check_file, check_model, check_named_device, check_port
-from stylefusion_hf.cli._shared import add_device_argument, positive
+from stylefusion_hf.cli.arguments import add_device_argument, positive
+from stylefusion_hf.cli.checks import check_file, check_model, check_named_device, check_port
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--model", action="append", metavar="FOLDER|ID", help="a folder or a Hub id (default: the embedded model)"
     )
-    models.add_argument("--directions", metavar="FILE", help="directions of the first (default: found at the start)")
+    models.add_argument(
+        "--directions", metavar="FILE", help="directions of the first model (default: found at startup)"
+    )
     add_device_argument(models)
     server = parser.add_argument_group("server")
-    server.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines too (default: 127.0.0.1)")
-    server.add_argument("--port", type=positive, help="(default: the first that is free from 7860)")
+    server.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 admits other machines (default: 127.0.0.1)"
+    )
+    server.add_argument("--port", type=positive, help="port to listen on (default: the first free one from 7860)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,45 +1,41 @@
-"""The tab "Compose": a portrait, a dial for each of its regions, and one for what they share."""
+"""The Compose tab: a portrait, a dial for each of its regions, and a dial for what the regions share."""
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from stylefusion_hf.spaces_app import dials
+from stylefusion_hf.spaces_app.changes import lock_dial, reset_dial, shuffle, shuffle_unlocked, unchanged
 from stylefusion_hf.spaces_app.dials import Card
-from stylefusion_hf.spaces_app.errors import guarded, told
+from stylefusion_hf.spaces_app.errors import show_errors, show_errors_on_stage
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.results import data_uri, read_recipe, result
 from stylefusion_hf.spaces_app.settings import (
     BASE,
     COMMON,
-    Dial,
     History,
     Settings,
     from_recipe,
-    of_class,
-    source,
     to_recipe,
+    with_class,
 )
 from stylefusion_hf.spaces_app.stage import stage
 from stylefusion_hf.spaces_app.uploads import own_file
 
-FORGOTTEN = 6 * 3600  # seconds after which a session's history is dropped
-DRAWN = 10_000  # shuffled seeds are below: short numbers, good to pass on
+HISTORY_SECONDS = 6 * 3600  # seconds after which a session's history is dropped
 LIMITS: dict[str, Any] = {"concurrency_id": "render", "concurrency_limit": 8}
 QUICK: dict[str, Any] = LIMITS | {
-    "trigger_mode": "always_last",  # of a burst, the last event alone is rendered
+    "trigger_mode": "always_last",  # render only the last event of a burst
     "show_progress": "hidden",
     "api_visibility": "private",
-    "js": dials.CLEAN,
+    "js": dials.EMPTY_TO_NONE,
 }
-# For dials that turn: gradio's queue takes as long as the picture. `Model.turn` bounds how many wait instead, and the
-# stage has the message of an error, which gradio shows for events of its queue only.
+# For dials that are being turned: gradio's queue would take as long as the picture itself. `Model.take_turn` limits
+# how many events wait instead, and the stage shows errors, which gradio does only for events in its queue.
 TURNING: dict[str, Any] = QUICK | {"queue": False, "concurrency_id": None, "concurrency_limit": "default"}
 Change = Callable[[Model, Settings], Settings]
 
@@ -52,21 +48,21 @@ element.addEventListener("click", (event) => {
 
 
 class Compose:
-    """Builds the tab where it is made.
+    """The Compose tab; constructing it adds its controls to the current gradio context.
 
     Args:
-        models: of the Space.
-        chosen: which of them is in use, by its place.
-        tabs: of the page; this one is called "compose".
+        models: the models of the Space.
+        chosen: the index of the model in use.
+        tabs: the page's tabs; this one has the id "compose".
     """
 
     def __init__(self, models: Sequence[Model], chosen: gr.Dropdown, tabs: gr.Tabs):
         self.models, self.chosen, self.tabs = models, chosen, tabs
-        model, start = models[0], dials.example(models[0], 0)
-        self.history = gr.State(History([start]), time_to_live=FORGOTTEN)
+        model, start = models[0], dials.example_settings(models[0], 0)
+        self.history = gr.State(History([start]), time_to_live=HISTORY_SECONDS)
         with gr.Row(elem_classes="sf-compose"):
             with gr.Column(scale=5, min_width=280, elem_classes="sf-left"):
-                self.stage = stage(show(model, start), leads=True, elem_id="sf-compose-stage")
+                self.stage = stage(stage_value(model, start), leads=True, elem_id="sf-compose-stage")
                 with gr.Row(elem_classes="sf-bar"):
                     self.surprise = gr.Button(
                         "Surprise me", variant="primary", size="md", min_width=110, elem_id="sf-surprise"
@@ -77,10 +73,10 @@ class Compose:
                     self.open = gr.UploadButton(
                         "Open recipe", file_types=[".json", ".png"], size="md", min_width=80, elem_id="sf-open"
                     )
-                    self.open.preprocess = guarded(own_file)  # type: ignore[method-assign]
+                    self.open.preprocess = show_errors(own_file)  # type: ignore[method-assign]
                 gr.Markdown("#### Start from an example", elem_classes="sf-heading")
                 self.examples = gr.HTML(
-                    examples(model), elem_classes="sf-examples", apply_default_css=False, js_on_load=EXAMPLES_JS
+                    example_buttons(model), elem_classes="sf-examples", apply_default_css=False, js_on_load=EXAMPLES_JS
                 )
             with gr.Column(scale=7, min_width=280, elem_classes="sf-right"):
                 self.psi = gr.Slider(
@@ -94,23 +90,23 @@ class Compose:
                     buttons=[],
                 )
                 self.label = gr.Dropdown(
-                    dials.classes(model),
+                    dials.class_choices(model),
                     value=dials.OWN,
                     label="Class",
-                    info="Of every seed; each one's own lets regions mix classes",
+                    info="Class of every seed; with each seed's own, regions can mix classes",
                     visible=model.classes > 0,
                     elem_id="sf-class",
                 )
                 with gr.Row(elem_classes="sf-dials"):
-                    base = Card("base", dials.named(BASE), most=False)
-                    common = Card("global", dials.named(COMMON), visible=model.has_common)
+                    base = Card("base", dials.display_name(BASE), full=False)
+                    common = Card("global", dials.display_name(COMMON), visible=model.has_common)
                     count = max(len(each.regions) for each in models)
                     regions = [Card(i, "", visible=False) for i in range(count)]
         self.cards = [base, common, *regions]
         self.values = [self.psi, *(control for card in self.cards for control in card.values)]
         self.page = [self.stage, self.history, self.undo, self.redo, self.examples, *self.values]
         self.page += [self.label, *(control for card in self.cards for control in card.others)]
-        for control, properties in self._everything(model, start).items():  # the first view, without an event
+        for control, properties in self._all_properties(model, start).items():  # the first view, without an event
             for name, content in properties.items():
                 setattr(control, name, dials.EMPTY if content is None else content)
         self._connect()
@@ -118,13 +114,20 @@ class Compose:
     # ------------------------------------------------------------------------------------------------
     # What the page shows.
 
-    def turn(self, model: Model, history: History, was: Settings | None, values: Sequence[Any]) -> dict[Any, Any]:
-        """component -> its update, from settings `was` (None: another page) and these values to the present ones."""
+    def updates(self, model: Model, history: History, was: Settings | None, values: Sequence[Any]) -> dict[Any, Any]:
+        """Return {component: its update} for the present settings of a history.
+
+        Args:
+            model: the model in use.
+            history: its present settings are to be shown.
+            was: the settings shown so far; None to update everything, such as after a change of models.
+            values: what the controls show so far.
+        """
         settings = history.present
-        shown = show(model, settings)
-        changed = dials.looks(model, self.cards, was, settings)
+        shown = stage_value(model, settings)
+        changed = dials.changed_properties(model, self.cards, was, settings)
         if was is None:
-            changed |= self._everything(model, settings)
+            changed |= self._all_properties(model, settings)
         elif dials.class_of(was) != dials.class_of(settings):
             changed[self.label] = {"value": dials.class_of(settings)}
         for control, old, new in zip(self.values, values, settings.values(), strict=False):
@@ -139,12 +142,12 @@ class Compose:
         }
 
     def open_recipe(self, model: Model, recipe: Mapping[str, Any], history: History, values: Sequence[Any]) -> Any:
-        """`turn` to a checked recipe."""
+        """Return the updates that show a checked recipe."""
         settings = from_recipe(recipe, model.regions, model.tree.root)
-        return self.turn(model, history.push(settings, "", time.monotonic()), history.present, values)
+        return self.updates(model, history.push(settings, "", time.monotonic()), history.present, values)
 
     def send(self, button: gr.Button, recipe: gr.State) -> None:
-        """Connects a button of another tab: what it made goes on here."""
+        """Connect a button of another tab that opens that tab's picture here."""
 
         def step(made: dict[str, Any] | None, index: int, history: History, *values: Any) -> dict[Any, Any]:
             if made is None:
@@ -155,19 +158,19 @@ class Compose:
             }
 
         inputs = [recipe, self.chosen, self.history, *self.values]
-        button.click(guarded(step), inputs, [*self.page, self.tabs], **QUICK)
+        button.click(show_errors(step), inputs, [*self.page, self.tabs], **QUICK)
 
     def fetch(self, button: gr.Button, recipe: gr.State) -> Any:
-        """Connects a button of another tab: it takes the recipe of the picture here."""
+        """Connect a button of another tab that copies the recipe of the picture shown here."""
 
         def taken(index: int, history: History) -> dict[str, Any]:
             model = self.models[index]
             return to_recipe(history.present, model.regions, model.tree.root)
 
-        return button.click(guarded(taken), [self.chosen, self.history], recipe, **QUICK)
+        return button.click(show_errors(taken), [self.chosen, self.history], recipe, **QUICK)
 
     def arrive(self, request: gr.Request, index: int, history: History, *values: Any) -> Any:
-        """A visitor who comes by a link: the recipe in it."""
+        """Open the recipe in the link by which a visitor came, if it has one."""
         text = request.query_params.get("recipe")
         if not text:
             return gr.skip()
@@ -175,20 +178,20 @@ class Compose:
         at = next((i for i, model in enumerate(self.models) if model.name == name), index)
         return self._opened(text, at, index, history, values)
 
-    def _everything(self, model: Model, settings: Settings) -> dict[Any, dict[str, Any]]:
-        """All that depends on the model and its settings: control -> its properties."""
-        made: dict[Any, dict[str, Any]] = dials.looks(model, self.cards, None, settings)
+    def _all_properties(self, model: Model, settings: Settings) -> dict[Any, dict[str, Any]]:
+        """Return {control: its properties} for everything that depends on the model and the settings."""
+        made: dict[Any, dict[str, Any]] = dials.changed_properties(model, self.cards, None, settings)
         for control, value in zip(self.values, settings.values(), strict=False):
             made.setdefault(control, {})["value"] = value
         for i, card in enumerate(self.cards[2:]):
             has = i < len(model.regions)
             made[card.group] = {"visible": has}
             if has:
-                made[card.seed]["label"] = dials.named(model.regions[i])
+                made[card.seed]["label"] = dials.display_name(model.regions[i])
         made[self.cards[1].group] = {"visible": model.has_common}
         made[self.label] = {
             "visible": model.classes > 0,
-            "choices": dials.classes(model),
+            "choices": dials.class_choices(model),
             "value": dials.class_of(settings),
         }
         return made
@@ -199,107 +202,107 @@ class Compose:
     def _connect(self) -> None:
         inputs = [self.chosen, self.history, *self.values]
 
-        # What an event may change is all that it lists: the page looks after every output of every event, which is
-        # most of what a dial's turn costs there.
+        # Each event lists only the outputs that it can change: the browser processes every output of every event,
+        # which is most of what turning a dial costs there.
         picture = [self.stage, self.history, self.undo, self.redo]
 
-        def on(event: Callable[..., Any], change: Change, outputs: list[Any], control: str = "") -> None:
-            """Connects an event; `control` is the dial that turns, "" for a button."""
+        def connect(event: Callable[..., Any], change: Change, outputs: list[Any], control: str = "") -> None:
+            """Connect an event; `control` names the dial that is turned, "" for a button."""
 
             def step(index: int, history: History, *values: Any) -> dict[Any, Any]:
                 model = self.models[index]
                 shown = Settings.from_values(values, len(model.regions), history.present.kept)
                 following = history.push(change(model, shown), control, time.monotonic())
-                updates = self.turn(model, following, history.present, values)
+                updates = self.updates(model, following, history.present, values)
                 return {component: update for component, update in updates.items() if component in outputs}
 
             if control:
-                event(told(step, self.stage), inputs, outputs, **TURNING)
+                event(show_errors_on_stage(step, self.stage), inputs, outputs, **TURNING)
             else:
-                event(guarded(step), inputs, outputs, **QUICK)
+                event(show_errors(step), inputs, outputs, **QUICK)
 
         def move(by: int) -> Callable[..., Any]:
             def step(index: int, history: History, *values: Any) -> dict[Any, Any]:
-                return self.turn(self.models[index], history.move(by), history.present, values)
+                return self.updates(self.models[index], history.move(by), history.present, values)
 
-            return guarded(step)
+            return show_errors(step)
 
-        def at(change: Callable[..., Settings], *arguments: Any) -> Change:
+        def bind(change: Callable[..., Settings], *arguments: Any) -> Change:
             return lambda model, settings: change(model, settings, *arguments)
 
-        on(self.psi.input, as_shown, picture, "psi")
-        followers = [card.thumbnail for card in self.cards]  # of the base
+        connect(self.psi.input, unchanged, picture, "psi")
+        followers = [card.thumbnail for card in self.cards]  # these may show the base
         for place, card in enumerate(self.cards):
             own = [*picture, *card.values, *card.others]
             reach = [*own, *followers[1:]] if place == 0 else own
             turned = [*picture, card.thumbnail, *(c for c in (card.strength, card.reset) if c)]
-            on(card.seed.input, as_shown, [*turned, *followers[1:]] if place == 0 else turned, f"{place} seed")
-            on(card.lock.input, at(locked, place), own)
-            on(card.shuffle.click, at(shuffled, [place]), reach)
+            connect(card.seed.input, unchanged, [*turned, *followers[1:]] if place == 0 else turned, f"{place} seed")
+            connect(card.lock.input, bind(lock_dial, place), own)
+            connect(card.shuffle.click, bind(shuffle, [place]), reach)
             if card.strength is not None:
-                on(card.strength.input, as_shown, picture, f"{place} strength")
+                connect(card.strength.input, unchanged, picture, f"{place} strength")
             if card.reset is not None:
-                on(card.reset.click, at(reset, place), own)
+                connect(card.reset.click, bind(reset_dial, place), own)
 
         def step(label: int, index: int, history: History, *values: Any) -> dict[Any, Any]:
             model = self.models[index]
             if label != dials.OWN and label not in range(model.classes):
                 raise ValueError("this model has no such class")
             shown = Settings.from_values(values, len(model.regions), history.present.kept)
-            changed = of_class(shown, None if label == dials.OWN else label)
-            return self.turn(model, history.push(changed, "", time.monotonic()), history.present, values)
+            changed = with_class(shown, None if label == dials.OWN else label)
+            return self.updates(model, history.push(changed, "", time.monotonic()), history.present, values)
 
-        self.label.input(guarded(step), [self.label, *inputs], self.page, **QUICK)
-        on(self.surprise.click, surprised, self.page)
-        on(self.clear.click, lambda model, settings: dials.blank(model, 1), self.page)
+        self.label.input(show_errors(step), [self.label, *inputs], self.page, **QUICK)
+        connect(self.surprise.click, shuffle_unlocked, self.page)
+        connect(self.clear.click, lambda model, settings: dials.blank_settings(model, 1), self.page)
         self.undo.click(move(-1), inputs, self.page, **QUICK)
         self.redo.click(move(1), inputs, self.page, **QUICK)
-        self.examples.click(guarded(self._example), inputs, self.page, **QUICK)
-        self.open.upload(guarded(self._open), [self.open, *inputs], [*self.page, self.chosen], **QUICK)
-        self.chosen.input(guarded(self._switch), inputs, self.page, **QUICK)
+        self.examples.click(show_errors(self._example), inputs, self.page, **QUICK)
+        self.open.upload(show_errors(self._open), [self.open, *inputs], [*self.page, self.chosen], **QUICK)
+        self.chosen.input(show_errors(self._switch), inputs, self.page, **QUICK)
 
     def _example(self, event: gr.EventData, index: int, history: History, *values: Any) -> dict[Any, Any]:
         number = event._data.get("example")
         if number not in range(len(dials.EXAMPLES)):
             raise ValueError("there is no such example")
         model = self.models[index]
-        following = history.push(dials.example(model, number), "", time.monotonic())
-        return self.turn(model, following, history.present, values)
+        following = history.push(dials.example_settings(model, number), "", time.monotonic())
+        return self.updates(model, following, history.present, values)
 
     def _switch(self, index: int, history: History, *values: Any) -> dict[Any, Any]:
         model = self.models[index]
-        first = History([dials.example(model, 0)])
-        return self.turn(model, first, None, values) | {self.examples: examples(model)}
+        first = History([dials.example_settings(model, 0)])
+        return self.updates(model, first, None, values) | {self.examples: example_buttons(model)}
 
     def _open(self, path: str, index: int, history: History, *values: Any) -> dict[Any, Any]:
-        """A recipe that was downloaded, with the model that made it, where the Space has that."""
+        """Open a downloaded recipe, with the model that made it if the Space has that model."""
         if not path:
-            raise ValueError("there is no recipe: choose a .json or .png that was downloaded here")
+            raise ValueError("no recipe was given: choose a .json or .png that was downloaded here")
         text = read_recipe(path)
-        at = next((i for i in (index, *range(len(self.models))) if fits(self.models[i], text)), index)
+        at = next((i for i in (index, *range(len(self.models))) if fits_model(self.models[i], text)), index)
         return self._opened(text, at, index, history, values)
 
     def _opened(self, text: str, at: int, index: int, history: History, values: Sequence[Any]) -> dict[Any, Any]:
-        """The page with a recipe of the model at `at`, from that with the model at `index`."""
+        """Return the updates from a page with model `index` to one with a recipe of model `at`."""
         model = self.models[at]
         recipe = model.check(text)
         if at == index:
             return self.open_recipe(model, recipe, history, values)
         first = History([from_recipe(recipe, model.regions, model.tree.root)])
-        return self.turn(model, first, None, values) | {self.examples: examples(model), self.chosen: at}
+        return self.updates(model, first, None, values) | {self.examples: example_buttons(model), self.chosen: at}
 
 
-def show(model: Model, settings: Settings) -> dict[str, Any]:
-    """The stage's value."""
+def stage_value(model: Model, settings: Settings) -> dict[str, Any]:
+    """Render the settings; return the value of the stage."""
     picture = model.render(to_recipe(settings, model.regions, model.tree.root))
     return result(model, picture, dials.caption(model, settings))
 
 
-def examples(model: Model) -> str:
-    """The examples as buttons."""
+def example_buttons(model: Model) -> str:
+    """Return the HTML of the example pictures, as buttons."""
     buttons = []
     for number in range(len(dials.EXAMPLES)):
-        settings = dials.example(model, number)
+        settings = dials.example_settings(model, number)
         uri = data_uri(model.render(to_recipe(settings, model.regions, model.tree.root)).image)
         label = f"Example {number + 1}"
         buttons.append(
@@ -308,57 +311,10 @@ def examples(model: Model) -> str:
     return "".join(buttons)
 
 
-def fits(model: Model, text: str) -> bool:
-    """Whether a recipe is one of this model."""
+def fits_model(model: Model, text: str) -> bool:
+    """Return whether a recipe is valid for this model."""
     try:
         model.check(text)
     except ValueError:
         return False
     return True
-
-
-# ----------------------------------------------------------------------------------------------------
-# Changes of settings. A place is 0 for the base, 1 for what is shared, from 2 on the model's regions.
-
-
-def name_at(model: Model, place: int) -> str:
-    """The name of a dial's field, or of its region."""
-    return (BASE, COMMON, *model.regions)[place]
-
-
-def as_shown(model: Model, settings: Settings) -> Settings:
-    """What the controls say."""
-    return settings
-
-
-def shuffled(model: Model, settings: Settings, places: Sequence[int]) -> Settings:
-    """With new seeds in these places."""
-    for place in places:
-        name = name_at(model, place)
-        dial = settings.dial(name, model.regions)
-        settings = settings.turned(name, model.regions, replace(dial, seed=random.randrange(DRAWN)))
-    return settings
-
-
-def surprised(model: Model, settings: Settings) -> Settings:
-    """With new seeds wherever there is no lock."""
-    there = [0, *([1] if model.has_common else []), *range(2, 2 + len(model.regions))]
-    free = [place for place in there if not settings.dial(name_at(model, place), model.regions).locked]
-    return shuffled(model, settings, free)
-
-
-def reset(model: Model, settings: Settings, place: int) -> Settings:
-    """With this dial following the base again."""
-    return settings.turned(name_at(model, place), model.regions, Dial())
-
-
-def locked(model: Model, settings: Settings, place: int) -> Settings:
-    """A locked dial keeps its look when the base changes: what it took from the base becomes its own."""
-    name = name_at(model, place)
-    dial = settings.dial(name, model.regions)
-    if not dial.locked or source(settings, name, dial) is not None:
-        return settings
-    code = source(settings, BASE, settings.base)
-    if isinstance(code, int):
-        return settings.turned(name, model.regions, replace(dial, seed=code))
-    return settings.turned(name, model.regions, dial, code)

@@ -1,4 +1,4 @@
-"""The tab "Edit": a direction moves one region; beside it, the same direction moves the whole picture."""
+"""The Edit tab: a direction applied to one region, next to the same direction applied to the whole picture."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 import gradio as gr
 
 from stylefusion_hf.spaces_app import dials
-from stylefusion_hf.spaces_app.errors import guarded
-from stylefusion_hf.spaces_app.jobs import edited
+from stylefusion_hf.spaces_app.errors import show_errors
+from stylefusion_hf.spaces_app.jobs import add_edit
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.results import result
 from stylefusion_hf.spaces_app.stage import stage
 
-REACH = 5  # of the slider, in standard deviations
+MAX_STRENGTH = 5  # end of the slider, in standard deviations
 
 
 class Edit:
-    """Builds the tab where it is made.
+    """The Edit tab; constructing it adds its controls to the current gradio context.
 
     Args:
         models, chosen, send: as in `Mix`.
-        fetch: (button, outputs) -> connects a button that takes the recipe of Compose.
-        quick: settings of events that answer at once.
+        fetch: `fetch(button, outputs)` connects a button that copies the recipe of Compose.
+        quick: settings of events that answer immediately.
     """
 
     def __init__(
@@ -47,10 +47,14 @@ class Edit:
             seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=dials.MAX_SEED)
             take = gr.Button("Take the one from Compose", elem_id="sf-edit-take")
         with gr.Row():
-            region = gr.Dropdown(choices(model), value=model.regions[-1], label="Region", elem_id="sf-edit-region")
+            region = gr.Dropdown(
+                region_choices(model), value=model.regions[-1], label="Region", elem_id="sf-edit-region"
+            )
             names = list(model.directions())
             direction = gr.Dropdown(names, value=names[0], label="Direction", elem_id="sf-edit-direction")
-            strength = gr.Slider(-REACH, REACH, 2.5, step=0.1, label="How far", elem_id="sf-edit-strength", buttons=[])
+            strength = gr.Slider(
+                -MAX_STRENGTH, MAX_STRENGTH, 2.5, step=0.1, label="How far", elem_id="sf-edit-strength", buttons=[]
+            )
         with gr.Row(elem_classes="sf-pair"):
             with gr.Column(min_width=260):
                 gr.Markdown("#### Only this region")
@@ -61,17 +65,17 @@ class Edit:
                 everywhere = stage(elem_id="sf-edit-global")
         inputs, outputs = [chosen, start, region, direction, strength], [recipe, local, everywhere]
 
-        def of_seed(index: int, value: int | None) -> dict[str, Any]:
+        def seed_recipe(index: int, value: int | None) -> dict[str, Any]:
             if value is None:
                 raise ValueError("the portrait needs a seed: type a number")
             return {"version": 1, "num_images": 1, "base": int(value), "truncation_psi": models[index].psi}
 
-        seed.input(guarded(of_seed), [chosen, seed], start, **quick).success(
-            guarded(self.show), inputs, outputs, **quick
+        seed.input(show_errors(seed_recipe), [chosen, seed], start, **quick).success(
+            show_errors(self.render_both), inputs, outputs, **quick
         )
-        fetch(take, start).success(guarded(self.show), inputs, outputs, **quick)
+        fetch(take, start).success(show_errors(self.render_both), inputs, outputs, **quick)
         for control in (region, direction, strength):
-            control.input(guarded(self.show), inputs, outputs, **quick)
+            control.input(show_errors(self.render_both), inputs, outputs, **quick)
         send(go, recipe)
 
         def switch(index: int) -> list[Any]:
@@ -79,28 +83,32 @@ class Edit:
             names = list(model.directions())
             return [
                 {"version": 1, "num_images": 1, "base": 1, "truncation_psi": model.psi},
-                gr.update(choices=choices(model), value=model.regions[-1]),
+                gr.update(choices=region_choices(model), value=model.regions[-1]),
                 gr.update(choices=names, value=names[0]),
             ]
 
-        chosen.change(guarded(switch), chosen, [start, region, direction], api_visibility="private").success(
-            guarded(self.show), inputs, outputs, **quick
+        chosen.change(show_errors(switch), chosen, [start, region, direction], api_visibility="private").success(
+            show_errors(self.render_both), inputs, outputs, **quick
         )
-        _, local.value, everywhere.value = self.show(0, start.value, region.value, names[0], strength.value)
+        _, local.value, everywhere.value = self.render_both(0, start.value, region.value, names[0], strength.value)
 
-    def show(
+    def render_both(
         self, index: int, start: dict[str, Any], region: str, direction: str, strength: float
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """The recipe of the edit of the region, its picture's stage, and that of the same edit everywhere."""
+        """Render the edit of a region and the same edit of the whole picture.
+
+        Returns:
+            The recipe of the region's edit, the stage's value for it, and the stage's value for the whole picture.
+        """
         model = self.models[index]
         shown = []
         for node in (region, model.tree.root):
-            picture = model.render(edited(model, start, node, direction, strength))
-            where = dials.named(node).lower() if node == region else "everything"
+            picture = model.render(add_edit(model, start, node, direction, strength))
+            where = dials.display_name(node).lower() if node == region else "everything"
             shown.append((picture.recipe, result(model, picture, f"{direction} by {strength:+g}: {where}")))
         return shown[0][0], shown[0][1], shown[1][1]
 
 
-def choices(model: Model) -> list[tuple[str, str]]:
-    """The regions as a dropdown's choices."""
-    return [(dials.named(name), name) for name in model.regions]
+def region_choices(model: Model) -> list[tuple[str, str]]:
+    """Return the regions as the choices of a dropdown."""
+    return [(dials.display_name(name), name) for name in model.regions]

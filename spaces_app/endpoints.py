@@ -1,6 +1,6 @@
-"""The endpoints that `gradio_client` and HTTP see. What they take and give is what the page does, by name.
+"""The API for `gradio_client` and HTTP: named endpoints for what the page does.
 
-Their components are hidden: they are there so that the API page tells types and defaults.
+Their components are hidden; they only give the API page its types and defaults.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from typing import Any
 
 import gradio as gr
 
-from stylefusion_hf.cli._shared import RECIPE_KEY
 from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.spaces_app import jobs
 from stylefusion_hf.spaces_app.compose import LIMITS
-from stylefusion_hf.spaces_app.errors import guarded
-from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, upload
+from stylefusion_hf.spaces_app.errors import show_errors
+from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, upload_component
 from stylefusion_hf.spaces_app.models import Model, Picture
 from stylefusion_hf.spaces_app.pictures import open_picture
 
 
 class Endpoints:
-    """Registers the endpoints with the page where it is made.
+    """The endpoints of a page; constructing it registers them in the current gradio context.
 
     Args:
-        models: of the Space.
-        films: where animations go.
+        models: the models of the Space.
+        films: where animations are written.
     """
 
-    def __init__(self, models: Sequence[Model], films: jobs.Films):
+    def __init__(self, models: Sequence[Model], films: jobs.AnimationFolder):
         self.models, self.films = {model.name: model for model in reversed(models)}, films
         first = models[0]
         with gr.Column(visible=False):
@@ -39,7 +39,7 @@ class Endpoints:
             regions, strength = gr.JSON({}, label="regions"), gr.JSON({}, label="strength")
             psi = gr.Number(first.psi, label="psi")
             recipe, start = gr.JSON(None, label="recipe"), gr.JSON({}, label="recipe")
-            picture = upload("picture")
+            picture = upload_component("picture")
             steps = gr.Number(0, label="steps", precision=0)
             region = gr.Textbox(first.regions[-1], label="region")
             direction = gr.Textbox(next(iter(first.directions())), label="direction")
@@ -55,7 +55,7 @@ class Endpoints:
 
         def add(function: Callable[..., Any], inputs: list[Any], outputs: list[Any], long: bool = False) -> None:
             settings: dict[str, Any] = dict(LONG if long else LIMITS) | {"api_visibility": "public"}
-            button.click(guarded(function), inputs, outputs, api_name=function.__name__, **settings)
+            button.click(show_errors(function), inputs, outputs, api_name=function.__name__, **settings)
 
         add(self.about, [name], [facts])
         add(self.compose, [base, regions, shared, strength, psi, name], [image, made])
@@ -67,10 +67,10 @@ class Endpoints:
         add(self.sheet, [bases, sources, psi, name], [sheet], long=True)
 
     def about(self, model: str) -> dict[str, Any]:
-        """What a model has: its regions, their tree, its resolution and directions, and the names of all models.
+        """Describe a model: its regions, their tree, its resolution and directions, and the names of all models.
 
         Args:
-            model: its name; the default is the first.
+            model: name of the model; the default is the first.
         """
         found = self._model(model)
         return {
@@ -93,46 +93,46 @@ class Endpoints:
         psi: float,
         model: str,
     ) -> tuple[Any, dict[str, Any]]:
-        """One fused picture of seeds, and its recipe, which the PNG carries too.
+        """Fuse one picture from seeds; returns it with its recipe, which the PNG contains too.
 
         Args:
-            base: seed of what nothing else sets.
+            base: seed of everything that is not set otherwise.
             regions: region -> seed.
             global_code: seed of what the regions share; "" for the base's.
-            strength: region -> 0 to 1, how far from the base.
+            strength: region -> 0 to 1, how far to go from the base to the region's code.
             psi: truncation.
-            model: its name.
+            model: name of the model.
         """
-        recipe = {"version": 1, "num_images": 1, "base": _whole(base), "regions": regions or {}}
+        recipe = {"version": 1, "num_images": 1, "base": _to_int(base), "regions": regions or {}}
         if global_code:
-            (recipe["global_code"],) = jobs.seeds(global_code, 1)
-        return self._made(model, recipe | {"strength": strength or {}, "truncation_psi": psi})
+            (recipe["global_code"],) = jobs.parse_seeds(global_code, 1)
+        return self._render(model, recipe | {"strength": strength or {}, "truncation_psi": psi})
 
     def from_recipe(self, recipe: dict[str, Any], model: str) -> tuple[Any, dict[str, Any]]:
-        """The picture of a recipe: exactly the one that it came from, on the same machine.
+        """Render a recipe; on the same machine, exactly the picture that it came from.
 
         Args:
-            recipe: as another endpoint gave it, or `pipe(...).recipe`.
-            model: its name.
+            recipe: as returned by another endpoint, or `pipe(...).recipe`.
+            model: name of the model.
         """
-        return self._made(model, recipe)
+        return self._render(model, recipe)
 
     def edit(
         self, base: int, region: str, direction: str, amount: float, recipe: dict[str, Any] | None, model: str
     ) -> tuple[Any, dict[str, Any]]:
-        """A picture with one region moved along a direction.
+        """Move one region of a picture along a direction.
 
         Args:
-            base: seed of the picture; not used beside a recipe.
+            base: seed of the picture; ignored if a recipe is given.
             region: a node of the tree; its root for the whole picture.
-            direction: its name, as `about` lists them.
-            amount: in standard deviations, -10 to 10.
-            recipe: of the picture to be edited, or {}.
-            model: its name.
+            direction: name of a direction that `about` lists.
+            amount: strength in standard deviations, -10 to 10.
+            recipe: recipe of the picture to edit, or {}.
+            model: name of the model.
         """
         found = self._model(model)
-        start = found.check(recipe or {"version": 1, "base": _whole(base)})
-        return self._made(model, jobs.edited(found, start, region, direction, amount))
+        start = found.check(recipe or {"version": 1, "base": _to_int(base)})
+        return self._render(model, jobs.add_edit(found, start, region, direction, amount))
 
     def invert(
         self,
@@ -141,87 +141,87 @@ class Endpoints:
         model: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, dict[str, Any]]:
-        """A picture as the model sees it; the recipe's `base` is its code.
+        """Reconstruct a picture with the model; the recipe's `base` is the picture's code.
 
         Args:
-            picture: a file of a portrait of the kind that the model knows; its middle square is taken.
-            steps: of optimisation, at most 200; 0 for the encoder's guess.
-            model: its name.
+            picture: a file with a portrait of the kind that the model draws; its central square is used.
+            steps: optimization steps, at most 200; 0 for the encoder's guess.
+            model: name of the model.
         """
         found = self._model(model)
         if picture is None:
-            raise ValueError("picture: there is none")
+            raise ValueError("picture: no file was given")
         if not 0 <= steps <= MAX_STEPS:
-            raise ValueError(f"steps are 0 to {MAX_STEPS}, got {steps}")
+            raise ValueError(f"steps must be 0 to {MAX_STEPS}, got {steps}")
         if not steps and not found.has_encoder:
-            raise ValueError("this model has no encoder, so that a picture needs some steps of optimisation")
+            raise ValueError("this model has no encoder, so that a picture needs some steps of optimization")
         opened = open_picture(picture, "the picture", found.resolution)
         codes, _, _ = found.invert([opened], int(steps), lambda step: progress((step, steps)))
-        return self._made(model, jobs.mixed(codes, {}, None, found.psi))
+        return self._render(model, jobs.mix_codes(codes, {}, None, found.psi))
 
     def mix(
         self, base: int, recipe: dict[str, Any] | None, regions: dict[str, Any], psi: float, model: str
     ) -> tuple[Any, dict[str, Any]]:
-        """Regions from several pictures: `invert` each, and hand in the bases of their recipes.
+        """Combine regions of several pictures: call `invert` on each, and pass the bases of their recipes.
 
         Args:
-            base: seed of the picture that gives the rest; not used beside a recipe.
-            recipe: that picture's recipe, or {}.
-            regions: region -> a seed, or a recipe whose base is taken.
+            base: seed of the picture that everything else comes from; ignored if a recipe is given.
+            recipe: recipe of that picture, or {}.
+            regions: region -> a seed, or a recipe whose base is used.
             psi: truncation of seeds.
-            model: its name.
+            model: name of the model.
         """
         found = self._model(model)
-        start = found.check(recipe or {"version": 1, "base": _whole(base), "truncation_psi": psi})
+        start = found.check(recipe or {"version": 1, "base": _to_int(base), "truncation_psi": psi})
         taken = {
             name: found.check(given)["base"] if isinstance(given, Mapping) and "base" in given else given
             for name, given in (regions or {}).items()
         }
-        return self._made(model, start | {"regions": start.get("regions", {}) | taken})
+        return self._render(model, start | {"regions": start.get("regions", {}) | taken})
 
     def interpolate(self, base: int, region: str, seeds: str, frames: int, fps: float, suffix: str, model: str) -> str:
-        """A looping animation in which one region walks through other looks.
+        """Make a looping animation in which one region changes and the rest stays.
 
         Args:
             base: seed of what stays.
-            region: of the tree; "" for everything.
-            seeds: such as "7, 8, 9".
+            region: a region of the tree; "" for everything.
+            seeds: keyframes, such as "7, 8, 9".
             frames: 2 to 120.
-            fps: frames a second.
+            fps: frames per second.
             suffix: ".webp" (exact) or ".gif".
-            model: its name.
+            model: name of the model.
         """
         found = self._model(model)
-        recipe = {"version": 1, "num_images": 1, "base": _whole(base), "truncation_psi": found.psi}
-        path = jobs.seeds(seeds, jobs.MAX_KEYFRAMES)
+        recipe = {"version": 1, "num_images": 1, "base": _to_int(base), "truncation_psi": found.psi}
+        path = jobs.parse_seeds(seeds, jobs.MAX_KEYFRAMES)
         return str(self.films.write(found, recipe, region or None, path, int(frames), fps, suffix))
 
     def sheet(self, bases: str, sources: str, psi: float, model: str) -> Any:
-        """A contact sheet: each region of the bases taken from the sources.
+        """Draw a contact sheet: each region of the bases replaced by that of the sources.
 
         Args:
-            bases: seeds, such as "1, 4": a row each.
-            sources: as many seeds.
+            bases: seeds, such as "1, 4": one per row.
+            sources: the same number of seeds.
             psi: truncation.
-            model: its name.
+            model: name of the model.
         """
-        rows, others = jobs.seeds(bases, jobs.MAX_ROWS), jobs.seeds(sources, jobs.MAX_ROWS)
-        return jobs.sheet(self._model(model), rows, others, psi)
+        rows, others = jobs.parse_seeds(bases, jobs.MAX_ROWS), jobs.parse_seeds(sources, jobs.MAX_ROWS)
+        return jobs.draw_sheet(self._model(model), rows, others, psi)
 
     # ------------------------------------------------------------------------------------------------
 
     def _model(self, name: str) -> Model:
         if name not in self.models:
-            raise ValueError(f"there is no model {short(name)} here: there are {', '.join(self.models)}")
+            raise ValueError(f"there is no model {short(name)} here; the models are {', '.join(self.models)}")
         return self.models[name]
 
-    def _made(self, name: str, recipe: Any) -> tuple[Any, dict[str, Any]]:
+    def _render(self, name: str, recipe: Any) -> tuple[Any, dict[str, Any]]:
         model = self._model(name)
         picture: Picture = model.render(model.check(recipe))
         picture.image.info[RECIPE_KEY] = json.dumps(picture.recipe)  # gradio writes it into the PNG
         return picture.image, picture.recipe
 
 
-def _whole(value: Any) -> Any:
-    """JSON's 1.0 as the integer that a seed is."""
+def _to_int(value: Any) -> Any:
+    """Convert a whole float, such as JSON's 1.0, to the integer that a seed must be."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

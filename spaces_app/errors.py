@@ -1,4 +1,4 @@
-"""Errors as messages in the page: one line, no path of the server in it, and nothing that the page takes for HTML."""
+"""Errors as messages for the page: one line, without paths of the server and without HTML."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 
 import gradio as gr
 
-USER_ERRORS = (ValueError, OSError, FloatingPointError)  # what bad input raises, as in cli.py
-MAX_LENGTH, MAX_QUOTED = 400, 80  # characters of a message, and of one word in it that somebody sent
-BETWEEN = re.compile(r"([\s'\",:;()]+)")  # what stands between words; each character is looked at once
+USER_ERRORS = (ValueError, OSError, FloatingPointError)  # raised for bad input, as on the command line
+MAX_LENGTH, MAX_QUOTED = 400, 80  # characters of a message, and of one quoted word in it
+SEPARATORS = re.compile(r"([\s'\",:;()]+)")  # between words; matches in linear time
 
 logger = logging.getLogger(__name__)
 
 
 class Refusal(gr.Error):
-    """An error whose message is fit to be shown: gradio puts it into the page as HTML. `plain`: the same as text."""
+    """An error whose message may be shown: escaped, since gradio inserts it as HTML. `plain` is the unescaped text."""
 
     def __init__(self, message: str):
-        self.plain = public(message)
+        self.plain = public_message(message)
         super().__init__(html.escape(self.plain, quote=False), print_exception=False)
 
 
-def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with every error turned into a `Refusal`; what is no visitor's mistake goes to the log as well."""
+def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function to raise every error as a `Refusal`; errors that bad input did not cause are logged too."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -36,7 +36,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         except Refusal:
             raise
         except gr.Error as error:
-            raise page_error(error) from None
+            raise to_refusal(error) from None
         except USER_ERRORS as error:
             raise Refusal(str(error)) from None
         except Exception:
@@ -46,41 +46,41 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def told(function: Callable[..., dict[Any, Any]], stage: Any) -> Callable[..., dict[Any, Any]]:
-    """The function with every error as the stage's message, for events that do not go through gradio's queue."""
-    call = guarded(function)
+def show_errors_on_stage(function: Callable[..., dict[Any, Any]], stage: Any) -> Callable[..., dict[Any, Any]]:
+    """Wrap a function to return errors as the stage's message, for events outside gradio's queue."""
+    call = show_errors(function)
 
     @wraps(function)
     def quiet(*args: Any, **kwargs: Any) -> dict[Any, Any]:
         try:
             return call(*args, **kwargs)
         except Refusal as error:
-            return {stage: gr.update(message=error.plain)}  # which stage.js puts in as text
+            return {stage: gr.update(message=error.plain)}  # stage.js inserts it as text
 
     return quiet
 
 
-def page_error(error: Exception) -> Refusal:
-    """Any error of an event as one that may be shown. What gradio says of values that it does not take is not."""
+def to_refusal(error: Exception) -> Refusal:
+    """Convert any error of an event to a `Refusal`; gradio's own messages about invalid values are replaced."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, gr.Error):
         return Refusal(str(error.message))
     if type(error) is ValueError and "\n" not in str(error)[:MAX_LENGTH]:
         return Refusal(str(error))
-    return Refusal("This did not work: the request holds a value that its control does not take")
+    return Refusal("This did not work: the request has a value that its control does not accept")
 
 
-def public(message: str) -> str:
-    """A message in one line of bounded length, a file's place reduced to its name."""
-    line = " ".join(message[: 2 * MAX_LENGTH].split())  # before anything looks at it: strangers' texts have megabytes
-    parts = BETWEEN.split("".join(c if c.isprintable() else " " for c in line))
+def public_message(message: str) -> str:
+    """Shorten a message to one line of bounded length, and paths in it to file names."""
+    line = " ".join(message[: 2 * MAX_LENGTH].split())  # cut first, since untrusted text may have megabytes
+    parts = SEPARATORS.split("".join(c if c.isprintable() else " " for c in line))
     for i, part in enumerate(parts):
         if len(part) > MAX_QUOTED and i and parts[i - 1][-1] in "'\"":
             parts[i] = part[: MAX_QUOTED - 3] + "..."
         elif _is_path(part):
             parts[i] = re.split(r"[\\/]", part.rstrip("\\/"))[-1]
-            if i > 1 and parts[i - 1] == ":" and len(parts[i - 2]) == 1:  # a drive's letter
+            if i > 1 and parts[i - 1] == ":" and len(parts[i - 2]) == 1:  # a drive letter
                 parts[i - 2] = parts[i - 1] = ""
     line = "".join(parts)
     if len(line) > MAX_LENGTH or len(message) > 2 * MAX_LENGTH:
@@ -89,5 +89,5 @@ def public(message: str) -> str:
 
 
 def _is_path(word: str) -> bool:
-    """A file's place, not "1/255" or "user/repo": two names, of which the first follows a slash or a drive."""
+    """Return whether a word is a path, as opposed to "1/255" or "user/repo"."""
     return (word.startswith(("/", "~/", "\\")) and len(word) > 1) or word.count("/") + word.count("\\") > 1

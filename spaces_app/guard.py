@@ -1,7 +1,7 @@
-"""What stands between the network and the page: who a request is from, how large it may be, and what it may name.
+"""Protection of the server: sessions, limits on requests, and which files a request may name.
 
-`Guard` is the outermost part of the server that knows the page. `Page` is gradio's, with one gate in front of every
-event: files are the visitor's own, errors are one line, and little of what a visitor sends is kept.
+`Guard` is the outermost ASGI middleware. `Page` is gradio's `Blocks` with checks before every event: files must be the
+visitor's own, errors are shortened to one line, and little of what a visitor sends is kept.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from starlette.responses import JSONResponse, Response
 
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.spaces_app.bounds import MAX_BODY, TooLarge, read_json
-from stylefusion_hf.spaces_app.errors import page_error
+from stylefusion_hf.spaces_app.errors import to_refusal
 from stylefusion_hf.spaces_app.uploads import MAX_FILE, VISITOR, Uploads, check_files, remove_unfinished
 
 COOKIE = "stylefusion-session"
-SESSION = "stylefusion.session"  # of a request's scope
-MAX_UPLOAD = MAX_FILE + 2**16  # one file and what is around it
-MAX_NAME = 128  # characters of what a client calls its session
-MAX_UNREAD = 1000  # messages that wait for visitors who do not fetch them
+SESSION = "stylefusion.session"  # key in a request's scope
+MAX_UPLOAD = MAX_FILE + 2**16  # one file with its multipart headers
+MAX_NAME = 128  # characters of a client's name for its session
+MAX_UNREAD = 1000  # messages kept for visitors who have not fetched them
 API = "/gradio_api"
-# Of gradio's, but not of this page: they open addresses, write files, or call into components.
-CLOSED = ("deep_link", "proxy=", "component_server", "process_recording", "vibe-", "undo-vibe-", "stream/", "dev/",
-          "custom_component", "run-history", "runs")  # fmt: skip
+# Routes of gradio that this page does not use: they open URLs, write files, or call into components.
+CLOSED_PATHS = ("deep_link", "proxy=", "component_server", "process_recording", "vibe-", "undo-vibe-", "stream/",
+                "dev/", "custom_component", "run-history", "runs")  # fmt: skip
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Guard:
-    """ASGI middleware of a server whose application is gradio's."""
+    """ASGI middleware for gradio's application."""
 
     def __init__(self, app: Any):
         self.app = app
@@ -51,52 +51,54 @@ class Guard:
                 await self.app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        session = _session(headers)
+        session = _read_session(headers)
         scope[SESSION] = session or secrets.token_hex(16)
         if session is None:
-            send = _with_cookie(send, _cookie(scope, headers))
+            send = _add_cookie(send, _cookie_header(scope, headers))
         uploads = scope["app"].get_blocks().uploads
         place = scope["path"]
         api = place[len(API) :].lstrip("/") if place.startswith(API) else None
-        if (api is not None and api.startswith(CLOSED)) or place.startswith("/monitoring"):
-            return await _answer(send, 404, "this page has no such address")
-        if api is not None and api.startswith(("file=", "file/")) and not _served(api[5:], uploads, scope[SESSION]):
-            return await _answer(send, 403, "this file is not yours to fetch")
+        if (api is not None and api.startswith(CLOSED_PATHS)) or place.startswith("/monitoring"):
+            return await _send_error(send, 404, "this page has no such address")
+        if api is not None and api.startswith(("file=", "file/")) and not _may_serve(api[5:], uploads, scope[SESSION]):
+            return await _send_error(send, 403, "this file is not yours to fetch")
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return await self.app(scope, receive, send)
         length = headers.get(b"content-length", b"")
         if headers.get(b"transfer-encoding") or not length.isdigit() or len(length) > 12:
-            return await _answer(send, 411, "a request says how long it is: send Content-Length")
+            return await _send_error(send, 411, "the length of the request is missing: send Content-Length")
         upload = api is not None and api.rstrip("/") == "upload"
         if int(length) > (most := MAX_UPLOAD if upload else MAX_BODY):
-            return await _answer(send, 413, f"a request has at most {most // 2**20} MB, got {int(length) // 1000} kB")
+            return await _send_error(
+                send, 413, f"a request has at most {most // 2**20} MB, got {int(length) // 1000} kB"
+            )
         if upload:
             if len(scope["query_string"]) > 2 * MAX_NAME:
-                return await _answer(send, 400, "the address of an upload is too long")
+                return await _send_error(send, 400, "the address of an upload is too long")
             remove_unfinished()
-            return await self.app(scope, receive, _registering(send, uploads, scope[SESSION]))
-        body = await _body(receive)
+            return await self.app(scope, receive, _register_uploads(send, uploads, scope[SESSION]))
+        body = await _read_body(receive)
         if body is None:
-            return None  # the client went away
-        if trouble := await anyio.to_thread.run_sync(_trouble, body):
-            return await _answer(send, *trouble)
-        return await self.app(scope, _again(body, receive), send)
+            return None  # the client disconnected
+        if problem := await anyio.to_thread.run_sync(_find_problem, body):
+            return await _send_error(send, *problem)
+        return await self.app(scope, _replay(body, receive), send)
 
 
-async def refused(*_: Any) -> Response:
-    """The answer to a request whose fields are wrong: gradio's would send all of it back."""
-    return JSONResponse({"detail": "the request has not the fields that this address takes"}, 422)
+async def refuse_fields(*_: Any) -> Response:
+    """Return the response to a request with wrong fields; gradio's own would echo the whole request."""
+    return JSONResponse({"detail": "the request does not have the fields that this address takes"}, 422)
 
 
 class Page(gr.Blocks):
-    """gradio's page with the gate in front of its events. `uploads`: whose files are whose."""
+    """gradio's page with checks before its events. `uploads` records which session owns which files."""
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
         self.uploads = Uploads()
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **settings: Any) -> Any:
-        """gradio's, for every event from the network and from the page."""
+        """Run an event, as gradio does, after checking the files that it names; errors are raised as `Refusal`."""
         request = settings.get("request")
         network = getattr(request, "request", None)
         session = "" if network is None else network.scope.get(SESSION, "")
@@ -108,13 +110,13 @@ class Page(gr.Blocks):
         except Exception as error:
             if not isinstance(error, (gr.Error, ValueError)):
                 logger.warning("an event failed: %s: %s", type(error).__name__, short(str(error), 300))
-            raise page_error(error) from None
+            raise to_refusal(error) from None
         finally:
             VISITOR.reset(visitor)
-            self._forget(settings.get("state"), block_fn)
+            self._forget_values(settings.get("state"), block_fn)
 
-    def _forget(self, state: Any, block_fn: Any) -> None:
-        """Gradio keeps a copy of every value for links to a page's state, and messages until somebody reads them."""
+    def _forget_values(self, state: Any, block_fn: Any) -> None:
+        """Drop what gradio would keep: a copy of every value, for links to a page's state, and unread messages."""
         configs = getattr(state, "config_values", {})
         for block in (*getattr(block_fn, "inputs", ()), *getattr(block_fn, "outputs", ())):
             if "props" in configs.get(block._id, {}):
@@ -137,7 +139,7 @@ class Page(gr.Blocks):
 # Requests.
 
 
-def _session(headers: dict[bytes, bytes]) -> str | None:
+def _read_session(headers: dict[bytes, bytes]) -> str | None:
     for part in headers.get(b"cookie", b"")[:8192].decode("latin-1").split(";"):
         name, _, value = part.strip().partition("=")
         if name == COOKIE and re.fullmatch("[0-9a-f]{32}", value):
@@ -145,14 +147,17 @@ def _session(headers: dict[bytes, bytes]) -> str | None:
     return None
 
 
-def _cookie(scope: Scope, headers: dict[bytes, bytes]) -> bytes:
-    """The header for a new session. A Space on the Hub is a frame in another site's page: it needs the second form."""
+def _cookie_header(scope: Scope, headers: dict[bytes, bytes]) -> bytes:
+    """Return the cookie header of a new session.
+
+    A Space on the Hub is framed by a page of another site, which requires a partitioned cookie.
+    """
     secure = scope.get("scheme") == "https" or headers.get(b"x-forwarded-proto", b"").startswith(b"https")
     kind = "SameSite=None; Secure; Partitioned" if secure else "SameSite=Lax"
     return f"{COOKIE}={scope[SESSION]}; Path=/; HttpOnly; {kind}".encode()
 
 
-def _with_cookie(send: Send, cookie: bytes) -> Send:
+def _add_cookie(send: Send, cookie: bytes) -> Send:
     async def sending(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
             message = message | {"headers": [*message.get("headers", ()), (b"set-cookie", cookie)]}
@@ -161,13 +166,13 @@ def _with_cookie(send: Send, cookie: bytes) -> Send:
     return sending
 
 
-def _served(path: str, uploads: Uploads, session: str) -> bool:
-    """Whether a file may be asked for: no address, and nobody else's upload. Gradio checks the rest."""
-    return "://" not in path[:16] and (not uploads.known(path) or uploads.owns(session, path))
+def _may_serve(path: str, uploads: Uploads, session: str) -> bool:
+    """Return whether a session may fetch a path: no URL or upload of another session. Gradio checks the rest."""
+    return "://" not in path[:16] and (not uploads.is_known(path) or uploads.owns(session, path))
 
 
-def _registering(send: Send, uploads: Uploads, session: str) -> Send:
-    """`send` of an upload's answer, a JSON list of places: they are the session's before the client hears of them."""
+def _register_uploads(send: Send, uploads: Uploads, session: str) -> Send:
+    """Wrap `send` to record the uploaded files as the session's before the client receives their paths."""
     held: list[dict[str, Any]] = []
 
     async def sending(message: dict[str, Any]) -> None:
@@ -183,7 +188,7 @@ def _registering(send: Send, uploads: Uploads, session: str) -> Send:
     return sending
 
 
-async def _body(receive: Receive) -> bytes | None:
+async def _read_body(receive: Receive) -> bytes | None:
     parts, more = [], True
     while more:
         message = await receive()
@@ -194,8 +199,8 @@ async def _body(receive: Receive) -> bytes | None:
     return b"".join(parts)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """`receive` of a body that was read already."""
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that yields a body that has already been read."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receiving() -> dict[str, Any]:
@@ -204,24 +209,24 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return receiving
 
 
-def _trouble(body: bytes) -> tuple[int, str] | None:
-    """What is wrong with a request's JSON, as a status and a line; None where nothing is."""
+def _find_problem(body: bytes) -> tuple[int, str] | None:
+    """Check a request's JSON. Returns the status and message of the error, or None if there is none."""
     if not body.strip():
         return None
     try:
         data = read_json(body)
     except TooLarge as error:
-        return 413, f"this request is not read: {error}"
+        return 413, f"the request is too large: {error}"
     except ValueError:
-        return 400, "a request's body is JSON"
+        return 400, "the body of the request is not JSON"
     if isinstance(data, dict) and data.get("session_hash") is not None:
         name = data["session_hash"]
         if not isinstance(name, str) or len(name) > MAX_NAME:
-            return 400, f"session_hash is a text of at most {MAX_NAME} characters"
+            return 400, f"session_hash must be a string of at most {MAX_NAME} characters"
     return None
 
 
-async def _answer(send: Send, status: int, text: str) -> None:
+async def _send_error(send: Send, status: int, text: str) -> None:
     body = json.dumps({"detail": text}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

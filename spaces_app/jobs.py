@@ -1,4 +1,4 @@
-"""What tabs and endpoints ask of a model beside one picture: edits, animations, sheets. No gradio."""
+"""Edits, mixtures, animations and sheets, shared by the tabs and the endpoints. Does not import gradio."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from stylefusion_hf.spaces_app.models import Model
 MAX_KEYFRAMES, MAX_FRAMES, MAX_ROWS = 8, 120, 8
 MAX_EDIT = 10.0  # standard deviations
 MAX_TEXT = 1000
-FILMS = (".webp", ".gif")
-KEPT = 900  # seconds that an animation's file stays: the page has copied it by then
+ANIMATION_SUFFIXES = (".webp", ".gif")
+KEEP_SECONDS = 900  # lifetime of an animation's file; the page has copied it by then
 
 
-def seeds(text: str, most: int) -> list[int]:
-    """The seeds in a text such as "7, 8, 9". ValueError names what is none."""
+def parse_seeds(text: str, most: int) -> list[int]:
+    """Parse a list of seeds such as "7, 8, 9". ValueError names what is not a seed."""
     found = []
     if len(text) > MAX_TEXT:
         raise ValueError(f"a list of seeds has at most {MAX_TEXT} characters")
     for part in text.replace(";", ",").replace(" ", ",").split(","):
         if part and not part.isdecimal():
             raise ValueError(
-                f"{part[:40]!r} is no seed: write whole numbers with commas between them, such as 7, 8, 9"
+                f"{part[:40]!r} is not a seed: write whole numbers with commas between them, such as 7, 8, 9"
             )
         if part:
             found.append(check_seed(int(part)))
     if not 0 < len(found) <= most:
-        raise ValueError(f"1 to {most} seeds are taken here, got {len(found)}")
+        raise ValueError(f"give 1 to {most} seeds here, got {len(found)}")
     return found
 
 
-def edited(model: Model, recipe: Mapping[str, Any], node: str, direction: str, strength: float) -> dict[str, Any]:
-    """A recipe with one more edit; one that the node had already is replaced.
+def add_edit(model: Model, recipe: Mapping[str, Any], node: str, direction: str, strength: float) -> dict[str, Any]:
+    """Return a recipe with an edit added; it replaces any edit of the same node.
 
     Args:
-        model: whose directions.
-        recipe: of one picture.
-        node: of the tree; its root for the whole picture.
-        direction: its name.
+        model: the model with the direction.
+        recipe: recipe of one picture.
+        node: a node of the tree; its root for the whole picture.
+        direction: name of the direction.
         strength: in standard deviations.
     """
     model.tree.resolve(node)
@@ -64,14 +64,14 @@ def edited(model: Model, recipe: Mapping[str, Any], node: str, direction: str, s
     return replace(read, edits=others).to_dict()
 
 
-def mixed(codes: Sequence[Any], regions: Mapping[str, int], common: int | None, psi: float) -> dict[str, Any]:
-    """The recipe of a picture with regions from several.
+def mix_codes(codes: Sequence[Any], regions: Mapping[str, int], common: int | None, psi: float) -> dict[str, Any]:
+    """Return the recipe of a picture that takes its regions from several pictures.
 
     Args:
-        codes: of the pictures, in a recipe's JSON form; the first is the base.
-        regions: region -> which picture it is from; those from the first may be left out.
-        common: which picture says what the regions share; None for the first.
-        psi: for seeds among the codes.
+        codes: codes of the pictures, in a recipe's JSON form; the first is the base.
+        regions: region -> index of its picture; regions from the first picture may be left out.
+        common: index of the picture that gives what the regions share; None for the first.
+        psi: truncation of seeds among the codes.
     """
     recipe: dict[str, Any] = {"version": 1, "num_images": 1, "base": codes[0], "truncation_psi": psi}
     taken = {name: codes[which] for name, which in regions.items() if which}
@@ -82,8 +82,8 @@ def mixed(codes: Sequence[Any], regions: Mapping[str, int], common: int | None, 
     return recipe
 
 
-class Films:
-    """Animations as files in a temporary folder, which goes away with this object; old files go before that."""
+class AnimationFolder:
+    """A temporary folder for animations. It is removed with this object, and old files in it earlier."""
 
     def __init__(self) -> None:
         self._folder = TemporaryDirectory(prefix="stylefusion-films-")
@@ -97,43 +97,47 @@ class Films:
         frames: int,
         fps: float,
         suffix: str = ".webp",
-        told: Any = None,
+        on_frames: Any = None,
     ) -> Path:
-        """A looping walk as a file.
+        """Write a looping walk to a file; returns its path.
 
         Args:
-            model, recipe: what stays.
-            region: what walks; None for the base, and with it all that has no code of its own.
-            through: the keyframes' seeds, after what the recipe has there.
-            frames: of the whole loop.
-            fps: frames a second.
-            suffix: one of FILMS; WebP is exact, GIF has 256 colours.
-            told: is told how many frames there are so far.
+            model, recipe: the picture to start from; what does not walk stays as it is.
+            region: the region that walks; None for the base, and with it everything without a code of its own.
+            through: seeds of the keyframes after the first, which is the recipe's own code.
+            frames: number of frames in the whole loop.
+            fps: frames per second.
+            suffix: one of ANIMATION_SUFFIXES; WebP is exact, GIF has 256 colors.
+            on_frames: called with the number of frames rendered so far.
         """
         check_count("frames", frames, MAX_FRAMES, least=2)
-        if suffix not in FILMS:
-            raise ValueError(f"an animation is {' or '.join(FILMS)}, got {short(suffix)}")
-        stream = model.walk(walk_call(model, recipe, region, through) | {"frames": frames, "loop": True})
+        if suffix not in ANIMATION_SUFFIXES:
+            raise ValueError(
+                f"the suffix of an animation must be {' or '.join(ANIMATION_SUFFIXES)}, got {short(suffix)}"
+            )
+        stream = model.walk(walk_arguments(model, recipe, region, through) | {"frames": frames, "loop": True})
 
         def pictures() -> Iterator[Image.Image]:
             count = 0
             for batch in stream:
                 yield from batch
                 count += len(batch)
-                if told is not None:
-                    told(count)
+                if on_frames is not None:
+                    on_frames(count)
 
         folder = Path(self._folder.name)
         for old in folder.iterdir():
-            if time.time() - old.stat().st_mtime > KEPT:
+            if time.time() - old.stat().st_mtime > KEEP_SECONDS:
                 old.unlink(missing_ok=True)
         path = folder / f"stylefusion-{uuid4().hex[:12]}{suffix}"
         write_animation(path, pictures(), fps)
         return path
 
 
-def walk_call(model: Model, recipe: Mapping[str, Any], region: str | None, through: Sequence[int]) -> dict[str, Any]:
-    """The arguments of the interpolation pipeline. ValueError for edits, which it does not take."""
+def walk_arguments(
+    model: Model, recipe: Mapping[str, Any], region: str | None, through: Sequence[int]
+) -> dict[str, Any]:
+    """Return the arguments of the interpolation pipeline. ValueError for edits, which it does not support."""
     if not 0 < len(through) <= MAX_KEYFRAMES:
         raise ValueError(f"a walk goes through 1 to {MAX_KEYFRAMES} seeds, got {len(through)}")
     read = Recipe.from_dict(recipe)
@@ -157,8 +161,8 @@ def walk_call(model: Model, recipe: Mapping[str, Any], region: str | None, throu
     return call
 
 
-def sheet(model: Model, bases: Sequence[int], sources: Sequence[int], psi: float | None = None) -> Image.Image:
-    """`stylefusion_hf.imaging.sheets.contact_sheet` of a few rows."""
+def draw_sheet(model: Model, bases: Sequence[int], sources: Sequence[int], psi: float | None = None) -> Image.Image:
+    """Draw a contact sheet of a few rows; see `stylefusion_hf.imaging.sheets.contact_sheet`."""
     check_count("rows of the sheet", max(len(bases), len(sources)), MAX_ROWS)
-    with model.turn():
+    with model.take_turn():
         return contact_sheet(model.pipe, bases, sources, truncation_psi=psi, max_batch=16)

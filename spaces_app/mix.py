@@ -1,4 +1,4 @@
-"""The tab "Mix pictures": pictures become codes, and each region is taken from one of them."""
+"""The "Mix pictures" tab: uploaded pictures become codes, and each region is taken from one of them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from PIL import Image
 
 from stylefusion_hf.imaging.images import fit_square
 from stylefusion_hf.spaces_app import dials
-from stylefusion_hf.spaces_app.errors import guarded
-from stylefusion_hf.spaces_app.jobs import mixed
+from stylefusion_hf.spaces_app.errors import show_errors
+from stylefusion_hf.spaces_app.jobs import mix_codes
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.pictures import open_picture
 from stylefusion_hf.spaces_app.results import data_uri, result
 from stylefusion_hf.spaces_app.settings import COMMON
 from stylefusion_hf.spaces_app.stage import stage
-from stylefusion_hf.spaces_app.uploads import lend, own_file
+from stylefusion_hf.spaces_app.uploads import lend_file, own_file
 
 SLOTS = ("A", "B", "C")
 MAX_STEPS = 200
-WITH_ENCODER, WITHOUT_ENCODER = 40, 80  # steps to begin with: from the encoder's guess, from the mean picture
+WITH_ENCODER, WITHOUT_ENCODER = 40, 80  # default steps, starting from the encoder's guess or the mean picture
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.png"))
 LONG: dict[str, Any] = {
     "trigger_mode": "once",
@@ -39,18 +39,19 @@ element.addEventListener("click", (event) => {
 
 
 class Mix:
-    """Builds the tab where it is made.
+    """The Mix tab; constructing it adds its controls to the current gradio context.
 
     Args:
-        models: of the Space.
-        chosen: which of them is in use, by its place.
-        send: (button, function) -> connects a button that goes on in Compose; the function gives the recipe.
+        models: the models of the Space.
+        chosen: the index of the model in use.
+        send: `send(button, recipe)` connects a button that opens the recipe in Compose.
+        quick: settings of events that answer immediately.
     """
 
     def __init__(self, models: Sequence[Model], chosen: gr.Dropdown, send: Callable[..., None], quick: dict[str, Any]):
         self.models = models
         model = models[0]
-        codes = gr.State([None] * len(SLOTS))  # of the pictures, in a recipe's JSON form
+        codes = gr.State([None] * len(SLOTS))  # codes of the pictures, in a recipe's JSON form
         recipe = gr.State(None)
         gr.Markdown(
             "Upload two or three portraits, let the model read them, then say which picture each region comes from.",
@@ -61,7 +62,7 @@ class Mix:
             for slot in SLOTS:
                 with gr.Column(min_width=150):
                     pictures.append(
-                        upload(
+                        upload_component(
                             f"Picture {slot}",
                             height=230,
                             elem_id=f"sf-picture-{slot.lower()}",
@@ -71,18 +72,18 @@ class Mix:
                     seen.append(gr.HTML(elem_classes="sf-seen", apply_default_css=False, js_on_load=None))
         if SAMPLES:
             gr.Markdown("#### Or pick some", elem_classes="sf-heading")
-            picks = gr.HTML(samples(), elem_classes="sf-examples", apply_default_css=False, js_on_load=PICK_JS)
-            picks.click(guarded(self._pick), pictures, pictures, api_visibility="private", queue=False)
+            picks = gr.HTML(sample_buttons(), elem_classes="sf-examples", apply_default_css=False, js_on_load=PICK_JS)
+            picks.click(show_errors(self._pick), pictures, pictures, api_visibility="private", queue=False)
         with gr.Row(elem_classes="sf-compose"):
             with gr.Column(scale=5, min_width=280):
-                note = gr.Markdown(reading(model), elem_classes="sf-lead")
+                note = gr.Markdown(describe_reading(model), elem_classes="sf-lead")
                 steps = gr.Slider(
                     0,
                     MAX_STEPS,
                     WITH_ENCODER if model.has_encoder else WITHOUT_ENCODER,
                     step=10,
-                    label="Extra care (steps of optimisation)",
-                    info="More brings the picture nearer to yours, and takes longer",
+                    label="Extra care (optimization steps)",
+                    info="More steps bring the picture closer to yours, and take longer",
                     elem_id="sf-steps",
                     buttons=[],
                 )
@@ -90,12 +91,14 @@ class Mix:
                 most = max(len(each.regions) for each in models)
                 gr.Markdown("#### Take from", elem_classes="sf-heading")
                 with gr.Row(elem_classes="sf-radios"):
-                    common = gr.Radio(list(SLOTS), value=SLOTS[0], label=dials.named(COMMON), visible=model.has_common)
+                    common = gr.Radio(
+                        list(SLOTS), value=SLOTS[0], label=dials.display_name(COMMON), visible=model.has_common
+                    )
                     radios = [
                         gr.Radio(
                             list(SLOTS),
                             value=SLOTS[0],
-                            label=dials.named(model.regions[i]) if i < len(model.regions) else "",
+                            label=dials.display_name(model.regions[i]) if i < len(model.regions) else "",
                             visible=i < len(model.regions),
                             elem_id=f"sf-take-{i}",
                         )
@@ -109,38 +112,38 @@ class Mix:
         outputs = [recipe, mixture, go]
         take = [chosen, codes, pictures[0], common, *radios]
         read.click(
-            guarded(self._read),
+            show_errors(self._read),
             [chosen, *pictures, steps],
             [codes, *seen],
             show_progress="full",
-            show_progress_on=[steps],  # a button has no room for it
+            show_progress_on=[steps],  # the button is too small for it
             **LONG,
-        ).success(guarded(self._mix), take, outputs, **quick)
+        ).success(show_errors(self._mix), take, outputs, **quick)
         for radio in (common, *radios):
-            radio.input(guarded(self._mix), take, outputs, **quick)
+            radio.input(show_errors(self._mix), take, outputs, **quick)
         send(go, recipe)
 
         def switch(index: int) -> list[Any]:
             model = models[index]
-            names = [dials.named(name) for name in model.regions]
+            names = [dials.display_name(name) for name in model.regions]
             updates: list[Any] = [gr.update(visible=model.has_common, value=SLOTS[0])]
             for i in range(most):
                 shown = {"label": names[i], "visible": True} if i < len(names) else {"visible": False}
                 updates.append(gr.update(value=SLOTS[0], **shown))
             care = WITH_ENCODER if model.has_encoder else WITHOUT_ENCODER
             nothing = [None] * len(SLOTS)
-            return [reading(model), care, *updates, list(nothing), *nothing, None, gr.update(visible=False)]
+            return [describe_reading(model), care, *updates, list(nothing), *nothing, None, gr.update(visible=False)]
 
         others = [note, steps, common, *radios, codes, *seen, recipe, mixture]
-        chosen.change(guarded(switch), chosen, others, api_visibility="private")
+        chosen.change(show_errors(switch), chosen, others, api_visibility="private")
 
     def _pick(self, event: gr.EventData, *paths: str | None) -> list[Any]:
         number = event._data.get("sample")
         if number not in range(len(SAMPLES)):
-            raise ValueError("there is no such picture")
+            raise ValueError("there is no such sample picture")
         free = next((i for i, path in enumerate(paths) if path is None), len(paths) - 1)
-        sample = lend(SAMPLES[number])
-        # The others' own places, not `gr.skip`: for that, gradio makes a component anew, without what `upload` sets
+        sample = lend_file(SAMPLES[number])
+        # Return the other paths rather than `gr.skip`, for which gradio recreates components without our `preprocess`
         return [sample if i == free else paths[i] for i in range(len(paths))]
 
     def _read(
@@ -150,13 +153,13 @@ class Mix:
         second: str | None,
         third: str | None,
         steps: int,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  # gradio's way
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # required by gradio
     ) -> list[Any]:
         model, paths, steps = self.models[index], (first, second, third), int(steps)
-        there = [i for i, path in enumerate(paths) if path is not None]
-        if not there:
+        given = [i for i, path in enumerate(paths) if path is not None]
+        if not given:
             raise ValueError("there is no picture yet: upload one, or pick one below")
-        images = [open_picture(str(paths[i]), f"picture {SLOTS[i]}", model.resolution) for i in there]
+        images = [open_picture(str(paths[i]), f"picture {SLOTS[i]}", model.resolution) for i in given]
         if not model.has_encoder and not steps:
             raise ValueError("this model has no encoder, so a picture needs some steps: move the slider")
         progress(0, desc="Reading the pictures")
@@ -165,7 +168,7 @@ class Mix:
         )
         codes: list[Any] = [None] * len(paths)
         seen: list[Any] = [None] * len(paths)
-        for i, code, image, error in zip(there, found, shown, errors, strict=True):
+        for i, code, image, error in zip(given, found, shown, errors, strict=True):
             codes[i] = code
             seen[i] = f'<img src="{data_uri(image)}" alt=""><span>as the model sees it, error {error:.3f}</span>'
         return [codes, *seen]
@@ -173,48 +176,50 @@ class Mix:
     def _mix(self, index: int, codes: list[Any], first: str | None, *taken: str) -> list[Any]:
         model = self.models[index]
         if codes[0] is None or first is None:
-            raise ValueError("the mix starts from picture A: upload it, and press Read the pictures")
+            raise ValueError("the mix starts from picture A: upload it and press Read the pictures")
         common, *which = [SLOTS.index(slot) for slot in taken]
         for slot in {common, *which[: len(model.regions)]}:
             if codes[slot] is None:
                 raise ValueError(f"there is no picture {SLOTS[slot]} yet: upload it, and press Read the pictures")
         regions = dict(zip(model.regions, which, strict=False))
-        recipe = mixed(codes, regions, common, model.psi)
+        recipe = mix_codes(codes, regions, common, model.psi)
         picture = model.render(recipe)
         before = fit_square(open_picture(first, "picture A", model.resolution), model.resolution, "crop")
-        parts = [f"{dials.named(name).lower()} from {SLOTS[slot]}" for name, slot in regions.items() if slot]
-        parts += [f"{dials.named(COMMON).lower()} from {SLOTS[common]}"] if common else []
+        parts = [f"{dials.display_name(name).lower()} from {SLOTS[slot]}" for name, slot in regions.items() if slot]
+        parts += [f"{dials.display_name(COMMON).lower()} from {SLOTS[common]}"] if common else []
         text = "Picture A" + (" with " + ", ".join(parts) if parts else " as the model sees it")
         shown = result(model, picture, text) | {"before": data_uri(before)}
         return [picture.recipe, gr.update(value=shown, visible=True), gr.update(interactive=True)]
 
 
-def upload(label: str, **settings: Any) -> gr.Image:
-    """A component that hands uploaded files on unopened: `open_picture` opens them, with checks that gradio has not.
+def upload_component(label: str, **settings: Any) -> gr.Image:
+    """Return an image component that passes uploaded files on unopened; `open_picture` opens them with more checks.
 
-    Set on the instance, since gradio writes a file beside the source of a component class.
+    `preprocess` is set on the instance because gradio writes a file next to the source of a component class.
     """
     picture = gr.Image(
         label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
         buttons=[], **settings,
     )  # fmt: skip
 
-    picture.preprocess = guarded(own_file)  # type: ignore[method-assign]
+    picture.preprocess = show_errors(own_file)  # type: ignore[method-assign]
     return picture
 
 
-def reading(model: Model) -> str:
-    """How this model reads pictures."""
+def describe_reading(model: Model) -> str:
+    """Describe for visitors how the model reads pictures."""
     if model.has_encoder:
-        return "This model's encoder reads a picture at once; steps of optimisation take seconds, and bring it nearer."
+        return (
+            "This model's encoder reads a picture instantly; optimization takes some seconds and improves the match."
+        )
     return (
-        "This model has no encoder: reading starts from its average portrait and takes some steps of optimisation, "
-        "a few seconds each picture."
+        "This model has no encoder: reading starts from its average portrait and takes some optimization steps, "
+        "a few seconds per picture."
     )
 
 
-def samples() -> str:
-    """The sample pictures as buttons."""
+def sample_buttons() -> str:
+    """Return the HTML of the sample pictures, as buttons."""
     parts = []
     for number, path in enumerate(SAMPLES):
         with Image.open(path) as picture:

@@ -1,4 +1,4 @@
-"""What the page gives for a picture: the exact PNG with its recipe in it, a link, and Python that makes it again."""
+"""What the page offers for a picture: the exact PNG with its recipe, a link, and Python code that reproduces it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from urllib.parse import urlencode
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from stylefusion_hf.cli._shared import RECIPE_KEY
+from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.spaces_app.models import EMBEDDED, Model, Picture
 from stylefusion_hf.spaces_app.pictures import open_checked
 from stylefusion_hf.spaces_app.uploads import read_file
 
-MAX_RECIPE = 2**21  # bytes of a file
-MAX_PIXELS = 2**24  # of a picture that carries one
-MAX_LINK = 1500  # characters of a link's query; longer ones break in messengers
+MAX_RECIPE = 2**21  # bytes of a recipe file
+MAX_PIXELS = 2**24  # pixels of a picture with a recipe
+MAX_LINK = 1500  # characters of a link's query; messengers break longer ones
 
 
-def png(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> bytes:
-    """An exact PNG, with the recipe where `stylefusion fuse --from-recipe` looks for it."""
+def encode_png(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> bytes:
+    """Encode a picture as PNG, with the recipe in the chunk that `stylefusion fuse --from-recipe` reads."""
     info, buffer = PngInfo(), io.BytesIO()
     if recipe is not None:
         info.add_text(RECIPE_KEY, json.dumps(recipe))
@@ -32,70 +32,70 @@ def png(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> bytes:
 
 
 def data_uri(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> str:
-    """`png` as a URI, so that no file is written for a picture."""
-    return "data:image/png;base64," + base64.b64encode(png(image, recipe)).decode("ascii")
+    """Return the PNG as a data URI, so that no file is written for a picture."""
+    return "data:image/png;base64," + base64.b64encode(encode_png(image, recipe)).decode("ascii")
 
 
 def result(model: Model, picture: Picture, caption: str) -> dict[str, Any]:
-    """The value of a `stage`: all that is shown and offered for a picture."""
+    """Return the value of a `stage`: everything that is shown and offered for a picture."""
     return {
         "png": data_uri(picture.image, picture.recipe),
         "labels": None if picture.labels is None else data_uri(picture.labels),
         "regions": [title(name) for name in model.regions],
         "caption": caption,
         "recipe": json.dumps(picture.recipe, indent=2),
-        "query": query(model, picture.recipe),
+        "query": link_query(model, picture.recipe),
         "code": snippet(model, picture.recipe),
     }
 
 
 def read_recipe(path: str) -> str:
-    """The recipe's text in a JSON file, or in a PNG that carries one.
+    """Read the text of a recipe from a JSON file, or from a PNG that contains one.
 
     Raises:
-        ValueError, OSError: neither; too large.
+        ValueError, OSError: there is no recipe in the file, or it is too large.
     """
     data = read_file(path)
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         if len(data) > MAX_RECIPE:
-            raise ValueError(f"this is no recipe: it has more than {MAX_RECIPE // 2**20} MB")
+            raise ValueError(f"this is not a recipe: it has more than {MAX_RECIPE // 2**20} MB")
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError("this is no recipe: open a .json or .png that was downloaded here") from error
+            raise ValueError("this is not a recipe: open a .json or .png that was downloaded here") from error
     try:
         with open_checked(data, "the picture", ("PNG",), MAX_PIXELS) as picture:
-            picture.load()  # text chunks may stand behind the pixels
+            picture.load()  # text chunks may follow the pixels
             text = picture.info.get(RECIPE_KEY)
     except ValueError as error:
         if type(error) is ValueError:
             raise
         raise ValueError("the picture is damaged: download it again") from error
-    except Exception as error:  # decoders raise whatever they stumble over in a file that is cut off or forged
+    except Exception as error:  # decoders may raise anything for a truncated or forged file
         raise ValueError("the picture is damaged: download it again") from error
     if isinstance(text, str) and len(text) > MAX_RECIPE:
-        raise ValueError(f"this is no recipe: it has more than {MAX_RECIPE // 2**20} MB")
+        raise ValueError(f"this is not a recipe: it has more than {MAX_RECIPE // 2**20} MB")
     if not isinstance(text, str):
-        raise ValueError("this picture carries no recipe: it was not made here, or lost it on its way")
+        raise ValueError("this picture carries no recipe: it was not made here, or another program removed it")
     return text
 
 
 def title(name: str) -> str:
-    """A region's name for people."""
+    """Format a region's name for display."""
     words = name.replace("_", " ").strip()
     return words[:1].upper() + words[1:]
 
 
-def of_seeds(recipe: Mapping[str, Any]) -> bool:
-    """Whether all codes of a recipe are seeds."""
+def has_only_seeds(recipe: Mapping[str, Any]) -> bool:
+    """Return whether all codes of a recipe are seeds."""
     groups = [recipe.get("regions", {}), recipe.get("nodes", {}), recipe.get("edits", {})]
     codes = [recipe["base"], recipe.get("global_code"), *(code for group in groups for code in group.values())]
     return all(code is None or isinstance(code, int) for code in codes)
 
 
-def query(model: Model, recipe: Mapping[str, Any]) -> str:
-    """The part of a link after its "?"; "" for a recipe that a link cannot carry."""
-    if not of_seeds(recipe):
+def link_query(model: Model, recipe: Mapping[str, Any]) -> str:
+    """Return the part of a link after "?"; "" for a recipe that does not fit into a link."""
+    if not has_only_seeds(recipe):
         return ""
     short = {name: value for name, value in recipe.items() if name not in ("model", "num_images")}
     text = urlencode({"model": model.name, "recipe": json.dumps(short, separators=(",", ":"))})
@@ -103,22 +103,22 @@ def query(model: Model, recipe: Mapping[str, Any]) -> str:
 
 
 def snippet(model: Model, recipe: Mapping[str, Any]) -> str:
-    """Python that makes the picture with the library."""
+    """Return Python code that makes the picture with the library."""
     lines = ["from stylefusion_hf import StyleFusionPipeline", "", load_line(model)]
-    if of_seeds(recipe):
+    if has_only_seeds(recipe):
         skipped = ("version", "num_images", "model", "base", "noise_seeds")
         given = {name: value for name, value in recipe.items() if name not in skipped and value is not None}
         if given.get("noise_mode") == "const":
             del given["noise_mode"]
         arguments = "".join(f",\n    {name}={value!r}" for name, value in given.items())
         lines.append(f"out = pipe(\n    base={recipe['base']!r}{arguments},\n)")
-    if not of_seeds(recipe) or recipe.get("noise_mode") == "random":
+    if not has_only_seeds(recipe) or recipe.get("noise_mode") == "random":
         lines[3:] = ['out = pipe.from_recipe(open("stylefusion.json").read())  # "Recipe" above downloads it']
     lines.append('out.images[0].save("stylefusion.png")')
     return "\n".join(lines)
 
 
 def load_line(model: Model, pipeline: str = "StyleFusionPipeline") -> str:
-    """The line that loads a model; of a local folder, whose place nobody is told, the name."""
+    """Return the line of code that loads a model; for a local folder with its name only, not its path."""
     load = "from_embedded()" if model.name == EMBEDDED else f"from_pretrained({model.name!r})"
     return f"pipe = {pipeline}.{load}"

@@ -1,4 +1,4 @@
-"""A Space's life: its own temporary folder, and an orderly end, whether by Ctrl-C, by SIGTERM or by an error."""
+"""Life cycle of a Space: its own temporary folder, and a clean exit on Ctrl-C, SIGTERM or an error."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = "stylefusion-space-"
-LOCK = "in-use"  # a file that a living Space holds locked
+LOCK = "in-use"  # a file that a running Space keeps locked
 
 
 @contextmanager
-def own_folder() -> Iterator[Path]:
-    """A temporary folder for all files of this Space, which gradio and `tempfile` are told to use; it goes at the end.
+def temporary_folder() -> Iterator[Path]:
+    """Make gradio and `tempfile` use a temporary folder of this Space, which is removed at the end.
 
-    It lies in GRADIO_TEMP_DIR, or where temporary files go. What Spaces left there that were killed is removed too.
+    The folder is created in GRADIO_TEMP_DIR, or in the system's temporary folder. Folders that killed Spaces left
+    there are removed too.
     """
     given = os.environ.get("GRADIO_TEMP_DIR")
     above = Path(given or tempfile.gettempdir())
@@ -51,7 +52,7 @@ def own_folder() -> Iterator[Path]:
 
 
 def remove_leftovers(above: Path) -> None:
-    """Remove the folders of Spaces that no longer run: nobody holds their lock."""
+    """Remove the folders of Spaces that no longer run, whose lock is therefore free."""
     if fcntl is None:
         return
     for folder in above.glob(f"{PREFIX}*"):
@@ -61,13 +62,13 @@ def remove_leftovers(above: Path) -> None:
             with (folder / LOCK).open("r+") as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # in use, or not one of ours
+        except OSError:  # still in use, or not a folder of a Space
             continue
 
 
 @contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as an exception does, so that what it opened is closed; a second one is not heard."""
+def stop_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit within the block, so that resources are closed; a second SIGTERM is ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -83,8 +84,8 @@ def stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def wait(page: Any) -> None:
-    """Return when the page's server has stopped, or by Ctrl-C."""
+def wait_until_stopped(page: Any) -> None:
+    """Return when the page's server has stopped, or on Ctrl-C."""
     try:
         while page.is_running:
             time.sleep(0.1)

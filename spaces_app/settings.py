@@ -1,7 +1,7 @@
-"""What the dials of the page say, and the recipe that says the same. No gradio, no torch.
+"""The settings of the page's dials, and their conversion to and from recipes. Imports neither gradio nor torch.
 
-A recipe may hold more than dials show: codes of photographs, edits, nodes, inner regions. That is `kept`, and goes
-into every picture until a dial with a seed of its own takes its place.
+A recipe may contain more than the dials show: codes of photographs, edits, nodes, inner regions. This is `kept`, and
+goes into every picture until a dial with its own seed replaces it.
 """
 
 from __future__ import annotations
@@ -10,20 +10,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-FIELDS = ("nodes", "edits", "class_labels", "truncation_cutoff", "noise_mode", "noise_seeds")  # of what is kept
-DEFAULT = ("noise_mode", "const")  # which every complete recipe has
+FIELDS = (
+    "nodes",
+    "edits",
+    "class_labels",
+    "truncation_cutoff",
+    "noise_mode",
+    "noise_seeds",
+)  # fields of a recipe that are kept
+DEFAULT = ("noise_mode", "const")  # present in every complete recipe
 
 
 class RecipeField(str):
-    """A recipe's field as a dial's name: equal to its text, but a region of that name is no field."""
+    """A recipe's field as the name of a dial. It equals its text, but a region of the same name is a plain string."""
 
 
-BASE, COMMON = RecipeField("base"), RecipeField("global_code")  # the dials that are no region
+BASE, COMMON = RecipeField("base"), RecipeField("global_code")  # the dials that are not regions
 
 
 @dataclass(frozen=True)
 class Dial:
-    """A code's source: `seed` None is what was kept for it, else what the base gives. `strength` from 0 to 1."""
+    """The state of a dial. With `seed` None its code is the one in `kept`, else the base's. `strength`: 0 to 1."""
 
     seed: int | None = None
     strength: float = 1.0
@@ -35,11 +42,11 @@ class Settings:
     """One state of the page.
 
     Args:
-        base: the code of all that nothing else sets; its strength is not used.
-        common: the code that the regions share.
-        regions: one dial for each of the model's regions.
+        base: dial of everything that is not set otherwise; its strength is not used.
+        common: dial of what the regions share.
+        regions: one dial per region of the model.
         psi: truncation.
-        kept: the rest of a recipe, in its own JSON form.
+        kept: the rest of a recipe, in its JSON form.
     """
 
     base: Dial
@@ -49,8 +56,10 @@ class Settings:
     kept: Mapping[str, Any] = field(default_factory=dict)
 
     def values(self) -> list[Any]:
-        """What the page's controls show, in the order of `from_values`: psi, the base's seed and lock, then seed,
-        strength and lock of what is shared and of every region."""
+        """Return the values of the page's controls, in the order of `from_values`.
+
+        These are psi, the base's seed and lock, then seed, strength and lock of `common` and of every region.
+        """
         row: list[Any] = [self.psi, self.base.seed, self.base.locked]
         for dial in (self.common, *self.regions):
             row += [dial.seed, dial.strength, dial.locked]
@@ -58,24 +67,24 @@ class Settings:
 
     @classmethod
     def from_values(cls, values: Sequence[Any], count: int, kept: Mapping[str, Any]) -> Settings:
-        """The inverse of `values`, of a model with `count` regions; further values are ignored."""
+        """Convert the values of the controls of a model with `count` regions; surplus values are ignored."""
         psi, seed, locked = values[:3]
         rest = values[3 : 6 + 3 * count]
         dials = [
-            Dial(_whole(seed), 1.0 if strength is None else float(strength), bool(locked))
+            Dial(_to_int(seed), 1.0 if strength is None else float(strength), bool(locked))
             for seed, strength, locked in zip(rest[0::3], rest[1::3], rest[2::3], strict=True)
         ]
-        base = Dial(_whole(seed), locked=bool(locked))
+        base = Dial(_to_int(seed), locked=bool(locked))
         return cls(base, dials[0], tuple(dials[1:]), 1.0 if psi is None else float(psi), kept)
 
     def dial(self, name: str, names: Sequence[str]) -> Dial:
-        """The dial of a region, of `BASE` or of `COMMON`."""
+        """Return the dial of a region, of `BASE` or of `COMMON`."""
         if isinstance(name, RecipeField):
             return self.base if name == BASE else self.common
         return self.regions[names.index(name)]
 
-    def turned(self, name: str, names: Sequence[str], dial: Dial, code: Any = None) -> Settings:
-        """With this dial; `code`, in a recipe's JSON form, is kept for it instead of what was."""
+    def with_dial(self, name: str, names: Sequence[str], dial: Dial, code: Any = None) -> Settings:
+        """Return the settings with a dial replaced; `code`, in a recipe's JSON form, replaces what was kept for it."""
         field = isinstance(name, RecipeField)
         kept, regions = dict(self.kept), dict(self.kept.get("regions", {}))
         (kept if field else regions).pop(name, None)
@@ -92,12 +101,12 @@ class Settings:
         return replace(self, kept=kept, regions=(*self.regions[:at], dial, *self.regions[at + 1 :]))
 
 
-def _whole(seed: Any) -> int | None:
+def _to_int(seed: Any) -> int | None:
     return None if seed is None else int(seed)
 
 
 def source(settings: Settings, name: str, dial: Dial) -> Any:
-    """The code that a dial stands for: a seed, the JSON form of a code, or None where the base's is taken."""
+    """Return the code of a dial: a seed, a code in JSON form, or None if it follows the base."""
     if dial.seed is not None:
         return dial.seed
     kept = settings.kept
@@ -105,7 +114,7 @@ def source(settings: Settings, name: str, dial: Dial) -> Any:
 
 
 def to_recipe(settings: Settings, names: Sequence[str], root: str) -> dict[str, Any]:
-    """The recipe of these settings; `names` and `root` as in `from_recipe`."""
+    """Convert settings to a recipe; `names` and `root` as in `from_recipe`."""
     base = source(settings, BASE, settings.base)
     if base is None:
         raise ValueError("the base portrait needs a seed: type a number, or press Shuffle")
@@ -134,12 +143,12 @@ def to_recipe(settings: Settings, names: Sequence[str], root: str) -> dict[str, 
 
 
 def from_recipe(recipe: Mapping[str, Any], names: Sequence[str], root: str) -> Settings:
-    """The settings of a checked recipe of one picture (`Recipe.to_dict`).
+    """Convert a checked recipe of one picture (`Recipe.to_dict`) to settings.
 
     Args:
-        recipe: with a number as `truncation_psi`.
-        names: of the model's regions.
-        root: of its tree; the name under which a recipe has the strength of the global code.
+        recipe: its `truncation_psi` must be a number.
+        names: names of the model's regions.
+        root: root of its tree, under which a recipe stores the strength of the global code.
     """
     strength, regions = recipe.get("strength", 1.0), dict(recipe.get("regions", {}))
     of = strength if isinstance(strength, Mapping) else {}
@@ -155,7 +164,7 @@ def from_recipe(recipe: Mapping[str, Any], names: Sequence[str], root: str) -> S
     for name, code in ((BASE, base), (COMMON, common), ("regions", regions or None)):
         if code is not None and not isinstance(code, int):
             kept[str(name)] = code
-    shown = {name for name in names if name in recipe.get("regions", {})}  # whose strength a dial has
+    shown = {name for name in names if name in recipe.get("regions", {})}  # a dial has their strength
     others = {*regions, *kept.get("nodes", {})} - shown
     if strengths := {name: of.get(name, every) for name in others if of.get(name, every) != 1}:
         kept["strength"] = strengths
@@ -168,23 +177,30 @@ def from_recipe(recipe: Mapping[str, Any], names: Sequence[str], root: str) -> S
     )
 
 
-def of_class(settings: Settings, label: int | None) -> Settings:
-    """With this class for all seeds; None for each one's own."""
+def with_class(settings: Settings, label: int | None) -> Settings:
+    """Return the settings with this class for all seeds; None for each seed's own."""
     kept = {key: value for key, value in settings.kept.items() if key != "class_labels"}
     return replace(settings, kept=kept if label is None else kept | {"class_labels": [label]})
 
 
 # ----------------------------------------------------------------------------------------------------
-# What a visitor's session remembers.
+# Undo and redo.
 
-MAX_STEPS = 100  # of undo
-MAX_CHARACTERS = 2**22  # of the recipes in a session's steps; a text that several share counts once
-ONE_TURN = 2.0  # seconds: events of one dial that follow each other faster are one step
+MAX_STEPS = 100  # undo steps
+MAX_CHARACTERS = 2**22  # in the recipes of a session's steps; a text that several steps share counts once
+TURN_SECONDS = 2.0  # events of one dial at shorter intervals count as one step
 
 
 @dataclass
 class History:
-    """The settings so far; `at` is the present one. `control` and `time`: what was turned last, and when."""
+    """The settings of a session so far.
+
+    Args:
+        steps: the settings, oldest first.
+        at: index of the present settings.
+        control: the dial that was turned last; "" if none was.
+        time: when that was, in seconds of a monotonic clock.
+    """
 
     steps: list[Settings]
     at: int = 0
@@ -193,27 +209,30 @@ class History:
 
     @property
     def present(self) -> Settings:
-        """What the page shows."""
+        """The settings that the page shows."""
         return self.steps[self.at]
 
     def push(self, settings: Settings, control: str, time: float) -> History:
-        """With a new present; what was undone before is forgotten, and a dial that is still turning is one step.
+        """Return the history with new present settings; undone steps are dropped.
 
-        `control` is the dial; "" for what is always a step of its own.
+        Args:
+            settings: the new settings.
+            control: the dial that was turned; consecutive turns of it are one step. "" for a separate step.
+            time: the present time, in seconds of a monotonic clock.
         """
-        turning = control == self.control != "" and time - self.time < ONE_TURN and self.at == len(self.steps) - 1
+        turning = control == self.control != "" and time - self.time < TURN_SECONDS and self.at == len(self.steps) - 1
         steps = [*self.steps[: self.at + (0 if turning and self.at else 1)], settings][-MAX_STEPS:]
-        while len(steps) > 1 and _characters(steps) > MAX_CHARACTERS:
+        while len(steps) > 1 and _count_characters(steps) > MAX_CHARACTERS:
             del steps[: max(len(steps) // 4, 1)]
         return History(steps, len(steps) - 1, control, time)
 
     def move(self, by: int) -> History:
-        """Back (-1) or forth (1), as far as there is something."""
+        """Return the history moved back (-1) or forward (1), within its steps."""
         return History(self.steps, min(max(self.at + by, 0), len(self.steps) - 1))
 
 
-def _characters(steps: Sequence[Settings]) -> int:
-    """Of all texts in what was kept."""
+def _count_characters(steps: Sequence[Settings]) -> int:
+    """Count the characters of all distinct texts in what the steps keep."""
     found: dict[int, int] = {}
     left: list[Any] = [step.kept for step in steps]
     while left:

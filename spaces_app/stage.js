@@ -1,7 +1,7 @@
-// The behaviour of a stage (stage.py). `element`, `props` and `watch` are Gradio's.
+// The behavior of a stage (stage.py). `element`, `props` and `watch` come from Gradio.
 const find = (name) => element.querySelector(".sf-" + name);
-const NONE = 255; // in the map of regions: none that has a dial
-let labels = null; // one byte a pixel: the region that it belongs to
+const NONE = 255; // label of pixels in no region that has a dial
+let labels = null; // one byte per pixel: the index of its region
 let side = 0;
 let pointed = NONE;
 let chosen = NONE;
@@ -25,23 +25,23 @@ function show() {
   find("frame").title = value.labels ? "" : "This model has no segmenter, so that its regions have no outlines here";
   find("frame").style.cursor = value.labels ? "" : "default";
   read(value.labels);
-  for (const card of cards()) { // so that "Lock" and "Shuffle" say what they belong to
+  for (const card of cards()) { // so that screen readers say what "Lock" and "Shuffle" belong to
     card.setAttribute("role", "group");
     card.setAttribute("aria-label", card.querySelector("label span")?.textContent.trim() || "");
   }
 }
 
-// The picture before lies over the result, as far as the slider says.
+// The slider sets how much of the result the picture `before` covers.
 function wipe() {
   find("before").style.clipPath = `inset(0 ${100 - find("wipe").value}% 0 0)`;
 }
 
-// The map of regions comes as a PNG; its levels are the regions' numbers.
+// The map of regions is a PNG whose gray levels are the regions' indices.
 function read(uri) {
   if (!uri) { labels = null; return draw(); }
   const image = new Image();
   image.onload = () => {
-    if (!props.value || props.value.labels !== uri) return; // a newer one is under way
+    if (!props.value || props.value.labels !== uri) return; // a newer one is loading
     side = image.naturalWidth;
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = side;
@@ -55,7 +55,7 @@ function read(uri) {
   image.src = uri;
 }
 
-// The outline runs between the pixels of the region and the others.
+// The outline runs between the pixels of the region and its neighbors.
 function draw() {
   const canvas = find("outline");
   const scale = Math.max(1, Math.round(768 / (side || 64)));
@@ -76,9 +76,9 @@ function draw() {
     }
   }
   context.lineCap = "round";
-  for (const [width, colour] of [[9, "rgba(255,255,255,.95)"], [4, "#5b3fd6"]]) {
+  for (const [width, color] of [[9, "rgba(255,255,255,.95)"], [4, "#5b3fd6"]]) {
     context.lineWidth = width;
-    context.strokeStyle = colour;
+    context.strokeStyle = color;
     context.stroke();
   }
 }
@@ -117,7 +117,7 @@ frame.addEventListener("pointerleave", () => point(NONE));
 frame.addEventListener("click", (event) => { const region = under(event); if (region !== NONE) choose(region); });
 
 if (props.leads) {
-  // The other way round: the dial under the pointer, or with the keyboard's focus, shows its region.
+  // Conversely, the dial under the pointer or with the keyboard focus outlines its region.
   const region = (target) => {
     const card = target instanceof Element ? target.closest("[id^='sf-dial-']") : null;
     const number = card ? Number(card.id.slice("sf-dial-".length)) : NaN;

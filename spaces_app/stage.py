@@ -1,6 +1,7 @@
-"""The picture and what it offers, as one component: pointing at a region outlines it, clicking goes to its dial.
+"""The stage: a component that shows a picture with its downloads, outlines the region under the pointer, and goes to
+a region's dial on a click.
 
-With a picture `before`, a slider wipes from it to the result. All are data URIs: what the browser has is the exact PNG
+With a picture `before`, a slider wipes from it to the result. Pictures are data URIs: the browser gets the exact PNG
 with its recipe, and the server writes no file for it.
 """
 
@@ -13,7 +14,7 @@ import gradio as gr
 
 HERE = Path(__file__).parent
 
-# Texts are put in by stage.js as text, so that nothing in a stranger's recipe becomes markup.
+# stage.js inserts all strings as text, so that nothing in an untrusted recipe becomes markup.
 TEMPLATE = """
 <figure class="sf-stage">
   <div class="sf-frame">
@@ -38,18 +39,18 @@ TEMPLATE = """
 
 
 def stage(value: Any = None, leads: bool = False, **settings: Any) -> gr.HTML:
-    """A component that shows the dict of `results.result`.
+    """Return a component that shows the dict of `results.result`.
 
     Args:
-        value: the first of them.
-        leads: whether a click on a region goes to its dial; one stage of a page may.
-        settings: of `gr.HTML`.
+        value: the initial dict.
+        leads: whether a click on a region goes to its dial; at most one stage per page.
+        settings: arguments of `gr.HTML`.
     """
-    behaviour = (HERE / "stage.js").read_text(encoding="utf-8")
+    script = (HERE / "stage.js").read_text(encoding="utf-8")
     return gr.HTML(
         value,
         html_template=TEMPLATE,
-        js_on_load=behaviour,
+        js_on_load=script,
         apply_default_css=False,
         leads=leads,
         message="",

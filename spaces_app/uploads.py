@@ -1,7 +1,7 @@
-"""Uploads: which session a file belongs to, and how it is opened. Nothing else that a visitor names is ever read.
+"""Uploads: which session a file belongs to, and how it is opened. No other file that a visitor names is ever read.
 
-A session is a browser's, or a client's, cookie (`guard.py` sets it). Gradio keeps uploads by the hash of their
-content, in one folder for everybody, so that a file's place does not say who may use it: that is what `Uploads` knows.
+A session is the cookie of a browser or client (`guard.py` sets it). Gradio stores uploads by the hash of their content
+in one folder for all sessions, so a path does not tell who may use the file; `Uploads` keeps track of that.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 
 MAX_FILE = 10 * 2**20  # bytes
-MAX_FILES = 32  # of one session; its oldest goes when another comes
+MAX_FILES = 32  # per session; another upload deletes the oldest
 MAX_SESSIONS = 5000
-MAX_STORED = 2**30  # bytes of all uploads together; the oldest session's go first
+MAX_STORED = 2**30  # bytes of all uploads together; those of the oldest session are deleted first
 MAX_PATH = 1024  # characters
-STALE = 600  # seconds after which a file that was never completed is removed
+STALE_SECONDS = 600  # age at which an incomplete upload is removed
 
-NOT_YOURS = "a picture comes as a file that was uploaded in this session: upload it here"
+NOT_YOURS = "a picture must be a file that was uploaded in this session: upload it here"
 
 
 class Uploads:
-    """The files of each session. Safe to use from several threads."""
+    """The files of each session. Thread-safe."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, OrderedDict[str, int]] = OrderedDict()  # session -> path -> bytes
@@ -37,8 +37,8 @@ class Uploads:
         self._lock = threading.Lock()
 
     def add(self, session: str, path: str) -> None:
-        """`path`, which the server wrote, belongs to this session (as well)."""
-        key = _key(path)
+        """Record that `path`, which the server wrote, belongs to this session; other sessions may own it too."""
+        key = _real_path(path)
         if key is None or not os.path.isfile(key):
             return
         with self._lock:
@@ -53,22 +53,22 @@ class Uploads:
                 self._forget(oldest, next(iter(self._files[oldest])))
 
     def owns(self, session: str, path: str) -> bool:
-        """Whether this session uploaded the file."""
-        key = _key(path)
+        """Return whether this session uploaded the file."""
+        key = _real_path(path)
         with self._lock:
             return key in self._files.get(session, ())
 
-    def known(self, path: str) -> bool:
-        """Whether it is somebody's upload."""
-        key = _key(path)
+    def is_known(self, path: str) -> bool:
+        """Return whether any session uploaded the file."""
+        key = _real_path(path)
         with self._lock:
             return any(key in files for files in self._files.values())
 
     def check(self, session: str, path: Any) -> str:
-        """Where a regular file in the upload folder is that this session uploaded; ValueError for all else."""
+        """Return the real path of a regular file that this session uploaded; ValueError for anything else."""
         if not isinstance(path, str) or not self.owns(session, path):
             raise ValueError(NOT_YOURS)
-        place = _key(path) or ""
+        place = _real_path(path) or ""
         try:
             found = os.lstat(place)
         except OSError:
@@ -93,13 +93,13 @@ class Uploads:
             Path(path).unlink(missing_ok=True)
 
 
-VISITOR: ContextVar[tuple[Uploads, str] | None] = ContextVar("visitor", default=None)  # while an event is handled
+VISITOR: ContextVar[tuple[Uploads, str] | None] = ContextVar("visitor", default=None)  # of the current event
 
 
 def own_file(payload: Any) -> str | None:
-    """A component's `preprocess`: where the file is, if the visitor whose event is handled uploaded it.
+    """Return the path of an uploaded file; use as the `preprocess` of a component.
 
-    ValueError for every other file.
+    ValueError for a file that the visitor of the current event did not upload.
     """
     visitor = VISITOR.get()
     if payload is None:
@@ -110,8 +110,8 @@ def own_file(payload: Any) -> str | None:
     return uploads.check(session, getattr(payload, "path", None))
 
 
-def lend(path: Path) -> str:
-    """A copy of a file of ours in the upload folder, which the visitor may use as if it were uploaded."""
+def lend_file(path: Path) -> str:
+    """Copy a file of the Space into the upload folder as an upload of the current visitor; returns its path."""
     visitor = VISITOR.get()
     if visitor is None:
         raise ValueError(NOT_YOURS)
@@ -122,7 +122,7 @@ def lend(path: Path) -> str:
 
 
 def check_files(value: Any, uploads: Uploads, session: str) -> None:
-    """ValueError where a request's data names a file in any other way than as this session's upload."""
+    """Raise ValueError if a request's data names a file that is not an upload of this session."""
     left = [value]
     while left:
         item = left.pop()
@@ -140,15 +140,15 @@ def check_files(value: Any, uploads: Uploads, session: str) -> None:
 
 
 def names_file(item: dict[str, Any]) -> bool:
-    """Whether gradio, or a component, may take an object for a file: by a path, an address, or data in one."""
+    """Return whether gradio or a component may take an object for a file: by a path, a URL, or data in a URL."""
     return isinstance(item.get("path"), str) or isinstance(item.get("url"), str) or "meta" in item
 
 
 def read_file(path: str | os.PathLike[str], most: int = MAX_FILE) -> bytes:
-    """A file's content, if it is a regular one of at most `most` bytes: no link is followed, no pipe is waited for.
+    """Read a regular file of at most `most` bytes; does not follow links or block on pipes.
 
     Raises:
-        ValueError: it is something else, or larger. OSError: it cannot be opened.
+        ValueError: it is not a regular file, or larger. OSError: it cannot be opened.
     """
     flags = os.O_RDONLY
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
@@ -164,27 +164,27 @@ def read_file(path: str | os.PathLike[str], most: int = MAX_FILE) -> bytes:
 
 
 def upload_folder() -> str:
-    """Where gradio keeps uploads."""
+    """Return the real path of gradio's upload folder."""
     return os.path.realpath(get_upload_folder())
 
 
 def remove_unfinished() -> None:
-    """Remove uploads that broke off: gradio writes beside its folders first, and keeps what came of it."""
+    """Remove incomplete uploads, which gradio leaves next to its folders when a connection breaks."""
     try:
         entries = list(os.scandir(upload_folder()))
     except OSError:
         return
     for entry in entries:
         try:
-            old = time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE
+            old = time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS
             if old and entry.name.startswith("tmp") and entry.is_file(follow_symlinks=False):
                 os.unlink(entry.path)
         except OSError:
             continue
 
 
-def _key(path: str) -> str | None:
-    """A file's one true place; None for what cannot be one."""
+def _real_path(path: str) -> str | None:
+    """Resolve a path; None if it is too long or invalid."""
     try:
         return os.path.realpath(path) if len(path) <= MAX_PATH else None
     except (OSError, ValueError):

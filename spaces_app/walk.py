@@ -1,4 +1,4 @@
-"""The tabs "Animate", a region's walk from look to look, and "Compare", regions and seeds on one sheet."""
+"""The Animate tab, which walks a region from look to look, and the Compare tab, which draws contact sheets."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 import gradio as gr
 
 from stylefusion_hf.spaces_app import dials, jobs
-from stylefusion_hf.spaces_app.edit import choices
-from stylefusion_hf.spaces_app.errors import guarded
+from stylefusion_hf.spaces_app.edit import region_choices
+from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.mix import LONG
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.results import load_line
 
-EVERYTHING = ""  # the dropdown's value where the base walks
+EVERYTHING = ""  # the dropdown's value if the base walks
 
 
 class Walk:
-    """Builds the tab "Animate" where it is made; arguments as of `Edit`, and where its files go."""
+    """The Animate tab; arguments as for `Edit`, and the folder for its files."""
 
-    def __init__(self, models: Sequence[Model], chosen: gr.Dropdown, fetch: Callable[..., Any], films: jobs.Films):
+    def __init__(
+        self, models: Sequence[Model], chosen: gr.Dropdown, fetch: Callable[..., Any], films: jobs.AnimationFolder
+    ):
         self.models, self.films = models, films
         model = models[0]
         start = gr.State({"version": 1, "num_images": 1, "base": 1, "truncation_psi": model.psi})
@@ -34,14 +36,12 @@ class Walk:
                     seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=dials.MAX_SEED)
                     take = gr.Button("Take the one from Compose")
                 region = gr.Dropdown(
-                    ways(model), value=model.regions[-1], label="What walks", elem_id="sf-walk-region"
+                    walk_choices(model), value=model.regions[-1], label="What walks", elem_id="sf-walk-region"
                 )
                 through = gr.Textbox("31, 7, 24", label="Through these seeds", elem_id="sf-walk-seeds")
                 frames = gr.Slider(8, jobs.MAX_FRAMES, 48, step=1, label="Frames", buttons=[])
-                fps = gr.Slider(5, 50, 20, step=1, label="Frames a second", buttons=[])
-                suffix = gr.Radio(
-                    [("WebP, exact", ".webp"), ("GIF, 256 colours", ".gif")], value=".webp", label="File"
-                )
+                fps = gr.Slider(5, 50, 20, step=1, label="Frames per second", buttons=[])
+                suffix = gr.Radio([("WebP, exact", ".webp"), ("GIF, 256 colors", ".gif")], value=".webp", label="File")
                 make = gr.Button("Make the animation", variant="primary", elem_id="sf-walk-make")
             with gr.Column(scale=5, min_width=280):
                 film = gr.Image(
@@ -55,15 +55,15 @@ class Walk:
                 download = gr.DownloadButton("Download", interactive=False, elem_id="sf-walk-download")
                 code = gr.Code(label="The same with Python", language="python", visible=False)
 
-        def of_seed(index: int, value: int | None) -> dict[str, Any]:
+        def seed_recipe(index: int, value: int | None) -> dict[str, Any]:
             if value is None:
                 raise ValueError("the portrait needs a seed: type a number")
             return {"version": 1, "num_images": 1, "base": int(value), "truncation_psi": models[index].psi}
 
-        seed.input(guarded(of_seed), [chosen, seed], start, api_visibility="private", queue=False)
+        seed.input(show_errors(seed_recipe), [chosen, seed], start, api_visibility="private", queue=False)
         fetch(take, start)
         make.click(
-            guarded(self._make),
+            show_errors(self._make),
             [chosen, start, region, through, frames, fps, suffix],
             [film, download, code],
             show_progress_on=[film],
@@ -73,9 +73,9 @@ class Walk:
         def switch(index: int) -> list[Any]:
             model = models[index]
             fresh = {"version": 1, "num_images": 1, "base": 1, "truncation_psi": model.psi}
-            return [fresh, gr.update(choices=ways(model), value=model.regions[-1])]
+            return [fresh, gr.update(choices=walk_choices(model), value=model.regions[-1])]
 
-        chosen.change(guarded(switch), chosen, [start, region], api_visibility="private")
+        chosen.change(show_errors(switch), chosen, [start, region], api_visibility="private")
 
     def _make(
         self,
@@ -86,10 +86,10 @@ class Walk:
         frames: int,
         fps: float,
         suffix: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  # gradio's way
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # required by gradio
     ) -> tuple[str, Any, Any]:
         model = self.models[index]
-        path = jobs.seeds(through, jobs.MAX_KEYFRAMES)
+        path = jobs.parse_seeds(through, jobs.MAX_KEYFRAMES)
         file = self.films.write(
             model,
             start,
@@ -107,9 +107,9 @@ class Walk:
         )
 
 
-def ways(model: Model) -> list[tuple[str, str]]:
-    """What may walk: the regions, and everything."""
-    return [*choices(model), ("Everything", EVERYTHING)]
+def walk_choices(model: Model) -> list[tuple[str, str]]:
+    """Return the choices of what walks: the regions, and everything."""
+    return [*region_choices(model), ("Everything", EVERYTHING)]
 
 
 def walk_snippet(
@@ -121,14 +121,14 @@ def walk_snippet(
     fps: float,
     suffix: str,
 ) -> str:
-    """Python that makes the same animation."""
-    call = jobs.walk_call(model, recipe, region, through)
+    """Return Python code that makes the same animation."""
+    call = jobs.walk_arguments(model, recipe, region, through)
     given = {name: value for name, value in call.items() if value not in (None, {}, 1.0)}
     given = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in given.items()}
     if "regions" in given:
         given["regions"] = {k: v[0] if len(v) == 1 else v for k, v in given["regions"].items()}
     if "Code(" in repr(given):
-        return "# This walk starts from a photograph's code: download the recipe in Compose, and use its codes."
+        return "# This walk starts from a photograph's code: download the recipe in Compose and use its codes."
     lines = [
         "from stylefusion_hf import StyleFusionInterpolationPipeline",
         "from stylefusion_hf.imaging.animation import write_animation",
@@ -145,7 +145,7 @@ def walk_snippet(
 
 
 class Grid:
-    """Builds the tab "Compare" where it is made."""
+    """The Compare tab; constructing it adds its controls to the current gradio context."""
 
     def __init__(self, models: Sequence[Model], chosen: gr.Dropdown):
         gr.Markdown(
@@ -164,15 +164,15 @@ class Grid:
         code = gr.Code(label="The same with Python", language="python", visible=False, elem_id="sf-grid-code")
 
         def draw(index: int, base: str, source: str, psi: float) -> tuple[Any, Any]:
-            rows, others = jobs.seeds(base, jobs.MAX_ROWS), jobs.seeds(source, jobs.MAX_ROWS)
-            image = jobs.sheet(models[index], rows, others, psi)
+            rows, others = jobs.parse_seeds(base, jobs.MAX_ROWS), jobs.parse_seeds(source, jobs.MAX_ROWS)
+            image = jobs.draw_sheet(models[index], rows, others, psi)
             return image, gr.update(value=sheet_snippet(models[index], rows, others, psi), visible=True)
 
-        make.click(guarded(draw), [chosen, bases, sources, psi], [drawn, code], show_progress_on=[drawn], **LONG)
+        make.click(show_errors(draw), [chosen, bases, sources, psi], [drawn, code], show_progress_on=[drawn], **LONG)
 
 
 def sheet_snippet(model: Model, bases: Sequence[int], sources: Sequence[int], psi: float) -> str:
-    """Python that makes the same sheet."""
+    """Return Python code that makes the same sheet."""
     lines = [
         "from stylefusion_hf import StyleFusionPipeline",
         "from stylefusion_hf.imaging.sheets import contact_sheet",

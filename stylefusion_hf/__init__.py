@@ -1,4 +1,4 @@
-"""StyleFusion for the Hugging Face ecosystem: one latent code per region, fused into one harmonised picture.
+"""StyleFusion for the Hugging Face ecosystem: one latent code per region, fused into one harmonized picture.
 
 Names are imported when they are first used, so that `import stylefusion_hf` itself is instant and needs no torch.
 """

@@ -24,6 +24,19 @@ from stylefusion_hf.ops import native  # noqa: E402
 from stylefusion_hf.ops.native import build  # noqa: E402
 from tests.refusals import TRIED  # noqa: E402
 
+# What `make test` leaves to `make test-all`.
+SLOW = {
+    "test_convert_fuzz.py", "test_from_zero.py", "test_hub_download.py", "test_ops_build.py", "test_package.py",
+    "test_processes.py", "test_space_browser.py", "test_strange_calls.py", "test_strange_configs.py",
+    "test_strange_files.py", "test_survival.py", "test_threads_and_memory.py", "test_tutorial.py",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Faces of five coloured dots, whose landmarks are known."""
+"""Faces of five colored dots, whose landmarks are known."""
 
 import math
 from typing import Any
@@ -46,6 +46,6 @@ def blob_centre(image: Image.Image, index: int) -> np.ndarray:
     """(x, y), in pixels, of the dot number `index`."""
     difference = np.asarray(image, dtype=float) - np.array(COLOURS[index])
     weight = np.clip(1 - np.sqrt((difference**2).sum(axis=-1)) / 150, 0, None)
-    assert weight.sum() > 0, f"there is no dot of the colour {COLOURS[index]}"
+    assert weight.sum() > 0, f"there is no dot of the color {COLOURS[index]}"
     ys, xs = np.indices(weight.shape)
     return np.array([(weight * xs).sum(), (weight * ys).sum()]) / weight.sum()

@@ -127,7 +127,7 @@ EVERY: dict[str, Any] = {**JOBS, "render": Rendering()}
 
 
 def make_data(root: Path) -> Path:
-    """A model folder and a whole pipeline (32 px), twelve labelled pictures of a disc (16 px); avatars come with the
+    """A model folder and a whole pipeline (32 px), twelve labeled pictures of a disc (16 px); avatars come with the
     first run.
     """
     torch.manual_seed(0)

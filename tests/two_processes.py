@@ -28,7 +28,7 @@ SHARED_OUT = ("segmenter",)  # fusion and judges do too, but take long
 
 
 def digests(accelerator: Accelerator) -> list[str]:
-    """Of weights, optimisers and averages, as they are in this process."""
+    """Of weights, optimizers and averages, as they are in this process."""
     every = [*accelerator._models, *accelerator._optimizers, *accelerator._custom_objects]
     return [
         hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -1,7 +1,7 @@
 """The command line: `stylefusion COMMAND ...`.
 
-A command is a module with `add_arguments(parser)` and `run(args)`, listed in COMMANDS. It is imported only when its
-command is named, and imports torch and diffusers only in `run`, so that every `--help` is instant.
+A command is a module with `add_arguments(parser)` and `run(args)`, listed in COMMANDS. It is imported only for its own
+command, and imports torch and diffusers only in `run`, so that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from stylefusion_hf import __version__
 from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.command_line import run
 
-# command -> the module that implements it, and what `stylefusion --help` says of it
+# command -> the module that implements it, and its line in `stylefusion --help`
 COMMANDS = {
-    "sheet": ("stylefusion_hf.cli.sheet", "draw a contact sheet: every region swapped by its own code"),
+    "sheet": ("stylefusion_hf.cli.sheet", "draw a contact sheet with each region swapped in turn"),
     "fuse": ("stylefusion_hf.cli.fuse", "fuse one picture from a code per region"),
-    "invert": ("stylefusion_hf.cli.invert", "find codes of real pictures"),
-    "interpolate": ("stylefusion_hf.cli.interpolate", "walk from code to code: a film in which regions change"),
-    "align": ("stylefusion_hf.cli.align", "cut faces out of photographs by their landmarks, as FFHQ does"),
+    "invert": ("stylefusion_hf.cli.invert", "find the codes of real pictures"),
+    "interpolate": ("stylefusion_hf.cli.interpolate", "walk from code to code: an animation in which regions change"),
+    "align": ("stylefusion_hf.cli.align", "crop faces from photographs by their landmarks, as FFHQ does"),
     "convert": ("stylefusion_hf.conversion.command", "turn a StyleGAN2 or StyleFusion checkpoint into a folder"),
     "export": ("stylefusion_hf.cli.export", "write a model as ONNX or torch.export graphs"),
-    "edit": ("stylefusion_hf.cli.edit", "change one region along a direction, such as its colour or size"),
-    "directions": ("stylefusion_hf.cli.directions", "find directions of a generator, and draw what they do"),
-    "render": ("stylefusion_hf.cli.render", "render a file of recipes: many pictures with their masks"),
+    "edit": ("stylefusion_hf.cli.edit", "change one region along a direction, such as its color or size"),
+    "directions": ("stylefusion_hf.cli.directions", "find directions of a generator and draw their effects"),
+    "render": ("stylefusion_hf.cli.render", "render many pictures with their masks from a file of recipes"),
     "data": ("stylefusion_hf.cli.data", "make training data: avatars with exact region maps"),
-    "regions": ("stylefusion_hf.cli.regions", "find a generator's regions, without labels or with a few"),
+    "regions": ("stylefusion_hf.cli.regions", "find a generator's regions without labels, or with a few"),
     "train": ("stylefusion_hf.cli.train", "train a generator, a segmenter, fusion nets, an encoder or judges"),
-    "evaluate": ("stylefusion_hf.cli.evaluate", "measure a model, and other methods on the same pairs"),
+    "evaluate": ("stylefusion_hf.cli.evaluate", "measure a model and compare it with other methods"),
     "publish": ("stylefusion_hf.cli.publish", "upload a model to the Hugging Face Hub, with its card"),
-    "space": ("stylefusion_hf.spaces_app.command", "serve a page with a dial for every region"),
+    "space": ("stylefusion_hf.spaces_app.command", "serve a web page with a dial for every region"),
     "env": ("stylefusion_hf.cli.env", "show versions, devices and the embedded model"),
 }
 
-LONGEST = 1000  # characters of an error
+MAX_ERROR = 1000  # characters of an error message
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that reports an error in one line."""
+    """An `ArgumentParser` that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"stylefusion: error: {shown(' '.join(message.split()), LONGEST)} (see {self.prog} --help)\n")
+        self.exit(2, f"stylefusion: error: {shown(' '.join(message.split()), MAX_ERROR)} (see {self.prog} --help)\n")
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser of the whole command line; only `command`, where it is one, gets its own arguments."""
+    """Build the parser of the whole command line; of the commands, only `command` gets its arguments."""
     parser = Parser(
         prog="stylefusion",
-        description="One latent code per region, fused into one harmonised picture.",
+        description="One latent code per region, fused into one harmonious picture.",
         epilog="`stylefusion COMMAND --help` explains a command. STYLEFUSION_DEBUG=1 shows where an error comes from.",
         allow_abbrev=False,
     )
@@ -73,8 +73,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0, or 2 after one line on stderr for bad input. Other errors are raised."""
-    if argv is None:  # the command `stylefusion`, rather than a program that calls this function
+    """Run one command. Returns 0, or 2 after one line on stderr for bad input; other errors are raised."""
+    if argv is None:  # called as the command `stylefusion`, not by another program
         from stylefusion_hf.cli import _light
 
         _light.own_process = True

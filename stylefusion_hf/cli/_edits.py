@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from stylefusion_hf.cli._checks import check_file
-from stylefusion_hf.cli._shared import checked, number
+from stylefusion_hf.cli.arguments import convert_argument, number
+from stylefusion_hf.cli.checks import check_file
 from stylefusion_hf.core.checks import shown
 
 if TYPE_CHECKING:
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def read_edits(values: Iterable[str]) -> dict[str, Edit]:
-    """`["hair=directions.safetensors:sefa-3=2.5"]` -> {"hair": that direction with that strength}.
+    """Parse edits: `["hair=directions.safetensors:sefa-3=2.5"]` -> {"hair": that direction with that strength}.
 
-    The strength is 1 where it is left out, the direction's name where the file has only one. What is given for one
-    name more than once adds up.
+    The strength defaults to 1; the direction's name may be left out if the file has only one. Several edits of the
+    same region add up.
 
     Raises:
-        ValueError, OSError: the argument, its file or the direction in it; names the argument.
+        ValueError, OSError: an invalid argument, file or direction; names the argument.
     """
     parsed = [_split(text) for text in values]
     for _, where, _, _ in parsed:
@@ -42,14 +42,14 @@ def read_edits(values: Iterable[str]) -> dict[str, Edit]:
 
 
 def _split(text: str) -> tuple[str, str, str, float]:
-    """ "hair=directions.safetensors:sefa-3=2.5" -> ("hair", "directions.safetensors", "sefa-3", 2.5)."""
+    """Split "hair=directions.safetensors:sefa-3=2.5" into ("hair", "directions.safetensors", "sefa-3", 2.5)."""
     region, equals, rest = (part.strip() for part in text.partition("="))
     where, colon, direction = rest.rpartition(":")
-    if not colon or direction.startswith(("/", "\\")):  # no colon, or that of a drive (C:\...)
+    if not colon or direction.startswith(("/", "\\")):  # no colon, or only that of a drive (C:\...)
         where, direction = rest, ""
     name, _, strength = direction.partition("=")
     if not (region and equals and where):
         raise ValueError(
             f"--edit {shown(text)}: expected NAME=FILE:DIRECTION=STRENGTH, such as hair=d.safetensors:sefa-3=2"
         )
-    return region, where, name, checked(strength, f"--edit {shown(text)}", number) if strength else 1.0
+    return region, where, name, convert_argument(strength, f"--edit {shown(text)}", number) if strength else 1.0

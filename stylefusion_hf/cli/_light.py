@@ -1,10 +1,10 @@
-"""A light import of diffusers, for commands that fuse pictures: half a second instead of four.
+"""A light import of diffusers for commands that fuse pictures: half a second instead of four.
 
-diffusers imports all its models with a pipeline, and for these transformers, scipy and torch's compiler, where they
-are installed. Models of this package need none of them. While diffusers is imported they are hidden as if they were
-not installed, a case that diffusers has code for; afterwards they can be imported as ever. What is hidden stays
-unknown to diffusers in this process, so this happens only in processes of the command line, for models that consist of
-this package's own classes; if anything goes wrong, diffusers is imported as usual.
+With a pipeline, diffusers imports all its models, and for these transformers, scipy and torch's compiler if installed.
+Models of this package need none of them. While diffusers is imported they are hidden as if they were not installed, a
+case that diffusers supports; afterward they can be imported normally. For the rest of the process, diffusers does not
+know of the hidden packages, so this is done only in command-line processes and for models of this package's own
+classes. If anything goes wrong, diffusers is imported normally.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = "stylefusion_hf"
-# Classes that need nothing else.
+# Classes that need none of the hidden packages.
 OWN = {"FusionHierarchy", "ImageEncoder", "MobileStyleGANGenerator", "RegionSegmenter", "StyleGAN2Generator"}
 HIDDEN = ("transformers", "peft", "scipy", "torchvision", "onnxruntime")
 WANTED = (
@@ -31,16 +31,16 @@ WANTED = (
     "diffusers.pipelines.pipeline_utils",
 )
 COMPILER = "torch._dynamo"
-LARGEST = 2**20  # bytes of an index
+MAX_INDEX = 2**20  # bytes of a model index
 
-own_process = False  # whether this process is a command's, and no other program's that calls `cli.main`
+own_process = False  # whether this process runs a command, as opposed to another program that calls `cli.main`
 
 
 def import_diffusers(folder: Path | None) -> bool:
-    """Imports what pipelines need of diffusers; False where nothing was done, and it is left to be imported as usual.
+    """Import the parts of diffusers that pipelines need; returns False if nothing was done.
 
     Args:
-        folder: of the model; None for one that is not on this machine yet.
+        folder: the model's folder; None for a model that may not be on this machine yet.
     """
     if not own_process or "diffusers" in sys.modules or COMPILER in sys.modules or not _is_own(folder):
         return False
@@ -49,12 +49,12 @@ def import_diffusers(folder: Path | None) -> bool:
 
     before = set(sys.modules)
     try:
-        with _hidden():
+        with _hide_packages():
             _compare_lazily(import_module("diffusers.utils.torch_utils"))
-            with _without_vae(import_module("diffusers.models")):
+            with _stub_vae(import_module("diffusers.models")):
                 for name in WANTED:
                     import_module(name)
-    except Exception:  # of versions that cannot do without
+    except Exception:  # from versions that cannot be imported in part
         for name in set(sys.modules) - before:
             if name.split(".")[0] == "diffusers":
                 del sys.modules[name]
@@ -63,10 +63,10 @@ def import_diffusers(folder: Path | None) -> bool:
 
 
 def _is_own(folder: Path | None) -> bool:
-    """Whether a model consists of classes of this package that stand on torch alone."""
+    """Return whether a model consists of classes of this package that need only torch."""
     try:
         index: Any = Path(folder, "model_index.json") if folder is not None else None
-        if index is None or index.stat().st_size > LARGEST:
+        if index is None or index.stat().st_size > MAX_INDEX:
             return False
         entries = json.loads(index.read_bytes()).items()
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -78,15 +78,15 @@ def _is_own(folder: Path | None) -> bool:
 
 
 @contextmanager
-def _hidden() -> Iterator[None]:
-    """Packages that are not imported yet cannot be; of torch's compiler only decorators that do nothing can."""
+def _hide_packages() -> Iterator[None]:
+    """Make the packages of HIDDEN unimportable unless already imported; stub torch's compiler with null decorators."""
     stub: Any = ModuleType(COMPILER)
     stub.allow_in_graph = lambda function: function
-    stub.disable = _decorate_nothing
+    stub.disable = _null_decorator
     hidden: dict[str, Any] = {name: None for name in HIDDEN if name not in sys.modules}
     hidden[COMPILER] = stub
     sys.modules.update(hidden)
-    # Which package brings which module: read from all that is installed, and asked only of packages hidden here.
+    # The map of modules to packages is slow to read, and diffusers needs it only for packages that are hidden here.
     distributions = importlib.metadata.packages_distributions
     importlib.metadata.packages_distributions = dict
     try:
@@ -102,12 +102,12 @@ def _hidden() -> Iterator[None]:
 
 
 @contextmanager
-def _without_vae(models: Any) -> Iterator[None]:
-    """A name in place of the class that diffusers' pipelines compare with, in a method for pipelines that have one.
+def _stub_vae(models: Any) -> Iterator[None]:
+    """Stub AutoencoderKL, which diffusers' pipelines only compare with, and whose import would load all its models.
 
-    The class would be imported with all models of diffusers. Whoever asks for it afterwards gets it.
+    After the block, the real class can be imported.
     """
-    models.AutoencoderKL = type("AutoencoderKL", (), {"__doc__": "No model is one."})
+    models.AutoencoderKL = type("AutoencoderKL", (), {"__doc__": "A stub without instances."})
     try:
         yield
     finally:
@@ -115,7 +115,7 @@ def _without_vae(models: Any) -> Iterator[None]:
 
 
 def _compare_lazily(torch_utils: Any) -> None:
-    """diffusers asks of every component whether it was compiled, and imports the compiler to find out."""
+    """Keep diffusers from importing the compiler to find out whether a component was compiled."""
     compare = torch_utils.is_compiled_module
 
     @wraps(compare)
@@ -125,6 +125,6 @@ def _compare_lazily(torch_utils: Any) -> None:
     torch_utils.is_compiled_module = is_compiled_module
 
 
-def _decorate_nothing(function: Any = None, *_: Any, **__: Any) -> Any:
-    """`@disable` and `@disable()` of torch.compiler, which matter only to code that is compiled."""
-    return function if callable(function) else _decorate_nothing
+def _null_decorator(function: Any = None, *_: Any, **__: Any) -> Any:
+    """Stand in for `@disable` and `@disable()` of torch.compiler, which only affect compiled code."""
+    return function if callable(function) else _null_decorator

@@ -1,11 +1,11 @@
-"""Find directions along which a generator's pictures change, and draw what they do.
+"""Find directions along which a generator's pictures change, and draw their effects.
 
     stylefusion directions discover --method sefa --count 10 --out directions.safetensors --sheet directions.png
     stylefusion directions discover --method regions --out regions.safetensors
     stylefusion directions sheet --file directions.safetensors --region hair --out hair.png
 
-sefa looks at the weights alone, ganspace at samples, regions at what the model's segmenter sees in samples. Look at
-the sheet, and use what you like by its name: `stylefusion edit --edit hair=directions.safetensors:sefa-3=2.5`.
+sefa uses the weights only, ganspace uses samples, and regions uses the model's segmenter on samples. Pick a direction
+from the sheet and use it by its name: `stylefusion edit --edit hair=directions.safetensors:sefa-3=2.5`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,10 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stylefusion_hf.cli._checks import check_file
-from stylefusion_hf.cli._shared import (
-    add_class_argument,
-    add_model_arguments,
-    check_call,
-    load_pipeline,
-    number,
-    output_file,
-    positive,
-    save_png,
-    seed,
-    wrote,
-)
+from stylefusion_hf.cli.arguments import add_class_argument, add_model_arguments, number, positive, seed
+from stylefusion_hf.cli.checks import check_file
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import output_file, report_written, save_png
 
 if TYPE_CHECKING:
     from stylefusion_hf import Direction, StyleFusionPipeline
@@ -40,26 +31,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "discover", help="find directions", description="Find directions of a generator.", allow_abbrev=False
     )
     discover.add_argument(
-        "--method", choices=("sefa", "ganspace", "regions"), default="sefa", help="how (default: sefa)"
+        "--method", choices=("sefa", "ganspace", "regions"), default="sefa", help="the method (default: sefa)"
     )
-    discover.add_argument("--count", type=positive, default=10, help="how many, the strongest first (default: 10)")
     discover.add_argument(
-        "--layers", type=_layers, metavar="0-3,7", help="sefa: rows of w+ they are for (default: all)"
+        "--count", type=positive, default=10, help="number of directions, the strongest first (default: 10)"
     )
-    discover.add_argument("--samples", type=positive, help="random codes (default: 10000; regions: 2000)")
-    discover.add_argument("--seed", type=seed, default=0, help="of the random codes (default: 0)")
+    discover.add_argument(
+        "--layers", type=_layers, metavar="0-3,7", help="sefa: rows of w+ that the directions change (default: all)"
+    )
+    discover.add_argument("--samples", type=positive, help="number of random codes (default: 10000; regions: 2000)")
+    discover.add_argument("--seed", type=seed, default=0, help="seed of the random codes (default: 0)")
     discover.add_argument("--out", default="directions.safetensors", metavar="FILE", help="(default: %(default)s)")
-    discover.add_argument("--sheet", metavar="PNG", help="also draw what they do")
+    discover.add_argument("--sheet", metavar="PNG", help="also draw their effects")
     sheet = jobs.add_parser(
-        "sheet", help="draw the directions of a file", description="Draw what directions do.", allow_abbrev=False
+        "sheet",
+        help="draw the directions of a file",
+        description="Draw the effects of directions.",
+        allow_abbrev=False,
     )
     sheet.add_argument("--file", required=True, metavar="FILE", help="a file of directions")
     sheet.add_argument("--out", default="directions.png", metavar="PNG", help="(default: directions.png)")
     for job in (discover, sheet):
-        job.add_argument("--base", type=seed, default=1, help="the sheet's picture, a seed (default: 1)")
-        job.add_argument("--region", default="all", metavar="NAME", help="what the sheet edits (default: everything)")
+        job.add_argument("--base", type=seed, default=1, help="seed of the sheet's picture (default: 1)")
+        job.add_argument(
+            "--region", default="all", metavar="NAME", help="the region that the sheet edits (default: everything)"
+        )
         add_class_argument(job, "of the sheet's picture")
-        job.add_argument("--psi", type=number, help="the sheet's truncation (default: the model's own)")
+        job.add_argument("--psi", type=number, help="truncation of the sheet's pictures (default: the model's own)")
         add_model_arguments(job)
 
 
@@ -84,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     pipe = load_pipeline(args)
     found = _discover(pipe, args)
     save_directions(out, found)
-    wrote(out, f"{', '.join(direction.name for direction in found)}")
+    report_written(out, f"{', '.join(direction.name for direction in found)}")
     if sheet is not None:
         _draw(pipe, found, args, sheet)
 
@@ -98,7 +96,7 @@ def _discover(pipe: StyleFusionPipeline, args: argparse.Namespace) -> list[Direc
     if args.method == "ganspace":
         return directions.ganspace(pipe.generator, args.count, args.samples or 10_000, args.seed)
     if pipe.segmenter is None:
-        raise ValueError("--method regions needs a segmenter, and this model has none: take sefa or ganspace")
+        raise ValueError("--method regions needs a segmenter, and this model has none: use sefa or ganspace")
 
     def progress(parts):
         return tqdm(parts, desc="pictures", unit="batch")
@@ -110,16 +108,16 @@ def _discover(pipe: StyleFusionPipeline, args: argparse.Namespace) -> list[Direc
             found.append(
                 directions.boundary_from_regions(pipe.generator, pipe.segmenter, region, statistic, measured=measured)
             )
-        except ValueError:  # a region that hardly any picture shows
+        except ValueError:  # the region appears in too few pictures
             continue
     if not found:
-        raise ValueError(f"too few of {len(measured.w)} pictures show any region: take more --samples")
-    # What codes hardly tell is a direction in name only: the best forecasts come first.
+        raise ValueError(f"too few of {len(measured.w)} pictures show any region: use more --samples")
+    # A direction fitted to a statistic that codes hardly predict is of little use, so the best predicted come first.
     return sorted(found, key=lambda direction: -direction.provenance["r2"])[: args.count]
 
 
 def _draw(pipe: StyleFusionPipeline, found: Sequence[Direction], args: argparse.Namespace, out) -> None:
-    """A row for each direction, a column for each strength."""
+    """Draw a sheet with one row per direction and one column per strength."""
     from stylefusion_hf.imaging.sheets import BASE, draw_sheet
 
     rows, labels = [], []
@@ -127,16 +125,16 @@ def _draw(pipe: StyleFusionPipeline, found: Sequence[Direction], args: argparse.
     for direction in found:
         result = pipe(base=args.base, edits={args.region: direction(STRENGTHS)}, **call)
         rows.append(list(result.images))
-        labels.append((direction.name, _about(direction)))
+        labels.append((direction.name, _describe(direction)))
     columns = [f"{strength:+g}" if strength else BASE for strength in STRENGTHS]
     where = "everything" if args.region in ("all", pipe.fusion.tree.root) else args.region
     sheet = draw_sheet(columns, labels, rows, brackets=(f"{where} edited, by strength",))
     save_png(sheet, out)
-    wrote(out, f"{sheet.width} x {sheet.height} pixels")
+    report_written(out, f"{sheet.width} x {sheet.height} pixels")
 
 
-def _about(direction: Direction) -> str:
-    """A second line for a row's label: how well codes tell it, the file it came from, or its space."""
+def _describe(direction: Direction) -> str:
+    """Return the second line of a row's label: the direction's r2, the file it came from, or its space."""
     about = direction.provenance
     if "r2" in about:
         return f"r2 {about['r2']:.2f}"
@@ -144,12 +142,12 @@ def _about(direction: Direction) -> str:
 
 
 def _layers(text: str) -> list[int]:
-    """`0-3,7` -> [0, 1, 2, 3, 7]"""
+    """Convert an argument that is a list of rows: `0-3,7` -> [0, 1, 2, 3, 7]."""
     rows: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
         if not first.strip().isdecimal() or (last and not last.strip().isdecimal()) or "-" in last:
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of rows such as 0-3,7")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of rows such as 0-3,7")
         rows += range(int(first), min(int(last or first), 1023) + 1)
     if not rows:
         raise argparse.ArgumentTypeError(f"{text!r} names no row")

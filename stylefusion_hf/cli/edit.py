@@ -1,8 +1,8 @@
-"""Change one region of a picture along a direction, and leave the rest alone.
+"""Change one region of a picture along a direction, and leave the rest unchanged.
 
-An edit is NAME=FILE:DIRECTION=STRENGTH: a region or another node of the tree (all edits everything), a file that
-`stylefusion directions` or `stylefusion convert` wrote, a direction in it, and how far to go along it (default: 1).
---edit is repeatable. The other arguments are those of `stylefusion fuse`, which takes --edit as well.
+An edit is NAME=FILE:DIRECTION=STRENGTH: a region or another node of the tree (`all` edits everything), a file written
+by `stylefusion directions` or `stylefusion convert`, a direction in it, and how far to go along it (default: 1).
+--edit is repeatable. The other arguments are those of `stylefusion fuse`, which also accepts --edit.
 
     stylefusion edit --base 1 --edit hair=directions.safetensors:sefa-3=2.5 --out edited.png
     stylefusion edit --base 1 --edit face=older.safetensors:age=1.5 --edit all=older.safetensors:pose=-1

@@ -1,4 +1,4 @@
-"""Show what a bug report needs: versions, devices, threads, native operators, and the embedded model."""
+"""Show the information for a bug report: versions, devices, threads, native operators, and the embedded model."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ PACKAGES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--build-ops",
         action="store_true",
-        help="first compile the native operators (half a minute, once; needs a C++ compiler) or repair them",
+        help="first compile or repair the native operators (half a minute, once; needs a C++ compiler)",
     )
 
 
@@ -46,14 +46,14 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found, indent=2))
         return
-    lines = dict(_flat(found))
+    lines = dict(_flatten(found))
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")
 
 
 def environment() -> dict[str, Any]:
-    """Everything that is shown, as JSON-able values; None where a package is not installed."""
+    """Return everything that is shown, as JSON values; None for packages that are not installed."""
     from stylefusion_hf import __version__
 
     return {
@@ -69,7 +69,7 @@ def environment() -> dict[str, Any]:
 
 
 def _build_ops() -> None:
-    """Compile for every type of device that torch has here, and say where to; OSError if that fails."""
+    """Compile the native operators for every device type that torch has here, and print where; OSError on failure."""
     from stylefusion_hf.ops import native
 
     for device in native.devices():
@@ -84,7 +84,7 @@ def _build_ops() -> None:
 
 
 def _native_operators() -> dict[str, str] | None:
-    """By device type, which operators run and why; None without a torch to run them."""
+    """Describe, per device type, which operators run and why; None if torch cannot be imported."""
     try:
         from stylefusion_hf.ops import native
     except (ImportError, OSError):
@@ -93,11 +93,11 @@ def _native_operators() -> dict[str, str] | None:
 
 
 def _torch() -> dict[str, Any]:
-    """What torch computes with. A torch that does not import is reported, since that is what people come here for."""
+    """Describe torch's threads and devices, or the error if torch cannot be imported."""
     try:
         import torch
     except (ImportError, OSError) as error:
-        return {"error": f"torch does not import: {' '.join(str(error).split())}"}
+        return {"error": f"torch cannot be imported: {' '.join(str(error).split())}"}
     cuda = torch.cuda.is_available()
     return {
         "threads": torch.get_num_threads(),
@@ -108,7 +108,7 @@ def _torch() -> dict[str, Any]:
 
 
 def _embedded() -> dict[str, Any] | None:
-    """Size and parameters of the embedded model's components, from the files' headers; None where it is missing."""
+    """Return the sizes of the embedded model's components, read from the files' headers; None if it is missing."""
     folder = Path(str(files("stylefusion_hf") / "assets"))
     if not (folder / "model_index.json").is_file():
         return None
@@ -122,26 +122,26 @@ def _embedded() -> dict[str, Any] | None:
 
 
 def _count_numbers(weights: Path) -> int:
-    """How many numbers a safetensors file holds, from its header alone: 8 bytes of length, then JSON."""
+    """Count the numbers in a safetensors file from its header: 8 bytes of length, then JSON."""
     with weights.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as lines of text."""
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Flatten nested values to (name, text) pairs."""
     lines: list[tuple[str, str]] = []
     for name, value in values.items():
         if not isinstance(value, dict):
-            lines.append((prefix + name, _shown(value)))
+            lines.append((prefix + name, _format_value(value)))
         elif set(value) == {"bytes", "parameters"}:
             lines.append((prefix + name, f"{value['parameters']:,} parameters, {value['bytes'] / 2**20:.1f} MiB"))
         else:
-            lines += _flat(value, "" if name == "packages" else f"{name}: ")
+            lines += _flatten(value, "" if name == "packages" else f"{name}: ")
     return lines
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None or value == []:
         return "none"
     if isinstance(value, bool):

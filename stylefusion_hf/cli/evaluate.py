@@ -1,15 +1,15 @@
-"""Measure a model: how local its swaps are, how much of the source arrives, how other methods do on the same pairs.
+"""Measure a model: how local its swaps are, how much of the source they transfer, and how other methods compare.
 
-Tables go to the screen; report.json, report.md and report.png to --out. Every figure has its 95 % bootstrap interval.
+Prints tables, and writes report.json, report.md and report.png to --out. Figures have 95% bootstrap intervals.
 The comparison of methods always includes `mean` and `stranger`, which ignore the source.
 
     stylefusion evaluate --quick
     stylefusion evaluate --model runs/fusion --out evaluation
     stylefusion evaluate --sections swaps,curves --methods stylefusion,static-gates --pairs 200
 
-The judges (an evaluation segmenter; for avatars a pose and attribute network and a discriminator) come from a
-checkout's stylefusion_hf/assets/evaluation, or from --judges; `stylefusion train judges` makes them.
-docs/research/evaluation.md says what each figure means.
+The judges (an evaluation segmenter; for avatars also a pose and attribute network and a discriminator) are loaded from
+stylefusion_hf/assets/evaluation in a checkout, or from --judges; `stylefusion train judges` trains them.
+docs/research/evaluation.md explains the figures.
 """
 
 from __future__ import annotations
@@ -19,65 +19,61 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
-from stylefusion_hf.cli._shared import (
-    add_model_arguments,
-    check_call,
-    load_pipeline,
-    number,
-    output_folder,
-    positive,
-    seed,
-    wrote,
-)
+from stylefusion_hf.cli.arguments import add_model_arguments, number, positive, seed
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import output_folder, report_written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="evaluation", metavar="FOLDER", help="for the report (default: evaluation)")
-    parser.add_argument("--judges", metavar="FOLDER", help="the judges (default: those of the checkout)")
+    parser.add_argument(
+        "--out", default="evaluation", metavar="FOLDER", help="folder for the report (default: evaluation)"
+    )
+    parser.add_argument("--judges", metavar="FOLDER", help="folder of the judges (default: the checkout's)")
     parser.add_argument(
         "--backbone",
         metavar="ID",
-        help="features for realism from a vision transformer on the Hub, such as facebook/dinov2-small (default: the"
-        " judges' own, which know avatars)",
+        help="vision transformer on the Hub for realism features, such as facebook/dinov2-small (default: the judges'"
+        " own features, which are for avatars)",
     )
     parser.add_argument("--sections", metavar="A,B", help="only these sections (default: all that apply)")
-    parser.add_argument("--methods", metavar="A,B", help="only these methods; stylefusion must be one (default: all)")
+    parser.add_argument("--methods", metavar="A,B", help="only these methods, including stylefusion (default: all)")
     parser.add_argument(
         "--static-gates",
         metavar="FOLDER",
-        help="compare with nets of constant gates too: an output folder of `stylefusion train fusion` with the"
+        help="also compare with nets of constant gates: an output folder of `stylefusion train fusion` with the"
         " model's own flags and --static_steps at least --max_train_steps",
     )
-    parser.add_argument("--pairs", type=positive, help="pairs of the swap figures (default: 500)")
-    parser.add_argument("--curve-pairs", type=positive, help="test pairs of the comparison of methods (default: 128)")
+    parser.add_argument("--pairs", type=positive, help="pairs for the swap figures (default: 500)")
+    parser.add_argument("--curve-pairs", type=positive, help="test pairs for comparing methods (default: 128)")
     parser.add_argument("--calibration-pairs", type=positive, help="pairs of drawn avatars (default: 64)")
-    parser.add_argument("--global-pairs", type=positive, help="bases of the global figures (default: 64)")
-    parser.add_argument("--limit-pairs", type=positive, help="pairs of the limit of S (default: 16; 64 with --full)")
-    parser.add_argument("--limit-steps", type=positive, help="Adam's steps of the limit of S (default: 150)")
+    parser.add_argument("--global-pairs", type=positive, help="bases for the global figures (default: 64)")
+    parser.add_argument("--limit-pairs", type=positive, help="pairs for the limit of S (default: 16; 64 with --full)")
+    parser.add_argument("--limit-steps", type=positive, help="Adam steps for the limit of S (default: 150)")
     parser.add_argument(
-        "--realism-count", type=positive, help="pictures a side of the realism figures (default: 5000)"
+        "--realism-count", type=positive, help="pictures per set for the realism figures (default: 5000)"
     )
     parser.add_argument(
         "--real",
         metavar="FOLDER|avatars|none",
-        help="real pictures for realism (default: avatars where the model draws them, else none: a second plain draw)",
+        help="real pictures for realism (default: avatars if the model draws them, else none, which compares with a"
+        " second set of plain samples)",
     )
     parser.add_argument("--psi", type=number, help="truncation (default: the model's own)")
-    parser.add_argument("--seed", type=seed, default=0, help="other pairs, 0 to 200 (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="selects the pairs, 0 to 200 (default: 0)")
     parser.add_argument(
         "--measuring-size",
         type=positive,
         metavar="PIXELS",
-        help="larger pictures are averaged down to this (default: the smallest of the model's, the judges' and 256)",
+        help="downscale larger pictures to this size (default: the smallest of the model's, the judges' and 256)",
     )
     parser.add_argument(
         "--batch-size",
         type=positive,
-        help="pairs at once, when methods are fitted as well (default: 32, fewer above 128 pixels)",
+        help="pairs per batch, also for fitting methods (default: 32, fewer above 128 pixels)",
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="a look of some minutes, marked as one")
-    size.add_argument("--full", action="store_true", help="more pairs for the limit of S")
+    size.add_argument("--quick", action="store_true", help="a rough measurement in some minutes, marked as such")
+    size.add_argument("--full", action="store_true", help="use more pairs for the limit of S")
     add_model_arguments(parser)
 
 
@@ -106,13 +102,14 @@ def run(args: argparse.Namespace) -> None:
     if args.curve_pairs is not None:
         settings = replace(settings, validation_pairs=max(2, args.curve_pairs // 3))
     if args.methods:
-        settings = replace(settings, methods=tuple(dict.fromkeys(listed(args.methods))))
+        settings = replace(settings, methods=tuple(dict.fromkeys(split_list(args.methods))))
     out = output_folder(args.out)
     pipe = load_pipeline(args)
     if args.psi is not None:
         if not args.psi > 0:
-            raise ValueError(f"--psi {args.psi}: at 0 all pictures are the same; give a truncation above 0")
-        pipe.generator.register_to_config(truncation_psi=args.psi)  # for whatever draws samples, the methods too
+            raise ValueError(f"--psi {args.psi}: give a truncation above 0; at 0 all pictures are the same")
+        # In the config, so that it applies to everything that draws samples, including the methods.
+        pipe.generator.register_to_config(truncation_psi=args.psi)
     judges = load_judges(args.judges, pipe.device)
     avatars = draws_avatars(judges)
     real = args.real or ("avatars" if avatars else "none")
@@ -123,27 +120,27 @@ def run(args: argparse.Namespace) -> None:
     subject = build_subject(pipe, judges, args.seed, batch, backbone, args.measuring_size)
     skipped = [] if avatars else ["calibration"]
     skipped += [] if settings.limit_pairs else ["limits"]
-    names = listed(args.sections) if args.sections else [n for n in SECTIONS if n not in skipped]
+    names = split_list(args.sections) if args.sections else [n for n in SECTIONS if n not in skipped]
     if "calibration" in names and not avatars:
         raise ValueError(
-            "the section calibration needs judges with a portrait judge of avatars, and pip install"
-            " stylefusion-hf[train]: only avatars can be drawn with a region of another"
+            "the section calibration needs judges with a portrait judge for avatars, and pip install"
+            " stylefusion-hf[train]: only avatars can be drawn with the region of another"
         )
     if "realism" in names and settings.real:
         check_real(settings.real, size, settings.realism_count)
     evaluate(subject, settings, names, out)
     for file in ("report.md", "report.json", "report.png", "limits.png"):
         if (out / file).exists():
-            wrote(Path(out, file))
+            report_written(Path(out, file))
 
 
-def listed(text: str) -> list[str]:
-    """`"a, b,"` -> `["a", "b"]`."""
+def split_list(text: str) -> list[str]:
+    """Split a comma-separated list: `"a, b,"` -> `["a", "b"]`."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def draws_avatars(judges) -> bool:
-    """Whether the renderer can draw this domain here."""
+    """Return whether the judges are for avatars and the avatar renderer is installed."""
     from stylefusion_hf.data.avatars import REGIONS
 
     installed = all(importlib.util.find_spec(p) is not None for p in ("python_avatars", "resvg_py"))

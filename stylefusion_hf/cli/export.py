@@ -1,7 +1,7 @@
 """Export a model as static graphs that run without this package: ONNX, or torch.export's .pt2.
 
-Mapping, fusion, synthesis and the segmenter become a file each, with a dynamic batch; export.json says what they take
-and give. Every file is read back and compared with the model before anything is put in place.
+Mapping, fusion, synthesis and the segmenter are written as one file each, with a dynamic batch size; export.json
+describes their inputs and outputs. Every file is read back and compared with the model before it is put in place.
 See docs/reference/export.md.
 
     stylefusion export --out export
@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._shared import check_call, load_pipeline, wrote
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import report_written
 
 FORMATS = ("onnx", "torch-export")
 GRAPHS = ("mapping", "fusion", "synthesis", "segmenter")
@@ -21,12 +22,12 @@ GRAPHS = ("mapping", "fusion", "synthesis", "segmenter")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="(default: onnx)")
-    parser.add_argument("--out", default="export", metavar="DIR", help="the folder to write (default: export)")
-    parser.add_argument("--only", action="append", choices=GRAPHS, help="this graph alone; repeatable (default: all)")
+    parser.add_argument("--out", default="export", metavar="DIR", help="folder to write (default: export)")
+    parser.add_argument("--only", action="append", choices=GRAPHS, help="only this graph; repeatable (default: all)")
     parser.add_argument("--no-check", action="store_true", help="do not compare the files with the model")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument("--model", metavar="FOLDER|ID", help="a folder or a Hub id (default: the embedded model)")
-    # Graphs have no device: they are traced and compared on this one.
+    # Graphs have no device; they are traced and compared on the CPU.
     parser.set_defaults(device="cpu", generator=None)
 
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.export.graph_files import check_packages
     from stylefusion_hf.export.graphs import TOLERANCE, check_target, export, table
 
-    # what can be refused is, before a model is downloaded
+    # Check everything that can be checked before a model is downloaded.
     out, checked = Path(args.out), not args.no_check
     sources = [Path(args.model)] if args.model and Path(args.model).is_dir() else []
     check_packages(args.format, checked)
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     )
     print(table(exported))
     if checked:
-        print(f"each compared with the model at batch sizes 1 and 3; up to {TOLERANCE:g} of the deviation is allowed")
+        print(f"each compared with the model at batch sizes 1 and 3; allowed: {TOLERANCE:g} of the standard deviation")
     else:
         print("--no-check: not compared with the model")
-    wrote(out, f"{', '.join(item.name for item in exported)} and export.json")
+    report_written(out, f"{', '.join(item.name for item in exported)} and export.json")

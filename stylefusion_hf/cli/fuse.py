@@ -1,9 +1,9 @@
-"""Fuse one picture from a base and a code for each region.
+"""Fuse one picture from a base and a code per region.
 
 A code is a seed, a picture file, which the model's encoder turns into a code (better with --optimize and --tune), or
-CODES:NAME from a file that `stylefusion invert` wrote. --region, --node and --strength are repeatable. The picture
-carries its recipe, from which --from-recipe makes it again. Where pictures or edits went in, the recipe also lies
-beside it, and so does a tuned generator, which --from-recipe finds there.
+CODES:NAME from a file written by `stylefusion invert`. --region, --node and --strength are repeatable. The picture
+contains its recipe, from which --from-recipe makes it again. A recipe with pictures or edits is also written to a file
+next to the picture, together with a tuned generator, where --from-recipe finds both.
 
     stylefusion fuse --base 1 --region hair=7 --region eyes=3 --global 5 --out fused.png
     stylefusion fuse --base 1 --node face=5 --strength 0.7 --masks masks --out fused.png
@@ -27,24 +27,13 @@ from stylefusion_hf.cli._invert import (
     add_inversion_arguments,
     inversion_arguments,
     invert_pictures,
-    save_beside,
+    save_tuned_generator,
 )
-from stylefusion_hf.cli._shared import (
-    RECIPE_KEY,
-    add_class_argument,
-    add_model_arguments,
-    call_arguments,
-    check_call,
-    code,
-    load_pipeline,
-    number,
-    output_file,
-    output_folder,
-    save_png,
-    wrote,
-)
+from stylefusion_hf.cli.arguments import add_class_argument, add_model_arguments, call_arguments, code, number
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import output_file, output_folder, report_written, save_png
 from stylefusion_hf.core.checks import shown
-from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.files import RECIPE_KEY, write_json
 from stylefusion_hf.core.regular_files import check_regular, open_regular
 from stylefusion_hf.imaging.picture_headers import read_png_text
 
@@ -65,42 +54,49 @@ CODE_OPTIONS = (
     "tune",
     "fit",
     "prior",
-)  # what a recipe says by itself
+)  # not allowed with --from-recipe, since a recipe contains these
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     codes = parser.add_argument_group("codes")
-    codes.add_argument("--base", metavar="CODE", help="every node that nothing else sets (default: a random seed)")
-    codes.add_argument("--region", action="append", metavar="NAME=CODE", help="a region, or a node with all below it")
-    codes.add_argument("--node", action="append", metavar="NAME=CODE", help="exactly this node of the tree")
-    codes.add_argument("--global", metavar="CODE", help="what the regions share: pose and layout")
+    codes.add_argument(
+        "--base", metavar="CODE", help="code of every node that is not set otherwise (default: a random seed)"
+    )
+    codes.add_argument("--region", action="append", metavar="NAME=CODE", help="code of a region or a whole subtree")
+    codes.add_argument("--node", action="append", metavar="NAME=CODE", help="code of this node of the tree only")
+    codes.add_argument("--global", metavar="CODE", help="code of what the regions share: pose and layout")
     add_class_argument(codes)
     codes.add_argument(
         "--edit", action="append", metavar="NAME=FILE:DIRECTION[=STRENGTH]", help="change a region along a direction"
     )
     codes.add_argument(
-        "--from-recipe", metavar="FILE", help="all of this from a recipe, or from a picture that has one"
+        "--from-recipe", metavar="FILE", help="read all of this from a recipe, or from a picture that contains one"
     )
     codes.add_argument("--any-model", action="store_true", help="accept a recipe that was written with other weights")
     add_inversion_arguments(parser)
     look = parser.add_argument_group("look")
     look.add_argument(
-        "--strength", action="append", metavar="[NAME=]NUMBER", help="0 to 1, from the base to the codes (default: 1)"
+        "--strength",
+        action="append",
+        metavar="[NAME=]NUMBER",
+        help="how far to go from the base to the codes, 0 to 1 (default: 1)",
     )
     look.add_argument("--psi", type=number, help="truncation (default: the model's own)")
-    look.add_argument("--noise-mode", choices=("const", "random", "none"), help="(default: const)")
+    look.add_argument(
+        "--noise-mode", choices=("const", "random", "none"), help="noise of the generator (default: const)"
+    )
     files = parser.add_argument_group("files")
-    files.add_argument("--out", default="fused.png", metavar="PNG", help="where to write it (default: fused.png)")
-    files.add_argument("--masks", metavar="DIR", help="also write a mask for each region")
+    files.add_argument("--out", default="fused.png", metavar="PNG", help="file to write (default: fused.png)")
+    files.add_argument("--masks", metavar="DIR", help="also write a mask per region")
     files.add_argument(
-        "--recipe", metavar="JSON", help="also write the recipe (default: OUT.json where it has more than seeds)"
+        "--recipe", metavar="JSON", help="also write the recipe (default: OUT.json if it has more than seeds)"
     )
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     check_call(args)
-    recipe = _read_recipe(args) if args.from_recipe else None  # the whole of it is checked before a model is loaded
+    recipe = _read_recipe(args) if args.from_recipe else None  # checked completely before a model is loaded
     call = {} if args.from_recipe else _call(args)
     settings = inversion_arguments(args)
     out = output_file(args.out, [".png"])
@@ -111,27 +107,27 @@ def run(args: argparse.Namespace) -> None:
     result: Any
     if recipe is not None:
         if not args.generator:
-            _take_tuned(pipe, recipe.to_dict(), Path(args.from_recipe).parent)
+            _load_tuned(pipe, recipe.to_dict(), Path(args.from_recipe).parent)
         result = pipe.from_recipe(recipe, check_model=not args.any_model, output_masks=with_masks)
     else:
         result = pipe(**invert_pictures(pipe, call, settings), output_masks=with_masks)
 
     text = json.dumps(result.recipe)
     save_png(result.images[0], out, text)
-    wrote(out, f"{result.images[0].width} x {result.images[0].height} pixels, with its recipe")
-    if recipe_out is None and recipe is None and not _of_seeds(result.recipe):
+    report_written(out, f"{result.images[0].width} x {result.images[0].height} pixels, with its recipe")
+    if recipe_out is None and recipe is None and not _has_only_seeds(result.recipe):
         recipe_out = out.with_suffix(".json")
     if recipe_out is not None:
         write_json(recipe_out, result.recipe, indent=2)
-        wrote(recipe_out, "the recipe")
-    save_beside(pipe, out.parent, settings)
+        report_written(recipe_out, "the recipe")
+    save_tuned_generator(pipe, out.parent, settings)
     if masks_out is not None:
         names = _write_masks(result.masks, masks_out)
-        wrote(masks_out, f"masks of {', '.join(names)}")
+        report_written(masks_out, f"masks of {', '.join(names)}")
 
 
 def _call(args: argparse.Namespace) -> dict[str, Any]:
-    """The pipeline's arguments."""
+    """Return the pipeline's arguments."""
     call = call_arguments(args, code) | {"noise_mode": args.noise_mode or "const"}
     if args.edit:
         call["edits"] = read_edits(args.edit)
@@ -139,16 +135,16 @@ def _call(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read_recipe(args: argparse.Namespace) -> Recipe:
-    """The recipe of one picture in a JSON file, or in the text chunk of a PNG that `stylefusion fuse` wrote.
+    """Read the recipe of one picture from a JSON file, or from the text chunk of a PNG written by `stylefusion fuse`.
 
     Raises:
-        ValueError: not a recipe, one of several pictures, or other options that say what goes into the picture.
-        OSError: a file that cannot be read.
+        ValueError: not a recipe, a recipe of several pictures, or options that conflict with --from-recipe.
+        OSError: the file cannot be read.
     """
     others = [name for name in CODE_OPTIONS if vars(args)[name] is not None]
     if others:
         flags = ", ".join("--" + name.replace("_", "-") for name in others)
-        raise ValueError(f"--from-recipe says what goes into the picture: leave out {flags}")
+        raise ValueError(f"--from-recipe determines the whole picture: leave out {flags}")
 
     path, where = Path(args.from_recipe), shown(args.from_recipe, 400)
     check_regular(path)  # before torch is imported
@@ -164,7 +160,9 @@ def _read_recipe(args: argparse.Namespace) -> Recipe:
             problem = getattr(error, "strerror", None) or error
             raise type(error)(f"{where} cannot be read as a picture with a recipe: {problem}") from error
         if text is None:
-            raise ValueError(f"{where} carries no recipe: it was not written by `stylefusion fuse`, or lost it since")
+            raise ValueError(
+                f"{where} carries no recipe: it was not written by `stylefusion fuse`, or another program removed it"
+            )
     else:
         with open_regular(path) as file:
             text = file.read(MAX_CHARACTERS + 1)
@@ -173,19 +171,19 @@ def _read_recipe(args: argparse.Namespace) -> Recipe:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if recipe.num_images != 1:
-        raise ValueError(f"{where}: this recipe makes {recipe.num_images} pictures, and --out names one")
+        raise ValueError(f"{where}: this recipe makes {recipe.num_images} pictures, but --out names one file")
     return recipe
 
 
-def _of_seeds(recipe: Mapping[str, Any]) -> bool:
-    """Whether a recipe is short: seeds and nothing else."""
+def _has_only_seeds(recipe: Mapping[str, Any]) -> bool:
+    """Return whether all codes of a recipe are seeds."""
     from stylefusion_hf.core.recipes import Recipe
 
     return all(isinstance(row, int) for rows in Recipe.from_dict(recipe).groups().values() for row in rows)
 
 
-def _take_tuned(pipe: Any, recipe: Mapping[str, Any], folder: Path) -> None:
-    """Gives the pipeline the tuned generator that a recipe needs, where it lies beside the recipe."""
+def _load_tuned(pipe: Any, recipe: Mapping[str, Any], folder: Path) -> None:
+    """Give the pipeline the tuned generator that a recipe needs, if it is in the recipe's folder."""
     from stylefusion_hf.inversion.tuned import find_tuned
 
     tuned = find_tuned(recipe, folder)
@@ -194,9 +192,9 @@ def _take_tuned(pipe: Any, recipe: Mapping[str, Any], folder: Path) -> None:
 
 
 def _write_masks(masks: Mapping[str, Any], folder: Path) -> list[str]:
-    """{region: (1, H, W), from 0 to 1} as grey PNGs; returns the regions.
+    """Write masks {region: (1, H, W), 0 to 1} as grayscale PNGs; returns the regions.
 
-    What no system has in a file's name is written as in a URL: the mask of the region a/b is a%2Fb.png.
+    Characters that are invalid in file names are percent-encoded: the mask of the region a/b is a%2Fb.png.
     """
     for name, mask in masks.items():
         levels = mask[0].float().clamp(0, 1).mul(255).round().byte().cpu().numpy()

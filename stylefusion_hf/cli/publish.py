@@ -1,8 +1,9 @@
 """Upload a model to the Hugging Face Hub, in one commit: all of it or nothing.
 
-DIR is a pipeline's folder, as save_pretrained, `stylefusion convert` or a trainer leaves it. It is loaded first, and a
-contact sheet is drawn for its card. A README.md of DIR is used as it is; lacking metadata are added, and one that was
-changed on the Hub is kept. Log in with `hf auth login`, or set HF_TOKEN. See docs/guides/hub.md.
+DIR is a pipeline's folder, as written by save_pretrained, `stylefusion convert` or a trainer. The pipeline is loaded
+first, and a contact sheet is drawn for its card. The README.md in DIR is used as it is, except that missing metadata
+are added; a README.md that was changed on the Hub is kept. Log in with `hf auth login`, or set HF_TOKEN. See
+docs/guides/hub.md.
 
     stylefusion publish runs/fusion me/avatars --license apache-2.0 --dry-run
     stylefusion publish runs/fusion me/avatars --license apache-2.0 --report evaluation/report.json
@@ -13,31 +14,33 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._shared import output_folder, wrote
+from stylefusion_hf.cli.outputs import output_folder, report_written
 
-SHOWN = 100  # names of files that are left out
-LIST_ONLY = "-"  # what --dry-run is without a folder
+MAX_LISTED = 100  # names of left-out files to print
+LIST_ONLY = "-"  # value of --dry-run without a folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a pipeline's folder")
-    parser.add_argument("repo", metavar="USER/REPO", help="the repository, which is made where there is none")
+    parser.add_argument("repo", metavar="USER/REPO", help="the repository; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", "--branch", metavar="BRANCH", help="a branch, made where there is none")
+    parser.add_argument(
+        "--revision", "--branch", metavar="BRANCH", help="branch to commit to; created if it does not exist"
+    )
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--message", help="title of the commit")
-    parser.add_argument("--license", metavar="ID", help="for the card, such as apache-2.0 (Hub: Licenses)")
-    parser.add_argument("--base-model", metavar="ID", help="for the card: what it was made from, on the Hub")
-    parser.add_argument("--tag", action="append", default=[], help="for the card; repeatable")
+    parser.add_argument("--license", metavar="ID", help="license for the card, such as apache-2.0")
+    parser.add_argument("--base-model", metavar="ID", help="Hub id of the base model, for the card")
+    parser.add_argument("--tag", action="append", default=[], help="tag for the card; repeatable")
     parser.add_argument(
-        "--report", metavar="FILE", help="a report.json of `stylefusion evaluate`, for the card (default: DIR's)"
+        "--report", metavar="FILE", help="report.json of `stylefusion evaluate` for the card (default: DIR's)"
     )
     parser.add_argument(
         "--overwrite-card", action="store_true", help="also replace a README.md that was changed on the Hub"
     )
     parser.add_argument("--space", metavar="USER/SPACE", help="also upload a Space that shows the model")
     parser.add_argument(
-        "--wheel", metavar="FILE", help="of this package, for the Space (default: built from the checkout)"
+        "--wheel", metavar="FILE", help="wheel of this package for the Space (default: built from the checkout)"
     )
     parser.add_argument(
         "--dry-run",
@@ -53,11 +56,11 @@ def run(args: argparse.Namespace) -> None:
 
     folder = Path(args.folder)
     if not folder.is_dir():
-        raise ValueError(f"{args.folder} is no folder: name that of a pipeline")
+        raise ValueError(f"{args.folder} is not a folder: name a pipeline's folder")
     if not NAME.fullmatch(args.repo):
-        raise ValueError(f"{args.repo!r} is no name of a repository: give user/name")
+        raise ValueError(f"{args.repo!r} is not the name of a repository: give user/name")
     if args.space and not NAME.fullmatch(args.space):
-        raise ValueError(f"--space {args.space!r} is no name of a Space: give user/space")
+        raise ValueError(f"--space {args.space!r} is not the name of a Space: give user/space")
     if args.wheel and not args.space:
         raise ValueError("--wheel goes with a Space: give --space USER/SPACE too")
     target = Path(args.dry_run) if args.dry_run not in (None, LIST_ONLY) else None
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.hub.publication import prepare
     from stylefusion_hf.hub.publishing import upload
 
-    logging.disable_progress_bar()  # of loading three small parts; the upload has its own
+    logging.disable_progress_bar()  # components load quickly, and the upload has its own progress bar
     publication = prepare(
         folder,
         args.repo,
@@ -85,14 +88,14 @@ def run(args: argparse.Namespace) -> None:
         for path, size in sizes.items():
             print(f"{size:>14,}  {shown(path)}")
         if left := publication.left_out:
-            more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-            print(f"left out: {', '.join(map(shown, left[:SHOWN]))}{more}")
+            more = f" and {len(left) - MAX_LISTED} more" if len(left) > MAX_LISTED else ""
+            print(f"left out: {', '.join(map(shown, left[:MAX_LISTED]))}{more}")
         print(f"would publish {total} to {args.repo}; a README.md that was changed there is kept")
         if args.space:
             print(f"would publish the Space {args.space}, with the package's wheel")
         if target is not None:
             publication.write(output_folder(str(target)))
-            wrote(target, total)
+            report_written(target, total)
         return
     address = upload(
         publication,

@@ -1,12 +1,12 @@
-"""Find a generator's regions, for models that have no segmenter: without labels, or from a few painted samples.
+"""Find a generator's regions without a segmenter: unsupervised, or from a few painted samples.
 
-    stylefusion regions discover --model MODEL --out regions          # looks at nothing but the generator
+    stylefusion regions discover --model MODEL --out regions          # uses the generator only
     stylefusion regions label --model MODEL --out regions --region sky --region road --region car
     stylefusion regions update regions                                # after editing regions/tree.json
     stylefusion train fusion --model MODEL --regions regions --output_dir runs/fusion
 
-Look at regions/regions.png: samples, tinted by region, and the tree. tree.json holds its names, which you may edit.
-`label` opens a page to paint on; with --learn it learns from regions/painted as it is, which any program can paint.
+regions/regions.png shows samples tinted by region, and the tree. You may edit the names in tree.json. `label` opens a
+page to paint on; with --learn it learns from regions/painted as it is, which any other program may have painted.
 """
 
 from __future__ import annotations
@@ -14,16 +14,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._checks import check_model, check_named_device, check_port
-from stylefusion_hf.cli._shared import (
-    add_device_argument,
-    chosen_device,
-    number,
-    output_folder,
-    positive,
-    seed,
-    wrote,
-)
+from stylefusion_hf.cli.arguments import add_device_argument, number, positive, seed
+from stylefusion_hf.cli.checks import check_model, check_named_device, check_port
+from stylefusion_hf.cli.loading import choose_device
+from stylefusion_hf.cli.outputs import output_folder, report_written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,33 +25,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     discover = jobs.add_parser(
         "discover", help="find regions in the generator's features", description="Find regions.", allow_abbrev=False
     )
-    discover.add_argument("--num-regions", type=positive, help="how many (default: as many as are stable)")
-    discover.add_argument("--max-regions", type=positive, default=12, help="at most (default: 12)")
-    discover.add_argument("--clusters", type=positive, default=28, help="fine clusters before joining (default: 28)")
-    discover.add_argument("--min-area", type=number, default=0.003, help="of a region, a share (default: 0.003)")
-    discover.add_argument("--layers", metavar="8,16,32", help="feature maps to read, by their pixels")
+    discover.add_argument("--num-regions", type=positive, help="number of regions (default: as many as are stable)")
+    discover.add_argument("--max-regions", type=positive, default=12, help="maximum number of regions (default: 12)")
+    discover.add_argument("--clusters", type=positive, default=28, help="clusters before merging (default: 28)")
+    discover.add_argument("--min-area", type=number, default=0.003, help="minimum share of the area (default: 0.003)")
+    discover.add_argument("--layers", metavar="8,16,32", help="feature maps to use, by their resolutions")
     label = jobs.add_parser(
         "label", help="paint regions on a few samples", description="Paint regions on a page.", allow_abbrev=False
     )
-    label.add_argument("--region", action="append", metavar="NAME", help="repeat it for each region")
+    label.add_argument("--region", action="append", metavar="NAME", help="a region to paint; repeatable")
     label.add_argument("--count", type=positive, default=8, help="samples to paint on (default: 8)")
     what = label.add_mutually_exclusive_group()
     what.add_argument("--learn", action="store_true", help="no page: learn from DIR/painted and write the regions")
-    what.add_argument("--only-samples", action="store_true", help="no page: write DIR/painted, to paint elsewhere")
-    label.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1: this machine alone)")
-    label.add_argument("--port", type=positive, default=7861, help="(default: 7861)")
+    what.add_argument("--only-samples", action="store_true", help="no page: write samples to DIR/painted for painting")
+    label.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    label.add_argument("--port", type=positive, default=7861, help="port to listen on (default: 7861)")
     label.add_argument("--no-browser", action="store_true", help="do not open a browser")
     for job in (discover, label):
         job.add_argument("--model", required=True, metavar="FOLDER|ID", help="a folder or Hub id with generator/")
-        job.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one of this command")
-        job.add_argument("--samples", type=positive, default=1500, help="for the segmenters (default: 1500)")
-        job.add_argument("--steps", type=positive, default=500, help="of each segmenter's training (default: 500)")
-        job.add_argument("--seed", type=seed, default=0, help="of samples and clusterings (default: 0)")
+        job.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one from this command")
+        job.add_argument("--samples", type=positive, default=1500, help="samples for the segmenters (default: 1500)")
+        job.add_argument("--steps", type=positive, default=500, help="training steps per segmenter (default: 500)")
+        job.add_argument("--seed", type=seed, default=0, help="seed for samples and clustering (default: 0)")
         add_device_argument(job, "cpu, cuda ...")
     update = jobs.add_parser(
-        "update", help="take up an edited tree.json", description="Take up an edited tree.json.", allow_abbrev=False
+        "update", help="apply an edited tree.json", description="Apply an edited tree.json.", allow_abbrev=False
     )
-    update.add_argument("folder", metavar="DIR", help="what `regions discover` or `label` wrote")
+    update.add_argument("folder", metavar="DIR", help="folder written by `regions discover` or `regions label`")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -73,7 +69,7 @@ def _update(args: argparse.Namespace) -> None:
     from stylefusion_hf.regions.folders import update_regions
 
     tree = update_regions(args.folder)
-    wrote(args.folder, f"the regions {', '.join(tree.leaves)}")
+    report_written(args.folder, f"the regions {', '.join(tree.leaves)}")
 
 
 def _discover(args: argparse.Namespace) -> None:
@@ -92,7 +88,7 @@ def _discover(args: argparse.Namespace) -> None:
         min_area=args.min_area,
         resolutions=_layers(args.layers),
     )
-    _written(out)
+    _report_regions(out)
 
 
 def _label(args: argparse.Namespace) -> None:
@@ -103,7 +99,7 @@ def _label(args: argparse.Namespace) -> None:
     if args.learn:
         paint, generator = PaintFolder(out / "painted"), _generator(args)
         write_found(out, generator, learn(generator, paint), args.samples, args.steps, args.seed)
-        _written(out)
+        _report_regions(out)
         return
     if (out / "painted" / "dataset.json").is_file() and not args.region:
         args.region = PaintFolder(out / "painted").regions
@@ -111,7 +107,9 @@ def _label(args: argparse.Namespace) -> None:
         raise ValueError("name the regions to paint: --region sky --region car ... (two or more)")
     if args.only_samples:
         paint = PaintFolder.create(out / "painted", _generator(args), args.region, args.count)
-        wrote(paint.root, f"{len(paint.seeds)} samples; in labels/ paint 0 to {len(paint.regions) - 1}, then --learn")
+        report_written(
+            paint.root, f"{len(paint.seeds)} samples; in labels/ paint 0 to {len(paint.regions) - 1}, then --learn"
+        )
         return
     from stylefusion_hf.regions import label_page
 
@@ -119,16 +117,16 @@ def _label(args: argparse.Namespace) -> None:
     label_page.label(_generator(args), args.region, args.count, out, args.samples, args.steps, args.seed, **how)
 
 
-def _written(out: Path) -> None:
+def _report_regions(out: Path) -> None:
     from stylefusion_hf.regions.folders import update_regions
 
     tree = update_regions(out)
-    wrote(out / "regions.png")
-    wrote(out, str(tree))
+    report_written(out / "regions.png")
+    report_written(out, str(tree))
 
 
 def _new_folder(path: str) -> Path:
-    """`path`, made; ValueError where it holds anything but what this command wrote."""
+    """Create the folder `path`; ValueError if it contains anything that this command did not write."""
     folder = output_folder(path)
     ours = (folder / "tree.json").is_file() or (folder / "painted").is_dir()
     if any(folder.iterdir()) and not ours:
@@ -137,18 +135,18 @@ def _new_folder(path: str) -> Path:
 
 
 def _layers(text: str | None) -> list[int] | None:
-    """`8,16,32` as numbers."""
+    """Parse a list of resolutions: `8,16,32`."""
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--layers {text}: expected pixels such as 8,16,32") from None
+        raise ValueError(f"--layers {text}: expected resolutions such as 8,16,32") from None
 
 
 def _generator(args: argparse.Namespace):
-    """The generator of --model on --device, frozen."""
+    """Load the generator of --model on --device, frozen."""
     from stylefusion_hf import StyleGenerator
 
-    device = chosen_device(args.device)
+    device = choose_device(args.device)
     return StyleGenerator.from_pretrained(args.model, subfolder="generator").eval().requires_grad_(False).to(device)

@@ -1,8 +1,8 @@
-"""Render recipes by the million: pictures with their masks, as WebDataset tar files or Parquet files.
+"""Render recipes in bulk: pictures with their masks, as WebDataset tar files or Parquet files.
 
-RECIPES has a recipe a line, as JSON: what `stylefusion fuse --recipe` and a pipeline's output give. What is finished
-stays: the same command line goes on where it was stopped. On several processes or machines:
-`accelerate launch -m stylefusion_hf.cli render`, with the same arguments.
+RECIPES has one recipe per line, as JSON, such as `stylefusion fuse --recipe` and pipelines produce. If interrupted,
+the same command line continues where it stopped. To use several processes or machines, run
+`accelerate launch -m stylefusion_hf.cli render` with the same arguments.
 
     stylefusion render recipes.jsonl --out pictures
     stylefusion render --random 1000000 --seed 0 --format parquet --out pictures
@@ -13,30 +13,32 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stylefusion_hf.cli._checks import check_file
-from stylefusion_hf.cli._shared import add_model_arguments, check_call, load_pipeline, positive, seed, wrote
+from stylefusion_hf.cli.arguments import add_model_arguments, positive, seed
+from stylefusion_hf.cli.checks import check_file
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import report_written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("recipes")
-    what.add_argument("recipes", nargs="?", metavar="RECIPES", help="a file of JSON lines")
-    what.add_argument("--random", type=positive, metavar="N", help="instead: N recipes, a random seed for each region")
-    what.add_argument("--seed", type=seed, help="of --random (default: 0)")
+    what.add_argument("recipes", nargs="?", metavar="RECIPES", help="a file of recipes in JSON Lines format")
+    what.add_argument("--random", type=positive, metavar="N", help="instead: N recipes with a random seed per region")
+    what.add_argument("--seed", type=seed, help="seed of --random (default: 0)")
     what.add_argument("--any-model", action="store_true", help="accept recipes that were written with other weights")
     files = parser.add_argument_group("files")
-    files.add_argument("--out", required=True, metavar="DIR", help="where the shards and dataset.json go")
-    files.add_argument("--format", choices=("tar", "parquet"), default="tar", help="of the shards (default: tar)")
-    files.add_argument("--shard-size", type=positive, default=1000, metavar="N", help="recipes each (default: 1000)")
+    files.add_argument("--out", required=True, metavar="DIR", help="folder for the shards and dataset.json")
+    files.add_argument("--format", choices=("tar", "parquet"), default="tar", help="shard format (default: tar)")
+    files.add_argument("--shard-size", type=positive, default=1000, metavar="N", help="per shard (default: 1000)")
     files.add_argument("--no-masks", action="store_true", help="leave out the label maps of the regions")
-    parser.add_argument("--batch-size", type=positive, default=8, help="pictures computed at once (default: 8)")
+    parser.add_argument("--batch-size", type=positive, default=8, help="pictures per batch (default: 8)")
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     if (args.recipes is None) == (args.random is None):
-        raise ValueError("give a file of recipes, or --random N: one of the two")
+        raise ValueError("give either a file of recipes or --random N")
     if args.seed is not None and args.random is None:
-        raise ValueError("--seed is that of --random: a file of recipes has its own")
+        raise ValueError("--seed goes with --random: a file of recipes has its own seeds")
 
     if args.recipes is not None:
         check_file(args.recipes, "the recipes")
@@ -73,6 +75,6 @@ def run(args: argparse.Namespace) -> None:
         processes=accelerator.num_processes,
     )
     if accelerator.is_main_process:
-        speed = f"{done.pictures:,} rendered, {done.rate:.1f} images/s" if done.pictures else "all there before"
-        wrote(args.out, f"{done.shards:,} shards; {speed}")
+        speed = f"{done.pictures:,} rendered, {done.rate:.1f} images/s" if done.pictures else "all existed before"
+        report_written(args.out, f"{done.shards:,} shards; {speed}")
     accelerator.end_training()

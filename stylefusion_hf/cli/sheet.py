@@ -13,37 +13,30 @@ from __future__ import annotations
 import argparse
 import random
 
-from stylefusion_hf.cli._shared import (
-    add_class_argument,
-    add_model_arguments,
-    check_call,
-    load_pipeline,
-    number,
-    output_file,
-    positive,
-    save_png,
-    seed,
-    seeds,
-    wrote,
-)
+from stylefusion_hf.cli.arguments import add_class_argument, add_model_arguments, number, positive, seed, seeds
+from stylefusion_hf.cli.loading import check_call, load_pipeline
+from stylefusion_hf.cli.outputs import output_file, report_written, save_png
 
-BASES, SOURCES = [1, 4, 6, 11], [21, 24, 26, 31]  # rows in which the embedded model has something to show
+BASES, SOURCES = [1, 4, 6, 11], [21, 24, 26, 31]  # rows that show the embedded model well
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     rows = parser.add_argument_group("rows")
-    rows.add_argument("--bases", type=seeds, metavar="SEEDS", help="one a row, such as 1,2,3 (default: 1,4,6,11)")
+    rows.add_argument("--bases", type=seeds, metavar="SEEDS", help="one per row, such as 1,2,3 (default: 1,4,6,11)")
     rows.add_argument(
-        "--sources", type=seeds, metavar="SEEDS", help="as many as bases, or one for all (default: 21,24,26,31)"
+        "--sources",
+        type=seeds,
+        metavar="SEEDS",
+        help="as many as there are bases, or one for all (default: 21,24,26,31)",
     )
     rows.add_argument("--seed", type=seed, help="draw bases and sources from this seed instead")
-    rows.add_argument("--rows", type=positive, help="how many to draw with --seed (default: 4)")
-    add_class_argument(rows, "of all pictures, or one a row", "CLASSES")
-    parser.add_argument("--out", default="sheet.png", metavar="PNG", help="where to write it (default: sheet.png)")
+    rows.add_argument("--rows", type=positive, help="number of rows to draw with --seed (default: 4)")
+    add_class_argument(rows, "of all pictures, or one class per row", "CLASSES")
+    parser.add_argument("--out", default="sheet.png", metavar="PNG", help="file to write (default: sheet.png)")
     parser.add_argument("--psi", type=number, help="truncation (default: the model's own)")
     parser.add_argument("--noise-mode", choices=("const", "none"), default="const")
-    parser.add_argument("--scale", type=positive, help="enlarge by this whole factor (default: to about 128 pixels)")
-    parser.add_argument("--batch-size", type=positive, default=64, help="pictures computed at once (default: 64)")
+    parser.add_argument("--scale", type=positive, help="integer factor of enlargement (default: to about 128 pixels)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="pictures per batch (default: 64)")
     add_model_arguments(parser)
 
 
@@ -68,22 +61,20 @@ def run(args: argparse.Namespace) -> None:
         class_labels=args.class_label,
     )
     save_png(sheet, out)
-    wrote(out, f"{sheet.width} x {sheet.height} pixels")
+    report_written(out, f"{sheet.width} x {sheet.height} pixels")
 
 
 def _rows(args: argparse.Namespace) -> tuple[list[int], list[int]]:
-    """The bases and sources that the arguments name or draw."""
+    """Return the bases and sources that the arguments name, or draw them."""
     if args.seed is None:
         if args.rows is not None:
-            raise ValueError(
-                "--rows goes with --seed; --bases and --sources say how many rows there are by themselves"
-            )
+            raise ValueError("--rows goes with --seed; --bases and --sources determine the number of rows themselves")
         if args.bases is None and args.sources is None:
             return BASES, SOURCES
         if args.bases is None or args.sources is None:
             raise ValueError("--bases and --sources go together: give both, or --seed to draw them")
         return args.bases, args.sources
     if args.bases is not None or args.sources is not None:
-        raise ValueError("--seed draws bases and sources: give either it or --bases and --sources")
-    drawn = random.Random(args.seed).sample(range(10_000), 2 * (args.rows or 4))  # short numbers, good to pass on
+        raise ValueError("--seed draws bases and sources: give either --seed or --bases and --sources")
+    drawn = random.Random(args.seed).sample(range(10_000), 2 * (args.rows or 4))  # short numbers are easy to pass on
     return drawn[0::2], drawn[1::2]

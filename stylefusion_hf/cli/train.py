@@ -1,8 +1,8 @@
-"""Train a model. Every flag goes to the trainer, and `stylefusion train JOB --help` is the trainer's own help.
+"""Train a model. All flags are passed to the trainer, and `stylefusion train JOB --help` shows the trainer's own help.
 
     stylefusion train generator --avatars 40000 --output_dir runs/avatars
 
-On several processes or devices the same trainer is started as `accelerate launch -m stylefusion_hf.training.JOB`.
+To use several processes or devices, start the same trainer as `accelerate launch -m stylefusion_hf.training.JOB`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-# job -> what it trains; the module is stylefusion_hf.training.<job>, with a function main(argv)
+# job -> what it trains; its module stylefusion_hf.training.<job> has a function main(argv)
 JOBS = {
     "generator": "a StyleGAN2 and its discriminator, on avatars or on your pictures",
     "segmenter": "the network that finds the regions in a picture",
     "fusion": "the fusion nets of a region tree, for a trained generator",
     "encoder": "the image encoder of a trained generator, for real pictures",
-    "judges": "the networks that only `stylefusion evaluate` uses",
+    "judges": "the networks that `stylefusion evaluate` uses",
 }
 
 

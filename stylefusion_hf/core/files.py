@@ -20,6 +20,7 @@ from typing import Any
 
 PARTIAL = ".partial-"  # prefix of temporary names
 LOCK = ".writing"  # name of a folder's lock file
+RECIPE_KEY = "stylefusion"  # the PNG text chunk that holds a picture's recipe
 
 Name = str | os.PathLike[str]
 

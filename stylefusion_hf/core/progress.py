@@ -12,7 +12,7 @@ from tqdm.auto import tqdm as _tqdm
 NOTEBOOK = _tqdm.__module__ == "tqdm.auto"  # in notebooks tqdm.auto defines its own class, which draws into the page
 
 
-class tqdm(_tqdm):  # type: ignore[misc]
+class tqdm(_tqdm):
     """tqdm's progress bar, silent unless its file (stderr by default) is a terminal."""
 
     def __init__(self, *args: Any, disable: bool | None = False, **kwargs: Any):

@@ -79,7 +79,7 @@ def parts_folder() -> Path:
 
 @dataclass(frozen=True)
 class Part:
-    """One SVG part as text: `image` with colour placeholders, `labels` in flat greys; slots as ``{slot:name}``."""
+    """One SVG part as text: `image` with color placeholders, `labels` in flat grays; slots as ``{slot:name}``."""
 
     image: str
     labels: str

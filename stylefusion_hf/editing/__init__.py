@@ -1,4 +1,7 @@
-"""Editing: `directions` finds directions in a generator's latent spaces; `core.edits` applies them to codes."""
+"""Editing: finding directions in a generator's latent spaces.
+
+Read `directions.py`: SeFa, GANSpace, linear boundaries and style channels. `core/edits.py` applies them to codes.
+"""
 
 from stylefusion_hf.core.moved import forward
 

@@ -1,10 +1,10 @@
-"""Finding directions: SeFa, GANSpace, linear boundaries and style channels. `editing.py` applies them.
+"""Finding directions: SeFa, GANSpace, linear boundaries and style channels. `core.edits` applies them.
 
-All need a generator alone, but for the boundaries of regions, which need its segmenter, and no training. What is found
-has unit length, and as scale one standard deviation of the generator's own w (without truncation) along it. Where a
-method leaves the sign open, the largest number is positive, so that a direction is the same on every machine.
+No method needs training, and all need only a generator, except region boundaries, which also need its segmenter. A
+direction has unit length; its scale is one standard deviation of the generator's w (without truncation) along it. If a
+method leaves the sign open, the largest component is made positive, so that directions are the same on every machine.
 
-Where A is named, it is the matrix of all affine layers: s = A w + b.
+A denotes the matrix of all affine layers: s = A w + b.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from stylefusion_hf.models.segmenter import RegionSegmenter
     from stylefusion_hf.models.style_generator import StyleGenerator
 
-BATCH = 64  # pictures made at once, up to 128 pixels
+BATCH = 64  # pictures per batch, up to 128 pixels
 STATISTICS = ("area", "brightness", "saturation", "warmth", "height")
-LEAST_AREA = 2e-3  # of the picture, for a region's colour or place to say something (8 pixels of 64 x 64)
+LEAST_AREA = 2e-3  # share of the picture below which a region counts as hidden (8 pixels of 64 x 64)
 
 
 @torch.no_grad()
 def sample_w(generator: StyleGenerator, samples: int, seed: int = 0) -> Tensor:
-    """w (samples, w_dim), float32 on the CPU, without truncation; of a conditional generator, with random classes."""
+    """Sample w (samples, w_dim), float32 on the CPU, without truncation; with random classes if conditional."""
     check_count("samples", samples, 2**24, least=2)
     random, config = np.random.RandomState(seed), generator.config
     z = torch.from_numpy(random.randn(samples, config.z_dim)).float()
@@ -57,26 +57,26 @@ def sefa(
     samples: int = 2000,
     seed: int = 0,
 ) -> list[Direction]:
-    """Closed-form factorisation (Shen and Zhou, arXiv 2007.06600): the w that move the style code furthest.
+    """Closed-form factorization (Shen and Zhou, arXiv 2007.06600): the w that move the style code furthest.
 
-    Eigenvectors of A^T A, by falling eigenvalue, where A has the rows that `layers` drive. As in the paper; its
-    published code scales the rows of A to unit length first.
+    Eigenvectors of A^T A by decreasing eigenvalue, with the rows of A that `layers` drive. This follows the paper; its
+    published code first scales the rows of A to unit length.
 
     Args:
-        generator: of which only the affine layers count.
-        count: 1 to w_dim; named sefa-0, sefa-1, ...
-        layers: rows of w+, which the directions are then for; None for all.
-        samples, seed: of the w that the scale is measured on.
+        generator: only its affine layers are used.
+        count: number of directions, 1 to w_dim; named sefa-0, sefa-1, ...
+        layers: rows of w+ to which the directions apply; None for all.
+        samples, seed: number and seed of the w on which the scale is measured.
 
     Raises:
-        ValueError: a count or rows that the generator does not have.
+        ValueError: the generator does not have that many directions or these rows.
     """
     check_count("count", count, generator.w_avg.shape[0])
     matrix = (generator.affine_weight * generator.affine_gain).detach().cpu().double()
     rows = _rows(generator, layers)
     if rows is not None:
         matrix = matrix[torch.isin(generator.style_rows.cpu(), torch.tensor(rows))]
-    values, vectors = torch.linalg.eigh(matrix.t() @ matrix)  # by rising eigenvalue
+    values, vectors = torch.linalg.eigh(matrix.t() @ matrix)  # by increasing eigenvalue
     w = sample_w(generator, samples, seed)
     return [
         _direction(f"sefa-{k}", vectors[:, -1 - k], w, rows, method="sefa", eigenvalue=float(values[-1 - k]))
@@ -86,20 +86,20 @@ def sefa(
 
 @torch.no_grad()
 def style_channel(generator: StyleGenerator, name: str, index: int, samples: int = 2000, seed: int = 0) -> Direction:
-    """One number of one layer's style vector (StyleSpace; Wu et al., arXiv 2011.12799), as a direction in s.
+    """Return one channel of one layer's style vector (StyleSpace; Wu et al., arXiv 2011.12799) as a direction in s.
 
     Args:
-        generator: whose layer.
+        generator: the generator of the layer.
         name: the layer: conv0, conv1, ..., rgb0, ...
-        index: which of its numbers, from 0.
-        samples, seed: of the codes whose standard deviation in this number is the scale.
+        index: the channel, from 0.
+        samples, seed: number and seed of the codes whose standard deviation in this channel is the scale.
 
     Raises:
-        ValueError: no such layer, no such number.
+        ValueError: no such layer or channel.
     """
     names = generator.style_sizes
     if name not in names:
-        raise ValueError(f"{name!r} is no layer of this generator: it has {', '.join(names)}")
+        raise ValueError(f"this generator has no layer {name!r}: it has {', '.join(names)}")
     check_count(f"index: a number of {name}", index, names[name] - 1, least=0)
     one_hot = torch.zeros(1, generator.style_dim)
     generator.split_style(one_hot)[name][0, index] = 1
@@ -113,9 +113,9 @@ def style_channel(generator: StyleGenerator, name: str, index: int, samples: int
 
 
 def principal_components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Unit directions (count, D) and standard deviations (count,) of samples (N, D), by falling deviation, float64.
+    """Return unit directions (count, D) and standard deviations (count,) of samples (N, D), largest first, float64.
 
-    From the smaller of the covariance (D, D) and the Gram matrix (N, N), so that whole feature maps may be samples.
+    Uses the smaller of the covariance (D, D) and the Gram matrix (N, N), so that samples can be whole feature maps.
     """
     x = x.double() - x.double().mean(dim=0)
     n, d = x.shape
@@ -136,20 +136,21 @@ def ganspace(
     space: str = "w",
     resolution: int = 8,
 ) -> list[Direction]:
-    """Principal components (GANSpace; Haerkoenen et al., arXiv 2004.02546): the ways in which samples differ most.
+    """Principal components (GANSpace; Haerkoenen et al., arXiv 2004.02546): the directions of largest variance.
 
     Args:
-        generator: to sample from, without truncation.
-        count: how many; named pc000, pc001, ... as in converted GANSpace files.
-        samples, seed: how many w, and of which seed.
-        space: "w", components of w itself; or "features", components of a feature map, each brought back to w by
+        generator: the generator to sample from, without truncation.
+        count: number of components; named pc000, pc001, ... as in converted GANSpace files.
+        samples, seed: number and seed of the w.
+        space: "w" for components of w itself; "features" for components of a feature map, each mapped back to w by
             least squares, as the paper does for generators without a w.
-        resolution: of that feature map, in pixels.
+        resolution: resolution of that feature map, in pixels.
 
-    The scale of a component of w is its standard deviation; one of features moves its feature coordinate by one.
+    The scale of a component of w is its standard deviation; the scale of a component of features is the step in w for
+    one standard deviation of its feature coordinate.
 
     Raises:
-        ValueError: an unknown space or resolution, or more components than samples or numbers.
+        ValueError: an unknown space or resolution, or more components than samples or dimensions.
     """
     w = sample_w(generator, samples, seed)
     about = {"method": "ganspace", "samples": samples, "seed": seed, "of": space}
@@ -168,15 +169,15 @@ def ganspace(
             maps.append(features[resolution].flatten(1).float().cpu())
         x = torch.cat(maps)
         basis, spreads = principal_components(x, count)
-        # Coordinates of different components are uncorrelated, so that each one's least-squares fit stands alone.
+        # Coordinates of different components are uncorrelated, so each can be fitted on its own.
         coordinates = (x.double() - x.double().mean(dim=0)) @ basis.t()
         found = coordinates.t() @ (w.double() - w.double().mean(dim=0)) / (len(w) - 1) / spreads[:, None]
-        deviations = found.norm(dim=1)  # w's way for one standard deviation of the coordinate
+        deviations = found.norm(dim=1)  # step in w for one standard deviation of the coordinate
         vectors, about = found / deviations[:, None], about | {"resolution": resolution}
     else:
         raise ValueError(f"unknown space {space!r}: GANSpace takes components of w or of features")
     return [
-        Direction(f"pc{k:03d}", "w", _signed(vector).float(), float(deviation), provenance=about)
+        Direction(f"pc{k:03d}", "w", _fix_sign(vector).float(), float(deviation), provenance=about)
         for k, (vector, deviation) in enumerate(zip(vectors, deviations, strict=True))
     ]
 
@@ -184,33 +185,34 @@ def ganspace(
 def boundary_from_labels(
     codes: Tensor, labels: Any, name: str = "boundary", space: str = "w", ridge: float = 1e-3
 ) -> Direction:
-    """The normal of the hyperplane that tells labels apart best, in the least-squares sense.
+    """Return the normal of the hyperplane that best separates the labels, in the least-squares sense.
 
-    InterFaceGAN's idea (Shen et al., arXiv 1907.10786) with ridge regression in place of a support vector machine: for
-    two labels the result is Fisher's linear discriminant; for graded ones the gradient of the best linear forecast.
+    InterFaceGAN's idea (Shen et al., arXiv 1907.10786) with ridge regression instead of a support vector machine: for
+    two labels the result is Fisher's linear discriminant, for continuous ones the gradient of the best linear
+    prediction.
 
     Args:
-        codes: (N, D) of the space "w" or "s", or (N, num_ws, w_dim) in "w+".
-        labels: (N,), two values or numbers; the direction points to the larger ones.
-        name, space: of the direction.
-        ridge: relative to the codes' mean variance; above 0.
+        codes: (N, D) in the space "w" or "s", or (N, num_ws, w_dim) in "w+".
+        labels: (N,), two values or continuous; the direction points to larger values.
+        name, space: name and space of the direction.
+        ridge: ridge penalty relative to the mean variance of the codes; above 0.
 
     Returns:
-        Of unit length; a strength of 1 is one standard deviation of these codes along it. `provenance["r2"]` is the
-        share of the labels' variance that the forecast explains (on these very codes).
+        A direction of unit length; strength 1 is one standard deviation of these codes along it. `provenance["r2"]` is
+        the share of the labels' variance that the prediction explains (on these same codes).
 
     Raises:
-        ValueError: shapes that do not fit, fewer than two different labels, numbers that are not finite.
+        ValueError: shapes do not fit, fewer than two different labels, or numbers that are not finite.
     """
     y = torch.as_tensor(labels).detach().cpu().double()
     x = codes.detach().cpu().double().flatten(1)
     if y.shape != (len(x),) or len(x) < 2:
-        raise ValueError(f"expected a label for each of {len(x)} codes (two or more), got labels {tuple(y.shape)}")
+        raise ValueError(f"expected one label per code for {len(x)} codes (at least two), got labels {tuple(y.shape)}")
     if not ridge > 0 or not bool(x.isfinite().all() and y.isfinite().all()):
-        raise ValueError(f"codes and labels are finite numbers and ridge is above 0, got ridge={ridge}")
+        raise ValueError(f"codes and labels must be finite and ridge must be above 0, got ridge={ridge}")
     x, y = x - x.mean(dim=0), y - y.mean()
     if float(y.square().mean()) < 1e-20:
-        raise ValueError(f"{name}: all labels are the same, so that there is no boundary between them")
+        raise ValueError(f"{name}: all labels are the same, so there is no boundary between them")
     covariance = x.t() @ x / len(x)
     penalty = ridge * covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(len(covariance), dtype=x.dtype)
     normal = torch.linalg.solve(covariance + penalty, x.t() @ y / len(x))
@@ -218,20 +220,20 @@ def boundary_from_labels(
     explained = 1 - float((y - along).square().mean() / y.square().mean())
     length = normal.norm()
     if not length > 1e-20:
-        raise ValueError(f"{name}: the codes say nothing about the labels")
+        raise ValueError(f"{name}: the codes do not predict the labels at all")
     tensor = (normal / length).float().reshape(codes.shape[1:])
     return Direction(
         name, space, tensor, float((along / length).std()), provenance={"method": "boundary", "r2": explained}
     )
 
 
-# --- From what a segmenter sees --------------------------------------------------------------------------------------
+# --- From segmented pictures -----------------------------------------------------------------------------------------
 
 
 class RegionSamples(NamedTuple):
-    """Samples and what was measured in their pictures.
+    """Samples with the statistics of the regions in their pictures.
 
-    `w`: (N, w_dim), truncated. `values`: {(region, statistic): (N,)}. `seen`: {region: (N,), whether it shows}.
+    `w`: (N, w_dim), truncated. `values`: {(region, statistic): (N,)}. `seen`: {region: (N,), whether it is visible}.
     """
 
     w: Tensor
@@ -247,10 +249,10 @@ def measure_regions(
     seed: int = 0,
     progress: Callable[[Any], Any] = lambda parts: parts,
 ) -> RegionSamples:
-    """The statistics of all regions in samples of the generator at its own truncation.
+    """Measure the statistics of all regions in samples of the generator at its default truncation.
 
-    area: share of the picture; brightness, saturation (largest channel less smallest), warmth (red less blue): means
-    over the region; height: of the region's middle, upwards. `progress` wraps the loop over batches.
+    area: share of the picture; brightness, saturation (largest minus smallest channel), warmth (red minus blue): means
+    over the region; height: of the region's center, pointing up. `progress` wraps the loop over batches.
     """
     regions = list(segmenter.config.regions)
     w = generator.truncate(sample_w(generator, samples, seed).to(generator.w_avg), generator.config.truncation_psi)
@@ -279,20 +281,20 @@ def boundary_from_regions(
     seed: int = 0,
     measured: RegionSamples | None = None,
 ) -> Direction:
-    """The direction in w along which a region's statistic grows: `boundary_from_labels` of what a segmenter sees.
+    """Return the direction in w along which a region's statistic grows: `boundary_from_labels` of measured values.
 
     Args:
-        generator, segmenter: of one model.
-        region: one of the segmenter's.
+        generator, segmenter: components of one model.
+        region: a region of the segmenter.
         statistic: "area", "brightness", "saturation", "warmth" or "height": see `measure_regions`.
-        samples, seed: as there.
-        measured: what `measure_regions` gave, to learn several directions from one set of pictures.
+        samples, seed: as in `measure_regions`.
+        measured: result of `measure_regions`, to learn several directions from one set of pictures.
 
     Returns:
-        Named region-statistic, in units of one standard deviation of untruncated w.
+        A direction named region-statistic, in units of one standard deviation of untruncated w.
 
     Raises:
-        ValueError: an unknown region or statistic, or a region that too few pictures show.
+        ValueError: an unknown region or statistic, or a region visible in too few pictures.
     """
     for what, given, known in (
         ("region", region, tuple(segmenter.config.regions)),
@@ -303,15 +305,15 @@ def boundary_from_regions(
     found = measure_regions(generator, segmenter, samples, seed) if measured is None else measured
     chosen = found.seen[region] if statistic != "area" else torch.ones(len(found.w), dtype=torch.bool)
     if int(chosen.sum()) < 16:
-        raise ValueError(f"{region!r} shows in {int(chosen.sum())} of {len(found.w)} pictures: take more samples")
+        raise ValueError(f"{region!r} is visible in {int(chosen.sum())} of {len(found.w)} pictures: take more samples")
     values = found.values[region, statistic][chosen]
     fitted = boundary_from_labels(found.w[chosen], values, f"{region}-{statistic}")
-    psi = generator.config.truncation_psi or 1.0  # the pictures' codes were truncated: the unit is that of free ones
+    psi = generator.config.truncation_psi or 1.0  # convert from truncated to untruncated units
     about = {"method": "regions", "region": region, "statistic": statistic, "r2": fitted.provenance["r2"]}
     return Direction(fitted.name, "w", fitted.tensor, fitted.scale / psi, provenance=about)
 
 
-# --- Parts -----------------------------------------------------------------------------------------------------------
+# --- Helpers ---------------------------------------------------------------------------------------------------------
 
 
 def _rows(generator: StyleGenerator, layers: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -320,16 +322,16 @@ def _rows(generator: StyleGenerator, layers: Sequence[int] | None) -> tuple[int,
     for row in layers:
         check_count("layers: a row of w+", row, generator.num_ws - 1, least=0)
     if not layers:
-        raise ValueError("layers is empty: name rows of w+, or leave it out for all")
+        raise ValueError("layers is empty: give rows of w+, or omit it for all")
     return tuple(layers)
 
 
-def _signed(vector: Tensor) -> Tensor:
-    """The vector or its opposite, whichever has a positive largest number."""
+def _fix_sign(vector: Tensor) -> Tensor:
+    """Return the vector or its negative, so that the component of largest magnitude is positive."""
     return vector * torch.where(vector[vector.abs().argmax()] < 0, -1, 1)
 
 
 def _direction(name: str, vector: Tensor, w: Tensor, rows: tuple[int, ...] | None, **about: Any) -> Direction:
-    """A unit direction in w, in standard deviations of samples w (N, w_dim)."""
-    vector = _signed(vector / vector.norm()).float()
+    """Make a unit direction in w, scaled by the standard deviation of samples w (N, w_dim)."""
+    vector = _fix_sign(vector / vector.norm()).float()
     return Direction(name, "w", vector, float((w @ vector).std()), rows, about)

@@ -50,7 +50,7 @@ class StyleFusionSwap:
 
 
 class MeanCode(StyleFusionSwap):
-    """The same nets, given the mean code whatever the source is: what mere movement towards the mean reads."""
+    """The same nets, given the mean code whatever the source is: what mere movement toward the mean reads."""
 
     def __init__(self, pipe):
         super().__init__(pipe)

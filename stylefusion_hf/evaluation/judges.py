@@ -1,7 +1,7 @@
 """The judges: networks that only the evaluation uses, and that no generator and no fusion net was trained with.
 
     judges = load_judges()                          # those of the checkout: stylefusion_hf/assets/evaluation
-    found = judges.portrait.judge(images)           # pose, attributes, colours and features of (B, 3, H, W)
+    found = judges.portrait.judge(images)           # pose, attributes, colors and features of (B, 3, H, W)
 
 `training/judges.py` makes them, on data and seeds of their own. The segmenter says where regions are, the portrait
 judge what is in them (avatars only: the renderer knows every label), the discriminator how real a picture looks.
@@ -49,18 +49,18 @@ class JudgeOutput(BaseOutput):
 
 
 class PortraitJudge(StrictModelMixin, ConfigMixin):
-    """Images (B, 3, H, W) in [-1, 1] -> where a portrait's points lie, which parts it is made of, in which colours.
+    """Images (B, 3, H, W) in [-1, 1] -> where a portrait's points lie, which parts it is made of, in which colors.
 
     Args:
         domain: what it was trained on, for reports.
         point_names: named points of the canonical portrait; two suffice for a similarity.
         attributes: {name: {"region": the region it belongs to, "classes": [names]}}.
-        colours: {name: the region it belongs to}.
+        colors: {name: the region it belongs to}.
         resolution: pixels; images of another size are resized inside. A multiple of 8.
         channels: widths at 1/2 (before and after its convolutions), 1/4 and 1/8 of the resolution.
         reduced: channels of the map at 1/8 of the resolution that the features see, place by place.
         features: D, how many numbers the features are.
-        groups: of the group normalisation; must divide every width. There are no batch statistics: what is said of a
+        groups: of the group normalization; must divide every width. There are no batch statistics: what is said of a
             picture does not depend on the rest of its batch.
 
     Raises:
@@ -106,9 +106,9 @@ class PortraitJudge(StrictModelMixin, ConfigMixin):
         self.look_far = nn.Conv2d(channels[-1], len(colours), 1) if colours else None
 
     def judge(self, images: Tensor, painted: Tensor | None = None) -> JudgeOutput:
-        """Points, attributes, colours and features of images (B, 3, H, W); H and W may be any.
+        """Points, attributes, colors and features of images (B, 3, H, W); H and W may be any.
 
-        A colour is a mean of the picture's own pixels, weighted by where the judge finds the thing: it is read, not
+        A color is a mean of the picture's own pixels, weighted by where the judge finds the thing: it is read, not
         guessed. `painted` (default: `images`) are the pixels it is read from, of the same shape; the trainer gives the
         undamaged picture there. ValueError for images of another shape.
         """
@@ -144,7 +144,7 @@ class PortraitJudge(StrictModelMixin, ConfigMixin):
         """{name: (B, 3)}: pixels (B, 3, H, W) averaged where the maps at 1/4 and 1/8 of the resolution point to."""
         assert self.look_near is not None and self.look_far is not None
         looks = self.look_near(near) + F.interpolate(self.look_far(far), scale_factor=2, mode="nearest")
-        weight = looks.flatten(2).softmax(dim=2)  # (B, colours, cells)
+        weight = looks.flatten(2).softmax(dim=2)  # (B, colors, cells)
         cells = F.adaptive_avg_pool2d(pixels, (near.shape[2], near.shape[3])).flatten(2)  # (B, 3, cells)
         found = torch.einsum("bnc,bkc->bnk", weight, cells)
         return dict(zip(self.config.colours, found.unbind(dim=1), strict=True))

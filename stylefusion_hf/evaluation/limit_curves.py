@@ -38,7 +38,7 @@ def limits(
 ) -> dict[str, dict[str, Curve]]:
     """Curves of the three limits (see `evaluation.limits`) and of the methods' kept strengths, on the same few pairs.
 
-    The limits are optimised on the model's own features and masks and scored here by the judges, each code also at
+    The limits are optimized on the model's own features and masks and scored here by the judges, each code also at
     SHARES of its way from the base: a line from nothing to the weakest trade-off would be no limit below it.
     """
     pairs = draw_pairs(subject.pipe, count, subject.first(TEST_SEED), subject.batch)

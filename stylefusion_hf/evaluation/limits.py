@@ -1,8 +1,8 @@
-"""The limit of S: what optimisation finds for the very pairs at hand, and no method that must generalise can expect.
+"""The limit of S: what optimization finds for the very pairs at hand, and no method that must generalize can expect.
 
 Three kinds, each freer than the one before: "static", one gate per region for all pairs; "gate", a gate in (0, 1)^S
 for each pair, which bounds every method that blends two codes; "code", a free style code for each pair, which bounds
-every method that gives the generator a style code. All are optimised on the TRAINING score, the model's own networks;
+every method that gives the generator a style code. All are optimized on the TRAINING score, the model's own networks;
 the ruler then judges their pictures by other ones. They bound methods only as far as Adam gets in the steps given.
 """
 
@@ -27,7 +27,7 @@ Codes = dict[tuple[float, str], Tensor]
 
 
 class LimitSearch:
-    """Pairs x regions x trade-offs, optimised together.
+    """Pairs x regions x trade-offs, optimized together.
 
     Args:
         pipe: a pipeline with a segmenter.

@@ -8,8 +8,8 @@ the same swap with c instead, M is where r is in I0 or in I1, widened by 1/64 of
     outside  O = sum |(1 - M)(I1 - I0)|^2 / sum |(1 - M)(Ib - I0)|^2     0: nothing moved, 1: as if all were swapped
     leak       = sum |(1 - M)(I1 - I0)|^2 / sum |I1 - I0|^2              the share of its own change that lies outside
 
-T rises when a swap merely moves the region towards the mean; S is exactly 0 for whatever draws the same for b and c.
-Ib' is Ib in I0's pose; f are three heads of equal weight: colour, colour-free texture, aligned outline. What lies in
+T rises when a swap merely moves the region toward the mean; S is exactly 0 for whatever draws the same for b and c.
+Ib' is Ib in I0's pose; f are three heads of equal weight: color, color-free texture, aligned outline. What lies in
 front of r in I0 or Ib' hides it from all three: a swap cannot show clothes through hair. Differences count above the
 noise: what bringing Ib into I0's pose and back again does to f (of a few pixels' mouth at 64 pixels, a good deal) is
 taken off both. All masks come from the evaluation segmenter, whose regions are listed back to front.

@@ -128,11 +128,11 @@ class TrainingScore:
         O = sum |(1 - M) (I1 - I0)|^2 / sum |(1 - M) (Ib - I0)|^2
         T = 1 - mean over heads f of: sum |f(I1) - f(Ib')| / sum |f(I0) - f(Ib')|
 
-    f: r's colour (`features.colour`); r's means of the generator's 16 and 32 px maps, channels in units of their
+    f: r's color (`features.colour`); r's means of the generator's 16 and 32 px maps, channels in units of their
     deviation; r's soft outline (`measurement.outline`), through the segmenter, where nothing hides r in I0 or Ib'
     (regions are listed back to front: a swap cannot show skin through hair). Ib' is Ib brought to I0's pose by a
     similarity of the `pose` regions (only the outline is moved: means over a region do not change with its place);
-    `static` regions stay where they are. A region that vanishes in I1 keeps its whole distance in colour and maps,
+    `static` regions stay where they are. A region that vanishes in I1 keeps its whole distance in color and maps,
     and its outline pulls it back. Heads on which a region hardly differs among samples are left out.
 
     Args:

@@ -1,4 +1,4 @@
-"""Static graphs as files: ONNX for other runtimes, or torch.export's `.pt2`; written, and read back as functions."""
+"""Writing static graphs to files (ONNX, or torch.export's `.pt2`), and reading them back as functions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 OPSET = 20  # of ONNX
-FOLDED = 2**31  # bytes of a constant
-TRACED = 2  # the batch size that is traced; PyTorch takes 0 and 1 for constants
+FOLDING_LIMIT = 2**31  # bytes of a folded constant
+TRACED_BATCH = 2  # batch size for tracing; PyTorch specializes on 0 and 1
 
 Run = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output; None in its shape is the batch."""
+    """An input or output of a graph; None in its shape is the batch size."""
 
     name: str
     shape: tuple[int | None, ...]
@@ -40,9 +40,9 @@ class Graph:
     """A network to export.
 
     Attributes:
-        module: what is traced.
-        original: what it is held against: the same inputs to the same output.
-        example: a batch size -> inputs as they come in use; other ones for each size.
+        module: the module to trace.
+        original: reference function with the same inputs and output.
+        example: batch size -> realistic inputs, different for each size.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Graph:
 
 
 def check_packages(form: str, checked: bool) -> None:
-    """ValueError for an unknown format; ImportError where it, or its check, needs what is not installed."""
+    """Raise ValueError for an unknown format, ImportError if it or its check needs a missing package."""
     if form not in SUFFIXES:
         raise ValueError(f"unknown format {form!r}: choose from {', '.join(SUFFIXES)}")
     if form != "onnx":
@@ -63,21 +63,21 @@ def check_packages(form: str, checked: bool) -> None:
         raise ImportError(f"exporting to ONNX needs {' and '.join(missing)}: pip install stylefusion-hf[export]")
     if checked and importlib.util.find_spec("onnxruntime") is None:
         raise ImportError(
-            "checking the graphs needs onnxruntime: pip install stylefusion-hf[export], or leave the check out with"
+            "checking the graphs needs onnxruntime: pip install stylefusion-hf[export], or skip the check with"
             " --no-check"
         )
 
 
 def trace(graph: Graph) -> Any:
-    """The `torch.export.ExportedProgram`, its batch dynamic."""
+    """Trace a graph into a `torch.export.ExportedProgram` with a dynamic batch."""
     batch = torch.export.Dim("batch", min=1)
     shapes = tuple({0: batch} if port.shape else None for port in graph.inputs)
     with _quietly():
-        return torch.export.export(graph.module, graph.example(TRACED), dynamic_shapes=(shapes,))  # of *inputs
+        return torch.export.export(graph.module, graph.example(TRACED_BATCH), dynamic_shapes=(shapes,))  # of *inputs
 
 
 def write_onnx(graph: Graph, program: Any, path: Path) -> None:
-    """An ONNX file, its weights inside it up to ONNX's limit of 2 GB and in a file beside it above."""
+    """Write an ONNX file, with the weights inside up to ONNX's limit of 2 GB, otherwise in a file next to it."""
     import onnxscript
 
     names = [port.name for port in graph.inputs]
@@ -94,24 +94,24 @@ def write_onnx(graph: Graph, program: Any, path: Path) -> None:
             verbose=False,
         )
         assert onnx is not None
-        # What depends on weights alone is worked out now: the exporter by itself stops at a megabyte.
-        onnxscript.optimizer.optimize_ir(onnx.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
+        # Fold everything that only depends on weights; the exporter's default limit is one megabyte.
+        onnxscript.optimizer.optimize_ir(onnx.model, input_size_limit=FOLDING_LIMIT, output_size_limit=FOLDING_LIMIT)
     for node in onnx.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces with the paths of this machine
+        node.metadata_props.clear()  # stack traces with local paths
     onnx.save(path)
 
 
 def write_torch(program: Any, path: Path) -> None:
-    """A `.pt2` for `torch.export.load`."""
+    """Write a `.pt2` file for `torch.export.load`."""
     for part in program.graph_module.modules():  # subgraphs too
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # the paths of this machine
+            node.meta.pop("stack_trace", None)  # contains local paths
     with _quietly():
         torch.export.save(program, path)
 
 
 def open_onnx(path: Path) -> Run:
-    """An ONNX file as a function, in onnxruntime on the CPU with as many threads as PyTorch has."""
+    """Open an ONNX file as a function, run by onnxruntime on the CPU with PyTorch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -128,14 +128,14 @@ def open_onnx(path: Path) -> Run:
 
 
 def open_torch(path: Path) -> Run:
-    """A `.pt2` as a function."""
+    """Open a `.pt2` file as a function."""
     with _quietly():
         return torch.export.load(path).module()
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what exporters say of packages that nothing here needs, and of their own deprecations."""
+    """Suppress the exporters' warnings about packages that are not needed here and about their own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """A pipeline's networks as static graphs for other runtimes: ONNX files, or torch.export's `.pt2`.
 
 The graphs: mapping (z, truncation psi -> s), fusion (codes of all nodes -> s), synthesis (s -> images), segmenter
-(images -> logits). Each is a file of its own with a dynamic batch, and `export.json` says what it takes and gives.
-Every file is read back, run at two batch sizes on inputs that were not traced, and held against the models themselves.
+(images -> logits). Each is a separate file with a dynamic batch; `export.json` describes inputs and outputs. Every
+file is read back, run at two batch sizes on inputs that were not traced, and compared with the original models.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from stylefusion_hf.export.graph_files import (
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 
 DESCRIPTION, MARK = "export.json", "stylefusion-export"
-TOLERANCE = 1e-3  # the largest error, of the output's standard deviation
-CHECKED = (1, 3)  # batch sizes; neither is the one that is traced
-RUNS = 9  # of which the latency is the median
+TOLERANCE = 1e-3  # largest error, relative to the output's standard deviation
+CHECKED = (1, 3)  # batch sizes of the check; different from the traced one
+RUNS = 9  # the latency is the median of these
 
 # ----------------------------------------------------------------------------------------------------
-# What there is to export. A traced model goes through every net, and calls PyTorch's own operators only.
+# The exportable graphs. While tracing, models run every net and only use PyTorch's own operators.
 
 
-class Traced(nn.Module):
-    """A function of models as the `forward` that exporters trace. `state`: the modules and tensors that it reads."""
+class GraphModule(nn.Module):
+    """Wraps a function as the `forward` that exporters trace. `state`: the modules and tensors that it reads."""
 
     def __init__(self, function: Run, **state: nn.Module | Tensor):
         super().__init__()
@@ -66,12 +66,12 @@ class Traced(nn.Module):
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of a graph; the figures are None where nothing was checked.
+    """An exported graph with its check; the figures are None if it was not checked.
 
     Attributes:
-        path, size: the file, in bytes with what lies beside it.
-        error, deviation: largest error over all checked batches, and the standard deviation of what it is an error of.
-        latency, exported_latency: of the model in PyTorch and of the file, seconds for a batch of one.
+        path, size: the file, and its size in bytes including external weights.
+        error, deviation: largest error over all checked batches, and the standard deviation of the expected output.
+        latency, exported_latency: seconds for a batch of one, in PyTorch and for the exported file.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Exported:
 
 
 def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
-    """What can be exported of a pipeline in float32 on the CPU, by name."""
+    """Return the exportable graphs of a pipeline in float32 on the CPU, by name."""
     generator, fusion, segmenter = pipe.generator, pipe.fusion, pipe.segmenter
     config, nodes, width = generator.config, fusion.tree.nodes, generator.style_dim
     size = config.resolution
@@ -100,7 +100,7 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
         *labels, psi = rest
         return generator.to_style(generator.truncate(generator.mapping(z, *labels), psi))
 
-    def fused(given: Tensor) -> Tensor:
+    def fuse(given: Tensor) -> Tensor:
         return fusion.fuse({node: given[:, i] for i, node in enumerate(nodes)})
 
     def codes(batch: int) -> Tensor:
@@ -109,7 +109,7 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
     found = {
         "mapping": Graph(
             "mapping",
-            Traced(
+            GraphModule(
                 style,
                 mapping=generator.mapping,
                 weight=generator.affine_weight,
@@ -131,15 +131,15 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
         ),
         "fusion": Graph(
             "fusion",
-            Traced(fused, fusion=fusion),
+            GraphModule(fuse, fusion=fusion),
             (Port("codes", (None, len(nodes), width), "the code of every node, in the order of `nodes`"),),
             code,
-            fused,
+            fuse,
             lambda batch: (codes(batch * len(nodes)).unflatten(0, (batch, len(nodes))),),
         ),
         "synthesis": Graph(
             "synthesis",
-            Traced(generator.synthesis, synthesis=generator.synthesis),
+            GraphModule(generator.synthesis, synthesis=generator.synthesis),
             (code,),
             images,
             generator.synthesis,
@@ -150,7 +150,7 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
         regions = segmenter.config.regions
         found["segmenter"] = Graph(
             "segmenter",
-            Traced(segmenter.segment, segmenter=segmenter),
+            GraphModule(segmenter.segment, segmenter=segmenter),
             (replace(images, meaning="-1 to 1"),),
             Port("logits", (None, len(regions), size, size), "a map for each of `regions`; a pixel is the largest's"),
             segmenter.segment,
@@ -164,7 +164,7 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
 
 
 def check(graph: Graph, run: Run) -> tuple[float, float]:
-    """The largest error of `run` over the checked batch sizes, and the least standard deviation of what is expected.
+    """Return the largest error of `run` over the checked batch sizes, and the smallest expected standard deviation.
 
     Raises:
         ValueError: an output of another shape, or an error beyond the tolerance; names the graph and both numbers.
@@ -189,7 +189,7 @@ def check(graph: Graph, run: Run) -> tuple[float, float]:
 
 
 def latencies(runs: Sequence[Run], inputs: Sequence[Tensor]) -> list[float]:
-    """Seconds of a call of each, medians after a first one. They take turns, so that a busy machine is fair to all."""
+    """Return the median seconds per call of each, after a warm-up; calls alternate, so that a busy machine is fair."""
     seconds: list[list[float]] = [[] for _ in runs]
     for turn in range(RUNS + 1):
         for run, times in zip(runs, seconds, strict=True):
@@ -201,7 +201,7 @@ def latencies(runs: Sequence[Run], inputs: Sequence[Tensor]) -> list[float]:
 
 
 # ----------------------------------------------------------------------------------------------------
-# The whole.
+# The export.
 
 
 @torch.no_grad()
@@ -216,29 +216,29 @@ def export(
     sources: Iterable[Path] = (),
     progress: bool = False,
 ) -> list[Exported]:
-    """Write a pipeline's networks and `export.json` into a folder, which appears whole or not at all.
+    """Write a pipeline's networks and `export.json` into a folder, which appears complete or not at all.
 
     Args:
-        pipe: is brought to the CPU, in float32.
-        out: the folder; one that holds files only with `overwrite`, and only if they are those of an export.
+        pipe: moved to the CPU and to float32.
+        out: the folder; may contain files only with `overwrite`, and only those of an earlier export.
         form: "onnx" or "torch-export".
-        only: names of the graphs to write; all that the pipeline has if None.
+        only: names of the graphs to write; None for all that the pipeline has.
         checked: read every file back and compare it with the models.
-        sources: what may not be overwritten.
-        progress: show a bar.
+        sources: paths that must not be overwritten.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: an unknown format, a graph that the pipeline does not have, a folder that is not to be replaced, or
+        ValueError: an unknown format, a graph that the pipeline does not have, a folder that must not be replaced, or
             a graph that differs from its model.
         ImportError: the packages for the format are missing; names the extra.
-        OSError: a place that cannot be written.
+        OSError: the folder cannot be written.
     """
     check_packages(form, checked)
     check_target(out, overwrite, sources)
-    identity = pipe.model_identity()  # of the weights as they are, before the cast
+    identity = pipe.model_identity()  # of the original weights, before the cast
     for model in pipe.components.values():
         if isinstance(model, nn.Module):
-            nn.Module.to(model, "cpu", torch.float32)  # diffusers' own warns of modules to keep in float32
+            nn.Module.to(model, "cpu", torch.float32)  # diffusers' own `to` warns about float32 modules
     available = graphs(pipe)
     names = list(available) if only is None else [name for name in available if name in set(only)]
     if missing := [name for name in dict.fromkeys(only or ()) if name not in available]:
@@ -272,7 +272,7 @@ def _export_one(graph: Graph, folder: Path, form: str, checked: bool) -> Exporte
 def describe(
     pipe: StyleFusionPipeline, form: str, chosen: Sequence[Graph], written: Sequence[Exported], files: Sequence[str]
 ) -> dict[str, Any]:
-    """What `export.json` says: all that it takes to run the graphs without this package."""
+    """Return the content of `export.json`: everything needed to run the graphs without this package."""
     generator, config, tree = pipe.generator, pipe.generator.config, pipe.fusion.tree
     packages = ["torch", *(["onnx", "onnxscript", "onnxruntime"] if form == "onnx" else [])]
     graphs = {}
@@ -310,7 +310,7 @@ def describe(
 
 
 def check_target(out: Path, overwrite: bool, sources: Iterable[Path] = ()) -> None:
-    """ValueError unless an export can be written there: what else lies in a folder is never removed."""
+    """Raise ValueError unless an export can be written there; files of other origin are never removed."""
     check_destination(out, overwrite, sources)
     found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     if not found:
@@ -321,13 +321,13 @@ def check_target(out: Path, overwrite: bool, sources: Iterable[Path] = ()) -> No
     except (OSError, ValueError, TypeError, KeyError):
         ours = set()
     if not ours:
-        raise ValueError(f"{out}: is no export, and --overwrite replaces nothing else; give another name")
+        raise ValueError(f"{out}: not an export, and --overwrite only replaces exports; give another name")
     if others := [name for name in found if name not in ours]:
-        raise ValueError(f"{out}: holds {', '.join(others[:4])} beside an export; move that, or give another name")
+        raise ValueError(f"{out}: contains {', '.join(others[:4])} next to an export; move that, or give another name")
 
 
 def table(exported: Sequence[Exported]) -> str:
-    """The files as lines for a screen; latencies are of a batch of one, in milliseconds."""
+    """Format the exported files as a text table; latencies are for a batch of one, in milliseconds."""
     rows: list[tuple[str, ...]] = [("file", "MiB", "max error", "of std", "PyTorch ms", "graph ms", "ratio")]
     for item in exported:
         figures: tuple[str, ...] = ("not checked", "", "", "", "")

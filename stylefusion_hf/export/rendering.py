@@ -1,10 +1,10 @@
-"""Fused pictures by the million: recipes in, shards of pictures with their masks out.
+"""Rendering large data sets: recipes in, shards of pictures with their masks out.
 
     accelerate launch -m stylefusion_hf.export.rendering recipes.jsonl --out pictures
 
-is `stylefusion render` on several processes or machines. Lines are dealt out in blocks: shard k has the pictures of
-lines k * S + 1 to (k + 1) * S and is made by one process. What is finished stays, whatever the number of processes was
-or will be; the file of recipes is streamed.
+is `stylefusion render` on several processes or machines. Shard k has the pictures of lines k * S + 1 to (k + 1) * S
+and is written by one process. Finished shards are kept, whatever the number of processes before and after; the recipe
+file is streamed.
 """
 
 from __future__ import annotations
@@ -42,43 +42,43 @@ if TYPE_CHECKING:
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 
 NOTE = "dataset.json"
-WAITING = 16  # batches of recipes that may wait for others of their kind
+MAX_WAITING = 16  # batches of recipes that may wait to be grouped with others of their kind
 
 
 # --- Recipes ---------------------------------------------------------------------------------------------------------
 
 
 class Source(Protocol):
-    """Numbered recipes that can be gone through more than once."""
+    """Numbered recipes that can be iterated more than once."""
 
     def __iter__(self) -> Iterator[tuple[int, Callable[[], Recipe]]]:
-        """(number from 1, what makes the recipe); making it may raise a ValueError."""
+        """Yield (number from 1, function that makes the recipe); that function may raise ValueError."""
         ...
 
     def where(self, number: int) -> str:
-        """What an error about this recipe begins with."""
+        """Return the prefix of errors about this recipe."""
         ...
 
     def about(self) -> dict[str, Any]:
-        """What tells this source from others, JSON-able."""
+        """Return JSON-serializable facts that identify this source."""
         ...
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe a line, as JSON; empty lines count but mean nothing. OSError where the file cannot be read."""
+    """A file with one JSON recipe per line; empty lines are numbered but skipped. OSError if it cannot be read."""
 
     path: Path
 
     def __iter__(self) -> Iterator[tuple[int, Callable[[], Recipe]]]:
         with open_regular(self.path) as file:
-            lines = iter(partial(file.readline, MAX_CHARACTERS + 2), b"")  # a longer one is refused as a recipe
+            lines = iter(partial(file.readline, MAX_CHARACTERS + 2), b"")  # longer lines are refused by Recipe
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, partial(Recipe.from_json, line)
 
     def check(self) -> None:
-        """ValueError for the first line that is not a recipe; what a model has to do with them is not known here."""
+        """Raise ValueError for the first line that is not a recipe; nothing is checked against a model."""
         for number, make in self:
             try:
                 make()
@@ -98,7 +98,7 @@ class RecipeFile:
 
 @dataclass(frozen=True)
 class RandomRecipes:
-    """`count` recipes with a base seed, and a seed of its own for every region that can have one."""
+    """`count` random recipes, each with a base seed and one seed per region that can have its own code."""
 
     count: int
     seed: int
@@ -124,7 +124,7 @@ class RandomRecipes:
 def check_recipe(
     pipe: StyleFusionPipeline, recipe: Recipe, identity: Mapping[str, Any], any_model: bool, known: set[str]
 ) -> None:
-    """ValueError unless the pipeline can make the recipe's pictures. `known`: kinds whose names are right."""
+    """Raise ValueError unless the pipeline can render the recipe. `known`: kinds whose names have been checked."""
     check_shapes(pipe.generator, recipe.groups())
     if (kind := kind_of(recipe)) not in known:
         node_settings(pipe.fusion.tree, recipe)
@@ -134,7 +134,7 @@ def check_recipe(
     written = {} if any_model else (recipe.model or {}).get("sha256", {})
     if other := [name for name, digits in written.items() if identity["sha256"].get(name, digits) != digits]:
         raise ValueError(
-            f"written with other weights of {' and '.join(other)} than this model has: load that one, or give"
+            f"written with other weights of {' and '.join(other)} than this model has: load that model, or give"
             " --any-model"
         )
 
@@ -144,7 +144,7 @@ def check_recipe(
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to be made."""
+    """One picture to render."""
 
     line: int
     index: int  # among the pictures of its line
@@ -156,7 +156,7 @@ class Picture:
 
 
 def kind_of(recipe: Recipe) -> str:
-    """Recipes of the same kind can be one batch: they differ in codes only."""
+    """Return a key shared by recipes that can form one batch, because they differ in codes only."""
     r = recipe
     settings = (r.noise_mode, r.truncation_psi, r.truncation_cutoff, r.strength, r.global_code is None)
     names = [sorted(codes) for codes in (r.regions, r.nodes, r.edits)]
@@ -164,7 +164,7 @@ def kind_of(recipe: Recipe) -> str:
 
 
 def join(recipes: list[Recipe]) -> Recipe:
-    """One recipe for the pictures of several of the same kind, each of one picture."""
+    """Join single-picture recipes of the same kind into one recipe."""
 
     def rows(name: str) -> Any:
         found = [getattr(r, name) for r in recipes]
@@ -179,12 +179,12 @@ def join(recipes: list[Recipe]) -> Recipe:
 
 
 def batches(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
-    """Pictures of one kind, `size` at a time; what is left over comes at the end, or when too many wait."""
+    """Yield batches of up to `size` pictures of one kind; incomplete ones at the end, or when too many wait."""
     waiting: dict[str, list[Picture]] = {}
     for picture in pictures:
         group = waiting.setdefault(kind_of(picture.recipe), [])
         group.append(picture)
-        if len(group) == size or sum(map(len, waiting.values())) >= WAITING * size:
+        if len(group) == size or sum(map(len, waiting.values())) >= MAX_WAITING * size:
             fullest = max(waiting, key=lambda kind: len(waiting[kind]))
             yield waiting.pop(fullest)
     yield from waiting.values()
@@ -194,7 +194,7 @@ def batches(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
 
 
 def palette(count: int) -> list[int]:
-    """r, g, b of `count` labels: hues a golden section apart, light and dark in turn."""
+    """Return r, g, b of `count` labels: hues spaced by the golden ratio, alternately light and dark."""
     colours: list[int] = []
     for i in range(count):
         hue, value = (i * 0.618034) % 1 * 6, (1.0, 0.6)[i % 2]
@@ -204,7 +204,7 @@ def palette(count: int) -> list[int]:
 
 def png(image: Image.Image) -> bytes:
     data = io.BytesIO()
-    image.save(data, "PNG", compress_level=1)  # encoding, not rendering, would take most of the time of large pictures
+    image.save(data, "PNG", compress_level=1)  # higher levels would take longer than rendering
     return data.getvalue()
 
 
@@ -215,7 +215,7 @@ def render_batch(
     identity: Mapping[str, Any],
     pool: ThreadPoolExecutor,
 ) -> Iterator[dict[str, Any]]:
-    """The samples of pictures of one kind, in order."""
+    """Render pictures of one kind and yield their samples, in order."""
     output: Any = pipe.from_recipe(join([p.recipe for p in pictures]), check_model=False, output_masks=masks)
     maps: list[Image.Image | None] = [None] * len(pictures)
     if masks:
@@ -237,7 +237,7 @@ def render_batch(
 
 @dataclass(frozen=True)
 class Rendered:
-    """pictures: made now, by all processes; shards: all there are; seconds: of the slowest process."""
+    """Result of a rendering: pictures made by all processes, shards in the folder, seconds of the slowest process."""
 
     pictures: int
     shards: int
@@ -245,7 +245,7 @@ class Rendered:
 
     @property
     def rate(self) -> float:
-        """Pictures a second."""
+        """Pictures per second."""
         return self.pictures / self.seconds if self.seconds else 0.0
 
 
@@ -262,27 +262,27 @@ def render(
     process: int = 0,
     processes: int = 1,
 ) -> Rendered:
-    """Render what is not there yet, as one of several processes.
+    """Render the shards that do not exist yet, as one of several processes.
 
     Args:
-        pipe: has a segmenter where masks are wanted.
-        source: the recipes; every one of this process's is checked before the first is rendered.
-        out: the folder; gets shard-000000.tar ... and dataset.json, which names the regions of the masks.
+        pipe: the pipeline; masks need a segmenter.
+        source: the recipes; all of this process's are checked before the first is rendered.
+        out: the folder for shard-000000.tar ... and dataset.json, which names the regions of the masks.
         kind: "tar" (WebDataset) or "parquet".
-        shard_size: recipes of a shard.
-        batch_size: pictures computed at once.
-        masks: also a label map a picture: a palette PNG whose values are places in dataset.json's regions.
-        any_model: also take recipes that were written with other weights.
-        process, processes: this one's place among all. Each must see `out`.
+        shard_size: recipes per shard.
+        batch_size: pictures computed together.
+        masks: also write a label map per picture: a palette PNG whose values index dataset.json's regions.
+        any_model: also accept recipes that were written with other weights.
+        process, processes: index of this process, and how many there are. All must share `out`.
 
     Raises:
-        ValueError: a recipe that cannot be made (says which line), no recipe at all, no segmenter, or a folder that
-            holds another data set.
-        OSError: what cannot be read or written.
+        ValueError: a recipe that cannot be rendered (names its line), no recipe at all, no segmenter, or a folder with
+            another data set.
+        OSError: a file cannot be read or written.
     """
     check_format(kind)
     if masks and pipe.segmenter is None:
-        raise ValueError("masks need a segmenter, and this model has none: leave them out with --no-masks")
+        raise ValueError("masks need a segmenter, and this model has none: skip them with --no-masks")
     out, identity = Path(out), pipe.model_identity()
     regions = list(pipe.segmenter.config.regions) if masks else []
     about = source.about() | {"format": kind, "shard_size": shard_size, "regions": regions, "model": identity}
@@ -292,11 +292,11 @@ def render(
         lock = FolderLock(out, "rendering")
         stack.callback(lock.release)
         check_folder(out, about)
-        remove_partials(out)  # of a rendering that was killed
+        remove_partials(out)  # left by a killed rendering
         write_json(out / NOTE, about)
 
     def own() -> Iterator[tuple[int, int, Callable[[], Recipe]]]:
-        """(shard, number, what makes the recipe) of what this process has still to do."""
+        """Yield (shard, number, function that makes the recipe) for this process's remaining recipes."""
         for number, make in source:
             shard = (number - 1) // shard_size
             if shard % processes == process and not shard_path(out, shard, kind).exists():
@@ -336,19 +336,19 @@ def render(
         problem = run_everywhere(work, (OSError,))
         if problem is not None:
             raise OSError(problem)
-        told = gather_object([(sum(counted), time.monotonic() - started)])
+        results = gather_object([(sum(counted), time.monotonic() - started)])
         shards = len(list(out.glob(shard_path(out, 0, kind).name.replace("000000", "*"))))
         if not shards:
             raise ValueError(f"{source.where(1)}: there is no recipe")
-        return Rendered(sum(n for n, _ in told), shards, max(seconds for _, seconds in told))
+        return Rendered(sum(n for n, _ in results), shards, max(seconds for _, seconds in results))
 
 
 def check_folder(out: Path, about: Mapping[str, Any]) -> None:
-    """ValueError where a folder holds something else than a part of this data set."""
+    """Raise ValueError if a folder contains anything but a part of this data set."""
     note = out / NOTE
     if not note.exists():
         if any(p.name != LOCK and not p.name.startswith(PARTIAL) for p in out.iterdir()):
-            raise ValueError(f"{out} is not empty and holds no {NOTE}: choose another folder")
+            raise ValueError(f"{out} is not empty and has no {NOTE}: choose another folder")
         return
     try:
         stored = read_object(note)
@@ -356,6 +356,6 @@ def check_folder(out: Path, about: Mapping[str, Any]) -> None:
         raise ValueError(f"{note} cannot be read ({error}): choose another folder or delete it") from error
     if other := [name for name in {**stored, **about} if stored.get(name) != about.get(name)]:
         raise ValueError(
-            f"{out} holds pictures of another {' and '.join(other)} ({short(stored.get(other[0]))}, now"
+            f"{out} has pictures of another {' and '.join(other)} ({short(stored.get(other[0]))}, now"
             f" {short(about.get(other[0]))}): choose another folder"
         )

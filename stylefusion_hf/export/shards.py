@@ -1,7 +1,7 @@
-"""Shards of a picture data set: WebDataset tar files or Parquet files, each whole or absent.
+"""Shards of a picture data set: WebDataset tar files or Parquet files, each complete or absent.
 
-A shard is written under another name, flushed to the disk and renamed, so that a file under its final name is
-finished, whatever ended the process that wrote it. The same samples give the same bytes.
+A shard is written under a temporary name, flushed to disk and renamed, so a file with its final name is complete even
+if the writing process was killed. The same samples give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from stylefusion_hf.core.files import atomic_path
 from stylefusion_hf.core.processes import one_line
 
-FORMATS = {"tar": "webdataset", "parquet": "pyarrow"}  # and the package that writes it
+FORMATS = {"tar": "webdataset", "parquet": "pyarrow"}  # format -> package that writes it
 ROW_GROUP = 2**25  # bytes of a Parquet row group, about
 TYPES = {"key": "string", "line": "int64", "picture": "int32", "recipe": "string"}
 
@@ -23,7 +23,7 @@ Write = Callable[[dict[str, Any]], None]
 
 
 def check_format(kind: str) -> None:
-    """ValueError for an unknown format, ImportError where its package is missing."""
+    """Raise ValueError for an unknown format, ImportError if its package is missing."""
     if kind not in FORMATS:
         raise ValueError(f"unknown format {kind!r}: choose from {', '.join(FORMATS)}")
     try:
@@ -40,17 +40,17 @@ def shard_path(folder: Path, index: int, kind: str) -> Path:
 
 @contextlib.contextmanager
 def write_shard(path: Path, about: dict[str, Any]) -> Iterator[Write]:
-    """A function that takes samples; the file is there when the body has ended without an error.
+    """Yield a function that writes samples; the file appears when the body ends without an error.
 
     Args:
         path: ends in .tar or .parquet.
-        about: JSON-able facts about the data set, which a Parquet file carries.
+        about: JSON-serializable facts about the data set, stored in Parquet files.
 
-    A sample has `key` (text), `line` and `picture` (ints), `image` (PNG bytes), `mask` (the same, or None) and
-    `recipe` (JSON text).
+    A sample has `key` (str), `line` and `picture` (int), `image` (PNG bytes), `mask` (PNG bytes or None) and `recipe`
+    (JSON text).
 
     Raises:
-        OSError: the file cannot be written (a full disk); nothing is left of it.
+        OSError: the file cannot be written, for example because the disk is full; no partial file is left.
     """
     try:
         with atomic_path(path) as part, {".tar": _tar, ".parquet": _parquet}[path.suffix](part, about) as write:
@@ -61,11 +61,11 @@ def write_shard(path: Path, about: dict[str, Any]) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _tar(path: Path, about: dict[str, Any]) -> Iterator[Write]:
-    """WebDataset: <key>.png, <key>.mask.png and <key>.json."""
+    """Write WebDataset entries: <key>.png, <key>.mask.png and <key>.json."""
     from webdataset.writer import TarWriter
 
-    same = {"user": "", "group": "", "mtime": 0}  # whoever writes it, and whenever
-    with open(path, "wb") as file, contextlib.closing(TarWriter(file, encoder=False, compress=False, **same)) as tar:
+    fixed = {"user": "", "group": "", "mtime": 0}  # same bytes for every user and time
+    with open(path, "wb") as file, contextlib.closing(TarWriter(file, encoder=False, compress=False, **fixed)) as tar:
 
         def write(sample: dict[str, Any]) -> None:
             facts = {"line": sample["line"], "picture": sample["picture"], "recipe": json.loads(sample["recipe"])}
@@ -79,7 +79,7 @@ def _tar(path: Path, about: dict[str, Any]) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _parquet(path: Path, about: dict[str, Any]) -> Iterator[Write]:
-    """Columns with the metadata by which the Hub's viewer and `datasets` see pictures in them."""
+    """Write Parquet columns with the metadata that lets the Hub's viewer and `datasets` decode pictures."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -93,7 +93,7 @@ def _parquet(path: Path, about: dict[str, Any]) -> Iterator[Write]:
     size = 0
     with pq.ParquetWriter(path, schema) as file:
 
-        def put() -> None:
+        def flush_rows() -> None:
             if rows:
                 file.write_table(pa.Table.from_pylist(rows, schema=schema))
                 rows.clear()
@@ -107,8 +107,8 @@ def _parquet(path: Path, about: dict[str, Any]) -> Iterator[Write]:
             rows.append({name: sample[name] for name in TYPES} | pictures)
             size += sum(len(sample[name] or b"") for name in ("image", "mask", "recipe"))
             if size > ROW_GROUP:
-                put()
+                flush_rows()
                 size = 0
 
         yield write
-        put()
+        flush_rows()

@@ -1,6 +1,6 @@
-"""Removes paths of this machine, and metadata that nobody asked for, from files before they are published.
+"""Removal of local paths and unneeded metadata from files before they are published.
 
-Local paths become their last part: `/home/jane/runs/base` is published as `base`. Pixels and weights stay as they are.
+Local paths are reduced to their last part: `/home/jane/runs/base` becomes `base`. Pixels and weights are unchanged.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.core.hub_files import LOCAL_PATH
 
-RECIPE_KEY = "stylefusion"  # the PNG text chunk that holds a picture's recipe
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the library
 MAX_JSON = 2**26  # bytes of a JSON or text file that is published
-MAX_DEPTH = 64  # lists and objects in each other
+MAX_DEPTH = 64  # levels of nested lists and objects
 
 
 # --- Text ------------------------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ _PART = r"[^\s/\\\"'`|<>()\[\]{},;*?]+"
 POSIX = re.compile(rf"(?<![\w./:~%+\\-])(?<!\]\()(?:file:/+(?=/))?(?:/{_PART}){{2,}}/?")
 WINDOWS = re.compile(rf"(?<![\w\\])(?:file:/+)?(?:[A-Za-z]:[\\/]+|\\\\[\w.$-]+\\)(?:{_PART}[\\/]+)*(?:{_PART})?")
 HOMES = re.compile(r"[\\/](home|Users|Documents and Settings)[\\/]+[^\\/]+[\\/]*$")
-# Where the files of users lie; paths elsewhere (/usr/bin/env, /v1/models) are cleaned only where they exist here.
+# Where users keep files; paths elsewhere (/usr/bin/env, /v1/models) are cleaned only if they exist on this machine.
 ROOTS = re.compile(
     r"(?:file:/+)?/+(?:home|Users|Volumes|root|tmp|var|private|mnt|media|data\d*|work\w*|scratch\d*|storage|nfs\d*|srv"
     r"|projects?|gpfs\w*|lustre|cluster|content|kaggle|run|etc|proc)(?:/|$)"
@@ -42,7 +42,7 @@ ROOTS = re.compile(
 
 
 def base_name(path: str) -> str:
-    """The last part of a path of any system; `~` for somebody's home, whose last part is a user's name."""
+    """Return the last part of a path of any operating system; `~` for a home, whose last part is a user's name."""
     stripped = path.rstrip("/\\ ")
     if HOMES.search("/" + stripped) or stripped == str(Path.home()):
         return "~"
@@ -50,22 +50,22 @@ def base_name(path: str) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Free text with every local path in it replaced by its last part; URLs and ids of the Hub stay."""
+    """Replace every local path in a free text by its last part; URLs and Hub ids are kept."""
     home = str(Path.home())
-    if len(home) > 1:  # first, since a user's name may have spaces
+    if len(home) > 1:  # first, since a user name may contain spaces
         text = re.sub(rf"(?<![\w./:~%+-]){re.escape(home + os.sep)}", "/home/_/", text)
 
-    def replaced(match: re.Match[str]) -> str:
+    def replace_path(match: re.Match[str]) -> str:
         path = match[0]
-        end = path[len(path.rstrip(".:!")) :]  # the sentence's, not the path's
+        end = path[len(path.rstrip(".:!")) :]  # punctuation of the sentence
         path = path.removesuffix(end) if end else path
         return base_name(path) + end if path[0] != "/" or ROOTS.match(path) or os.path.exists(path) else match[0]
 
-    return POSIX.sub(replaced, WINDOWS.sub(replaced, text))
+    return POSIX.sub(replace_path, WINDOWS.sub(replace_path, text))
 
 
 def is_local_path(text: str) -> bool:
-    """Whether a whole value is an absolute path, or one below a home."""
+    """Return whether a value as a whole is an absolute path or a path below a home."""
     if "\n" in text or len(text) > 4096:
         return False
     absolute = text.startswith(("/", "~/", "\\\\", "file:")) or re.match(r"[A-Za-z]:[\\/]", text) is not None
@@ -76,20 +76,20 @@ def is_local_path(text: str) -> bool:
 
 
 def read_json(path: Path, where: str) -> Any:
-    """A JSON file's content; ValueError for anything else."""
+    """Read a JSON file; ValueError for anything else."""
     try:
         if path.stat().st_size > MAX_JSON:
             raise ValueError(f"more than {MAX_JSON} bytes")
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         problem = short(" ".join(str(error).split()), 80)
-        raise ValueError(f"{where} is not JSON ({problem}): correct it, or take it out of the folder") from error
+        raise ValueError(f"{where} is not JSON ({problem}): correct it, or remove it from the folder") from error
 
 
 def clean_json(value: Any, depth: int = 0) -> Any:
-    """A JSON value without `_name_or_path` at any depth, and without local paths in its names and texts.
+    """Remove `_name_or_path` at any depth of a JSON value, and local paths in its names and texts.
 
-    ValueError where it is nested deeper than any config.
+    ValueError if it is nested deeper than any config.
     """
     if depth > MAX_DEPTH:
         raise ValueError(f"JSON of more than {MAX_DEPTH} levels is not published")
@@ -99,7 +99,7 @@ def clean_json(value: Any, depth: int = 0) -> Any:
         return [clean_json(item, depth + 1) for item in value]
     if not isinstance(value, dict):
         return value
-    code = {"space", "shape", "data"} <= set(value)  # a code of a recipe, whose data are base64: a slash is a digit
+    code = {"space", "shape", "data"} <= set(value)  # a recipe's code, whose base64 data may contain slashes
     cleaned: dict[str, Any] = {}
     for key, item in value.items():
         if key == LOCAL_PATH:
@@ -117,19 +117,19 @@ def encode_json(value: Any) -> bytes:
 
 # --- Weights ---------------------------------------------------------------------------------------------------------
 
-# What a safetensors file's metadata may say: diffusers' mark, and what files of directions and of codes need.
+# Metadata kept in safetensors files: diffusers' format mark, and the keys of directions and codes.
 METADATA = ("format", "version", "directions", "spaces")
 
 
 class CleanedFiles:
-    """Copies of files whose headers were rewritten; they exist as long as this object does."""
+    """Temporary copies of files with rewritten headers; they are removed with this object."""
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._count = 0
 
     def weights(self, path: Path, where: str) -> Path:
-        """A safetensors file, or a copy of it with the metadata of METADATA alone; tensors are not read into memory.
+        """Return a safetensors file, or a copy whose metadata are reduced to METADATA; tensors are copied in chunks.
 
         ValueError for a file that is not safetensors.
         """
@@ -154,25 +154,25 @@ class CleanedFiles:
 
 
 def read_header(file: BinaryIO, where: str) -> tuple[dict[str, Any], int]:
-    """A safetensors file's header and its size in bytes; ValueError for a file of another kind."""
+    """Read the header of a safetensors file; returns it with its size in bytes. ValueError for other files."""
     try:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size)) if 0 < size <= MAX_HEADER else None
-        sound = isinstance(header, dict) and isinstance(header.get("__metadata__", {}), dict)
+        valid = isinstance(header, dict) and isinstance(header.get("__metadata__", {}), dict)
     except (ValueError, RecursionError):
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise ValueError(f"{where} is not a safetensors file: save the model again")
-    return header, size  # type: ignore[return-value]  # a dict, as was just looked at
+    return header, size  # type: ignore[return-value]  # a dict, as checked above
 
 
 def _clean_entry(entry: Any) -> str:
-    """An entry of the metadata, which may be JSON in a text."""
+    """Clean a metadata entry, which may be a JSON text."""
     try:
         table = json.loads(str(entry))
     except (ValueError, RecursionError):
         return str(clean_json(str(entry)))
-    # The names of a table are those of the tensors, and stay.
+    # The keys of a table are names of tensors and must not change.
     cleaned = {k: clean_json(v) for k, v in table.items()} if isinstance(table, dict) else clean_json(table)
     return str(entry) if cleaned == table else json.dumps(cleaned)
 
@@ -181,34 +181,34 @@ def _clean_entry(entry: Any) -> str:
 
 RECIPE_CHUNK = b"tEXt" + RECIPE_KEY.encode() + b"\0"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Chunks that say what the pixels look like; all others (texts, EXIF, times, private ones) stay behind.
+# Chunks that affect the pixels; all others (texts, EXIF, times, private chunks) are dropped.
 CHUNKS = frozenset(b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB sBIT bKGD pHYs acTL fcTL fdAT".split())
 
 
 def clean_png(content: bytes, where: str) -> bytes:
-    """A PNG with its pixels and, where it carries one, its recipe; ValueError for a damaged one."""
+    """Reduce a PNG to its pixels and its recipe, if it has one; ValueError for a damaged file."""
     if not content.startswith(SIGNATURE):
-        raise ValueError(f"{where} is not a PNG file: save it again, or take it out of the folder")
-    kept, place, kind = [SIGNATURE], len(SIGNATURE), b""
+        raise ValueError(f"{where} is not a PNG file: save it again, or remove it from the folder")
+    kept, offset, kind = [SIGNATURE], len(SIGNATURE), b""
     while kind != b"IEND":
-        if len(content) < place + 12:
-            raise ValueError(f"{where} is cut off: save it again, or take it out of the folder")
-        size, kind = struct.unpack(">I4s", content[place : place + 8])
-        data = content[place + 8 : place + 8 + size]
+        if len(content) < offset + 12:
+            raise ValueError(f"{where} is cut off: save it again, or remove it from the folder")
+        size, kind = struct.unpack(">I4s", content[offset : offset + 8])
+        data = content[offset + 8 : offset + 8 + size]
         if kind in CHUNKS:
-            kept.append(content[place : place + 12 + size])
+            kept.append(content[offset : offset + 12 + size])
         elif kind == b"tEXt" and data.startswith(RECIPE_KEY.encode() + b"\0"):
             recipe = _clean_recipe(data[len(RECIPE_KEY) + 1 :])
             if recipe is not None:
                 data = RECIPE_KEY.encode() + b"\0" + recipe
                 check = zlib.crc32(kind + data)
                 kept.append(struct.pack(">I4s", len(data), kind) + data + struct.pack(">I", check))
-        place += 12 + size
+        offset += 12 + size
     return b"".join(kept)
 
 
 def _clean_recipe(text: bytes) -> bytes | None:
-    """A recipe without local paths; None for a text that is not one."""
+    """Remove local paths from a recipe; None for a text that is not a recipe."""
     try:
         recipe = json.loads(text)
     except (ValueError, RecursionError):
@@ -217,17 +217,17 @@ def _clean_recipe(text: bytes) -> bytes | None:
 
 
 def is_recipe(value: Any) -> bool:
-    """Whether a JSON value has the form of a recipe: the fields of one and no others."""
+    """Return whether a JSON value has the required fields of a recipe and no unknown ones."""
     from stylefusion_hf.core.recipes import FIELDS
 
     return isinstance(value, Mapping) and {"version", "base"} <= set(value) <= set(FIELDS)
 
 
 def has_metadata(path: Path) -> bool:
-    """Whether a picture that is not a PNG carries comments, EXIF or XMP, or is not a picture; no pixel is decoded."""
+    """Return whether a JPEG, WebP or GIF file has comments, EXIF or XMP, or cannot be read; decodes no pixels."""
     try:
         with Image.open(path, formats=["JPEG", "WEBP", "GIF"]) as picture:
-            said = {"exif", "comment", "xmp", "XML:com.adobe.xmp", "photoshop", "Raw profile type exif"}
-            return bool(said & set(picture.info)) or bool(picture.getexif())
-    except Exception:  # decoders raise whatever they stumble over
+            fields = {"exif", "comment", "xmp", "XML:com.adobe.xmp", "photoshop", "Raw profile type exif"}
+            return bool(fields & set(picture.info)) or bool(picture.getexif())
+    except Exception:  # decoders may raise anything for a damaged file
         return True

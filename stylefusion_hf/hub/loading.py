@@ -1,4 +1,4 @@
-"""Pipelines from folders and from the Hub: whole or one clear error, no foreign code, no local paths when saved."""
+"""Loading of pipelines from folders and the Hub, and saving: no code is run, and no local paths are saved."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from diffusers import ModelMixin
 from stylefusion_hf.core.checks import check_path, short, shown
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
+from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.progress import is_redirected, quiet_loading, tqdm
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.models.loading import remove_other_weights, weights_sha256
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
-else:  # not a subclass: diffusers accepts only one pipeline class in a custom pipeline's file
+else:  # not a subclass, since diffusers accepts only one pipeline class in the file of a custom pipeline
     _Pipeline = object
 
 PACKAGE = "stylefusion_hf"
@@ -32,30 +33,31 @@ EMBEDDED = "embedded"  # the name of the model that comes with the package
 
 
 class HubMixin(_Pipeline):
-    """Loading and saving, for every pipeline of the package: `class P(HubMixin, DiffusionPipeline)`.
+    """Loading and saving for every pipeline of the package: `class P(HubMixin, DiffusionPipeline)`.
 
-    A folder or a Hub id loads without `trust_remote_code`, also where the repository carries the small `.py` files
-    that let plain diffusers load it: they are neither downloaded nor run.
+    Folders and Hub ids load without `trust_remote_code`. The small `.py` files in a repository, with which plain
+    diffusers can load it, are neither downloaded nor run.
     """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """A pipeline from a folder or a Hub id; arguments as in diffusers, safetensors unless told otherwise.
+        """Load a pipeline from a folder or a Hub id; arguments as in diffusers, with safetensors by default.
 
         Raises:
             OSError: no such folder or repository, or a file is missing or damaged; names it.
-            ValueError: sound files that do not fit together, such as a region tree without one of its nets.
+            ValueError: valid files that do not fit together, such as a region tree without one of its nets.
         """
         given = check_path(pretrained_model_name_or_path)
         kwargs.setdefault("use_safetensors", True)
-        folder = given if os.path.isdir(given) else os.fspath(cls.download(given, **kwargs))
+        local = find_model(given)
+        folder = local if os.path.isdir(local) else os.fspath(cls.download(given, **kwargs))
         try:
             pipe = cls._from_folder(folder, kwargs)
         except (OSError, ValueError) as error:
             if folder == given and folder in str(error):
                 raise
             kind = OSError if isinstance(error, OSError) else ValueError
-            again = "" if folder == given else "; force_download=True downloads it anew"
+            again = "" if folder == local else "; force_download=True downloads it again"
             raise kind(f"{given}: {error}{again}") from error
         pipe.register_to_config(_name_or_path=given)
         return pipe
@@ -69,7 +71,7 @@ class HubMixin(_Pipeline):
             raise ValueError(f"no component in {folder} has weights of the variant {variant!r}: leave variant out")
         try:
             with quiet_loading():
-                return super().from_pretrained(folder, **kwargs | _load_beside_code(folder, components, kwargs))
+                return super().from_pretrained(folder, **kwargs | _load_own_components(folder, components, kwargs))
         except (OSError, TypeError, ValueError) as error:
             if not _raised_in("diffusers", error):
                 raise
@@ -78,7 +80,7 @@ class HubMixin(_Pipeline):
 
     @classmethod
     def from_embedded(cls, **kwargs: Any) -> Self:
-        """The model that comes with the package; needs no network. OSError where the installation has none."""
+        """Load the model that comes with the package, without network access. OSError if it is not installed."""
         with as_file(_assets()) as folder:
             if not (folder / cls.config_name).is_file():
                 raise OSError(
@@ -91,9 +93,9 @@ class HubMixin(_Pipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Self:
-        """A pipeline around the same components, or those given instead; each keeps its dtype unless `dtype` is given.
+        """Create a pipeline with the components of another, or those given instead.
 
-        (diffusers' own would cast the shared components to float32.)
+        Components keep their dtype unless `dtype` is given (diffusers would cast the shared ones to float32).
         """
         dtype = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", dtype)
@@ -107,10 +109,10 @@ class HubMixin(_Pipeline):
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike, **kwargs: Any) -> str:
-        """The snapshot folder of a Hub repository: the index, and each component's config and safetensors; no code.
+        """Download the index, configs and safetensors of a Hub repository, but no code; returns the snapshot folder.
 
-        Args: as in diffusers; components that are passed are not fetched, `variant` fetches the default weights only
-        of components without that variant.
+        Arguments as in diffusers. Components that are passed are not fetched. With `variant`, default weights are
+        fetched only for components without that variant.
         """
         name, variant = os.fspath(pretrained_model_name), kwargs.get("variant")
         with snapshot(name, cls.config_name, kwargs.get("revision"), kwargs) as (folder, fetch):
@@ -126,7 +128,7 @@ class HubMixin(_Pipeline):
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in diffusers, but a class that is also given as a file's (["pipeline", "Name"]) is just "Name" here."""
+        """Load the config as diffusers does, but reduce a class with a file (["pipeline", "Name"]) to "Name"."""
         try:
             loaded = super().load_config(*args, **kwargs)
         except (RecursionError, UnicodeDecodeError, OSError) as error:
@@ -136,11 +138,11 @@ class HubMixin(_Pipeline):
             raise OSError(f"'{file}' is not a valid JSON file: download or save the pipeline again") from error
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if not isinstance(config, dict):
-            raise OSError(f"{cls.config_name} is a JSON object, found {type(config).__name__}")
+            raise OSError(f"{cls.config_name} must be a JSON object, found {type(config).__name__}")
         name = config.get("_class_name", "")
         name = name[-1] if isinstance(name, (list, tuple)) and name else name
         if not isinstance(name, str):
-            raise OSError(f"{cls.config_name} says that _class_name is {short(name)}, and not a class's name")
+            raise OSError(f"{cls.config_name}: _class_name must be the name of a class, got {short(name)}")
         config["_class_name"] = name
         return loaded
 
@@ -153,10 +155,10 @@ class HubMixin(_Pipeline):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """As in diffusers, without the local paths that diffusers would record.
+        """Save the pipeline as diffusers does, but without recording local paths.
 
-        With `push_to_hub=True` the folder is then uploaded by `publishing.publish`, to `repo_id=` or the repository of
-        the folder's name; the other keyword arguments are that function's.
+        With `push_to_hub=True` the folder is then uploaded by `publishing.publish` to `repo_id=`, by default a
+        repository with the folder's name; further keyword arguments are passed to that function.
         """
         models = [getattr(module, "_orig_mod", module) for module in self.components.values()]
         further = {} if push_to_hub else kwargs
@@ -184,16 +186,16 @@ class HubMixin(_Pipeline):
         """Upload weights, the files with which plain diffusers loads them, and a model card with a picture.
 
         Args:
-            repo_id: `user/name`; made where there is none.
+            repo_id: `user/name`; created if it does not exist.
             commit_message, private, token, create_pr: as in diffusers.
-            safe_serialization: True: pickles are not published.
-            variant: of the weights; other variants that the repository has stay.
-            max_shard_size: weight files are split beyond it.
+            safe_serialization: must be True; pickles are not published.
+            variant: variant of the weights; other variants in the repository are kept.
+            max_shard_size: larger weight files are split.
             kwargs: further arguments of `publishing.publish`: revision, license, base_model, tags, report,
                 overwrite_card.
 
         Returns:
-            The commit's address.
+            The URL of the commit.
 
         Raises:
             OSError: one line that names the repository, what happened and what to do; nothing is published then.
@@ -208,7 +210,10 @@ class HubMixin(_Pipeline):
             return publish(Path(folder), repo_id, pipe=self, keep_variants=True, **kwargs)
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-        """As in diffusers; quiet where stderr is not a terminal, unless `set_progress_bar_config(disable=False)`."""
+        """Return a progress bar as in diffusers, silent by default if stderr is not a terminal.
+
+        `set_progress_bar_config(disable=False)` shows it there too.
+        """
         config = getattr(self, "_progress_bar_config", {})
         if "disable" not in config and is_redirected():
             return tqdm(iterable, total=total, disable=True)
@@ -216,26 +221,29 @@ class HubMixin(_Pipeline):
 
     @property
     def device(self) -> torch.device:
-        """The generator's. (diffusers would ask the first component by name, which may be any object that encodes.)"""
+        """The generator's device. (diffusers would use the first component by name, which need not be a module.)"""
         return self.generator.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The generator's."""
+        """The generator's dtype."""
         return self.generator.dtype
 
     @classmethod
     def _listed_components(cls, folder: str, passed: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-        """name -> (library, class) of what is to be loaded from a folder; an error where something is not there."""
+        """Return {name: (library, class)} for the components to load from a folder, which must all exist.
+
+        OSError or ValueError for a missing or invalid component.
+        """
         if not os.path.isfile(os.path.join(folder, cls.config_name)):
-            raise OSError(f"{folder} is no pipeline folder: it has no {cls.config_name}")
+            raise OSError(f"{folder} is not a pipeline folder: it has no {cls.config_name}")
         expected, _ = cls._get_signature_keys(cls)
         index = os.path.join(folder, cls.config_name)
         for name, entry in cls.load_config(folder).items():
             pair = isinstance(entry, (list, tuple)) and len(entry) == 2 and len({e is None for e in entry}) == 1
             if name in expected and not (pair and all(isinstance(e, str) or e is None for e in entry)):
                 wanted = "[library, class] or [null, null]"
-                raise OSError(f"{index} says that {name!r} is {short(entry)}, and not {wanted}")
+                raise OSError(f"{index}: {name!r} must be {wanted}, got {short(entry)}")
         listed = {n: entry for n, entry in components_of(cls.load_config(folder)).items() if n in expected}
         for name in expected:
             if name in passed:
@@ -243,8 +251,8 @@ class HubMixin(_Pipeline):
             elif name in listed and listed[name][0] == PACKAGE and not _is_model(listed[name][1]):
                 class_name = shown(listed[name][1])
                 raise ValueError(
-                    f"{index} says that {name!r} is of {PACKAGE}, which has no class `{class_name}`; is it of"
-                    " a newer version?"
+                    f"{index}: {name!r} names a class of {PACKAGE}, which has no class `{class_name}`; was it saved"
+                    " by a newer version?"
                 )
             elif name not in listed and name not in cls._optional_components:
                 raise OSError(
@@ -259,13 +267,13 @@ class HubMixin(_Pipeline):
         return listed
 
     # ------------------------------------------------------------------------------------------------
-    # Which model this is, for recipes.
+    # Identity of the model, for recipes.
 
     def model_identity(self) -> dict[str, Any]:
-        """{"name": Hub id, folder's last name or None, "sha256": {component: of its weights}}; no local path.
+        """Return {"name": Hub id, last part of the folder, or None, "sha256": {component: hash of its weights}}.
 
-        Hashing costs a second or so for the largest models, once: afterwards only where weights were replaced or
-        changed in place. (What is written through `parameter.data` goes unseen.)
+        Hashes are cached until weights are replaced or changed in place; the largest models take about a second.
+        (Changes through `parameter.data` are not noticed.)
         """
         known = self.__dict__.setdefault("_known_sha256", {})
         hashes = {}
@@ -276,7 +284,7 @@ class HubMixin(_Pipeline):
             model = getattr(model, "_orig_mod", model)
             tensors = list(itertools.chain(model.parameters(), model.buffers()))
             if any(tensor.is_meta for tensor in tensors):
-                continue  # offloaded: its numbers are not at hand
+                continue  # offloaded, so the weights are not available
             state = (id(model), *((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors))
             if name not in known or known[name][0] != state:
                 known[name] = (state, weights_sha256(model))
@@ -290,7 +298,7 @@ def _is_model(class_name: str) -> bool:
 
 
 def _raised_in(package: str, error: BaseException) -> bool:
-    """Whether an error comes from a package's own code, whose words may help nobody."""
+    """Return whether an error was raised by a package's own code, so that its message needs context."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -298,7 +306,7 @@ def _raised_in(package: str, error: BaseException) -> bool:
 
 
 def _public_name(name: Any) -> str | None:
-    """A Hub id as it is; of a local path the last part."""
+    """Return a Hub id unchanged, and the last part of a local path."""
     if not name:
         return None
     name = str(name)
@@ -310,7 +318,7 @@ def _assets() -> Any:
 
 
 def components_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """name -> (library, class) of a pipeline's config, without those that are null."""
+    """Return {name: (library, class)} for the components in a pipeline's config, without null entries."""
     found = {}
     for name, entry in config.items():
         pair = isinstance(entry, (list, tuple)) and len(entry) == 2 and all(isinstance(e, str) for e in entry)
@@ -319,8 +327,8 @@ def components_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _load_beside_code(folder: str, components: Mapping[str, tuple[str, str]], kwargs: Mapping[str, Any]) -> dict:
-    """Our components of a folder that has a `.py` file for them, which diffusers would insist on running."""
+def _load_own_components(folder: str, components: Mapping[str, tuple[str, str]], kwargs: Mapping[str, Any]) -> dict:
+    """Load components of this package whose folders have a `.py` file, which diffusers would insist on running."""
     loaded = {}
     dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
     for name, (library, class_name) in components.items():
@@ -330,7 +338,7 @@ def _load_beside_code(folder: str, components: Mapping[str, tuple[str, str]], kw
         model_class: Any = getattr(import_module(library), class_name, None)
         known = isinstance(model_class, type) and issubclass(model_class, ModelMixin)
         if not known:
-            raise ValueError(f"{path.name}: {library} has no model {class_name!r}; is the model of a newer version?")
+            raise ValueError(f"{path.name}: {library} has no model {class_name!r}; was it saved by a newer version?")
         options = {
             key: kwargs[key] for key in ("use_safetensors", "low_cpu_mem_usage", "disable_mmap") if key in kwargs
         }

@@ -1,4 +1,4 @@
-"""Model cards: the README.md of a published pipeline. Nothing that somebody wrote is lost: only gaps are filled."""
+"""Model cards, the README.md of published pipelines. Existing text and metadata are kept; only gaps are filled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-PICTURE = "sheet.png"  # the widget's picture, beside the card
+PICTURE = "sheet.png"  # the widget's picture, in the same folder
 TAGS = ("stylefusion", "stylegan2", "image-editing")
 MARK = re.compile(r"\n<!-- as published by stylefusion-hf: ([0-9a-f]{16}) -->\n\Z")
 FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
@@ -19,7 +19,7 @@ FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL 
 BODY = """# {name}
 
 [StyleFusion](https://arxiv.org/abs/2107.07437) pictures of {size} x {size} pixels: one latent code for each region
-({leaves}), fused into one harmonised picture of a StyleGAN2.
+({leaves}), fused into one harmonious picture by a StyleGAN2.
 
 ![A contact sheet: one region at a time taken from another code]({picture})
 
@@ -34,8 +34,8 @@ out = pipe({call})
 out.images[0].save("fused.png")
 ```
 
-Plain diffusers loads it too: `DiffusionPipeline.from_pretrained("{repo}", trust_remote_code=True)`. The code that is
-trusted then are one-line files here, which import that package; the form above runs no code of this repository.
+Plain diffusers can load it too: `DiffusionPipeline.from_pretrained("{repo}", trust_remote_code=True)`. The code that
+this trusts is one-line files in this repository, which import the package; the form above runs no code from here.
 
 ## The model
 Region tree: `{tree}`
@@ -46,9 +46,9 @@ Region tree: `{tree}`
 """
 FIGURES = """
 ## Figures
-`stylefusion evaluate`, {pairs} pairs of seeds, the region's own code swapped, 95 % intervals{note}. O is the squared
-change outside the region as a share of what swapping the whole code would change there (0: perfectly local), T how
-much of the source's look arrived (1: all); response 0 is a dead dial.
+`stylefusion evaluate`, {pairs} pairs of seeds, the region's own code swapped, 95% intervals{note}. O is the squared
+change outside the region relative to swapping the whole code (0: perfectly local), T the share of the source's look
+that was transferred (1: all of it); a response of 0 means that the dial has no effect.
 
 | region | outside change O | transfer T | response |
 |---|---|---|---|
@@ -56,8 +56,8 @@ much of the source's look arrived (1: all); response 0 is a dead dial.
 """
 
 
-def body(pipe: Any, repo: str, report: Mapping[str, Any] | None) -> str:
-    """The text of a card, from the pipeline's models and, where there is one, `stylefusion evaluate`'s report.json."""
+def write_body(pipe: Any, repo: str, report: Mapping[str, Any] | None) -> str:
+    """Generate the text of a card from the pipeline's models and, if given, a report of `stylefusion evaluate`."""
     tree, config = pipe.fusion.tree, pipe.generator.config
     regions = [name for name in tree.active if name not in tree.fused]
     call = ["base=1", f'regions={{"{regions[-1]}": 7}}', *(["class_labels=0"] if config.label_dim else [])]
@@ -76,24 +76,24 @@ def body(pipe: Any, repo: str, report: Mapping[str, Any] | None) -> str:
         tree=tree,
         components="\n".join(rows),
     )
-    return text + (figures(report) if report is not None else "")
+    return text + (figures_table(report) if report is not None else "")
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """A report.json of `stylefusion evaluate` with the section swaps; ValueError or OSError for anything else."""
+    """Read a report.json of `stylefusion evaluate` with the section swaps; ValueError or OSError for anything else."""
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
-        figures(report)
+        figures_table(report)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no report.json of `stylefusion evaluate` with the section swaps: run it without --sections, or"
-            " with --sections swaps"
+            f"{path} is not a report.json of `stylefusion evaluate` with the section swaps: run it without --sections,"
+            " or with --sections swaps"
         ) from error
     return dict(report)
 
 
-def figures(report: Mapping[str, Any]) -> str:
-    """The table of swaps as a section of a card."""
+def figures_table(report: Mapping[str, Any]) -> str:
+    """Format the table of swaps as a section of a card."""
 
     def cell(figure: Mapping[str, float | None]) -> str:
         value, low, high = (figure[key] for key in ("value", "low", "high"))
@@ -108,17 +108,17 @@ def figures(report: Mapping[str, Any]) -> str:
     return FIGURES.format(pairs=settings["pairs"], note=note, rows="\n".join(rows))
 
 
-def with_figures(text: str, report: Mapping[str, Any]) -> str:
-    """A card that somebody wrote, with the table of swaps at its end; ValueError if it has figures of its own."""
+def add_figures(text: str, report: Mapping[str, Any]) -> str:
+    """Append the table of swaps to an existing card; ValueError if it already has figures."""
     if "\n## Figures" in text:
         raise ValueError("README.md has a section Figures: take it out, or publish without report")
     front = FRONT.match(text)
     below = text[front.end() :] if front else text
-    return text if not below.strip() else MARK.sub("", text).rstrip("\n") + "\n" + figures(report)
+    return text if not below.strip() else MARK.sub("", text).rstrip("\n") + "\n" + figures_table(report)
 
 
-def metadata(base_model: str | None, tags: Sequence[str] = (), picture: bool = True) -> dict[str, Any]:
-    """What the Hub reads at the top of a card, but the licence; a base model only where it is known."""
+def default_metadata(base_model: str | None, tags: Sequence[str] = (), picture: bool = True) -> dict[str, Any]:
+    """Return the metadata for the top of a card, except the license; the base model only if known."""
     found: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "unconditional-image-generation"}
     found |= {"base_model": base_model} if base_model else {}
     found["tags"] = [*TAGS, *tags]
@@ -127,31 +127,31 @@ def metadata(base_model: str | None, tags: Sequence[str] = (), picture: bool = T
     return found
 
 
-def metadata_of(text: str) -> dict[str, Any]:
-    """What stands at the top of a card; ValueError if that is no YAML mapping."""
+def read_metadata(text: str) -> dict[str, Any]:
+    """Read the metadata at the top of a card; ValueError if they are not a YAML mapping."""
     front = FRONT.match(text)
     try:
         own = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError as error:
-        raise ValueError(f"the metadata of README.md are no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"the metadata of README.md are not YAML: {' '.join(str(error).split())}") from error
     if own is not None and not isinstance(own, dict):
-        raise ValueError(f"the metadata of README.md are no mapping of names to values, but {type(own).__name__}")
+        raise ValueError(f"the metadata of README.md must map names to values, but are of type {type(own).__name__}")
     return own or {}
 
 
 def complete(text: str, given: Mapping[str, Any], gaps: Mapping[str, Any], fallback: str) -> str:
-    """A card with all its metadata.
+    """Return a card with all its metadata.
 
     Args:
-        text: the card so far; may be empty, or metadata alone.
-        given: metadata that somebody asked for now; they win.
-        gaps: metadata for the keys that neither has. Tags are added to those that are there.
-        fallback: the text below the metadata, where `text` has none.
+        text: the card so far; may be empty, or metadata only.
+        given: metadata from the caller; they take precedence.
+        gaps: metadata for keys that neither has. Tags are added to existing ones.
+        fallback: the text below the metadata if `text` has none.
 
     Raises:
-        ValueError: the metadata are no YAML.
+        ValueError: the metadata are not YAML.
     """
-    front, own = FRONT.match(text), metadata_of(text)
+    front, own = FRONT.match(text), read_metadata(text)
     below = text[front.end() :] if front else text
     merged = {**own, **given, **{key: value for key, value in gaps.items() if key not in own and key not in given}}
     tags = [own.get("tags") or [], given.get("tags") or [], gaps.get("tags") or []]
@@ -164,17 +164,17 @@ def complete(text: str, given: Mapping[str, Any], gaps: Mapping[str, Any], fallb
     return f"---\n{listed}---\n{below if below.strip() else fallback}"
 
 
-# A card that is still what was published last may be replaced; one that somebody has changed since may not.
+# A card may be replaced if it is still as last published; one that was changed since may not.
 
 
-def marked(text: str) -> str:
-    """The card with a line, invisible on the Hub, from which `is_as_published` tells whether it was changed."""
+def add_mark(text: str) -> str:
+    """Append a line, invisible on the Hub, by which `is_unchanged` detects changes to the card."""
     text = MARK.sub("", text).rstrip("\n")
     return f"{text}\n\n<!-- as published by stylefusion-hf: {_hash(text)} -->\n"
 
 
-def is_as_published(text: str) -> bool:
-    """Whether nobody has changed the card since it was published from here."""
+def is_unchanged(text: str) -> bool:
+    """Return whether the card is as it was published by this package."""
     found = MARK.search(text.replace("\r\n", "\n"))
     return found is not None and found[1] == _hash(MARK.sub("", text).rstrip("\n"))
 

@@ -1,4 +1,4 @@
-"""Uploading to the Hub in one commit: all of it or nothing, and nothing lost that somebody changed there."""
+"""Uploads to the Hub in one commit: complete or not at all, and without overwriting a card that was edited there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from stylefusion_hf.core.hub_files import explain_errors
 from stylefusion_hf.hub import model_card
-from stylefusion_hf.hub.publication import CARD, WEIGHT_FILE, Publication, collect, prepare
+from stylefusion_hf.hub.collecting import CARD, WEIGHT_FILE, collect
+from stylefusion_hf.hub.publication import Publication, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +30,19 @@ def publish(
     keep_variants: bool = False,
     **options: Any,
 ) -> str:
-    """Uploads a pipeline's folder: see `prepare` for what of it, and for the first arguments.
+    """Upload a pipeline's folder; see `prepare` for the files that are uploaded, and for the first arguments.
 
-    The repository is made where there is none. Weight files that it has and the folder has not are deleted, so that
-    nobody loads a mixture of two models. A README.md that was changed on the Hub is kept, and only lacking metadata
-    are added; one that is as it was published is renewed.
+    The repository is created if it does not exist. Weight files that are in the repository but not in the folder are
+    deleted, so that no mixture of two models can be loaded. A README.md that was changed on the Hub is kept, and only
+    missing metadata are added; an unchanged one is replaced.
 
     Args:
-        overwrite_card: put the folder's README.md, or a generated one, in the place of one that was changed.
-        keep_variants: keep weights of variants that the folder has none of.
-        options: of `upload`.
+        overwrite_card: replace a README.md that was changed on the Hub by the folder's or a generated one.
+        keep_variants: keep weights of variants that are not in the folder.
+        options: arguments of `upload`.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
         ValueError, OSError: one line that says what is wrong; nothing is published then.
@@ -51,14 +52,14 @@ def publish(
 
 
 def publish_models(folder: str | Path, repo_id: str, **options: Any) -> str:
-    """Uploads models that make no pipeline, such as a generator alone: a component's folder, or several.
+    """Upload models that are not a complete pipeline, such as a generator: a component's folder, or several.
 
     Args:
-        folder: with weights and configs, and a README.md that is uploaded where the repository has none.
-        options: of `upload`.
+        folder: contains weights, configs and optionally a README.md, which is uploaded if the repository has none.
+        options: arguments of `upload`.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
         ValueError, OSError: one line that says what is wrong; nothing is published then.
@@ -72,7 +73,7 @@ def publish_models(folder: str | Path, repo_id: str, **options: Any) -> str:
         found.files,
         found.left_out,
         found.card,
-        gaps=model_card.metadata(None, picture=False),
+        gaps=model_card.default_metadata(None, picture=False),
         body=f"# {repo_id}\n",
         components=tuple(components),
         copies=found.copies,
@@ -92,14 +93,15 @@ def upload(
     overwrite_card: bool = False,
     keep_variants: bool = False,
 ) -> str:
-    """Uploads it in one commit, on top of what the repository has now; the commit's address.
+    """Upload a publication in one commit on top of the repository's present state; returns the URL of the commit.
 
     Args:
-        repo_id: `user/name`, or `name` for one of the token's owner.
-        revision: a branch, which is made where there is none.
-        private: of a new repository.
-        token: the stored login, or HF_TOKEN, if None.
-        commit_message: its title.
+        publication: what to upload.
+        repo_id: `user/name`, or `name` for a repository of the token's owner.
+        revision: a branch; created if it does not exist.
+        private: whether a new repository is private.
+        token: access token; None for the stored login or HF_TOKEN.
+        commit_message: title of the commit.
         create_pr: open a pull request instead of committing to the branch.
         overwrite_card, keep_variants: as in `publish`.
 
@@ -112,19 +114,21 @@ def upload(
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         parent = api.repo_info(repo_id, revision=revision).sha
-        there = set(api.list_repo_files(repo_id, revision=parent))
+        existing = set(api.list_repo_files(repo_id, revision=parent))
         published = None
-        if CARD in there:
+        if CARD in existing:
             published = Path(api.hf_hub_download(repo_id, CARD, revision=parent)).read_text(encoding="utf-8")
         files = dict(publication.files)
         if publication.body or publication.card:
-            files[CARD] = publication.card_beside(published, overwrite_card).encode()
+            files[CARD] = publication.merged_card(published, overwrite_card).encode()
             if files[CARD] != publication.own_card.encode():
                 logger.warning("README.md of %s was changed there and is kept: overwrite_card replaces it", repo_id)
-            if "license" not in model_card.metadata_of(files[CARD].decode()):  # type: ignore[union-attr]
-                logger.warning("the card of %s names no licence, so nobody may use it: give license=", repo_id)
+            if "license" not in model_card.read_metadata(files[CARD].decode()):  # type: ignore[union-attr]
+                logger.warning(
+                    "the card of %s names no license, so others may not use the model: give license=", repo_id
+                )
         operations: list[Any] = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
-        stale = stale_weights(there, files, publication.components, keep_variants)
+        stale = stale_weights(existing, files, publication.components, keep_variants)
         operations += [CommitOperationDelete(path) for path in stale]
         message = commit_message or "Upload with stylefusion-hf"
         commit = api.create_commit(
@@ -134,12 +138,12 @@ def upload(
 
 
 def stale_weights(
-    there: Iterable[str], files: Mapping[str, Any], components: Iterable[str], keep_variants: bool
+    existing: Iterable[str], files: Mapping[str, Any], components: Iterable[str], keep_variants: bool
 ) -> list[str]:
-    """Weight files of the components that the repository has and the upload has not, such as shards of other sizes."""
+    """Return the weight files of the components that exist in the repository but not in the upload."""
 
     def variants(component: str, paths: Iterable[str]) -> dict[str, str]:
-        """The weight files among the paths -> the variant of each."""
+        """Return {weight file: its variant} for the paths in a component."""
         prefix = f"{component}/" if component else ""
         names = {path: path.removeprefix(prefix) for path in paths if path.startswith(prefix)}
         matches = {path: WEIGHT_FILE.fullmatch(name) for path, name in names.items()}
@@ -148,7 +152,7 @@ def stale_weights(
     stale = []
     for component in components:
         new = variants(component, files)
-        for path, variant in variants(component, there).items():
+        for path, variant in variants(component, existing).items():
             if path not in new and (not keep_variants or variant in new.values()):
                 stale.append(path)
     return sorted(stale)

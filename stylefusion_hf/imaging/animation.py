@@ -1,7 +1,7 @@
-"""Frames to files, one frame at a time: PNG, GIF, WebP and MP4.
+"""Writing frames to PNG, GIF, WebP and MP4 files, one frame at a time.
 
-Pillow's own writers of GIF and WebP collect all frames before they write the first (its WebP also the whole file), so
-that memory grows with the length of a film. Here Pillow encodes single frames, and what joins them, a few bytes a
+Pillow's writers of GIF and WebP collect all frames before they write the first (its WebP writer also the whole file),
+so memory grows with the length of the animation. Here Pillow encodes single frames, and the container, a few bytes per
 frame in both formats, is written as they come.
 """
 
@@ -25,43 +25,44 @@ from stylefusion_hf.core.files import PARTIAL, error_about, flush
 SUFFIXES = (".gif", ".webp", ".mp4")
 NUMBER = re.compile(r"%(?:0(\d))?d")  # the frame's number in a pattern such as frames/hair-%03d.png
 MIN_FPS, MAX_FPS = 0.1, 120.0
-GIF_MAX_FPS = 50.0  # delays are in hundredths of a second, and players take 0 and 1 of them for a tenth
+GIF_MAX_FPS = 50.0  # delays are in hundredths of a second, and players treat 0 and 1 as a tenth of a second
 
 
 class Writer(Protocol):
-    """Takes the frames of a film in their order."""
+    """Writes the frames of an animation in order."""
 
     def add(self, frame: Image.Image) -> None:
-        """Write a frame; all are of one size."""
+        """Write a frame; all frames have the same size."""
 
     def close(self) -> None:
-        """Write what comes after the last."""
+        """Finish the file after the last frame."""
 
 
 def write_animation(path: str | os.PathLike[str], frames: Iterable[Image.Image], fps: float = 25.0) -> int:
-    """Writes frames as they come; the file appears whole, or not at all.
+    """Write frames as they come; the file appears complete or not at all.
 
     Args:
-        path: `.gif` (256 colours a frame), `.webp` (lossless), `.mp4` (H.264; extra `video`), a folder, which gets
+        path: `.gif` (256 colors per frame), `.webp` (lossless), `.mp4` (H.264; needs the extra `video`), a folder for
             0000.png, 0001.png, ..., or a pattern of PNG files such as `frames/hair-%03d.png`.
-        frames: pictures of one size, at least one.
-        fps: frames a second, 0.1 to 120, in a GIF up to 50; PNG files have none. GIF and WebP play for ever.
+        frames: pictures of the same size, at least one.
+        fps: frames per second, 0.1 to 120, in a GIF up to 50; ignored for PNG files. GIF and WebP loop forever.
 
     Returns:
-        How many frames there were.
+        The number of frames.
 
     Raises:
-        ValueError: another suffix or fps, no frames, or two sizes. ImportError: MP4 without imageio-ffmpeg.
-        OSError: a place that cannot be written, or a folder with files in it.
+        ValueError: another suffix or fps, no frames, or frames of different sizes.
+        ImportError: MP4 without imageio-ffmpeg.
+        OSError: the path cannot be written, or is a folder with files in it.
     """
-    target = Path(os.path.realpath(check_target(path, fps)))  # ".", ".." and links get their names
+    target = Path(os.path.realpath(check_target(path, fps)))  # resolves ".", ".." and links
     count, size = 0, None
-    with _beside(target) as place:
+    with _temporary_path(target) as place:
         writer = _writer(place, fps)
         try:
             for frame in frames:
                 if frame.size != (size := size or frame.size):
-                    raise ValueError(f"frame {count} has {frame.size} pixels, those before it {size}: give one size")
+                    raise ValueError(f"frame {count} has {frame.size} pixels, those before it {size}: use one size")
                 writer.add(frame.convert("RGB"))
                 count += 1
         finally:
@@ -73,9 +74,9 @@ def write_animation(path: str | os.PathLike[str], frames: Iterable[Image.Image],
 
 
 def check_target(path: str | os.PathLike[str], fps: float) -> Path:
-    """`path`, if frames can be written there at `fps`; checked before the work rather than after it.
+    """Return `path` if frames can be written there at `fps`; call it before the work rather than after it.
 
-    Raises: as `write_animation`.
+    Raises: as in `write_animation`.
     """
     target = Path(path)
     suffix = target.suffix.lower()
@@ -109,7 +110,7 @@ def check_target(path: str | os.PathLike[str], fps: float) -> Path:
 
 
 def _numbered(pattern: Path) -> Iterator[Path]:
-    """The files there that the pattern names."""
+    """Yield the existing files that match the pattern."""
     before, _, after = NUMBER.split(pattern.name)
     for file in sorted(pattern.parent.iterdir()):
         if re.fullmatch(re.escape(before) + r"\d+" + re.escape(after), file.name):
@@ -117,8 +118,8 @@ def _numbered(pattern: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A place of the same name on the same disk, which goes away whatever happens."""
+def _temporary_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path with the same name on the same disk, which is always removed afterward."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{PARTIAL}frames-", dir=target.parent) as folder:
         try:
@@ -159,7 +160,7 @@ def _writer(place: Path, fps: float) -> Writer:
 
 
 def _time(count: int, fps: float, unit: float) -> int:
-    """How long frame `count` is shown, in units a second; rounded so that the film's length is right."""
+    """Return the duration of frame `count` in 1 / `unit` seconds, rounded so that the total duration is right."""
     return round((count + 1) * unit / fps) - round(count * unit / fps)
 
 
@@ -168,7 +169,7 @@ def _time(count: int, fps: float, unit: float) -> int:
 
 
 class PngWriter:
-    """One file a frame."""
+    """Writes one PNG file per frame."""
 
     def __init__(self, pattern: Path):
         self.pattern, self.count = pattern, 0
@@ -180,26 +181,26 @@ class PngWriter:
         self.count += 1
 
     def close(self) -> None:
-        """Nothing comes after the last."""
+        """Do nothing; every frame is already complete."""
 
 
 class GifWriter:
-    """GIF89a (https://www.w3.org/Graphics/GIF/spec-gif89a.txt), every frame with 256 colours of its own."""
+    """Writes GIF89a (https://www.w3.org/Graphics/GIF/spec-gif89a.txt), each frame with its own 256 colors."""
 
     def __init__(self, path: Path, fps: float):
         self.file, self.fps, self.count = path.open("wb"), fps, 0
 
     def add(self, frame: Image.Image) -> None:
         """Write a frame, which replaces the one before."""
-        # Not dithered: dots would crawl over what stands still. Not interlaced: rows would come out of their order.
+        # No dithering, which would flicker in still areas; no interlacing, which would reorder the rows.
         colours = frame.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         buffer = io.BytesIO()
         colours.save(buffer, format="GIF", optimize=False, interlace=0)
         table, pixels = _gif_parts(buffer.getvalue())
         if self.count == 0:
-            self.file.write(b"GIF89a" + struct.pack("<HHBBB", *frame.size, 0x70, 0, 0))  # no table for all frames
-            self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # play for ever
-        size = (len(table) // 3).bit_length() - 2  # the table has 2 ** (size + 1) colours
+            self.file.write(b"GIF89a" + struct.pack("<HHBBB", *frame.size, 0x70, 0, 0))  # no global color table
+            self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # loop forever
+        size = (len(table) // 3).bit_length() - 2  # the table has 2 ** (size + 1) colors
         self.file.write(struct.pack("<BBBBHBB", 0x21, 0xF9, 4, 0x04, _time(self.count, self.fps, 100), 0, 0))
         self.file.write(struct.pack("<BHHHHB", 0x2C, 0, 0, *frame.size, 0x80 | size) + table + pixels)
         self.count += 1
@@ -211,16 +212,16 @@ class GifWriter:
 
 
 def _gif_parts(data: bytes) -> tuple[bytes, bytes]:
-    """The colour table and the compressed pixels of a GIF of one picture."""
+    """Return the color table and the compressed pixels of a single-frame GIF."""
 
     def table(flags: int, at: int) -> bytes:
         return data[at : at + 3 * 2 ** ((flags & 7) + 1)] if flags & 0x80 else b""
 
     colours, at = table(data[10], 13), 13
     at += len(colours)
-    while data[at] == 0x21:  # extensions: a label, then blocks with their length before them
+    while data[at] == 0x21:  # extensions: a label, then length-prefixed blocks
         at = _after_blocks(data, at + 2)
-    own = table(data[at + 9], at + 10)  # the picture's own table comes before the one for all
+    own = table(data[at + 9], at + 10)  # a local table overrides the global one
     start = at + 10 + len(own)
     return own or colours, data[start : _after_blocks(data, start + 1)]
 
@@ -232,7 +233,7 @@ def _after_blocks(data: bytes, at: int) -> int:
 
 
 class WebPWriter:
-    """Animated WebP (RFC 9649), every frame lossless and whole."""
+    """Writes animated WebP (RFC 9649), each frame lossless and complete."""
 
     def __init__(self, path: Path, fps: float):
         self.file: BinaryIO = path.open("wb")
@@ -244,15 +245,15 @@ class WebPWriter:
         frame.save(buffer, format="WEBP", lossless=True)
         size = b"".join((side - 1).to_bytes(3, "little") for side in frame.size)
         if self.count == 0:
-            self.file.write(b"RIFF\x00\x00\x00\x00WEBP")  # the length comes last
+            self.file.write(b"RIFF\x00\x00\x00\x00WEBP")  # the length is filled in by close()
             self._chunk(b"VP8X", b"\x02\x00\x00\x00" + size)  # an animation, without transparency
-            self._chunk(b"ANIM", bytes(6))  # no background, play for ever
+            self._chunk(b"ANIM", bytes(6))  # no background, loop forever
         time = _time(self.count, self.fps, 1000).to_bytes(3, "little")
         self._chunk(b"ANMF", bytes(6) + size + time + b"\x02" + _webp_picture(buffer.getvalue()))  # 2: do not blend
         self.count += 1
 
     def close(self) -> None:
-        """Write the file's length into its head."""
+        """Write the file's length into its header."""
         length = self.file.tell() - 8
         if self.count:
             self.file.seek(4)
@@ -264,7 +265,7 @@ class WebPWriter:
 
 
 def _webp_picture(data: bytes) -> bytes:
-    """The chunk with the picture of a lossless WebP."""
+    """Return the picture chunk of a lossless WebP file."""
     at = 12
     while data[at : at + 4] != b"VP8L":
         length = struct.unpack_from("<I", data, at + 4)[0]
@@ -274,14 +275,14 @@ def _webp_picture(data: bytes) -> bytes:
 
 
 class Mp4Writer:
-    """H.264 in MP4, by the ffmpeg that imageio-ffmpeg brings."""
+    """Writes H.264 in MP4 with the ffmpeg bundled with imageio-ffmpeg."""
 
     def __init__(self, path: Path, fps: float):
         self.path, self.fps = path, fps
-        self.sink: Any = None  # started with the first frame, whose size it is told
+        self.sink: Any = None  # started with the first frame, which sets the size
 
     def add(self, frame: Image.Image) -> None:
-        """Hand a frame to ffmpeg; odd sides get one more row or column, since H.264 halves the colours' resolution."""
+        """Send a frame to ffmpeg; odd sides get one more row or column, since H.264 subsamples colors by two."""
         pixels = np.asarray(frame)
         pixels = np.pad(pixels, ((0, frame.height % 2), (0, frame.width % 2), (0, 0)), mode="edge")
         if self.sink is None:

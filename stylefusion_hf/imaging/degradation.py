@@ -16,7 +16,7 @@ def degrade(x: torch.Tensor, draw: torch.Generator, strength: float = 1.0) -> to
     def normal(scale: float, *shape: int) -> torch.Tensor:
         return (torch.randn(b, *shape, generator=draw) * scale * strength).to(x)
 
-    # Softness: a blend with a 3 x 3 or 5 x 5 blur, beyond 0 towards sharpening.
+    # Softness: a blend with a 3 x 3 or 5 x 5 blur, beyond 0 toward sharpening.
     k = 3 + 2 * int(torch.randint(2, (1,), generator=draw))
     taps = torch.tensor([1.0, 2.0, 1.0] if k == 3 else [1.0, 4.0, 6.0, 4.0, 1.0]).to(x)
     taps = taps / taps.sum()

@@ -1,13 +1,13 @@
-"""Faces as FFHQ has them: the oriented square around a face, cut out by its landmarks.
+"""Face alignment as in FFHQ: crop the oriented square around a face, given its landmarks.
 
-The geometry is that of CelebA-HQ (Karras et al., arXiv 1710.10196, appendix C), with which FFHQ was made too (Karras
-et al., arXiv 1812.04948). Landmarks are pixels of the upright picture, x to the right and y down, (0, 0) the middle of
-the first pixel; either
+The geometry is that of CelebA-HQ (Karras et al., arXiv 1710.10196, appendix C), which FFHQ also uses (Karras et al.,
+arXiv 1812.04948). Landmarks are pixel coordinates in the upright picture, x to the right and y down, with (0, 0) the
+center of the first pixel; either
 
-- (68, 2), in the order of iBUG 300-W (that of dlib): the eyes are points 36 to 47, the mouth's corners 48 and 54; or
-- (5, 2): left eye, right eye, nose, left and right corner of the mouth, where left is the picture's left.
+- (68, 2), in the order of iBUG 300-W (and dlib): the eyes are points 36 to 47, the corners of the mouth 48 and 54; or
+- (5, 2): left eye, right eye, nose, left and right corner of the mouth, where left is the left side of the picture.
 
-`stylefusion_hf.landmarks` has the ways to get them.
+`imaging.landmarks` reads or detects them.
 """
 
 from __future__ import annotations
@@ -22,60 +22,62 @@ from PIL import Image, ImageFilter, ImageStat
 from stylefusion_hf.imaging.images import MAX_UPSCALING, MIN_SIDE, check_image
 
 Padding: TypeAlias = Literal["reflect", "refuse"]
-MAX_SIZE = 1024  # as FFHQ
+MAX_SIZE = 1024  # FFHQ's resolution
 
 # ----------------------------------------------------------------------------------------------------
 # Landmarks.
 
 
 def check_landmarks(landmarks: Any, name: str = "the landmarks") -> np.ndarray:
-    """Landmarks as an array (68, 2) or (5, 2), float64.
+    """Return landmarks as an array (68, 2) or (5, 2), float64.
 
     Raises:
-        ValueError: another shape, no finite numbers, or points that no face has: eyes that coincide, or left and right
-            exchanged; begins with `name`.
+        ValueError: another shape, numbers that are not finite, or impossible faces: coinciding eyes, or left and right
+            swapped; begins with `name`.
     """
     try:
         points = np.asarray(landmarks, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} are no numbers: expected 68 or 5 pairs [x, y]") from error
+        raise ValueError(f"{name} are not numbers: expected 68 or 5 pairs [x, y]") from error
     if points.shape not in ((68, 2), (5, 2)):
-        raise ValueError(f"{name} have the shape {points.shape}: expected (68, 2), as iBUG 300-W has them, or (5, 2)")
+        raise ValueError(
+            f"{name} have the shape {points.shape}: expected (68, 2), in the order of iBUG 300-W, or (5, 2)"
+        )
     if not np.isfinite(points).all():
         raise ValueError(f"{name} have numbers that are not finite")
     eye_left, eye_right, mouth_left, mouth_right = _anchors(points)
     across, down = eye_right - eye_left, (mouth_left + mouth_right - eye_left - eye_right) / 2
     if np.hypot(*across) < 1 or np.hypot(*down) < 1:
-        raise ValueError(f"{name} are no face: the eyes, or the eyes and the mouth, lie less than a pixel apart")
+        raise ValueError(f"{name} are not a face: the eyes, or the eyes and the mouth, are less than a pixel apart")
     if across[0] * down[1] - across[1] * down[0] <= 0:  # with y down, the mouth is clockwise of the eyes
         raise ValueError(
-            f"{name} are mirrored: the left eye is the one on the picture's left, as for the mouth's corners"
+            f"{name} are mirrored: the left eye must be the one on the left of the picture, likewise the mouth corners"
         )
     return points
 
 
 def _anchors(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Centres of the left and the right eye, left and right corner of the mouth: all that FFHQ's square depends on."""
+    """Return the centers of left and right eye and the left and right mouth corner, which define FFHQ's square."""
     if len(points) == 5:
         return points[0], points[1], points[3], points[4]
     return points[36:42].mean(axis=0), points[42:48].mean(axis=0), points[48], points[54]
 
 
 def face_square(landmarks: Any) -> np.ndarray:
-    """Corners of the square that FFHQ cuts out around a face (Karras et al., arXiv 1710.10196, appendix C).
+    """Return the corners of the square that FFHQ crops around a face (Karras et al., arXiv 1710.10196, appendix C).
 
-    The horizontal axis is the sum of the line from eye to eye and the normal of the line from eyes to mouth; the side
-    is the larger of 4 times the distance of the eyes and 3.6 times that from eyes to mouth; the middle lies a tenth of
-    the way from the eyes to the mouth.
+    The horizontal axis is the sum of the vector from eye to eye and the normal of the vector from eyes to mouth; the
+    side is the larger of 4 times the distance between the eyes and 3.6 times the distance from eyes to mouth; the
+    center lies a tenth of the way from the eyes to the mouth.
 
     Args:
         landmarks: (68, 2) or (5, 2), in pixels.
 
     Returns:
-        (4, 2), in the landmarks' pixels: upper left, lower left, lower right, upper right.
+        (4, 2), in the same coordinates: upper left, lower left, lower right, upper right.
 
     Raises:
-        ValueError: as from `check_landmarks`.
+        ValueError: as in `check_landmarks`.
 
     Example:
         >>> from stylefusion_hf.imaging.faces import face_square
@@ -99,29 +101,28 @@ def face_square(landmarks: Any) -> np.ndarray:
 def align(
     image: Image.Image, landmarks: Any, size: int = 1024, padding: Padding = "reflect", name: str = "the image"
 ) -> Image.Image:
-    """A face cut out, turned upright and scaled as the pictures of FFHQ are.
+    """Crop a face, rotate it upright and scale it as in FFHQ.
 
-    The square of `face_square` is sampled bilinearly at four times the size and brought down with Lanczos' filter, by
-    the rules of the script that FFHQ was made with. Two differences: that script is off by up to a quarter of a pixel
-    of the result where it shrinks a large picture first, and it blurs with an exact Gaussian, this with Pillow's
-    (three box filters).
+    The square of `face_square` is sampled bilinearly at four times the size and reduced with a Lanczos filter, as in
+    the script that made FFHQ. Two differences: that script is off by up to a quarter of an output pixel when it first
+    shrinks a large picture, and it uses an exact Gaussian blur, while this uses Pillow's (three box filters).
 
     Args:
-        image: any picture that `images.check_image` takes.
+        image: any picture that `images.check_image` accepts.
         landmarks: (68, 2) or (5, 2), in pixels of the upright picture.
-        size: of the result, from 8 to 1024 pixels, which FFHQ has.
-        padding: what happens where the square reaches beyond the picture. "reflect", as in FFHQ: the picture is
-            mirrored at its border, and more and more blurred and drawn to its median colour on the way out; that
-            begins within the picture, a third of the padding's width from its border. "refuse": an error.
-        name: what the image is called in errors.
+        size: side of the result in pixels, from 8 to 1024 (FFHQ's).
+        padding: how to handle a square that extends beyond the picture. "reflect", as in FFHQ: mirror the picture at
+            its border and, going outwards, increasingly blur it and fade to its median color, starting inside the
+            picture at a third of the padding's width from the border. "refuse": an error.
+        name: name of the image in errors.
 
     Returns:
         (size, size), mode RGB.
 
     Raises:
-        ValueError: landmarks that `check_landmarks` refuses, or that lie outside of the picture; a face too small for
-            `size`; a square beyond the picture where `padding` is "refuse"; a bad argument; what `check_image` raises.
-        OSError: an image that cannot be decoded.
+        ValueError: landmarks that `check_landmarks` refuses or that lie outside the picture, a face too small for
+            `size`, a square beyond the picture with padding="refuse", a bad argument, or as in `check_image`.
+        OSError: the image cannot be decoded.
     """
     if padding not in get_args(Padding):
         raise ValueError(f"padding is {' or '.join(map(repr, get_args(Padding)))}; got {padding!r}")
@@ -129,23 +130,23 @@ def align(
         raise ValueError(f"size is an integer from {MIN_SIDE} to {MAX_SIZE}, got {size!r}")
     picture = check_image(image, name)
     points = check_landmarks(landmarks, f"the landmarks of {name}")
-    quad = face_square(points) + 0.5  # from now on (0, 0) is the corner of the first pixel, as for Pillow
+    quad = face_square(points) + 0.5  # from here (0, 0) is the corner of the first pixel, as in Pillow
     side = float(np.hypot(*(quad[3] - quad[0])))
     _check_place(points, side, picture.size, name)
     if side < max(MIN_SIDE, size / MAX_UPSCALING):
         raise ValueError(
-            f"{name}: the face's square has a side of {side:.0f} pixels, too few for a result of {size}: give a larger"
-            f" picture, or a size of at most {int(side * MAX_UPSCALING)}"
+            f"{name}: the square around the face has a side of {side:.0f} pixels, too small for a result of {size}:"
+            f" give a larger picture, or a size of at most {int(side * MAX_UPSCALING)}"
         )
     beyond = np.concatenate([-quad.min(axis=0), quad.max(axis=0) - picture.size])  # left, top, right, bottom
     if padding == "refuse" and beyond.max() > 1e-3:
         raise ValueError(
-            f"{name}: the face's square reaches {math.ceil(beyond.max())} pixels beyond the picture: give a picture"
-            ' with more around the face, or padding="reflect"'
+            f"{name}: the square around the face extends {math.ceil(beyond.max())} pixels beyond the picture: give a"
+            ' picture with more space around the face, or padding="reflect"'
         )
 
     shrink = math.floor(side / size / 2)
-    if shrink > 1:  # twice the size is left, so that bilinear samples do not alias
+    if shrink > 1:  # keep at least twice the size, so that bilinear sampling does not alias
         small = picture.resize(
             (round(picture.width / shrink), round(picture.height / shrink)), Image.Resampling.LANCZOS
         )
@@ -170,7 +171,7 @@ def align(
 
 
 def _check_place(points: np.ndarray, side: float, size: tuple[int, int], name: str) -> None:
-    """ValueError for eyes or a mouth that lie further outside of the picture than a tenth of the face's square."""
+    """Raise ValueError if eyes or mouth lie outside the picture by more than a tenth of the square's side."""
     anchors = np.stack(_anchors(points))
     if (anchors < -side / 10).any() or (anchors > np.array(size) + side / 10).any():
         low, high = points.min(axis=0), points.max(axis=0)
@@ -181,7 +182,7 @@ def _check_place(points: np.ndarray, side: float, size: tuple[int, int], name: s
 
 
 def _padded(picture: Image.Image, pads: Sequence[int], blur: float) -> Image.Image:
-    """FFHQ's padding: reflected, blurred towards the outside, and drawn to the median colour.
+    """Pad as in FFHQ: reflected, blurred toward the outside, and faded to the median color.
 
     Args:
         picture: mode RGB.

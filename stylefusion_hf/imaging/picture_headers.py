@@ -1,7 +1,7 @@
-"""What picture files declare, read before Pillow sees them: sizes that its decoders would allocate, and PNG text.
+"""Checks of picture headers before Pillow opens a file: sizes that its decoders would allocate, and PNG text.
 
-Pillow checks the size of a picture after its file was opened. Two formats cost memory before: a WebP file's canvas is
-allocated, and every tag of a TIFF directory is copied, although all of them may point to the same bytes.
+Pillow checks the size of a picture after opening its file. Two formats can exhaust memory before that: a WebP file's
+canvas is allocated, and every tag of a TIFF directory is copied, even if all of them point to the same bytes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import BinaryIO, Literal
 from stylefusion_hf.core.regular_files import open_regular
 
 PNG = b"\x89PNG\r\n\x1a\n"
-MAX_EXIF = 2**20  # bytes in a JPEG file; one segment has 64 KiB
-MAX_CHUNKS = 100_000  # of a PNG file; encoders write pixels in chunks of 8 KiB and more
+MAX_EXIF = 2**20  # bytes in a JPEG file; one segment has at most 64 KiB
+MAX_CHUNKS = 100_000  # of a PNG file; encoders write pixels in chunks of at least 8 KiB
 TAG_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # TIFF's; else 1 byte
 
 
 def check_header(file: BinaryIO, most_pixels: int) -> None:
-    """Refuse what would cost much before Pillow has told a picture's size; leaves the file at its beginning.
+    """Refuse files that would exhaust memory before Pillow knows the picture's size; rewinds the file.
 
     Raises:
         ValueError: a WebP canvas of more than `most_pixels`.
-        OSError: a TIFF directory, or that of EXIF data in a JPEG file, whose tags claim more bytes than there are.
+        OSError: a TIFF directory, or EXIF directory in a JPEG file, whose tags claim more bytes than there are.
     """
     file.seek(0)
     start = file.read(30)
@@ -41,7 +41,7 @@ def check_header(file: BinaryIO, most_pixels: int) -> None:
 
 
 def _webp_size(start: bytes) -> tuple[int, int]:
-    """(width, height) that the first chunk declares; (0, 0) where there is none that is known."""
+    """Return (width, height) from the first chunk, or (0, 0) if it is of an unknown kind."""
     kind = start[12:16]
     if kind == b"VP8X" and len(start) >= 30:
         return 1 + int.from_bytes(start[24:27], "little"), 1 + int.from_bytes(start[27:30], "little")
@@ -55,11 +55,11 @@ def _webp_size(start: bytes) -> tuple[int, int]:
 
 
 def _jpeg_exif(file: BinaryIO) -> bytes:
-    """The EXIF data of a JPEG file, which Pillow joins where they are in several segments."""
+    """Return the EXIF data of a JPEG file, joined from several segments as Pillow does."""
     file.seek(2)
     exif = b""
     while (head := file.read(4))[:1] == b"\xff" and len(head) == 4 and head[1] not in (0xD9, 0xDA):
-        if head[1] == 0xFF:  # filling
+        if head[1] == 0xFF:  # padding
             file.seek(-3, os.SEEK_CUR)
             continue
         length = int.from_bytes(head[2:], "big") - 2
@@ -74,7 +74,7 @@ def _jpeg_exif(file: BinaryIO) -> bytes:
 
 
 def count_pages(file: BinaryIO, most: int) -> int:
-    """How many directories a TIFF file has, up to `most`; none of their tags is read. The file's position is kept."""
+    """Count the directories of a TIFF file, up to `most`, without reading tags; the file position is restored."""
     here = file.tell()
     file.seek(0)
     head = file.read(16)
@@ -93,9 +93,9 @@ def count_pages(file: BinaryIO, most: int) -> int:
 
 
 def check_tags(file: BinaryIO) -> None:
-    """OSError where the tags of a TIFF file's first directory claim more bytes than the whole file has.
+    """Raise OSError if the tags of a TIFF file's first directory claim more bytes than the whole file has.
 
-    Also for the EXIF data of other formats, which are a TIFF file of their own.
+    Also used for the EXIF data of other formats, which are embedded TIFF files.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -113,16 +113,16 @@ def check_tags(file: BinaryIO) -> None:
 
 
 def read_png_text(path: str | os.PathLike[str], keyword: str, most: int) -> str | None:
-    """The text that a PNG file keeps under a keyword (tEXt, zTXt or iTXt), or None; no pixel is decoded.
+    """Read the text stored in a PNG file under a keyword (tEXt, zTXt or iTXt), or None; no pixels are decoded.
 
     Args:
         path: the file.
-        keyword: the first chunk of this keyword counts.
-        most: bytes that the text may have, once it is inflated.
+        keyword: keyword of the chunk; the first one counts.
+        most: maximum size of the decompressed text in bytes.
 
     Raises:
-        OSError: the file cannot be read, is not regular, or is cut off or damaged before the text is found.
-        ValueError: not a PNG file, more chunks than a picture has, or a longer text.
+        OSError: the file cannot be read, is not a regular file, or is truncated or damaged before the text is found.
+        ValueError: not a PNG file, an implausible number of chunks, or a longer text.
     """
     key = keyword.encode("latin-1") + b"\0"
     with open_regular(path) as file:
@@ -151,10 +151,10 @@ def read_png_text(path: str | os.PathLike[str], keyword: str, most: int) -> str 
 
 
 def _text(kind: bytes, data: bytes, most: int, keyword: str) -> str:
-    """A text chunk's text, from the bytes that follow its keyword."""
+    """Decode a text chunk from the bytes after its keyword."""
     encoding, packed = "latin-1", kind == b"zTXt"
     if kind == b"zTXt":
-        data = data[1:]  # the method of compression: there is one
+        data = data[1:]  # the compression method, of which there is only one
     elif kind == b"iTXt":
         encoding, packed = "utf-8", data[:1] == b"\1"
         data = data[2:].partition(b"\0")[2].partition(b"\0")[2]  # language, translated keyword

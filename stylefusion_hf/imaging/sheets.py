@@ -1,4 +1,4 @@
-"""Contact sheets: what each region's own code does to a picture, side by side."""
+"""Contact sheets: the effect of each region's code on a picture, side by side."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from stylefusion_hf.core.progress import tqdm
 if TYPE_CHECKING:
     from stylefusion_hf.core.region_tree import RegionTree
 
-CELL = 128  # pixels, about: smaller pictures are enlarged by a whole factor, ones of twice the size or more reduced
-BASE, SOURCE, GLOBAL = "base", "source", "global"  # the columns that are no region
+CELL = 128  # approximate pixels; smaller pictures are enlarged, those of at least twice the size reduced, by integers
+BASE, SOURCE, GLOBAL = "base", "source", "global"  # columns that are not regions
 BRACKETS = (
     "the base, with one region from the source",
     "one region swapped",
     "swapped",
-)  # above the rest; the first that fits
+)  # captions above the region columns; the first that fits is used
 
 INK, QUIET, PAPER, RULE = "#1c2024", "#6b7280", "#ffffff", "#d3d7de"
 TITLE_SIZE, LABEL_SIZE = 15, 13
@@ -38,36 +38,36 @@ def contact_sheet(
     progress: bool = False,
     class_labels: int | Sequence[int] | None = None,
 ) -> Image.Image:
-    """A row for each base: base, source, the base with the source's code in one region at a time, then as global code.
+    """Draw a row per base: base, source, the base with the source's code in one region at a time, then as global code.
 
     Args:
-        pipe: the pipeline; its region tree decides the columns.
-        bases: seeds, one a row; a single one is repeated.
+        pipe: the pipeline; its region tree determines the columns.
+        bases: seeds, one per row; a single seed is repeated.
         sources: seeds, as many as bases, or a single one.
-        truncation_psi: None takes the model's own value.
+        truncation_psi: None for the model's default.
         noise_mode: as in the pipeline.
-        scale: whole factor by which pictures are enlarged; None brings them to about 128 pixels.
-        max_batch: pictures computed in one call.
-        progress: show a bar where there is more than one call.
-        class_labels: the class of all pictures, or one a row, of a conditional generator; None: each seed's own.
+        scale: integer factor by which pictures are enlarged; None scales them to about 128 pixels.
+        max_batch: maximum number of pictures per call of the pipeline.
+        progress: show a progress bar if there is more than one call.
+        class_labels: for a conditional generator: the class of all pictures, or one per row; None: each seed's own.
 
     Raises:
-        ValueError: no or unequally many bases and sources, classes for another number of rows, a scale or batch below
-            1, or what the pipeline refuses.
+        ValueError: different numbers of bases and sources (or none), classes for another number of rows, a scale or
+            batch below 1, or arguments that the pipeline refuses.
     """
     bases, sources = list(bases), list(sources)
     count = max(len(bases), len(sources))
     if not bases or not sources or not {len(bases), len(sources)} <= {1, count}:
         raise ValueError(
-            f"a sheet needs as many bases as sources, or one of either: {len(bases)} and {len(sources)} given"
+            f"a sheet needs as many bases as sources, or a single one of either: got {len(bases)} and {len(sources)}"
         )
     if max_batch < 1 or (scale is not None and scale < 1):
-        raise ValueError(f"max_batch and scale must be at least 1; given: {max_batch} and {scale}")
+        raise ValueError(f"max_batch and scale must be at least 1, got {max_batch} and {scale}")
     bases, sources = bases * (count // len(bases)), sources * (count // len(sources))
     given = [class_labels] if class_labels is None or isinstance(class_labels, int) else class_labels
     classes: list[int | None] = list(given)
     if len(classes) not in (1, count):
-        raise ValueError(f"a sheet needs one class, or one a row: {len(classes)} given for {count} rows")
+        raise ValueError(f"a sheet needs one class, or one per row: got {len(classes)} for {count} rows")
     classes *= count // len(classes)
 
     tree = pipe.fusion.tree
@@ -86,7 +86,7 @@ def contact_sheet(
 
 
 def sheet_columns(tree: RegionTree) -> list[str]:
-    """base, source, the regions that can be swapped, global: a region without a fused node above it all cannot."""
+    """Return the columns: base, source, the regions that can be swapped, and global if any node is fused."""
     regions = [name for name in tree.active if name not in tree.fused]
     return [BASE, SOURCE, *regions, *([GLOBAL] if tree.fused else [])]
 
@@ -97,10 +97,10 @@ def _fused(
     cells: Sequence[tuple[int, int, int, int | None]],
     **call: Any,
 ) -> list[Image.Image]:
-    """The pictures of cells (place of the column, base, source, class), which differ in codes only: one call."""
+    """Make the pictures of cells (column index, base, source, class) in one call; they differ in codes only."""
 
     def codes(*swapped: int) -> list[int]:
-        """A seed a cell: the source's in the columns `swapped`, the base's elsewhere."""
+        """Return one seed per cell: the source's in the columns `swapped`, the base's elsewhere."""
         return [source if place in swapped else base for place, base, source, _ in cells]
 
     names = sheet_columns(tree)
@@ -124,22 +124,22 @@ def draw_sheet(
     brackets: Sequence[str] = BRACKETS,
     regions: Collection[int] | None = None,
 ) -> Image.Image:
-    """Pictures of one size in a labelled grid.
+    """Draw pictures of one size in a labeled grid.
 
     Args:
-        columns: a title for every column.
-        labels: two lines for every row.
-        rows: the pictures, as many a row as there are columns.
+        columns: title of every column.
+        labels: two lines of text for every row.
+        rows: the pictures, one per column in every row.
         scale: as in `contact_sheet`.
-        brackets: what to write above the columns that belong together; the first that fits is taken.
-        regions: the places of these columns, side by side; None for all that are not called base, source or global.
+        brackets: captions for the columns in `regions`; the first that fits is used.
+        regions: indices of adjacent columns to group; None for all not named base, source or global.
     """
     if regions is None:
         regions = [i for i, title in enumerate(columns) if title not in (BASE, SOURCE, GLOBAL)]
-    rows = [[_resized(picture, scale) for picture in row] for row in rows]
+    rows = [[_resize(picture, scale) for picture in row] for row in rows]
     width, height = rows[0][0].size
     small, large = ImageFont.load_default(LABEL_SIZE), ImageFont.load_default(TITLE_SIZE)
-    titles = [_wrapped(title, large, width) for title in columns]
+    titles = [_wrap(title, large, width) for title in columns]
     left = MARGIN + round(max(small.getlength(line) for label in labels for line in label)) + MARGIN
     header = MARGIN + LINE + GAP + LINE * max(len(lines) for lines in titles) + GAP
     lefts = list(_lefts(len(columns), regions, left, width))
@@ -165,15 +165,15 @@ def draw_sheet(
 
 
 def _lefts(count: int, regions: Collection[int], left: int, width: int) -> Iterator[int]:
-    """The left edge of every column; a wider gap on either side of the regions."""
+    """Yield the left edge of every column, with a wider gap on either side of the regions."""
     for index in range(count):
         if index:
             left += width + (GROUP_GAP if (index in regions) != (index - 1 in regions) else GAP)
         yield left
 
 
-def _resized(picture: Image.Image, scale: int | None) -> Image.Image:
-    """The picture times `scale`, or at about CELL pixels; whole factors keep its pixels what they are."""
+def _resize(picture: Image.Image, scale: int | None) -> Image.Image:
+    """Enlarge a picture by `scale`, or bring it to about CELL pixels by an integer factor, which keeps it sharp."""
     picture = picture.convert("RGB")
     if scale is None:
         if (factor := max(picture.size) // (2 * CELL)) > 1:
@@ -182,8 +182,8 @@ def _resized(picture: Image.Image, scale: int | None) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def _wrapped(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """A region's name as lines no wider than its column, where its words allow."""
+def _wrap(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Wrap a region's name at underscores to lines no wider than its column, if its words allow."""
     lines: list[str] = []
     for word in title.split("_"):
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -194,7 +194,7 @@ def _wrapped(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wid
 
 
 def image_grid(images: torch.Tensor, columns: int) -> Image.Image:
-    """(N, 3, H, W), or grey (N, 1, H, W), in [-1, 1] -> one picture, row by row."""
+    """(N, 3, H, W), or gray (N, 1, H, W), in [-1, 1] -> one picture, row by row."""
     n, c, h, w = images.shape
     rows = -(-n // columns)
     canvas = torch.ones(rows * columns, c, h, w)

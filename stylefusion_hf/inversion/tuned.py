@@ -1,7 +1,7 @@
-"""Generators that pivotal tuning made, in folders named by the sha256 of their weights, beside recipes that need them.
+"""Tuned generators, saved next to the recipes that need them in folders named by the SHA-256 of their weights.
 
-folder = save_tuned(out.generator, "pictures")               # pictures/generator-0123456789abcdef
-generator = find_tuned(recipe, "pictures")                    # the one that a recipe was written with, or None
+folder = save_tuned(out.generator, "pictures")  # pictures/generator-0123456789abcdef
+generator = find_tuned(recipe, "pictures")  # the generator of the recipe, or None
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ DIGITS = 16  # of the sha256, in a folder's name
 
 
 def save_tuned(generator: StyleGenerator, folder: str | os.PathLike[str]) -> Path:
-    """Save a tuned generator below `folder` and return its own folder; written again where it is there already."""
+    """Save a tuned generator below `folder` and return its folder; an existing one is written again."""
     path = Path(folder, f"generator-{weights_sha256(generator)[:DIGITS]}")
     generator.save_pretrained(path)  # type: ignore[call-arg, arg-type]  # mypy does not see through its wraps
     return path
 
 
 def find_tuned(recipe: Mapping[str, Any], folder: str | os.PathLike[str]) -> StyleGenerator | None:
-    """The generator that a recipe was written with, where it lies below `folder`.
+    """Load the generator that a recipe was written with, or return None if it is not in `folder`.
 
     Args:
-        recipe: as `Recipe.to_dict` gives.
-        folder: where `save_tuned` was told to put it.
+        recipe: a dict as from `Recipe.to_dict`.
+        folder: the folder given to `save_tuned`.
 
     Raises:
-        OSError: a folder of that name is damaged. ValueError: it holds other weights than its name says.
+        OSError: the generator's folder is damaged.
+        ValueError: it holds other weights than its name says.
     """
     expected = ((recipe.get("model") or {}).get("sha256") or {}).get("generator")
     path = Path(folder, f"generator-{str(expected)[:DIGITS]}")

@@ -1,7 +1,7 @@
-"""Configs from strangers: every number is looked at before a layer is made of it.
+"""Checks of untrusted model configs: every value is validated before a layer is built from it.
 
-A model's config is the arguments of its constructor, so that both are checked in one place, by the constructor's own
-annotations: `@checked_config` under diffusers' `@register_to_config`.
+A model's config is its constructor's arguments, so both are checked in one place against the constructor's
+annotations: put `@checked_config` under diffusers' `@register_to_config`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from stylefusion_hf.core.checks import check_count, check_flag, check_number, sh
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MOST = 2**16  # of a width or a size
-MOST_LAYERS = 1024  # of what is counted: layers, repetitions, entries of a list
-MAX_NAME = 1000  # characters of a text
+MAX_SIZE = 2**16  # of a width or another size
+MAX_LAYERS = 1024  # of a count: layers, repetitions, list entries
+MAX_NAME = 1000  # characters of a string
 
 
 def checked_config(init: F) -> F:
-    """A constructor whose arguments are of the annotated types and no absurd sizes, or a ValueError names one.
+    """Wrap a constructor so that arguments of the wrong type or of absurd size raise a ValueError that names them.
 
-    It also says so in one line where the sizes are sound but there is no memory for so many weights.
+    Running out of memory for the weights also becomes a one-line ValueError.
     """
     hints = get_type_hints(init)
 
@@ -44,15 +44,15 @@ def checked_config(init: F) -> F:
         except RuntimeError as error:
             if "allocate" not in str(error) and "overflow" not in str(error):
                 raise
-            raise ValueError(f"{type(self).__name__}: there is no memory for a model of these sizes") from error
+            raise ValueError(f"{type(self).__name__}: not enough memory for a model of these sizes") from error
 
     return checked  # type: ignore[return-value]
 
 
 def _check(name: str, value: Any, hint: Any) -> Any:
-    """The value; lists as lists."""
+    """Return the value, sequences as lists; ValueError if it does not match the annotation."""
     if isinstance(value, np.generic):
-        raise ValueError(f"{name} is a plain number, which JSON can hold, got {short(value)}: use .item()")
+        raise ValueError(f"{name} must be a plain number that JSON can hold, got {short(value)}: use .item()")
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return None
@@ -61,23 +61,23 @@ def _check(name: str, value: Any, hint: Any) -> Any:
         return check_flag(name, value)
     if kind is int:
         counted = any(word in name for word in ("layers", "repeats", "num_"))
-        return check_count(name, value, MOST_LAYERS if counted else MOST, least=0)
+        return check_count(name, value, MAX_LAYERS if counted else MAX_SIZE, least=0)
     if kind is float:
         check_number(name, value, -1e6, 1e6)
         return value
     if kind is str:
         if not isinstance(value, str) or len(value) > MAX_NAME:
-            raise ValueError(f"{name} is a text, got {short(value)}")
+            raise ValueError(f"{name} must be a string of at most {MAX_NAME} characters, got {short(value)}")
         return value
     if get_origin(kind) is Sequence:
-        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or len(value) > MOST_LAYERS:
-            raise ValueError(f"{name} is a list of at most {MOST_LAYERS} entries, got {short(value)}")
+        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or len(value) > MAX_LAYERS:
+            raise ValueError(f"{name} must be a list of at most {MAX_LAYERS} entries, got {short(value)}")
         return [_check(f"{name}[{i}]", item, get_args(kind)[0]) for i, item in enumerate(value)]
-    return value  # a region tree, which has a check of its own
+    return value  # a region tree, which has its own check
 
 
 def positive(**numbers: float | None) -> None:
-    """ValueError that names the first number that is not above 0; None counts as not given."""
+    """Raise ValueError, naming the first number that is not above 0; None counts as not given."""
     for name, number in numbers.items():
         if number is not None and not (number > 0 and math.isfinite(number)):
             raise ValueError(f"{name} must be above 0, got {short(number)}")

@@ -1,5 +1,5 @@
-"""StyleGAN2's discriminator (Karras et al., arXiv 1912.04958; residual architecture) as a diffusers model, and one on
-the features of a frozen network."""
+"""Discriminators as diffusers models: StyleGAN2's (Karras et al., arXiv 1912.04958; residual architecture), and a
+projected one on the features of a frozen network."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from stylefusion_hf.models.segmenter import RegionSegmenter
 
 @dataclass
 class DiscriminatorOutput(BaseOutput):
-    """`logits`: (B, 1), higher for images taken for real."""
+    """`logits`: (B, 1), higher for images judged real."""
 
     logits: torch.Tensor
 
@@ -49,8 +49,8 @@ class DiscriminatorBlock(nn.Module):
 def minibatch_std(x: torch.Tensor, group_size: int, num_channels: int) -> torch.Tensor:
     """Append channels with the standard deviation over groups of samples (Karras et al., arXiv 1710.10196, section 3).
 
-    x is (B, C, H, W), the result (B, C + num_channels, H, W). Groups are of `group_size` samples, or of the largest
-    number below it that divides the batch. Sample i shares its group with samples i + B / group, as in NVIDIA's code.
+    x is (B, C, H, W), the result (B, C + num_channels, H, W). A group has `group_size` samples, or the largest smaller
+    number that divides the batch. Sample i shares its group with samples i + k * B / group, as in NVIDIA's code.
     """
     b, c, h, w = x.shape
     group = next(g for g in range(min(group_size, b), 0, -1) if b % g == 0)
@@ -65,19 +65,19 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
 
     Args:
         resolution: a power of two from 8.
-        channels: one count per block, from 4 x 4 up; None takes NVIDIA's schedule of `channel_base` 32768, at most
-        512.
+        channels: one count per block, from 4 x 4 up; None for NVIDIA's schedule with `channel_base` 32768, at most
+            512.
         label_dim: size of the class-label vector; 0 for an unconditional model.
         mapping_layers: depth of the MLP that maps labels for the projection (class-conditional models only).
-        label_embed_dim: width of that projection; None takes the channels at 4 x 4.
-        mbstd_group_size, mbstd_channels: the minibatch standard deviation; 0 channels switch it off, after which a
-            sample's logit does not depend on the rest of its batch.
-        conv_clamp: limit of activations, for half precision.
+        label_embed_dim: width of that projection; None for the channels at 4 x 4.
+        mbstd_group_size, mbstd_channels: settings of the minibatch standard deviation; 0 channels switch it off, so
+            that a sample's logit does not depend on the rest of its batch.
+        conv_clamp: clamp on activations, for half precision.
         input_skips: how many of the largest blocks are followed by a fromRGB layer of the image at their output's
             resolution (the "input skips" of the paper's figure 7). Growing to twice the resolution adds one.
 
     Raises:
-        ValueError: a resolution that is not a power of two, or numbers that do not fit it.
+        ValueError: the resolution is not a power of two, or other numbers do not fit it.
     """
 
     @register_to_config
@@ -101,8 +101,8 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
             raise ValueError(f"a discriminator needs a resolution of at least 8, got {resolution}")
         if mbstd_channels < 0 or mbstd_group_size < 1 or (mbstd_channels and channels[0] % mbstd_channels):
             raise ValueError(
-                f"mbstd_channels must be 0 or divide the {channels[0]} channels at 4 x 4, the group size be positive; "
-                f"got {mbstd_channels=}, {mbstd_group_size=}"
+                f"mbstd_channels must be 0 or divide the {channels[0]} channels at 4 x 4, and mbstd_group_size must be"
+                f" positive; got {mbstd_channels=}, {mbstd_group_size=}"
             )
         positive(img_channels=img_channels, conv_clamp=conv_clamp, label_embed_dim=label_embed_dim)
         if not 0 <= input_skips <= len(channels) - 1:
@@ -150,7 +150,7 @@ StyleGAN2Discriminator.__module__ = "stylefusion_hf"
 
 
 def turn_into_buffers(module: nn.Module) -> None:
-    """Parameters become buffers of the same names: they are saved and moved, and nothing can train them."""
+    """Turn parameters into buffers of the same names: still saved and moved with the module, but never trained."""
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             delattr(part, name)
@@ -158,7 +158,7 @@ def turn_into_buffers(module: nn.Module) -> None:
 
 
 class FeatureHead(nn.Module):
-    """The small discriminator of one level: features (B, width, size, size) -> logits (B, 1)."""
+    """Small discriminator of one feature level: (B, width, size, size) -> logits (B, 1)."""
 
     def __init__(self, width: int, size: int, group_size: int):
         super().__init__()
@@ -174,20 +174,20 @@ class FeatureHead(nn.Module):
 
 
 class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
-    """Images (B, C, H, W) in [-1, 1] -> logits (B, 1), judged by the features of a frozen segmenter.
+    """Images (B, C, H, W) in [-1, 1] -> logits (B, 1), from the features of a frozen segmenter.
 
-    After Projected GAN (Sauer et al., arXiv 2111.01007): the feature maps of several levels are mixed across channels,
-    and from the coarsest level up across scales, by random convolutions that are never trained; a small discriminator
-    per level reads the mixture, and its logits are averaged. No level sees the pixels themselves.
+    After Projected GAN (Sauer et al., arXiv 2111.01007): random convolutions that are never trained mix the feature
+    maps of several levels across channels and, from the coarsest level up, across scales; one small discriminator per
+    level reads the mixture, and the logits are averaged. No level sees the pixels themselves.
 
     Args:
-        network: the constructor's arguments of the [`RegionSegmenter`] whose encoder gives the features.
-        resolution: of the images, a power of two. Levels of 4 x 4 to half of it are read.
+        network: constructor arguments of the [`RegionSegmenter`] whose encoder gives the features.
+        resolution: resolution of the images, a power of two. Levels from 4 x 4 to half of it are used.
         width: channels of the mixtures and of the small discriminators.
-        mbstd_group_size: of the minibatch standard deviation at the end of each small discriminator.
+        mbstd_group_size: group size of the minibatch standard deviation at the end of each small discriminator.
 
     Raises:
-        ValueError: a resolution at which the network has no level to read, or another number that does not fit.
+        ValueError: the network has no usable level at this resolution, or another number does not fit.
     """
 
     @register_to_config
@@ -203,10 +203,10 @@ class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
         turn_into_buffers(self.frozen)
         sizes = {k: resolution >> k for k in range(1, len(self.frozen.down)) if resolution >> k >= 4}
         if not sizes:
-            raise ValueError(f"a segmenter of {len(self.frozen.down)} levels has none to read at {resolution} px")
+            raise ValueError(f"a segmenter with {len(self.frozen.down)} levels has no usable one at {resolution} px")
         self.levels = list(sizes)
         widths = self.frozen.config.channels
-        # Buffers, so that no optimizer learns them and checkpoints keep them.
+        # Buffers: kept in checkpoints, but invisible to optimizers.
         for k in self.levels:
             self.register_buffer(f"across_channels{k}", torch.randn(width, widths[k], 1, 1) / math.sqrt(widths[k]))
             self.register_buffer(f"across_scales{k}", torch.randn(width, width, 3, 3) / math.sqrt(9 * width))

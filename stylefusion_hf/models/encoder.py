@@ -1,4 +1,4 @@
-"""A feed-forward encoder: pictures to w+, as offsets from the mean code (pSp, Richardson et al., arXiv 2008.00951)."""
+"""Feed-forward encoder: pictures to w+, as offsets from the mean code (pSp, Richardson et al., arXiv 2008.00951)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,20 +26,22 @@ class EncoderOutput(BaseOutput):
 class ImageEncoder(StrictModelMixin, ConfigMixin):
     """Images (B, 3, H, W) in [-1, 1] -> w+ (B, num_ws, w_dim).
 
-    A code is the mean code, plus one offset for all rows, plus one for each row (e4e, Tov et al., arXiv 2102.02766),
-    both along w's principal axes in units of its deviation there. A new encoder gives the mean code for every picture.
+    A code is the mean code, plus one offset for all rows, plus one offset per row (e4e, Tov et al., arXiv 2102.02766),
+    both along w's principal axes in units of the standard deviation there. A new encoder predicts the mean code for
+    every picture.
 
     Args:
         num_ws, w_dim: shape of the generator's w+.
-        resolution: pixels that images are brought to inside; whatever size they have.
+        resolution: size in pixels to which images of any size are resized internally.
         channels: widths at 1/2 of the resolution (before and after its convolutions), 1/4, 1/8, ...
-        reduced: channels of the last map that the head sees, place by place.
-        features: width of the layer that the offsets are read from.
-        groups: of the group normalisation; must divide every width.
+        reduced: channels of the last map, which the head reads unpooled.
+        features: width of the layer before the two offset layers.
+        groups: number of groups of the group normalization; must divide every width.
         img_channels: 3 for RGB.
 
     Raises:
-        ValueError: fewer than two widths, some that `groups` does not divide, or a resolution that they do not halve.
+        ValueError: fewer than two widths, a width not divisible by `groups`, or a resolution that cannot be halved
+            once per level.
     """
 
     w_mean: torch.Tensor
@@ -62,7 +64,7 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
         channels = list(channels)
         positive(groups=groups, img_channels=img_channels, reduced=reduced, features=features)
         if len(channels) < 2 or any(c < 1 or c % groups for c in channels):
-            raise ValueError(f"expected two or more widths that are multiples of groups={groups}, got {channels}")
+            raise ValueError(f"expected at least two widths that are multiples of groups={groups}, got {channels}")
         step = 2 ** (len(channels) - 1)
         if resolution < step or resolution % step:
             raise ValueError(f"resolution must be a multiple of {step} for {len(channels)} widths, got {resolution}")
@@ -71,7 +73,7 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
         self.stem = nn.Conv2d(img_channels, channels[0], 4, stride=2, padding=1)
         self.levels = nn.ModuleList(ConvBlock(i, o, groups) for i, o in pairwise(channels))
         self.reduce = nn.Conv2d(channels[-1], reduced, 1)
-        # By place, not pooled: where a thing is belongs to the code.
+        # Flattened rather than pooled: the position of a feature is part of the code.
         self.to_features = nn.Linear(reduced * (resolution // step) ** 2, features)
         self.to_code = nn.Linear(features, w_dim)
         self.to_rows = nn.Linear(features, num_ws * w_dim)
@@ -79,10 +81,10 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         self.register_buffer("w_mean", torch.zeros(w_dim))
-        self.register_buffer("w_axes", torch.eye(w_dim))  # (axis, w_dim), as long as w deviates
+        self.register_buffer("w_axes", torch.eye(w_dim))  # (axis, w_dim), each of length one standard deviation
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """w+ codes (B, num_ws, w_dim) of images (B, 3, H, W) in [-1, 1]; ValueError for images of another shape."""
+        """Return w+ codes (B, num_ws, w_dim) for images (B, 3, H, W) in [-1, 1]; ValueError for other shapes."""
         config = self.config
         if images.ndim != 4 or images.shape[1] != config.img_channels:
             raise ValueError(f"expected images (batch, {config.img_channels}, H, W), got {tuple(images.shape)}")
@@ -104,13 +106,13 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
         self.w_axes.copy_((vectors * values.clamp_min(0).sqrt()).t())
 
     def forward(self, images: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple:
-        """`latents`: w+ (B, num_ws, w_dim) of images (B, 3, H, W) in [-1, 1]."""
+        """Return `latents`: w+ (B, num_ws, w_dim) of images (B, 3, H, W) in [-1, 1]."""
         latents = self.encode(images)
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
 
 def encoder_channels(resolution: int) -> list[int]:
-    """Widths for an encoder of that resolution (a power of two from 16), whose last map has 8 x 8 places or fewer."""
+    """Return encoder widths for a resolution (a power of two from 16), down to a last map of 8 x 8 or smaller."""
     widths = [32, 48, 96, 160]
     levels = max(1, (resolution // 8).bit_length() - 1)  # halvings down to 8 pixels
     return widths[: levels + 1] if levels < len(widths) else [*widths, *[160] * (levels + 1 - len(widths))]

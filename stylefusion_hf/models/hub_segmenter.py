@@ -1,4 +1,4 @@
-"""Any semantic-segmentation network of the transformers library as a segmenter of regions."""
+"""HubSegmenter: any semantic-segmentation network of the transformers library as a region segmenter."""
 
 from __future__ import annotations
 
@@ -26,43 +26,42 @@ from stylefusion_hf.models.transformers_networks import (
     STD,
     build_network,
     input_size,
-    labels_of,
     load_network,
     plain_config,
-    preparation,
+    read_labels,
+    read_preprocessing,
 )
 
 LARGEST_SIDE = 4096  # pixels of a network's input
-FAINT = 1e-6  # of a class's share: below it a mask network's scores are rounding
+MIN_SHARE = 1e-6  # smallest class share: lower scores of a mask network are rounding noise
 
 
 class HubSegmenter(StrictModelMixin, ConfigMixin):
-    """Images (B, 3, H, W) in [-1, 1] -> region logits (B, R, H, W), by a network that somebody trained on classes.
+    """Images (B, 3, H, W) in [-1, 1] -> region logits (B, R, H, W), from a pretrained semantic-segmentation network.
 
-    A region's logit is the logsumexp of its classes' logits, at the resolution of the network's output: there the
-    region's probability is the sum of its classes'. Then the maps are brought to the picture's size. Classes of no
-    region count for nothing. It never trains: batch norms and dropout work as in evaluation, in `train()` too; but
-    images and weights have gradients.
+    A region's logit is the logsumexp of its classes' logits at the resolution of the network's output, so a region's
+    probability is the sum of its classes'. The maps are then resized to the picture. Classes assigned to no region are
+    ignored. The network stays in evaluation mode, even after `train()`; images and weights still get gradients.
 
-    `from_hub` makes one of a transformers model, `save_pretrained` writes config and weights in diffusers' layout, and
+    `from_hub` wraps a transformers model, `save_pretrained` writes config and weights in diffusers' layout, and
     `from_pretrained` loads these without the original.
 
     Args:
         network: the config of a transformers model with `model_type`, a JSON object.
         regions: names of the regions, in the order of the logits.
-        classes: of each region, the numbers of its classes.
-        size: pixels of the network's input: [height, width], [shortest side], or [] for pictures as they are.
-        multiple: the input's sides are rounded up to multiples of it.
-        mean, std: of each channel of the input.
-        white: a white pixel before mean and std: 1, or 255 for networks that were trained on such numbers.
+        classes: class numbers of each region.
+        size: pixels of the network's input: [height, width], [shortest side], or [] to keep the pictures' size.
+        multiple: round the input's sides up to multiples of this.
+        mean, std: mean and standard deviation of each input channel.
+        white: value of a white pixel before mean and std: 1, or 255 for networks trained on that range.
         resample: "bilinear", "bicubic" or "nearest-exact", with antialiasing.
-        flip_channels: the network takes BGR.
-        source: where the network is from, a Hub id with its commit; for the record.
+        flip_channels: whether the network takes BGR.
+        source: origin of the network, a Hub id with its commit; for the record only.
 
     Raises:
         ImportError: transformers is not installed; names the extra.
-        ValueError: fewer than two regions, a name or a class twice, a class that the network does not have, or a
-            network that transformers does not make.
+        ValueError: fewer than two regions, a duplicate name or class, a class that the network does not have, or a
+            network that transformers cannot build.
     """
 
     @register_to_config
@@ -84,18 +83,18 @@ class HubSegmenter(StrictModelMixin, ConfigMixin):
         super().__init__()
         regions, size = list(regions), list(size)
         if not isinstance(network, Mapping):
-            raise ValueError(f"network is a config of transformers, a JSON object, got {short(network)}")
+            raise ValueError(f"network must be a transformers config, a JSON object, got {short(network)}")
         if len(regions) < 2 or len(set(regions)) != len(regions):
-            raise ValueError(f"a segmenter needs two or more different region names, got {regions}")
+            raise ValueError(f"a segmenter needs at least two distinct region names, got {regions}")
         positive(multiple=multiple, white=white, **{f"std[{i}]": value for i, value in enumerate(std)})
         if len(mean) != 3 or len(std) != 3:
-            raise ValueError(f"mean and std are three numbers, one a channel, got {list(mean)} and {list(std)}")
+            raise ValueError(f"mean and std need three numbers, one per channel, got {list(mean)} and {list(std)}")
         if len(size) > 2 or any(not 8 <= side <= LARGEST_SIDE for side in [*size, max(multiple, 8)]):
-            raise ValueError(f"size is one or two sides from 8 to {LARGEST_SIDE} pixels, got {short(size)}")
+            raise ValueError(f"size must be one or two sides from 8 to {LARGEST_SIDE} pixels, got {short(size)}")
         check_choice("resample", resample, RESAMPLING.values())
         config = plain_config(network)
         self.register_to_config(network=config)
-        _check_classes(regions, classes, len(labels_of(config)))
+        _check_classes(regions, classes, len(read_labels(config)))
         self.net = build_network(config)
         self.net.eval()
         self.counts = [len(numbers) for numbers in classes]
@@ -112,45 +111,46 @@ class HubSegmenter(StrictModelMixin, ConfigMixin):
         revision: str | None = None,
         **options: Any,
     ) -> Self:
-        """A transformers model, of the Hub or of a folder, with a table of regions; float32, in evaluation mode.
+        """Load a transformers model from the Hub or a folder, with a region map; float32, in evaluation mode.
 
         Args:
-            name: a Hub id or a folder, with config.json, preprocessor_config.json (ImageNet's values if there is
-                none) and safetensors weights.
-            region_map: a table as in `region_mapping`: a JSON file, the name of a shipped one, or a dict.
+            name: a Hub id or a folder, with config.json, preprocessor_config.json (without it, ImageNet's values) and
+                safetensors weights.
+            region_map: a region map as in `core.region_mapping`: a JSON file, the name of a built-in map, or a dict.
             revision: branch, tag or commit on the Hub.
             options: `cache_dir`, `token`, `force_download`, `local_files_only`, as in huggingface_hub.
 
         Raises:
-            ImportError: transformers is not installed. OSError: no such model, a damaged file, or pickles instead of
-                safetensors. ValueError: no whole segmenter, or a table that does not fit its classes.
+            ImportError: transformers is not installed.
+            OSError: no such model, a damaged file, or pickles instead of safetensors.
+            ValueError: an incomplete segmenter, or a region map that does not fit its classes.
         """
         table, where = RegionMap.of(region_map), check_path(name)
         if os.path.isdir(where):
-            return cls._of_folder(where, where, None, table)
+            return cls._from_folder(where, where, None, table)
         if not is_hub_id(where):
-            raise OSError(f"{where!r} is no folder, and no name of a model on the Hub (user/name)")
+            raise OSError(f"{where!r} is neither a folder nor a model name on the Hub (user/name)")
         with snapshot(where, CONFIG, revision, options) as (folder, fetch):
             fetch([PREPROCESSING, *weight_patterns("", None)])
-        return cls._of_folder(os.fspath(folder), where, f"{where}@{folder.name}", table)
+        return cls._from_folder(os.fspath(folder), where, f"{where}@{folder.name}", table)
 
     @classmethod
-    def _of_folder(cls, folder: str, where: str, source: str | None, table: RegionMap) -> Self:
+    def _from_folder(cls, folder: str, where: str, source: str | None, table: RegionMap) -> Self:
         config, weights = load_network(folder, where)
-        found = table.classes(labels_of(config))
-        prepared = preparation(folder, config, where)
-        model = cls(network=config, regions=list(found), classes=list(found.values()), source=source, **prepared)
+        found = table.classes(read_labels(config))
+        preprocessing = read_preprocessing(folder, config, where)
+        model = cls(network=config, regions=list(found), classes=list(found.values()), source=source, **preprocessing)
         model.net.load_state_dict(weights)
         return model.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """As for every module; the network itself stays in evaluation mode."""
+        """Set the mode as for any module; the network itself stays in evaluation mode."""
         super().train(mode)
         self.net.eval()
         return self
 
     def segment(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, R, H, W); as many pictures at once as fit, those of a larger batch one part after the other."""
+        """Return logits (B, R, H, W); large batches are split into parts that fit into memory."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected images (batch, 3, H, W), got {tuple(images.shape)}")
         size = input_size(images.shape[-2], images.shape[-1], self.config.size, self.config.multiple)
@@ -158,20 +158,20 @@ class HubSegmenter(StrictModelMixin, ConfigMixin):
         if len(images) <= most:
             return self._logits(images, size)
         parts = images.split(most)
-        if torch.is_grad_enabled() and images.requires_grad:  # computed twice, so that one part's memory is enough
+        if torch.is_grad_enabled() and images.requires_grad:  # recompute in backward to hold only one part
             return torch.cat([checkpoint(self._logits, part, size, use_reentrant=False) for part in parts])
         return torch.cat([self._logits(part, size) for part in parts])
 
     def _logits(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        x = resized(images.clamp(-1, 1).add(1).div(2), size, self.config.resample)
+        x = resize(images.clamp(-1, 1).add(1).div(2), size, self.config.resample)
         x = (x - self.shift.to(x)) / self.scale.to(x)
         scores = class_logits(self.net(pixel_values=x.flip(1) if self.config.flip_channels else x))
         parts = scores.index_select(1, self.order).split(self.counts, dim=1)
         logits = torch.cat([part.logsumexp(dim=1, keepdim=True) for part in parts], dim=1)
-        return resized(logits, (images.shape[-2], images.shape[-1]), "bilinear")
+        return resize(logits, (images.shape[-2], images.shape[-1]), "bilinear")
 
     def forward(self, images: torch.Tensor, return_dict: bool = True) -> SegmenterOutput | tuple:
-        """`logits` (B, R, H, W) of images (B, 3, H, W) in [-1, 1]."""
+        """Return `logits` (B, R, H, W) of images (B, 3, H, W) in [-1, 1]."""
         logits = self.segment(images)
         return SegmenterOutput(logits=logits) if return_dict else (logits,)
 
@@ -186,9 +186,9 @@ class HubSegmenter(StrictModelMixin, ConfigMixin):
 
 
 def _check_classes(regions: Sequence[str], classes: Sequence[Sequence[int]], count: int) -> None:
-    """ValueError unless every region has classes of 0 ... count - 1 and no class is in two."""
+    """Raise ValueError unless every region has classes in 0 ... count - 1 and no class is in two regions."""
     if len(classes) != len(regions):
-        raise ValueError(f"classes has a list for each of the {len(regions)} regions, got {len(classes)}")
+        raise ValueError(f"classes must have one list per region, {len(regions)} in all, got {len(classes)}")
     seen: dict[int, str] = {}
     for region, numbers in zip(regions, classes, strict=True):
         if not numbers:
@@ -197,24 +197,24 @@ def _check_classes(regions: Sequence[str], classes: Sequence[Sequence[int]], cou
             if number >= count:
                 raise ValueError(f"the region {region!r} names class {number}, but the network's are 0 to {count - 1}")
             if number in seen:
-                raise ValueError(f"class {number} is in {seen[number]!r} and in {region!r}")
+                raise ValueError(f"class {number} is both in {seen[number]!r} and in {region!r}")
             seen[number] = region
 
 
 def class_logits(output: Any) -> torch.Tensor:
-    """Logits (B, C, h, w) of a transformers model's output.
+    """Return logits (B, C, h, w) from a transformers model's output.
 
-    Of a network that gives masks and their classes, the logarithm of each class's score as in MaskFormer's semantic
-    inference (Cheng et al., arXiv 2107.06278): the sum over queries of class probability times mask probability.
+    For networks that predict masks and their classes, the logit is the logarithm of the class score of MaskFormer's
+    semantic inference (Cheng et al., arXiv 2107.06278): the sum over queries of class times mask probability.
     """
     if (masks := getattr(output, "masks_queries_logits", None)) is None:
         return output.logits
     shares = output.class_queries_logits.softmax(dim=-1)[..., :-1]  # the last class is "no object"
-    return torch.einsum("bqc,bqhw->bchw", shares, masks.sigmoid()).clamp_min(FAINT).log()
+    return torch.einsum("bqc,bqhw->bchw", shares, masks.sigmoid()).clamp_min(MIN_SHARE).log()
 
 
-def resized(x: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    """(B, C, H, W) at another size, antialiased where it shrinks; half precision is resampled in float32."""
+def resize(x: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    """Resize (B, C, H, W), antialiased when shrinking; half precision is resampled in float32."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     if mode == "nearest-exact":

@@ -1,4 +1,4 @@
-"""From whatever stands for codes to one batch of style codes: seeds, pictures, files, tensors of any latent space."""
+"""Latent codes in any form (seeds, pictures, files, tensors of any latent space) to one batch of style codes."""
 
 from __future__ import annotations
 
@@ -29,30 +29,31 @@ from stylefusion_hf.imaging.images import array_images, open_image, to_tensor
 if TYPE_CHECKING:
     from stylefusion_hf.models.style_generator import StyleGenerator
 
-Given: TypeAlias = Row | Image.Image  # one picture's code before images are encoded
+CodeInput: TypeAlias = Row | Image.Image  # one picture's code before images are encoded
 
 # --- From arguments to rows ------------------------------------------------------------------------------------------
 
 
-def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: int = 0) -> tuple[Given, ...]:
-    """The rows of anything that stands for codes.
+def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: int = 0) -> tuple[CodeInput, ...]:
+    """Parse any representation of codes into rows.
 
     Args:
-        value: a seed, a picture, a tensor or float array of the space `latent_type`, a `Code`, or a list of any of
-            these, nested or not, whose rows are put one after the other. A picture is a PIL image, a picture file's
-            path, or an array of one or several: uint8 (H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels, or
-            floating-point numbers from 0 to 1 in one of the last two shapes. (H, W, C) is a picture in any space but
-            w+, whose codes have as many dimensions. `CODES.safetensors` or `CODES.safetensors:NAME`, as text, is a
-            code from a file. Integers in an array of one dimension are seeds.
+        value: a seed, a picture, a tensor or float array in the space `latent_type`, a `Code`, or a list of any of
+            these, possibly nested, whose rows are concatenated. A picture is a PIL image, the path of a picture file,
+            or an array of one or more pictures: uint8 (H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels, or
+            floats in [0, 1] in one of the last two shapes. A float array of three dimensions is a picture in every
+            space except w+, whose codes have three dimensions too. The strings `CODES.safetensors` and
+            `CODES.safetensors:NAME` name a code in a file. Integers in a one-dimensional array are seeds.
         latent_type: the space of bare tensors.
-        name: what the value is called in errors.
-        depth: how many lists it lies in.
+        name: name of the value in errors.
+        depth: nesting depth of the value in lists.
 
     Returns:
-        One seed, `Code` of batch 1 or image a row; at least one.
+        One seed, `Code` of batch 1 or image per row; at least one.
 
     Raises:
-        ValueError: that begins with `name`. OSError: the same, of a file that cannot be read.
+        ValueError: the value is not a code; the message begins with `name`.
+        OSError: a file cannot be read; likewise.
 
     Example:
         >>> from stylefusion_hf.models.latents import parse_code
@@ -67,13 +68,13 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: 
     if isinstance(value, np.ndarray):  # float arrays are latents, arrays of integers are seeds
         if value.ndim > 1 and value.dtype.kind in "iub":
             raise ValueError(
-                f"{name}: an array of integers is a list of seeds, of one dimension, or a picture of uint8"
+                f"{name}: an array of integers must be a one-dimensional list of seeds or a uint8 picture"
                 f" (height, width, 3); got {value.shape} of {value.dtype}"
             )
         if np.issubdtype(value.dtype, np.floating):
-            kind = np.float32 if value.dtype.itemsize <= 4 else np.float64  # torch has no other sizes and byte orders
+            kind = np.float32 if value.dtype.itemsize <= 4 else np.float64  # torch lacks other sizes and byte orders
             value = torch.from_numpy(np.array(value, dtype=kind))
-        elif value.size <= MAX_CODES:  # else it is refused below
+        elif value.size <= MAX_CODES:  # larger arrays are refused below
             value = value.tolist()
     if isinstance(value, (torch.Tensor, np.ndarray, list, tuple, range)):
         if isinstance(value, torch.Tensor) and value.is_nested:
@@ -81,8 +82,8 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: 
         else:
             count = len(value) if not hasattr(value, "ndim") or value.ndim else 1
         if count > MAX_CODES or depth > MAX_NESTING:
-            given = f"{count} codes" if count > MAX_CODES else f"more than {MAX_NESTING} lists in each other"
-            raise ValueError(f"{name} is at most {MAX_CODES} codes in lists, got {given}")
+            given = f"{count} codes" if count > MAX_CODES else f"more than {MAX_NESTING} nested lists"
+            raise ValueError(f"{name} can have at most {MAX_CODES} codes in lists, got {given}")
     if isinstance(value, torch.Tensor):
         try:
             value = Code(value, latent_type)
@@ -107,25 +108,25 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: 
 
 
 def _holds_pictures(array: np.ndarray, latent_type: str) -> bool:
-    """Whether an array is meant as a picture or several rather than as seeds or latents."""
+    """Return whether an array means one or more pictures rather than seeds or latents."""
     if array.dtype == np.uint8:
         return array.ndim > 1
     channels = array.ndim in (3, 4) and array.shape[-1] in (1, 3, 4)
     return array.dtype.kind == "f" and (array.ndim == 4 or (channels and latent_type != "w+"))
 
 
-def _read_file(path: str | os.PathLike[str], name: str) -> tuple[Given, ...]:
-    """The picture of a file, or the code of `CODES.safetensors` or `CODES.safetensors:NAME`."""
+def _read_file(path: str | os.PathLike[str], name: str) -> tuple[CodeInput, ...]:
+    """Read a picture file, or the code named by `CODES.safetensors` or `CODES.safetensors:NAME`."""
     text = os.fspath(path)
     if not isinstance(text, str):
-        raise ValueError(f"{name} is a file's path as text, got {short(text)}")
+        raise ValueError(f"{name} must be a file path as a string, got {short(text)}")
     try:
         if ".safetensors" in text[-4096:].lower():
             from stylefusion_hf.core.code_files import pick_code
 
             return pick_code(text).rows()
         if len(text) <= 4096 and os.path.exists(text):
-            return (open_image(text, channels=4),)  # alpha is put on white where the model has none
+            return (open_image(text, channels=4),)  # models without alpha get it composited on white
     except OSError as error:
         raise type(error)(f"{name}: {describe_error(error)}") from error
     except ValueError as error:
@@ -139,16 +140,16 @@ def _read_file(path: str | os.PathLike[str], name: str) -> tuple[Given, ...]:
 
 
 def encode_images(
-    groups: Mapping[str, Sequence[Given]], encoder: Any, resolution: int, img_channels: int, device: Any = None
+    groups: Mapping[str, Sequence[CodeInput]], encoder: Any, resolution: int, img_channels: int, device: Any = None
 ) -> dict[str, tuple[Row, ...]]:
-    """`groups` with every image replaced by its w+ code; all different images pass the encoder as one batch.
+    """Replace every image in `groups` by its w+ code; all distinct images are encoded in one batch.
 
-    Images are square; they are checked and brought to the generator's size by `images.to_tensor`.
+    Images must be square; `images.to_tensor` checks them and resizes them to the generator's size.
 
     Raises:
-        ValueError: there are images and no encoder; names the first group that has one. Or an image is not square, too
-            small, animated ...; names its group.
-        OSError: an image that cannot be decoded to its end.
+        ValueError: there are images but no encoder (names the first group with an image), or an image is not square,
+            too small, animated ... (names its group).
+        OSError: an image cannot be decoded completely.
     """
     images = {id(row): (name, row) for name, rows in groups.items() for row in rows if isinstance(row, Image.Image)}
     if not images:
@@ -180,19 +181,19 @@ def codes_to_style(
     truncation_cutoff: int | None = None,
     device: Any = None,
 ) -> torch.Tensor:
-    """Style codes (N, S), float32, of N rows of any spaces: one mapping batch, one affine batch for each of w and w+.
+    """Map N rows of any spaces to style codes (N, S), float32, with one mapping batch and one affine batch per space.
 
     Args:
         rows: seeds and codes of batch 1.
-        class_labels: (N, label_dim), for seeds and z; None of a conditional generator: each seed's own class
+        class_labels: (N, label_dim), for seeds and z; None for a conditional generator means each seed's own class
             (`seed_classes`).
-        truncation_psi, truncation_cutoff: for seeds and z only; other codes enter as they are.
-        device: where to compute; None for the generator's.
+        truncation_psi, truncation_cutoff: apply to seeds and z only; other codes are used as given.
+        device: device to compute on; None for the generator's.
 
-    Codes stay in float32 under half-precision weights: they are few numbers, and everything downstream hangs on them.
+    Codes stay in float32 even with half-precision weights: they are small, and all later steps depend on them.
 
     Raises:
-        ValueError: a z, which is nobody's seed, without a class; or style codes that are not finite.
+        ValueError: a z without a seed needs a class and has none, or style codes are not finite.
     """
     device = generator.device if device is None else torch.device(device)
     z_dim = generator.mapping.z_dim
@@ -225,9 +226,9 @@ def codes_to_style(
 
 
 def own_labels(generator: StyleGenerator, rows: Sequence[Row]) -> torch.Tensor | None:
-    """(N, label_dim), the own class of each of N seeds; None of a model without classes.
+    """Return (N, label_dim), each seed's own class, or None for an unconditional model.
 
-    ValueError for a z of a conditional model, since nothing says its class.
+    ValueError for a z of a conditional model, whose class is unknown.
     """
     classes = generator.config.label_dim
     if not classes:
@@ -235,14 +236,14 @@ def own_labels(generator: StyleGenerator, rows: Sequence[Row]) -> torch.Tensor |
     seeds = [row for row in rows if isinstance(row, int)]
     if len(seeds) < len(rows):
         raise ValueError(
-            f"this model is class-conditional, and a code in z says nothing of its class: give class_labels, 0 to"
-            f" {classes - 1} (a seed has a class of its own)"
+            f"this model is class-conditional, and a code in z does not determine its class: give class_labels, 0 to"
+            f" {classes - 1} (a seed has its own class)"
         )
     return labels_to_tensor(seed_classes(seeds, classes), classes)
 
 
 def check_style(style: torch.Tensor) -> torch.Tensor:
-    """Style codes as they are; ValueError for numbers from which a picture would come out wrong without a word."""
+    """Return the style codes unchanged; ValueError for values that would silently give a broken picture."""
     if not bool((style.abs() <= 1e3 * LARGEST).all()):  # NaN fails the comparison
         raise ValueError(
             "the style codes of this call are not finite or far too large: give codes, truncation_psi, class_labels"

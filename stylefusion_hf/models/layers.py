@@ -1,4 +1,4 @@
-"""Layers that StyleGAN2's networks share: equalised learning rate, the mapping MLP, the channel schedule."""
+"""Layers shared by StyleGAN2's networks: equalized learning rate, the mapping MLP, the channel schedule."""
 
 import math
 from itertools import pairwise
@@ -13,24 +13,24 @@ FIR_TAPS = (1, 3, 3, 1)
 
 
 def block_resolutions(resolution: int) -> list[int]:
-    """[4, 8, ..., resolution]; ValueError unless it is a power of two of at least 4 (and not absurd)."""
+    """Return [4, 8, ..., resolution]; ValueError unless it is a power of two from 4 to 16384."""
     if not isinstance(resolution, int) or resolution < 4 or resolution > 2**14 or resolution & (resolution - 1):
         raise ValueError(f"resolution must be a power of two between 4 and 16384, got {resolution!r}")
     return [2**i for i in range(2, resolution.bit_length())]
 
 
 def at_once(resolution: int, most: int) -> int:
-    """How many pictures to compute at once without gradients: `most` up to 128 pixels, fewer at larger sizes."""
+    """Return the batch size for computation without gradients: `most` up to 128 pixels, less at larger sizes."""
     return max(1, min(most, most * 128**2 // resolution**2))
 
 
 def channel_schedule(resolution: int, channel_base: int = 32768, channel_max: int = 512) -> list[int]:
-    """Channels at 4, 8, ..., resolution as NVIDIA's configurations count them: min(base / resolution, max)."""
+    """Return the channels at 4, 8, ..., resolution as in NVIDIA's configurations: min(base / resolution, max)."""
     return [max(min(channel_base // r, channel_max), 1) for r in block_resolutions(resolution)]
 
 
 def check_channels(channels, resolution: int) -> list[int]:
-    """The channel counts as a list, one per block from 4 x 4 up; ValueError for too few, too many or odd ones."""
+    """Return the channel counts as a list, one per block from 4 x 4 up; ValueError if they do not fit."""
     blocks = block_resolutions(resolution)
     channels = list(channels)
     if len(channels) != len(blocks) or not all(isinstance(c, int) and c > 0 for c in channels):
@@ -42,24 +42,24 @@ def check_channels(channels, resolution: int) -> list[int]:
 
 
 def register_fir(module: nn.Module) -> None:
-    """The low-pass filter as a buffer that follows `.to(device)`; not saved, the architecture fixes it."""
+    """Register the low-pass filter as a buffer that follows `.to(device)`; not saved, the architecture fixes it."""
     module.register_buffer("fir", setup_filter(FIR_TAPS), persistent=False)
 
 
 def to_fast_layout(x: torch.Tensor) -> torch.Tensor:
-    """Channels-last where it is faster: on CPUs always (2-4x for depthwise filters), on GPUs in half precision."""
+    """Convert to channels-last where it is faster: on CPUs (2-4x for depthwise filters), on GPUs in half precision."""
     if x.device.type == "cpu" or x.dtype in (torch.float16, torch.bfloat16):
         return x.contiguous(memory_format=torch.channels_last)
     return x
 
 
-# --- Equalised learning rate: weights of unit variance, scaled when used (arXiv 1710.10196, section 4.1) -------------
+# --- Equalized learning rate: weights of unit variance, scaled when used (arXiv 1710.10196, section 4.1) -------------
 
 
 class EqualizedLinear(nn.Module):
-    """(B, in) -> (B, out). `lr_multiplier` slows this layer's learning: stored values are larger by its inverse.
+    """Linear layer (B, in) -> (B, out). `lr_multiplier` < 1 slows its learning: stored values are larger by 1 / it.
 
-    With `equalized=False` weights are stored as they are used.
+    With `equalized=False`, weights are stored unscaled.
     """
 
     def __init__(self, in_features, out_features, act="linear", lr_multiplier=1.0, bias_init=0.0, equalized=True):
@@ -80,7 +80,7 @@ class EqualizedLinear(nn.Module):
 
 
 class EqualizedConv(nn.Module):
-    """(B, in, H, W) -> (B, out, H / down, W / down)."""
+    """Convolution (B, in, H, W) -> (B, out, H / down, W / down)."""
 
     fir: torch.Tensor
 
@@ -102,12 +102,12 @@ class EqualizedConv(nn.Module):
 
 
 def normalize_2nd_moment(x: torch.Tensor) -> torch.Tensor:
-    """(B, C) with a mean square of one per sample ("pixel norm")."""
+    """Scale (B, C) to a mean square of one per sample ("pixel norm")."""
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
 class MappingNetwork(nn.Module):
-    """z (B, z_dim) and labels (B, label_dim) -> (B, w_dim). `z_dim=0` (labels only) is the discriminator's use."""
+    """z (B, z_dim) and labels (B, label_dim) -> (B, w_dim). The discriminator uses `z_dim=0` (labels only)."""
 
     def __init__(
         self, z_dim, label_dim, w_dim, num_layers, width=None, embed_dim=None, lr_multiplier=0.01, equalized=True

@@ -1,7 +1,7 @@
-"""Strict loading for every model of the package, from folders and from the Hub.
+"""Strict loading for all models of the package, from folders and from the Hub.
 
-diffusers only warns about weights that a checkpoint lacks, and leaves those parameters on the meta device, where the
-first call fails with a message that names nothing. Here an incomplete or damaged checkpoint is one clear error.
+diffusers only warns about weights missing from a checkpoint and leaves those parameters on the meta device, where the
+first call fails with an unhelpful message. Here an incomplete or damaged checkpoint raises one clear error.
 """
 
 from __future__ import annotations
@@ -29,36 +29,39 @@ from stylefusion_hf.core.checks import check_path, describe_error, short, shown
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import explain_errors, snapshot, weight_patterns, without_paths
 from stylefusion_hf.core.json_files import read_object
+from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.progress import quiet_loading
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.core.tensor_files import write_tensors
 
-STEM = "diffusion_pytorch_model"  # of weight files
+STEM = "diffusion_pytorch_model"  # of the names of weight files
 WRITTEN = re.compile(
     rf"{STEM}(?:(?P<variant>\.[\w]+)?(?:-\d+-of-\d+)?\.safetensors|\.safetensors\.index(?P<indexed>\.[\w]+)?\.json)"
 )
-SHARD = re.compile(r"[\w.-]+")  # the name of a weight file: of this folder, nothing else is opened
-LARGEST_CONFIG = 2**24  # bytes; a config has some hundred
+SHARD = re.compile(r"[\w.-]+")  # name of a weight file in the model's own folder; nothing else is opened
+LARGEST_CONFIG = 2**24  # bytes; a typical config has a few hundred
 _loading = threading.RLock()  # diffusers changes torch's default dtype for all threads while it loads
 
 
 class StrictModelMixin(ModelMixin):
-    """A diffusers `ModelMixin` whose `from_pretrained` returns a complete model or raises; its files tell no paths.
+    """A diffusers `ModelMixin` whose `from_pretrained` returns a complete model or raises.
+
+    Saved files contain no local paths.
 
     Raises:
-        OSError: a file is missing, truncated or not what its name says, or the Hub does not give it; names it and says
-            what to do.
-        ValueError: the files are sound, but lack weights that the config asks for, or have them in another shape.
+        OSError: a file is missing, truncated or not of the expected format, or the Hub does not provide it; the
+            message names it and says what to do.
+        ValueError: the files are intact, but lack weights that the config requires, or have other shapes.
     """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
-        """As in diffusers, from a folder or a Hub id, with `subfolder=` for a component of a pipeline."""
-        given, subfolder = check_path(pretrained_model_name_or_path), kwargs.pop("subfolder", None) or ""
+        """Load as in diffusers, from a folder or a Hub id, with `subfolder=` for a component of a pipeline."""
+        given, subfolder = find_model(check_path(pretrained_model_name_or_path)), kwargs.pop("subfolder", None) or ""
         where = path = os.path.join(given, subfolder) if subfolder else given
         wants_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
-            kwargs["use_safetensors"] = True  # diffusers falls back to pickles where there are no safetensors
+            kwargs["use_safetensors"] = True  # otherwise diffusers falls back to pickles
         fetched = bool(given) and not os.path.exists(given) and kwargs["use_safetensors"]
         if fetched:
             variant = kwargs.get("variant")
@@ -66,13 +69,13 @@ class StrictModelMixin(ModelMixin):
             with snapshot(given, config, kwargs.pop("revision", None), kwargs) as (folder, fetch):
                 fetch(weight_patterns(subfolder, variant))
             path = os.path.join(folder, subfolder)
-        elif not os.path.isdir(given):  # a file, or pickles from the Hub, which diffusers is left to load
+        elif not os.path.isdir(given):  # a file, or pickles from the Hub: leave it to diffusers
             path, kwargs["subfolder"] = given, subfolder or None
         if os.path.isdir(path):
             cls._check_files(path, where, kwargs.get("variant"))
-        light = nullcontext() if kwargs.get("low_cpu_mem_usage") is False else WithoutMemory()
+        allocation = nullcontext() if kwargs.get("low_cpu_mem_usage") is False else MetaAllocation()
         try:
-            with _undisturbed(), quiet_loading(), light:
+            with _restore_torch_defaults(), quiet_loading(), allocation:
                 model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
         except OSError as error:
             problem = describe_error(error, 800)
@@ -81,25 +84,25 @@ class StrictModelMixin(ModelMixin):
             elif named := re.search(r"Error no file named (diffusion_pytorch_model\S*)", problem):
                 problem = f"there is no {named[1]}"
             elif not os.path.isdir(path):
-                raise  # a matter of the Hub or the network, which diffusers explains
-            again = (
+                raise  # a Hub or network problem, which diffusers explains
+            remedy = (
                 "Load it again with force_download=True" if fetched else "Download, convert or save the model again"
             )
-            raise OSError(f"{cls.__name__} cannot be loaded from {where}: {problem}. {again}") from error
+            raise OSError(f"{cls.__name__} cannot be loaded from {where}: {problem}. {remedy}") from error
         except (RuntimeError, TypeError, ValueError) as error:
             if "size mismatch" not in str(error) and "expected shape" not in str(error):
                 problem = describe_error(error, 800)
-                raise ValueError(f"{cls.__name__} cannot be made of {where}: {problem}") from error
+                raise ValueError(f"{cls.__name__} cannot be built from {where}: {problem}") from error
             problem = shown(" ".join(str(error).split(" If you want to instead")[0].split()).rstrip("."), 800)
             raise ValueError(
                 f"the weights in {where} do not fit {cls.__name__}'s config.json: {problem}. Use the config.json that"
                 " was saved with the weights"
             ) from error
-        if fetched:  # diffusers has noted where the files are in the cache
+        if fetched:  # diffusers has recorded the files' place in the cache
             model.register_to_config(_name_or_path=given)
 
         missing = set(info.get("missing_keys", ()))
-        if getattr(model, "hf_device_map", None) is None:  # else offloaded weights are on meta by design
+        if getattr(model, "hf_device_map", None) is None:  # offloaded weights are on meta by design
             tensors = itertools.chain(model.named_parameters(), model.named_buffers())
             missing |= {name for name, tensor in tensors if tensor.is_meta}
         if missing:
@@ -111,8 +114,8 @@ class StrictModelMixin(ModelMixin):
 
     @classmethod
     def _check_files(cls, folder: str, where: str, variant: str | None) -> None:
-        """What diffusers does not look at: JSON of another kind, and weights that are no real numbers, which it would
-        convert. Damaged safetensors are left to diffusers' own errors."""
+        """Check what diffusers does not: the structure of JSON files, and weights that are not floating-point, which
+        it would convert. Damaged safetensors are left to diffusers' own errors."""
         try:
             check_model_folder(folder)
         except OSError as error:
@@ -124,7 +127,7 @@ class StrictModelMixin(ModelMixin):
             try:
                 content: Any = read_object(file, largest=LARGEST_CONFIG)
                 sound = True
-                if name != cls.config_name:  # shards are files of this folder, nothing else is opened
+                if name != cls.config_name:  # shards must be files in this folder
                     shards = content.get("weight_map")
                     sound = isinstance(shards, dict) and bool(shards)
                     sound = sound and all(isinstance(s, str) and SHARD.fullmatch(s) for s in shards.values())
@@ -147,11 +150,11 @@ class StrictModelMixin(ModelMixin):
             for name, kind in kinds.items():
                 if not kind.startswith(("F", "BF")):
                     raise ValueError(
-                        f"the weights in {file} are no floating-point numbers: {short(name)} is of type {kind}."
+                        f"the weights in {file} are not floating-point numbers: {short(name)} is of type {kind}."
                         " Download, convert or save the model again"
                     )
 
-    @wraps(ModelMixin.save_pretrained)  # pipelines look at the names of its parameters
+    @wraps(ModelMixin.save_pretrained)  # pipelines inspect its parameter names
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         given = signature(ModelMixin.save_pretrained).bind(self, save_directory, *args, **kwargs)
         given.apply_defaults()
@@ -163,30 +166,30 @@ class StrictModelMixin(ModelMixin):
         with atomic_folder(save_directory, tidy=remove_other_weights) as work:
             try:
                 super().save_pretrained(work, *args, **kwargs)
-            except SafetensorError as error:  # its own words for a full disk
+            except SafetensorError as error:  # raised for a full disk, for example
                 raise OSError(f"the weights cannot be written to {save_directory}: {error}") from error
-            if safe and not self.state_dict():  # a tree may have no net; diffusers would write nothing
+            if safe and not self.state_dict():  # a tree without nets, for which diffusers writes no file
                 write_tensors(work / f"{STEM}{f'.{variant}' if variant else ''}.safetensors", {}, {"format": "pt"})
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """As in diffusers, without the local path that diffusers would record."""
+        """Save as in diffusers, but without recording the local path."""
         with without_paths([self]), atomic_folder(save_directory) as work:
             super().save_config(work, push_to_hub, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """As in diffusers; OSError in one line for whatever the Hub refuses."""
+        """Upload as in diffusers; one-line OSError if the Hub refuses."""
         with explain_errors(f"cannot upload to {repo_id!r}"):
             return str(super().push_to_hub(repo_id, **kwargs))
 
     @classmethod
     def _describe_missing(cls, model: Any, keys: Sequence[str]) -> str:
-        """What the missing keys mean to a user; a model of several parts overrides it to name them."""
+        """Describe the missing keys to users; models with several parts override it to name those."""
         listed = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         return f"{cls.__name__} lacks {len(keys)} of its weights ({listed})"
 
 
 def remove_other_weights(folder: Path, written: set[str]) -> None:
-    """Remove weights of an earlier save, whole or in shards, that loading would take instead of those just written."""
+    """Remove weights of an earlier save, single or sharded, that loading would prefer to those just written."""
     for name in sorted(written):
         if not (found := WRITTEN.fullmatch(name)):
             continue
@@ -202,9 +205,9 @@ def remove_other_weights(folder: Path, written: set[str]) -> None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Without diffusers' warning on missing weights (an error follows), and with torch's default dtype put back, which
-    diffusers leaves at `dtype` where a model's constructor raises."""
+def _restore_torch_defaults() -> Iterator[None]:
+    """Restore torch's default dtype, which diffusers leaves at `dtype` if a model's constructor raises; also suppress
+    diffusers' warning about missing weights, which an error follows."""
 
     def keep(record: logging.LogRecord) -> bool:
         return "are newly initialized: " not in record.getMessage()
@@ -219,11 +222,11 @@ def _undisturbed() -> Iterator[None]:
             torch.set_default_dtype(default)
 
 
-class WithoutMemory(TorchFunctionMode):
-    """Large tensors that a constructor fills are made on the meta device: a checkpoint's own take their place, and the
-    sizes in a stranger's config cost nothing before they are compared with the checkpoint's."""
+class MetaAllocation(TorchFunctionMode):
+    """Creates large tensors in constructors on the meta device. The checkpoint's tensors replace them, so absurd sizes
+    in an untrusted config allocate nothing before they are compared with the checkpoint."""
 
-    LARGE = 2**18  # numbers; smaller tensors may be constants that no checkpoint holds
+    LARGE = 2**18  # elements; smaller tensors may be constants that are not in the checkpoint
     FILLED = frozenset((torch.randn, torch.rand, torch.zeros, torch.ones, torch.empty, torch.eye))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -231,14 +234,14 @@ class WithoutMemory(TorchFunctionMode):
         if func in self.FILLED and kwargs.get("device") is None:
             sizes = _sizes(func, args, kwargs)
             if math.prod(sizes) >= self.LARGE:
-                # Not `func` itself: on meta some are written in Python, which imports all of torch's compiler.
+                # Not `func` itself: some have Python implementations on meta, which import torch's compiler.
                 options = {name: kwargs[name] for name in ("dtype", "requires_grad") if name in kwargs}
                 return torch.empty(sizes, **options, device="meta")
         return func(*args, **kwargs)
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """The sha256 of a model's saved tensors: names, dtypes, shapes and bytes, in the order of names."""
+    """Return the SHA-256 of a model's saved tensors: names, dtypes, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
@@ -248,7 +251,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 
 def _sizes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-    """The shape of what torch.eye(n, m) or torch.zeros(*sizes) or torch.zeros(sizes) makes."""
+    """Return the shape that torch.eye(n, m), torch.zeros(*sizes) or torch.zeros(sizes) creates."""
     if func is torch.eye:
         n = args[0] if args else kwargs["n"]
         m = args[1] if len(args) > 1 else kwargs.get("m")

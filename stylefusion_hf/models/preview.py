@@ -1,4 +1,4 @@
-"""A small picture from a generator's inner features, by a linear map of each pixel's channels."""
+"""Small preview pictures from a generator's intermediate features, by a linear map of each pixel's channels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class PreviewHead(nn.Module):
-    """1 x 1 convolution from a block's features to the picture averaged to their size. Fitted, not trained."""
+    """1 x 1 convolution from a block's features to the picture, downsampled to their size; fitted, not trained."""
 
     weight: Tensor
     bias: Tensor
@@ -32,11 +32,11 @@ def fit_head(
     """Fit a head by least squares.
 
     Args:
-        samples: features (B, C, H, W) and pictures (B, c, H, W) in [-1, 1] to fit.
-        unseen: more of these, to measure.
+        samples: pairs of features (B, C, H, W) and pictures (B, c, H, W) in [-1, 1] to fit to.
+        unseen: held-out pairs to measure on.
 
     Returns:
-        The peak signal-to-noise ratio of `unseen`, in dB.
+        The peak signal-to-noise ratio on `unseen`, in dB.
     """
     width = head.weight.shape[1] + 1
     gram = torch.zeros(width, width, dtype=torch.float64)
@@ -45,7 +45,7 @@ def fit_head(
         x = F.pad(_pixels(features), (0, 1), value=1.0)
         gram += x.t() @ x
         target += x.t() @ _pixels(pictures)
-    # Channels may be dead or alike: the smallest solution of all that fit best.
+    # Channels may be dead or identical: take the least-squares solution of minimum norm.
     solution = torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ target
     head.weight.copy_(solution[:-1].t()[:, :, None, None])
     head.bias.copy_(solution[-1])
@@ -54,5 +54,5 @@ def fit_head(
 
 
 def _pixels(maps: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B * H * W, C) in double precision, on the CPU (not every accelerator has it)."""
+    """Reshape (B, C, H, W) to (B * H * W, C), in double precision on the CPU (some accelerators lack it)."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2).cpu().double()

@@ -12,7 +12,7 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 def draw_w(g: StyleGenerator, count: int, draw: torch.Generator, min_psi: float) -> Tensor:
     """w (count, w_dim) of normal z, each truncated by its own psi, uniform between `min_psi` and 1.
 
-    A conditional generator draws a random class for each, and truncates towards the mean over all classes as NVIDIA's
+    A conditional generator draws a random class for each, and truncates toward the mean over all classes as NVIDIA's
     code does.
     """
     z = torch.randn(count, g.config.z_dim, generator=draw)

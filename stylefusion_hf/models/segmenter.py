@@ -61,7 +61,7 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
         regions: names of the regions, in the order of the logits; a tree's leaves must be among them.
         channels: width of each level (`segmenter_channels` has some for every size); every level after the first
             works at half the resolution of the one before.
-        groups: of the group normalisation; must divide every width.
+        groups: of the group normalization; must divide every width.
         img_channels: 3 for RGB.
 
     Images of any size are taken; sides that the levels do not halve evenly are padded inside and cropped again.

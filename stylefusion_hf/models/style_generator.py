@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from stylefusion_hf.core.checks import check_path, short
 from stylefusion_hf.core.codes import NOISE_MODES
 from stylefusion_hf.core.hub_files import snapshot
+from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.models.layers import MappingNetwork
 from stylefusion_hf.models.loading import StrictModelMixin
 
@@ -65,7 +66,7 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
         if cls is not StyleGenerator:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        kind = _saved_class(check_path(pretrained_model_name_or_path), kwargs)
+        kind = _saved_class(find_model(check_path(pretrained_model_name_or_path)), kwargs)
         return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def _add_affine(self, w_dim: int, gain: float = 1.0, spread: float = 1.0) -> None:
@@ -148,7 +149,7 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
     # --- From space to space -----------------------------------------------------------------------------------------
 
     def truncate(self, w: torch.Tensor, psi: float | torch.Tensor, cutoff: int | None = None) -> torch.Tensor:
-        """Move w towards the mean: mean + psi * (w - mean).
+        """Move w toward the mean: mean + psi * (w - mean).
 
         Args:
             w: (B, w_dim) or w+ (B, num_ws, w_dim).

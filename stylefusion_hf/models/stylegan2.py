@@ -1,9 +1,9 @@
 """StyleGAN2's generator (Karras et al., arXiv 1912.04958) as a diffusers model.
 
-z --mapping--> w --affine--> s --synthesis--> image. All affine layers are one matrix, so a packed style code `s` of
-shape (B, S) comes from one product; it holds the vectors of all convolutions (`conv0`, `conv1`, ...), then of all
-toRGB layers (`rgb0`, ...). Architecture "skip", as in every published StyleGAN2; numbers agree with NVIDIA's and
-rosinality's code.
+z --mapping--> w --affine--> s --synthesis--> image. All affine layers form one matrix, so one product gives the packed
+style code `s` of shape (B, S): the vectors of all convolutions (`conv0`, `conv1`, ...), then of all toRGB layers
+(`rgb0`, ...). The architecture is "skip", as in every published StyleGAN2; outputs match NVIDIA's and rosinality's
+code.
 """
 
 import math
@@ -104,13 +104,13 @@ class SynthesisNetwork(nn.Module):
         generator: torch.Generator | None = None,
         up_to: int | None = None,
     ):
-        """Images from packed style codes.
+        """Synthesize images from packed style codes.
 
         Args:
-            s: (B, S).
-            noise_mode: `"const"` (the stored noise), `"random"` (drawn anew from `generator`) or `"none"`.
-            return_features: also return {height: (B, C, height, height)}, each block's last feature map.
-            up_to: stop at this resolution; the images are then the sum of the toRGB layers so far, of this size.
+            s: style codes (B, S).
+            noise_mode: `"const"` (the stored noise), `"random"` (drawn from `generator`) or `"none"`.
+            return_features: also return {height: (B, C, height, height)}, the last feature map of each block.
+            up_to: stop at this resolution; the images then have this size and sum the toRGB layers so far.
 
         Returns:
             images (B, C, H, W), or (images, features).
@@ -132,7 +132,7 @@ class SynthesisNetwork(nn.Module):
             if x.shape[-1] == up_to:
                 break
         assert image is not None  # every generator has a block of 4 pixels
-        image = image.contiguous()  # features may be channels-last, pictures go to all sorts of readers
+        image = image.contiguous()  # features may be channels-last; callers get images in the default layout
         return (image, features) if return_features else image
 
 
@@ -144,18 +144,18 @@ class StyleGAN2Generator(StyleGenerator):
 
     Args:
         resolution: height and width of the images, a power of two from 4.
-        channels: one count per block, from 4 x 4 up; None takes NVIDIA's schedule of `channel_base` 32768, at most
-        512.
+        channels: one count per block, from 4 x 4 up; None for NVIDIA's schedule with `channel_base` 32768, at most
+            512.
         z_dim, w_dim: sizes of the latent spaces.
         label_dim: size of the class-label vector; 0 for an unconditional model.
         mapping_layers, mapping_width: depth of the mapping MLP and width of its hidden layers (None: `w_dim`).
         img_channels: 3 for RGB.
-        use_noise: whether convolutions have noise inputs. Flat artwork wants none.
-        conv_clamp: limit of activations, for half precision (NVIDIA: 256); None for no limit.
-        truncation_psi: the model's own default truncation, used by pipelines.
+        use_noise: whether convolutions have noise inputs; flat artwork is better without.
+        conv_clamp: clamp on activations, for half precision (NVIDIA: 256); None for no clamp.
+        truncation_psi: the model's default truncation, used by pipelines.
 
     Raises:
-        ValueError: a resolution that is no power of two, or channels that do not fit it.
+        ValueError: the resolution is not a power of two, or the channels do not fit it.
     """
 
     @register_to_config
@@ -201,7 +201,7 @@ class StyleGAN2Generator(StyleGenerator):
     def rgb_resolutions(self) -> list[int]:
         return [4 * 2**k for k in range(len(self.synthesis.rgbs))]
 
-    # Convolution i is driven by row i of w+, toRGB k by row 2k + 1 (as the authors' and NVIDIA's synthesis do).
+    # Row i of w+ drives convolution i, row 2k + 1 drives toRGB k (as in the authors' and NVIDIA's synthesis).
 
     @property
     def _conv_rows(self) -> list[int]:
@@ -221,5 +221,5 @@ class StyleGAN2Generator(StyleGenerator):
         return self.rgb_resolutions
 
 
-# Saved pipelines then record the package, not this file, as the class's home (see hub.py).
+# Saved pipelines then record the package, not this module, as the home of the class.
 StyleGAN2Generator.__module__ = "stylefusion_hf"

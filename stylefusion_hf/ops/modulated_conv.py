@@ -174,7 +174,7 @@ def _modulate_weights(x, weight, style, demodulate, f, up):
 
 
 def _modulate(x, weight, style, demodulate):
-    """Return features and weights to convolve, and factors (B, C_out) to multiply afterwards, or None.
+    """Return features and weights to convolve, and factors (B, C_out) to multiply afterward, or None.
 
     The style is applied to the weights if there is a single sample and they are smaller than the features, else to the
     features.

@@ -4,8 +4,8 @@
 
 1. Features of many samples, several layers at every place, are clustered finely by spherical k-means (Dhillon and
    Modha, 2001), as Collins et al. (arXiv 2004.14367) do for one layer and few clusters.
-2. Clusters are joined pairwise, the most alike first: by the cosine of their centres, by how surely they have one
-   colour within a picture while it differs between pictures, and by how much one stands where the other would be.
+2. Clusters are joined pairwise, the most alike first: by the cosine of their centers, by how surely they have one
+   color within a picture while it differs between pictures, and by how much one stands where the other would be.
    Joins stop below a likeness of ALIKE; what stands for each other by more than ALTERNATIVE is one region anyway.
 3. The clustering is done again on resampled pictures. A candidate's stability is the mean Jaccard index with its best
    match there (Hennig, 2007, "Cluster-wise assessment of cluster stability"). What is less stable than STABLE, or too
@@ -61,7 +61,7 @@ class Discovery:
 
 @dataclass(frozen=True)
 class Places:
-    """Described features of N pictures, (N G^2, D), and their colours (N, G^2, 3)."""
+    """Described features of N pictures, (N G^2, D), and their colors (N, G^2, 3)."""
 
     features: Tensor
     colours: Tensor
@@ -160,7 +160,7 @@ def discover(
 
 
 def chosen_layers(g: StyleGenerator, resolutions: Sequence[int] | None = None) -> list[int]:
-    """The feature maps to read: of `readable_layers`, not the last, which know colours and edges only."""
+    """The feature maps to read: of `readable_layers`, not the last, which know colors and edges only."""
     if resolutions is None:
         return readable_layers(g, 64 if g.config.resolution >= 256 else 32)
     there = list(g.feature_sizes)
@@ -177,7 +177,7 @@ def sample_codes(g: StyleGenerator, count: int, draw: torch.Generator) -> Tensor
 
 @torch.no_grad()
 def see(g: StyleGenerator, codes: Tensor, layers: Sequence[int]) -> Places:
-    """Described features and colours of style codes (N, S) at GRID places to a side, or as many as the layers have."""
+    """Described features and colors of style codes (N, S) at GRID places to a side, or as many as the layers have."""
     grid = min(GRID, max(layers))
     features, colours = [], []
     for s in codes.split(at_once(g.config.resolution, 64)):
@@ -193,7 +193,7 @@ def see(g: StyleGenerator, codes: Tensor, layers: Sequence[int]) -> Places:
 
 
 def cluster_and_join(places: Places, chosen: Tensor, k: int, draw: torch.Generator) -> tuple[Tensor, list[Join]]:
-    """Centres (k, D) of some pictures' places, and the clusters' joins."""
+    """Centers (k, D) of some pictures' places, and the clusters' joins."""
     x = places.of(chosen)
     centres = spherical_kmeans(x[torch.randperm(len(x), generator=draw)[: 64 * 1024]], k, draw)
     nearest = (x @ centres.t()).argmax(1)
@@ -203,7 +203,7 @@ def cluster_and_join(places: Places, chosen: Tensor, k: int, draw: torch.Generat
 
 
 def alike(places: Places, nearest: Tensor, centres: Tensor) -> Tensor:
-    """How alike clusters are, (K, K): the sum of the cosine of their centres, the agreement of their colours, and how
+    """How alike clusters are, (K, K): the sum of the cosine of their centers, the agreement of their colors, and how
     much they stand for each other, each at most 1.
     """
     by_picture = nearest.view(places.pictures, -1)

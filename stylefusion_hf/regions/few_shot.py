@@ -1,11 +1,12 @@
-"""Regions from a few painted samples: a head on the generator's features learns what a person meant.
+"""Regions from a few painted samples: a head on the generator's features learns the painted regions.
 
     paint = PaintFolder.create("painted", generator, ["sky", "road", "car", "wheels"], count=8)
-    ...                                           # paint labels/*.png, in any program or on `regions label`'s page
-    found = learn(generator, PaintFolder("painted"))      # .tree, .labeller, .report, as of `discover`
+    ...  # paint labels/*.png, in any program or on the page of `regions label`
+    found = learn(generator, PaintFolder("painted"))  # .tree, .labeller, .report, as from `discover`
 
-As DatasetGAN (arXiv 2104.06490) and RepurposeGAN (arXiv 2103.04379): the features of all layers at a painted place, an
-ensemble of small networks, and from there labels for as many samples as one likes. Strokes do; nothing need be filled.
+Like DatasetGAN (arXiv 2104.06490) and RepurposeGAN (arXiv 2103.04379): an ensemble of small networks reads the
+features of all layers at a painted place and then labels any number of samples. Strokes are enough; areas need not be
+filled.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ from stylefusion_hf.regions.naming import named_tree
 from stylefusion_hf.regions.sheet import region_colours
 
 UNPAINTED = 255
-FINEST = 128  # pixels of the finest feature maps that are read
-MOST_PLACES = 6_000  # painted places that are learnt from
+FINEST = 128  # pixels of the finest feature maps in use
+MAX_PLACES = 6_000  # painted places used for fitting
 
 
 class PaintFolder:
-    """Samples to paint, and what is painted: images/, labels/ (palette PNGs, 255 where nothing is painted) and
-    dataset.json with the regions' names and the samples' seeds.
+    """A folder of samples and their paint: images/, labels/ (palette PNGs, 255 for unpainted) and dataset.json with
+    the names of the regions and the seeds of the samples.
 
     Raises:
-        ValueError: the folder holds no such files, or dataset.json cannot be used.
+        ValueError: the folder has no such files, or dataset.json is unusable.
     """
 
     def __init__(self, root: str | os.PathLike[str]):
@@ -56,32 +57,32 @@ class PaintFolder:
             self.seeds = [int(seed) for seed in about["seeds"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{root} holds no samples to paint ({error}): make them with `stylefusion regions label`"
+                f"{root} has no samples to paint ({error}): make them with `stylefusion regions label`"
             ) from None
         if not 2 <= len(self.regions) <= 20 or len(set(self.regions)) != len(self.regions):
-            raise ValueError(f"{root}: expected 2 to 20 different region names, got {listed(self.regions)}")
+            raise ValueError(f"{root}: expected 2 to 20 distinct region names, got {listed(self.regions)}")
 
     @classmethod
     def create(
         cls, root: str | os.PathLike[str], generator: StyleGenerator, regions: Sequence[str], count: int
     ) -> PaintFolder:
-        """Write samples of the seeds 0 .. count - 1 with empty labels; an existing folder of the same regions and at
-        least as many samples is taken as it is.
+        """Write samples of the seeds 0 .. count - 1 with empty labels. An existing folder with the same regions and at
+        least as many samples is used as it is.
 
         Raises:
-            ValueError: the folder holds samples of other regions, or something else.
+            ValueError: the folder has samples of other regions, or other files.
         """
         folder = Path(root)
         if (folder / "dataset.json").is_file():
             found = cls(folder)
             if found.regions != list(regions) or len(found.seeds) < count:
                 raise ValueError(
-                    f"{root} holds {len(found.seeds)} samples of the regions {', '.join(found.regions)}: name another"
-                    " folder, or ask for these"
+                    f"{root} has {len(found.seeds)} samples of the regions {', '.join(found.regions)}: name another"
+                    " folder, or use these regions and at most as many samples"
                 )
             return found
         if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{root} is not empty and holds no samples to paint: name a new folder")
+            raise ValueError(f"{root} is not empty and has no samples to paint: name a new folder")
         for name in ("images", "labels"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         about = {"regions": list(regions), "seeds": list(range(count)), "unpainted": UNPAINTED}
@@ -89,7 +90,7 @@ class PaintFolder:
         found = cls(folder)
         size = generator.config.resolution
         for seed, image in zip(found.seeds, sample_images(generator, found.seeds), strict=True):
-            save_image(picture_of(image), found.image_file(seed), sync=False)
+            save_image(to_picture(image), found.image_file(seed), sync=False)
             found.paint(seed, np.full((size, size), UNPAINTED, np.uint8))
         return found
 
@@ -100,14 +101,14 @@ class PaintFolder:
         return self.root / "labels" / f"seed-{seed}.png"
 
     def paint(self, seed: int, labels: np.ndarray) -> None:
-        """Keep labels (H, W), uint8: region numbers, or UNPAINTED."""
+        """Save labels (H, W), uint8: region numbers, or UNPAINTED."""
         image = Image.fromarray(labels)
         palette = [c for colour in region_colours(len(self.regions)) for c in colour]
         image.putpalette(palette + [255] * (768 - len(palette)))
         save_image(image, self.label_file(seed))
 
     def labels(self, seed: int) -> np.ndarray:
-        """(H, W), uint8. ValueError for a file that holds other values than the regions' numbers and UNPAINTED."""
+        """Read labels (H, W), uint8; ValueError for values other than the regions' numbers and UNPAINTED."""
         file = self.label_file(seed)
         try:
             found = open_labels(file)
@@ -122,26 +123,26 @@ class PaintFolder:
         return found
 
     def painted(self) -> list[int]:
-        """Seeds of the samples that have any paint on them."""
+        """Return the seeds of the samples that have any paint."""
         return [seed for seed in self.seeds if (self.labels(seed) != UNPAINTED).any()]
 
 
 @torch.no_grad()
 def sample_images(generator: StyleGenerator, seeds: Sequence[int]) -> Tensor:
-    """Images (N, C, H, W) in [-1, 1] of seeds."""
+    """Generate images (N, C, H, W) in [-1, 1] from seeds."""
     parts = style_codes(generator, seeds).split(at_once(generator.config.resolution, 16))
     return torch.cat([generator.synthesis(s).float().clamp(-1, 1).cpu() for s in parts])
 
 
-def picture_of(image: Tensor) -> Image.Image:
-    """(3, H, W), or grey (1, H, W), in [-1, 1] as a picture."""
+def to_picture(image: Tensor) -> Image.Image:
+    """Convert (3, H, W), or gray (1, H, W), in [-1, 1] to a PIL image."""
     pixels = image.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 @torch.no_grad()
 def painted_places(generator: StyleGenerator, codes: Tensor, labels: Sequence[np.ndarray], regions: int):
-    """Features (P, D), regions (P,) and pictures (P,) of all painted places of the pictures `codes` (N, S)."""
+    """Return features (P, D), region numbers (P,) and picture numbers (P,) of all painted places; codes are (N, S)."""
     layers = readable_layers(generator, FINEST)
     size = max(layers)
     features, targets, pictures = [], [], []
@@ -151,10 +152,10 @@ def painted_places(generator: StyleGenerator, codes: Tensor, labels: Sequence[np
         if votes.shape[-1] != size:
             votes = F.adaptive_avg_pool2d(votes, size)
         votes = votes[0].flatten(1)
-        there = votes.amax(0) > 0
+        painted = votes.amax(0) > 0
         _, maps = generator.synthesis(code[None], return_features=True)
-        features.append(describe(maps, layers, size)[0].flatten(1).t()[there.to(code.device)])
-        targets.append(votes.argmax(0)[there].to(code.device))
+        features.append(describe(maps, layers, size)[0].flatten(1).t()[painted.to(code.device)])
+        targets.append(votes.argmax(0)[painted].to(code.device))
         pictures.append(torch.full_like(targets[-1], n))
     return torch.cat(features), torch.cat(targets), torch.cat(pictures)
 
@@ -169,13 +170,13 @@ def fit_head(
     steps: int = 200,
     seed: int = 0,
 ) -> FeatureLabeller:
-    """A labeller from features (P, D) of painted places and their regions (P,), each region of equal weight."""
+    """Fit a labeler to features (P, D) of painted places and their regions (P,), with equal weight per region."""
     layers = readable_layers(generator, FINEST)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = FeatureLabeller.of(generator, regions, layers, hidden=list(hidden), members=members)
-        chosen = torch.randperm(len(x))[:MOST_PLACES].to(x.device)
-        # Every member leaves out a fifth of the places, so that they differ where they do not know.
+        chosen = torch.randperm(len(x))[:MAX_PLACES].to(x.device)
+        # Every member drops a fifth of the places, so that members disagree where the data do not decide.
         kept = (torch.rand(members, len(chosen)) < 0.8).to(x)
     head = head.to(x.device).train()
     x, y = x[chosen], y[chosen]
@@ -195,16 +196,16 @@ def fit_head(
 def learn(
     generator: StyleGenerator, paint: PaintFolder, check: bool = True, seed: int = 0, progress: bool = True
 ) -> Discovery:
-    """The labeller of painted samples, and the tree that its regions make on fresh ones.
+    """Fit a labeler to painted samples, and build the tree of its regions from fresh samples.
 
     Args:
-        generator: in eval mode, the one that the samples are of.
+        generator: the generator of the samples, in eval mode.
         paint: the samples.
-        check: leave each painted picture out once, and report the IoU on what is painted there.
-        seed: of weights and fresh samples.
+        check: leave each painted picture out once, and report the IoU on its painted places.
+        seed: seed of weights and fresh samples.
 
     Raises:
-        ValueError: nothing painted, a region that is painted nowhere, or labels of another size.
+        ValueError: nothing is painted, a region is not painted anywhere, or labels have another size.
     """
     seeds = paint.painted()
     labels = [paint.labels(s) for s in seeds]
@@ -221,8 +222,8 @@ def learn(
     head = fit_head(generator, x, y, paint.regions, seed=seed)
     report: dict[str, Any] = {"painted": seeds, "places": len(x), "seed": seed, "num_regions": len(paint.regions)}
     if check and len(seeds) > 2:
-        report["IoU on painted pictures left out"] = _left_out(generator, x, y, picture, paint.regions, progress)
-    maps = predicted(generator, head, sample_codes(generator, 64, torch.Generator().manual_seed(seed)))
+        report["IoU on painted pictures left out"] = _cross_validate(generator, x, y, picture, paint.regions, progress)
+    maps = predict_labels(generator, head, sample_codes(generator, 64, torch.Generator().manual_seed(seed)))
     tree, _ = named_tree(maps, len(paint.regions), paint.regions)
     share = torch.bincount(maps.flatten(), minlength=len(paint.regions)).float() / maps.numel()
     report |= {"tree": str(tree), "area": {n: round(float(a), 4) for n, a in zip(paint.regions, share, strict=True)}}
@@ -230,8 +231,8 @@ def learn(
 
 
 @torch.no_grad()
-def predicted(generator: StyleGenerator, labeller: FeatureLabeller, codes: Tensor) -> Tensor:
-    """Label maps (N, H, W) of style codes (N, S), on the CPU."""
+def predict_labels(generator: StyleGenerator, labeller: FeatureLabeller, codes: Tensor) -> Tensor:
+    """Predict label maps (N, H, W) for style codes (N, S), on the CPU."""
     found = []
     for s in codes.split(at_once(generator.config.resolution, 16)):
         _, maps = generator.synthesis(s, return_features=True)
@@ -239,7 +240,7 @@ def predicted(generator: StyleGenerator, labeller: FeatureLabeller, codes: Tenso
     return torch.cat(found)
 
 
-def _left_out(
+def _cross_validate(
     generator: StyleGenerator, x: Tensor, y: Tensor, picture: Tensor, regions: Sequence[str], progress: bool
 ) -> dict[str, float]:
     n = len(regions)

@@ -65,7 +65,8 @@ def write_found(
 ) -> Path:
     """`write_regions` of a labeller that was found or taught, which is kept in labeller/."""
     names, teacher = list(found.labeller.config.regions), labeller_teacher(found.labeller)
-    found.labeller.save_pretrained(Path(folder) / "labeller")
+    labeller: Any = found.labeller  # mypy does not see through its wraps
+    labeller.save_pretrained(Path(folder) / "labeller")
     return write_regions(folder, generator, found.tree, teacher, names, found.report, samples, steps, seed, progress)
 
 
@@ -99,7 +100,7 @@ def write_regions(
             generator, teacher, names, samples, steps, channels=channels, seed=2 * seed + number, progress=progress
         )
         student.cpu().save_pretrained(folder / part)
-        report[f"IoU of {part} with what it learnt from"] = {k: round(v, 3) for k, v in iou.items()}
+        report[f"IoU of {part} with what it learned from"] = {k: round(v, 3) for k, v in iou.items()}
     save_image(sample_strip(generator, SHOWN, seed), folder / "samples.png")
     write_text(folder / "tree.json", tree.to_json(indent=1) + "\n")
     _finish(folder, tree, report)

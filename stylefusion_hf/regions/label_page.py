@@ -1,7 +1,7 @@
-"""The page of `stylefusion regions label`: a person paints strokes on generated samples, and sees what is learnt.
+"""The page of `stylefusion regions label`: paint strokes on generated samples, and see what is learned from them.
 
-A server of the standard library and one HTML file: nothing to install, and no WebGL, which Gradio's image editor
-wants. It serves one person on this machine; requests that change something are bounded in size and done one at a time.
+A server from the standard library and one HTML file: nothing to install, and no WebGL, which Gradio's image editor
+needs. It serves one user on this machine; requests that change something are limited in size and run one at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image
 from stylefusion_hf.evaluation.pairs import style_codes
 from stylefusion_hf.imaging.images import open_image
 from stylefusion_hf.models.style_generator import StyleGenerator
-from stylefusion_hf.regions.few_shot import PaintFolder, learn, predicted
+from stylefusion_hf.regions.few_shot import PaintFolder, learn, predict_labels
 from stylefusion_hf.regions.folders import write_found
 from stylefusion_hf.regions.sheet import region_colours, tinted
 
@@ -33,14 +33,14 @@ OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
 ALL_HOSTS = ("0.0.0.0", "::", "")
 
 
-class Work:
-    """What the page does, one thing at a time.
+class PaintSession:
+    """The actions of the page, one at a time.
 
     Args:
-        generator: frozen.
-        paint: the samples, and where paint is kept.
+        generator: the frozen generator.
+        paint: the samples and their paint.
         out: the folder of regions that `save` writes.
-        samples, steps, seed: of the distillation.
+        samples, steps, seed: settings of the distillation.
     """
 
     def __init__(self, generator: StyleGenerator, paint: PaintFolder, out: Path, samples: int, steps: int, seed: int):
@@ -51,7 +51,7 @@ class Work:
         self.lock = threading.Lock()
 
     def about(self) -> dict[str, Any]:
-        """What the page shows first: regions with colours, and each sample's picture and paint."""
+        """Return the page's initial content: regions with colors, and each sample's picture and paint."""
         hexes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in self.colours]
         samples = [
             {
@@ -64,64 +64,64 @@ class Work:
         return {"size": self.size, "regions": self.paint.regions, "colours": hexes, "samples": samples}
 
     def keep(self, seed: int, labels: bytes) -> dict[str, Any]:
-        """Write a sample's paint: a byte a pixel, row by row. ValueError for another sample, size or value."""
+        """Save a sample's paint, one byte per pixel, row by row; ValueError for an unknown sample, size or value."""
         if seed not in self.paint.seeds:
             raise ValueError(f"there is no sample of seed {seed}")
         found = np.frombuffer(labels, np.uint8)
         if found.size != self.size**2:
             raise ValueError(f"expected {self.size**2} labels, got {found.size}")
         if ((found >= len(self.paint.regions)) & (found != 255)).any():
-            raise ValueError(f"labels are from 0 to {len(self.paint.regions) - 1}, or 255")
+            raise ValueError(f"labels must be 0 to {len(self.paint.regions) - 1}, or 255")
         self.paint.paint(seed, found.reshape(self.size, self.size).copy())
         return {"said": ""}
 
     def learn(self) -> dict[str, Any]:
-        """Every sample tinted by what the painted ones say, and how that went."""
+        """Learn from the painted samples; return every sample tinted by its predicted regions, and a summary."""
         found = learn(self.generator, self.paint, progress=False)
-        maps = predicted(self.generator, found.labeller, style_codes(self.generator, self.paint.seeds)).numpy()
+        maps = predict_labels(self.generator, found.labeller, style_codes(self.generator, self.paint.seeds)).numpy()
         pictures = []
         for seed, labels in zip(self.paint.seeds, maps, strict=True):
             pictures.append(data_url(tinted(open_image(self.paint.image_file(seed)), labels, self.colours)))
         held = found.report.get("IoU on painted pictures left out")
-        said = f"Learnt from {found.report['places']} places on {len(found.report['painted'])} samples."
+        said = f"Learned from {found.report['places']} places on {len(found.report['painted'])} samples."
         if held:
             said += f" On painted samples that were left out: IoU {held['mean']:.2f}."
         return {"said": said, "pictures": pictures}
 
     def save(self) -> dict[str, Any]:
-        """Distil what is learnt, and write the folder of regions."""
+        """Learn from the painted samples, distill the result and write the folder of regions."""
         found = learn(self.generator, self.paint, progress=False)
         write_found(self.out, self.generator, found, self.samples, self.steps, self.seed, progress=False)
         return {"said": f"Saved. The tree: {found.tree}"}
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture for a page."""
+    """Encode a picture as a data URL."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET / and /about; POST /paint/SEED, /learn and /save."""
+    """Handles GET / and /about; POST /paint/SEED, /learn and /save."""
 
     server: Server
 
     def do_GET(self) -> None:
-        if not self._meant():
+        if not self._names_this_server():
             return
         if self.path == "/":
             self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
         elif self.path == "/about":
             self._do(self.server.work.about)
         else:
-            self._send(404, b"there is no such page", "text/plain")
+            self._send(404, b"page not found", "text/plain")
 
     def do_POST(self) -> None:
-        if not self._meant():
+        if not self._names_this_server():
             return
         work, length = self.server.work, self.headers.get("Content-Length", "0")
-        # A page of another site can send requests here, but none with this header.
+        # Pages of other sites can send requests here, but not with this header.
         if self.headers.get("X-Stylefusion") != "label" or not length.isdecimal() or int(length) > work.size**2:
             self._send(400, b"not a request of this page", "text/plain")
             return
@@ -131,13 +131,13 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path in ("/learn", "/save"):
             self._do(work.learn if self.path == "/learn" else work.save)
         else:
-            self._send(404, b"there is no such action", "text/plain")
+            self._send(404, b"unknown action", "text/plain")
 
-    def _meant(self) -> bool:
-        """Whether a request names this server; answers it if not.
+    def _names_this_server(self) -> bool:
+        """Return whether a request names this server; answer it with an error if not.
 
-        A page of another site can have its own name point to this address (DNS rebinding), and is then of one origin
-        with this page for the browser: but its requests still carry that name.
+        Another site can point its own name to this address (DNS rebinding), which gives its pages the same origin as
+        this page in the browser; but their requests still carry that name.
         """
         hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
         named = len(hosts) == 1 and self.server.serves(hosts[0])
@@ -163,26 +163,26 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the page says what happens."""
+        """Log nothing: the page reports what happens."""
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the page for one piece of work."""
+    """Serves the page for one session."""
 
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, work: Work):
+    def __init__(self, host: str, port: int, work: PaintSession):
         self.work, self.host = work, host
         super().__init__((host, port), Handler)
 
     def serves(self, name: str) -> bool:
-        """Whether a name with a port, as a browser sends it, is this server's.
+        """Return whether a host name with a port, as sent by a browser, is this server's.
 
-        On all addresses of the machine (0.0.0.0) that is each of them, written in digits, which no other site can
-        make its own name; and the machine's name.
+        When serving on all addresses (0.0.0.0), these are all numeric addresses, which no other site can use as its
+        name, and the machine's name.
         """
         host, _, port = name.lower().rpartition(":")
-        if not port.isdecimal() or host.startswith("[") != host.endswith("]"):  # no port at all: that of HTTP
+        if not port.isdecimal() or host.startswith("[") != host.endswith("]"):  # no port: HTTP's default
             host, port = name.lower(), "80"
         host = host.strip("[]")
         if len(port) > 5 or int(port) != self.server_address[1]:
@@ -212,20 +212,21 @@ def label(
     port: int = 7861,
     open_browser: bool = True,
 ) -> None:
-    """Serve the page, on `count` samples whose paint is kept in out/painted, until it is interrupted.
+    """Serve the page until interrupted, with `count` samples whose paint is kept in out/painted.
 
     Raises:
-        ValueError: as `PaintFolder.create`. OSError: the port is taken; names it.
+        ValueError: as in `PaintFolder.create`.
+        OSError: the port is not available; names it.
     """
     paint = PaintFolder.create(out / "painted", generator, regions, count)
     try:
-        server = Server(host, port, Work(generator, paint, out, samples, steps, seed))
+        server = Server(host, port, PaintSession(generator, paint, out, samples, steps, seed))
     except OSError as error:
-        raise OSError(f"--port {port} of {host} cannot be had: {error.strerror or error}") from error
+        raise OSError(f"--port {port} of {host} is not available: {error.strerror or error}") from error
     address = f"http://{host}:{server.server_address[1]}"
-    print(f"paint on {address} (Ctrl-C ends it; paint is kept in {out / 'painted'})", flush=True)
+    print(f"paint on {address} (press Ctrl-C to stop; paint is kept in {out / 'painted'})", flush=True)
     if host not in OWN_HOSTS:
-        print("everyone who reaches this address can paint", flush=True)
+        print("everyone who can reach this address can paint", flush=True)
     if open_browser:
         webbrowser.open(address)
     with server:

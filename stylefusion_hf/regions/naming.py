@@ -1,4 +1,4 @@
-"""Names and a tree for regions that have none: from where they lie, what they touch, and what they move with."""
+"""Names and a tree for unnamed regions, from their position, their neighbors and the regions they move with."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from torch import Tensor
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.imaging.alignment import region_centroids
 
-LARGE = 0.1  # of the picture: background is at least as large, and holds more of the border than of the picture
+LARGE = 0.1  # minimum share of the picture for background, which also covers more of the border than of the picture
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 
 
 def named_tree(labels: Tensor, count: int, names: Sequence[str] | None = None) -> tuple[RegionTree, list[str]]:
-    """A binary tree of all regions in label maps (N, H, W), every inner node fused, and the regions' names: those
-    given, or new ones.
+    """Return a binary tree of all regions in label maps (N, H, W), with every inner node fused, and the names of the
+    regions: the given ones, or new ones.
 
-    Regions are joined by average linkage, those first that touch most and move together; background goes last, since
-    the root's first child is what tells the pose. Inner nodes are named group_1, ..., the root all, and a node of
-    background alone background.
+    Regions are joined by average linkage, starting with those that touch most and move together. Background comes
+    last, since the root's first child determines the pose. Inner nodes are named group_1, ..., the root all, and a
+    node of only background regions background.
     """
     if count < 2:
-        raise ValueError(f"a tree needs two regions or more, got {count}")
+        raise ValueError(f"a tree needs at least two regions, got {count}")
     border = border_share(labels, count)
     area = torch.bincount(labels.flatten(), minlength=count).float() / labels.numel()
     behind = (area >= LARGE) & (border > area)
     if bool(behind.all()):
-        behind = torch.zeros_like(behind)  # nothing stands before it
+        behind = torch.zeros_like(behind)  # nothing is in front of it
     names = list(names) if names else region_names(labels, count, behind)
     near = touching(labels, count) + moving_together(labels, count)
-    # Background and what stands before it are joined last, if there are both.
+    # Join background and foreground last, if there are both.
     near = near - 10.0 * (behind[:, None] != behind[None, :])
 
     def in_front(group: list[int]) -> tuple[bool, float]:
-        """What comes first: what is no background, then what holds less of the border."""
+        """Sort key: foreground before background, then by decreasing share of the border."""
         return not all(bool(behind[i]) for i in group), -float(border[group].sum())
 
     groups: dict[int, list[int]] = {i: [i] for i in range(count)}
@@ -60,20 +60,20 @@ def named_tree(labels: Tensor, count: int, names: Sequence[str] | None = None) -
 
 
 def _unused(name: str, taken: Collection[str]) -> str:
-    """`name`, with a number behind it where it is taken."""
+    """Return `name`, with a number appended if it is taken."""
     numbered = (f"{name}_{k}" for k in count(2))
     return next(n for n in chain((name,), numbered) if n not in taken)
 
 
 def border_share(labels: Tensor, count: int) -> Tensor:
-    """(R,), how much of the picture's border each region holds on average."""
+    """Return (R,), the average share of the picture's border that each region covers."""
     edge = torch.cat([labels[:, 0], labels[:, -1], labels[:, 1:-1, 0], labels[:, 1:-1, -1]], dim=1)
     return F.one_hot(edge, count).float().mean(dim=(0, 1))
 
 
 def region_names(labels: Tensor, count: int, behind: Tensor) -> list[str]:
-    """By place: background (with its place, if there are several), top_left, centre, ...; numbered where they would be
-    the same.
+    """Name regions by position: background (with its position, if there are several), top_left, center, ...; equal
+    names are numbered.
     """
     centre, area = region_centroids(labels, count)
     weight = (area / area.sum(0).clamp_min(1e-8))[..., None]
@@ -100,7 +100,7 @@ def region_names(labels: Tensor, count: int, behind: Tensor) -> list[str]:
 
 
 def touching(labels: Tensor, count: int) -> Tensor:
-    """(R, R): the share of the shorter one's outline (against all others) that lies between two regions."""
+    """Return (R, R): the length of the border between two regions, as a share of the shorter region's outline."""
     pairs = torch.zeros(count * count)
     for a, b in ((labels[:, :-1], labels[:, 1:]), (labels[:, :, :-1], labels[:, :, 1:])):
         pairs += torch.bincount((a * count + b).flatten(), minlength=count * count).float()
@@ -111,14 +111,14 @@ def touching(labels: Tensor, count: int) -> Tensor:
 
 
 def moving_together(labels: Tensor, count: int) -> Tensor:
-    """(R, R), from -1 to 1: the correlation, over pictures, of two regions' places (the mean over x and y)."""
+    """Return (R, R) in [-1, 1]: the correlation of two regions' positions over pictures (mean over x and y)."""
     centre, area = region_centroids(labels, count)
-    there = area > 0
+    present = area > 0
     result = torch.zeros(count, count)
     for axis in range(2):
-        at = torch.where(there, centre[..., axis], torch.nan)
+        at = torch.where(present, centre[..., axis], torch.nan)
         at = (at - at.nanmean(0)).nan_to_num(0)
         products = at.t() @ at
-        square = (at.square().t() @ there.float()).clamp_min(1e-12)
+        square = (at.square().t() @ present.float()).clamp_min(1e-12)
         result += products / (square * square.t()).sqrt() / 2
     return result

@@ -1,4 +1,4 @@
-"""Found regions as a picture: samples, the same tinted by region, and the tree."""
+"""Picture of discovered regions: samples, the same samples tinted by region, and the tree."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.imaging.sheets import GAP, INK, LABEL_SIZE, LINE, MARGIN, PAPER, QUIET, RULE
 
 CELL, COLUMNS = 96, 8
-TINT = 0.62  # of a region's colour over the picture
-INDENT = 26  # pixels, from a node to its children
+TINT = 0.62  # opacity of a region's color over the picture
+INDENT = 26  # pixels between a node and its children
 
 
 def region_colours(count: int) -> list[tuple[int, int, int]]:
-    """Colours that are easily told apart: hues by the golden ratio, lightness in three steps."""
+    """Return easily distinguishable colors: hues spaced by the golden ratio, lightness in three steps."""
     found = []
     for i in range(count):
         r, g, b = colorsys.hls_to_rgb((0.58 + i * 0.61803) % 1, (0.5, 0.64, 0.38)[i % 3], 0.75)
@@ -26,7 +26,7 @@ def region_colours(count: int) -> list[tuple[int, int, int]]:
 
 
 def tinted(picture: Image.Image, labels: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """A picture in grey, under the colours of its regions: `labels` (H, W), numbers of `colours`."""
+    """Tint a gray version of a picture with the colors of its regions: `labels` (H, W) index `colours`."""
     grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
     shade = Image.fromarray(np.array(colours, np.uint8)[labels]).resize(picture.size, Image.Resampling.NEAREST)
     return Image.fromarray((grey + TINT * (np.asarray(shade, np.float32) - grey)).astype(np.uint8))
@@ -39,14 +39,14 @@ def region_sheet(
     tree: RegionTree,
     notes: Mapping[str, str] | None = None,
 ) -> Image.Image:
-    """Pictures above their tinted copies, eight a row, and the tree below, its leaves in their colours.
+    """Draw pictures above their tinted copies, eight per row, and below them the tree with its leaves in color.
 
     Args:
-        pictures: N square ones.
-        labels: (N, H, W), the region of every pixel by number.
-        regions: the regions' names by number; the tree's leaves are among them.
-        tree: is drawn in outline, a line a node.
-        notes: what stands behind a node's name.
+        pictures: N square pictures.
+        labels: (N, H, W), the region number of every pixel.
+        regions: names of the regions by number; include the tree's leaves.
+        tree: drawn as an outline, one line per node.
+        notes: node -> text after its name.
     """
     notes = notes or {}
     colours = region_colours(len(regions))

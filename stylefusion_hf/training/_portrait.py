@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stylefusion_hf.data.avatar_choices import CLOTHES, EYEBROWS, EYES, FACIAL_HAIR, GLASSES, HAIR, HATS, MOUTHS
 from stylefusion_hf.data.avatar_parts import load_part
-from stylefusion_hf.data.avatar_render import CENTRE_X, CENTRE_Y, FRAME
+from stylefusion_hf.data.avatar_render import CENTER_X, CENTER_Y, FRAME
 from stylefusion_hf.data.avatar_spec import NONE, REGION_FIELDS, AvatarSpec
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.imaging.alignment import warp
@@ -29,7 +29,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "eyebrows": tuple(EYEBROWS),
     "glasses": (NONE, *GLASSES),
 }
-# Their colour is a shirt's below a jacket of another one: less than an eighth of what is seen of the clothes.
+# Their color is a shirt's below a jacket of another one: less than an eighth of what is seen of the clothes.
 HIDDEN_FABRIC = ("blazer_shirt", "blazer_sweater", "bond_suit", "shirt_wick")
 COLOURS = {"skin_colour": "skin", "clothes_colour": "clothes", "top_colour": "hair", "background_colour": "background"}
 
@@ -47,11 +47,11 @@ def new_judge(resolution: int) -> PortraitJudge:
 def avatar_points(spec: AvatarSpec) -> list[list[float]]:
     """(x, y) of crown and chin in the avatar's picture, in `affine_grid`'s units: the renderer's pose, point by point.
 
-    In the frame's units a point p of the canvas goes to middle + shift FRAME + scale R(rotation) (p - centre).
+    In the frame's units a point p of the canvas goes to middle + shift FRAME + scale R(rotation) (p - center).
     """
     angle, points = math.radians(spec.rotation), []
     for x, y in CANVAS_POINTS.values():
-        dx, dy = spec.scale * (x - CENTRE_X), spec.scale * (y - CENTRE_Y)
+        dx, dy = spec.scale * (x - CENTER_X), spec.scale * (y - CENTER_Y)
         across = dx * math.cos(angle) - dy * math.sin(angle)
         down = dx * math.sin(angle) + dy * math.cos(angle)
         points.append([2 * (across / FRAME + spec.shift_x), 2 * (down / FRAME + spec.shift_y)])
@@ -59,7 +59,7 @@ def avatar_points(spec: AvatarSpec) -> list[list[float]]:
 
 
 def avatar_colours(spec: AvatarSpec) -> tuple[list[list[float]], list[bool]]:
-    """RGB in [-1, 1] of `COLOURS`, and which of them the picture shows: not every part is in its spec's colour."""
+    """RGB in [-1, 1] of `COLOURS`, and which of them the picture shows: not every part is in its spec's color."""
     field = "hat_colour" if spec.attributes["has_hat"] else "hair_colour"
     holes = ("{hair}",) if field == "hair_colour" else ("{hat}", "{fabric}")
     shows = any(hole in load_part("top", spec.top).image for hole in holes)
@@ -76,8 +76,8 @@ def _rgb(colour: str) -> list[float]:
 class PortraitDataset(ArrayDataset):
     """Avatars with what the renderer knows of them.
 
-    Items: {"image": (3, H, W) in [-1, 1], "points": (P, 2), "classes": (A,) in the order of `CLASSES`, "colours":
-    (C, 3) in the order of `COLOURS`, "shown": (C,), which colours the picture shows}.
+    Items: {"image": (3, H, W) in [-1, 1], "points": (P, 2), "classes": (A,) in the order of `CLASSES`, "colors":
+    (C, 3) in the order of `COLOURS`, "shown": (C,), which colors the picture shows}.
     """
 
     def __init__(self, images: np.ndarray, specs: Sequence[AvatarSpec]):
@@ -140,7 +140,7 @@ def judge_loss(
     if strength:
         x, points = resample(x, points, draw, strength)
     seen = degrade(x, draw, strength) if strength else x
-    # Colours are read from the picture without its degradation, which would be a wrong answer to learn from.
+    # Colors are read from the picture without its degradation, which would be a wrong answer to learn from.
     found, logits, colours, _ = judge(seen, x, return_dict=False)
     place = F.smooth_l1_loss(found.float(), points, beta=0.02)
     kinds = [F.cross_entropy(logits[name].float(), batch["classes"][:, i]) for i, name in enumerate(CLASSES)]
@@ -155,10 +155,10 @@ def judge_loss(
 
 @torch.no_grad()
 def judge_figures(judge: PortraitJudge, data: PortraitDataset, draw: torch.Generator | None = None) -> dict[str, Any]:
-    """How right the judge is on avatars; with `draw` it sees them degraded (but reads colours off the plain ones).
+    """How right the judge is on avatars; with `draw` it sees them degraded (but reads colors off the plain ones).
 
     {"points, mean distance in picture widths", "rotation, median error in degrees" and "... mean ...", "accuracy":
-    {attribute: share}, "colours, mean error of 255": {colour: levels}}.
+    {attribute: share}, "colors, mean error of 255": {colour: levels}}.
     """
     device, found, right, wrong = judge.device, [], [], []
     for start in range(0, len(data), 64):
@@ -178,7 +178,7 @@ def judge_figures(judge: PortraitJudge, data: PortraitDataset, draw: torch.Gener
         "rotation, median error in degrees": float(turns.median()),
         "rotation, mean error in degrees": float(turns.mean()),
         "accuracy": dict(zip(CLASSES, torch.cat(right).mean(dim=0).tolist(), strict=True)),
-        "colours, mean error of 255": dict(zip(COLOURS, torch.cat(wrong).nanmean(dim=0).tolist(), strict=True)),
+        "colors, mean error of 255": dict(zip(COLOURS, torch.cat(wrong).nanmean(dim=0).tolist(), strict=True)),
     }
     return figures
 

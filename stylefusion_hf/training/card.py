@@ -69,13 +69,13 @@ def model_card(
     lines = [HEAD.format(title=title, tree=tree, leaf=tree.leaves[0], objective=objective)]
     if segmenter := getattr(args, "segmenter", None):
         name = str(segmenter) if is_hub_id(segmenter) else Path(segmenter).name
-        how = f"The segmenter is {name}, whose weights are part of this folder: its licence applies to them."
+        how = f"The segmenter is {name}, whose weights are part of this folder: its license applies to them."
         if getattr(args, "distil_segmenter", False) and not getattr(args, "regions", None):
-            how = f"The segmenter learnt its regions from {name}: mind that model's licence."
+            how = f"The segmenter learned its regions from {name}: mind that model's license."
         lines += [how, ""]
     if regions := getattr(args, "regions", None):
         how = "were found in the generator's own features" if regions == "auto" else "are of `stylefusion regions`"
-        lines += [f"The regions {how}. The judge below learnt them from the same labels, as another network.", ""]
+        lines += [f"The regions {how}. The judge below learned them from the same labels, as another network.", ""]
     if figures:
         lines += [
             f"## Figures ({args.validation_pairs} validation pairs)",

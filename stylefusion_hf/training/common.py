@@ -61,7 +61,7 @@ def common_parser(prog: str, description: str, **defaults) -> argparse.ArgumentP
     p.add_argument("--seed", type=int, default=0, help="of weights, data order and latents")
     p.add_argument("--resolution", type=int, default=64, help="pixels, a power of two")
     p.add_argument("--train_batch_size", type=int, default=16, help="per process")
-    p.add_argument("--max_train_steps", type=int, default=10_000, help="optimiser steps in all, resumed ones included")
+    p.add_argument("--max_train_steps", type=int, default=10_000, help="optimizer steps in all, resumed ones included")
     p.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-batches a step")
     p.add_argument("--learning_rate", type=float, default=2e-3)
     p.add_argument("--lr_scheduler", default="constant", help="linear, cosine, constant, constant_with_warmup, ...")
@@ -250,7 +250,7 @@ class ArrayDataset(Dataset):
 
 
 def build_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer):
-    """The learning-rate schedule that the flags ask for, counted in optimiser steps."""
+    """The learning-rate schedule that the flags ask for, counted in optimizer steps."""
     return get_scheduler(
         args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
     )
@@ -356,7 +356,7 @@ def push_to_hub(args: argparse.Namespace, folder: Path) -> None:
     """Upload a finished model folder when `--push_to_hub` asks for it: a pipeline with its card, or models alone."""
     if not args.push_to_hub:
         return
-    from stylefusion_hf.hub.publication import INDEX
+    from stylefusion_hf.hub.collecting import INDEX
     from stylefusion_hf.hub.publishing import publish, publish_models
 
     send = publish if (folder / INDEX).is_file() else publish_models

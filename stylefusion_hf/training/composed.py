@@ -8,7 +8,7 @@ together from the owners' pictures, each region moved into the frame's pose and 
     transfer   the other regions become what they are in the target
     regions    the fused picture's segmentation is the target's
     pose       the pose regions' centers are the frame's
-    layout     where an inner node's children lie towards each other is as in the picture of that node's own code
+    layout     where an inner node's children lie toward each other is as in the picture of that node's own code
 
 B samples, R regions, listed back to front; images (B, 3, H, W) in [-1, 1], probabilities (B, R, H, W). Distances are
 relative to those of two random pictures: 1 means "as far as a stranger's" for every region and generator. Lengths and

@@ -1,6 +1,6 @@
 """The contrastive objective, as the paper describes it: a region-contrastive loss on the generator's feature maps.
 
-The fused picture is pulled towards each input code's own picture in that code's region, and pushed away from it
+The fused picture is pulled toward each input code's own picture in that code's region, and pushed away from it
 elsewhere. Both are said at once, place by place, by InfoNCE (van den Oord et al., arXiv 1807.03748) on feature maps:
 
     anchor      the fused picture's feature at a place of region r

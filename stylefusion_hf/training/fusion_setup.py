@@ -109,7 +109,7 @@ def fit_preview(args: argparse.Namespace, g: StyleGenerator) -> None:
 
 def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminator:
     """The same discriminator, its minibatch-deviation channels taken to be 0: a picture's logit must not depend on its
-    neighbours'.
+    neighbors'.
     """
     extra = d.config.mbstd_channels
     if not extra:
@@ -118,7 +118,7 @@ def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminato
     plain = StyleGAN2Discriminator(**config)
     state = d.state_dict()
     state["conv.weight"] = state["conv.weight"][:, :-extra]
-    # Equalised layers divide by the root of their inputs' number, which is smaller now.
+    # Equalized layers divide by the root of their inputs' number, which is smaller now.
     state["conv.weight"] = state["conv.weight"] * math.sqrt((d.conv.weight.shape[1] - extra) / d.conv.weight.shape[1])
     plain.load_state_dict(state)
     return plain

@@ -4,7 +4,7 @@
     accelerate launch -m stylefusion_hf.training.generator --output_dir runs/mine --train_data_dir photos
 
 The recipe is StyleGAN2's (Karras et al., arXiv 1912.04958): non-saturating logistic loss, lazy R1, optional lazy
-path-length regularisation, style mixing, equalised learning rates, averaged weights with ramp-up. In one respect it is
+path-length regularization, style mixing, equalized learning rates, averaged weights with ramp-up. In one respect it is
 thriftier: the discriminator's step reuses the images of the generator's step instead of drawing new ones.
 `--loss relativistic --r2_gamma` is R3GAN's objective, `--grow_from` starts from networks of half the resolution, and
 `--discriminator projected` looks at the features of a frozen network; docs/guides/train.md has what each was worth.
@@ -93,7 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--r1_interval", type=int, default=16, help="steps between two penalties (R1 and R2); 1 for one in every step"
     )
     p.add_argument(
-        "--path_length_weight", type=float, default=0.0, help="weight of path-length regularisation (StyleGAN2: 2)"
+        "--path_length_weight", type=float, default=0.0, help="weight of path-length regularization (StyleGAN2: 2)"
     )
     p.add_argument("--path_length_interval", type=int, default=4)
     p.add_argument("--mixing_prob", type=float, default=0.9, help="share of samples with two codes")
@@ -157,7 +157,7 @@ def draw_codes(
 
 
 def path_length(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Length of J^T y per sample, (B,): arXiv 1912.04958, section 3.2; `noise` is y before its normalisation."""
+    """Length of J^T y per sample, (B,): arXiv 1912.04958, section 3.2; `noise` is y before its normalization."""
     y = noise / math.sqrt(images.shape[2] * images.shape[3])
     (gradient,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
     return gradient.square().sum(dim=2).mean(dim=1).sqrt()
@@ -282,7 +282,7 @@ def train(args: argparse.Namespace) -> Path:
     ema_images = 1000 * (batch / 3.2 if args.ema_kimg is None else args.ema_kimg)
 
     def optimizer(model: nn.Module, interval: int) -> torch.optim.Optimizer:
-        # Lazy regularisation adds a step's worth of gradient every `interval` steps; rate and betas make up for it
+        # Lazy regularization adds a step's worth of gradient every `interval` steps; rate and betas make up for it
         # (1912.04958, B). A penalty in every step is not lazy.
         c = interval / (interval + 1) if interval > 1 else 1.0
         return torch.optim.Adam(model.parameters(), lr=args.learning_rate * c, betas=(0.0, 0.99**c), eps=1e-8)

@@ -4,7 +4,7 @@
     accelerate launch -m stylefusion_hf.training.judges --model FOLDER --output_dir runs/mine --train_data_dir DATASET
 
 Three of them, each from its own seed: the segmenter (of another architecture than the one that trains), the portrait
-judge (pose, parts and colours; avatars only, since it needs the renderer's labels) and the discriminator, which learns
+judge (pose, parts and colors; avatars only, since it needs the renderer's labels) and the discriminator, which learns
 to tell real pictures from plain samples of the frozen generator in --model. DATASET has the layout that `stylefusion
 data avatars` writes. The output folder is what `load_judges` takes: segmenter/, portrait/ and discriminator/ in half
 precision, and judges.json with the held-out figures and the command that made each; the runs with their checkpoints

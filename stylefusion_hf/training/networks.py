@@ -26,7 +26,7 @@ DEFAULT_RESOLUTION = 256  # the most that trainings take by default: structure i
 class Description:
     """N pictures: `images` (N, 3, H, W) in [-1, 1]; `probs` (N, R, H, W) of the segmenter; `centers` (N, R, 2).
 
-    `looks`: {head: (N, R, D)}, what pose does not change: "colour", and "maps" or "texture". `maps`: {resolution:
+    `looks`: {head: (N, R, D)}, what pose does not change: "color", and "maps" or "texture". `maps`: {resolution:
     (N, C, h, h)}, the generator's feature maps, channels in units of their deviation; empty unless asked for.
     """
 
@@ -60,7 +60,7 @@ class FrozenNetworks:
         order: the segmenter's channel of each region. What else it knows counts for nothing: such a pixel goes to the
             most probable region of these.
         resolution: of pictures, masks and losses; the generator's own if left out.
-        features: which looks besides colour: some of `FEATURES`.
+        features: which looks besides color: some of `FEATURES`.
         map_resolutions: of the generator's feature maps that are read.
         keep_maps: whether descriptions carry the maps themselves, for the spatial contrast.
         batch: pictures that are rendered at once where there is no gradient.

@@ -16,7 +16,7 @@ from PIL import Image
 
 from stylefusion_hf import StyleFusionPipeline, StyleGAN2Generator
 from stylefusion_hf.cli import _light, main
-from stylefusion_hf.cli._shared import code
+from stylefusion_hf.cli.arguments import code
 from stylefusion_hf.core.devices import check_device
 from stylefusion_hf.core.edits import Direction, save_directions
 from stylefusion_hf.core.progress import tqdm
@@ -54,16 +54,16 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("--region hiar=7", "regions: unknown region 'hiar': the tree has all, face, .*; did you mean 'hair'[?]"),
         ("--node hiar=7", "nodes: unknown region 'hiar'"),
         ("--edit hiar=d.safetensors:older", "edits: unknown region 'hiar'"),
-        ("--base 1.5", "--base 1.5: '1.5' is no seed: give an integer from 0 to 4294967295"),
-        ("--base=-1", "--base -1: '-1' is no seed"),
-        ("--base 4294967296", "'4294967296' is no seed"),
-        ("--base 1e3", "'1e3' is no seed"),
-        ("--base nan", "'nan' is no seed"),
-        (f"--base {'9' * 5000}", "9' is no seed|9[.]{3}' is no seed"),
+        ("--base 1.5", "--base 1.5: '1.5' is not a seed: give an integer from 0 to 4294967295"),
+        ("--base=-1", "--base -1: '-1' is not a seed"),
+        ("--base 4294967296", "'4294967296' is not a seed"),
+        ("--base 1e3", "'1e3' is not a seed"),
+        ("--base nan", "'nan' is not a seed"),
+        (f"--base {'9' * 5000}", "9' is not a seed|9[.]{3}' is not a seed"),
         (f"--base {','.join(map(str, range(200)))}", "'0,1,2,3,.*[.]{3}' is neither a seed"),
         (f"--region hair={'x' * 9000}", "is neither a seed"),
         (f"--region {'x' * 9000}", "expected NAME=VALUE|unknown region"),
-        ("--psi " + "9" * 9000, "is no number"),
+        ("--psi " + "9" * 9000, "is not a finite number"),
         ("--device meta", "--device meta: not a device to compute on; give cpu, cuda"),
         ("--device xla:junk", "--device xla:junk: not a device to compute on"),
         ("--device \x1b[31mred", "--device .x1b.31mred: not a device to compute on"),
@@ -98,13 +98,13 @@ def test_other_commands(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     recipes.write_text("{}")
     (Path("empty")).mkdir()
     for seed in ("1.5", "-1", "4294967296", "9" * 5000, "x"):
-        assert "is no seed" in fails(capsys, "sheet", f"--seed={seed}")
-        assert "is no seed" in fails(capsys, "evaluate", f"--seed={seed}")
-        assert "is no seed" in fails(capsys, "directions", "discover", f"--seed={seed}")
-        assert "is no seed" in fails(capsys, "render", "--random", "3", f"--seed={seed}", "--out", "o")
+        assert "is not a seed" in fails(capsys, "sheet", f"--seed={seed}")
+        assert "is not a seed" in fails(capsys, "evaluate", f"--seed={seed}")
+        assert "is not a seed" in fails(capsys, "directions", "discover", f"--seed={seed}")
+        assert "is not a seed" in fails(capsys, "render", "--random", "3", f"--seed={seed}", "--out", "o")
     for argv in ("sheet", "fuse", "interpolate", "invert me.png", "render recipes.jsonl --out o", "evaluate", "export",
                  "directions discover", "edit --edit hair=d.safetensors:older", "space"):  # fmt: skip
-        assert "empty is no pipeline folder: it has no model_index.json" in fails(
+        assert "empty is not a pipeline folder: it has no model_index.json" in fails(
             capsys, *argv.split(), "--model", "empty"
         )
         assert "there is no such folder" in fails(capsys, *argv.split(), "--model", "./nowhere")
@@ -112,8 +112,8 @@ def test_other_commands(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no such file" in fails(capsys, "directions", "sheet", "--file", "no.safetensors")
     assert "there is no such file" in fails(capsys, "render", "no.jsonl", "--out", "o")
     assert "there is no picture or folder me.png" in fails(capsys, "invert", "me.png")
-    assert "is no integer from 1 to 1000000000" in fails(capsys, "sheet", "--batch-size", "9" * 5000)
-    assert "is no integer from 0 to 999999999" in fails(capsys, "fuse", "--optimize", "9" * 5000)
+    assert "is not an integer from 1 to 1000000000" in fails(capsys, "sheet", "--batch-size", "9" * 5000)
+    assert "is not an integer from 0 to 999999999" in fails(capsys, "fuse", "--optimize", "9" * 5000)
 
 
 def test_what_looks_like_a_path_and_is_there(model: str) -> None:
@@ -129,9 +129,11 @@ def test_a_port_that_is_taken(model: str, capsys: pytest.CaptureFixture[str]) ->
         taken.listen()
         port = str(taken.getsockname()[1])
         for argv in (["space"], ["regions", "label", "--model", model, "--out", "o", "--region", "a"]):
-            assert f"--port {port} of 127.0.0.1 cannot be had: " in fails(capsys, *argv, "--port", port)
-        assert "ports are 1 to 65535" in fails(capsys, "space", "--port", "65536")
-        assert "--host no.such.host.invalid cannot be had" in fails(capsys, "space", "--host", "no.such.host.invalid")
+            assert f"--port {port} of 127.0.0.1 is not available: " in fails(capsys, *argv, "--port", port)
+        assert "expected a port from 1 to 65535" in fails(capsys, "space", "--port", "65536")
+        assert "--host no.such.host.invalid is not available" in fails(
+            capsys, "space", "--host", "no.such.host.invalid"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -284,7 +286,7 @@ AFTERWARDS = (
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_command_starts_light(model: str, broken: bool) -> None:
-    """The picture is the same, what was hidden can be had afterwards, and where hiding fails nothing is lost."""
+    """The picture is the same, what was hidden can be had afterward, and where hiding fails nothing is lost."""
     argv = ["fuse", "--model", model, "--base", "1", "--region", "hair=7", "--device", "cpu"]
     program = LIGHT.format(broken=broken) + ("" if broken else AFTERWARDS)
     done = run("-c", program, *argv, "--out", "light.png")

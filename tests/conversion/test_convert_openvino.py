@@ -109,7 +109,7 @@ def test_random_noise_has_the_strength_of_the_stored_noise(tmp_path: Path) -> No
 
 
 def test_the_whole_folder(tmp_path: Path) -> None:
-    """A pipeline that works, a report, and a card with hashes and the licence."""
+    """A pipeline that works, a report, and a card with hashes and the license."""
     write_model(tmp_path / "ir")
     report = convert(tmp_path / "ir", tmp_path / "out", progress=False)
     assert report.kind == "mobilestylegan" and not report.unused

@@ -365,7 +365,7 @@ def test_edit_writes_the_edited_picture_and_its_recipe(elsewhere, model):
         (["edit", "--edit", "hair=nowhere.safetensors:a"], "nowhere.safetensors: there is no such file"),
         (["edit", "--edit", "hair=d.safetensors:in-v=2"], "did you mean 'in-w'?"),
         (["edit", "--edit", "hair=d.safetensors"], "holds several directions, name one of in-w"),
-        (["edit", "--edit", "hair=d.safetensors:in-w=much"], "'much' is no number"),
+        (["edit", "--edit", "hair=d.safetensors:in-w=much"], "'much' is not a finite number"),
         (["edit", "--edit", "hare=d.safetensors:in-w"], "did you mean 'hair'?"),
         (["edit", "--edit", "hair=x.safetensors:x"], "direction 'x' has the shape (batch, 9)"),
         (["edit", "--edit", "hair=z.safetensors:z"], "not in z"),

@@ -287,7 +287,7 @@ def test_recipes_are_checked_before_a_model_is_loaded(tmp_path, capsys, monkeypa
     monkeypatch.setattr(render, "load_pipeline", never)
     many = json.dumps({"version": 1, "base": 1, "num_images": 1024})
     for text, message in (
-        (many, "this recipe makes 1024 pictures, and --out names one"),
+        (many, "this recipe makes 1024 pictures, but --out names one file"),
         ('{"version": 1, "base": 1, "strength": 2}', "strength"),
         ('{"version": 1, "base": 1, "regions": {"' + ESCAPES[:4] + '": 1}}', "recipe is not JSON"),
         (json.dumps({"version": 1, "base": 1, "regions": {ESCAPES: 1}}), "a name is printable text"),
@@ -502,14 +502,17 @@ def test_arrays_are_pictures():
     [
         (
             np.zeros((8, 8, 3), np.int64),
-            "base: an array of integers is a list of seeds, of one dimension, or a picture",
+            "base: an array of integers must be a one-dimensional list of seeds or a uint8 picture",
         ),
         (np.zeros((8, 8), np.uint16), "base: an array of integers"),
         (np.zeros((8, 8), bool), "base: an array of integers"),
         (np.zeros((8, 8, 5), np.uint8), r"base: a picture as an array has the shape .* got \(8, 8, 5\) of uint8"),
         (np.zeros((1, 2, 8, 8, 3), np.uint8), "base: a picture as an array"),
         (np.zeros((0, 8, 3), np.uint8), "base: a picture as an array"),
-        (np.full((8, 8, 3), 255.0), "base: a picture of floating-point numbers has them from 0 to 1, got 255 to 255"),
+        (
+            np.full((8, 8, 3), 255.0),
+            "base: a picture of floating-point numbers must have values from 0 to 1, got 255 to 255",
+        ),
         (np.full((8, 8, 3), -1.0), "from 0 to 1"),
         (np.full((8, 8, 3), np.nan), "from 0 to 1"),
         (np.zeros((1, 3, 8, 8)), "base: a picture as an array"),

@@ -91,7 +91,7 @@ def test_a_boundary_finds_the_planted_direction():
     assert boundary_from_labels(rows, along, space="w+").tensor.shape == (4, 4)
     for labels, message in (
         ([1] * 3000, "all labels are the same"),
-        ([1, 2], "a label for each of 3000"),
+        ([1, 2], "one label per code for 3000 codes"),
         (along / 0, "finite"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -136,7 +136,7 @@ def test_a_style_channel_changes_one_number(g):
     column = g.split_style(changed)["conv2"][:, 3]
     deviation = g.split_style(g.to_style(sample_w(g, 2000)))["conv2"][:, 3].std()
     assert torch.allclose(column, 2 * deviation.expand(2), rtol=1e-3)
-    with pytest.raises(ValueError, match="'conv9' is no layer of this generator: it has conv0"):
+    with pytest.raises(ValueError, match="this generator has no layer 'conv9': it has conv0"):
         style_channel(g, "conv9", 0)
     with pytest.raises(ValueError, match="from 0 to 7, got 8"):
         style_channel(g, "conv2", 8)

@@ -56,7 +56,7 @@ def test_a_judge_answers_in_the_shapes_that_it_promises():
     assert {k: tuple(v.shape) for k, v in found.attributes.items()} == {"eyes": (3, 2), "top": (3, 3)}
     assert {k: tuple(v.shape) for k, v in found.colours.items()} == {"skin": (3, 3), "hat": (3, 3)}
     alone = judge(images[1:2])
-    assert torch.allclose(alone.points, found.points[1:2], atol=1e-5), "a judgement depends on the batch"
+    assert torch.allclose(alone.points, found.points[1:2], atol=1e-5), "a judgment depends on the batch"
     assert torch.equal(judge(images, return_dict=False)[0], found.points)
     assert small_judge(attributes=None, colours=None).judge(images).attributes == {}
 
@@ -144,7 +144,7 @@ def test_the_colour_of_a_top_is_that_of_the_hat_or_of_the_hair():
         assert colours[place] == colour and shown == [True] * 4
         image, labels = render_avatar(with_top(top), 64)
         seen = as_images([image])[0][:, torch.from_numpy(labels) == 5].median(dim=1).values
-        assert (seen - torch.tensor(colours[place])).abs().max() < 0.6, "another colour than what the region shows"
+        assert (seen - torch.tensor(colours[place])).abs().max() < 0.6, "another color than what the region shows"
     assert _portrait.avatar_colours(with_top("hat/chef_cap"))[1] == [True, True, False, True]
 
 
@@ -203,7 +203,7 @@ def test_rotation_errors_are_degrees():
 
 
 class KnowsAll:
-    """A judge that has the answers, but for points 0.02 too far right, eyes never right and colours one level off."""
+    """A judge that has the answers, but for points 0.02 too far right, eyes never right and colors one level off."""
 
     device = torch.device("cpu")
 
@@ -232,7 +232,7 @@ def test_figures_are_in_the_units_that_they_name():
     assert figures["points, mean distance in picture widths"] == pytest.approx(0.01, abs=1e-5)
     assert figures["rotation, median error in degrees"] == pytest.approx(0, abs=0.01)
     assert figures["accuracy"] == {name: float(name != "eyes") for name in _portrait.CLASSES}
-    assert figures["colours, mean error of 255"] == pytest.approx(dict.fromkeys(_portrait.COLOURS, 1.0), abs=1e-3)
+    assert figures["colors, mean error of 255"] == pytest.approx(dict.fromkeys(_portrait.COLOURS, 1.0), abs=1e-3)
 
 
 def test_auc_is_the_share_of_pairs_in_the_right_order():
@@ -324,7 +324,7 @@ def test_the_portrait_judge_learns(tmp_path):
         judges.train(judges.parse_args(flags(tmp_path / name, tmp_path / "cache", steps, *more)))
         figures.append(_portrait.judge_figures(load_portrait(tmp_path / name), data))
     before, after = figures
-    place, colours = "points, mean distance in picture widths", "colours, mean error of 255"
+    place, colours = "points, mean distance in picture widths", "colors, mean error of 255"
     assert after[place] < 0.4 * before[place]
     right = [float(np.mean(list(f["accuracy"].values()))) for f in figures]
     assert right[1] > right[0] + 0.3

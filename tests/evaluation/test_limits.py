@@ -43,7 +43,7 @@ def test_the_base_scores_nothing_and_the_source_everything(score, pairs, targets
     scores = score(targets, pairs.source)
     torch.testing.assert_close(scores.outside, scores.outside_whole)
     assert (scores.outside > 0).all() and (scores.transfer_whole > 0).all()
-    # Colour and maps are read off the very picture; the outline is too, but in another pose.
+    # Color and maps are read off the very picture; the outline is too, but in another pose.
     assert (scores.transfer[:, :2] < 1e-3 * scores.transfer_whole[:, :2]).all()
 
 

@@ -1,4 +1,4 @@
-"""The ruler on pictures whose answer is known: coloured blocks, and avatars that the renderer swaps exactly."""
+"""The ruler on pictures whose answer is known: colored blocks, and avatars that the renderer swaps exactly."""
 
 import math
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from stylefusion_hf.evaluation.statistics import resamples
 from stylefusion_hf.imaging.features import colour, core, layout, texture
 
 SIZE = 64
-# Colours that tell the planted segmenter what is where; the red channel is free to be a look.
+# Colors that tell the planted segmenter what is where; the red channel is free to be a look.
 GREEN = {"background": -1.0, "body": 0.0, "hat": 1.0}
 
 
@@ -226,7 +226,7 @@ def blob(left: int, width: int) -> torch.Tensor:
 def test_colour_is_the_middles_and_a_border_hardly_counts():
     x, mask = torch.full((1, 3, SIZE, SIZE), -1.0), blob(10, 20)
     x[:, 0] = torch.where(mask > 0, 0.6, -1.0)
-    wide = blob(9, 22)  # a mask that takes a pixel of the neighbour in on either side
+    wide = blob(9, 22)  # a mask that takes a pixel of the neighbor in on either side
     torch.testing.assert_close(colour(x, mask)[0, 0], torch.tensor(0.6))
     assert abs(float(colour(x, wide)[0, 0]) - 0.6) < 0.08
     assert float(colour(x, torch.zeros_like(mask)).abs().sum()) == 0
@@ -280,7 +280,7 @@ def test_the_ruler_reads_true_swaps_of_avatars():
             e = swaps[ignoring]["specific"]
             assert e.value == e.low == e.high == 0, region
             assert swaps[ignoring]["recognition"].value < 0.3, region
-        # A region that has no more than its colour, such as the skin, is wholly swapped by recolouring it.
+        # A region that has no more than its color, such as the skin, is wholly swapped by recolouring it.
         if not any(math.isnan(swaps["true swap"][f"transfer_{h}"].value) for h in ("texture", "outline")):
             assert swaps["recoloured"]["transfer"].value <= 0.4, region
     true = [swaps["true swap"]["transfer"].value for swaps in found.values()]

@@ -96,7 +96,7 @@ def test_swaps(subject):
 
 
 def test_whatever_ignores_the_source_reads_exactly_no_specific_transfer(subject, monkeypatch):
-    """A planted method that copies a third picture, with any amount of movement towards the source's kind."""
+    """A planted method that copies a third picture, with any amount of movement toward the source's kind."""
     third = draw_pairs(subject.pipe, COUNT, VALIDATION_SEED)
 
     class Ignoring:

@@ -226,7 +226,7 @@ def test_only_one_graph_replaced_later(saved: str, capsys: pytest.CaptureFixture
     assert main([*argv, "--overwrite"]) == 0
     assert json.loads(Path("out/export.json").read_text(encoding="utf-8"))["graphs"]["mapping"]["check"]
     Path("out/notes.txt").write_text("mine")
-    assert "holds notes.txt beside an export" in fails(capsys, *argv, "--overwrite")
+    assert "contains notes.txt next to an export" in fails(capsys, *argv, "--overwrite")
     assert Path("out/notes.txt").exists()
 
 
@@ -237,7 +237,7 @@ def test_the_command_refuses(saved: str, capsys: pytest.CaptureFixture[str]) -> 
     assert "no segmenter" in fails(capsys, *argv, "--only", "segmenter", "--out", "out")
     Path("full").mkdir()
     Path("full/export.json").write_text('{"format": "another"}')
-    assert "is no export" in fails(capsys, *argv, "--overwrite", "--out", "full")
+    assert "not an export" in fails(capsys, *argv, "--overwrite", "--out", "full")
     assert "--overwrite would remove" in fails(capsys, *argv, "--overwrite", "--out", saved)
     Path("file").write_text("")
     assert "is a file" in fails(capsys, *argv, "--out", "file")

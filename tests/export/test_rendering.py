@@ -211,14 +211,14 @@ def test_recipes_of_other_weights_where_that_is_wanted(pipe, tmp_path):
 def test_a_folder_of_something_else_is_refused(pipe, file, tmp_path):
     render(pipe, RandomRecipes(2, 0, pipe.fusion.tree), tmp_path / "out", shard_size=1)
     for source, more, message in (
-        (RecipeFile(file), {}, "out holds pictures of another random"),
+        (RecipeFile(file), {}, "out has pictures of another random"),
         (RandomRecipes(2, 1, pipe.fusion.tree), {}, r"another seed \(0, now 1\)"),
         (RandomRecipes(2, 0, pipe.fusion.tree), {"shard_size": 2}, r"another shard_size \(1, now 2\)"),
         (RandomRecipes(2, 0, pipe.fusion.tree), {"kind": "parquet"}, "another format"),
     ):
         with pytest.raises(ValueError, match=message):
             render(pipe, source, tmp_path / "out", **({"shard_size": 1} | more))
-    with pytest.raises(ValueError, match=r"is not empty and holds no dataset.json"):
+    with pytest.raises(ValueError, match=r"is not empty and has no dataset.json"):
         render(pipe, RecipeFile(file), file.parent)
     (tmp_path / "out" / "dataset.json").write_text("[")
     with pytest.raises(ValueError, match=r"dataset.json cannot be read"):
@@ -260,13 +260,13 @@ def test_the_command(pipe, tmp_path, capsys):
     for key in a:
         assert np.array_equal(a[key]["png"], b[key]["png"]) and np.array_equal(a[key]["mask.png"], b[key]["mask.png"])
     assert cli.main(["render", "again.jsonl", *flags.split()]) == 0
-    assert "all there before" in capsys.readouterr().out
+    assert "all existed before" in capsys.readouterr().out
 
 
 def test_the_command_refuses(pipe, tmp_path, capsys, monkeypatch):
-    assert "one of the two" in fails(capsys, "render", "--out", "x")
-    assert "one of the two" in fails(capsys, "render", "a.jsonl", "--random", "3", "--out", "x")
-    assert "--seed is that of --random" in fails(capsys, "render", "a.jsonl", "--seed", "3", "--out", "x")
+    assert "a file of recipes or --random N" in fails(capsys, "render", "--out", "x")
+    assert "a file of recipes or --random N" in fails(capsys, "render", "a.jsonl", "--random", "3", "--out", "x")
+    assert "--seed goes with --random" in fails(capsys, "render", "a.jsonl", "--seed", "3", "--out", "x")
     assert "absent.jsonl: No such file" in fails(capsys, "render", "absent.jsonl", "--out", "x")
     Path("empty.jsonl").write_text("\n\n")
     pipe.save_pretrained("model")

@@ -117,13 +117,17 @@ def odd_resolution(folder: Path) -> None:
 
 
 DAMAGED = {
-    "no index": (remove("model_index.json"), OSError, "saved is no pipeline folder: it has no model_index.json"),
+    "no index": (remove("model_index.json"), OSError, "saved is not a pipeline folder: it has no model_index.json"),
     "index is no JSON": (
         lambda f: (f / "model_index.json").write_text("{"),
         OSError,
         "model_index.json' is not a valid",
     ),
-    "index is a list": (lambda f: (f / "model_index.json").write_text("[]"), OSError, "is a JSON object, found list"),
+    "index is a list": (
+        lambda f: (f / "model_index.json").write_text("[]"),
+        OSError,
+        "must be a JSON object, found list",
+    ),
     "component is missing": (
         remove("fusion"),
         OSError,

@@ -379,7 +379,7 @@ def test_a_file_that_was_damaged_in_the_cache(hub, repo, cache):
     blob = next(cache.glob(f"models--*/snapshots/*/fusion/{WEIGHTS}")).resolve()
     blob.write_bytes(blob.read_bytes()[:-50])
     text = refused(load, cache)
-    assert text.startswith(REPO) and "truncated" in text and "force_download=True downloads it anew" in text
+    assert text.startswith(REPO) and "truncated" in text and "force_download=True downloads it again" in text
     text = refused(FusionHierarchy.from_pretrained, repo, subfolder="fusion", cache_dir=cache)
     assert f"from {REPO}/fusion: its weights are truncated" in text and "force_download=True" in text
     assert torch.equal(pictures(load(cache, force_download=True)), pictures(tiny_pipeline()))

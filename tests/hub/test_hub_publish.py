@@ -216,7 +216,7 @@ def test_what_was_uploaded_is_not_uploaded_again(hub, folder):
 
 def test_a_card_that_somebody_wrote_is_kept(hub, folder, caplog):
     publish(folder, REPO)
-    assert "names no licence" in caplog.text
+    assert "names no license" in caplog.text
     generated = card(hub)
     own = "---\nlanguage: en  # ours\ntags: [mine]\n---\n# Our avatars\n\nPlease cite us.\n"
     hub.add(REPO, hub.files(REPO) | {"README.md": own.encode()})
@@ -272,7 +272,7 @@ def test_the_measured_table(hub, folder, tmp_path):
     assert "report.json" not in hub.files("me/measured")  # names folders of this machine
     (tmp_path / "report.json").write_text('{"settings": {}}')
     with pytest.raises(
-        ValueError, match=r"report\.json is no report\.json of `stylefusion evaluate` with the section"
+        ValueError, match=r"report\.json is not a report\.json of `stylefusion evaluate` with the section"
     ):
         publish(folder, REPO, report=tmp_path / "report.json")
 
@@ -303,13 +303,13 @@ def test_a_dry_run(hub, folder, capsys):
 @pytest.mark.usefixtures("elsewhere")
 def test_the_command_refuses(hub, folder, capsys, monkeypatch):
     Path("empty").mkdir()
-    assert "nowhere is no folder" in fails(capsys, "publish", "nowhere", REPO)
+    assert "nowhere is not a folder" in fails(capsys, "publish", "nowhere", REPO)
     assert "empty is a folder without model_index.json" in fails(capsys, "publish", "empty", REPO)
-    assert "'a/b/c' is no name of a repository" in fails(capsys, "publish", str(folder), "a/b/c")
+    assert "'a/b/c' is not the name of a repository" in fails(capsys, "publish", str(folder), "a/b/c")
     Path("empty/model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
     assert "a pipeline of the class 'DDPMPipeline'" in fails(capsys, "publish", "empty", REPO)
     Path("report.json").write_text("[]")
-    assert "is no report.json" in fails(capsys, "publish", str(folder), REPO, "--report", "report.json")
+    assert "is not a report.json" in fails(capsys, "publish", str(folder), REPO, "--report", "report.json")
     monkeypatch.setenv("HF_TOKEN", READER)
     text = fails(capsys, "publish", str(folder), REPO)
     assert f"cannot publish to {REPO!r}: the token does not permit this (403)" in text

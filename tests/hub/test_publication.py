@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from stylefusion_hf import Direction, StyleFusionPipeline
 from stylefusion_hf.cli import main
 from stylefusion_hf.core.edits import load_directions, save_directions
-from stylefusion_hf.hub.cleaning import RECIPE_KEY, CleanedFiles, base_name, clean_json, clean_png, clean_text
-from stylefusion_hf.hub.publication import Collection, collect
+from stylefusion_hf.core.files import RECIPE_KEY
+from stylefusion_hf.hub.cleaning import CleanedFiles, base_name, clean_json, clean_png, clean_text
+from stylefusion_hf.hub.collecting import Collection, collect
 from stylefusion_hf.hub.publishing import publish, publish_models
 from tests.command_line import fails
 from tests.hub_server import HubServer, read_folder
@@ -99,7 +100,7 @@ def test_models_by_themselves(folder: Path, hub: HubServer) -> None:
 
 
 def test_what_belongs_to_a_pipeline(folder: Path) -> None:
-    """Variants, shards, licences, directions, recipes, and the pictures that the card shows."""
+    """Variants, shards, licenses, directions, recipes, and the pictures that the card shows."""
     pipe = tiny_pipeline()
     torch.nn.Module.half(pipe.fusion).save_pretrained(folder / "fusion", variant="fp16", max_shard_size="10KB")
     save_directions(folder / "directions.safetensors", [Direction("older", "w", torch.ones(16))])
@@ -178,7 +179,7 @@ def test_links_out_of_the_folder(folder: Path, tmp_path: Path, hub: HubServer, c
 def test_pipes(folder: Path, path: str) -> None:
     (folder / path).unlink(missing_ok=True)
     os.mkfifo(folder / path)
-    with pytest.raises(ValueError, match=f"^{path} is neither a file nor a folder: take it out of the folder"):
+    with pytest.raises(ValueError, match=f"^{path} is neither a file nor a folder: remove it from the folder"):
         collect(folder, PARTS)
 
 

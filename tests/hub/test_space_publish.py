@@ -74,7 +74,7 @@ def test_who_may_not_write_is_told_so(
 
 def test_only_a_wheel_of_this_package_is_taken(tmp_path: Path) -> None:
     for name in ("other-1.0-py3-none-any.whl", WHEEL):  # the second does not exist
-        with pytest.raises(ValueError, match="is no wheel of stylefusion-hf"):
+        with pytest.raises(ValueError, match="is not a wheel of stylefusion-hf"):
             space_files(ROOM, tmp_path / name, "https://hub")
 
 
@@ -91,7 +91,7 @@ def test_only_a_wheel_of_this_package_is_taken(tmp_path: Path) -> None:
 )
 def test_a_wheel_with_anything_else_is_refused(tmp_path: Path, foreign: str) -> None:
     wheel = make_wheel(tmp_path / WHEEL, foreign)
-    with pytest.raises(ValueError, match=f"holds files that are not of this package: {foreign}; build a clean one"):
+    with pytest.raises(ValueError, match=f"has files that are not part of this package: {foreign}; build a clean one"):
         space_files(ROOM, wheel, "https://hub")
     wheel.write_bytes(b"cut")
     with pytest.raises(ValueError, match="is damaged"):
@@ -150,5 +150,5 @@ def test_the_command_publishes_both(hub: HubServer, wheel: Path, capsys: pytest.
     said = capsys.readouterr()
     assert "published the Space: " in said.out and WRITER not in said.out + said.err
     assert {"me/avatars", f"spaces/{ROOM}"} == set(hub.repositories)
-    assert "is no name of a Space" in fails(capsys, "publish", "model", "me/avatars", "--space", "a/b/c")
+    assert "is not the name of a Space" in fails(capsys, "publish", "model", "me/avatars", "--space", "a/b/c")
     assert "give --space USER/SPACE too" in fails(capsys, "publish", "model", "me/avatars", "--wheel", str(wheel))

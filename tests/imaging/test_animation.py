@@ -59,7 +59,7 @@ def test_webp_is_lossless() -> None:
 
 
 def test_gif_has_a_frames_own_colours() -> None:
-    given = [picture.quantize(200).convert("RGB") for picture in pictures(7)]  # 200 colours fit, each with its own
+    given = [picture.quantize(200).convert("RGB") for picture in pictures(7)]  # 200 colors fit, each with its own
     assert write_animation("a.gif", iter(given), fps=30) == 7
     frames, times = read("a.gif")
     assert len(frames) == 7
@@ -233,7 +233,7 @@ def test_the_command_has_defaults(model: str, capsys: pytest.CaptureFixture[str]
         (["--base", "1,2", "--frames", "9", "--steps", "2"], "give one of them"),
         (["--base", "1,2", "--fps", "0"], "fps is 0, and a film has 0.1 to 120 frames a second"),
         (["--base", "1,2", "--fps", "60", "--out", "a.gif"], "a GIF has 0.1 to 50 frames a second"),
-        (["--base", "1,2", "--fps", "60", "--out", "new"], "--fps says nothing about PNG frames"),
+        (["--base", "1,2", "--fps", "60", "--out", "new"], "--fps does not apply to PNG frames"),
         (["--base", "1,2", "--out", "a.avi"], "a.avi: expected a file name that ends in .gif, .webp, .mp4"),
         (["--base", "1,2", "--out", "a.png"], "such as a-%03d.png"),
         (["--base", "1,2", "--out", "full"], "full is a folder with files in it"),
@@ -246,7 +246,7 @@ def test_the_command_has_defaults(model: str, capsys: pytest.CaptureFixture[str]
         (["--region", "hair=1,full/0.png"], "no encoder"),
         (["--base", "1,2", "--space", "w+"], "invalid choice: 'w+'"),
         (["--base", "1,2", "--noise-mode", "random"], "invalid choice: 'random'"),
-        (["--base", "1,2", "--frames", "0"], "'0' is no integer from 1"),
+        (["--base", "1,2", "--frames", "0"], "'0' is not an integer from 1"),
     ],
 )
 def test_the_command_refuses(model: str, capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:

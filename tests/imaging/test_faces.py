@@ -14,7 +14,7 @@ from tests.portraits import FIVE, SIXTY_EIGHT, blob_centre, portrait, similarity
 def published_square(
     eye_left: Any, eye_right: Any, mouth_left: Any, mouth_right: Any
 ) -> tuple[complex, complex, float]:
-    """Karras et al., arXiv 1710.10196, appendix C, in complex numbers: centre, axis of length 1, side."""
+    """Karras et al., arXiv 1710.10196, appendix C, in complex numbers: center, axis of length 1, side."""
     e0, e1, m0, m1 = (complex(*point) for point in (eye_left, eye_right, mouth_left, mouth_right))
     x = e1 - e0
     y = (e0 + e1) / 2 - (m0 + m1) / 2
@@ -95,7 +95,7 @@ def test_a_picture_that_is_its_own_square_stays_as_it_is() -> None:
     same = align(picture, points, 200, padding="refuse")
     assert np.abs(np.subtract(same, picture, dtype=float)).max() < 6  # of 255: it was sampled twice
     assert np.abs(np.subtract(same, picture, dtype=float)).mean() < 1
-    with pytest.raises(ValueError, match="reaches 1 pixels beyond"):
+    with pytest.raises(ValueError, match="extends 1 pixels beyond"):
         align(picture, points + 0.3, 200, padding="refuse")
 
 
@@ -121,7 +121,9 @@ def test_padding_reflects_blurs_and_fades_to_the_median() -> None:
     assert 60 < level(-22) < 150  # its mirror image, blurred
     # a tenth of 200 pixels more are added outside: at 56 of 80 the mirror image of 40 is .7 of the median
     assert abs(level(-56) - (0.3 * 40 + 0.7 * 180)) < 6
-    with pytest.raises(ValueError, match="reaches 60 pixels beyond the picture: give a picture with more around"):
+    with pytest.raises(
+        ValueError, match="extends 60 pixels beyond the picture: give a picture with more space around"
+    ):
         align(picture, points, 256, padding="refuse")
 
 
@@ -154,14 +156,14 @@ def changed(index: int, point: Any) -> np.ndarray:
 BAD_LANDMARKS: dict[str, tuple[Any, str]] = {
     "shape": (np.zeros((67, 2)), r"the landmarks of me have the shape \(67, 2\): expected \(68, 2\)"),
     "3-D": (np.zeros((68, 3)), r"shape \(68, 3\)"),
-    "ragged": ([[1, 2], [3]], "the landmarks of me are no numbers"),
-    "text": ("no", "the landmarks of me are no numbers"),
+    "ragged": ([[1, 2], [3]], "the landmarks of me are not numbers"),
+    "text": ("no", "the landmarks of me are not numbers"),
     "none": (None, "shape"),
     "NaN": (changed(2, math.nan), "not finite"),
     "infinite": (changed(0, math.inf), "not finite"),
     "eyes coincide": (changed(1, FIVE[0]), "less than a pixel apart"),
     "all in one place": (np.full((68, 2), 50.0), "less than a pixel apart"),
-    "mirrored": (FIVE[[1, 0, 2, 4, 3]], "mirrored: the left eye is the one on the picture's left"),
+    "mirrored": (FIVE[[1, 0, 2, 4, 3]], "mirrored: the left eye must be the one on the left of the picture"),
     "outside": (FIVE + 5000, r"me is 600 x 600 pixels, and its landmarks \(x from 5\d* to .* lie outside"),
     "before": (FIVE - [300, 0], "lie outside"),
 }
@@ -181,7 +183,9 @@ def test_bad_arguments() -> None:
             align(image, FIVE, size)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="padding is 'reflect' or 'refuse'; got 'black'"):
         align(image, FIVE, 64, padding="black")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"me: the face's square has a side of 200 pixels, too few .* at most 800"):
+    with pytest.raises(
+        ValueError, match=r"me: the square around the face has a side of 200 pixels, too small .* at most 800"
+    ):
         align(image, FIVE, 1024, name="me")
     with pytest.raises(ValueError, match="me has mode F"):
         align(Image.new("F", (600, 600)), FIVE, 64, name="me")

@@ -87,7 +87,7 @@ def test_cmyk_files(tmp_path: Path) -> None:
 def test_transparency_is_put_on_white(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "a.png"
     if mode == "P":
-        Image.new("P", (20, 20), 0).save(path, transparency=0)  # its only colour, black, is clear
+        Image.new("P", (20, 20), 0).save(path, transparency=0)  # its only color, black, is clear
     else:
         Image.new("RGBA", (20, 20), (0, 0, 0, 0)).convert(mode).save(path)
     assert open_image(path).getextrema() == ((255, 255),) * 3
@@ -175,7 +175,7 @@ def bomb(side: int) -> Callable[[Path], Any]:
     return lambda path: path.write_bytes(png(side, side, 8, 2, b"\0" * 100))
 
 
-FRAMES = "has 3 frames: save the one that is meant"
+FRAMES = "has 3 frames: save the intended one"
 REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "text": ("a.png", lambda path: path.write_text("no picture"), "not a picture that Pillow knows"),
     "empty": ("a.jpg", lambda path: path.write_bytes(b""), "not a picture that Pillow knows"),
@@ -185,9 +185,9 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "animated GIF": ("a.gif", animated, FRAMES),
     "animated PNG": ("a.png", animated, FRAMES),
     "animated WebP": ("a.webp", animated, FRAMES),
-    "pages": ("a.tif", animated, "has 3 pages: save the one"),
-    "float": ("a.tif", lambda path: picture(mode="F").save(path), "has mode F, whose numbers have no range"),
-    "32 bits": ("a.tif", lambda path: picture(mode="I").save(path), "has mode I, whose numbers"),
+    "pages": ("a.tif", animated, "has 3 pages: save the intended one"),
+    "float": ("a.tif", lambda path: picture(mode="F").save(path), "has mode F, whose values have no known range"),
+    "32 bits": ("a.tif", lambda path: picture(mode="I").save(path), "has mode I, whose values"),
     "one pixel": ("a.png", lambda path: picture(1, 1).save(path), "is 1 x 1 pixels: too small"),
     "a line": ("a.png", lambda path: picture(500, 7).save(path), "is 500 x 7 pixels: too small, each side needs at"),
     "cut off PNG": ("a.png", cut_off, "cannot read"),
@@ -294,7 +294,7 @@ def test_fit() -> None:
         ValueError, match='the image is 90 x 30 pixels, and the model takes squares: align .* fit="crop"'
     ):
         fit_square(bars(), 30)
-    with pytest.raises(ValueError, match="fit is 'refuse', 'crop', 'pad'; got 'stretch'"):
+    with pytest.raises(ValueError, match="fit must be one of 'refuse', 'crop', 'pad'; got 'stretch'"):
         fit_square(bars(), 30, fit="stretch")  # type: ignore[arg-type]
 
 

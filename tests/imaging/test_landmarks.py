@@ -58,7 +58,7 @@ def test_landmarks_from_files(tmp_path: Path) -> None:
         ('{"c.png": []}', "l.json has no landmarks of x/a.png; it has those of 1 pictures"),
         ('{"a.png": [[1, 2]]}', r"the landmarks of a.png have the shape (1, 2)"),
         ('{"a.png": [[NaN, 2], [5, 2], [3, 3], [1, 5], [5, 5]]}', "not finite"),
-        ('{"a.png": {"x": 1}}', "the landmarks of a.png are no numbers"),
+        ('{"a.png": {"x": 1}}', "the landmarks of a.png are not numbers"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
@@ -90,7 +90,7 @@ def test_detectors_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no_such_module:detect", ImportError, "detector no_such_module:detect cannot be loaded: No module named"),
         ("tests.imaging.test_landmarks:nothing", ImportError, "has no attribute 'nothing'"),
         (":", ImportError, "the landmark detector : cannot be loaded"),
-        ("tests.imaging.test_landmarks:POINTS", ValueError, "is no callable, but ndarray"),
+        ("tests.imaging.test_landmarks:POINTS", ValueError, "is not callable, but ndarray"),
     ],
 )
 def test_bad_detectors(name: str, error: type[Exception], message: str) -> None:
@@ -119,7 +119,7 @@ DETECTED: dict[str, tuple[Any, int | None, str]] = {
     "many": ([FIVE] * 9, None, r"9 faces .* 3 at \(200, 205\) \.\.\.$"),
     "no such face": ([FIVE, FIVE * 2], 2, "2 faces were found in me, numbered from 0, .* got face=2"),
     "before the first": ([FIVE, FIVE * 2], -1, "got face=-1"),
-    "no list": (None, None, "the detector returned NoneType: expected a list with an array for each face"),
+    "no list": (None, None, "the detector returned NoneType: expected a list with one array per face"),
     "one face only": (FIVE, None, r"the detector's landmarks of me have the shape \(2,\)"),
     "other points": ([np.zeros((106, 2))], None, r"the detector's landmarks of me have the shape \(106, 2\)"),
     "mirrored": ([FIVE[[1, 0, 2, 4, 3]]], None, "the detector's landmarks of me are mirrored"),
@@ -206,7 +206,7 @@ def test_align_with_a_detector_that_lies_here(pictures: None, monkeypatch: pytes
         ),
         (
             ["a.png", "--landmarks", "landmarks.json", "--size", "1024", "--out", "o.png"],
-            "the picture a.png: the face's",
+            "the picture a.png: the square around the face",
         ),
         (["a.png", "--landmarks", "landmarks.json", "--face", "0", "--out", "o.png"], "--face chooses among"),
         (["a.png", "--detector", "mtcnn", "--face", "-1", "--out", "o.png"], "--face"),

@@ -96,8 +96,8 @@ def test_long_names_are_wrapped_into_their_column() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bases": [], "sources": [1]}, "0 and 1 given"),
-        ({"bases": [1, 2], "sources": [1, 2, 3]}, "2 and 3 given"),
+        ({"bases": [], "sources": [1]}, "got 0 and 1"),
+        ({"bases": [1, 2], "sources": [1, 2, 3]}, "got 2 and 3"),
         ({"bases": [1], "sources": [1], "scale": 0}, "at least 1"),
         ({"bases": [1], "sources": [1], "max_batch": 0}, "at least 1"),
     ],

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from stylefusion_hf import Code, StyleFusionPipeline
 from stylefusion_hf.cli import main
-from stylefusion_hf.cli._shared import RECIPE_KEY
 from stylefusion_hf.core.code_files import load_codes, pick_code, save_codes
+from stylefusion_hf.core.files import RECIPE_KEY
 from tests.command_line import fails
 from tests.inversion.test_inversion import pil
 from tests.tiny import NUM_WS, RESOLUTION, W_DIM, draw, tiny_encoder, tiny_generator, tiny_pipeline
@@ -173,8 +173,8 @@ def test_what_cannot_be_inverted_is_one_line(model: str, photos: Path, capsys: p
         ("invert", "none"): "no pictures in none",
         ("invert", "wide.png"): "wide.png is 64 x 48 pixels, and the model takes squares",
         ("invert", "a.png", "more/a.png"): "a.png and more/a.png would both be called a",
-        ("invert", "a.png", "--optimize", "-1"): "'-1' is no integer from 0",
-        ("invert", "a.png", "--prior", "1"): "--prior says how codes are optimised: give --optimize STEPS too",
+        ("invert", "a.png", "--optimize", "-1"): "'-1' is not an integer from 0",
+        ("invert", "a.png", "--prior", "1"): "--prior only affects optimization: give --optimize STEPS too",
         ("invert", "a.png", "--region-weight", "beard=2"): "no region 'beard'",
         ("invert", "a.png", "--region-weight", "hair"): "expected NAME=VALUE",
         ("invert", "a.png", "--mask", "notes.txt"): "notes.txt",

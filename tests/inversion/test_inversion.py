@@ -1,4 +1,4 @@
-"""Inversion: what is optimised, by hand and through the pipeline, on tiny random models."""
+"""Inversion: what is optimized, by hand and through the pipeline, on tiny random models."""
 
 import doctest
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 
 from stylefusion_hf import Code, ImageEncoder, StyleFusionInversionPipeline, StyleFusionPipeline
 from stylefusion_hf.imaging.features import edge_maps, map_distance
-from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, optimise, tune
+from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, optimize, tune
 from stylefusion_hf.models.loading import weights_sha256
 from stylefusion_hf.pipelines import invert
 from tests.tiny import (
@@ -87,7 +87,7 @@ def test_objectives_refuse_masks_and_weights_that_say_nothing() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Optimisation.
+# Optimization.
 
 
 @pytest.mark.parametrize("space", ["w", "w+", "s"])
@@ -98,7 +98,7 @@ def test_codes_of_samples_are_found_again(generator: Any, prior: CodePrior, spac
     objective, before = Objective(edge_maps, targets), start.clone()
     with torch.no_grad():
         first = objective(pictures(generator, w))
-    found = optimise(generator, start, space, objective, prior, steps=60, learning_rate=0.2, prior_weight=1e-4)
+    found = optimize(generator, start, space, objective, prior, steps=60, learning_rate=0.2, prior_weight=1e-4)
     assert torch.equal(start, before)
     assert found.codes.shape == start.shape
     assert (found.loss < 0.5 * first).all()
@@ -108,9 +108,9 @@ def test_each_picture_is_optimised_as_if_it_were_alone(generator: Any, prior: Co
     targets = pictures(generator, codes_of(generator, 3, seed=5))
     start = generator.w_avg.expand(3, -1)
     settings: dict[str, Any] = {"steps": 30, "tolerance": 0.2, "patience": 3, "learning_rate": 0.1}
-    together = optimise(generator, start, "w", Objective(edge_maps, targets), prior, **settings)
+    together = optimize(generator, start, "w", Objective(edge_maps, targets), prior, **settings)
     for i in range(3):
-        alone = optimise(generator, start[:1], "w", Objective(edge_maps, targets[i : i + 1]), prior, **settings)
+        alone = optimize(generator, start[:1], "w", Objective(edge_maps, targets[i : i + 1]), prior, **settings)
         assert alone.steps[0] == together.steps[i]
         assert torch.allclose(alone.codes[0], together.codes[i], atol=1e-4)
     assert (together.steps < 30).any()  # and the patience ends some before others
@@ -118,7 +118,7 @@ def test_each_picture_is_optimised_as_if_it_were_alone(generator: Any, prior: Co
 
 def test_no_step_returns_the_start(generator: Any, prior: CodePrior) -> None:
     start = codes_of(generator, 2)
-    found = optimise(generator, start, "w", Objective(edge_maps, pictures(generator, start)), prior, steps=0)
+    found = optimize(generator, start, "w", Objective(edge_maps, pictures(generator, start)), prior, steps=0)
     assert torch.equal(found.codes, start)
     assert found.steps.tolist() == [0, 0]
 
@@ -126,7 +126,7 @@ def test_no_step_returns_the_start(generator: Any, prior: CodePrior) -> None:
 def test_the_best_code_is_kept_not_the_last(generator: Any, prior: CodePrior) -> None:
     start = codes_of(generator, 1)
     objective = Objective(edge_maps, pictures(generator, start))
-    found = optimise(generator, start, "w", objective, prior, steps=8, learning_rate=5.0, prior_weight=0)
+    found = optimize(generator, start, "w", objective, prior, steps=8, learning_rate=5.0, prior_weight=0)
     assert torch.equal(found.codes, start)  # nothing is better than the true code
 
 
@@ -141,7 +141,7 @@ def test_steps_can_be_watched_changed_and_stopped(generator: Any, prior: CodePri
         return truth if step == 3 else None
 
     settings: dict[str, Any] = {"steps": 50, "prior_weight": 0.0, "learning_rate": 0.01, "on_step": on_step}
-    found = optimise(generator, generator.w_avg[None], "w", Objective(edge_maps, targets), prior, **settings)
+    found = optimize(generator, generator.w_avg[None], "w", Objective(edge_maps, targets), prior, **settings)
     assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
     assert seen[3][1] < 0.2 * seen[2][1]  # from the code that was given
     assert found.loss[0] <= min(loss for _, loss in seen)
@@ -150,7 +150,7 @@ def test_steps_can_be_watched_changed_and_stopped(generator: Any, prior: CodePri
 def test_an_exploding_run_is_one_error(generator: Any, prior: CodePrior) -> None:
     objective = Objective(edge_maps, pictures(generator, codes_of(generator, 1)))
     with pytest.raises(FloatingPointError, match="lower the learning rate, 1e\\+30"):
-        optimise(generator, generator.w_avg[None], "w", objective, prior, steps=5, learning_rate=1e30)
+        optimize(generator, generator.w_avg[None], "w", objective, prior, steps=5, learning_rate=1e30)
 
 
 def test_what_a_mask_hides_does_not_count(generator: Any, prior: CodePrior) -> None:
@@ -231,7 +231,7 @@ def test_encoders_take_any_size_and_any_place_in_a_batch() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": [8]}, "two or more widths"),
+        ({"channels": [8]}, "at least two widths"),
         ({"channels": [8, 9]}, "multiples of groups=4"),
         ({"resolution": 31}, "multiple of 2"),
         ({"num_ws": 0}, "at least 1, got 0"),
@@ -383,21 +383,21 @@ def test_saved_pipelines_load_as_each_other(pipe: Any, tmp_path: Path, images: t
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "space": ({"latent_type": "z"}, "latent_type is one of w, w\\+, s for inverted pictures, got 'z'"),
+    "space": ({"latent_type": "z"}, "latent_type must be one of w, w\\+, s for inverted pictures, got 'z'"),
     "steps": ({"num_inference_steps": -1}, "num_inference_steps is an integer from 0"),
     "tuning steps": ({"num_tuning_steps": 1.5}, "num_tuning_steps is an integer"),
-    "start": ({"start": "guess"}, 'start is "encoder", "mean" or a Code, got \'guess\''),
+    "start": ({"start": "guess"}, 'start must be "encoder", "mean" or a Code, got \'guess\''),
     "start's batch": ({"start": Code(torch.zeros(3, W_DIM), "w")}, "start has 3 codes for 2 pictures"),
     "start's space": ({"start": Code(torch.zeros(1, STYLE_DIM), "s")}, "choose latent_type='s'"),
-    "noise": ({"noise_mode": "random"}, "noise_mode of an inversion is none or const"),
+    "noise": ({"noise_mode": "random"}, "noise_mode of an inversion must be none or const"),
     "rate": ({"learning_rate": float("nan")}, "learning_rate is a number"),
     "prior": ({"prior_weight": -1}, "prior_weight is a number from 0"),
     "weights": ({"pixel_weight": 0, "feature_weight": 0, "num_inference_steps": 1}, "not both 0"),
     "region": ({"region_weights": {"beard": 1}}, "no region 'beard'; the segmenter knows"),
     "region's weight": ({"region_weights": {"hair": -1}}, r"region_weights\['hair'\] is a number from 0"),
-    "masks": ({"masks": torch.ones(3, 8, 8)}, r"masks have the shape \(2, 32, 32\) here, got \(3, 8, 8\)"),
+    "masks": ({"masks": torch.ones(3, 8, 8)}, r"masks must have the shape \(2, 32, 32\), got \(3, 8, 8\)"),
     "output": ({"output_type": "jpeg"}, "unknown output_type 'jpeg'"),
-    "callback": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "are of latents, losses, got 'noise'"),
+    "callback": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "names from latents, losses, got 'noise'"),
     "batch": ({"batch_size": 0}, "batch_size is an integer from 1"),
 }
 
@@ -416,8 +416,8 @@ def test_bad_arguments_are_named(pipe: Any, images: torch.Tensor, case: str) -> 
         (7, "got int"),
         (torch.zeros(2, 3, 8, 8), r"expected a tensor \(batch, 3, 32, 32\)"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "floating-point numbers in \\[0, 1\\]"),
-        (torch.full((1, 3, 32, 32), -0.5), "numbers are in \\[0, 1\\], got -0.5"),
-        (torch.full((1, 3, 32, 32), float("nan")), "numbers are in \\[0, 1\\]"),
+        (torch.full((1, 3, 32, 32), -0.5), "numbers must be in \\[0, 1\\], got -0.5"),
+        (torch.full((1, 3, 32, 32), float("nan")), "numbers must be in \\[0, 1\\]"),
         (Image.new("RGB", (40, 32)), "40 x 32 pixels, and the model takes squares"),
         (Image.new("RGB", (1, 1)), "too small"),
     ],

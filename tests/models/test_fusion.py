@@ -165,7 +165,7 @@ def test_standardised_nets_do_not_depend_on_the_units_of_a_code(tmp_path):
     fusion.set_statistics(samples * scale + shift)
     again = fusion.gates({n: c * scale + shift for n, c in codes.items()})["all"]
     torch.testing.assert_close(again, gate, atol=1e-4, rtol=1e-3)
-    with pytest.raises(ValueError, match="two or more codes"):
+    with pytest.raises(ValueError, match="at least two codes"):
         fusion.set_statistics(samples[:, 1:])
     with pytest.raises(ValueError, match="standardise=False"):
         small().set_statistics(samples)
@@ -323,7 +323,7 @@ def test_constant_gates():
     last = fusion.net("all").blender_segments.layers[-1]
     assert last.weight.grad.abs().max() > 0
     for wrong in (1.0, torch.full((3,), 0.5)):
-        with pytest.raises(ValueError, match="a constant gate is one number or"):
+        with pytest.raises(ValueError, match="a constant gate must be one number or"):
             fusion.set_constant_gates("all", segments=wrong)
     with pytest.raises(ValueError, match="gate_bias=False"):
         small("all*(a, b)").set_constant_gates("all", common=0.5)
@@ -369,11 +369,11 @@ def test_bad_codes():
         fusion.fuse({name: code.long() for name, code in codes.items()})
     with pytest.raises(ValueError, match="codes are on meta, the fusion nets on cpu"):
         fusion.fuse({name: code.to("meta") for name, code in codes.items()})
-    with pytest.raises(ValueError, match="no code for 'hair', which has no fusion net; codes were given for face"):
+    with pytest.raises(ValueError, match="no code for 'hair', which has no fusion net; codes are given for face"):
         fusion.fuse({"face": codes["face"]})
     with pytest.raises(ValueError, match="no codes were given"):
         fusion.fuse({})
-    with pytest.raises(ValueError, match="'hair' has no fusion net; these have: all, face"):
+    with pytest.raises(ValueError, match="'hair' has no fusion net; nodes with a net: all, face"):
         fusion.net("hair")
     with pytest.raises(ValueError, match="a second child's code, a common code, or both"):
         fusion.blend("all", codes["hair"], None, None)

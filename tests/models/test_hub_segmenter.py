@@ -24,7 +24,7 @@ from stylefusion_hf import (  # noqa: E402
 from stylefusion_hf.cli import main  # noqa: E402
 from stylefusion_hf.imaging.features import edge_maps, extractor  # noqa: E402
 from stylefusion_hf.models import hub_segmenter  # noqa: E402
-from stylefusion_hf.models.transformers_networks import input_size, preparation  # noqa: E402
+from stylefusion_hf.models.transformers_networks import input_size, read_preprocessing  # noqa: E402
 from stylefusion_hf.regions import folders as region_folders  # noqa: E402
 from stylefusion_hf.training import encoder, fusion  # noqa: E402
 from tests.tiny import RESOLUTION, assert_same_weights, draw, tiny_fusion, tiny_generator, tiny_segmenter  # noqa: E402
@@ -72,7 +72,7 @@ def test_probabilities_at_the_networks_own_resolution_add_up(model: HubSegmenter
         seen.append(x)
         return x
 
-    monkeypatch.setattr(hub_segmenter, "resized", kept)
+    monkeypatch.setattr(hub_segmenter, "resize", kept)
     logits = model.segment(images)
     classes = hub_segmenter.class_logits(model.net(pixel_values=(seen[0] - model.shift) / model.scale)).softmax(1)
     assert logits.shape == (2, 6, 8, 8)
@@ -166,18 +166,18 @@ PREPARED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 def test_preparation(given, expected, tmp_path: Path) -> None:
     if given:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(given))
-    found = preparation(str(tmp_path), {}, "here")
+    found = read_preprocessing(str(tmp_path), {}, "here")
     assert {key: pytest.approx(found[key]) for key in expected} == expected
-    assert preparation(str(tmp_path), {"image_size": 96}, "here")["size"] == ([96, 96] if not given.keys() & {
+    assert read_preprocessing(str(tmp_path), {"image_size": 96}, "here")["size"] == ([96, 96] if not given.keys() & {
         "size", "do_resize", "crop_size"} else found["size"])  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"size": "large"}, "size is height and width or shortest_edge, in pixels, got 'large'"),
-        ({"size": {"longest_edge": 5}}, "size is height and width or shortest_edge"),
-        ({"image_mean": [1, 2]}, "image_mean is three numbers"),
+        ({"size": "large"}, "size must be height and width or shortest_edge, in pixels, got 'large'"),
+        ({"size": {"longest_edge": 5}}, "size must be height and width or shortest_edge"),
+        ({"image_mean": [1, 2]}, "image_mean must be three numbers"),
         ({"image_std": ["a", 1, 1]}, "image_std is a number"),
         ({"do_resize": "yes"}, "do_resize is True or False"),
         ({"rescale_factor": "x"}, "rescale_factor is a number"),
@@ -275,7 +275,7 @@ def test_what_the_hub_refuses(folder: Path, hub, tmp_path: Path) -> None:
         "me/pickled": "has no safetensors weights, and pickles, .* are not read: name a revision",
         "me/empty": "it has no config.json",
         "me/nothing": "there is no such repository",
-        "a/b/c": "no folder, and no name of a model",
+        "a/b/c": "neither a folder nor a model name",
     }
     for name, message in cases.items():
         with pytest.raises(OSError, match=message) as found:
@@ -302,12 +302,12 @@ def changed(folder: Path, out: Path, config: dict[str, Any] | None = None, **wei
 
 def test_what_is_no_segmenter_is_refused(folder: Path, tmp_path: Path) -> None:
     refused: list[tuple[Path, str]] = [
-        (changed(folder, tmp_path / "head", decode_head=None), "is no whole segmenter: its weights lack"),
+        (changed(folder, tmp_path / "head", decode_head=None), "is not a complete segmenter: it lacks"),
         (
             changed(folder, tmp_path / "resnet", {"model_type": "resnet", "depths": [1]}),
-            "'resnet' is no network for semantic segmentation",
+            "'resnet' is not a network for semantic segmentation",
         ),
-        (changed(folder, tmp_path / "mine", {"model_type": "mine"}), "transformers makes no config of 'mine'"),
+        (changed(folder, tmp_path / "mine", {"model_type": "mine"}), "transformers cannot make a config of 'mine'"),
         (changed(folder, tmp_path / "none", {"model_type": None}), "with a model_type"),
         (changed(folder, tmp_path / "deep", {"depths": [10**6] * 4}), "network.depths is a number from"),
         (changed(folder, tmp_path / "large", {"hidden_sizes": [10**9] * 4}), "network.hidden_sizes is a number from"),
@@ -343,15 +343,15 @@ def test_code_of_a_repository_is_never_run(folder: Path, tmp_path: Path) -> None
 def test_constructor_arguments_are_checked(model: HubSegmenter) -> None:
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     for change, message in (
-        ({"network": 3}, "network is a config"),
-        ({"regions": ["a"] * 6}, "two or more different region names"),
-        ({"classes": [[0]]}, "a list for each of the 6 regions"),
+        ({"network": 3}, "network must be a transformers config"),
+        ({"regions": ["a"] * 6}, "at least two distinct region names"),
+        ({"classes": [[0]]}, "one list per region, 6 in all"),
         ({"classes": [[0], [1], [2], [3], [4], [19]]}, "names class 19, but the network's are 0 to 18"),
-        ({"classes": [[0], [1], [2], [3], [4], [4]]}, "class 4 is in 'eyes' and in 'hair'"),
+        ({"classes": [[0], [1], [2], [3], [4], [4]]}, "class 4 is both in 'eyes' and in 'hair'"),
         ({"classes": [[0], [1], [2], [3], [4], []]}, "'hair' has no class"),
         ({"resample": "lanczos"}, "unknown resample 'lanczos'"),
-        ({"size": [1, 2, 3]}, "size is one or two sides"),
-        ({"mean": [0.0]}, "mean and std are three numbers"),
+        ({"size": [1, 2, 3]}, "size must be one or two sides"),
+        ({"mean": [0.0]}, "mean and std need three numbers"),
         ({"white": 0.0}, "white must be above 0"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -416,7 +416,7 @@ def test_the_trainer_distils_one_by_default(base: Path, folder: Path, tmp_path: 
     pipe = StyleFusionPipeline.from_pretrained(out)
     assert type(pipe.segmenter) is RegionSegmenter
     assert set(pipe.segmenter.config.regions) >= set(pipe.fusion.tree.leaves)
-    assert f"learnt its regions from {folder.name}" in (out / "README.md").read_text()
+    assert f"learned its regions from {folder.name}" in (out / "README.md").read_text()
     assert (out / "regions" / "regions.png").is_file() and (out / "regions" / "judges" / "segmenter").is_dir()
     monkeypatch.setattr(region_folders, "write_regions", None)  # a second run takes what is there
     fusion.train(fusion.parse_args([*flags(base, out, *chosen), "--resume_from_checkpoint", "latest"]))
@@ -429,7 +429,7 @@ def test_the_trainer_takes_one(base: Path, folder: Path, model: HubSegmenter, tm
     out = tmp_path / "out"
     chosen = ["--segmenter", folder, "--region-map", base / "map.json", AS_IT_IS]
     assert main(["train", "fusion", *flags(base, out, *chosen)]) == 0
-    assert f"{folder.name}, whose weights are part of this folder: its licence" in (out / "README.md").read_text()
+    assert f"{folder.name}, whose weights are part of this folder: its license" in (out / "README.md").read_text()
     pipe = StyleFusionPipeline.from_pretrained(out)
     assert type(pipe.segmenter) is HubSegmenter
     assert torch.equal(pipe.segmenter.segment(pictures(1)), model.segment(pictures(1)))

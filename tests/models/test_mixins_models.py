@@ -90,7 +90,7 @@ MODELS = {
         (1,),
     ),
     "fusion": Specimen(lambda: tiny_fusion(tiny_generator()), codes, (STYLE_DIM,)),
-    "fusion, standardised": Specimen(
+    "fusion, standardized": Specimen(
         lambda: tiny_fusion(tiny_generator(), standardise=True, gate_bias=True), codes, (STYLE_DIM,)
     ),
     "segmenter": Specimen(tiny_segmenter, lambda n: {"images": draw(n, 3, 15, 9)}, (6, 15, 9)),

@@ -300,7 +300,7 @@ def test_pictures_are_the_same(generator, calls):
 
 
 def test_double_gradients_of_models(generator):
-    """Path-length regularisation of a generator, R1 of a discriminator."""
+    """Path-length regularization of a generator, R1 of a discriminator."""
     discriminator = StyleGAN2Discriminator(resolution=16, channels=[8, 8, 6])
     w, images = rand(2, 8, dtype=torch.float32), rand(4, 3, 16, 16, dtype=torch.float32)
 

@@ -224,9 +224,9 @@ def test_commands_take_a_class_or_each_seeds_own(conditional: str, elsewhere: No
     ("command", "message"),
     [
         ("fuse --base 1 --class-label 3", "this model has the classes 0 to 2, got 3"),
-        ("fuse --base 1 --class-label cat", "'cat' is no class"),
-        ("sheet --bases 1,2 --sources 3,4 --class-label 0,1,2", "one class, or one a row: 3 given for 2 rows"),
-        ("interpolate --base 1,2 --frames 3 --space z", "give one of class_labels, or choose space='w'"),
+        ("fuse --base 1 --class-label cat", "'cat' is not a class"),
+        ("sheet --bases 1,2 --sources 3,4 --class-label 0,1,2", "one class, or one per row: got 3 for 2 rows"),
+        ("interpolate --base 1,2 --frames 3 --space z", "give one class in class_labels, or choose space='w'"),
         ("fuse --from-recipe x.json --class-label 1", "leave out --class-label"),
     ],
 )

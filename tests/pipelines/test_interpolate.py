@@ -237,7 +237,7 @@ def test_labels_are_keyframes_too():
     with torch.no_grad():
         label = torch.eye(3)[2:]
         assert torch.allclose(along, codes_to_style(fuse.generator, [z], label, 0.7)[0], atol=1e-5)
-    with pytest.raises(ValueError, match="between two of them there is none"):
+    with pytest.raises(ValueError, match="mapped together with z and cannot be interpolated"):
         pipe(base=[1, 2], class_labels=[0, 2], space="z")
 
 
@@ -314,7 +314,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "region": ({"base": 1, "regions": {"hare": [1, 2]}}, "hair"),
     "shape": ({"base": torch.zeros(2, 3)}, r"base has the shape \(batch, 3\)"),
     "image": ({"base": Image.new("RGB", (8, 8))}, "no encoder"),
-    "generators": ({"regions": {"hair": [1, 2]}, "generator": [torch.Generator()]}, "one torch.Generator"),
+    "generators": ({"regions": {"hair": [1, 2]}, "generator": [torch.Generator()]}, "a single torch.Generator"),
 }
 
 

@@ -196,7 +196,7 @@ def test_optional_components(specimen, pipe, tmp_path):
     assert all(loaded.components[name] is None for name in pipe._optional_components)
     assert torch.equal(run(loaded, specimen.call), run(bare, specimen.call))
     for name in required:
-        with pytest.raises(ValueError, match=f"{name} is a "):
+        with pytest.raises(ValueError, match=f"{name} must be a "):
             specimen.kind(**required | {name: None})
     pipe.save_pretrained(tmp_path / "all")
     assert specimen.kind.from_pretrained(tmp_path / "all", segmenter=None).segmenter is None

@@ -19,14 +19,14 @@ NAN = torch.full((1, Z_DIM), torch.nan)
 BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown region": ({"regions": {"hairs": 7}}, "unknown region 'hairs': the tree has all, .* did you mean 'hair'"),
     "unknown node": ({"nodes": {"Face": 7}}, "unknown region 'Face'.*did you mean 'face'"),
-    "regions": ({"regions": ["hair"]}, "regions is a dict, node -> code, not list"),
-    "nodes": ({"nodes": 7}, "nodes is a dict"),
+    "regions": ({"regions": ["hair"]}, "regions must be a dict, node -> code, not list"),
+    "nodes": ({"nodes": 7}, "nodes must be a dict"),
     "root twice": ({"regions": {"all": 7}, "global_code": 5}, "both set the root's code"),
     "shape": ({"base": torch.zeros(1, 7)}, r"base has the shape \(batch, 7\).* in z is \(batch, 16\)"),
     "shape of a region": ({"regions": {"hair": Code(torch.zeros(2, 9), "s")}}, r"regions\['hair'\] .*\(batch, 88\)"),
     "space": ({"base": torch.zeros(1, 16), "latent_type": "x"}, "unknown latent_type 'x': choose from z, w, w"),
     "space of nothing": ({"base": None, "latent_type": "x"}, "unknown latent_type"),
-    "list of regions": ({"regions": []}, "regions is a dict"),
+    "list of regions": ({"regions": []}, "regions must be a dict"),
     "NaN": ({"base": 1, "regions": {"hair": NAN}}, r"regions\['hair'\]: .* not finite"),
     "negative seed": ({"base": -1}, "base: a seed is an integer from 0"),
     "bool": ({"regions": {"hair": True}}, r"regions\['hair'\]: a seed"),
@@ -48,8 +48,8 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "psi": ({"truncation_psi": "0.7"}, "truncation_psi is a number"),
     "cutoff": ({"truncation_psi": 0.5, "truncation_cutoff": 99}, "truncation cutoff must be between 0 and 8"),
     "labels": ({"class_labels": 1}, "class_labels were given, but this model was trained without labels"),
-    "generator": ({"base": None, "generator": 5}, "generator is a torch.Generator or a list of them, got int"),
-    "generators": ({"generator": [5]}, "generator is a torch.Generator or a list of them"),
+    "generator": ({"base": None, "generator": 5}, "generator must be a torch.Generator or a list of them, got int"),
+    "generators": ({"generator": [5]}, "generator must be a torch.Generator or a list of them"),
     "many generators": ({"base": [1, 2], "generator": [torch.Generator()] * 3}, "base has length 2 and generator"),
     "odd generators": ({"num_images_per_prompt": 2, "generator": [torch.Generator()] * 3}, "does not divide"),
     "num_images_per_prompt": ({"num_images_per_prompt": 0}, "num_images_per_prompt is an integer from 1"),
@@ -88,5 +88,5 @@ def test_components_that_do_not_fit():
         StyleFusionPipeline(other, fusion)
     with pytest.raises(ValueError, match=r"does not know the regions mouth, skin, .* it has background, church"):
         StyleFusionPipeline(generator, fusion, tiny_segmenter("all*(background, church)"))
-    with pytest.raises(ValueError, match="fusion is a FusionHierarchy, got NoneType"):
+    with pytest.raises(ValueError, match="fusion must be a FusionHierarchy, got NoneType"):
         StyleFusionPipeline(generator, nothing)

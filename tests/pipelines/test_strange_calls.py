@@ -229,7 +229,7 @@ def test_inversion_in_any_batches(pipes, count, size, space, steps):
     assert len(out.codes) == count
     assert out.images.isfinite().all()
     alone = pipes["invert"](images[-1:], **call)
-    assert (alone.images[0] - out.images[-1]).abs().max() < 0.02  # optimisation enlarges rounding
+    assert (alone.images[0] - out.images[-1]).abs().max() < 0.02  # optimization enlarges rounding
 
 
 def test_codes_too_large_are_no_picture(pipes):

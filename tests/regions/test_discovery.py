@@ -44,7 +44,7 @@ def test_colour_agreement_is_the_correlation_by_hand():
     draw = seeded()
     colours = torch.rand(40, 60, 3, generator=draw)
     nearest = torch.arange(60).remainder(4).expand(40, 60).contiguous()
-    colours[:, nearest[0] == 1] = colours[:, nearest[0] == 0]  # 1 has 0's colour in every picture
+    colours[:, nearest[0] == 1] = colours[:, nearest[0] == 0]  # 1 has 0's color in every picture
     nearest[:, nearest[0] == 3] = 2  # and 3 is never there
     found = clustering.colour_agreement(colours, nearest, 4)
     mean = torch.stack([colours[:, nearest[0] == c].mean(1) for c in range(3)], 1)

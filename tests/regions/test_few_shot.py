@@ -1,4 +1,4 @@
-"""Regions learnt from painted samples, and the page that they are painted on."""
+"""Regions learned from painted samples, and the page that they are painted on."""
 
 import base64
 import json
@@ -21,7 +21,14 @@ from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.evaluation.pairs import style_codes
 from stylefusion_hf.regions import label_page
 from stylefusion_hf.regions.discovery import sample_codes
-from stylefusion_hf.regions.few_shot import UNPAINTED, PaintFolder, learn, painted_places, predicted, sample_images
+from stylefusion_hf.regions.few_shot import (
+    UNPAINTED,
+    PaintFolder,
+    learn,
+    painted_places,
+    predict_labels,
+    sample_images,
+)
 from stylefusion_hf.regions.folders import read_regions, write_found
 from tests.tiny import tiny_generator
 
@@ -50,7 +57,7 @@ def test_four_painted_samples_teach_the_rest(generator, painted):
     found = learn(generator, painted, progress=False)
     assert list(found.labeller.config.regions) == REGIONS and set(found.tree.leaves) == set(REGIONS)
     codes = sample_codes(generator, 32, torch.Generator().manual_seed(9))
-    labels = predicted(generator, found.labeller, codes)
+    labels = predict_labels(generator, found.labeller, codes)
     with torch.no_grad():
         truth = load_judges().segmenter.segment(generator.synthesis(codes).clamp(-1, 1)).argmax(1)
     iou = [float(((labels == i) & (truth == i)).sum() / ((labels == i) | (truth == i)).sum()) for i in range(6)]
@@ -80,7 +87,7 @@ def test_paint_is_a_folder_of_files(tmp_path):
     paint.paint(1, labels)
     again = PaintFolder.create(tmp_path / "p", g, ["a", "b"], 2)  # as it is
     assert again.painted() == [1] and np.array_equal(again.labels(1), labels)
-    with pytest.raises(ValueError, match="holds 2 samples of the regions a, b"):
+    with pytest.raises(ValueError, match="has 2 samples of the regions a, b"):
         PaintFolder.create(tmp_path / "p", g, ["a", "c"], 2)
     with pytest.raises(ValueError, match="nothing is painted for a yet"):
         learn(g, again, progress=False)
@@ -99,7 +106,7 @@ def test_paint_is_a_folder_of_files(tmp_path):
         again.labels(0)
     for text in ("{}", "not json", '{"regions": ["a"], "seeds": [0]}'):
         (tmp_path / "p" / "dataset.json").write_text(text)
-        with pytest.raises(ValueError, match="holds no samples to paint|expected 2 to 20 different"):
+        with pytest.raises(ValueError, match="has no samples to paint|expected 2 to 20 distinct"):
             PaintFolder(tmp_path / "p")
 
 
@@ -125,7 +132,7 @@ def test_the_command_without_a_page(tmp_path, capsys):
     assert main([*base, "--only-samples", "--region", "a", "--region", "b", "--device", "nowhere"]) == 2
     assert "--device nowhere: " in capsys.readouterr().err
     assert main([*base, "--learn"]) == 2
-    assert "holds no samples to paint" in capsys.readouterr().err
+    assert "has no samples to paint" in capsys.readouterr().err
     assert main([*base, "--only-samples", "--region", "sky", "--region", "car", "--count", "3"]) == 0
     assert "3 samples; in labels/ paint 0 to 1, then --learn" in capsys.readouterr().out
     paint = PaintFolder(tmp_path / "out" / "painted")
@@ -146,7 +153,7 @@ def test_the_command_without_a_page(tmp_path, capsys):
 def server(tmp_path) -> Iterator[label_page.Server]:
     g = tiny_generator(use_noise=False)
     paint = PaintFolder.create(tmp_path / "out" / "painted", g, ["sky", "<car>"], 3)
-    work = label_page.Work(g, paint, tmp_path / "out", samples=16, steps=2, seed=0)
+    work = label_page.PaintSession(g, paint, tmp_path / "out", samples=16, steps=2, seed=0)
     with label_page.Server("127.0.0.1", 0, work) as found:
         thread = threading.Thread(target=found.serve_forever)
         thread.start()
@@ -210,7 +217,7 @@ def test_other_pages_cannot_paint(server):
 
 def test_a_taken_port_is_one_line(server, tmp_path):
     port = server.server_address[1]
-    with pytest.raises(OSError, match=f"--port {port} of 127.0.0.1 cannot be had"):
+    with pytest.raises(OSError, match=f"--port {port} of 127.0.0.1 is not available"):
         label_page.label(tiny_generator(), ["a", "b"], 2, tmp_path / "new", 8, 2, 0, port=port, open_browser=False)
 
 

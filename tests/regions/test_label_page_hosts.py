@@ -12,14 +12,14 @@ from tests.tiny import tiny_generator
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> label_page.Work:
+def work(tmp_path_factory: pytest.TempPathFactory) -> label_page.PaintSession:
     out, generator = tmp_path_factory.mktemp("out"), tiny_generator(use_noise=False)
     paint = PaintFolder.create(out / "painted", generator, ["sky", "car"], 1)
-    return label_page.Work(generator, paint, out, samples=16, steps=2, seed=0)
+    return label_page.PaintSession(generator, paint, out, samples=16, steps=2, seed=0)
 
 
 @pytest.fixture
-def server(work: label_page.Work) -> Iterator[label_page.Server]:
+def server(work: label_page.PaintSession) -> Iterator[label_page.Server]:
     with label_page.Server("127.0.0.1", 0, work) as found:
         thread = threading.Thread(target=found.serve_forever)
         thread.start()
@@ -80,7 +80,7 @@ def test_requests_that_name_this_one_are_answered(server: label_page.Server) -> 
     ],
 )
 def test_the_address_that_it_serves_on_is_its_name(
-    work: label_page.Work, told: str, name: str, answered: bool
+    work: label_page.PaintSession, told: str, name: str, answered: bool
 ) -> None:
     with label_page.Server("127.0.0.1", 0, work) as server:
         server.host = told  # as if it listened there

@@ -25,9 +25,9 @@ gradio = pytest.importorskip("gradio", reason="the Space needs the extra `space`
 from gradio_client import Client, handle_file  # noqa: E402
 
 from stylefusion_hf import StyleFusionInterpolationPipeline, StyleFusionPipeline  # noqa: E402
-from stylefusion_hf.cli._shared import RECIPE_KEY  # noqa: E402
 from stylefusion_hf.core.codes import seed_classes  # noqa: E402
-from stylefusion_hf.spaces_app import app, compose, dials, errors, jobs, results  # noqa: E402
+from stylefusion_hf.core.files import RECIPE_KEY  # noqa: E402
+from stylefusion_hf.spaces_app import app, changes, compose, dials, errors, jobs, results  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
 from stylefusion_hf.spaces_app.settings import (  # noqa: E402
     COMMON,
@@ -35,8 +35,8 @@ from stylefusion_hf.spaces_app.settings import (  # noqa: E402
     History,
     Settings,
     from_recipe,
-    of_class,
     to_recipe,
+    with_class,
 )
 from tests.command_line import fails  # noqa: E402
 from tests.space_server import serving  # noqa: E402
@@ -107,13 +107,13 @@ def test_one_strength_for_all_becomes_a_strength_for_each(models: list[Model]) -
 def test_a_photograph_stays_until_its_dial_has_a_seed(models: list[Model]) -> None:
     model = models[1]
     (code, other), _, _ = model.invert([Image.new("RGB", (32, 32), color) for color in ("white", "black")], 0)
-    recipe = model.check(jobs.mixed([code, other], {"ground": 1}, 1, 0.7))
+    recipe = model.check(jobs.mix_codes([code, other], {"ground": 1}, 1, 0.7))
     settings = from_recipe(recipe, model.regions, model.tree.root)
     assert [dial.seed for dial in (settings.base, settings.common, *settings.regions)] == [None] * 4
     assert to_recipe(settings, model.regions, model.tree.root)["regions"] == {"ground": other}
-    shuffled = compose.shuffled(model, settings, [3])
+    shuffled = changes.shuffle(model, settings, [3])
     assert isinstance(to_recipe(shuffled, model.regions, model.tree.root)["regions"]["ground"], int)
-    kept = to_recipe(compose.reset(model, settings, 3), model.regions, model.tree.root)
+    kept = to_recipe(changes.reset_dial(model, settings, 3), model.regions, model.tree.root)
     assert "regions" not in kept
     assert kept[COMMON] == other
 
@@ -123,15 +123,15 @@ def test_a_class_for_all_seeds_or_each_ones_own() -> None:
     pipe.register_to_config(_name_or_path="test/classes")
     model = Model(pipe)
     names, root = model.regions, model.tree.root
-    own = dials.example(model, 0)
+    own = dials.example_settings(model, 0)
     assert dials.class_of(own) == dials.OWN
-    chosen = of_class(own, 2)
-    assert (dials.class_of(chosen), dials.class_of(of_class(chosen, None))) == (2, dials.OWN)
-    assert [value for _, value in dials.classes(model)] == [dials.OWN, 0, 1, 2]
+    chosen = with_class(own, 2)
+    assert (dials.class_of(chosen), dials.class_of(with_class(chosen, None))) == (2, dials.OWN)
+    assert [value for _, value in dials.class_choices(model)] == [dials.OWN, 0, 1, 2]
     recipe = model.check(to_recipe(chosen, names, root))
     assert recipe["class_labels"] == [2]
     assert from_recipe(recipe, names, root) == chosen
-    made = [compose.show(model, state) for state in (own, chosen)]
+    made = [compose.stage_value(model, state) for state in (own, chosen)]
     assert made[0]["png"] != made[1]["png"]
     assert "class 2" in made[1]["caption"]
     assert json.loads(parse_qs(made[1]["query"])["recipe"][0])["class_labels"] == [2]
@@ -140,8 +140,8 @@ def test_a_class_for_all_seeds_or_each_ones_own() -> None:
         model.thumbnails([4])[0].tobytes() != model.thumbnails([4], [(seed_classes([4], 3)[0] + 1) % 3])[0].tobytes()
     )
     app.build([model])  # a page with the control
-    assert jobs.sheet(model, [1], [2]).width > 0
-    assert jobs.walk_call(model, recipe, "hair", [3])["class_labels"] == [2]
+    assert jobs.draw_sheet(model, [1], [2]).width > 0
+    assert jobs.walk_arguments(model, recipe, "hair", [3])["class_labels"] == [2]
 
 
 def test_twenty_regions_some_called_like_a_recipes_fields() -> None:
@@ -150,18 +150,18 @@ def test_twenty_regions_some_called_like_a_recipes_fields() -> None:
         tree = f"n{i}*({tree}, r{i})"
     model = tiny_model("test/twenty", tree)
     assert len(model.regions) == 20
-    settings = dials.blank(model, 1)
+    settings = dials.blank_settings(model, 1)
     for place, name in enumerate(model.regions):
-        settings = settings.turned(name, model.regions, Dial(place + 10))
+        settings = settings.with_dial(name, model.regions, Dial(place + 10))
     recipe = model.check(to_recipe(settings, model.regions, model.tree.root))
     assert recipe["base"] == 1
     assert recipe["regions"] == {name: place + 10 for place, name in enumerate(model.regions)}
     assert from_recipe(recipe, model.regions, model.tree.root) == settings
-    assert dials.named("base") == "Base"
+    assert dials.display_name("base") == "Base"
     assert dials.caption(model, settings).startswith("base 1 · base 10 · ")
-    kept = settings.turned("base", model.regions, Dial(), {"space": "w"}).kept
+    kept = settings.with_dial("base", model.regions, Dial(), {"space": "w"}).kept
     assert kept == {"regions": {"base": {"space": "w"}}}
-    query = results.query(model, model.render(recipe).recipe)
+    query = results.link_query(model, model.render(recipe).recipe)
     assert json.loads(parse_qs(query)["recipe"][0])["regions"]["nodes"] == 13
     app.build([model])
 
@@ -183,15 +183,15 @@ def test_history_takes_a_turning_dial_for_one_step() -> None:
 
 def test_locks_hold_against_a_surprise_and_another_base(models: list[Model]) -> None:
     model = models[0]
-    settings = dials.blank(model, 4).turned("hair", model.regions, Dial(locked=True))
-    settings = compose.locked(model, settings, 2 + model.regions.index("hair"))
+    settings = dials.blank_settings(model, 4).with_dial("hair", model.regions, Dial(locked=True))
+    settings = changes.lock_dial(model, settings, 2 + model.regions.index("hair"))
     assert settings.dial("hair", model.regions) == Dial(4, locked=True)  # the base's look is its own now
-    surprised = compose.surprised(model, settings)
+    surprised = changes.shuffle_unlocked(model, settings)
     assert surprised.dial("hair", model.regions) == Dial(4, locked=True)
     others = [surprised.dial(name, model.regions).seed for name in model.regions if name != "hair"]
     assert None not in others
     assert len(set(others)) > 1
-    before, after = (to_recipe(state, model.regions, "all") for state in (dials.blank(model, 4), settings))
+    before, after = (to_recipe(state, model.regions, "all") for state in (dials.blank_settings(model, 4), settings))
     assert np.array_equal(pixels(model.render(before).image), pixels(model.render(after).image))
 
 
@@ -220,7 +220,7 @@ def test_the_python_of_a_picture_makes_it(
     exec(results.snippet(model, picture.recipe), {})
     assert np.array_equal(pixels("stylefusion.png"), pixels(picture.image))
 
-    edit = jobs.edited(model, recipe, "hair", "sefa-1", 2.0)
+    edit = jobs.add_edit(model, recipe, "hair", "sefa-1", 2.0)
     picture = model.render(edit)
     Path("stylefusion.json").write_text(json.dumps(picture.recipe))
     exec(results.snippet(model, picture.recipe), {})
@@ -230,23 +230,23 @@ def test_the_python_of_a_picture_makes_it(
 def test_a_link_carries_seeds_only(models: list[Model]) -> None:
     model = models[0]
     recipe = model.render({"version": 1, "base": 3, "regions": {"hair": 7}, "truncation_psi": 0.5}).recipe
-    fields = parse_qs(results.query(model, recipe))
+    fields = parse_qs(results.link_query(model, recipe))
     assert fields["model"] == ["test/avatar"]
     again = model.render(model.check(fields["recipe"][0]))
     assert again.recipe == recipe
-    assert results.query(model, jobs.edited(model, recipe, "hair", "sefa-1", 2.0)) == ""
+    assert results.link_query(model, jobs.add_edit(model, recipe, "hair", "sefa-1", 2.0)) == ""
 
 
 def test_recipes_are_read_from_png_and_json(models: list[Model], tmp_path: Path) -> None:
     picture = models[0].render({"version": 1, "base": 3, "truncation_psi": 0.5})
-    (tmp_path / "a.png").write_bytes(results.png(picture.image, picture.recipe))
+    (tmp_path / "a.png").write_bytes(results.encode_png(picture.image, picture.recipe))
     (tmp_path / "a.json").write_text(json.dumps(picture.recipe))
     for name in ("a.png", "a.json"):
         assert json.loads(results.read_recipe(str(tmp_path / name))) == picture.recipe
     picture.image.save(tmp_path / "bare.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    for name, reason in (("bare.png", "carries no recipe"), ("cut.png", "damaged"), ("binary.json", "no recipe")):
+    for name, reason in (("bare.png", "carries no recipe"), ("cut.png", "damaged"), ("binary.json", "not a recipe")):
         with pytest.raises(ValueError, match=reason):
             results.read_recipe(str(tmp_path / name))
 
@@ -335,7 +335,7 @@ def test_the_python_of_an_animation_makes_its_frames(models: list[Model]) -> Non
     model = models[0]
     recipe = model.check({"version": 1, "base": 4, "regions": {"hair": 2, "eyes": 3}, "truncation_psi": 0.6})
     text = walk_snippet(model, recipe, "hair", [7, 8], 5, 20.0, ".webp")
-    stream = model.walk(jobs.walk_call(model, recipe, "hair", [7, 8]) | {"frames": 5, "loop": True})
+    stream = model.walk(jobs.walk_arguments(model, recipe, "hair", [7, 8]) | {"frames": 5, "loop": True})
     frames = [frame for batch in stream for frame in batch]
     written: dict[str, Any] = {}
     walker = StyleFusionInterpolationPipeline.from_pipe(model.pipe)
@@ -352,7 +352,7 @@ def test_sheet(client: Client, models: list[Model]) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Strangers.
+# Untrusted input.
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_sheet(client: Client, models: list[Model]) -> None:
         ("interpolate", {"seeds": "1" * 5000}, "characters"),
         ("interpolate", {"suffix": "/../../x.png"}, "animation"),
         ("interpolate", {"fps": 0}, "fps"),
-        ("sheet", {"bases": "one"}, "no seed"),
+        ("sheet", {"bases": "one"}, "not a seed"),
         ("sheet", {"bases": "1," * 9}, "1 to 8"),
     ],
 )  # fmt: skip
@@ -457,18 +457,18 @@ def test_files_of_the_server_are_out_of_reach(url: str) -> None:
 
 
 def test_messages_hold_no_path_and_bugs_no_detail() -> None:
-    assert errors.public("[Errno 2] no such file: '/tmp/gradio/ab/secret/a.png' here") == (
+    assert errors.public_message("[Errno 2] no such file: '/tmp/gradio/ab/secret/a.png' here") == (
         "[Errno 2] no such file: 'a.png' here"
     )
-    assert errors.public("within 1/255, user/repo") == "Within 1/255, user/repo"
-    assert errors.public(r"in C:\Users\me\x.png") == "In x.png"
-    assert len(errors.public("x" * 10_000)) == errors.MAX_LENGTH
+    assert errors.public_message("within 1/255, user/repo") == "Within 1/255, user/repo"
+    assert errors.public_message(r"in C:\Users\me\x.png") == "In x.png"
+    assert len(errors.public_message("x" * 10_000)) == errors.MAX_LENGTH
 
     def broken() -> None:
         raise RuntimeError("token hf_abc at /root")
 
     with pytest.raises(gradio.Error) as caught:
-        errors.guarded(broken)()
+        errors.show_errors(broken)()
     assert "hf_abc" not in str(caught.value)
 
 
@@ -491,7 +491,7 @@ def test_who_comes_when_too_many_wait_is_told_so(models: list[Model]) -> None:
     from stylefusion_hf.spaces_app.models import MAX_WAITING
 
     model, recipe = models[0], {"version": 1, "base": 1, "truncation_psi": 1.0}
-    with model.turn(), ThreadPoolExecutor(MAX_WAITING) as pool:
+    with model.take_turn(), ThreadPoolExecutor(MAX_WAITING) as pool:
         jobs = [pool.submit(model.render, recipe) for _ in range(MAX_WAITING)]
         done, others = wait(jobs, return_when=FIRST_COMPLETED)
         assert [str(job.exception()) for job in done] == [
@@ -516,7 +516,7 @@ def test_memory_is_steady(models: list[Model]) -> None:
 
     def renders(count: int) -> None:
         for seed in range(count):
-            compose.show(models[0], dials.blank(models[0], seed))
+            compose.stage_value(models[0], dials.blank_settings(models[0], seed))
 
     renders(40)
     before = resident()

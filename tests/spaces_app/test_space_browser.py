@@ -19,7 +19,7 @@ pytest.importorskip("gradio", reason="the Space needs the extra `space`")
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
 from stylefusion_hf import StyleFusionPipeline  # noqa: E402
-from stylefusion_hf.cli._shared import RECIPE_KEY  # noqa: E402
+from stylefusion_hf.core.files import RECIPE_KEY  # noqa: E402
 from stylefusion_hf.spaces_app.mix import SAMPLES  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
 from tests.space_server import serving  # noqa: E402

@@ -272,11 +272,11 @@ def test_a_long_text_costs_no_more_than_reading_it(visitor: httpx.Client) -> Non
         assert time.monotonic() - started < 20
     for text in ("/" * 3_000_000, "/a" * 1_500_000, ("'" + "a" * 50) * 60_000, "C:\\" * 1_000_000):
         started = time.monotonic()
-        assert len(errors.public(text)) <= errors.MAX_LENGTH
+        assert len(errors.public_message(text)) <= errors.MAX_LENGTH
         assert time.monotonic() - started < 0.5
-    quoted = errors.public("unknown region '" + "a" * 200 + "' here")
+    quoted = errors.public_message("unknown region '" + "a" * 200 + "' here")
     assert "a" * 81 not in quoted and quoted.endswith("here")
-    assert "\x1b" not in errors.public("a \x1b[31m\u202e b")
+    assert "\x1b" not in errors.public_message("a \x1b[31m\u202e b")
 
 
 def test_html_is_text(model: Model, visitor: httpx.Client, config: dict[str, Any]) -> None:
@@ -306,9 +306,9 @@ def test_html_is_text(model: Model, visitor: httpx.Client, config: dict[str, Any
         raise ValueError(hostile)
 
     with pytest.raises(errors.Refusal) as caught:
-        errors.guarded(broken)()
+        errors.show_errors(broken)()
     assert "<" not in caught.value.message
-    assert errors.told(broken, "stage")()["stage"]["message"].startswith("<a href")  # stage.js puts it in as text
+    assert errors.show_errors_on_stage(broken, "stage")()["stage"]["message"].startswith("<a href")
 
 
 def test_a_sessions_text_is_not_kept(visitor: httpx.Client, url: str) -> None:

@@ -103,7 +103,7 @@ def test_draws_of_rows_mix_and_jitter():
 BAD = {
     "no model": (["--model", ""], "--model is missing"),
     "resolution": (["--resolution", "64"], "--resolution 64: the generator in --model makes 32 px"),
-    "channels": (["--channels", "16,9"], "--channels 16,9: expected two or more widths"),
+    "channels": (["--channels", "16,9"], "--channels 16,9: expected at least two widths"),
     "share": (["--real_share", "2"], "--real_share is from 0 to 1, got 2"),
     "psi": (["--min_psi", "-1"], "--min_psi and --mixed_share are from 0 to 1"),
     "weight": (["--pixel_weight", "-1"], "--pixel_weight must not be negative"),

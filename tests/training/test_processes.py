@@ -49,7 +49,7 @@ def both(data, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", soak.JOBS)
 def test_two_processes_train_what_one_trains_with_twice_the_accumulation(both, data, tmp_path, name):
     ranks = [json.loads((both / f"{name}-{rank}.json").read_text()) for rank in range(2)]
-    assert ranks[0]["digests"] and ranks[0]["digests"] == ranks[1]["digests"]  # weights, optimisers, averages
+    assert ranks[0]["digests"] and ranks[0]["digests"] == ranks[1]["digests"]  # weights, optimizers, averages
     alone = two_processes.train(name, data, tmp_path / name, 4, "--gradient_accumulation_steps", "2")
     same_networks(both / name, tmp_path / name)
     drawn = [[*a, *b] for a, b in zip(ranks[0]["seeds"], ranks[1]["seeds"], strict=True)]

@@ -28,7 +28,7 @@ from tests.tiny import assert_same_weights, saved_weights, tiny_segmenter
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """A labelled data set of 12 pictures: a disc on a background."""
+    """A labeled data set of 12 pictures: a disc on a background."""
     root = tmp_path_factory.mktemp("pictures")
     random = np.random.RandomState(0)
     for kind in ("images", "labels"):
@@ -372,7 +372,7 @@ def test_a_projected_discriminator_checks_its_input():
     with pytest.raises(ValueError, match="expected images of shape"):
         d(torch.randn(2, 3, 8, 8))
     for arguments, message in (
-        ({"network": {"channels": [8]}}, "has none to read at 16 px"),
+        ({"network": {"channels": [8]}}, "has no usable one at 16 px"),
         ({"network": config, "width": 0}, "width must be above 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,8 +1,8 @@
 """One fusion net: two gating MLPs that blend style codes channel by channel.
 
 A net takes the codes of two children and the code that they share, and returns one code (StyleFusion, arXiv
-2107.07437, section 3). The arithmetic is that of the authors' published inference code, with every layer of the MLP
-one matrix product for all style vectors of the batch; `fuse_reference` is the same arithmetic written plainly.
+2107.07437, section 3). It computes the same as the authors' published inference code, but each MLP layer is a single
+matrix product for all style vectors of the batch; `fuse_reference` is a plain implementation of the same computation.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ GAIN = math.sqrt(2)  # of the leaky ReLU
 
 
 class FoldedLinear(nn.Module):
-    """Linear layer of equalised learning rate: stored as N(0, 1) / lr_multiplier, scaled in use (arXiv 1710.10196).
+    """Linear layer with equalized learning rate: stored as N(0, 1) / lr_multiplier, scaled in use (arXiv 1710.10196).
 
-    These layers are large and their input is small, so the scale goes into the product and no scaled copy is made.
+    These layers are large and their input is small, so the scale is folded into the product instead of a scaled copy.
     """
 
     def __init__(self, in_features: int, out_features: int, lr_multiplier: float, *, zero: bool = False):
@@ -41,9 +41,9 @@ class FoldedLinear(nn.Module):
         self.bias_gain = lr_multiplier
 
     def product(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """gain * (W x + b) for x (rows, C); C may leave out the last inputs. Both gains are factors of the product.
+        """Return gain * (W x + b) for x (rows, C); C may omit the last inputs. Both gains are folded into the product.
 
-        Written as (W x^T)^T: with few rows, CPU libraries read a large left factor a fifth faster than a right one.
+        Computed as (W x^T)^T: with few rows, CPU libraries are about 20% faster with the large factor on the left.
         """
         bias, weight = self.bias[:, None], self.weight[:, : x.shape[1]]
         return torch.addmm(bias, weight, x.t(), beta=self.bias_gain * gain, alpha=self.weight_gain * gain).t()
@@ -53,11 +53,11 @@ class FoldedLinear(nn.Module):
 
 
 class Blender(nn.Module):
-    """The gate q in (0, 1) of a + q (b - a), for every channel of every row.
+    """Gating MLP: computes the gate q in (0, 1) of a + q (b - a) for every channel of every row.
 
     Args:
-        spec: the shapes.
-        codes: how many codes enter: a, b and, in the segments blender, extra.
+        spec: the configuration of the nets.
+        codes: number of input codes: a, b and, in the segments blender, extra.
         rows: the R style vectors that it serves, as indices into `spec.sizes`.
     """
 
@@ -87,18 +87,22 @@ class Blender(nn.Module):
         first, *inner, last = cast("list[FoldedLinear]", list(self.layers))
         rows = torch.cat([code.to(first.weight.dtype) for code in codes], -1)  # (B, R, C)
         batch, count, width = rows.shape
-        # The tiled indicator's share of the first layer is the same for the whole batch: a bias per row.
-        tiles = first.weight[:, width:]  # (hidden, N), or as often side by side as the indicator is tiled
+        # First layer. The tiled indicator contributes the same to the whole batch: a bias per row.
+        tiles = first.weight[:, width:]  # (hidden, N * indicator_repeats)
         if self.indicator_repeats > 1:
             tiles = tiles.unflatten(1, (self.indicator_repeats, -1)).sum(1)
         row_bias = indicators.to(tiles.dtype) @ tiles.t() * (first.weight_gain * GAIN)  # (R, hidden)
         x = first.product(rows.flatten(0, 1), GAIN) + row_bias.repeat(batch, 1)
-        x = F.leaky_relu_(x, SLOPE)  # its gain is inside the product: gain * lrelu(x) = lrelu(gain * x)
+        x = F.leaky_relu_(x, SLOPE)  # the gain is folded into the product: gain * lrelu(x) = lrelu(gain * x)
+
+        # Remaining layers.
         for layer in inner:
             x = F.leaky_relu_(layer.product(x, GAIN), SLOPE)
         x = last.product(x) if self.linear_end else F.leaky_relu_(last.product(x, GAIN), SLOPE)
+
+        # Logit terms, then the gate.
         x = x.unflatten(0, (batch, count))
-        if self.adaptive is not None:  # the other rows keep their constants, and what these make of novelty
+        if self.adaptive is not None:  # the other rows only keep constants and novelty terms
             x = x * self.adaptive.to(x.dtype)
         logits, *factors = x.split(codes[0].shape[-1], dim=-1)
         if self.product:
@@ -108,29 +112,33 @@ class Blender(nn.Module):
         return torch.sigmoid(logits if self.gate_bias is None else logits + self.gate_bias)
 
 
-# Two ways for a gate to know more than the authors' (config: gate_product, gate_novelty). To first order in d = b - a
-# the move that changes one region and no other is P d, P a projection, and the gate that makes it is (P d)_i / d_i: a
-# logit has to rise or fall with the sign of d_i, and a narrow MLP cannot form that many products. And a constant gate
-# must share each channel among the regions once and for all; where it knows which child holds what the common code
-# does not, it can leave the channel to whichever child brings something new. Alignment likewise: where only one child
-# differs from the common code, one region was swapped and should keep its look; where both do, the pose was.
+# Two extra gate inputs that the authors' nets do not have (config: gate_product, gate_novelty).
+#
+# gate_product: to first order in d = b - a, the step that changes one region and no other is P d with a projection P,
+# and the gate that makes it is (P d)_i / d_i. The logit must therefore depend on the sign of d_i, and a narrow MLP
+# cannot form that many products.
+#
+# gate_novelty: a constant gate assigns each channel to a region once and for all. If it knows which child differs from
+# the common code, it can give the channel to the child that contributes something new. Likewise in alignment: if only
+# one child differs from the common code, a region was swapped and should keep its look; if both differ, the pose was
+# changed.
 
 
 def signed(a: Tensor, b: Tensor) -> Tensor:
-    """d / sqrt(1 + d^2) in (-1, 1), d = b - a."""
+    """Return d / sqrt(1 + d^2) in (-1, 1) for d = b - a, a smooth sign."""
     d = b - a
     wide = d if d.dtype == torch.float64 else d.float()  # half precision cannot square 256
     return (wide * (1 + wide.square()).rsqrt()).to(d.dtype)
 
 
 def novelty(a: Tensor, b: Tensor, common: Tensor) -> Tensor:
-    """-1 where only a differs from the common code, 1 where only b does, 0 where both do as much (or neither)."""
+    """Return -1 where only a differs from the common code, 1 where only b does, 0 where both or neither do."""
     da, db = (a - common).abs(), (b - common).abs()
     return (db - da) / (db + da + 1e-3)
 
 
 def company(child: Tensor, sibling: Tensor, common: Tensor) -> Tensor:
-    """0 where only the child differs from the common code, 1 where only its sibling does, 1/2 where both do alike."""
+    """Return 0 where only the child differs from the common code, 1 where only its sibling does, 1/2 for both."""
     return (1 - novelty(sibling, child, common)) / 2
 
 
@@ -139,7 +147,7 @@ def company(child: Tensor, sibling: Tensor, common: Tensor) -> Tensor:
 
 
 class FusionNet(nn.Module):
-    """`blender_common` aligns the children to their common code, `blender_segments` fuses them."""
+    """Fusion net: `blender_common` aligns the children to their common code, `blender_segments` fuses them."""
 
     def __init__(self, spec: FusionSpec):
         super().__init__()
@@ -149,17 +157,17 @@ class FusionNet(nn.Module):
     def forward(
         self, layout: StyleLayout, s0: Tensor, s1: Tensor | None, sc: Tensor | None, skip_equal: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Fuses style codes (B, S).
+        """Fuse style codes (B, S).
 
         Args:
-            layout: the hierarchy's index tables.
-            s0, s1: the children's codes; without s1 the net only aligns s0 to sc.
-            sc: the code that the children share; without it the net only fuses s0 and s1.
-            skip_equal: do not align children that are their common code anyway. It looks at values: not for training.
+            layout: index tables of the hierarchy.
+            s0, s1: codes of the children; without s1 the net only aligns s0 to sc.
+            sc: the children's common code; without it the net only fuses s0 and s1.
+            skip_equal: skip the alignment of children equal to their common code. Depends on values: not for training.
 
         Returns:
-            The fused code and the gate that gave it from the two (aligned) children, or, where there is no s1, from s0
-            and sc; (B, S) both.
+            The fused code and its gate between the two (aligned) children, or between s0 and sc if there is no s1;
+            both (B, S).
         """
         if s1 is None:
             if sc is None:
@@ -167,8 +175,9 @@ class FusionNet(nn.Module):
             return self._align(layout, s0, sc, layout.only_common_indicators)
         new = None
         if sc is None:
-            extra = torch.zeros_like(layout.all.expand(s0))  # "nothing", in either kind of units
+            extra = torch.zeros_like(layout.all.expand(s0))  # zero stands for "none"
         else:
+            # Align both children to the common code, as one batch.
             both, siblings, twice = torch.cat([s0, s1]), torch.cat([s1, s0]), torch.cat([sc, sc])
 
             def align(child: Tensor, shared: Tensor, sibling: Tensor) -> Tensor:
@@ -176,8 +185,10 @@ class FusionNet(nn.Module):
 
             both = where_different(align, both, [twice], siblings) if skip_equal else align(both, twice, siblings)
             s0, s1 = both[: s0.shape[0]], both[s0.shape[0] :]
+            # The segments blender sees the common code in the aligned rows only.
             shared = layout.all.expand(layout.seen(sc))
             extra = torch.where(layout.is_common, shared, torch.zeros_like(shared))
+        # Fuse the aligned children.
         a, b = (layout.all.expand(layout.seen(s)) for s in (s0, s1))
         if sc is not None and self.blender_segments.gate_novelty is not None:
             new = novelty(a, b, shared)
@@ -191,16 +202,16 @@ class FusionNet(nn.Module):
         if not rows.rows:
             return code, torch.zeros_like(code)
         both, new = [rows.expand(layout.seen(s)) for s in (code, shared)], None
-        if self.blender_common.gate_novelty is not None:  # a child without a sibling has company: the pose is meant
+        if self.blender_common.gate_novelty is not None:  # an only child counts as its own sibling: both differ
             other = both[0] if sibling is None else rows.expand(layout.seen(sibling))
             new = company(both[0], other, both[1])
         return _blend(rows, code, shared, self.blender_common(both, indicators, new))
 
 
 def where_different(compute: Callable[..., Tensor], code: Tensor, others: Sequence[Tensor], *along: Tensor) -> Tensor:
-    """`compute(code, *others, *along)`, codes (B, S) all, on the rows in which `code` differs from any of `others`.
+    """Apply `compute(code, *others, *along)`, all (B, S), to the rows in which `code` differs from any of `others`.
 
-    The other rows of `code` stay as they are. It looks at values: not for training.
+    The other rows of `code` are returned unchanged. Depends on values: not for training.
     """
     rows = torch.stack([(code != other).any(dim=1) for other in others]).any(dim=0).nonzero().flatten()
     given = (code, *others, *along)
@@ -212,14 +223,14 @@ def where_different(compute: Callable[..., Tensor], code: Tensor, others: Sequen
 
 
 def _blend(rows: StyleRows, a: Tensor, b: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """a + q (b - a) and q; equal codes give that code out exactly, in any dtype."""
+    """Return a + q (b - a) and q; equal codes return exactly that code, in any dtype."""
     difference = b - a
     gate = rows.pool(gate.to(a.dtype), difference)
     return a + gate * difference, gate
 
 
 # ----------------------------------------------------------------------------------------------------
-# The plain reference: vector by vector, as the authors' code goes about it.
+# Plain reference: one style vector at a time, as in the authors' code.
 
 
 def fuse_reference(
@@ -230,9 +241,9 @@ def fuse_reference(
     sc: Tensor | None,
     statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """What `FusionNet.forward` computes, one style vector after the other; slow, for tests. Codes (B, S) -> (B, S).
+    """Compute `FusionNet.forward` one style vector at a time; slow, for tests. Codes (B, S) -> (B, S).
 
-    statistics: mean and deviation (S,) of each channel, where the spec standardises.
+    statistics: mean and standard deviation (S,) of each channel, if the spec standardizes.
     """
     width, fused = spec.padded_width, []
     mean, deviation = statistics or (torch.zeros(spec.style_width), torch.ones(spec.style_width))

@@ -1,6 +1,6 @@
-"""What fusion nets know about a style code: the widths of its vectors, and how these become rows of one matrix.
+"""Layout of a style code for fusion nets: the widths of its vectors, and their conversion to rows of one matrix.
 
-The authors' code visits the vectors one by one (26 at 1024 x 1024); as rows they pass through a net together.
+The authors' code processes the vectors one by one (26 at 1024 x 1024); as rows they pass through a net together.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ MAX_PADDED_WIDTH = 2**13  # StyleGAN2's widest vectors have 512 numbers
 
 @dataclass(frozen=True)
 class FusionSpec:
-    """The shape of every net of a hierarchy. The defaults are the authors'."""
+    """Configuration shared by all nets of a hierarchy. The defaults are the authors'."""
 
-    conv_sizes: tuple[int, ...]  # widths of the style vectors of the convolutions ...
-    rgb_sizes: tuple[int, ...]  # ... and of the toRGB layers: a code packs all of these, then all of those
-    padded_width: int = 512  # P: every vector is brought to this width
+    conv_sizes: tuple[int, ...]  # widths of the convolutions' style vectors, which come first in a code
+    rgb_sizes: tuple[int, ...]  # widths of the toRGB layers' style vectors, which follow them
+    padded_width: int = 512  # P: width to which every vector is expanded
     hidden_width: int = 2560
     hidden_layers: int = 3
     num_indicators: int = 19  # N: length of the one-hot layer indicator
-    indicator_repeats: int = 10  # the indicator is tiled this often
+    indicator_repeats: int = 10  # how often the indicator is tiled
     shared_indicators: bool = True  # conv i and rgb i share indicator i; else rgb i has its own, after the conv ones
-    common_conv_layers: int = 5  # only the first vectors of either list are aligned to the common code
+    common_conv_layers: int = 5  # number of first vectors of each list that are aligned to the common code
     common_rgb_layers: int = 5
     lr_multiplier: float = 0.01
-    pooling: str = "max"  # how the gate of a narrow vector comes from P numbers: "max" (authors) or "mean"
+    pooling: str = "max"  # how the P gates of a narrower vector are combined: "max" (authors) or "mean"
     final_activation: str = "lrelu"  # before the sigmoid: "lrelu" (authors) or "linear"
     gate_bias: bool = False  # a learned logit per row and channel; the MLP's last layer then starts at zero
-    gate_product: bool = False  # let logits depend on the sign of b - a ...
-    gate_novelty: bool = False  # ... and on which of a net's children differ from the common code
-    standardise: bool = False  # the MLPs see codes in units of each style channel's deviation from its mean
-    adaptive_conv_layers: int | None = None  # only the first vectors of either list have gates that an MLP makes; the
-    adaptive_rgb_layers: int | None = None  # others' are `gate_bias`, and `gate_novelty` if it is on; None: all
+    gate_product: bool = False  # let logits depend on the sign of b - a
+    gate_novelty: bool = False  # let logits depend on which children differ from the common code
+    standardise: bool = False  # show the MLPs each style channel minus its mean, divided by its standard deviation
+    adaptive_conv_layers: int | None = None  # number of first vectors of each list whose gates come from an MLP; the
+    adaptive_rgb_layers: int | None = None  # others use `gate_bias`, and `gate_novelty` if it is on; None: all
 
     def __post_init__(self) -> None:
         sizes = (*self.conv_sizes, *self.rgb_sizes)
@@ -73,17 +73,17 @@ class FusionSpec:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Widths of all vectors, in the order in which a code packs them."""
+        """Widths of all vectors, in their order in a code."""
         return (*self.conv_sizes, *self.rgb_sizes)
 
     @property
     def style_width(self) -> int:
-        """S, the numbers in a style code."""
+        """S, the length of a style code."""
         return sum(self.sizes)
 
     @property
     def heads(self) -> int:
-        """Numbers that an MLP gives for each gate."""
+        """Number of MLP outputs per gate."""
         return 1 + self.gate_product + self.gate_novelty
 
     @property
@@ -95,7 +95,7 @@ class FusionSpec:
 
     @property
     def adaptive_rows(self) -> tuple[int, ...]:
-        """The vectors whose gates an MLP makes, as indices into `sizes`."""
+        """The vectors whose gates come from an MLP, as indices into `sizes`."""
         conv, rgb = (
             range(len(sizes) if count is None else min(count, len(sizes)))
             for sizes, count in (
@@ -106,7 +106,8 @@ class FusionSpec:
         return (*conv, *(len(self.conv_sizes) + k for k in rgb))
 
     def indicators(self, rows: Sequence[int], *, only_common: bool = False) -> Tensor:
-        """(R, N), one row a vector, not yet tiled; with one child alone, toRGB rows set the last number too."""
+        """Return the indicators (R, N), one row per vector, untiled; for a single child, toRGB rows also set the last
+        number."""
         table = torch.zeros(len(rows), self.num_indicators)
         for r, v in enumerate(rows):
             k = v - len(self.conv_sizes)  # >= 0: the index within the toRGB list
@@ -117,22 +118,23 @@ class FusionSpec:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Style vectors as rows of one matrix. Up to P by nearest neighbour: position i takes channel floor(i * width / P).
-# Back by pooling the GATE over a channel's positions. The authors pool the blended vector, a + q (b - a), by its
-# maximum; a and b are constant over these positions, so that is the largest gate where b > a, else the smallest.
+# Style vectors as rows of one matrix. Vectors are expanded to P by nearest neighbor: position i takes channel
+# floor(i * width / P). On the way back we pool the GATE over a channel's positions. The authors max-pool the blended
+# vector a + q (b - a); a and b are constant over these positions, so that selects the largest gate where b > a and
+# the smallest elsewhere.
 
 
-def integers(values: Sequence) -> Tensor:
-    """A table of indices; of none, too, which `torch.tensor` would take for numbers."""
+def index_tensor(values: Sequence) -> Tensor:
+    """Return a tensor of indices; an empty list too, for which `torch.tensor` would choose floats."""
     return torch.tensor(values, dtype=torch.long)
 
 
 class StyleRows(nn.Module):
-    """Some vectors of a packed style code (B, S) as rows (B, R, P), and gates (B, R, P) as (B, S) again.
+    """Expands selected vectors of a packed style code (B, S) to rows (B, R, P), and pools gates (B, R, P) to (B, S).
 
     Args:
-        spec: the shapes.
-        rows: the chosen vectors, as indices into `spec.sizes`.
+        spec: the configuration of the nets.
+        rows: the selected vectors, as indices into `spec.sizes`.
     """
 
     up: Tensor | None
@@ -155,19 +157,19 @@ class StyleRows(nn.Module):
         inside = [[True] * len(group) + [False] * (most - len(group)) for group in groups.values()]
         everything = len(channels) == spec.style_width
         self.pooling, self.rows, self.width = spec.pooling, len(rows), width
-        self.register_buffer("up", None if everything and most == 1 else integers(up), persistent=False)
-        self.register_buffer("channels", None if everything else integers(channels), persistent=False)
-        self.register_buffer("members", None if most == 1 else integers(members), persistent=False)
+        self.register_buffer("up", None if everything and most == 1 else index_tensor(up), persistent=False)
+        self.register_buffer("channels", None if everything else index_tensor(channels), persistent=False)
+        self.register_buffer("members", None if most == 1 else index_tensor(members), persistent=False)
         self.register_buffer("outside", ~torch.tensor(inside, dtype=torch.bool), persistent=False)
         self.register_buffer("counts", torch.tensor(inside, dtype=torch.bool).sum(-1), persistent=False)
 
     def expand(self, code: Tensor) -> Tensor:
-        """(B, S) -> (B, R, P)"""
+        """Expand (B, S) to (B, R, P)."""
         code = code if self.up is None else code.index_select(1, self.up)
         return code.unflatten(1, (self.rows, self.width))
 
     def pool(self, gate: Tensor, difference: Tensor) -> Tensor:
-        """Gates (B, R, P), and b - a (B, S), to one gate a channel (B, S): 0 in vectors that were not chosen."""
+        """Pool gates (B, R, P) to one per channel (B, S), given b - a (B, S); 0 in vectors that are not selected."""
         gate = gate.flatten(1)
         if self.members is not None:
             groups = gate.index_select(1, self.members.flatten()).unflatten(1, self.members.shape)  # (B, channels, G)
@@ -182,7 +184,7 @@ class StyleRows(nn.Module):
 
 
 class StyleLayout(nn.Module):
-    """Index tables that all nets of a hierarchy share, and the statistics of a style code where it is standardised."""
+    """Index tables shared by all nets of a hierarchy, and the statistics for standardizing style codes."""
 
     indicators: Tensor
     common_indicators: Tensor
@@ -207,5 +209,5 @@ class StyleLayout(nn.Module):
         self.register_buffer("deviation", torch.ones(spec.style_width) if spec.standardise else None)
 
     def seen(self, code: Tensor) -> Tensor:
-        """A code (B, S) as the MLPs see it."""
+        """Return a code (B, S) as the MLPs see it, standardized if configured."""
         return code if self.mean is None else (code - self.mean.to(code)) / self.deviation.to(code)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What can be told of arguments without torch: a model's folder, its regions, files, ports. Errors come at once."""
+"""Checks of arguments that need no torch, so that errors are immediate: model folders, regions, files, ports."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from typing import Any
 
 from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.devices import check_device_name
+from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.region_tree import RegionTree
 
 INDEX = "model_index.json"
-LARGEST = 2**24  # bytes of a config
+MAX_CONFIG = 2**24  # bytes of a config
 
 
 def check_model(args: argparse.Namespace, index: str = INDEX) -> Path | None:
-    """The folder of `--model`, or that of the embedded model; None for one of the Hub, which the Hub was asked for.
+    """Return the folder of `--model`, or of the embedded model; None for a model on the Hub, which must exist there.
 
     Args:
-        args: with `model`, and perhaps `generator`.
-        index: the file that tells a model's folder from others.
+        args: parsed arguments with `model` and optionally `generator`.
+        index: the file by which a model's folder is recognized.
 
     Raises:
         OSError: no such folder or repository, or a folder without a model.
@@ -35,10 +36,10 @@ def check_model(args: argparse.Namespace, index: str = INDEX) -> Path | None:
         )
     if not args.model:
         return Path(str(files("stylefusion_hf") / "assets"))
-    folder = Path(args.model)
+    folder = Path(find_model(args.model))
     if os.path.isdir(folder):
         if not (folder / index).is_file():
-            raise OSError(f"{shown(args.model, 200)} is no pipeline folder: it has no {index}")
+            raise OSError(f"{shown(args.model, 200)} is not a pipeline folder: it has no {index}")
         return folder
     if os.path.lexists(folder):
         raise NotADirectoryError(
@@ -54,7 +55,7 @@ def check_model(args: argparse.Namespace, index: str = INDEX) -> Path | None:
 
 
 def check_named_device(name: str | None) -> None:
-    """ValueError for a `--device` that is none, or that this machine cannot have."""
+    """Raise ValueError for a `--device` that is not a device, or that this machine cannot have."""
     if name is not None:
         try:
             check_device_name(name)
@@ -63,21 +64,24 @@ def check_named_device(name: str | None) -> None:
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether a text is no Hub id (`name`, `user/name`): absolute, relative to here or a home, or of more parts."""
+    """Return whether a text is a path rather than a Hub id (`name`, `user/name`).
+
+    A path is absolute, starts with a dot or `~`, has a backslash, or has more than two parts.
+    """
     return text.startswith((".", "~", os.sep, "/")) or "\\" in text or text.count("/") > 1
 
 
 def check_regions(folder: Path | None, args: argparse.Namespace) -> None:
-    """ValueError for a name in --region, --node or --edit that the model's tree does not have.
+    """Raise ValueError for a name in --region, --node or --edit that the model's tree does not have.
 
-    Where the tree cannot be read here, loading the model will say what is wrong.
+    If the tree cannot be read here, nothing is checked; loading the model then reports what is wrong.
     """
     given = [(option, _names(getattr(args, option, None))) for option in ("region", "node", "edit")]
     if folder is None or not any(names for _, names in given):
         return
     try:
         file = folder / "fusion" / "config.json"
-        tree = RegionTree.of(json.loads(file.read_bytes())["tree"] if file.stat().st_size <= LARGEST else "")
+        tree = RegionTree.of(json.loads(file.read_bytes())["tree"] if file.stat().st_size <= MAX_CONFIG else "")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
     for option, names in given:
@@ -95,7 +99,7 @@ def _names(values: Iterable[str] | str | None) -> list[str]:
 
 
 def check_file(path: str, what: str) -> None:
-    """FileNotFoundError or IsADirectoryError that names the argument, before anything heavy is imported."""
+    """Raise FileNotFoundError or IsADirectoryError, naming the argument `what`, if `path` is not a file."""
     if os.path.isdir(path):
         raise IsADirectoryError(f"{what} {shown(path, 200)} is a folder: name a file")
     if not os.path.exists(path):
@@ -103,16 +107,16 @@ def check_file(path: str, what: str) -> None:
 
 
 def check_port(host: str, port: int | None) -> None:
-    """OSError where a server could not listen there; None for a port that the server chooses."""
+    """Raise OSError if a server cannot listen at this address; `port` None lets the server choose one."""
     if port is not None and port > 65535:
-        raise ValueError(f"--port {port}: ports are 1 to 65535")
+        raise ValueError(f"--port {port}: expected a port from 1 to 65535")
     try:
         found: Any = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(found[0], found[1]) as probe:
-            if os.name != "nt":  # where it means another thing
+            if os.name != "nt":  # on Windows the option would allow a port that is in use
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(found[4])
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "not the name of a machine"
+        reason = getattr(error, "strerror", None) or "not a host name"
         where = f"--port {port} of {shown(host)}" if port else f"--host {shown(host)}"
-        raise OSError(f"{where} cannot be had: {reason}") from error
+        raise OSError(f"{where} is not available: {reason}") from error

