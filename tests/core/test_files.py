@@ -201,8 +201,9 @@ def test_commands_on_a_full_disk_leave_the_older_file(model, name, argv, capsys,
         if path.is_file():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "flush", full)
+    # First the module that may be imported only now: it must not pick up the patched function for good.
     monkeypatch.setattr("stylefusion_hf.imaging.animation.flush", full)
+    monkeypatch.setattr(files, "flush", full)
     capsys.readouterr()
     said = fails(capsys, *argv.split(), "--model", model, "--device", "cpu")
     assert "No space left" in said and len(said.strip().splitlines()) == 1
