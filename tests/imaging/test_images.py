@@ -222,8 +222,9 @@ def test_the_command_line_refuses_them_alike(tmp_path: Path, capsys: pytest.Capt
     said = fails(
         capsys, "fuse", "--base", "1", "--region", f"hair={tmp_path / name}", "--out", str(tmp_path / "o.png")
     )
-    if case in ("missing", "a folder"):
-        message = "neither a seed (an integer from 0), a picture file, nor a code"
+    message = {"missing": "there is no picture file", "a folder": "is a folder: name a picture file"}.get(
+        case, message
+    )
     assert message in said and "--region hair=" in said
     assert not (tmp_path / "o.png").exists()
 
@@ -262,7 +263,7 @@ def test_the_command_line_encodes_square_pictures_only(
 ) -> None:
     pipe = tiny_pipeline()
     pipe.register_modules(encoder=TinyEncoder())
-    monkeypatch.setattr("stylefusion_hf.cli.fuse.load_pipeline", lambda args: pipe)
+    monkeypatch.setattr("stylefusion_hf.cli.fuse.load_pipeline", lambda args, **_: pipe)
     picture(60, 40).save(tmp_path / "wide.jpg")
     Image.new("RGB", (60, 60), "white").save(tmp_path / "white.png")
     out = str(tmp_path / "o.png")

@@ -90,7 +90,7 @@ def test_trees_from_files(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "tree.json cannot be read: No such file"),
-        ("{", "region tree in .*tree.json: Expecting property name"),
+        ("{", "region tree in .*tree.json: the file is not JSON"),
         ("[1, 2]", r"an object with root, children and fused, not \[1, 2\]"),
         ('{"root": "a"}', r"tree.json: a region tree's dict has root, children .* given: \['root'\]"),
         ('{"root": "a", "children": {"a": ["b"]}, "fused": []}', "node 'a' has 1 child"),

@@ -217,7 +217,7 @@ def test_other_pages_cannot_paint(server):
 
 def test_a_taken_port_is_one_line(server, tmp_path):
     port = server.server_address[1]
-    with pytest.raises(OSError, match=f"--port {port} of 127.0.0.1 cannot be had"):
+    with pytest.raises(OSError, match=f"--port {port} of 127.0.0.1 is not available"):
         label_page.label(tiny_generator(), ["a", "b"], 2, tmp_path / "new", 8, 2, 0, port=port, open_browser=False)
 
 
