@@ -34,7 +34,7 @@ def temporary_folder() -> Iterator[Path]:
     above.mkdir(parents=True, exist_ok=True)
     remove_leftovers(above)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=above))
-    with (folder / LOCK).open("w") as held:
+    with (folder / LOCK).open("wb") as held:
         if fcntl is not None:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         (folder / "files").mkdir()
@@ -59,7 +59,7 @@ def remove_leftovers(above: Path) -> None:
         try:
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
-            with (folder / LOCK).open("r+") as held:
+            with (folder / LOCK).open("r+b") as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError:  # still in use, or not a folder of a Space

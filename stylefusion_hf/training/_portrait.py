@@ -76,7 +76,7 @@ def _rgb(colour: str) -> list[float]:
 class PortraitDataset(ArrayDataset):
     """Avatars with what the renderer knows of them.
 
-    Items: {"image": (3, H, W) in [-1, 1], "points": (P, 2), "classes": (A,) in the order of `CLASSES`, "colors":
+    Items: {"image": (3, H, W) in [-1, 1], "points": (P, 2), "classes": (A,) in the order of `CLASSES`, "colours":
     (C, 3) in the order of `COLOURS`, "shown": (C,), which colors the picture shows}.
     """
 

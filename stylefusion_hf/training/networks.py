@@ -26,7 +26,7 @@ DEFAULT_RESOLUTION = 256  # the most that trainings take by default: structure i
 class Description:
     """N pictures: `images` (N, 3, H, W) in [-1, 1]; `probs` (N, R, H, W) of the segmenter; `centers` (N, R, 2).
 
-    `looks`: {head: (N, R, D)}, what pose does not change: "color", and "maps" or "texture". `maps`: {resolution:
+    `looks`: {head: (N, R, D)}, what pose does not change: "colour", and "maps" or "texture". `maps`: {resolution:
     (N, C, h, h)}, the generator's feature maps, channels in units of their deviation; empty unless asked for.
     """
 

@@ -68,7 +68,7 @@ def test_sheet_draws_rows_from_a_seed(model: str) -> None:
         (["--bases", "1,-2", "--sources", "1"], "'-2' is not a seed"),
         (["--bases", "1", "--sources", "4294967296"], "from 0 to 4294967295"),
         (["--bases", "1,2"], "--bases and --sources go together"),
-        (["--bases", "1,2", "--sources", "1,2,3"], "2 and 3 given"),
+        (["--bases", "1,2", "--sources", "1,2,3"], "got 2 and 3"),
         (["--seed", "1", "--bases", "1"], "--seed draws bases and sources"),
         (["--rows", "3"], "--rows goes with --seed"),
         (["--rows", "0", "--seed", "1"], "'0' is not an integer from 1"),

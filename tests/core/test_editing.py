@@ -226,7 +226,7 @@ def test_recipes_reproduce_edits(pipe):
         ({"hair": (DIRECTIONS["w"], "2")}, "the strength of 'in-w'"),
         ({"hair": Direction("x", "w", draw(9))}, "direction 'x' has the shape"),
         ({"hair": Direction("x", "z", draw(Z_DIM))}, "not in z"),
-        ([DIRECTIONS["w"]], "edits is a dict"),
+        ([DIRECTIONS["w"]], "edits must be a dict"),
     ],
 )
 def test_the_pipeline_refuses(pipe, edits, message):

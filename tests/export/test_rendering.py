@@ -159,7 +159,7 @@ def test_batches_mix_no_kinds_and_lose_nothing():
 
 def test_few_recipes_wait(monkeypatch):
     kinds = [rendering.Picture(i, 0, Recipe(base=(1,), num_images=1, strength=i / 100)) for i in range(100)]
-    monkeypatch.setattr(rendering, "WAITING", 5)
+    monkeypatch.setattr(rendering, "MAX_WAITING", 5)
     taken = 0
 
     def feed():

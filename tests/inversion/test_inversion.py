@@ -80,7 +80,7 @@ def test_objectives_refuse_masks_and_weights_that_say_nothing() -> None:
     x = torch.zeros(2, 3, 8, 8)
     with pytest.raises(ValueError, match=r"shape \(2, 8, 8\), got \(1, 8, 8\)"):
         Objective(edge_maps, x, torch.ones(1, 8, 8))
-    with pytest.raises(ValueError, match="somewhere above 0"):
+    with pytest.raises(ValueError, match="above 0 somewhere"):
         Objective(edge_maps, x, torch.zeros(2, 8, 8))
     with pytest.raises(ValueError, match="not both 0"):
         Objective(edge_maps, x, None, 0, 0)

@@ -84,7 +84,10 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path, checkout: Pa
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         assert all(entry.external_attr >> 28 != 0o12 for entry in archive.infolist()), "a link in the wheel"
-        assert archive.read("stylefusion_hf/cli/main.py") == (checkout / "stylefusion_hf/cli/main.py").read_bytes()
+        assert (
+            archive.read("stylefusion_hf/cli/__init__.py")
+            == (checkout / "stylefusion_hf/cli/__init__.py").read_bytes()
+        )
     modules = {
         str(Path(folder, name).relative_to(checkout))
         for folder, _, files in os.walk(checkout / "stylefusion_hf", followlinks=True)

@@ -193,7 +193,7 @@ def test_a_config_sets_flags_and_the_command_line_goes_before_it(tmp_path):
     path = tmp_path / "row.json"
     path.write_text(
         '{"# why": "a note", "looks_weight": 3, "reference": "aligned", "code_shares": [0, 1, 0, 0],'
-        ' "standardize": false, "model": "base"}'
+        ' "standardise": false, "model": "base"}'
     )
     args = fusion.parse_args(["--output_dir", "x", "--config", str(path), "--looks_weight", "2"])
     assert (args.looks_weight, args.reference, list(args.code_shares)) == (2.0, "aligned", [0, 1, 0, 0])
@@ -235,7 +235,7 @@ def test_the_discriminator_without_batch_statistics_judges_each_picture_by_itsel
         (("--report_to", "clearml2"), "--report_to 'clearml2' is unknown"),
         (("--mixed_precision", "fp16"), "does not train on a CPU"),
         (("--looks_weight", "-1"), "--looks_weight must not be negative"),
-        (("--features", "colour,edges"), "unknown features 'color'"),
+        (("--features", "colour,edges"), "unknown features 'colour'"),
         (("--code_shares", "1", "1", "0", "0"), "shares of codes"),
         (("--min_psi", "2"), "--min_psi and --mixed_share"),
         (("--pool_size", "2"), "--pool_size must be at least"),
