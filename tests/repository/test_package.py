@@ -101,7 +101,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path, checkout: Pa
     tops = {name.split("/")[0] for name in names}
     assert tops == {"stylefusion_hf", f"stylefusion_hf-{stylefusion_hf.__version__}.dist-info"}
     assert "stylefusion_hf/py.typed" in names
-    assert {f"stylefusion_hf/region_maps/{name}" for name in shipped()} <= names
+    assert {f"stylefusion_hf/core/region_maps/{name}" for name in shipped()} <= names
     sources = {f"stylefusion_hf/ops/native/{file.name}" for file in (ROOT / "stylefusion_hf/ops/native").iterdir()}
     assert {name for name in sources if name.endswith((".cpp", ".cu", ".h"))} == {
         name for name in names if name.endswith((".cpp", ".cu", ".h"))
