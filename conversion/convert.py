@@ -6,7 +6,6 @@ renaming (`layouts`), writing (`writing`, `destination`), checking (`checks`) an
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from stylefusion_hf.conversion.report import Report, model_card, printable
 from stylefusion_hf.conversion.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
 from stylefusion_hf.conversion.writing import estimate_mean, release, save_model
-from stylefusion_hf.core.files import write_json, write_text
+from stylefusion_hf.core.files import sha256_of, write_json, write_text
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.core.tensor_files import write_tensors
@@ -236,7 +235,7 @@ class _Job:
             self.report.sources[printable(name)] = {
                 "name": printable(path.name),
                 "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
+                "sha256": sha256_of(path),
             }
 
     def _converted(self, source: Source) -> Converted:
@@ -342,11 +341,6 @@ class _Job:
         files = sorted(path for path in work.rglob("*") if path.is_file())
         self.report.files = {path.relative_to(work).as_posix(): path.stat().st_size for path in files}
         weights = [path for path in files if path.suffix == ".safetensors"]
-        self.report.weights = {path.relative_to(work).as_posix(): _sha256(path) for path in weights}
+        self.report.weights = {path.relative_to(work).as_posix(): sha256_of(path) for path in weights}
         write_text(work / "README.md", model_card(self.report, self.destination.name))
         self.report.save(work)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

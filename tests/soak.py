@@ -235,7 +235,7 @@ class Watch:
 def results(out: Path) -> dict[str, str]:
     """Digests of what a finished run leaves: networks, pictures, and checkpoints but for their random states."""
     files = [p for p in sorted(out.rglob("*")) if p.suffix in (".safetensors", ".png", ".tar") or STATE.match(p.name)]
-    return {str(p.relative_to(out)): checkpoints.digest_of(p) for p in files}
+    return {str(p.relative_to(out)): checkpoints.sha256_of(p) for p in files}
 
 
 def newest(out: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ gets the mode set by the process's umask, whatever mode the library that wrote i
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -92,6 +93,12 @@ def error_about(error: OSError, path: Name) -> OSError:
     if error.errno is None:
         return OSError(f"{os.fspath(path)} could not be written: {error}")
     return OSError(error.errno, error.strerror or "could not be written", os.fspath(path))
+
+
+def sha256_of(path: Name) -> str:
+    """Return the hex digest of a file's content, which is read in parts."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- Folders ---------------------------------------------------------------------------------------------------------

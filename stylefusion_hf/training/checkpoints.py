@@ -14,7 +14,6 @@ before anything is opened, and nothing is ever unpickled.
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -28,7 +27,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from stylefusion_hf.core.checks import short
-from stylefusion_hf.core.files import FolderLock, flush, remove_partials, write_json
+from stylefusion_hf.core.files import FolderLock, flush, remove_partials, sha256_of, write_json
 from stylefusion_hf.core.processes import SAVING_ERRORS, one_line, run_everywhere
 from stylefusion_hf.training import states
 from stylefusion_hf.training.inputs import digests_of_inputs
@@ -108,16 +107,11 @@ def damage(folder: Path) -> str | None:
             if about.st_size != size:
                 return f"{name} has {about.st_size} bytes, not {size}"
         for name, (_, digest) in files.items():
-            if digest_of(folder / name) != digest:
+            if sha256_of(folder / name) != digest:
                 return f"the content of {name} has changed"
     except (ValueError, OSError) as error:
         return one_line(error)
     return None
-
-
-def digest_of(file: Path) -> str:
-    with open(file, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def last_good(output_dir: str | Path) -> str:
@@ -200,7 +194,7 @@ def finish(args: argparse.Namespace, partial: Path, path: Path, step: int) -> No
     """Add the manifest to what all processes wrote, rename, and let go of old checkpoints."""
     files = {}
     for file in sorted(p for p in partial.rglob("*") if p.is_file()):
-        files[file.relative_to(partial).as_posix()] = [file.stat().st_size, digest_of(file)]
+        files[file.relative_to(partial).as_posix()] = [file.stat().st_size, sha256_of(file)]
     about = {"version": VERSION, "step": step, "processes": PartialState().num_processes, "flags": flags_of(args)}
     write_json(partial / MANIFEST, {**about, "inputs": digests_of_inputs(args), "files": files})
     if path.exists():  # this step was done before, by a run that went on from an older checkpoint

@@ -1,12 +1,12 @@
 """Which weights go into a training: the sha256 of their files, which checkpoints keep and resumption compares."""
 
 import argparse
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from stylefusion_hf.core.files import sha256_of
 from stylefusion_hf.core.hub_files import snapshot, weight_patterns
 
 # What each trainer takes from --model.
@@ -36,11 +36,6 @@ def digests_of_inputs(args: argparse.Namespace) -> dict[str, str]:
 def forget_inputs(args: argparse.Namespace) -> None:
     """Have the next `digests_of_inputs` look at the files again."""
     args._inputs = None
-
-
-def sha256_of(file: Path) -> str:
-    with open(file, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _files(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:

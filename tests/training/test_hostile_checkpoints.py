@@ -157,7 +157,7 @@ def test_checkpoints_of_an_older_version_are_refused_in_one_line(data, run, mani
 def test_a_manifest_is_checked_before_anything_is_opened(data, run, change, message, monkeypatch):
     path = run / "checkpoint-1" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    monkeypatch.setattr(checkpoints, "digest_of", lambda file: pytest.fail(f"{file} was opened"))
+    monkeypatch.setattr(checkpoints, "sha256_of", lambda file: pytest.fail(f"{file} was opened"))
     with pytest.raises(ValueError, match=message) as caught:
         segmenter.train(args_of(data, run, 2))
     assert len(str(caught.value)) < 1200 and "\x1b" not in str(caught.value)

@@ -157,7 +157,7 @@ def test_a_changed_rate_is_the_rate_of_the_next_step(data, run):
     optimizer.param_groups[0].update(rate)
     schedule.base_lrs = [0.002]
     states.write(run / "checkpoint-5", states.collect(accelerator))
-    names = {p.name: [p.stat().st_size, checkpoints.digest_of(p)] for p in (run / "checkpoint-5").iterdir()}
+    names = {p.name: [p.stat().st_size, checkpoints.sha256_of(p)] for p in (run / "checkpoint-5").iterdir()}
     about = json.loads((run / "checkpoint-3" / "manifest.json").read_text())
     (run / "checkpoint-5" / "manifest.json").write_text(json.dumps(about | {"files": names}))
     optimizer.param_groups[0].update({"lr": 0.5, "initial_lr": 0.5})
