@@ -22,7 +22,7 @@ from stylefusion_hf.evaluation.score import TrainingScore
 from tests.planted import TREE
 from tests.tiny import tiny_generator
 
-RESOLUTION, BATCH, SIZE = 256, 2, 64
+RESOLUTION, BATCH, SIZE = 128, 2, 32
 
 
 class Watched(RegionSegmenter):
@@ -40,9 +40,9 @@ def watched(seed: int) -> Watched:
 
 @pytest.fixture
 def pipe() -> StyleFusionPipeline:
-    g = tiny_generator(resolution=RESOLUTION, channels=[4] * 7)
+    g = tiny_generator(resolution=RESOLUTION, channels=[4] * 6)
     torch.manual_seed(0)
-    sizes = {"conv_sizes": g.conv_sizes, "rgb_sizes": g.rgb_sizes, "num_indicators": 14}
+    sizes = {"conv_sizes": g.conv_sizes, "rgb_sizes": g.rgb_sizes, "num_indicators": 12}
     fusion = FusionHierarchy(TREE, padded_width=4, hidden_width=8, indicator_repeats=1, **sizes).eval()
     return StyleFusionPipeline(g, fusion, watched(0))
 
