@@ -1,6 +1,7 @@
 """The ruler at any resolution: sizes relative to the picture, a measuring size, and batches that bound memory."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,4 +134,5 @@ def test_methods_are_fitted_in_the_batches_of_the_command(pipe):
     fitted = registry.build_methods(pipe, ["editing-in-style", "retrieve-in-style", "local-channels"], 3).values()
     assert all(method.batch == 3 for method in fitted)
     assert registry.build_methods(pipe, ["static-gates"], 3)["static-gates"].at_once == 3
-    assert [rendered_at_once(pipe, 32, batch) for batch in (None, 3, 100)] == [8, 3, 32]
+    large = SimpleNamespace(generator=SimpleNamespace(config=SimpleNamespace(resolution=256)))
+    assert [rendered_at_once(large, 32, batch) for batch in (None, 3, 100)] == [8, 3, 32]
