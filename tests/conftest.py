@@ -4,6 +4,7 @@ No test reaches the real Hub: HF_ENDPOINT, which huggingface_hub reads when it i
 Nothing heavy is imported here, because every process of a session reads this file.
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections: there are millions of objects, and a pass takes a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
