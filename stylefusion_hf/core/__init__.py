@@ -16,5 +16,5 @@ and, as needed, the utilities under all of it:
     files.py                        atomic writes and folder locks
     hub_files.py, hub_errors.py     verified downloads from the Hugging Face Hub, with clear errors
     memory.py, randomness.py        planning a training's memory, and its reproducible random draws
-    command_line.py, progress.py, devices.py, processes.py, versions.py, moved.py
+    command_line.py, progress.py, devices.py, processes.py, seeds.py, versions.py, moved.py
 """
