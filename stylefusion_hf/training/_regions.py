@@ -123,7 +123,7 @@ def _segmenter(args: argparse.Namespace) -> Any:
 
 
 def suitable_tree(generator: StyleGenerator, segmenter: Any, seed: int) -> RegionTree:
-    """Return the preset whose leaves the segmenter knows, or build a tree from regions that touch and move together."""
+    """Return the preset whose leaves the segmenter knows, or build a tree from regions that move together."""
     from stylefusion_hf.regions.folders import tree_by_looking
 
     known = set(segmenter.config.regions)
