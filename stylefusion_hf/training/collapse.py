@@ -50,14 +50,14 @@ class CollapseGuard:
         Measured where the node's regions are in either picture. NaN for a region that no pair shows.
         """
         plain, other = self._pictures(self.base), self._pictures(self.source)
-        whole = (other - plain).abs().sum(dim=1)  # (N, H, W)
+        largest = (other - plain).abs().sum(dim=1)  # (N, H, W)
         found = {}
         for node in self.tree.active:
             codes = dict.fromkeys(self.tree.nodes, self.base) | {node: self.source}
             change = (self._pictures(fuse(codes)) - plain).abs().sum(dim=1)
             rows = [self.names.index(leaf) for leaf in self.tree.subtree(node) if leaf in self.names]
             mask = self.masks[:, rows].amax(dim=1)
-            total = (whole * mask).sum()
+            total = (largest * mask).sum()
             found[node] = float((change * mask).sum() / total) if total > 0 else float("nan")
         return found
 

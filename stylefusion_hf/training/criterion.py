@@ -105,14 +105,14 @@ class Criterion:
         references: RegionReferences,
         found: Description,
         transfer: Tensor | None = None,
-        whole: Sample | None = None,
+        batch: Sample | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the mean loss of each term, and the remaining distance of regions that were swapped alone.
 
         Args:
             found: the fused pictures.
             transfer: (R,), the recent transfer of each region's look, for the deficit's weights.
-            whole: the batch that `sample` is a part of; the losses of its parts sum to that of the batch.
+            batch: the batch that `sample` is a part of; the losses of its parts sum to that of the batch.
 
         Returns:
             {term: number}; (2, R): the sum of (1 - T) over single swaps, and their number.
@@ -127,11 +127,12 @@ class Criterion:
         if "left" in terms:
             left = terms.pop("left")[0][:, None]
             lacking = left if self.weights["transfer"] else lacking
-        counts = self.counts(sample if whole is None else whole)
+        batch = sample if batch is None else batch
+        counts = self.counts(batch)
         losses = {}
         for name, (values, chosen) in terms.items():
             total = values.sum() if chosen is None else (values * chosen).sum()
-            losses[name] = total / counts.get(name, len(sample if whole is None else whole))
+            losses[name] = total / counts.get(name, len(batch))
         alone = (sample.counted & sample.single[:, None]).float()
         return losses, torch.stack([(lacking.detach() * alone).sum(dim=0), alone.sum(dim=0)])
 

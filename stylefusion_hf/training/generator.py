@@ -45,7 +45,7 @@ def train(args: argparse.Namespace) -> Path:
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise ValueError(
             "R1 and the path length need second derivatives, which FSDP's sharded weights do not give: train the"
-            " generator on whole copies (distributed_type: MULTI_GPU)"
+            " generator on complete copies (distributed_type: MULTI_GPU)"
         )
     portrait_judge = load_judge(args.validation_judges, args.validation_samples) if args.validation_judges else None
     accelerator = start(args)

@@ -73,8 +73,8 @@ def outside_term(c, sample, found) -> tuple[Tensor, Tensor]:
     chosen = sample.changed[..., None, None]
     area = changed_area((before & chosen).any(dim=1), (masks & chosen).any(dim=1))
     change = outside_change(found.images, reference, area, c.power)
-    whole = (sample.changed * c.scales.outside).sum(dim=1) / sample.changed.sum(dim=1).clamp_min(1)
-    return change / whole.clamp_min(1e-6), sample.changed.any(dim=1)
+    scale = (sample.changed * c.scales.outside).sum(dim=1) / sample.changed.sum(dim=1).clamp_min(1)
+    return change / scale.clamp_min(1e-6), sample.changed.any(dim=1)
 
 
 # --- Realism and balance ---------------------------------------------------------------------------------------------
