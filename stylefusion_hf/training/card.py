@@ -15,7 +15,7 @@ tags: [stylegan2, stylefusion, image-editing]
 # {title}
 
 Fusion nets (StyleFusion, [arXiv 2107.07437](https://arxiv.org/abs/2107.07437)) that turn one code per region into one
-picture of a frozen StyleGAN2. Trained with stylefusion-hf without training pictures, on {objective}. The authors'
+picture of a frozen StyleGAN2. Trained with stylefusion-hf without a training picture, on {objective}. The authors'
 training code is not public: both objectives of this package are reconstructions.
 
 Regions: `{tree}`
