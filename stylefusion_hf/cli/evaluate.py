@@ -1,7 +1,7 @@
 """Measure a model: how local its swaps are, how much of the source they transfer, and how other methods compare.
 
 Prints tables, and writes report.json, report.md and report.png to --out. Figures have 95% bootstrap intervals.
-The comparison of methods always includes `mean` and `stranger`, which ignore the source.
+The comparison of methods always includes `mean` and `random-code`, which ignore the source.
 
     stylefusion evaluate --quick
     stylefusion evaluate --model runs/fusion --out evaluation
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
 
     settings = Settings(seed=args.seed, model=args.model or "the embedded model")
     if args.quick:
-        settings = settings.quickened()
+        settings = settings.quick_version()
     if args.full:
         settings = replace(settings, limit_pairs=64)
     numbers = ("pairs", "calibration_pairs", "curve_pairs", "global_pairs", "limit_pairs", "limit_steps")

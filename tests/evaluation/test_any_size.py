@@ -9,7 +9,7 @@ from stylefusion_hf import FusionHierarchy, RegionSegmenter, StyleFusionPipeline
 from stylefusion_hf.evaluation import measurement as core
 from stylefusion_hf.evaluation import measuring, registry, sections
 from stylefusion_hf.evaluation.baselines import EditingInStyle, LocalChannels, RetrieveInStyle
-from stylefusion_hf.evaluation.channels import rendered_at_once
+from stylefusion_hf.evaluation.channels import fitting_batch
 from stylefusion_hf.evaluation.evaluate import build_subject, measuring_size
 from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
 from stylefusion_hf.evaluation.gates import LearnedGates
@@ -112,7 +112,7 @@ def test_a_large_model_is_evaluated_in_batches_that_bound_memory(pipe, monkeypat
         "editing-in-style": EditingInStyle(pipe, samples=3, batch=BATCH),
         "retrieve-in-style": RetrieveInStyle(pipe, samples=3, batch=BATCH),
         "local-channels": LocalChannels(pipe, samples=3, batch=BATCH),
-        "static-gates": LearnedGates(pipe, (1.0,), steps=1, batch=5, pool=4, score=score, at_once=BATCH),
+        "static-gates": LearnedGates(pipe, (1.0,), steps=1, batch=5, pool=4, score=score, chunk_size=BATCH),
     }
     jobs = [(name, "a", method.strengths[-1]) for name, method in methods.items()]
     found = measure_jobs(subject, methods, jobs, 3, thorough=True, specific=True, recognized=jobs)
@@ -132,5 +132,5 @@ def test_a_large_model_is_evaluated_in_batches_that_bound_memory(pipe, monkeypat
 def test_methods_are_fitted_in_the_batches_of_the_command(pipe):
     fitted = registry.build_methods(pipe, ["editing-in-style", "retrieve-in-style", "local-channels"], 3).values()
     assert all(method.batch == 3 for method in fitted)
-    assert registry.build_methods(pipe, ["static-gates"], 3)["static-gates"].at_once == 3
-    assert [rendered_at_once(pipe, 32, batch) for batch in (None, 3, 100)] == [8, 3, 32]
+    assert registry.build_methods(pipe, ["static-gates"], 3)["static-gates"].chunk_size == 3
+    assert [fitting_batch(pipe, 32, batch) for batch in (None, 3, 100)] == [8, 3, 32]
