@@ -4,16 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stylefusion_hf import FusionHierarchy, RegionSegmenter, StyleFusionPipeline
+from stylefusion_hf.evaluation import channels, measuring, registry, sections
 from stylefusion_hf.evaluation import measurement as core
-from stylefusion_hf.evaluation import measuring, registry, sections
 from stylefusion_hf.evaluation.baselines import EditingInStyle, LocalChannels, RetrieveInStyle
 from stylefusion_hf.evaluation.channels import fitting_batch
 from stylefusion_hf.evaluation.evaluate import build_subject, measuring_size
 from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
 from stylefusion_hf.evaluation.gates import LearnedGates
-from stylefusion_hf.evaluation.judges import Judges, PortraitJudge
+from stylefusion_hf.evaluation.judges import Judges, PortraitJudge, portrait_channels
+from stylefusion_hf.evaluation.limit_curves import compare_in_batches
 from stylefusion_hf.evaluation.limits import LimitSearch
 from stylefusion_hf.evaluation.measuring import measure_jobs
 from stylefusion_hf.evaluation.pairs import draw_pairs
@@ -134,3 +136,58 @@ def test_methods_are_fitted_in_the_batches_of_the_command(pipe):
     assert all(method.batch == 3 for method in fitted)
     assert registry.build_methods(pipe, ["static-gates"], 3)["static-gates"].chunk_size == 3
     assert [fitting_batch(pipe, 32, batch) for batch in (None, 3, 100)] == [8, 3, 32]
+
+
+class LargestOutput(TorchDispatchMode):
+    """Records the size of the largest tensor that an operation computes; joining batches is not computing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if (
+            isinstance(out, torch.Tensor)
+            and not out.is_meta
+            and "cat" not in str(function)
+            and "view" not in str(function)
+        ):
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+def test_more_samples_take_no_larger_tensors(pipe, monkeypatch):
+    """Whatever is computed at once depends on the batch, not on how many samples or pairs there are."""
+    subject = build_subject(pipe, Judges(watched(1), None, None, Path("planted")), batch=BATCH, size=SIZE)
+    largest = {}
+    for count in (4, 12):
+        with LargestOutput() as seen:
+            TrainingScore(pipe, samples=count, batch=BATCH, size=SIZE)
+        largest["score", count] = seen.numel
+        monkeypatch.setattr(channels, "LARGEST_SIZE", RESOLUTION)
+        with LargestOutput() as seen:
+            channels.energy_shares(pipe, count, BATCH)
+        largest["energies", count] = seen.numel
+        with LargestOutput() as seen:
+            compare_in_batches(subject, draw_pairs(pipe, count, batch=BATCH))
+        largest["limit pairs", count] = seen.numel
+    for name in ("score", "energies", "limit pairs"):
+        assert largest[name, 12] == largest[name, 4], name
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_the_portrait_judges_field_grows_with_the_picture(size):
+    """Each cell of the coarsest map sees at least half of the picture from its middle on, at any size."""
+    levels = len(portrait_channels(size))
+    judge = PortraitJudge(resolution=size, channels=[2] * levels, reduced=1, features=2, groups=1)
+    assert judge.to_features.in_features == 8 * 8
+    x = torch.rand(1, 3, size, size, requires_grad=True)
+    y = judge.stem(x)
+    for k, block in enumerate(judge.levels):
+        block.norm1 = block.norm2 = torch.nn.Identity()  # statistics would see everything
+        y = block(torch.nn.functional.avg_pool2d(y, 2) if k else y)
+    y[:, :, 4, 4].sum().backward()
+    seen = x.grad.abs().sum(dim=(0, 1)) > 0
+    rows, columns = (int(seen.any(dim=d).sum()) for d in (1, 0))
+    assert min(rows, columns) >= size / 2
