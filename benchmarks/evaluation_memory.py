@@ -1,7 +1,7 @@
 """Peak memory and CPU time of the ruler's stages at any resolution, on random weights.
 
     python -m benchmarks.evaluation_memory --resolution 1024                  # config-f widths
-    python -m benchmarks.evaluation_memory --resolution 1024 --channels 8     # narrow layers: the part independent of widths
+    python -m benchmarks.evaluation_memory --resolution 1024 --channels 8     # narrow layers
     python -m benchmarks.evaluation_memory --stages swaps,static-gates
 
 Every stage runs on one or two pictures. Batches hold a single picture at 1024 pixels, so that more pictures take more

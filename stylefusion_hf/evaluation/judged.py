@@ -84,7 +84,7 @@ class RegionDescription(NamedTuple):
     heads: dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
-def join_pairs(parts: Sequence[JudgedPairs]) -> JudgedPairs:
+def join_judged(parts: Sequence[JudgedPairs]) -> JudgedPairs:
     """Concatenate consecutive batches of pairs; regions are described again on first use."""
 
     def images(name: str) -> JudgedImages:

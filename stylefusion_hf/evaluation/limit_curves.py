@@ -20,11 +20,12 @@ from stylefusion_hf.evaluation.curves import (
     is_reached,
 )
 from stylefusion_hf.evaluation.gates import LearnedGates
-from stylefusion_hf.evaluation.judged import JudgedPairs, join_images, join_pairs
+from stylefusion_hf.evaluation.judged import JudgedPairs, join_images, join_judged
 from stylefusion_hf.evaluation.limits import all_limits
+from stylefusion_hf.evaluation.measurement import LARGEST_SIZE
 from stylefusion_hf.evaluation.measuring import Subject, measure_jobs
 from stylefusion_hf.evaluation.methods import Method
-from stylefusion_hf.evaluation.pairs import TEST_SEED, Pairs, draw_pairs, render
+from stylefusion_hf.evaluation.pairs import Pairs, downsample, join_pairs, render
 from stylefusion_hf.evaluation.statistics import Estimate, resamples
 
 BASELINE = "editing-in-style-simultaneous"
@@ -50,14 +51,13 @@ def limits(
     here by the judges. Each optimized code is also scored at SHARES of the way from the base, since below the weakest
     trade-off a line from (0, 0) would not be a lower bound.
     """
-    pairs = draw_pairs(subject.pipe, count, subject.first(TEST_SEED), subject.batch)
+    pairs, judged = draw_small_pairs(subject, count)
     gates = methods.get("static-gates")
     start = gates if isinstance(gates, LearnedGates) else None
     score = start.score if start else None
     found = all_limits(subject.pipe, pairs, subject.leaves, lambdas, steps, start, score, chunk=subject.batch)
     jobs = [(m, leaf, s) for m in kept for leaf in subject.leaves for s in kept[m][leaf].strengths]
     measured = [(*job, c) for job, c in measure_jobs(subject, methods, jobs, count, progress="limit pairs").items()]
-    judged = compare_in_batches(subject, pairs)
     for kind, codes in found.items():
         for (weight, leaf), s in tqdm(codes.items(), desc=f"judging {kind}", leave=False):
             for share in SHARES:
@@ -76,10 +76,13 @@ def limits(
     return curves
 
 
-def compare_in_batches(subject: Subject, pairs: Pairs) -> JudgedPairs:
-    """Compare all pairs, a batch at a time, and join the batches into one comparison."""
-    return join_pairs([subject.compare(pairs[start : start + subject.batch])
-                       for start in range(0, len(pairs), subject.batch)])  # fmt: skip
+def draw_small_pairs(subject: Subject, count: int) -> tuple[Pairs, JudgedPairs]:
+    """Draw and judge test pairs a batch at a time; of their pictures and masks, keep those of the measuring size."""
+    small, judged = [], []
+    for pairs in subject.pairs(count):
+        judged.append(subject.compare(pairs))
+        small.append(downsample(pairs, LARGEST_SIZE))
+    return join_pairs(small), join_judged(judged)
 
 
 def shares(curves: Mapping[str, Mapping[str, Curve]], count: int) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.codes import seeds_to_z
+from stylefusion_hf.evaluation.measurement import at_measuring_size
 from stylefusion_hf.models.latents import own_labels
 
 # First seeds of three disjoint sets: methods are fitted, their strengths chosen and their figures measured on
@@ -83,7 +84,18 @@ def draw_pairs(pipe, count: int, first_seed: int = TEST_SEED, batch: int = 64) -
         probs = [segment(pipe, x) for x in images]
         unrelated = style_codes(pipe.generator, range(seed + UNRELATED_OFFSET, seed + UNRELATED_OFFSET + 2 * n, 2))
         parts.append(Pairs(codes[0], codes[1], images[0], images[1], probs[0], probs[1], unrelated))
+    return join_pairs(parts)
+
+
+def join_pairs(parts: Sequence[Pairs]) -> Pairs:
+    """Concatenate consecutive batches of pairs."""
     return Pairs(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Pairs)))
+
+
+def downsample(pairs: Pairs, size: int) -> Pairs:
+    """Return the pairs with pictures and masks of at most `size` pixels."""
+    large = ("plain", "other", "base_probs", "source_probs")
+    return replace(pairs, **{name: at_measuring_size(getattr(pairs, name), size) for name in large})
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stylefusion_hf import FusionHierarchy, RegionSegmenter, StyleFusionPipeline
-from stylefusion_hf.evaluation import channels, measuring, registry, sections
+from stylefusion_hf.evaluation import channels, limit_curves, measuring, registry, sections
 from stylefusion_hf.evaluation import measurement as core
 from stylefusion_hf.evaluation.baselines import EditingInStyle, LocalChannels, RetrieveInStyle
 from stylefusion_hf.evaluation.channels import fitting_batch
@@ -15,7 +15,6 @@ from stylefusion_hf.evaluation.evaluate import build_subject, measuring_size
 from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.judges import Judges, PortraitJudge, portrait_channels
-from stylefusion_hf.evaluation.limit_curves import compare_in_batches
 from stylefusion_hf.evaluation.limits import LimitSearch
 from stylefusion_hf.evaluation.measuring import measure_jobs
 from stylefusion_hf.evaluation.pairs import draw_pairs
@@ -139,7 +138,7 @@ def test_methods_are_fitted_in_the_batches_of_the_command(pipe):
 
 
 class LargestOutput(TorchDispatchMode):
-    """Records the size of the largest tensor that an operation computes; joining batches is not computing."""
+    """Records the size of the largest tensor that an operation computes; views and joined batches do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,33 +146,33 @@ class LargestOutput(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        if (
-            isinstance(out, torch.Tensor)
-            and not out.is_meta
-            and "cat" not in str(function)
-            and "view" not in str(function)
-        ):
+        view = any(r.alias_info is not None for r in function._schema.returns)
+        if isinstance(out, torch.Tensor) and not view and "aten.cat" not in str(function):
             self.numel = max(self.numel, out.numel())
         return out
 
 
 def test_more_samples_take_no_larger_tensors(pipe, monkeypatch):
     """Whatever is computed at once depends on the batch, not on how many samples or pairs there are."""
-    subject = build_subject(pipe, Judges(watched(1), None, None, Path("planted")), batch=BATCH, size=SIZE)
+    size = 128
+    subject = build_subject(pipe, Judges(watched(1), None, None, Path("planted")), batch=BATCH, size=size)
+    monkeypatch.setattr(limit_curves, "LARGEST_SIZE", size)
+    monkeypatch.setattr(channels, "LARGEST_SIZE", size)
     largest = {}
-    for count in (4, 12):
+    for count in (4, 40):
         with LargestOutput() as seen:
-            TrainingScore(pipe, samples=count, batch=BATCH, size=SIZE)
+            TrainingScore(pipe, samples=count, batch=BATCH, size=size)
         largest["score", count] = seen.numel
-        monkeypatch.setattr(channels, "LARGEST_SIZE", RESOLUTION)
         with LargestOutput() as seen:
             channels.energy_shares(pipe, count, BATCH)
         largest["energies", count] = seen.numel
         with LargestOutput() as seen:
-            compare_in_batches(subject, draw_pairs(pipe, count, batch=BATCH))
+            kept, judged = limit_curves.draw_small_pairs(subject, count)
         largest["limit pairs", count] = seen.numel
+        assert kept.plain.shape == judged.base.images.shape == (count, 3, size, size)
+        assert kept.base_probs.shape[2:] == (size, size)
     for name in ("score", "energies", "limit pairs"):
-        assert largest[name, 12] == largest[name, 4], name
+        assert largest[name, 40] == largest[name, 4], name
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])

@@ -146,7 +146,7 @@ def test_a_source_elsewhere_is_brought_into_pose(ruler):
 
 
 def test_specific_transfer_is_what_depends_on_the_source(ruler, comparison):
-    """By hand, for the color of the hat: b's red is .9, a stranger's .2; a method goes half of the way there."""
+    """By hand, for the color of the hat: b's red is .9, c's is .2; a method goes half of the way there."""
     images = [scene(12, hat_red=(-0.5 + red) / 2) for red in (0.9, 0.2)]
     after, other = (ruler.look(x) for x in images)
     columns = ruler.measure(comparison, "hat", after, unrelated=other)

@@ -130,7 +130,7 @@ def test_the_whole_source_is_all_specific_transfer_and_recognized(subject):
 
 
 def test_no_change_is_recognized_by_chance(subject):
-    """The base's own region is as near to b's as to any stranger's: about 1 in 16 over many pairs."""
+    """The base's own region is as near to b's as to any other source's: about 1 in 16 over many pairs."""
     count = 120
 
     class Nothing:
