@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pairs", type=positive, help="pairs for the swap figures (default: 500)")
     parser.add_argument("--curve-pairs", type=positive, help="test pairs for comparing methods (default: 128)")
+    parser.add_argument(
+        "--validation-pairs",
+        type=positive,
+        help="pairs for choosing the methods' strengths (default: 48, or a third of --curve-pairs)",
+    )
     parser.add_argument("--calibration-pairs", type=positive, help="pairs of drawn avatars (default: 64)")
     parser.add_argument("--global-pairs", type=positive, help="bases for the global figures (default: 64)")
     parser.add_argument("--limit-pairs", type=positive, help="pairs for the limit of S (default: 16; 64 with --full)")
@@ -101,6 +106,8 @@ def run(args: argparse.Namespace) -> None:
     settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
     if args.curve_pairs is not None:
         settings = replace(settings, validation_pairs=max(2, args.curve_pairs // 3))
+    if args.validation_pairs is not None:
+        settings = replace(settings, validation_pairs=args.validation_pairs)
     if args.methods:
         settings = replace(settings, methods=tuple(dict.fromkeys(split_list(args.methods))))
     out = output_folder(args.out)

@@ -308,7 +308,9 @@ def test_features_blended_at_the_end_are_pixels(pipe, pairs):
 
 def test_blending_refuses_a_size_without_a_block(pipe, pairs):
     for size in (0, 2, 7, 64):
-        with pytest.raises(ValueError, match=f"no block of this generator has {size} pixels; there are 4, 8, 16, 32"):
+        with pytest.raises(
+            ValueError, match=f"no block of this generator has {size} pixels: choose from 4, 8, 16, 32"
+        ):
             blend_features(pipe, pairs.base, pairs.source, torch.ones(3, 32, 32), size)
 
 

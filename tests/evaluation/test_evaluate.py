@@ -25,7 +25,7 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys, monkeypatc
     args = ["evaluate", "--model", model, "--judges", judges, "--out", str(out), "--device", "cpu", "--quick"]
     args += ["--sections", ",".join(names), "--pairs", "8", "--curve-pairs", "6", "--realism-count", "20"]
     args += ["--limit-pairs", "6", "--limit-steps", "2", "--methods", "stylefusion,interpolation,pixel-paste"]
-    args += ["--global-pairs", "2"]
+    args += ["--global-pairs", "2", "--validation-pairs", "3"]
     assert main(args) == 0
     text = capsys.readouterr().out
     assert "QUICK" in text
@@ -43,7 +43,7 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys, monkeypatc
     for point in report["curves"]["points"]["stylefusion"]["mouth"]:
         assert set(point) == {"strength", "outside", "leak", "specific", "transfer"}
     assert "| leaf code only | specific | recognition | outside | leak | transfer |" in text
-    assert report["settings"]["curve_pairs"] == 6
+    assert report["settings"]["curve_pairs"] == 6 and report["settings"]["validation_pairs"] == 3
     assert "NaN" not in (out / "report.json").read_text()
     assert (out / "report.md").read_text().count("\n## ") == len(names)
     for picture in ("report.png", "limits.png"):
