@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from stylefusion_hf.core.checks import check_choice, listed
-from stylefusion_hf.core.codes import LATENT_SPACES, MAX_SEED, Row, check_shapes, common_batch, labels_to_tensor
+from stylefusion_hf.core.codes import LATENT_SPACES, Row, check_shapes, common_batch, labels_to_tensor
 from stylefusion_hf.core.edits import style_offsets
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.core.seeds import MAX_SEED
 from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.style_generator import StyleGenerator

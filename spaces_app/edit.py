@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from stylefusion_hf.core.seeds import MAX_SEED
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.jobs import add_edit
@@ -44,7 +45,7 @@ class Edit:
             elem_classes="sf-lead",
         )
         with gr.Row(elem_classes="sf-from"):
-            seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=dials.MAX_SEED)
+            seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=MAX_SEED)
             take = gr.Button("Take the one from Compose", elem_id="sf-edit-take")
         with gr.Row():
             region = gr.Dropdown(

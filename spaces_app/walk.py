@@ -7,7 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from stylefusion_hf.spaces_app import dials, jobs
+from stylefusion_hf.core.seeds import MAX_SEED
+from stylefusion_hf.spaces_app import jobs
 from stylefusion_hf.spaces_app.edit import region_choices
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.mix import LONG
@@ -33,7 +34,7 @@ class Walk:
         with gr.Row(elem_classes="sf-compose"):
             with gr.Column(scale=5, min_width=280):
                 with gr.Row(elem_classes="sf-from"):
-                    seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=dials.MAX_SEED)
+                    seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=MAX_SEED)
                     take = gr.Button("Take the one from Compose")
                 region = gr.Dropdown(
                     walk_choices(model), value=model.regions[-1], label="What walks", elem_id="sf-walk-region"

@@ -78,6 +78,7 @@ JOBS = {
         generator,
         PICTURES + " --channels 8,8,8 --latent_dim 8 --mapping_layers 2 --validation_steps 2 --use_noise --mirror"
         " --path_length_weight 2 --path_length_interval 2 --augment color,translation,cutout --r1_interval 2",
+        inner=(loop,),
     ),
     "segmenter": Job(segmenter, PICTURES + " --channels 8,16 --lr_scheduler constant", inner=(loop,)),
     "fusion": Job(

@@ -19,7 +19,7 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
-from stylefusion_hf.training import checkpoints, common
+from stylefusion_hf.training import batches, checkpoints
 from tests import soak
 
 # The fusion nets' discriminator is fine-tuned once a micro-batch, not once a step: not the same in one process.
@@ -46,7 +46,7 @@ def train(name: str, data: Path, out: Path, steps: int, *more: str) -> dict[str,
         return checkpoints.save_checkpoint(accelerator, args, step)
 
     def draws(*args: Any) -> list:
-        found = common.step_generators(*args)
+        found = batches.step_generators(*args)
         told["seeds"].append([draw.initial_seed() for draw in found])
         return found
 
@@ -59,7 +59,7 @@ def train(name: str, data: Path, out: Path, steps: int, *more: str) -> dict[str,
     finally:
         for module in modules:
             module.save_checkpoint = checkpoints.save_checkpoint  # type: ignore[attr-defined]
-            module.step_generators = common.step_generators  # type: ignore[attr-defined]
+            module.step_generators = batches.step_generators  # type: ignore[attr-defined]
     return told
 
 

@@ -1,6 +1,7 @@
 """The ruler at any resolution: sizes relative to the picture, a measuring size, and batches that bound memory."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from stylefusion_hf.evaluation.score import TrainingScore
 from tests.planted import TREE
 from tests.tiny import tiny_generator
 
-RESOLUTION, BATCH, SIZE = 256, 2, 64
+RESOLUTION, BATCH, SIZE = 128, 2, 32
 
 
 class Watched(RegionSegmenter):
@@ -41,9 +42,9 @@ def watched(seed: int) -> Watched:
 
 @pytest.fixture
 def pipe() -> StyleFusionPipeline:
-    g = tiny_generator(resolution=RESOLUTION, channels=[4] * 7)
+    g = tiny_generator(resolution=RESOLUTION, channels=[4] * 6)
     torch.manual_seed(0)
-    sizes = {"conv_sizes": g.conv_sizes, "rgb_sizes": g.rgb_sizes, "num_indicators": 14}
+    sizes = {"conv_sizes": g.conv_sizes, "rgb_sizes": g.rgb_sizes, "num_indicators": 12}
     fusion = FusionHierarchy(TREE, padded_width=4, hidden_width=8, indicator_repeats=1, **sizes).eval()
     return StyleFusionPipeline(g, fusion, watched(0))
 
@@ -134,7 +135,8 @@ def test_methods_are_fitted_in_the_batches_of_the_command(pipe):
     fitted = registry.build_methods(pipe, ["editing-in-style", "retrieve-in-style", "local-channels"], 3).values()
     assert all(method.batch == 3 for method in fitted)
     assert registry.build_methods(pipe, ["static-gates"], 3)["static-gates"].chunk_size == 3
-    assert [fitting_batch(pipe, 32, batch) for batch in (None, 3, 100)] == [8, 3, 32]
+    large = SimpleNamespace(generator=SimpleNamespace(config=SimpleNamespace(resolution=256)))
+    assert [fitting_batch(large, 32, batch) for batch in (None, 3, 100)] == [8, 3, 32]
 
 
 class LargestOutput(TorchDispatchMode):
@@ -154,7 +156,7 @@ class LargestOutput(TorchDispatchMode):
 
 def test_more_samples_take_no_larger_tensors(pipe, monkeypatch):
     """Whatever is computed at once depends on the batch, not on how many samples or pairs there are."""
-    size = 128
+    size = 64
     subject = build_subject(pipe, Judges(watched(1), None, None, Path("planted")), batch=BATCH, size=size)
     monkeypatch.setattr(limit_curves, "LARGEST_SIZE", size)
     monkeypatch.setattr(channels, "LARGEST_SIZE", size)

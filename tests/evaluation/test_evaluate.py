@@ -10,6 +10,7 @@ from stylefusion_hf.cli import main
 from stylefusion_hf.evaluation import measuring, sections
 from stylefusion_hf.evaluation.evaluate import Settings, build_subject
 from tests.command_line import fails
+from tests.evaluation.conftest import TREE
 from tests.planted import planted_pipeline
 from tests.tiny import tiny_fusion, tiny_pipeline, tiny_segmenter
 
@@ -89,7 +90,7 @@ def test_judges_of_other_regions_are_refused(folders, tmp_path, capsys):
 
 def test_judges_of_another_size_are_refused(folders, tmp_path, capsys):
     StyleGAN2Discriminator(64, channels=[8] * 5).save_pretrained(tmp_path / "discriminator")
-    tiny_segmenter(seed=1).save_pretrained(tmp_path / "segmenter")
+    tiny_segmenter(TREE, seed=1).save_pretrained(tmp_path / "segmenter")
     args = ["evaluate", "--model", folders[0], "--device", "cpu", "--judges", str(tmp_path)]
     assert "were trained at 64 pixels, this model has 32" in fails(capsys, *args)
 

@@ -264,12 +264,13 @@ def test_recolouring_keeps_the_parts():
     assert mixed.clothes_colour == a.clothes_colour
 
 
-def test_the_ruler_reads_true_swaps_of_avatars():
+@pytest.mark.parametrize("count", [8, pytest.param(32, marks=pytest.mark.slow)])
+def test_the_ruler_reads_true_swaps_of_avatars(count):
     """Drawn exactly by the renderer and judged by the shipped judges, at the embedded model's size."""
     pytest.importorskip("python_avatars")
     judges = load_judges()
     ruler = Ruler(judges.segmenter, judges.portrait)
-    found = calibrate(ruler, count=32)
+    found = calibrate(ruler, count=count)
     for region, swaps in found.items():
         assert swaps["true swap"]["outside"].value <= 0.02
         assert swaps["true swap"]["transfer"].value >= 0.91, region

@@ -21,7 +21,10 @@ from stylefusion_hf.ops import upfirdn2d
 from stylefusion_hf.regions.agreement import region_iou
 from stylefusion_hf.training import common, gan_validation, generator, growing, segmenter
 from stylefusion_hf.training.augment import augment, parse_policy
+from stylefusion_hf.training.checkpoints import list_checkpoints
+from stylefusion_hf.training.flags import common_parser
 from stylefusion_hf.training.gan_losses import discriminator_loss, generator_loss
+from stylefusion_hf.training.reports import Log
 from tests.hub_server import WRITER
 from tests.tiny import assert_same_weights, saved_weights, tiny_segmenter
 
@@ -107,7 +110,7 @@ def test_old_checkpoints_go_and_half_written_ones_do_not_count(pictures, tmp_pat
     (tmp_path / "checkpoint-tmp").mkdir()
     more = ("--max_train_steps", "3", "--checkpointing_steps", "1", "--checkpoints_total_limit", limit)
     generator.train(generator_args(pictures, tmp_path, *more, "--resume_from_checkpoint", "latest"))
-    assert [int(c.name[-1]) for c in common.list_checkpoints(tmp_path)] == kept
+    assert [int(c.name[-1]) for c in list_checkpoints(tmp_path)] == kept
     assert not list(tmp_path.glob(".partial*"))
 
 
@@ -174,8 +177,8 @@ def test_step_generators_differ_in_every_argument():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    args = common.common_parser("x", "x").parse_args(["--output_dir", str(tmp_path)])
-    log = common.Log(common.start(args), args)
+    args = common_parser("x", "x").parse_args(["--output_dir", str(tmp_path)])
+    log = Log(common.start(args), args)
     log.add(loss=float("nan"))
     with pytest.raises(FloatingPointError, match="loss is not finite at step 7"):
         log.report(7)
