@@ -12,13 +12,12 @@ from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.training import composed, contrastive
 from stylefusion_hf.training._regions import add_region_arguments
 from stylefusion_hf.training.criterion import TERMS
-from stylefusion_hf.training.flags import common_parser
+from stylefusion_hf.training.flags import common_parser, shorten_help
 from stylefusion_hf.training.networks import FEATURES
 from stylefusion_hf.training.references import REFERENCES
 from stylefusion_hf.training.sampling import Shares
 
 SHORT = (  # what --help shows
-    "help",
     "help_all",
     "pretrained_model_name_or_path",
     "output_dir",
@@ -62,19 +61,8 @@ GATES: dict[str, dict[str, Any]] = {
 }
 
 
-class HelpAll(argparse.Action):
-    """--help-all: the help with every flag."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any):
-        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **settings)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        build_parser(full=True).print_help()
-        parser.exit()
-
-
-def build_parser(full: bool = False) -> argparse.ArgumentParser:
-    """The parser. `full`: whose help shows the switches for research, too."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
     p = common_parser(
         "stylefusion train fusion",
         "Train fusion nets for a frozen generator.",
@@ -86,11 +74,18 @@ def build_parser(full: bool = False) -> argparse.ArgumentParser:
         max_grad_norm=1.0,
         validation_steps=250,
     )
-    p.add_argument(
-        "--help-all", "--help_all", action=HelpAll, help="show every flag, those for research too, and exit"
-    )
     p.add_argument("--config", metavar="FILE", help="JSON of flags; what the command line says goes before it")
     add_region_arguments(p)
+    add_size_arguments(p)
+    add_objective_arguments(p)
+    add_net_arguments(p)
+    add_sample_arguments(p)
+    shorten_help(p, SHORT)
+    return p
+
+
+def add_size_arguments(p: argparse.ArgumentParser) -> None:
+    """Add the flags of resolutions and memory."""
     size = p.add_argument_group("size and memory (see docs/guides/train.md)")
     size.add_argument(
         "--train_resolution",
@@ -117,6 +112,10 @@ def build_parser(full: bool = False) -> argparse.ArgumentParser:
         help="what the training may take; the device's own memory, or 8 on a CPU, if left out",
     )
     size.add_argument("--start_pictures", type=int, default=64, help="that the start gates are measured on")
+
+
+def add_objective_arguments(p: argparse.ArgumentParser) -> None:
+    """Add the flags of the objective and its terms."""
     what = p.add_argument_group("objective (see docs/research/objective.md)")
     what.add_argument(
         "--objective",
@@ -148,12 +147,16 @@ def build_parser(full: bool = False) -> argparse.ArgumentParser:
         "--static_regions",
         help="regions that do not move with the pose; those named bg... or background... if left out",
     )
+
+
+def add_net_arguments(p: argparse.ArgumentParser) -> None:
+    """Add the flags of the fusion nets."""
     nets = p.add_argument_group("nets")
     nets.add_argument(
         "--gates",
         choices=tuple(GATES),
         default="ours",
-        help="ours: with every switch below; plain: the authors', which see the codes alone",
+        help="ours: all switches on; plain: the authors', which see nothing but the codes",
     )
     for name, about in SWITCHES.items():
         nets.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{about}; by --gates if left out")
@@ -169,6 +172,10 @@ def build_parser(full: bool = False) -> argparse.ArgumentParser:
         default=16,
         help="layers up to this many pixels are aligned to the common code",
     )
+
+
+def add_sample_arguments(p: argparse.ArgumentParser) -> None:
+    """Add the flags of samples, schedule and validation."""
     how = p.add_argument_group("samples and schedule")
     how.add_argument("--pool_size", type=int, help="plain pictures that are mixed; what memory allows if left out")
     how.add_argument("--min_psi", type=float, default=0.5, help="codes are truncated by a random psi from this to 1")
@@ -194,12 +201,6 @@ def build_parser(full: bool = False) -> argparse.ArgumentParser:
     how.add_argument("--ema_decay", type=float, default=0.995)
     how.add_argument("--validation_pairs", type=int, default=32, help="for the ruler's figures; 0 for none")
     how.add_argument("--judges", help="folder of the ruler's judges; the embedded ones where they fit if left out")
-    if not full:
-        for action in p._actions:
-            if action.dest not in SHORT:
-                action.help = argparse.SUPPRESS
-        p.epilog = "These are the flags that users turn. The others, with their defaults: --help-all"
-    return p
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -230,7 +231,13 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     """The flags of a JSON file as on a command line: numbers, texts, lists, true and false. Names that begin with #
     are notes. ValueError for a flag that does not exist, or for another value.
     """
-    known = {flag.removeprefix("--") for flag in parser._option_string_actions} - {"help", "-h", "config", "help-all"}
+    known = {flag.removeprefix("--") for flag in parser._option_string_actions} - {
+        "help",
+        "-h",
+        "config",
+        "help-all",
+        "help_all",
+    }
     try:
         given = read_json(path, "the file")
     except (OSError, ValueError) as error:
