@@ -14,7 +14,7 @@ from stylefusion_hf.data.avatar_parts import load_part
 from stylefusion_hf.data.avatar_render import CENTER_X, CENTER_Y, FRAME
 from stylefusion_hf.data.avatar_spec import NONE, REGION_FIELDS, AvatarSpec
 from stylefusion_hf.data.avatars import avatar_spec
-from stylefusion_hf.evaluation.judges import PortraitJudge
+from stylefusion_hf.evaluation.judges import PortraitJudge, portrait_channels
 from stylefusion_hf.imaging.alignment import warp
 from stylefusion_hf.imaging.degradation import degrade
 from stylefusion_hf.training.datasets import ArrayDataset
@@ -42,7 +42,8 @@ def new_judge(resolution: int) -> PortraitJudge:
     """Return an untrained judge of avatars, with a class for every part that the renderer draws."""
     region_of = {field: region for region, fields in REGION_FIELDS.items() for field in fields}
     attributes = {name: {"region": region_of[name], "classes": list(classes)} for name, classes in CLASSES.items()}
-    return PortraitJudge("avatars", list(CANVAS_POINTS), attributes, COLORS, resolution=resolution)
+    channels = portrait_channels(resolution)
+    return PortraitJudge("avatars", list(CANVAS_POINTS), attributes, COLORS, resolution, channels)
 
 
 def avatar_points(spec: AvatarSpec) -> list[list[float]]:

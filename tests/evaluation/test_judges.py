@@ -97,9 +97,9 @@ def test_a_saved_judge_says_the_same_under_the_same_names(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resolution": 20}, "multiple of 8 from 16, got 20"),
+        ({"resolution": 20}, "must be a multiple of 8, at least 16; got 20"),
         ({"channels": [8, 8, 12, 16]}, r"multiples of groups=8, got \[8, 8, 12, 16\]"),
-        ({"point_names": []}, "one point or more"),
+        ({"point_names": []}, "at least one point"),
         ({"attributes": {"eyes": {"region": "eyes", "classes": ["open"]}}}, "'eyes' has 1"),
     ],
 )
