@@ -19,7 +19,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 
-from stylefusion_hf.conversion.inert import ConversionError
+from stylefusion_hf.conversion.inert import ConversionError, MiB
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.rendering import LARGEST
 from stylefusion_hf.core.files import flush, set_modes
@@ -27,11 +27,17 @@ from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 WEIGHTS = "diffusion_pytorch_model"
+SMALL = 16 * MiB  # a file whose pages may stay in memory
 HALF = "fp16"  # name of the variant in diffusers
 
 
 def release(buffer: memoryview) -> None:
-    """Drop a mapped file's pages from memory; they are read again when needed."""
+    """Drop a mapped file's pages from memory; they are read again when needed.
+
+    Does nothing for small files, for which finding garbage would take longer than the conversion.
+    """
+    if len(buffer) < SMALL:
+        return
     gc.collect()
     if isinstance(buffer.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         buffer.obj.madvise(mmap.MADV_DONTNEED)

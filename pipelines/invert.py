@@ -13,14 +13,15 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch import nn
 
-from stylefusion_hf.core.checks import check_flag, check_number, short
+from stylefusion_hf.core.checks import check_count, check_flag, check_number, short
 from stylefusion_hf.core.codes import Code
 from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.imaging.images import Fit
-from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, optimize, tune
+from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, tune
+from stylefusion_hf.inversion.previews import find_preview, optimize_on_previews
 from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.models.style_generator import StyleGenerator
+from stylefusion_hf.models.style_generator import StyleGenerator, check_up_to
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.inversion_inputs import (
     TENSOR_INPUTS,
@@ -132,6 +133,8 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         patience: int = 25,
         noise_mode: str = "none",
         batch_size: int | None = None,
+        preview_resolution: int | None = None,
+        num_final_steps: int = 10,
         generator: torch.Generator | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = TENSOR_INPUTS,
@@ -169,6 +172,11 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                 within `patience` steps.
             noise_mode: "none" (compare pictures without the stored noise) or "const".
             batch_size: number of pictures optimized together; None chooses by resolution.
+            preview_resolution: height of the pictures that all but the final steps compare, one of
+                `generator.picture_sizes`. None for the full size up to 256 px; of a larger generator the largest
+                preview up to 256 px that resembles the full picture, if there is one.
+            num_final_steps: with previews, the last so many of `num_inference_steps` compare full pictures, at a tenth
+                of the learning rate.
             generator: source of random numbers for tuning; None for seed 0.
             callback_on_step_end: called as f(pipe, step, step, {"latents": codes, "losses": (B,)}) after each step;
                 "latents" in the returned dict replaces the codes, `pipe.interrupt = True` stops. Tuning steps, which
@@ -191,6 +199,9 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         num_inference_steps, num_tuning_steps, patience, batch_size = check_settings(
             latent_type, fit, noise_mode, num_inference_steps, num_tuning_steps, patience, batch_size
         )
+        num_final_steps = check_count("num_final_steps", num_final_steps, 10**6, least=0)
+        if preview_resolution is not None:
+            check_up_to(preview_resolution, self.generator.picture_sizes, "preview_resolution")
         numbers = {"pixel_weight": pixel_weight, "feature_weight": feature_weight, "prior_weight": prior_weight}
         numbers |= {"learning_rate": learning_rate, "tuning_learning_rate": tuning_learning_rate}
         for name, number in (numbers | {"locality_weight": locality_weight, "tolerance": tolerance}).items():
@@ -226,20 +237,23 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         parts = [slice(i, i + batch) for i in range(0, len(targets), batch)]
         if num_inference_steps:
             prior = CodePrior.of(network)
+            preview = find_preview(network, preview_resolution, noise_mode)
             with self.progress_bar(total=num_inference_steps * len(parts)) as bar:
+
+                def on_step(step: int, latents: torch.Tensor, losses: torch.Tensor) -> Any:
+                    bar.update()
+                    return run_callback(step, latents=latents, losses=losses)
+
                 for number, part in enumerate(parts):
-
-                    def on_step(step: int, latents: torch.Tensor, losses: torch.Tensor) -> Any:
-                        bar.update()
-                        return run_callback(step, latents=latents, losses=losses)
-
-                    found = optimize(
+                    found = optimize_on_previews(
                         network,
                         codes[part],
                         latent_type,
                         objective(part),
                         prior,
                         steps=num_inference_steps,
+                        preview=preview,
+                        final_steps=num_final_steps,
                         learning_rate=learning_rate,
                         prior_weight=prior_weight,
                         tolerance=tolerance,

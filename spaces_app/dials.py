@@ -99,7 +99,7 @@ def describe_code(code: Any) -> str:
 def display_name(name: str) -> str:
     """Return the name under which the page shows a dial."""
     if isinstance(name, RecipeField):
-        return "Base portrait" if name == BASE else "Pose and layout"
+        return "Base picture" if name == BASE else "Pose and layout"
     return title(name)
 
 

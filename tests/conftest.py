@@ -4,6 +4,7 @@ No test reaches the real Hub: HF_ENDPOINT, which huggingface_hub reads when it i
 Nothing heavy is imported here, because every process of a session reads this file.
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -41,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections: there are millions of objects, and a pass takes a second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands run in an empty folder, on the CPU."""
@@ -50,15 +57,20 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def built_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The library that this process has loaded: the user's, where the default mode finds one, else one built here."""
+def built_library(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The library that this process has loaded: the user's, where the default mode finds one, else the tests' own.
+
+    That one is built once for each version of the sources, into pytest's cache.
+    """
     from stylefusion_hf.ops import native
     from stylefusion_hf.ops.native import build
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("STYLEFUSION_OPS", raising=False)
         native.choose("cpu")  # so that the other tests of this session go on with what they started with
-        patch.setenv("STYLEFUSION_CACHE", str(tmp_path_factory.mktemp("native")))
+        kept = getattr(pytestconfig, "cache", None)
+        cache = kept.mkdir("native") if kept else tmp_path_factory.mktemp("native")
+        patch.setenv("STYLEFUSION_CACHE", str(cache))
         try:
             library = native.build_and_load("cpu")
         except build.NotAvailable as error:

@@ -10,11 +10,16 @@ from typing import Any
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml", "mlflow": "mlflow"}
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults of flags that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def common_parser(prog: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
     """Return a parser with the shared flags; `defaults` overrides their defaults by name."""
-    p = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    p = argparse.ArgumentParser(prog=prog, description=description, formatter_class=HelpFormatter)
     p.add_argument("--pretrained_model_name_or_path", "--model", help="folder or Hub id of the model to start from")
     p.add_argument("--revision", help="revision of that model on the Hub")
     p.add_argument("--variant", help="weight variant of that model, such as fp16")

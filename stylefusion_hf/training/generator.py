@@ -45,7 +45,7 @@ def train(args: argparse.Namespace) -> Path:
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise ValueError(
             "R1 and the path length need second derivatives, which FSDP's sharded weights do not give: train the"
-            " generator on whole copies (distributed_type: MULTI_GPU)"
+            " generator on complete copies (distributed_type: MULTI_GPU)"
         )
     portrait_judge = load_judge(args.validation_judges, args.validation_samples) if args.validation_judges else None
     accelerator = start(args)
@@ -81,8 +81,8 @@ class GeneratorTraining:
         g, d, g_adam, d_adam = accelerator.prepare(MixingGenerator(self.generator), discriminator, g_adam, d_adam)
         self.discriminator = accelerator.unwrap_model(d)
         self.phases = (
-            Phase(g, g_adam, g_schedule, self.generator_loss),
-            Phase(d, d_adam, d_schedule, self.discriminator_loss),
+            Phase(g, g_adam, g_schedule, self.generator_phase),
+            Phase(d, d_adam, d_schedule, self.discriminator_phase),
         )
 
         # Data: real images, and the moving averages of what the generator makes.
@@ -95,7 +95,7 @@ class GeneratorTraining:
 
     # --- Losses ---
 
-    def generator_loss(self, model: nn.Module, micro: MicroBatch) -> dict[str, Tensor]:
+    def generator_phase(self, model: nn.Module, micro: MicroBatch) -> dict[str, Tensor]:
         """Train generated images to pass for real and, every path_length_interval steps, path lengths to be equal.
 
         The images stay in `micro.batch` for the discriminator.
@@ -105,7 +105,7 @@ class GeneratorTraining:
         noise_seed = int(torch.randint(2**62, (1,), generator=draw)) if args.use_noise else None
         if args.mirror:
             micro.batch["image"] = mirror(draw, micro.batch["image"])[0]
-        z, crossover = draw_codes(self.generator, args.train_batch_size, args.mixing_prob, draw)
+        z, crossover = draw_mixing(self.generator, args.train_batch_size, args.mixing_prob, draw)
         if noise_seed is not None:
             torch.manual_seed(noise_seed)
         fake, ws = model(z.to(device), crossover.to(device))
@@ -131,7 +131,7 @@ class GeneratorTraining:
         self.mean_ws.append(ws[:, 0].detach().mean(dim=0))  # the first row of w+ never crosses over
         return {**logged, "g_loss": loss}
 
-    def discriminator_loss(self, model: nn.Module, micro: MicroBatch) -> dict[str, Tensor]:
+    def discriminator_phase(self, model: nn.Module, micro: MicroBatch) -> dict[str, Tensor]:
         """Train the discriminator to separate real from generated images, with R1 and R2 every r1_interval steps."""
         args, draw, real, fake = self.args, micro.draw, micro.batch["image"], micro.batch["fake"]
         self.discriminator.requires_grad_(True)
@@ -241,7 +241,7 @@ class RunningMean(nn.Module):
         self.register_buffer("value", torch.zeros([]))
 
 
-def draw_codes(g: StyleGAN2Generator, batch: int, mixing_prob: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_mixing(g: StyleGAN2Generator, batch: int, mixing_prob: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return z (2, B, z_dim) and crossover rows (B,); a sample without mixing crosses over after the last row."""
     z = torch.randn(2, batch, g.config.z_dim, generator=draw)
     rows = torch.randint(1, g.num_ws, (batch,), generator=draw)

@@ -49,7 +49,7 @@ def test_the_default_is_at_most_256():
     assert training_resolution(128, sizes) == 128
     assert training_resolution(8, [4, 8]) == 8
     for wrong in (48, 8, 2048, 0):
-        with pytest.raises(ValueError, match=f"--train_resolution {wrong}: this generator's pictures are of 16, 32"):
+        with pytest.raises(ValueError, match=f"--train_resolution {wrong}: this generator makes pictures of 16, 32"):
             training_resolution(wrong, sizes)
 
 
@@ -231,7 +231,7 @@ def test_bf16_trains(base, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--train_resolution", "24"), "--train_resolution 24: this generator's pictures are of 16, 32 px"),
+        (("--train_resolution", "24"), "--train_resolution 24: this generator makes pictures of 16, 32 px"),
         (("--train_resolution", "16", "--segmenter_resolution", "4"), "--segmenter_resolution must be at least 16"),
         (("--full_resolution_steps", "-1"), "--full_resolution_steps is from 0"),
         (("--memory_gib", "0"), "--memory_gib must be at least 0.5"),

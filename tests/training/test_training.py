@@ -281,6 +281,7 @@ def test_growing_trains_on_and_refuses_what_does_not_fit(pictures, tmp_path):
         (("--r2_gamma", "-1"), "--r2_gamma must not be negative, got -1"),
         (("--r1_gamma", "nan"), "--r1_gamma must not be negative, got nan"),
         (("--r1_interval", "0"), "--r1_interval must be at least 1, got 0"),
+        (("--path_length_interval", "0"), "--path_length_interval must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             generator.train(generator_args(pictures, tmp_path / "x", *flags))
@@ -382,3 +383,16 @@ def test_a_projected_discriminator_checks_its_input():
             ProjectedDiscriminator(**arguments, resolution=16)
     with pytest.raises(ValueError, match="input_skips must be from 0 to 1 .the blocks., got 2"):
         StyleGAN2Discriminator(resolution=8, channels=[8, 8], input_skips=2)
+
+
+def test_help_shows_what_most_users_need_and_help_all_the_rest(capsys):
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            generator.parse_args([flag])
+        assert stop.value.code == 0
+        shown[flag] = {word.strip("[](),") for word in capsys.readouterr().out.split() if "--" in word}
+    assert {"--model", "--avatars", "--train_data_dir", "--resolution", "--grow_from"} <= shown["--help"]
+    assert len(shown["--help"]) < 24 and not {"--ema_rampup", "--hub_token"} & shown["--help"]
+    assert {"--ema_rampup", "--hub_token", "--path_length_interval", "--channels"} <= shown["--help-all"]
+    assert len(shown["--help-all"]) > 50
