@@ -111,8 +111,8 @@ def check_real(source: str, size: int, count: int) -> None:
 class Normalization:
     """What rows are compared with.
 
-    `reference`: standardized features (N, D) of the real pictures, with their `mean` and `std`. The row of plain samples
-    sets the rest: KIDs of `subsets`, the error of their mean, and the LOW quantile of the discriminator's logits.
+    `reference`: standardized features (N, D) of the real pictures, with their `mean` and `std`. The row of plain
+    samples sets the rest: KIDs of `subsets`, the error of their mean, and the discriminator's LOW quantile.
     """
 
     reference: Tensor
