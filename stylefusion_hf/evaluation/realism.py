@@ -156,7 +156,7 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
     return {"real": real or "a second plain draw", "count": count, "rows": rows}
 
 
-def fused_sets(subject: Subject) -> dict[str, Callable[[range], Tensor]]:
+def fused_sets(subject: Subject) -> dict[str, Callable[..., Tensor]]:
     """Return {name: function from numbers to pictures} of plain and fused samples."""
     g, fusion, leaves = subject.pipe.generator, subject.pipe.fusion, subject.leaves
 
