@@ -17,7 +17,7 @@ from stylefusion_hf.evaluation.measurement import distance
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, draw_pairs, style_codes
 from stylefusion_hf.imaging.alignment import pose_regions, static_regions, warp
 from stylefusion_hf.imaging.features import PooledMaps, colour
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 
 __all__ = ["LEAST_DIFFERENCE", "Looks", "Scores", "SwapTargets", "TrainingScore", "distance"]
 
@@ -141,7 +141,7 @@ class TrainingScore:
         static: names of those that do not move with it; None: names that begin with bg or background.
         samples: pictures that the maps' deviations are taken from.
         resolutions: of the maps.
-        batch: pictures rendered at once without gradients; None: what `at_once` allows, at most 32.
+        batch: pictures rendered at once without gradients; None: what `chunk_size` allows, at most 32.
         size: pixels to measure at; larger pictures are averaged down. None: `measurement.LARGEST_SIZE`.
 
     Raises:
@@ -161,7 +161,7 @@ class TrainingScore:
         if pipe.segmenter is None:
             raise ValueError("this model has no segmenter: nothing tells which pixels belong to a region")
         self.pipe, self.size = pipe, size or core.LARGEST_SIZE
-        self.batch = batch or at_once(pipe.generator.config.resolution, 32)
+        self.batch = batch or chunk_size(pipe.generator.config.resolution, 32)
         self.regions = list(pipe.segmenter.config.regions)
         tree = pipe.fusion.tree
         if static is None:
