@@ -59,10 +59,12 @@ def measure_torch(model: str, job: str) -> dict[str, float]:
         s = g.to_style(g.truncate(g.mapping(torch.randn(count, g.config.z_dim)), 0.7))
     if job == "gradients":
         s.requires_grad_()
+        # A gradient that comes from outside: a loss on all features would itself cost several passes over them.
+        grad = torch.randn_like(g.synthesis(s, return_features=True, up_to=half)[1][half].detach())
 
         def step() -> None:
             _, features = g.synthesis(s, return_features=True, up_to=half)
-            torch.autograd.grad(features[half].square().mean(), s)
+            torch.autograd.grad(features[half], s, grad)
 
         return measure(step)
     with torch.no_grad():

@@ -46,8 +46,12 @@ class NoisyActivation(nn.Module):
     def convolve(self, x: Tensor, weight: Tensor, noise: Tensor | None) -> Tensor:
         """Convolve (B, in, H, W) at its size, then add noise and bias and activate."""
         weight, padding = weight.to(x.dtype), weight.shape[-1] // 2
-        if is_native(x):  # one pass over the maps
-            return bias_act(F.conv2d(x, weight, padding=padding), self.bias, "lrelu", gain=1.0, noise=noise)
+        if is_native(x):  # a product over channels-last pixels, and one pass over the maps
+            if padding:
+                x = F.conv2d(x, weight, padding=padding)
+            else:
+                x = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+            return bias_act(x, self.bias, "lrelu", gain=1.0, noise=noise)
         x = F.conv2d(x, weight, self.bias.to(x.dtype), padding=padding)
         return F.leaky_relu_(x if noise is None else x.add_(noise.to(x.dtype)), SLOPE)
 
