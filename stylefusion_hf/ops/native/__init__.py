@@ -170,7 +170,7 @@ def build_hint() -> str | None:
         build.cached(wanted)
     except build.NotBuilt:
         return (
-            f"Native operators draw faces of 1024 px more than twice as fast: {HOW_TO_BUILD} builds them, in a minute"
+            f"Native operators draw faces of 1024 px in less than half the time: {HOW_TO_BUILD} builds them"
         )
     except OSError:
         pass
