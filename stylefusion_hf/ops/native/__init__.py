@@ -169,9 +169,7 @@ def build_hint() -> str | None:
         build.tools(wanted)  # a compiler and ninja are here
         build.cached(wanted)
     except build.NotBuilt:
-        return (
-            f"Native operators draw faces of 1024 px in less than half the time: {HOW_TO_BUILD} builds them"
-        )
+        return f"Native operators draw faces of 1024 px in less than half the time: {HOW_TO_BUILD} builds them"
     except OSError:
         pass
     return None
