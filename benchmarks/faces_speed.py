@@ -28,14 +28,14 @@ import torch
 ROUNDS = 5
 
 
-def measure(job: Callable[[], object]) -> dict[str, float]:
+def measure(job: Callable[[], object], rounds: int = ROUNDS) -> dict[str, float]:
     """Return the least wall and CPU-seconds of some rounds, and MiB at the peak of the first beyond those before."""
     before = _kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     job()
     found = {"peak": (_kib("VmHWM") - before) / 2**10, "process": _kib("VmHWM") / 2**10}
     times = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         wall, cpu = time.perf_counter(), time.process_time()
         job()
         times.append((time.perf_counter() - wall, time.process_time() - cpu))
@@ -70,7 +70,7 @@ def measure_torch(model: str, job: str) -> dict[str, float]:
     with torch.no_grad():
         if job == "features":
             return measure(lambda: g.synthesis(s, return_features=True, up_to=half))
-        return measure(lambda: g.synthesis(s))
+        return measure(lambda: g.synthesis(s), 1 if job == "sixteen" else ROUNDS)
 
 
 def measure_openvino(ir: str, threads: int) -> dict[str, float]:
