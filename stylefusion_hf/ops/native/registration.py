@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.grad import conv2d_weight
 
 NAMESPACE = "stylefusion"
 SCHEMAS = (
@@ -197,9 +198,8 @@ def _depthwise_backward(ctx: Any, grad: torch.Tensor):
     grad_weight = None
     if ctx.needs_input_grad[1]:
         scaled = x if scale is None else x * scale[:, :, None, None].to(x.dtype)
-        grad_weight = torch.nn.grad.conv2d_weight(
-            scaled, weight.shape, grad.to(x.dtype), padding=1, groups=x.shape[1]
-        ).to(weight.dtype)
+        grad = grad.to(x.dtype)
+        grad_weight = conv2d_weight(scaled, weight.shape, grad, padding=1, groups=x.shape[1]).to(weight.dtype)
     return grad_x, grad_weight, None if scale is None else grad_scale.to(scale.dtype)
 
 
