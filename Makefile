@@ -44,6 +44,7 @@ demo: $(READY)  ## write demo.png: faces of 1024 px; MODEL=embedded, or no netwo
 	*) echo "==> drawing the contact sheet with the model $$model"; \
 		$(VENV)/bin/stylefusion sheet --model "$$model" --out demo.png;; \
 	esac
+	@$(PY) -c 'from stylefusion_hf.ops import native; hint = native.build_hint(); hint and print("==> " + hint)'
 
 .cache/faces/model_index.json:
 	@mkdir -p .cache && echo "$(FACES_PIN)" > .cache/faces.txt

@@ -31,7 +31,7 @@ from stylefusion_hf.evaluation.measuring import Subject, measure_jobs
 from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.pairs import draw_pairs
 from stylefusion_hf.evaluation.score import TrainingScore
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.segmenter import segmenter_channels
 
 TREE = "all*(face*(skin_mouth*(mouth, skin), eyes), bg_hair*(background, hair))"
@@ -52,7 +52,7 @@ def build(resolution: int, channels: int | None) -> Subject:
     for network in (generator, fusion, own, judge):
         network.eval().requires_grad_(False)
     pipe = StyleFusionPipeline(generator, fusion, own)
-    return build_subject(pipe, Judges(judge, None, None, Path("random")), batch=at_once(resolution, 32))
+    return build_subject(pipe, Judges(judge, None, None, Path("random")), batch=chunk_size(resolution, 32))
 
 
 def stages(subject: Subject) -> dict[str, Callable[[], object]]:

@@ -19,7 +19,8 @@ from stylefusion_hf.conversion.ir_network import Network, run
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.openvino_ir import Output, parse_dims
 from stylefusion_hf.models.layers import normalize_2nd_moment
-from stylefusion_hf.models.mobile_stylegan import SLOPE, MobileStyleGANGenerator
+from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
+from stylefusion_hf.ops.bias_act import SLOPE
 from stylefusion_hf.ops.wavelets import inverse_haar
 
 GAIN = math.sqrt(2)  # of the mapping network's activations

@@ -20,7 +20,7 @@ from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.imaging.images import Fit
 from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, tune
 from stylefusion_hf.inversion.previews import find_preview, optimize_on_previews
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator, check_up_to
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.inversion_inputs import (
@@ -213,7 +213,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         self._stopped[get_ident()] = False
         device = self._execution_device
         targets = read_targets(image, self.generator.config, fit).to(device)
-        batch = batch_size or at_once(targets.shape[-1], 16)
+        batch = batch_size or chunk_size(targets.shape[-1], 16)
         network = self._float(self.generator)
         weight = self._weight(masks, region_weights, targets)
         codes = start_codes(self.generator, self.encoder, start, targets, latent_type, batch)
@@ -334,7 +334,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     raise ValueError(f"region_weights: no region {short(name)}; the segmenter knows {listed}")
                 check_number(f"region_weights[{name!r}]", value, 0, 1e6)
             factors = torch.tensor([float(region_weights.get(name, 1.0)) for name in known], device=targets.device)
-            found = _steps.segment(self._float(self.segmenter), targets, at_once(targets.shape[-1], 64))
+            found = _steps.segment(self._float(self.segmenter), targets, chunk_size(targets.shape[-1], 64))
             by_region = torch.einsum("rbhw,r->bhw", torch.stack([found[n] for n in known]).to(targets), factors)
             weight = by_region if weight is None else weight * by_region
         return weight

@@ -17,7 +17,7 @@ from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.core.seeds import MAX_SEED
 from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 KINDS = {  # component -> class names for messages, and an attribute that identifies it
@@ -319,7 +319,7 @@ def segment(segmenter: Any, images: torch.Tensor, slice_size: int | None = None)
     slice_size: pictures at a time; None for 16, and fewer above 128 pixels.
     """
     onload(segmenter)
-    size = slice_size or at_once(images.shape[-1], 16)
+    size = slice_size or chunk_size(images.shape[-1], 16)
     parts = images.to(getattr(segmenter, "dtype", images.dtype)).split(size)
     labels = torch.cat([segmenter.segment(part).argmax(dim=1) for part in parts])
     return {name: labels == i for i, name in enumerate(segmenter.config.regions)}

@@ -21,6 +21,7 @@ from starlette.middleware import Middleware
 
 from stylefusion_hf import spaces_app
 from stylefusion_hf.cli.loading import load_pipeline
+from stylefusion_hf.ops import native
 from stylefusion_hf.spaces_app.compose import QUICK, Compose
 from stylefusion_hf.spaces_app.edit import Edit
 from stylefusion_hf.spaces_app.endpoints import Endpoints
@@ -150,6 +151,8 @@ def main(sources: Sequence[str], place: str | None = None, directions: str | Non
         page = build(models)
         try:
             queued(page).launch(**(launch_settings() | {"prevent_thread_lock": True} | launch))
+            if hint := native.build_hint():
+                print(hint, flush=True)
             wait_until_stopped(page)
         finally:
             page.close(verbose=False)

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.evaluation.judges import load_judges
     from stylefusion_hf.evaluation.realism import check_real
     from stylefusion_hf.evaluation.run import SECTIONS
-    from stylefusion_hf.models.layers import at_once
+    from stylefusion_hf.models.layers import chunk_size
 
     settings = Settings(seed=args.seed, model=args.model or "the embedded model")
     if args.quick:
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
     settings = replace(settings, real=None if real == "none" else real)
     backbone = Backbone(args.backbone, pipe.device) if args.backbone else None
     size = pipe.generator.config.resolution
-    batch = args.batch_size or at_once(size, 32)
+    batch = args.batch_size or chunk_size(size, 32)
     subject = build_subject(pipe, judges, args.seed, batch, backbone, args.measuring_size)
     skipped = [] if avatars else ["calibration"]
     skipped += [] if settings.limit_pairs else ["limits"]

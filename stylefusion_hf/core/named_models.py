@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+
+from stylefusion_hf.cache import cache_folder
 
 # What to do where a named model has not been made yet. Weights are never part of this package.
 HOW_TO_GET = {
@@ -16,13 +19,13 @@ HOW_TO_GET = {
 
 def cache_folders() -> list[Path]:
     """Where named models are looked for, in this order: the working folder, the checkout, the user's cache."""
-    named = os.environ.get("STYLEFUSION_CACHE")
-    user = Path(named).expanduser() if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     checkout = Path(__file__).resolve().parents[2]
     folders = [Path(".cache")]
     if (checkout / "pyproject.toml").is_file():
         folders.append(checkout / ".cache")
-    return [*folders, (user if named else user / "stylefusion_hf") / "models"]
+    with contextlib.suppress(OSError):  # a user without a home folder
+        folders.append(cache_folder() / "models")
+    return folders
 
 
 def find_model(given: str) -> str:

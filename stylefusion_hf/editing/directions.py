@@ -20,7 +20,7 @@ from torch import Tensor
 from stylefusion_hf.core.checks import check_count
 from stylefusion_hf.core.edits import Direction
 from stylefusion_hf.imaging.features import pooled
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.segmenter import RegionSegmenter
@@ -170,7 +170,7 @@ def ganspace(
         vectors, deviations = principal_components(w, count)
     elif space == "features":
         maps = []
-        for part in w.to(generator.w_avg).split(at_once(generator.config.resolution, BATCH)):
+        for part in w.to(generator.w_avg).split(chunk_size(generator.config.resolution, BATCH)):
             style = generator.to_style(part).to(generator.dtype)
             _, features = generator.synthesis(style, return_features=True, up_to=resolution)
             maps.append(features[resolution].flatten(1).float().cpu())
@@ -278,7 +278,7 @@ def measure_regions(
     regions = list(segmenter.config.regions)
     w = generator.truncate(sample_w(generator, samples, seed).to(generator.w_avg), generator.config.truncation_psi)
     rows: dict[str, list[Tensor]] = {statistic: [] for statistic in STATISTICS}
-    for part in progress(w.split(at_once(generator.config.resolution, BATCH))):
+    for part in progress(w.split(chunk_size(generator.config.resolution, BATCH))):
         images = generator.synthesis(generator.to_style(part).to(generator.dtype)).float().clamp(-1, 1)
         mask = segmenter.segment(images.to(segmenter.dtype)).float().softmax(dim=1)
         up = torch.linspace(1, -1, images.shape[2], device=images.device)[:, None].expand(images.shape[2:])

@@ -10,13 +10,13 @@ from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.measurement import LARGEST_SIZE, at_measuring_size
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, draw_pairs
 from stylefusion_hf.imaging.features import channel_energies
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 
 
 def fitting_batch(pipe, most: int, batch: int | None) -> int:
-    """Return the batch size for fitting: `batch` if given, else what `at_once` allows; never above `most`."""
+    """Return the batch size for fitting: `batch` if given, else what `chunk_size` allows; never above `most`."""
     size = getattr(getattr(pipe.generator, "config", None), "resolution", 128)
-    return min(most, at_once(size, most) if batch is None else batch)
+    return min(most, chunk_size(size, most) if batch is None else batch)
 
 
 def fitting_samples(pipe, count: int, batch: int | None = None) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from stylefusion_hf.evaluation.measurement import distance
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, draw_pairs, style_codes
 from stylefusion_hf.imaging.alignment import pose_regions, static_regions, warp
 from stylefusion_hf.imaging.features import PooledMaps, colour
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 
 __all__ = ["LEAST_DIFFERENCE", "Looks", "Scores", "SwapTargets", "TrainingScore", "distance"]
 
@@ -142,7 +142,7 @@ class TrainingScore:
         static: regions that do not move with the pose; None: names that begin with bg or background.
         samples: number of samples for the statistics of the maps and the choice of heads.
         resolutions: resolutions of the maps.
-        batch: batch size without gradients; None: what `at_once` allows, at most 32.
+        batch: batch size without gradients; None: what `chunk_size` allows, at most 32.
         size: measuring size, to which larger pictures are downsampled; None: `measurement.LARGEST_SIZE`.
 
     Raises:
@@ -162,7 +162,7 @@ class TrainingScore:
         if pipe.segmenter is None:
             raise ValueError("this model has no segmenter, which evaluation needs to locate regions: add segmenter/")
         self.pipe, self.size = pipe, size or core.LARGEST_SIZE
-        self.batch = batch or at_once(pipe.generator.config.resolution, 32)
+        self.batch = batch or chunk_size(pipe.generator.config.resolution, 32)
         self.regions = list(pipe.segmenter.config.regions)
         tree = pipe.fusion.tree
         if static is None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.clustering import (
@@ -180,7 +180,7 @@ def see(g: StyleGenerator, codes: Tensor, layers: Sequence[int]) -> Places:
     """Described features and colors of style codes (N, S) at GRID places to a side, or as many as the layers have."""
     grid = min(GRID, max(layers))
     features, colours = [], []
-    for s in codes.split(at_once(g.config.resolution, 64)):
+    for s in codes.split(chunk_size(g.config.resolution, 64)):
         image, maps = g.synthesis(s, return_features=True)
         x = describe(maps, layers, grid)
         features.append(x.flatten(2).transpose(1, 2).flatten(0, 1).cpu())

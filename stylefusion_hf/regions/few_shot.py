@@ -29,7 +29,7 @@ from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.pairs import style_codes
 from stylefusion_hf.imaging.images import open_labels
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.clustering import contingency, jaccard
 from stylefusion_hf.regions.discovery import Discovery, sample_codes
@@ -130,7 +130,7 @@ class PaintFolder:
 @torch.no_grad()
 def sample_images(generator: StyleGenerator, seeds: Sequence[int]) -> Tensor:
     """Generate images (N, C, H, W) in [-1, 1] from seeds."""
-    parts = style_codes(generator, seeds).split(at_once(generator.config.resolution, 16))
+    parts = style_codes(generator, seeds).split(chunk_size(generator.config.resolution, 16))
     return torch.cat([generator.synthesis(s).float().clamp(-1, 1).cpu() for s in parts])
 
 
@@ -234,7 +234,7 @@ def learn(
 def predict_labels(generator: StyleGenerator, labeller: FeatureLabeller, codes: Tensor) -> Tensor:
     """Predict label maps (N, H, W) for style codes (N, S), on the CPU."""
     found = []
-    for s in codes.split(at_once(generator.config.resolution, 16)):
+    for s in codes.split(chunk_size(generator.config.resolution, 16)):
         _, maps = generator.synthesis(s, return_features=True)
         found.append(labeller.label(maps, generator.config.resolution).argmax(1).cpu())
     return torch.cat(found)

@@ -27,7 +27,7 @@ from stylefusion_hf.core.region_tree import LARGEST_TREE, RegionTree
 from stylefusion_hf.imaging.images import open_image, pixels_to_tensor
 from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.labeller import FeatureLabeller
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.discovery import Discovery, discover, sample_codes
@@ -111,7 +111,7 @@ def write_regions(
 def tree_by_looking(generator: StyleGenerator, segmenter: Any, seed: int = 0, samples: int = 64) -> RegionTree:
     """A tree of a segmenter's regions, by what they touch and move with in samples."""
     codes = sample_codes(generator, samples, torch.Generator().manual_seed(seed))
-    parts = codes.split(at_once(generator.config.resolution, 16))
+    parts = codes.split(chunk_size(generator.config.resolution, 16))
     maps = [segmenter.segment(generator.synthesis(s).clamp(-1, 1)).argmax(1).cpu() for s in parts]
     names = list(segmenter.config.regions)
     return named_tree(torch.cat(maps), len(names), names)[0]
