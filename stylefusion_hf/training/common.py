@@ -93,11 +93,10 @@ def common_parser(prog: str, description: str, **defaults) -> argparse.ArgumentP
     return p
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace, least_steps: int = 1) -> None:
     """SystemExit-free validation: ValueError naming the flag, what was given and what it wants."""
     positive = (
         "train_batch_size",
-        "max_train_steps",
         "gradient_accumulation_steps",
         "checkpointing_steps",
         "logging_steps",
@@ -105,6 +104,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in positive:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.max_train_steps < least_steps:
+        raise ValueError(f"--max_train_steps must be at least {least_steps}, got {args.max_train_steps}")
     for name in ("checkpoints_total_limit", "validation_steps", "lr_warmup_steps", "max_grad_norm"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
@@ -122,7 +123,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             )
 
 
-def start(args: argparse.Namespace) -> Accelerator:
+def start(args: argparse.Namespace, least_steps: int = 1) -> Accelerator:
     """Check the flags, and that a checkpoint to continue from fits them; make the output folder, start accelerate and
     the tracker. A run that is refused changes no file.
 
@@ -130,7 +131,7 @@ def start(args: argparse.Namespace) -> Accelerator:
         ValueError: flags out of range, or as `resuming.find_checkpoint`.
         OSError: an output folder that cannot be written, or that not all processes see.
     """
-    check_arguments(args)
+    check_arguments(args, least_steps)
     if args.mixed_precision == "fp16" and PartialState().device.type == "cpu":
         raise ValueError(
             "--mixed_precision fp16 does not train on a CPU (accelerate would quietly use fp32); use bf16 or no"

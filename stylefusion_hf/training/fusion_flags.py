@@ -60,6 +60,9 @@ GATES: dict[str, dict[str, Any]] = {
     "ours": {**dict.fromkeys(SWITCHES, True), "pooling": "mean", "final_activation": "linear"},
     "plain": {**dict.fromkeys(SWITCHES, False), "pooling": "max", "final_activation": "lrelu"},
 }
+# Of the gating MLPs and of validation: with training, and without (--max_train_steps 0), where no MLP takes part.
+TRAINED: dict[str, Any] = {"hidden_width": 192, "hidden_layers": 2, "validation_pairs": 32}
+MEASURED: dict[str, Any] = {"hidden_width": 1, "hidden_layers": 1, "validation_pairs": 0, "gate_product": False}
 
 
 class HelpAll(argparse.Action):
@@ -161,8 +164,8 @@ def build_parser(full: bool = False) -> argparse.ArgumentParser:
     nets.add_argument(
         "--final_activation", choices=("linear", "lrelu"), help="before the sigmoid; by --gates if left out"
     )
-    nets.add_argument("--hidden_width", type=int, default=192, help="of the gating MLPs")
-    nets.add_argument("--hidden_layers", type=int, default=2, help="of the gating MLPs")
+    nets.add_argument("--hidden_width", type=int, help="of the gating MLPs; 192 if left out")
+    nets.add_argument("--hidden_layers", type=int, help="of the gating MLPs; 2 if left out")
     nets.add_argument(
         "--common_resolution",
         type=int,
@@ -192,7 +195,11 @@ def build_parser(full: bool = False) -> argparse.ArgumentParser:
     how.add_argument("--static_steps", type=int, default=100, help="first steps, in which no MLP learns")
     how.add_argument("--gate_learning_rate", type=float, default=0.1, help="of the constant part of the gates")
     how.add_argument("--ema_decay", type=float, default=0.995)
-    how.add_argument("--validation_pairs", type=int, default=32, help="for the ruler's figures; 0 for none")
+    how.add_argument(
+        "--validation_pairs",
+        type=int,
+        help="for the ruler's figures, 0 for none; 32 if left out, none with --max_train_steps 0",
+    )
     how.add_argument("--judges", help="folder of the ruler's judges; the embedded ones where they fit if left out")
     if not full:
         for action in p._actions:
@@ -208,7 +215,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     config = config_of(argv)
     args = parser.parse_args([*read_config(Path(config), parser), *argv] if config else argv)
-    for preset in (OBJECTIVES[args.objective], GATES[args.gates]):
+    size = TRAINED if args.max_train_steps else MEASURED
+    for preset in (size, OBJECTIVES[args.objective], GATES[args.gates]):
         for name, value in preset.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
@@ -285,6 +293,8 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError(f"--temperature must be positive, got {args.temperature}")
     if args.start_pictures < 2:
         raise ValueError(f"--start_pictures must be at least 2, got {args.start_pictures}")
+    if args.max_train_steps == 0 and args.resume_from_checkpoint:
+        raise ValueError("--max_train_steps 0 trains nothing: leave --resume_from_checkpoint out")
     if not 0 <= args.full_resolution_steps <= args.max_train_steps:
         raise ValueError(
             f"--full_resolution_steps is from 0 to --max_train_steps ({args.max_train_steps}), got"
