@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--resolution", type=positive, help="picture size to work at (default: 128 for generators above 256 px)"
         )
         job.add_argument(
-            "--samples", type=positive, help="samples for the segmenters (default: 1500; 400 above 256 px)"
+            "--samples", type=positive, help="samples for the segmenters (default: 1500; 240 above 256 px)"
         )
-        job.add_argument("--steps", type=positive, help="steps per segmenter (default: 500; 160 above 256 px)")
+        job.add_argument("--steps", type=positive, help="steps per segmenter (default: 500; 150 above 256 px)")
         job.add_argument("--seed", type=seed, default=0, help="seed for samples and clustering (default: 0)")
         add_device_argument(job, "cpu, cuda ...")
     update = jobs.add_parser(

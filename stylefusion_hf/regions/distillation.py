@@ -36,8 +36,9 @@ from stylefusion_hf.regions.agreement import region_iou
 # (images (B, 3, H, W) in [-1, 1], feature maps {h: (B, C, h, h)}) -> logits or probabilities (B, R, h, w)
 Teacher = Callable[[Tensor, Mapping[int, Tensor]], Tensor]
 HELD_OUT = 128  # pictures, at most, on which student and teacher are compared
-CHECKED = 16  # of these, full pictures that a student of previews is compared on
-SAMPLES, STEPS, BATCH = (1500, 400), (500, 160), (16, 8)  # defaults, for full pictures and for previews
+CHECKED = 8  # of these, full pictures that a student of previews is compared on
+SAMPLES, STEPS, BATCH = (1500, 240), (500, 150), (16, 8)  # defaults, for full pictures and for previews
+PREVIEW_CHANNELS = (8, 16, 32, 64, 96)  # narrow at the top, where most of the time goes
 
 
 def labeller_teacher(labeller: FeatureLabeller) -> Teacher:
@@ -68,8 +69,8 @@ def distil(
         teacher: labels pictures; its maps' channels are `regions`.
         regions: names of the regions.
         samples: pictures that are labeled, truncated by psi from 0.5 to 1 and partly style-mixed; no more than a
-            quarter of the memory holds. 1500 if left out, or 400 where the student sees previews.
-        steps: optimizer steps; 500 if left out, or 160.
+            quarter of the memory holds. 1500 if left out, or 240 where the student sees previews.
+        steps: optimizer steps; 500 if left out, or 150.
         batch: pictures per step, whatever their size: where memory asks for it, a few at a time. 16 if left out, or 8.
         channels: of the segmenter's levels; by the pictures' size if left out.
         learning_rate: at first; it falls to 0 along a cosine.
@@ -106,7 +107,8 @@ def distil(
     # Model.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        widths = segmenter_channels(size) if channels is None else list(channels)
+        usual = PREVIEW_CHANNELS if size < full else segmenter_channels(size)
+        widths = list(usual if channels is None else channels)
         student = RegionSegmenter(
             regions=list(regions),
             channels=widths,

@@ -39,7 +39,7 @@ from stylefusion_hf.regions.working_size import LARGEST, working_size
 
 NETWORKS = {"segmenter": RegionSegmenter, "judges/segmenter": RegionSegmenter, "labeller": FeatureLabeller}
 SHOWN = 16  # samples in the picture
-JUDGE_CHANNELS = (24, 32, 64, 96)  # unlike the segmenter's
+JUDGE_CHANNELS = (24, 32, 64, 96), (8, 24, 48, 96)  # unlike the segmenter's; for full pictures and for previews
 
 
 def find_regions(
@@ -107,9 +107,10 @@ def write_regions(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "regions.json").unlink(missing_ok=True)
     size = working_size(generator, resolution)
-    samples = SAMPLES[size < generator.config.resolution] if samples is None else samples
+    previews = size < generator.config.resolution
+    samples = SAMPLES[previews] if samples is None else samples
     labelled = label_samples(generator, teacher, samples, size, teacher_resolution, 2 * seed, progress)
-    for part, number, channels in (("segmenter", 0, None), ("judges/segmenter", 1, JUDGE_CHANNELS)):
+    for part, number, channels in (("segmenter", 0, None), ("judges/segmenter", 1, JUDGE_CHANNELS[previews])):
         student, iou = distil(
             generator,
             teacher,

@@ -295,7 +295,7 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError(f"--start_pictures must be at least 2, got {args.start_pictures}")
     if args.max_train_steps == 0 and args.resume_from_checkpoint:
         raise ValueError("--max_train_steps 0 trains nothing: leave --resume_from_checkpoint out")
-    if not 0 <= args.full_resolution_steps <= args.max_train_steps:
+    if not 0 <= args.full_resolution_steps <= max(0, args.max_train_steps):
         raise ValueError(
             f"--full_resolution_steps is from 0 to --max_train_steps ({args.max_train_steps}), got"
             f" {args.full_resolution_steps}"

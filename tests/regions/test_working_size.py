@@ -72,7 +72,8 @@ def test_discovery_and_distillation_render_previews(large, sizes, tmp_path) -> N
     assert segmenter.segment(torch.zeros(1, 3, 512, 512)).shape == (1, 2, 512, 512)
 
 
-def test_painted_regions_are_learned_on_previews(large, sizes, tmp_path) -> None:
+def test_painted_regions_are_learned_on_previews(large, sizes, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(few_shot, "FINEST", 32)
     paint = few_shot.PaintFolder.create(tmp_path / "painted", large, ["up", "down"], 2)
     for seed in paint.seeds:
         labels = paint.labels(seed)
