@@ -39,7 +39,8 @@ from stylefusion_hf.training.start_gates import measure_energies, start_gates
 
 logger = logging.getLogger("stylefusion_hf")
 STATISTICS = 4096  # codes whose mean and deviation standardize what gates see
-NOVELTY = 1.5  # how much a measured gate leans to the child that differs from the common code
+POWER = 4.0  # of the energies: gates without training are more decided than those that training starts from
+NOVELTY = 0.5  # how much a measured gate leans to the child that differs from the common code
 COMPANY = 10.0  # how much alignment opens where both children differ from it
 BESIDE = 4  # rows in the sample sheet
 
@@ -65,7 +66,7 @@ def measure(args: argparse.Namespace, accelerator: Accelerator, started: float) 
     networks = frozen_networks(args, generator, regions.segmenter, roles, codes)
     batch, full_batch = gradient_batches(generator, networks.resolution, memory_budget(device, args.memory_gib))
     energies = measure_energies(networks, codes, batch, full_batch, args.seed, progress=True)
-    start_gates(fusion, energies, roles.names, novelty=NOVELTY, company=COMPANY)
+    start_gates(fusion, energies, roles.names, novelty=NOVELTY, company=COMPANY, power=POWER)
 
     pipe = StyleFusionPipeline(generator, fusion, regions.segmenter)
     pipe.save_pretrained(folder)

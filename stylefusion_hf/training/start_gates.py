@@ -88,6 +88,7 @@ def start_gates(
     floor: float = 0.02,
     novelty: float | None = None,
     company: float = 4.0,
+    power: float = 1.0,
 ) -> None:
     """Sets constant gates by energies (R, S), rows as `regions`.
 
@@ -101,9 +102,12 @@ def start_gates(
         novelty: added to a gate's logit where the second child alone differs from the common code, and subtracted
             where the first does: a channel of several regions then follows the one that was changed, also through
             several levels. None leaves the nets' as they are.
+        power: of the energies; larger ones make gates more decided.
         company: by how much the logit of alignment is larger where its sibling alone differs from the common code.
     """
     tree, row = fusion.tree, {name: i for i, name in enumerate(regions)}
+    if power != 1.0:
+        energies = (energies / energies.sum(dim=0).clamp_min(1e-30)) ** power
     for name in tree.fused:
         first, second = (
             energies[[row[leaf] for leaf in tree.subtree(child) if leaf in row]].sum(0).sqrt()
