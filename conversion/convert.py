@@ -1,7 +1,7 @@
 """`convert(source, destination)`: a third-party checkpoint -> a folder that `from_pretrained` loads.
 
 The stages are modules of their own, and this one calls them in order: reading (`safe_pickle`), detecting (`sources`),
-renaming (`layouts`), writing (`writing`, `destination`), checking (`checks`) and reporting (`report`).
+renaming (`layouts`, `nvidia`, `rosinality`), writing (`writing`), checking (`checks`) and reporting (`report`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 from diffusers import __version__ as diffusers_version
 
 from stylefusion_hf.conversion import checks, directions, hierarchy, ir_files, mobile_graph
-from stylefusion_hf.conversion.destination import check_destination, replace_folder
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
+from stylefusion_hf.conversion.previews import describe_previews, fit_previews
 from stylefusion_hf.conversion.report import Report, model_card, printable
 from stylefusion_hf.conversion.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
-from stylefusion_hf.conversion.writing import estimate_mean, fit_previews, release, save_model
+from stylefusion_hf.conversion.writing import check_destination, estimate_mean, release, replace_folder, save_model
+from stylefusion_hf.core.edits import save_directions
 from stylefusion_hf.core.files import sha256_of, write_json, write_text
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
@@ -116,15 +116,6 @@ def convert(source: str | Path, destination: str | Path, options: Options | None
     return job.report
 
 
-def _preview_lines(found: dict[int, float] | None) -> list[str]:
-    if found is None:
-        return ["no previews: a picture is too large to be rendered here"]
-    if not found:
-        return []
-    sizes = ", ".join(f"{size} px ({quality:.1f} dB)" for size, quality in found.items())
-    return [f"previews of {sizes}, fitted by least squares to the model's own pictures"]
-
-
 @dataclass
 class _Job:
     """One conversion: its source, destination, options and report."""
@@ -184,7 +175,7 @@ class _Job:
             self.step("previews")
             previews = fit_previews(converted, f"{self.source}: generator", self.options.previews)
             generator = self._write_generator(MobileStyleGANGenerator, converted, sizes[:-1], sizes[-1:], work)
-            self.report.parts["generator"]["lines"] += _preview_lines(previews)
+            self.report.parts["generator"]["lines"] += describe_previews(previews)
             self._no_fusion(generator, work)
             self._finish(work, lambda g: mobile_graph.compare_with_graphs(g, model.mapping, model.synthesis, styles))
 
@@ -237,9 +228,8 @@ class _Job:
         spaces = sorted({d.space for d in found.found.values()})
         listed = ", ".join(list(found.found)[:12]) + (", ..." if len(found.found) > 12 else "")
         self.report.parts["directions"] = {"lines": [f"{len(found.found)} in {', '.join(spaces)}: {listed}"]}
-        vectors = {name: d.vector for name, d in found.found.items()}
         with self._folder([self.source]) as work:
-            write_tensors(work / "directions.safetensors", vectors, directions.metadata(found))
+            save_directions(work / "directions.safetensors", found.found.values())
             self._finish(work)
 
     # --- Steps ------------------------------------------------------------------------------------

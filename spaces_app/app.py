@@ -69,7 +69,7 @@ def build(models: Sequence[Model]) -> gr.Blocks:
         raise ValueError(f"a Space needs one or more models with different names; got {', '.join(names) or 'none'}")
     with Page(title="StyleFusion", analytics_enabled=False, delete_cache=CLEANUP, fill_width=True) as page:
         with gr.Row(elem_classes="sf-head"):
-            gr.Markdown("# StyleFusion\nOne dial for every region of a portrait, fused into one picture.")
+            gr.Markdown("# StyleFusion\nOne dial for every region of a picture, fused into one picture.")
             chosen = gr.Dropdown(
                 [(model.name, i) for i, model in enumerate(models)],
                 value=0,

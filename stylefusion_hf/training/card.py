@@ -1,4 +1,4 @@
-"""The model card of trained fusion nets: what they are, how they were trained, what the ruler read."""
+"""The model card of trained fusion nets: what they are, how they were trained, and what the ruler measured."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ ABOUT = (
 
 
 def number(value: float, digits: int = 2) -> str:
-    """As text; a figure that these pictures do not give is undefined."""
+    """Format a figure; NaN is "undefined"."""
     return f"{value:.{digits}f}" if value == value else "undefined"
 
 
@@ -67,11 +67,12 @@ def model_card(
     seconds: float,
     dead: Sequence[str] = (),
 ) -> str:
-    """Markdown with the Hub's metadata.
+    """Return the card as Markdown, with metadata for the Hub.
 
     Args:
-        figures: those of `evaluation.brief`, or none.
-        dead: nodes whose dial does nothing, as `CollapseGuard` found.
+        figures: from `evaluation.brief`; may be empty.
+        seconds: duration of the training.
+        dead: nodes whose dial does nothing, according to `CollapseGuard`.
     """
     measured = args.max_train_steps == 0
     title = args.hub_model_id or str(args.output_dir).rstrip("/").rsplit("/", 1)[-1]
@@ -86,20 +87,20 @@ def model_card(
         lines += ["## License", "", LICENSES[kind], ""]
     if segmenter := getattr(args, "segmenter", None):
         name = str(segmenter) if is_hub_id(segmenter) else Path(segmenter).name
-        how = f"The segmenter is {name}, whose weights are part of this folder: its license applies to them."
+        how = f"The segmenter is {name}. Its weights are part of this folder, and its license applies to them."
         if getattr(args, "distil_segmenter", False) and not getattr(args, "regions", None):
-            how = f"The segmenter learned its regions from {name}: mind that model's license."
+            how = f"The segmenter learned its regions from {name}: check that model's license."
         lines += [how, ""]
     if regions := getattr(args, "regions", None):
-        how = "were found in the generator's own features" if regions == "auto" else "are of `stylefusion regions`"
-        lines += [f"The regions {how}. The judge below learned them from the same labels, as another network.", ""]
+        how = "were found in the generator's features" if regions == "auto" else "come from `stylefusion regions`"
+        lines += [f"The regions {how}. The judge below is another network that learned from the same labels.", ""]
     if figures:
         lines += [
             f"## Figures ({args.validation_pairs} validation pairs)",
             "",
-            "Outside change O: 0 nothing but the region moved, 1 as if the whole code were swapped. Transfer T: 0 the"
-            " region kept its look, 1 it has the source's. Measured by the ruler of stylefusion-hf, whose judges took"
-            " no part in the training.",
+            "Outside change O: 0 if nothing but the region changed, 1 as if the whole code were swapped. Transfer T: 0"
+            " if the region kept its look, 1 if it has the source's. Measured by the ruler of stylefusion-hf, whose"
+            " judges took no part in the training.",
             "",
             "| region | O | T |",
             "|---|---|---|",
@@ -108,7 +109,7 @@ def model_card(
                 for leaf in tree.leaves
             ),
             "",
-            f"All common codes from a third picture: pose error {number(figures['G'])} (0 that picture's pose, 1"
+            f"All common codes from a third picture: pose error {number(figures['G'])} (0: that picture's pose, 1:"
             f" still the base's), {number(figures['kept'])} of the looks kept.",
             "",
         ]

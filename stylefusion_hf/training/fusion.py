@@ -29,7 +29,7 @@ from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.training._regions import check_regions, take_regions
 from stylefusion_hf.training.card import keep_source, model_card
 from stylefusion_hf.training.collapse import CollapseGuard
-from stylefusion_hf.training.common import Log, build_schedule, ema_update, export, finishing, push_to_hub, start
+from stylefusion_hf.training.common import build_schedule, ema_update, finishing, push_to_hub, save_model, start
 from stylefusion_hf.training.criterion import Criterion
 from stylefusion_hf.training.fusion_flags import check_objective, parse_args, shares_of
 from stylefusion_hf.training.fusion_setup import (
@@ -42,8 +42,9 @@ from stylefusion_hf.training.fusion_setup import (
     set_start_gates,
 )
 from stylefusion_hf.training.fusion_step import Clock, Transfers, backward, discriminator_step
-from stylefusion_hf.training.loop import MicroBatch, fit
+from stylefusion_hf.training.loop import MicroBatch, Phase, fit
 from stylefusion_hf.training.measured import measure
+from stylefusion_hf.training.reports import Log
 
 __all__ = ["main", "parse_args", "train"]
 logger = logging.getLogger("stylefusion_hf")
@@ -192,7 +193,7 @@ class FusionTraining:
 
     def after_checkpoint(self, done: int) -> None:
         if self.accelerator.is_main_process:
-            export(self.average, self.folder / "fusion")
+            save_model(self.average, self.folder / "fusion")
 
     # --- The run ---
 
@@ -200,12 +201,8 @@ class FusionTraining:
         fit(
             self.args,
             self.accelerator,
-            self.model,
-            self.optimizer,
-            self.schedule,
-            self.loss,
+            Phase(self.model, self.optimizer, self.schedule, self.loss, self.before_update),
             state={"ema": self.average, "transfers": self.transfers},
-            before_update=self.before_update,
             after_update=self.after_update,
             before_report=self.before_report,
             validate=self.validate,

@@ -11,8 +11,8 @@ from typing import Any
 from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.training import composed, contrastive
 from stylefusion_hf.training._regions import add_region_arguments
-from stylefusion_hf.training.common import common_parser
 from stylefusion_hf.training.criterion import TERMS
+from stylefusion_hf.training.flags import common_parser
 from stylefusion_hf.training.networks import FEATURES
 from stylefusion_hf.training.references import REFERENCES
 from stylefusion_hf.training.sampling import Shares

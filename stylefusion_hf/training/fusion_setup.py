@@ -34,7 +34,7 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.regions.distillation import distil
 from stylefusion_hf.regions.working_size import LARGEST
-from stylefusion_hf.training.common import export
+from stylefusion_hf.training.common import save_model
 from stylefusion_hf.training.criterion import TERMS, Criterion
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
 from stylefusion_hf.training.pool import RenderedPool
@@ -212,7 +212,7 @@ def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks,
                 memory_gib=args.memory_gib,
                 resolution=size,
             )
-            export(student, folder)
+            save_model(student, folder)
             logger.info("its IoU on held-out pictures: %.2f", iou["mean"])
         student = RegionSegmenter.from_pretrained(folder)
     networks.segmenter = student.eval().requires_grad_(False).to(networks.generator.device)

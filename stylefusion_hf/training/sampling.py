@@ -1,4 +1,4 @@
-"""The data of a fusion training: sampled codes, and which node of the tree takes which. No pictures are needed."""
+"""The data of a fusion training: which node of the tree takes which random code. No pictures are needed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class Shares:
     Args:
         codes: samples whose leaves hold 1, 2 or 3 codes, or one per leaf.
         single: of those with 2 codes, the share in which one leaf differs and every inner code is the base's.
-        subtree: of the others with 2 or 3 codes, the share that swaps whole subtrees, inner codes too.
-        inner: inner codes are the base's; all one fresh code; all independent; or (the authors' expansion) each
-            swapped leaf's parent takes the leaf's. Samples whose leaves all hold the base never take the first.
-        root: of samples whose leaves all hold the base, the share in which the root's code alone differs.
-        twin: share of the other samples that are followed by a twin which differs in one leaf.
+        subtree: of the others with 2 or 3 codes, the share that swaps complete subtrees, including inner codes.
+        inner: samples whose inner codes are the base's; all the same fresh code; all independent; or (the authors'
+            expansion) in which each swapped leaf's parent takes the leaf's. The first is skipped if all leaves hold
+            the base.
+        root: of samples whose leaves all hold the base, the share in which only the root's code differs.
+        twin: share of the other samples that are followed by a twin, which differs in one leaf.
     """
 
     codes: tuple[float, float, float, float] = (0.12, 0.6, 0.1, 0.18)
@@ -50,10 +51,11 @@ class Shares:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which code each node of B samples takes, by number; 0 is the base, others are different from it.
+    """The code of each node in B samples, by number; 0 is the base, all others differ from it.
 
-    `nodes`: (B, nodes), in the order of `tree.nodes`. `twin`: (B,), the row that this one differs from in a single
-    leaf, or -1.
+    Attributes:
+        nodes: (B, nodes), in the order of `tree.nodes`.
+        twin: (B,), the row that this one differs from in a single leaf, or -1.
     """
 
     nodes: Tensor
@@ -61,12 +63,12 @@ class Assignment:
 
 
 def codes_of(tree: RegionTree) -> int:
-    """How many codes the numbers of an `Assignment` stand for: each node may have one of its own."""
+    """Return how many codes an `Assignment` may number: each node may have one of its own."""
     return 2 * len(tree.nodes) + 1
 
 
 def draw_assignment(tree: RegionTree, batch: int, draw: torch.Generator, shares: Shares) -> Assignment:
-    """Assignments for a batch. Their numbers stand for codes that the caller draws."""
+    """Draw the assignments of a batch. Their numbers stand for codes that the caller draws."""
     column = {name: i for i, name in enumerate(tree.nodes)}
     leaves = list(tree.leaves)
     parts = [n for n in tree.nodes if n != tree.root]
@@ -112,7 +114,7 @@ def draw_assignment(tree: RegionTree, batch: int, draw: torch.Generator, shares:
 
 
 def _draw_inner(tree: RegionTree, own: Tensor, column, shares: Shares, fresh: int, bare: bool, chance, choose) -> None:
-    """Sets the inner codes of one row. `bare`: all leaves hold the base."""
+    """Set the inner codes of one row. `bare`: all leaves hold the base."""
     if bare and chance() < shares.root:
         own[column[tree.root]] = fresh
         return

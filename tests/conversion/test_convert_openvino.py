@@ -16,7 +16,7 @@ import torch
 
 from stylefusion_hf import MobileStyleGANGenerator, StyleFusionPipeline
 from stylefusion_hf.cli import main
-from stylefusion_hf.conversion import ir_operations, openvino_ir
+from stylefusion_hf.conversion import ir_network, openvino_ir
 from stylefusion_hf.conversion.convert import convert
 from stylefusion_hf.conversion.inert import ConversionError
 from tests.ir_interpreter import Interpreter
@@ -350,7 +350,7 @@ def test_the_bounds_of_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("MAX_FOLDED", 50, "from constants"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(ir_operations, name, value)
+            patch.setattr(ir_network, name, value)
             refused(folder, message)
 
 

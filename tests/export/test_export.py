@@ -16,8 +16,9 @@ from stylefusion_hf.cli import export as command
 from stylefusion_hf.cli import main
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.export import graphs as exporting
+from stylefusion_hf.export.description import check_target
 from stylefusion_hf.export.graph_files import SUFFIXES, open_onnx, open_torch, trace
-from stylefusion_hf.export.graphs import check_target, export, graphs
+from stylefusion_hf.export.graphs import export, graphs
 from tests.command_line import fails
 from tests.tiny import tiny_fusion, tiny_generator, tiny_segmenter
 

@@ -26,7 +26,7 @@ from stylefusion_hf.imaging.features import edge_maps, extractor  # noqa: E402
 from stylefusion_hf.models import hub_segmenter  # noqa: E402
 from stylefusion_hf.models.transformers_networks import input_size, read_preprocessing  # noqa: E402
 from stylefusion_hf.regions import folders as region_folders  # noqa: E402
-from stylefusion_hf.training import encoder, fusion  # noqa: E402
+from stylefusion_hf.training import encoder, fusion, fusion_setup  # noqa: E402
 from tests.tiny import RESOLUTION, assert_same_weights, draw, tiny_fusion, tiny_generator, tiny_segmenter  # noqa: E402
 from tests.tiny_hub import AVATAR, FACE, configs, save_network  # noqa: E402
 
@@ -410,6 +410,7 @@ AS_IT_IS = "--no-distil_segmenter"
 def test_the_trainer_distils_one_by_default(base: Path, folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     small = {"samples": 8, "steps": 2, "progress": False}
     monkeypatch.setattr(region_folders, "write_regions", partial(region_folders.write_regions, **small))
+    monkeypatch.setattr(fusion_setup, "distil", partial(fusion_setup.distil, **small))
     out = tmp_path / "out"
     chosen = ["--segmenter", folder, "--region-map", base / "map.json"]
     fusion.train(fusion.parse_args(flags(base, out, *chosen)))

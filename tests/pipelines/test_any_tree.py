@@ -35,7 +35,7 @@ def random_tree(seed: int, most: int = 20, every: bool = False) -> RegionTree:
     return RegionTree.from_dict({"root": nodes[0], "children": children, "fused": fused})
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 25))])
 def test_random_trees(seed: int, tmp_path: Path) -> None:
     tree = random_tree(seed)
     assert RegionTree.of(str(tree)) == RegionTree.from_json(tree.to_json()) == RegionTree.of(tree.to_dict()) == tree

@@ -220,8 +220,8 @@ def test_graphs_have_a_dynamic_batch() -> None:
 
 @pytest.mark.skipif(bool(ONNX), reason=f"not installed (extra `export`): {', '.join(ONNX)}")
 def test_onnx(tmp_path: Path) -> None:
-    made = export(small(), tmp_path / "graphs", "onnx")
-    assert {graph.name for graph in made} == {"mapping", "fusion", "synthesis", "segmenter"}
+    made = export(small(), tmp_path / "graphs", "onnx", only=("mapping", "synthesis"))  # the others are not its own
+    assert {graph.name for graph in made} == {"mapping", "synthesis"}
     assert all(graph.error is not None and graph.error < 1e-3 for graph in made)
 
 

@@ -174,7 +174,7 @@ def test_pooled_contrast_wants_the_owner_and_leaves_out_look_alikes():
     assert right.max() < 0.1 < 1 < wrong.min()
     alike = torch.cat([others, positive[:1] * 1.01])
     torch.testing.assert_close(obj.pooled_contrast(positive, positive, alike)[0], right[0])
-    assert obj.pooled_contrast(positive, positive, alike, alike=2.0)[0].min() > 0.6  # as likely as its double
+    assert obj.pooled_contrast(positive, positive, alike, max_cosine=2.0)[0].min() > 0.6  # as likely as its double
 
 
 def test_spatial_contrast_is_about_places_where_codes_differ():
