@@ -109,9 +109,10 @@ def check_real(source: str, size: int, count: int) -> None:
 
 @dataclass
 class Normalization:
-    """What all rows are compared with: standardized features (N, D) of the reference set, their mean and deviation,
-    and,
-    from the plain samples, the subsets' KIDs, the error of their mean, and the quantile LOW of the discriminator.
+    """What rows are compared with.
+
+    `reference`: standardized features (N, D) of the real pictures, with their `mean` and `std`. The row of plain
+    samples sets the rest: KIDs of `subsets`, the error of their mean, and the discriminator's LOW quantile.
     """
 
     reference: Tensor
