@@ -1,4 +1,7 @@
-"""Models with a short name: `--model faces` is the folder that `make demo` left in a cache."""
+"""Models with a short name: `--model faces` is the folder that `make demo` left in a cache.
+
+A folder NAME-gates, with region nets, goes before the folder NAME of the generator alone.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,9 @@ def find_model(given: str) -> str:
     if given not in HOW_TO_GET or os.path.isdir(given):
         return given
     for folder in cache_folders():
-        if (folder / given / "model_index.json").is_file():
-            return str(folder / given)
+        for name in (f"{given}-gates", given):
+            if (folder / name / "model_index.json").is_file():
+                return str(folder / name)
     target = cache_folders()[-1] / given
     raise FileNotFoundError(
         f"the model {given!r} is not on this machine: {HOW_TO_GET[given].format(folder=target)}; then --model {given}"

@@ -19,7 +19,7 @@ from stylefusion_hf.core.checks import check_count
 from stylefusion_hf.models.config_checks import checked_config, positive
 from stylefusion_hf.models.layers import MappingNetwork, block_resolutions, channel_schedule, check_channels
 from stylefusion_hf.models.mobile_synthesis import MobileSynthesis
-from stylefusion_hf.models.preview import fit_head
+from stylefusion_hf.models.preview import fit_heads
 from stylefusion_hf.models.style_generator import StyleGenerator, check_up_to
 
 
@@ -141,7 +141,13 @@ class MobileStyleGANGenerator(StyleGenerator):
         Returns:
             The peak signal-to-noise ratio of further samples' previews, in dB.
         """
-        check_up_to(resolution, self.synthesis.resolutions)
+        return self.fit_previews([resolution], samples, seed)[resolution]
+
+    @torch.no_grad()
+    def fit_previews(self, resolutions: Sequence[int], samples: int = 32, seed: int = 0) -> dict[int, float]:
+        """`fit_preview` for several sizes at once, of the same pictures: {resolution: peak signal-to-noise ratio}."""
+        for resolution in resolutions:
+            check_up_to(resolution, self.synthesis.resolutions)
         check_count("samples", samples, 2**16)
         count = samples + max(1, samples // 4)
         z = torch.randn(count, self.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(self.affine_weight)
@@ -150,13 +156,13 @@ class MobileStyleGANGenerator(StyleGenerator):
             labels = F.one_hot(torch.arange(count, device=z.device) % self.config.label_dim, self.config.label_dim)
         s = self.to_style(self.truncate(self.mapping(z, labels), self.config.truncation_psi))
 
-        def pairs(codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        def pairs(codes: Tensor) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
             for one in codes.split(1):
-                _, features = self.synthesis(one, return_features=True, up_to=resolution)
-                yield features[resolution], F.adaptive_avg_pool2d(self.synthesis(one), resolution)
+                picture, features = self.synthesis(one, return_features=True)
+                yield features, picture
 
-        head = self.synthesis.add_preview(resolution)
-        quality = fit_head(head, pairs(s[:samples]), pairs(s[samples:]))
+        heads = {resolution: self.synthesis.add_preview(resolution) for resolution in resolutions}
+        quality = fit_heads(heads, pairs(s[:samples]), pairs(s[samples:]))
         self.register_to_config(preview_resolutions=self.synthesis.preview_resolutions)
         return quality
 

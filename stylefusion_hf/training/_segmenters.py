@@ -14,25 +14,6 @@ from stylefusion_hf.models.segmenter import RegionSegmenter
 KINDS: dict[str, type[StrictModelMixin]] = {"RegionSegmenter": RegionSegmenter, "HubSegmenter": HubSegmenter}
 
 
-def add_arguments(group: argparse._ActionsContainer) -> None:
-    """Add the flags that choose a segmenter."""
-    group.add_argument(
-        "--segmenter",
-        metavar="ID_OR_FOLDER",
-        help="a semantic-segmentation model of transformers, or a segmenter saved by this package; by default the one"
-        " in --model",
-    )
-    group.add_argument(
-        "--region_map",
-        "--region-map",
-        metavar="FILE",
-        help=f"the region of each of its classes: a JSON file, or one of {', '.join(shipped())}",
-    )
-    group.add_argument(
-        "--segmenter_revision", "--segmenter-revision", metavar="REV", help="revision of --segmenter on the Hub"
-    )
-
-
 def load_segmenter(args: argparse.Namespace) -> Any:
     """Return the segmenter that the flags choose, in evaluation mode on the CPU.
 

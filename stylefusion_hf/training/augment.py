@@ -9,22 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-POLICIES = ("color", "translation", "cutout")
-
 
 def mirror(draw: torch.Generator, *batches: Tensor) -> list[Tensor]:
     """Mirror pictures or maps (B, ..., W) left to right, each sample with probability 1/2, the same in all batches."""
     chosen = torch.rand(len(batches[0]), generator=draw).to(batches[0].device) < 0.5
     return [torch.where(chosen.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x) for x in batches]
-
-
-def parse_policy(text: str) -> tuple[str, ...]:
-    """Parse `"none"` or a comma-separated choice of color, translation, cutout."""
-    names = () if text in ("", "none") else tuple(part.strip() for part in text.split(","))
-    unknown = [n for n in names if n not in POLICIES]
-    if unknown:
-        raise ValueError(f"unknown augmentation {unknown[0]!r}; choose none or some of {', '.join(POLICIES)}")
-    return names
 
 
 def augment(x: Tensor, policy: tuple[str, ...], generator: torch.Generator | None = None) -> Tensor:

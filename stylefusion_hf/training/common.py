@@ -30,7 +30,7 @@ logger = logging.getLogger("stylefusion_hf")
 # --- Start and finish ------------------------------------------------------------------------------------------------
 
 
-def start(args: argparse.Namespace) -> Accelerator:
+def start(args: argparse.Namespace, least_steps: int = 1) -> Accelerator:
     """Prepare a run: check the flags and the checkpoint to continue from, make the output folder, start accelerate and
     the tracker. A refused run changes no file.
 
@@ -38,7 +38,7 @@ def start(args: argparse.Namespace) -> Accelerator:
         ValueError: flags out of range, or as `resuming.find_checkpoint`.
         OSError: the output folder cannot be written, or some process does not see it.
     """
-    check_arguments(args)
+    check_arguments(args, least_steps)
     if args.mixed_precision == "fp16" and PartialState().device.type == "cpu":
         raise ValueError(
             "--mixed_precision fp16 does not train on a CPU (accelerate would quietly use fp32); use bf16 or no"

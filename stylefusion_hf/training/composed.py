@@ -25,7 +25,6 @@ from torch import Tensor
 
 from stylefusion_hf.evaluation.measurement import distance
 
-WEIGHTS = {"locality": 1.0, "transfer": 1.5, "regions": 0.3, "pose": 0.5, "layout": 0.05}
 CELLS = 64  # pictures are compared in cells of 1/64 of the width, the accuracy of an estimated pose
 
 # --- The target ------------------------------------------------------------------------------------------------------

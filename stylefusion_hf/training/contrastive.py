@@ -7,8 +7,8 @@ elsewhere. InfoNCE (van den Oord et al., arXiv 1807.03748) on feature maps does 
     positive    that pixel in the picture of r's own code, moved into the pose of the global code's picture
     negatives   that pixel in the pictures of the sample's other codes, including the global code's own picture
 
-Every inner node of the tree, on each level, gets a code of its own from a normal z (`SHARES`): the global dials. The
-paper's training code is not public, so temperature, weighting and maps are ours (docs/research/objective.md). This
+Every inner node of the tree, on each level, gets a code of its own from a normal z (`choices.CONTRASTIVE_SHARES`): the
+global dials. The paper's training code is not public, so temperature, weighting and maps are ours (docs/research/objective.md). This
 loss does not notice a net whose gates ignore an input, so `collapse.py` watches every dial.
 """
 
@@ -19,9 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylefusion_hf.evaluation.measurement import dilate
-
-WEIGHTS = {"spatial": 1.0}
-SHARES = {"single_share": 0.0, "inner_shares": [0.0, 0.0, 1.0, 0.0], "deficit": 0.0}  # see sampling.Shares
 
 
 def spatial_contrast(

@@ -15,6 +15,7 @@ from stylefusion_hf.core.memory import MemoryPlan, memory_budget
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.measurement import border_width
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.training.choices import TERMS, Shares
 from stylefusion_hf.training.composed import composed_terms
 from stylefusion_hf.training.contrastive import contrastive_terms
 from stylefusion_hf.training.networks import Description, FrozenNetworks
@@ -23,10 +24,8 @@ from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.references import Fuse, ReferenceMaker, RegionReferences
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import Sample, SampleSource
-from stylefusion_hf.training.sampling import Shares
 from stylefusion_hf.training.scales import StrangerScales
 
-TERMS = ("outside", "looks", "locality", "transfer", "regions", "pooled", "spatial", "pose", "layout", "realism")
 NEED_PICTURE = ("locality", "transfer", "regions")  # terms that need a target picture composed from the owners'
 
 

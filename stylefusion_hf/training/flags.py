@@ -96,11 +96,10 @@ def shorten_help(parser: argparse.ArgumentParser, shown: Collection[str]) -> Non
     parser.epilog = "These are the flags most users need. --help-all lists the others."
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace, least_steps: int = 1) -> None:
     """Raise a ValueError that names the flag, its value and what it accepts, if a shared flag is out of range."""
     positive = (
         "train_batch_size",
-        "max_train_steps",
         "gradient_accumulation_steps",
         "checkpointing_steps",
         "logging_steps",
@@ -108,6 +107,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in positive:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.max_train_steps < least_steps:
+        raise ValueError(f"--max_train_steps must be at least {least_steps}, got {args.max_train_steps}")
     for name in ("checkpoints_total_limit", "validation_steps", "lr_warmup_steps", "max_grad_norm"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")

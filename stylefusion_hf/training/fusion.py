@@ -8,6 +8,7 @@ auto` finds regions in the generator; `--segmenter ID_OR_FOLDER --region_map FIL
 codes of the pool by the tree and compares the fused pictures with the goal of `--objective`: `composed.py` (ours, used
 for the shipped nets) or `contrastive.py` (the paper's description; its training code is not public). Pictures, masks
 and losses have --train_resolution pixels. `--config FILE` reads flags from JSON.
+With `--max_train_steps 0` nothing is trained: the gates are measured, see `measured.py`.
 """
 
 import argparse
@@ -22,13 +23,11 @@ from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image, write_text
 from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.evaluation.brief import brief
-from stylefusion_hf.evaluation.evaluate import build_subject
-from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
-from stylefusion_hf.training._regions import check_regions, take_regions
-from stylefusion_hf.training.card import model_card
+from stylefusion_hf.training._regions import take_regions
+from stylefusion_hf.training.card import keep_source, model_card
 from stylefusion_hf.training.collapse import CollapseGuard
 from stylefusion_hf.training.common import build_schedule, ema_update, finishing, push_to_hub, save_model, start
 from stylefusion_hf.training.criterion import Criterion
@@ -36,6 +35,7 @@ from stylefusion_hf.training.fusion_flags import check_objective, parse_args, sh
 from stylefusion_hf.training.fusion_setup import (
     build_criterion,
     build_fusion,
+    find_judges,
     fit_preview,
     load_frozen,
     measure_step,
@@ -43,6 +43,8 @@ from stylefusion_hf.training.fusion_setup import (
 )
 from stylefusion_hf.training.fusion_step import Clock, Transfers, backward, discriminator_step
 from stylefusion_hf.training.loop import MicroBatch, Phase, fit
+from stylefusion_hf.training.measured import measure
+from stylefusion_hf.training.region_flags import check_regions
 from stylefusion_hf.training.reports import Log
 
 __all__ = ["main", "parse_args", "train"]
@@ -54,9 +56,11 @@ def train(args: argparse.Namespace) -> Path:
     check_objective(args)
     check_regions(args)
     shares_of(args)
-    accelerator, started = start(args), time.monotonic()
+    accelerator, started = start(args, least_steps=0), time.monotonic()
     torch.manual_seed(args.seed)
     with finishing(accelerator):
+        if args.max_train_steps == 0:
+            return measure(args, accelerator, started)
         training = FusionTraining(args, accelerator)
         training.fit()
         if accelerator.is_main_process:
@@ -212,6 +216,7 @@ class FusionTraining:
         self.pipe.save_pretrained(self.folder)
         card = model_card(self.args, self.tree, self.figures or self.measure(), seconds, self.guard.dead)
         write_text(self.folder / "README.md", card)
+        keep_source(self.args.pretrained_model_name_or_path, self.folder)
         push_to_hub(self.args, self.folder)
 
 
@@ -237,25 +242,6 @@ def save_sheet(fusion: FusionHierarchy, criterion: Criterion, path: Path, rows: 
     images = images.unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(image_grid(images, columns), path)
-
-
-def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline, found: Path | None = None) -> Judges | None:
-    """The ruler's judges, which watch and never teach: those of --judges, those `found` with the regions, or the
-    embedded ones; None, with a line that says why, where none fit.
-
-    ValueError or FileNotFoundError for a folder that was named and does not do.
-    """
-    if not args.validation_pairs:
-        return None
-    try:
-        judges = load_judges(args.judges or found, pipe.generator.device)
-        build_subject(pipe, judges)
-    except (ValueError, FileNotFoundError) as error:
-        if args.judges:
-            raise
-        logger.info("no ruler's figures in this training: %s", error)
-        return None
-    return judges
 
 
 def main(argv: list[str] | None = None) -> None:

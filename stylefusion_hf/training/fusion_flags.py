@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stylefusion_hf.training import composed, contrastive
-from stylefusion_hf.training._regions import add_region_arguments
+from stylefusion_hf.training.choices import (
+    COMPOSED_WEIGHTS,
+    CONTRASTIVE_SHARES,
+    CONTRASTIVE_WEIGHTS,
+    FEATURES,
+    REFERENCES,
+    TERMS,
+    Shares,
+)
 from stylefusion_hf.training.config_files import config_of, read_config
-from stylefusion_hf.training.criterion import TERMS
 from stylefusion_hf.training.flags import common_parser, shorten_help
-from stylefusion_hf.training.networks import FEATURES
-from stylefusion_hf.training.references import REFERENCES
-from stylefusion_hf.training.sampling import Shares
+from stylefusion_hf.training.region_flags import add_region_arguments
 
 SHORT = (  # what --help shows
     "help_all",
@@ -44,20 +48,23 @@ SWITCHES = {
 SHARES = Shares()
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "composed": {
-        **{f"{name}_weight": composed.WEIGHTS.get(name, 0.0) for name in TERMS},
+        **{f"{name}_weight": COMPOSED_WEIGHTS.get(name, 0.0) for name in TERMS},
         "single_share": SHARES.single,
         "inner_shares": list(SHARES.inner),
         "deficit": 1.0,
     },
     "contrastive": {
-        **{f"{name}_weight": contrastive.WEIGHTS.get(name, 0.0) for name in TERMS},
-        **contrastive.SHARES,
+        **{f"{name}_weight": CONTRASTIVE_WEIGHTS.get(name, 0.0) for name in TERMS},
+        **CONTRASTIVE_SHARES,
     },
 }
 GATES: dict[str, dict[str, Any]] = {
     "ours": {**dict.fromkeys(SWITCHES, True), "pooling": "mean", "final_activation": "linear"},
     "plain": {**dict.fromkeys(SWITCHES, False), "pooling": "max", "final_activation": "lrelu"},
 }
+# Of the gating MLPs and of validation: with training, and without (--max_train_steps 0), where no MLP takes part.
+TRAINED: dict[str, Any] = {"hidden_width": 192, "hidden_layers": 2, "validation_pairs": 32}
+MEASURED: dict[str, Any] = {"hidden_width": 1, "hidden_layers": 1, "validation_pairs": 0, "gate_product": False}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -175,8 +182,8 @@ def add_net_arguments(p: argparse.ArgumentParser) -> None:
         choices=("linear", "lrelu"),
         help="activation before the sigmoid; by default from --gates",
     )
-    nets.add_argument("--hidden_width", type=int, default=192, help="of the gating MLPs")
-    nets.add_argument("--hidden_layers", type=int, default=2, help="of the gating MLPs")
+    nets.add_argument("--hidden_width", type=int, help="of the gating MLPs; 192 if left out")
+    nets.add_argument("--hidden_layers", type=int, help="of the gating MLPs; 2 if left out")
     nets.add_argument(
         "--common_resolution",
         type=int,
@@ -221,7 +228,11 @@ def add_sample_arguments(p: argparse.ArgumentParser) -> None:
     how.add_argument("--static_steps", type=int, default=100, help="number of first steps in which no MLP learns")
     how.add_argument("--gate_learning_rate", type=float, default=0.1, help="rate of the constant part of the gates")
     how.add_argument("--ema_decay", type=float, default=0.995)
-    how.add_argument("--validation_pairs", type=int, default=32, help="for the ruler's figures; 0 for none")
+    how.add_argument(
+        "--validation_pairs",
+        type=int,
+        help="for the ruler's figures; 0 for none; 32 by default, none with --max_train_steps 0",
+    )
     how.add_argument("--judges", help="folder of the ruler's judges; by default the embedded ones, if they fit")
 
 
@@ -231,7 +242,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     config = config_of(argv)
     args = parser.parse_args([*read_config(Path(config), parser), *argv] if config else argv)
-    for preset in (OBJECTIVES[args.objective], GATES[args.gates]):
+    size = TRAINED if args.max_train_steps else MEASURED
+    for preset in (size, OBJECTIVES[args.objective], GATES[args.gates]):
         for name, value in preset.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
@@ -268,7 +280,9 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError(f"--temperature must be positive, got {args.temperature}")
     if args.start_pictures < 2:
         raise ValueError(f"--start_pictures must be at least 2, got {args.start_pictures}")
-    if not 0 <= args.full_resolution_steps <= args.max_train_steps:
+    if args.max_train_steps == 0 and args.resume_from_checkpoint:
+        raise ValueError("--max_train_steps 0 trains nothing: leave --resume_from_checkpoint out")
+    if not 0 <= args.full_resolution_steps <= max(0, args.max_train_steps):
         raise ValueError(
             f"--full_resolution_steps is from 0 to --max_train_steps ({args.max_train_steps}), got"
             f" {args.full_resolution_steps}"

@@ -24,12 +24,16 @@ from stylefusion_hf.core.memory import (
 )
 from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.evaluation.evaluate import build_subject
+from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
+from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.regions.distillation import distil
+from stylefusion_hf.regions.working_size import LARGEST
 from stylefusion_hf.training.common import save_model
 from stylefusion_hf.training.criterion import TERMS, Criterion
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
@@ -39,14 +43,15 @@ from stylefusion_hf.training.samples import Sample
 from stylefusion_hf.training.start_gates import driving_layers, measure_energies, start_gates
 
 logger = logging.getLogger("stylefusion_hf")
+POOL_OF_PREVIEWS = 512  # pictures in the pool, on a CPU, of generators above LARGEST px, if the flags do not say
 LEAST_AGREEMENT = 0.8  # IoU of a segmenter on training pictures with itself on full ones, below which one is distilled
 
 
 def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) -> FusionHierarchy:
     """New nets, small ones that start as constant gates; those of layers beyond --train_resolution stay constant."""
     resolution, own = training_resolution(args.train_resolution, g.picture_sizes), args.rgb_indicators
-    whole = resolution == g.config.resolution
-    convs, rgbs = driving_layers(g, resolution)
+    whole = resolution == g.config.resolution and args.max_train_steps > 0
+    convs, rgbs = driving_layers(g, resolution) if args.max_train_steps else (0, 0)  # no MLP without training
 
     def layers(resolutions: list[int], limit: int) -> int:
         return sum(r <= limit for r in resolutions)
@@ -167,6 +172,8 @@ def plan_memory(args: argparse.Namespace, g: Any, size: int, regions: int, pool_
     device = g.device
     budget = memory_budget(device, args.memory_gib)
     forward = forward_bytes(g.feature_sizes, size)
+    if pool_size is None and device.type == "cpu" and g.config.resolution > LARGEST:
+        pool_size = POOL_OF_PREVIEWS  # what memory holds would take a core many minutes to render
     return plan_pool(budget, device.type, size, regions, args.train_batch_size, forward, pool_size)
 
 
@@ -182,6 +189,8 @@ def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks,
             raise ValueError(f"--segmenter_resolution must be at least 16, got {args.segmenter_resolution}")
         networks.segmenter_resolution = args.segmenter_resolution
         return
+    if networks.segmenter.config.get("resolution") == size:
+        return  # it was made for these pictures
     agreement = networks.choose_segmenter_resolution(codes)
     found = f"IoU {agreement:.2f} with its labels of full ones"
     if agreement >= LEAST_AGREEMENT:
@@ -240,3 +249,22 @@ def set_start_gates(args: argparse.Namespace, fusion: FusionHierarchy, criterion
         for r in (networks.resolution, full)
     )
     start_gates(fusion, measure_energies(networks, codes, batch, full_batch, args.seed), criterion.roles.names)
+
+
+def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline, found: Path | None = None) -> Judges | None:
+    """The ruler's judges, which watch and never teach: those of --judges, those `found` with the regions, or the
+    embedded ones; None, with a line that says why, where none fit.
+
+    ValueError or FileNotFoundError for a folder that was named and does not do.
+    """
+    if not args.validation_pairs:
+        return None
+    try:
+        judges = load_judges(args.judges or found, pipe.generator.device)
+        build_subject(pipe, judges)
+    except (ValueError, FileNotFoundError) as error:
+        if args.judges:
+            raise
+        logger.info("no ruler's figures in this training: %s", error)
+        return None
+    return judges

@@ -25,7 +25,8 @@ from stylefusion_hf.core.files import save_image
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
-from stylefusion_hf.training.augment import augment, mirror, parse_policy
+from stylefusion_hf.training.augment import augment, mirror
+from stylefusion_hf.training.choices import parse_augmentations
 from stylefusion_hf.training.common import build_schedule, ema_update, finishing, push_to_hub, save_model, start
 from stylefusion_hf.training.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length
 from stylefusion_hf.training.gan_validation import load_judge
@@ -87,7 +88,7 @@ class GeneratorTraining:
 
         # Data: real images, and the moving averages of what the generator makes.
         self.dataset = build_dataset(args, accelerator)
-        self.policy = parse_policy(args.augment)
+        self.policy = parse_augmentations(args.augment)
         self.path_mean = RunningMean().to(accelerator.device)
         self.mean_ws: list[Tensor] = []  # of the step's micro-batches
         self.mean_lengths: list[Tensor] = []

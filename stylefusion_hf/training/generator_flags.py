@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 
-from stylefusion_hf.training.augment import parse_policy
+from stylefusion_hf.training.choices import LOSSES, parse_augmentations
 from stylefusion_hf.training.flags import add_data_arguments, common_parser, shorten_help
-from stylefusion_hf.training.gan_losses import LOSSES
 
 SHORT = (  # what --help shows
     "help_all",
@@ -107,7 +106,7 @@ def add_loss_arguments(p: argparse.ArgumentParser) -> None:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raise a ValueError for flags out of range."""
-    parse_policy(args.augment)
+    parse_augmentations(args.augment)
     for name in ("r1_gamma", "r2_gamma"):
         if not 0 <= getattr(args, name) < math.inf:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")

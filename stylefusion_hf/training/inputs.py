@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stylefusion_hf.core.files import sha256_of
 from stylefusion_hf.core.hub_files import snapshot, weight_patterns
+from stylefusion_hf.core.named_models import find_model
 
 # The components of --model that each trainer uses.
 COMPONENTS = {
@@ -64,6 +65,8 @@ def _files(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
 
 def _weights(flag: str, name: str, part: str, revision: str | None, variant: str | None) -> Iterator[tuple[str, Path]]:
     """Yield the weight files of a component, from a folder or from the Hub's commit that is loaded."""
+    with suppress(FileNotFoundError):
+        name = find_model(name)
     folder, patterns = Path(name), weight_patterns(part, variant)
     if not os.path.exists(name):
         with (

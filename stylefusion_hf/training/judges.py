@@ -31,7 +31,7 @@ from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training import segmenter
 from stylefusion_hf.training._discriminator import default_channels, plain_samples, realness_loss, separation
-from stylefusion_hf.training.augment import parse_policy
+from stylefusion_hf.training.choices import parse_augmentations
 from stylefusion_hf.training.common import build_schedule, finishing, gathered, push_to_hub, start
 from stylefusion_hf.training.datasets import FIRST_HELD_OUT, held_out_avatars, load_avatars
 from stylefusion_hf.training.judges_flags import JUDGES, arguments_of, parse_args, reasons_to_skip
@@ -116,7 +116,7 @@ def train_discriminator(args: argparse.Namespace) -> tuple[Any, dict]:
     """Train the discriminator on real pictures against samples of the generator in --model."""
     own = arguments_of(args, "discriminator")
     own.max_grad_norm = 0.0  # lazy R1 is an occasional large gradient, which clipping would all but remove
-    policy = parse_policy(args.augment)
+    policy = parse_augmentations(args.augment)
     accelerator = start(own)
     torch.manual_seed(own.seed)
     g = load_generator(args).to(accelerator.device)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from stylefusion_hf.imaging.alignment import pixel_places
 from stylefusion_hf.imaging.features import PooledMaps, colour, texture
+from stylefusion_hf.training.choices import FEATURES
 
 logger = logging.getLogger("stylefusion_hf")
-FEATURES = ("maps", "texture")
 DEFAULT_RESOLUTION = 256  # the largest by default: layers below it determine structure
 
 

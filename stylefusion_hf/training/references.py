@@ -11,13 +11,13 @@ from torch import Tensor
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.measurement import outline
 from stylefusion_hf.imaging.alignment import inside, warp
+from stylefusion_hf.training.choices import REFERENCES
 from stylefusion_hf.training.composed import compose
 from stylefusion_hf.training.networks import Description, FrozenNetworks
 from stylefusion_hf.training.pool import RenderedPool, warp_each
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import Sample
 
-REFERENCES = ("warped", "aligned", "unaligned")
 Fuse = Callable[[dict[str, Tensor]], Tensor]
 
 

@@ -9,44 +9,9 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.training.choices import Shares
 
 # --- Assignments -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shares:
-    """How often each kind of sample is drawn.
-
-    Args:
-        codes: samples whose leaves hold 1, 2 or 3 codes, or one per leaf.
-        single: of those with 2 codes, the share in which one leaf differs and every inner code is the base's.
-        subtree: of the others with 2 or 3 codes, the share that swaps complete subtrees, including inner codes.
-        inner: samples whose inner codes are the base's; all the same fresh code; all independent; or (the authors'
-            expansion) in which each swapped leaf's parent takes the leaf's. The first is skipped if all leaves hold
-            the base.
-        root: of samples whose leaves all hold the base, the share in which only the root's code differs.
-        twin: share of the other samples that are followed by a twin, which differs in one leaf.
-    """
-
-    codes: tuple[float, float, float, float] = (0.12, 0.6, 0.1, 0.18)
-    single: float = 0.75
-    subtree: float = 0.5
-    inner: tuple[float, float, float, float] = (0.4, 0.25, 0.2, 0.15)
-    root: float = 0.4
-    twin: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("codes", "inner"):
-            given = getattr(self, name)
-            if len(given) != 4 or min(given) < 0 or abs(sum(given) - 1) > 1e-6:
-                raise ValueError(f"the shares of {name} must be four numbers from 0 that sum to 1, got {list(given)}")
-        if self.codes[0] and not self.inner[1] + self.inner[2]:
-            raise ValueError(
-                "samples with one code need inner codes that differ: give the second or third share of inner"
-            )
-        for name in ("single", "subtree", "root", "twin"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"the share {name} must be from 0 to 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

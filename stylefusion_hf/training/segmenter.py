@@ -28,7 +28,6 @@ from stylefusion_hf.training.datasets import ArrayDataset, held_out_avatars, loa
 from stylefusion_hf.training.loop import MicroBatch, Phase, fit
 from stylefusion_hf.training.segmenter_flags import parse_args
 
-
 # --- The run ---------------------------------------------------------------------------------------------------------
 
 

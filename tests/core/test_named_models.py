@@ -27,6 +27,12 @@ def test_a_named_model_is_found_in_a_cache(place: str) -> None:
     assert StyleGAN2Generator.from_pretrained("faces", subfolder="generator").config.resolution
 
 
+def test_the_model_with_region_nets_goes_first() -> None:
+    for place in (".cache/faces", ".cache/faces-gates"):
+        tiny_pipeline().save_pretrained(place)
+    assert Path(find_model("faces")) == Path(".cache/faces-gates")
+
+
 def test_a_folder_of_that_name_goes_first() -> None:
     Path("faces").mkdir()
     assert find_model("faces") == "faces"

@@ -231,7 +231,7 @@ def test_the_discriminator_without_batch_statistics_judges_each_picture_by_itsel
         (("--pose_regions", "nose"), "--pose_regions: 'nose'"),
         (("--tree", "all*(a"), "all"),
         (("--learning_rate", "0"), "--learning_rate must be positive"),
-        (("--max_train_steps", "0"), "--max_train_steps must be at least 1"),
+        (("--max_train_steps", "-1"), "--max_train_steps must be at least 0"),
         (("--report_to", "clearml2"), "--report_to 'clearml2' is unknown"),
         (("--mixed_precision", "fp16"), "does not train on a CPU"),
         (("--looks_weight", "-1"), "--looks_weight must not be negative"),

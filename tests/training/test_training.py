@@ -20,8 +20,9 @@ from stylefusion_hf.models.discriminator import ProjectedDiscriminator
 from stylefusion_hf.ops import upfirdn2d
 from stylefusion_hf.regions.agreement import region_iou
 from stylefusion_hf.training import common, gan_validation, generator, growing, segmenter
-from stylefusion_hf.training.augment import augment, parse_policy
+from stylefusion_hf.training.augment import augment
 from stylefusion_hf.training.checkpoints import list_checkpoints
+from stylefusion_hf.training.choices import parse_augmentations
 from stylefusion_hf.training.flags import common_parser
 from stylefusion_hf.training.gan_losses import discriminator_loss, generator_loss
 from stylefusion_hf.training.reports import Log
@@ -186,8 +187,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 def test_augmentation_is_differentiable_and_off_by_default():
     x = torch.rand(3, 3, 16, 16, requires_grad=True)
-    assert augment(x, parse_policy("none")) is x
-    y = augment(x, parse_policy("color,translation,cutout"), torch.Generator().manual_seed(1))
+    assert augment(x, parse_augmentations("none")) is x
+    y = augment(x, parse_augmentations("color,translation,cutout"), torch.Generator().manual_seed(1))
     assert y.shape == x.shape
     y.sum().backward()
     assert x.grad is not None and (x.grad != 0).any()
