@@ -8,8 +8,9 @@ elsewhere. InfoNCE (van den Oord et al., arXiv 1807.03748) on feature maps does 
     negatives   that pixel in the pictures of the sample's other codes, including the global code's own picture
 
 Every inner node of the tree, on each level, gets a code of its own from a normal z (`choices.CONTRASTIVE_SHARES`): the
-global dials. The paper's training code is not public, so temperature, weighting and maps are ours (docs/research/objective.md). This
-loss does not notice a net whose gates ignore an input, so `collapse.py` watches every dial.
+global dials. The paper's training code is not public, so temperature, weighting and maps are ours
+(docs/research/objective.md). This loss does not notice a net whose gates ignore an input, so `collapse.py` watches
+every dial.
 """
 
 from __future__ import annotations
