@@ -100,8 +100,16 @@ class PaintSession:
     def save(self) -> dict[str, Any]:
         """Learn from the painted samples, distill the result and write the folder of regions."""
         found = learn(self.generator, self.paint, progress=False)
-        how = {"progress": False, "resolution": self.resolution}
-        write_found(self.out, self.generator, found, self.samples, self.steps, self.seed, **how)
+        write_found(
+            self.out,
+            self.generator,
+            found,
+            self.samples,
+            self.steps,
+            self.seed,
+            progress=False,
+            resolution=self.resolution,
+        )
         return {"said": f"Saved. The tree: {found.tree}"}
 
 

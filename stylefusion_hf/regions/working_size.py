@@ -39,5 +39,5 @@ def working_size(generator: StyleGenerator, asked: int | None = None, layers: Se
         size = full if full <= LARGEST else max(PREVIEW, least)
     if size not in generator.picture_sizes:
         logger.info("fitting previews of %d px to the generator's pictures", size)
-        generator.fit_preview(size)  # type: ignore[operator]  # generators without pictures of all sizes have it
+        generator.fit_preview(size)
     return size

@@ -120,5 +120,6 @@ def start_gates(
         )
         if align.gate_novelty is not None:
             torch.nn.init.constant_(align.gate_novelty, company)
-        if novelty is not None and fusion.net(name).blender_segments.gate_novelty is not None:
-            torch.nn.init.constant_(fusion.net(name).blender_segments.gate_novelty, novelty)
+        lean = fusion.net(name).blender_segments.gate_novelty
+        if novelty is not None and lean is not None:
+            torch.nn.init.constant_(lean, novelty)
