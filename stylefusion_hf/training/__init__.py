@@ -4,7 +4,7 @@ Read a job's module first, top to bottom: models, data, losses, and what happens
 
     loop.py             fit: the steps of every training, in phases (one per optimizer)
     common.py           start and finish, schedules, averaged weights, uploads
-    flags.py            the shared flags; the large jobs have their own in <job>_flags.py
+    flags.py            the shared flags; the large jobs have their own in <job>_flags.py; config_files.py reads JSON
     batches.py, datasets.py, augment.py         reproducible draws, pictures, random changes
     reports.py          the log
     checkpoints.py, resuming.py, states.py, state_files.py, inputs.py           exact resumption

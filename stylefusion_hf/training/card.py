@@ -70,7 +70,7 @@ def model_card(
     lines = [HEAD.format(title=title, tree=tree, leaf=tree.leaves[0], objective=objective)]
     if segmenter := getattr(args, "segmenter", None):
         name = str(segmenter) if is_hub_id(segmenter) else Path(segmenter).name
-        how = f"The segmenter is {name}. Its weights are part of this folder, and its license applies to them."
+        how = f"The segmenter is {name}, whose weights are part of this folder: its license applies to them."
         if getattr(args, "distil_segmenter", False) and not getattr(args, "regions", None):
             how = f"The segmenter learned its regions from {name}: check that model's license."
         lines += [how, ""]

@@ -5,9 +5,9 @@
 FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/). Without a segmenter, `--regions
 auto` finds regions in the generator; `--segmenter ID_OR_FOLDER --region_map FILE` takes one of the Hub
 (docs/guides/any-generator.md). Codes are sampled and a pool of their plain pictures is described once; each step mixes
-codes of the pool by the tree and asks of the fused pictures what `--objective` says: `composed.py` (ours, which ships)
-or `contrastive.py` (the paper's description; its training code is not public). Pictures, masks and losses are of
---train_resolution pixels. `--config FILE` reads flags from JSON.
+codes of the pool by the tree and compares the fused pictures with the goal of `--objective`: `composed.py` (ours, used
+for the shipped nets) or `contrastive.py` (the paper's description; its training code is not public). Pictures, masks
+and losses have --train_resolution pixels. `--config FILE` reads flags from JSON.
 """
 
 import argparse
@@ -65,10 +65,10 @@ def train(args: argparse.Namespace) -> Path:
 
 
 class FusionTraining:
-    """Models, data and loss of a fusion training, and what happens around its steps.
+    """Models, data and loss of a fusion training, and what happens between its steps.
 
     Raises:
-        ValueError: flags that do not fit the model. OSError: a model that is not there.
+        ValueError: flags that do not fit the model. OSError: a model is missing.
     """
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator):
@@ -113,13 +113,13 @@ class FusionTraining:
             self.judge, self.judge_optimizer = accelerator.prepare(self.discriminator, adam)
             self.discriminator.requires_grad_(False)
 
-        # What is watched.
+        # Monitoring.
         self.transfers, self.clock = Transfers(len(self.criterion.roles.names), device), Clock(device)
         self.tallies: list[torch.Tensor] = []
         self.figures: dict[str, float] = {}  # of the last step, for the model card
 
     def new_criterion(self, resolution: int | None = None) -> Criterion:
-        """A pool and its criterion, at a resolution or at --train_resolution; says what memory they take."""
+        """Return a criterion with its pool, at a resolution or by default --train_resolution; logs their memory."""
         found = build_criterion(
             self.args,
             self.tree,
@@ -135,7 +135,7 @@ class FusionTraining:
         return found
 
     def criterion_at(self, step: int) -> Criterion:
-        """The criterion of a step, which counts from 0."""
+        """Return the criterion of a step, which counts from 0."""
         if step < self.args.max_train_steps - self.args.full_resolution_steps:
             return self.criterion
         if self.full_criterion is None:
@@ -145,7 +145,7 @@ class FusionTraining:
     # --- A step ---
 
     def loss(self, model: torch.nn.Module, micro: MicroBatch) -> dict[str, torch.Tensor]:
-        """Gradients of a micro-batch; what is logged of it."""
+        """Compute the gradients of a micro-batch; return scalars to log."""
         criterion = self.criterion_at(micro.step)
         sample = criterion.draw(self.args.train_batch_size, micro.draw, self.shares)
         losses, tally, images = backward(
@@ -185,7 +185,7 @@ class FusionTraining:
         self.figures = found if done == self.args.max_train_steps else {}
 
     def measure(self) -> dict[str, float]:
-        """The ruler's figures of the averaged nets."""
+        """Return the ruler's figures of the averaged nets."""
         return {} if self.judges is None else brief(self.pipe, self.judges, self.args.validation_pairs)
 
     def after_checkpoint(self, done: int) -> None:
@@ -207,7 +207,7 @@ class FusionTraining:
         )
 
     def finish(self, seconds: float) -> None:
-        """Write the pipeline and its card, and upload them where that is asked for."""
+        """Save the pipeline and its card, and upload them if that is asked for."""
         self.guard.check(self.average.fuse, self.args.max_train_steps)
         self.pipe.save_pretrained(self.folder)
         card = model_card(self.args, self.tree, self.figures or self.measure(), seconds, self.guard.dead)
@@ -216,7 +216,7 @@ class FusionTraining:
 
 
 def parameters_of(fusion: FusionHierarchy) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """Those of the constant part of the gates, and those of the MLPs; FSDP puts others in their place."""
+    """Return the parameters of the gates' constant part, and those of the MLPs; FSDP replaces both."""
     parts: tuple[list, list] = ([], [])
     for name, parameter in fusion.named_parameters():
         parts[not name.endswith(("gate_bias", "gate_novelty"))].append(parameter)
@@ -225,7 +225,7 @@ def parameters_of(fusion: FusionHierarchy) -> tuple[list[torch.nn.Parameter], li
 
 @torch.no_grad()
 def save_sheet(fusion: FusionHierarchy, criterion: Criterion, path: Path, rows: int = 6) -> None:
-    """Rows of the pool: base, source, one swapped leaf per column, and the base with all inner codes of the source."""
+    """Save rows of base, source, one swapped leaf per column, and the base with the source's inner codes."""
     tree, pool, networks = criterion.tree, criterion.pool, criterion.networks
     rows = min(rows, len(pool) // 2)
     base, source = pool.codes[:rows], pool.codes[rows : 2 * rows]

@@ -1,4 +1,4 @@
-"""What a fusion training is made of: new nets, the frozen networks, and the objective that the flags describe."""
+"""The parts of a fusion training: new nets, the frozen networks, and the objective that the flags describe."""
 
 import argparse
 import contextlib
@@ -78,7 +78,7 @@ def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) 
 def load_frozen(
     args: argparse.Namespace, accelerator: Accelerator
 ) -> tuple[StyleGenerator, StyleGAN2Discriminator | None]:
-    """Generator and (if the realism term wants it) discriminator of the given folder, frozen."""
+    """Return the frozen generator and, if the realism term needs it, the frozen discriminator in --model."""
     if not args.pretrained_model_name_or_path:
         raise ValueError("--model is missing: a folder or Hub id that holds generator/")
     where = {"revision": args.revision, "variant": args.variant}
@@ -96,21 +96,19 @@ def load_frozen(
 
 
 def fit_preview(args: argparse.Namespace, g: StyleGenerator) -> None:
-    """Give a generator that makes no pictures of the training resolution a head for them, fitted to its full pictures.
+    """Fit a preview head to the generator if it has no pictures of the training resolution.
 
-    The head is saved with the generator. ValueError for a resolution that the generator has no features of.
+    The head is saved with the generator. ValueError for a resolution of which the generator has no features.
     """
     sizes = sorted({*g.feature_sizes, *g.picture_sizes})
     wanted = training_resolution(args.train_resolution, sizes)
     if wanted not in g.picture_sizes:
         quality = g.fit_preview(wanted, seed=args.seed)
-        logger.info("pictures of %d px are those of a fitted head: %.1f dB from reduced full ones", wanted, quality)
+        logger.info("a fitted head makes pictures of %d px: %.1f dB from downscaled full ones", wanted, quality)
 
 
 def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminator:
-    """The same discriminator, its minibatch-deviation channels taken to be 0: a picture's logit must not depend on its
-    neighbors'.
-    """
+    """Return the discriminator without minibatch deviation, so that a logit depends on one picture alone."""
     extra = d.config.mbstd_channels
     if not extra:
         return d
@@ -118,7 +116,7 @@ def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminato
     plain = StyleGAN2Discriminator(**config)
     state = d.state_dict()
     state["conv.weight"] = state["conv.weight"][:, :-extra]
-    # Equalized layers divide by the root of their inputs' number, which is smaller now.
+    # Equalized layers divide by the root of their number of inputs, which is smaller now.
     state["conv.weight"] = state["conv.weight"] * math.sqrt((d.conv.weight.shape[1] - extra) / d.conv.weight.shape[1])
     plain.load_state_dict(state)
     return plain
@@ -133,12 +131,12 @@ def build_criterion(
     resolution: int | None = None,
     precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> Criterion:
-    """The objective that the flags describe, with its pool; at `resolution` instead of --train_resolution if given."""
+    """Return the objective of the flags, with its pool, at `resolution` or by default at --train_resolution."""
     weights = {name: getattr(args, f"{name}_weight") for name in TERMS}
     known = list(segmenter.config.regions)
     roles = Roles.of(tree, known, args.pose_regions, args.static_regions)
     if args.layout_weight and not roles.groups:
-        logger.info("--layout_weight plays no part: the tree %s has no fused inner node below the root", tree)
+        logger.info("--layout_weight has no effect: the tree %s has no fused inner node below the root", tree)
         weights["layout"] = 0.0
         if not any(weights.values()):
             raise ValueError("every other term's weight is 0: there is nothing to train for")
@@ -165,7 +163,7 @@ def build_criterion(
 
 
 def plan_memory(args: argparse.Namespace, g: Any, size: int, regions: int, pool_size: int | None) -> MemoryPlan:
-    """The pool's share of --memory_gib, at pictures of `size` px."""
+    """Plan the pool's share of --memory_gib for pictures of `size` px."""
     device = g.device
     budget = memory_budget(device, args.memory_gib)
     forward = forward_bytes(g.feature_sizes, size)
@@ -173,10 +171,10 @@ def plan_memory(args: argparse.Namespace, g: Any, size: int, regions: int, pool_
 
 
 def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks, codes: torch.Tensor) -> None:
-    """As --segmenter_resolution says, or as measured on pictures of style codes (N, S).
+    """Set the segmenter's resolution to --segmenter_resolution, or by measuring on pictures of style codes (N, S).
 
-    Where the segmenter cannot make out training pictures at any size, a small one is distilled, which learns from them
-    what the segmenter says of full ones. It is kept in OUTPUT_DIR for resumed trainings.
+    If the segmenter fails on training pictures at every size, it is distilled into a small one for them, which learns
+    from its labels of full pictures. It stays in OUTPUT_DIR for resumed trainings.
     """
     size = networks.resolution
     if args.segmenter_resolution is not None:
@@ -185,12 +183,12 @@ def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks,
         networks.segmenter_resolution = args.segmenter_resolution
         return
     agreement = networks.choose_segmenter_resolution(codes)
-    found = f"IoU {agreement:.2f} with what it says of full ones"
+    found = f"IoU {agreement:.2f} with its labels of full ones"
     if agreement >= LEAST_AGREEMENT:
         seen = networks.segmenter_resolution
         logger.info("the segmenter sees training pictures of %d px at %d px: %s", size, seen, found)
         return
-    logger.info("the segmenter does not make out pictures of %d px (%s): distilling one that does", size, found)
+    logger.info("the segmenter fails on pictures of %d px (%s): distilling one for them", size, found)
     folder, teacher = Path(args.output_dir, f"segmenter-{size}px"), networks.segmenter
     with PartialState().main_process_first(), PartialState().local_main_process_first():
         if not (folder / "config.json").is_file():
@@ -211,7 +209,7 @@ def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks,
 
 
 def measure_step(criterion: Criterion, fusion: FusionHierarchy, sample: Sample) -> None:
-    """Complete the criterion's plan by what a sample's step takes; `sample`: one or two mixes."""
+    """Complete the criterion's plan with the measured memory of a step. `sample`: one or two mixes."""
     networks, plan = criterion.networks, criterion.plan
     known = [
         *fusion.parameters(),
@@ -231,12 +229,12 @@ def measure_step(criterion: Criterion, fusion: FusionHierarchy, sample: Sample) 
 
 
 def set_start_gates(args: argparse.Namespace, fusion: FusionHierarchy, criterion: Criterion) -> None:
-    """Constant gates from --start_pictures pictures, a few at a time."""
+    """Set constant gates, measured on --start_pictures pictures, a few at a time."""
     networks, plan = criterion.networks, criterion.plan
     g, full = networks.generator, networks.full_resolution
     draw = step_generator(args.seed, 0, purpose=7)
     codes = draw_codes(g, args.start_pictures, draw, args.min_psi, args.mixed_share)
-    # With gradients every map is kept, and its copies: about four times what rendering takes.
+    # Gradients keep every map and its copies: about four times the memory of rendering.
     batch, full_batch = (
         chunk_size(4 * forward_bytes(g.feature_sizes, r), plan.budget * RENDER_SHARE, 64)
         for r in (networks.resolution, full)

@@ -13,7 +13,7 @@ from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.measurement import MIN_AREA
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
-from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment
+from stylefusion_hf.training.sampling import Shares, count_codes, draw_assignment
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class SampleSource:
         """Draw a batch of samples."""
         device = self.pool.codes.device
         assigned = draw_assignment(self.tree, batch, draw, shares)
-        index = torch.randint(len(self.pool), (batch, codes_of(self.tree)), generator=draw)
+        index = torch.randint(len(self.pool), (batch, count_codes(self.tree)), generator=draw)
         twins = assigned.twin >= 0
         index[twins] = index[assigned.twin[twins]]  # a twin shares all codes but one with its partner
         return self.sample(index.to(device), assigned.nodes.to(device), assigned.twin.to(device))

@@ -62,7 +62,7 @@ class Assignment:
     twin: Tensor
 
 
-def codes_of(tree: RegionTree) -> int:
+def count_codes(tree: RegionTree) -> int:
     """Return how many codes an `Assignment` may number: each node may have one of its own."""
     return 2 * len(tree.nodes) + 1
 

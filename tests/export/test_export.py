@@ -188,6 +188,7 @@ def test_torch_export(tmp_path: Path) -> None:
 
 
 @needs_onnx
+@pytest.mark.slow  # half a minute: a graph of every net of the embedded model
 def test_the_embedded_model_and_the_documented_example(capsys: pytest.CaptureFixture[str]) -> None:
     """The example runs as it stands, and its picture is the pipeline's."""
     if not (ROOT / "stylefusion_hf/assets/model_index.json").is_file():

@@ -480,7 +480,8 @@ def test_messages_hold_no_path_and_bugs_no_detail() -> None:
     assert "hf_abc" not in str(caught.value)
 
 
-def test_twenty_clients_get_their_own_pictures(url: str, models: list[Model], tmp_path: Path) -> None:
+@pytest.mark.parametrize("clients", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_clients_at_once_get_their_own_pictures(url: str, models: list[Model], tmp_path: Path, clients: int) -> None:
     def visit(number: int) -> list[bool]:
         visitor = Client(url, verbose=False, download_files=str(tmp_path / str(number)), httpx_kwargs=PATIENCE)
         right = []
@@ -491,8 +492,8 @@ def test_twenty_clients_get_their_own_pictures(url: str, models: list[Model], tm
             right.append(recipe["base"] == seed and np.array_equal(pixels(path), pixels(expected)))
         return right
 
-    with ThreadPoolExecutor(20) as pool:
-        assert all(all(right) for right in pool.map(visit, range(20)))
+    with ThreadPoolExecutor(clients) as pool:
+        assert all(all(right) for right in pool.map(visit, range(clients)))
 
 
 def test_who_comes_when_too_many_wait_is_told_so(models: list[Model]) -> None:
@@ -574,6 +575,7 @@ def test_the_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp
     assert "--port" in fails(capsys, "space", "--port", "0")
 
 
+@pytest.mark.slow  # a process of its own, with torch and gradio
 def test_app_py_runs_where_nothing_lies_beside_it(tmp_path: Path) -> None:
     from stylefusion_hf.spaces_app import app
 

@@ -21,7 +21,7 @@ from stylefusion_hf.training.composed import (
 )
 from stylefusion_hf.training.contrastive import spatial_contrast
 from stylefusion_hf.training.networks import soft_centers
-from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment
+from stylefusion_hf.training.sampling import Shares, count_codes, draw_assignment
 from stylefusion_hf.training.start_gates import start_gates
 from tests.tiny import tiny_fusion, tiny_generator
 
@@ -239,7 +239,7 @@ def test_assignments_follow_the_tree():
     names = list(tree.nodes)
     leaves, inner = ([names.index(n) for n in group] for group in (tree.leaves, tree.inner))
     assert nodes.min() == 0
-    assert nodes.max() < codes_of(tree)
+    assert nodes.max() < count_codes(tree)
     assert (nodes > 0).any(dim=1).all()  # nothing is asked of a picture that is the base itself
     single = ((nodes[:, leaves] > 0).sum(1) == 1) & (nodes[:, inner] == 0).all(1) & (twin < 0)
     assert single.float().mean() > 0.25
