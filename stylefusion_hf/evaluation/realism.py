@@ -139,10 +139,7 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
     if rendered:  # all of them are kept in memory
         size = min(size, subject.ruler.size or size)
     sets = fused_sets(subject)
-    if real:
-        pictures = real_pictures(real, size, count * (1 + rendered))
-    else:
-        pictures = partial(sets["plain samples"], draw=SECOND_DRAW)
+    pictures = real_pictures(real, size, count * (1 + rendered)) if real else plain_set(subject, SECOND_DRAW)
     if rendered:
         sets["other real pictures"] = lambda numbers: pictures(range(count + numbers.start, count + numbers.stop))
     opinions = judge_pictures(subject, pictures, count, "real")
@@ -156,16 +153,21 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
     return {"real": real or "a second plain draw", "count": count, "rows": rows}
 
 
-def fused_sets(subject: Subject) -> dict[str, Callable[..., Tensor]]:
+def sample_codes(subject: Subject, numbers: range, draw: int) -> Tensor:
+    """Return the style codes (B, S) of these numbers of a draw; draws share no seeds."""
+    first = subject.first(PLAIN_SEED) + draw * MAX_COUNT
+    return style_codes(subject.pipe.generator, range(first + numbers.start, first + numbers.stop))
+
+
+def plain_set(subject: Subject, draw: int) -> Callable[[range], Tensor]:
+    """Return a function from numbers to plain samples of a draw."""
+    return lambda numbers: render(subject.pipe, sample_codes(subject, numbers, draw))
+
+
+def fused_sets(subject: Subject) -> dict[str, Callable[[range], Tensor]]:
     """Return {name: function from numbers to pictures} of plain and fused samples."""
-    g, fusion, leaves = subject.pipe.generator, subject.pipe.fusion, subject.leaves
-
-    def codes(numbers: range, draw: int) -> Tensor:
-        first = subject.first(PLAIN_SEED) + draw * MAX_COUNT
-        return style_codes(g, range(first + numbers.start, first + numbers.stop))
-
-    def plain(numbers: range, draw: int = 0) -> Tensor:
-        return render(subject.pipe, codes(numbers, draw))
+    fusion, leaves = subject.pipe.fusion, subject.leaves
+    codes = partial(sample_codes, subject)
 
     def one_region(numbers: range) -> Tensor:
         a, b = codes(numbers, 0), codes(numbers, 1)
@@ -178,7 +180,11 @@ def fused_sets(subject: Subject) -> dict[str, Callable[..., Tensor]]:
         given = {n: codes(numbers, 1 + leaves.index(n)) if n in leaves else base for n in fusion.tree.nodes}
         return render(subject.pipe, fusion.fuse(given))
 
-    return {"plain samples": plain, "one region swapped": one_region, "every region another's": every_region}
+    return {
+        "plain samples": plain_set(subject, 0),
+        "one region swapped": one_region,
+        "every region another's": every_region,
+    }
 
 
 def set_row(opinions: Opinions, scale: Normalization, real: bool) -> dict[str, Any]:

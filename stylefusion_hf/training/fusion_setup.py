@@ -34,8 +34,9 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.regions.distillation import distil
 from stylefusion_hf.regions.working_size import LARGEST
+from stylefusion_hf.training.choices import TERMS
 from stylefusion_hf.training.common import save_model
-from stylefusion_hf.training.criterion import TERMS, Criterion
+from stylefusion_hf.training.criterion import Criterion
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles

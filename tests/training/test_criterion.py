@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.training.criterion import TERMS, Criterion
+from stylefusion_hf.training.choices import TERMS
+from stylefusion_hf.training.criterion import Criterion
 from stylefusion_hf.training.networks import FrozenNetworks
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
