@@ -11,9 +11,10 @@ from torch import Tensor
 from stylefusion_hf.core.memory import even_parts
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.measurement import MIN_AREA
+from stylefusion_hf.training.choices import Shares
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
-from stylefusion_hf.training.sampling import Shares, count_codes, draw_assignment
+from stylefusion_hf.training.sampling import count_codes, draw_assignment
 
 
 @dataclass(frozen=True)

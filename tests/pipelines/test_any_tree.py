@@ -14,8 +14,9 @@ from stylefusion_hf.cli import main
 from stylefusion_hf.conversion.hierarchy import choose_tree
 from stylefusion_hf.imaging.sheets import contact_sheet, sheet_columns
 from stylefusion_hf.training import fusion
+from stylefusion_hf.training.choices import Shares
 from stylefusion_hf.training.roles import Roles
-from stylefusion_hf.training.sampling import Shares, count_codes, draw_assignment
+from stylefusion_hf.training.sampling import count_codes, draw_assignment
 from tests.tiny import tiny_pipeline
 
 NAMES = ["half", "train", "données", "car body", "a/b", "base", "source", "global", "all", "nodes", "items", "-x", "9"]

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.training.choices import TERMS
+from stylefusion_hf.training.choices import TERMS, Shares
 from stylefusion_hf.training.criterion import Criterion
 from stylefusion_hf.training.networks import FrozenNetworks
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import Sample
-from stylefusion_hf.training.sampling import Shares, count_codes
+from stylefusion_hf.training.sampling import count_codes
 from tests.planted import TREE, planted_pipeline
 
 NAMES = ["a", "b", "right"]

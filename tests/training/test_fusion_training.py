@@ -18,8 +18,8 @@ from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.training import fusion
 from stylefusion_hf.training._segmenters import load_segmenter
 from stylefusion_hf.training.card import model_card
+from stylefusion_hf.training.choices import Shares
 from stylefusion_hf.training.fusion_setup import build_criterion, load_frozen, without_batch_statistics
-from stylefusion_hf.training.sampling import Shares
 from tests.tiny import assert_same_weights, tiny_generator, tiny_segmenter
 
 

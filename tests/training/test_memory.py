@@ -10,7 +10,7 @@ from stylefusion_hf.core.memory import GIB, MemoryPlan, chunk_size, even_parts, 
 from stylefusion_hf.regions import distillation
 from stylefusion_hf.regions.distillation import distil
 from stylefusion_hf.training import fusion_setup
-from stylefusion_hf.training.sampling import Shares
+from stylefusion_hf.training.choices import Shares
 from tests.tiny import tiny_generator
 from tests.training.test_criterion import criterion, pipe  # noqa: F401
 

@@ -11,6 +11,7 @@ from stylefusion_hf.imaging.alignment import fit_similarity, region_axes
 from stylefusion_hf.imaging.features import channel_energies
 from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.training import objectives as obj
+from stylefusion_hf.training.choices import Shares
 from stylefusion_hf.training.composed import (
     compose,
     masked_distance,
@@ -21,7 +22,7 @@ from stylefusion_hf.training.composed import (
 )
 from stylefusion_hf.training.contrastive import spatial_contrast
 from stylefusion_hf.training.networks import soft_centers
-from stylefusion_hf.training.sampling import Shares, count_codes, draw_assignment
+from stylefusion_hf.training.sampling import count_codes, draw_assignment
 from stylefusion_hf.training.start_gates import start_gates
 from tests.tiny import tiny_fusion, tiny_generator
 
