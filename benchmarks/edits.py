@@ -43,7 +43,7 @@ from stylefusion_hf.evaluation.measurement import changed_area, most_probable
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, TEST_SEED, VALIDATION_SEED, render, style_codes
 from stylefusion_hf.evaluation.statistics import Estimate, resamples
 from stylefusion_hf.imaging.sheets import BASE, draw_sheet
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 
 RANKS, TUNING_SEEDS = (16, 32, 64), 16
 FACTOR, LEAST_A, MOST_A = 1.7, 0.3, 5.0  # a is tried at 1 and at this factor's powers up or down, within bounds
@@ -88,7 +88,7 @@ class Bench:
         self, pipe: StyleFusionPipeline, seeds: int, strength: float, first: int = TEST_SEED, rank: int | None = None
     ):
         """rank: of LowRankGAN's projection, instead of the fusion nets."""
-        self.pipe, self.strength, self.batch = pipe, strength, at_once(pipe.generator.config.resolution, 64)
+        self.pipe, self.strength, self.batch = pipe, strength, chunk_size(pipe.generator.config.resolution, 64)
         self.rank = rank
         self.spans: dict[str, Tensor] = {}
         self.segmenter = load_judges().segmenter

@@ -151,14 +151,14 @@ class InvertedSubject(Subject):
             return
         for start in range(0, count, self.batch):
             end = min(start + self.batch, count)
-            strangers = self.codes.roll(-2, dims=0)  # of each pair the next one's source
+            unrelated = self.codes.roll(-2, dims=0)  # of each pair the next one's source
             some = slice(2 * start + 1, 2 * end, 2)
-            yield self._pairs(self.codes[2 * start : 2 * end : 2], self.codes[some], strangers[some])
+            yield self._pairs(self.codes[2 * start : 2 * end : 2], self.codes[some], unrelated[some])
 
     @torch.no_grad()
-    def _pairs(self, base: Tensor, source: Tensor, stranger: Tensor) -> Pairs:
+    def _pairs(self, base: Tensor, source: Tensor, unrelated: Tensor) -> Pairs:
         images = [render(self.pipe, s) for s in (base, source)]
-        return Pairs(base, source, *images, *(segment(self.pipe, x) for x in images), stranger)
+        return Pairs(base, source, *images, *(segment(self.pipe, x) for x in images), unrelated)
 
 
 def swap_table(subjects: dict[str, Subject], count: int) -> str:

@@ -8,19 +8,20 @@ this order:
     safe_pickle.py                      reading untrusted files, and why we do not use torch.load; it builds on
     inert.py, machine.py, opcodes.py,   the pickle interpreter, its budget, and replacements for what pickles call
     rebuild.py
-    torch_files.py, numpy_files.py,     file formats
-    zip_reader.py
+    array_files.py, zip_reader.py       file formats of torch and numpy
 
     sources.py                          which kind of checkpoint it is, and which networks it contains
-    modules.py, nvidia.py,              pickled modules, settings and names of NVIDIA's PyTorch and TensorFlow code
-    tensorflow.py
-    layouts.py                          renaming tensors to this package's models
+    modules.py                          pickled modules
+    nvidia.py, tensorflow.py,           tensor names and settings of NVIDIA's two code bases and of rosinality's
+    rosinality.py
+    layouts.py                          tensors under any names to this package's models
 
-    hierarchy.py, fusion_nets.py        the StyleFusion authors' nets
+    hierarchy.py                        the StyleFusion authors' nets
     directions.py                       editing directions
     ir_files.py, openvino_ir.py,        MobileStyleGAN in OpenVINO's format
-    ir_operations.py, mobile_graph.py
+    ir_operations.py, ir_network.py,
+    mobile_graph.py
 
-    writing.py, destination.py          writing the result
+    writing.py                          writing the result
     rendering.py, checks.py, report.py  checking it and reporting about it
 """

@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="split weights larger than this (default: 5GB)"
     )
+    parser.add_argument(
+        "--previews",
+        type=_previews,
+        metavar="128,256|none",
+        help="sizes of a MobileStyleGAN's preview pictures, in half a minute (default: 128,256 if it is larger)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace DEST if it is not empty")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     check = parser.add_argument_group("check")
@@ -80,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
         layers=_rows(args.layers),
         reference=args.reference,
         reference_seed=args.reference_seed,
+        previews=args.previews,
         overwrite=args.overwrite,
         max_shard_size=args.max_shard_size,
         progress=not args.no_progress,
@@ -90,6 +97,16 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{args.destination} was written, but differs from {args.reference} in {'; '.join(report.mismatches)}"
         )
+
+
+def _previews(text: str) -> tuple[int, ...]:
+    """Parse sizes: "128,256" -> (128, 256); "none" -> ()."""
+    if text == "none":
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 6 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected sizes such as 128,256, or none; got {text[:80]!r}")
+    return tuple(map(int, parts))
 
 
 def _rows(text: str | None) -> list[int] | None:

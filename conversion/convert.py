@@ -1,7 +1,7 @@
 """`convert(source, destination)`: a third-party checkpoint -> a folder that `from_pretrained` loads.
 
 The stages are modules of their own, and this one calls them in order: reading (`safe_pickle`), detecting (`sources`),
-renaming (`layouts`), writing (`writing`, `destination`), checking (`checks`) and reporting (`report`).
+renaming (`layouts`, `nvidia`, `rosinality`), writing (`writing`), checking (`checks`) and reporting (`report`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 from diffusers import __version__ as diffusers_version
 
 from stylefusion_hf.conversion import checks, directions, hierarchy, ir_files, mobile_graph
-from stylefusion_hf.conversion.destination import check_destination, replace_folder
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
+from stylefusion_hf.conversion.previews import describe_previews, fit_previews
 from stylefusion_hf.conversion.report import Report, model_card, printable
 from stylefusion_hf.conversion.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
-from stylefusion_hf.conversion.writing import estimate_mean, release, save_model
+from stylefusion_hf.conversion.writing import check_destination, estimate_mean, release, replace_folder, save_model
+from stylefusion_hf.core.edits import save_directions
 from stylefusion_hf.core.files import sha256_of, write_json, write_text
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
@@ -52,6 +52,8 @@ class Options:
         reference, reference_seed: outputs to compare with; see `checks.compare`.
         overwrite: replace a destination that is not empty.
         max_shard_size: as in diffusers.
+        previews: sizes of the preview heads that are fitted for a MobileStyleGAN; None for 128 and 256 px, where it
+            is larger.
         progress: show a progress bar.
     """
 
@@ -67,6 +69,7 @@ class Options:
     reference_seed: int | None = None
     overwrite: bool = False
     max_shard_size: str = "5GB"
+    previews: tuple[int, ...] | None = None
     progress: bool = True
 
 
@@ -99,7 +102,7 @@ def convert(source: str | Path, destination: str | Path, options: Options | None
             raise ConversionError(f"{path}: there is no such file")
         check_ordinary(path)
     check_destination(destination, options.overwrite, given)  # fail before the long work, not after it
-    with tqdm(total=6, unit="step", disable=not options.progress, leave=False) as bar:
+    with tqdm(total=7, unit="step", disable=not options.progress, leave=False) as bar:
         job = _Job(source, destination, options, Report(options.kind), bar)
         if options.kind == "mobilestylegan" or (options.kind == "auto" and ir_files.looks_like_ir(source)):
             job.openvino()
@@ -140,6 +143,7 @@ class _Job:
         source = read_source(content, str(self.source), self.options.kind)
         del content
         self.report.kind = source.kind
+        self._no_previews()
         with self._folder([self.source]) as work:
             self._describe_files({"source": self.source})
             generator = self._generator(source, work)
@@ -167,13 +171,18 @@ class _Job:
             self.report.unused += converted.unused
             self.report.notes += model.notes
             sizes = [len(style.bias) for style in styles]
+            self._mean(MobileStyleGANGenerator, converted)
+            self.step("previews")
+            previews = fit_previews(converted, f"{self.source}: generator", self.options.previews)
             generator = self._write_generator(MobileStyleGANGenerator, converted, sizes[:-1], sizes[-1:], work)
+            self.report.parts["generator"]["lines"] += describe_previews(previews)
             self._no_fusion(generator, work)
             self._finish(work, lambda g: mobile_graph.compare_with_graphs(g, model.mapping, model.synthesis, styles))
 
     def fusion_nets(self) -> None:
         """Convert the authors' JSON of fusion nets together with a generator."""
         self.report.kind = "stylefusion"
+        self._no_previews()
         self.step("reading")
         files = hierarchy.read_json(self.source)
         path = self.options.generator or files.generator
@@ -208,6 +217,7 @@ class _Job:
     def directions(self) -> None:
         """Convert files of directions into one safetensors file."""
         self.report.kind = "directions"
+        self._no_previews()
         if self.options.reference is not None:
             raise ConversionError(f"{self.options.reference}: directions have nothing to compare with a reference")
         sizes = directions.generator_sizes(self.options.generator)
@@ -218,12 +228,19 @@ class _Job:
         spaces = sorted({d.space for d in found.found.values()})
         listed = ", ".join(list(found.found)[:12]) + (", ..." if len(found.found) > 12 else "")
         self.report.parts["directions"] = {"lines": [f"{len(found.found)} in {', '.join(spaces)}: {listed}"]}
-        vectors = {name: d.vector for name, d in found.found.items()}
         with self._folder([self.source]) as work:
-            write_tensors(work / "directions.safetensors", vectors, directions.metadata(found))
+            save_directions(work / "directions.safetensors", found.found.values())
             self._finish(work)
 
     # --- Steps ------------------------------------------------------------------------------------
+
+    def _no_previews(self) -> None:
+        """ConversionError if previews are asked for that this kind of source does not have."""
+        if self.options.previews:
+            raise ConversionError(
+                f"{self.source}: --previews is for a MobileStyleGAN; a StyleGAN2 makes pictures of any of its sizes"
+                " without a preview head"
+            )
 
     def _folder(self, sources: list[Path]) -> Any:
         given = [path for path in (self.options.generator, self.options.reference) if path is not None]
@@ -260,11 +277,7 @@ class _Job:
         self, cls: type[StyleGenerator], converted: Converted, conv: list[int], rgb: list[int], work: Path
     ) -> dict[str, list[int]]:
         """Write a generator with style vectors of these widths; return the widths, which fusion nets need."""
-        if "w_avg" not in converted.state:
-            converted.state["w_avg"] = estimate_mean(cls, converted, str(self.source), MEAN_SAMPLES)
-            self.report.notes.append(
-                f"the source stores no mean of w: it was estimated from {MEAN_SAMPLES} samples of seed 0"
-            )
+        self._mean(cls, converted)
         self._save("generator", cls, converted, work)
         config = converted.config
         s, rows = sum(conv) + sum(rgb), 2 * config["resolution"].bit_length() - 4
@@ -275,6 +288,14 @@ class _Job:
             + f" truncation {config['truncation_psi']:g}, {config['label_dim'] or 'no'} classes",
         ]
         return {"conv_sizes": conv, "rgb_sizes": rgb}
+
+    def _mean(self, cls: type[StyleGenerator], converted: Converted) -> None:
+        """Estimate the mean of w where the source stores none."""
+        if "w_avg" not in converted.state:
+            converted.state["w_avg"] = estimate_mean(cls, converted, str(self.source), MEAN_SAMPLES)
+            self.report.notes.append(
+                f"the source stores no mean of w: it was estimated from {MEAN_SAMPLES} samples of seed 0"
+            )
 
     def _no_fusion(self, sizes: dict[str, list[int]], work: Path) -> None:
         """Write a region tree of one node, for a generator without fusion nets."""

@@ -1,19 +1,11 @@
 """Editing directions of other projects -> one safetensors file of named directions.
 
-The file, which `core/edits.py` reads, has one float32 tensor per direction:
-
-    space "z" or "w"   (dim,)         added to a code, or to every row of w+ (only to rows in `layers`, if given)
-    space "w+"         (rows, dim)    added row by row
-    space "s"          (S,)           added to a packed style code; (S_conv,) covers the convolutions only
-
-Its metadata has `format` = "stylefusion-directions", `version` = "1", and `directions`, a JSON table
-{name: {"space": ..., "layers": [row, ...] or null, "scale": number, "source": file name}}. An edit of strength a
-adds a * scale * vector; `scale` is 1 except for principal components, where it is the standard deviation.
+`core/edits.py` defines and writes that file. Shapes: (dim,) in z and w, (rows, dim) in w+, and (S,) or, for the
+convolutions only, (S_conv,) in s. The scale is 1 except for principal components, where it is the standard deviation.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -27,25 +19,12 @@ from accelerate import init_empty_weights
 
 from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
 from stylefusion_hf.conversion.safe_pickle import load
-from stylefusion_hf.core.edits import FORMAT, VERSION
+from stylefusion_hf.core.edits import MAX_DIRECTIONS, Direction
 from stylefusion_hf.core.json_files import read_object
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
-SPACES = ("z", "w", "w+", "s")
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".safetensors")
-MAX_DIRECTIONS = 10_000
 LARGEST_LATENT = 2048  # longer vectors are taken for style codes
-
-
-@dataclass
-class Direction:
-    """One direction; the module docstring lists the shapes."""
-
-    vector: torch.Tensor
-    space: str
-    scale: float = 1.0
-    source: str = ""
-    layers: list[int] | None = None
 
 
 @dataclass
@@ -56,16 +35,21 @@ class Directions:
     unused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, direction: Direction) -> None:
+    def add(
+        self, name: str, vector: torch.Tensor, space: str, scale: float, layers: list[int] | None, source: str
+    ) -> None:
         name = re.sub(r"[^a-z0-9_+-]+", "_", name.lower()).strip("_")[:100] or "direction"
         if name in self.found:
-            raise ConversionError(f"{direction.source}: there are two directions {name!r}; rename a file or a key")
+            raise ConversionError(f"{source}: there are two directions {name!r}; rename a file or a key")
         if len(self.found) >= MAX_DIRECTIONS:
-            raise ConversionError(f"{direction.source}: holds more than {MAX_DIRECTIONS:,} directions")
-        finite = torch.isfinite(direction.vector).all() and math.isfinite(direction.scale)
-        if not finite or not direction.vector.any():
-            raise ConversionError(f"{direction.source}: the direction {name!r} is zero, or not finite")
-        self.found[name] = direction
+            raise ConversionError(f"{source}: holds more than {MAX_DIRECTIONS:,} directions")
+        if not torch.isfinite(vector).all() or not math.isfinite(scale) or not vector.any():
+            raise ConversionError(f"{source}: the direction {name!r} is zero, or not finite")
+        rows = None if layers is None else tuple(layers)
+        try:
+            self.found[name] = Direction(name, space, vector, scale, rows, {"source": source})
+        except ValueError as error:
+            raise ConversionError(f"{source}: {error}") from None
 
 
 def looks_like_directions(content: Any) -> bool:
@@ -126,19 +110,10 @@ def read_directions(
             chosen = space or known or _space_of(file, array, result, sizes)
             for label, part in _split(name, array, chosen, file):
                 vector = _check_vector(part, chosen, file, sizes)
-                result.add(label, Direction(vector, chosen, scale, file.name, layers))
+                result.add(label, vector, chosen, scale, layers, file.name)
         if len(result.found) == before:
             raise ConversionError(f"{file}: holds no directions that are known here")
     return result
-
-
-def metadata(directions: Directions) -> dict[str, str]:
-    """Return the safetensors file's metadata."""
-    table = {
-        name: {"space": d.space, "layers": d.layers, "scale": d.scale, "source": d.source}
-        for name, d in directions.found.items()
-    }
-    return {"format": FORMAT, "version": VERSION, "directions": json.dumps(table)}
 
 
 def generator_sizes(folder: Path | None) -> dict[str, Any] | None:

@@ -1,4 +1,8 @@
-"""The authors' fusion nets: the JSON that lists their files, its region tree, and the sizes of the nets."""
+"""The authors' fusion nets: the JSON that lists their files, its region tree, the nets' sizes and tensor names.
+
+The authors publish one checkpoint per node (MIT license, github.com/OmerKafri/StyleFusion); each contains the two
+blenders of one net as `blender_{segments,common}.disentangle_net.{0..4}.{weight,bias}`. Values do not change.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from stylefusion_hf.conversion.fusion_nets import rename_fusion_net
 from stylefusion_hf.conversion.inert import ConversionError, MiB
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.safe_pickle import load
@@ -25,6 +29,7 @@ from stylefusion_hf.models.fusion.hierarchy import NET_PREFIX
 DOMAINS = {"ffhq": (1024, 0.7), "car": (512, 0.5), "church": (256, 0.5)}
 GENERATOR_KEYS = ("generator", "stylegan", "stylegan_weights")  # keys under which a JSON may name the generator
 AUTHORS_INDICATORS, AUTHORS_REPEATS = 19, 10
+_PUBLISHED = re.compile(r"(blender_(?:segments|common))\.disentangle_net\.(\d+)\.(weight|bias)")
 MAX_NETS, MAX_NAME = 64, 1024  # nodes in a JSON, characters in a name or path
 
 
@@ -193,3 +198,34 @@ def _shape_of(tensors: Mapping[str, torch.Tensor], prefix: str, path: Path, vect
                 "indicator_repeats": int(repeats),
             }
     raise ConversionError(f"{path}: its layer indicator ({indicator} numbers) is too short for {vectors - 1} vectors")
+
+
+def rename_fusion_net(published: Mapping[str, Tensor], node: str) -> dict[str, Tensor]:
+    """Rename one published net's tensors to those of node `node` in `FusionHierarchy.state_dict()`.
+
+    Args:
+        published: the state dict, or a checkpoint that contains it as "state_dict".
+        node: the name of the region tree's node that owns the net.
+
+    Raises:
+        ValueError: the checkpoint is not one fusion net.
+    """
+    state = published.get("state_dict", published)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the fusion net of {node!r} is not a state dict: its 'state_dict' is {type(state).__name__}")
+    renamed = {}
+    for name, tensor in state.items():
+        match = _PUBLISHED.fullmatch(name)
+        if match is None:
+            raise ValueError(
+                f"the fusion net of {node!r} has an unknown tensor {name!r}; expected names like"
+                " 'blender_segments.disentangle_net.0.weight'"
+            )
+        blender, layer, kind = match.groups()
+        renamed[f"nets.{NET_PREFIX}{node}.{blender}.layers.{layer}.{kind}"] = tensor
+    for blender in ("blender_segments", "blender_common"):
+        if not any(f".{blender}." in name for name in renamed):
+            raise ValueError(
+                f"the fusion net of {node!r} has no {blender}: it is not a StyleFusion checkpoint, or only part of one"
+            )
+    return renamed

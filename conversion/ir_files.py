@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from stylefusion_hf.conversion.inert import Budget, ConversionError
-from stylefusion_hf.conversion.mobile_graph import Network, is_mapping
+from stylefusion_hf.conversion.ir_network import Network
+from stylefusion_hf.conversion.mobile_graph import is_mapping
 from stylefusion_hf.conversion.openvino_ir import read_graph
 from stylefusion_hf.conversion.report import printable
 from stylefusion_hf.conversion.safe_pickle import map_file

@@ -1,7 +1,4 @@
-"""Evaluation of OpenVINO graphs, for the operations that exported MobileStyleGANs use.
-
-The shape of every result is computed on torch's meta device before anything is allocated.
-"""
+"""The operations of OpenVINO graphs that exported MobileStyleGANs use, in torch."""
 
 from __future__ import annotations
 
@@ -14,13 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylefusion_hf.conversion.inert import ConversionError
-from stylefusion_hf.conversion.openvino_ir import Graph, Layer, Output, parse_dims
+from stylefusion_hf.conversion.openvino_ir import Graph, Layer, parse_dims
 from stylefusion_hf.conversion.report import printable
 
 MAX_NUMBERS = 2**27  # in one result: half a gigabyte
-MAX_FOLDED = 2**25  # numbers in all results that depend on constants only
-
-Values = dict[Output, Tensor]  # results that depend on the input are meta tensors: a shape without data
 
 
 class _Unsupported(Exception):
@@ -215,102 +209,3 @@ def compute(graph: Graph, layer: Layer, inputs: list[Tensor]) -> tuple[Tensor, .
     if len(outputs) != len(layer.outputs):
         raise graph.error(f"{layer}: has {len(layer.outputs)} outputs, expected {len(outputs)}")
     return outputs
-
-
-# --- Graphs ----------------------------------------------------------------------------------------------------------
-
-
-def infer(graph: Graph) -> Values:
-    """Infer all outputs: their values if they depend on constants only, else meta tensors of their shapes.
-
-    Raises:
-        ConversionError: as from `compute`; shapes that exceed bounds or differ from the declared ones; not exactly one
-            input and one result.
-    """
-    for kind in ("Parameter", "Result"):
-        if len(graph.of_type(kind)) != 1:
-            raise graph.error(f"has {len(graph.of_type(kind))} layers of the type {kind}, expected one")
-    values: Values = {}
-    folded = 0
-    for layer in graph.layers.values():
-        if layer.type == "Result":
-            if len(layer.inputs) != 1:
-                raise graph.error(f"{layer}: has {len(layer.inputs)} inputs, expected one")
-            continue
-        inputs = [values[source] for source in layer.inputs]
-        outputs: tuple[Tensor, ...]
-        if layer.type == "Const":
-            outputs = (graph.constant(layer),)
-        elif layer.type == "Parameter":
-            outputs = (_parameter(graph, layer),)
-        elif layer.type == "ShapeOf":
-            outputs = tuple(torch.tensor(x.shape, dtype=torch.int64) for x in inputs)
-        else:
-            outputs = compute(graph, layer, _to_meta(layer, inputs))
-            if (largest := max(x.numel() for x in outputs)) > MAX_NUMBERS:
-                raise graph.error(f"{layer}: gives {largest:,} numbers, more than can be handled")
-            if not any(x.is_meta for x in inputs):
-                folded += sum(x.numel() for x in outputs)
-                if folded > MAX_FOLDED:
-                    raise graph.error(f"{layer}: more is computed from constants than any network needs")
-                outputs = compute(graph, layer, inputs)
-        for (port, declared), output in zip(layer.outputs.items(), outputs, strict=False):
-            if declared is not None and declared != tuple(output.shape):
-                stated, found = ("x".join(map(str, shape)) or "one number" for shape in (declared, output.shape))
-                raise graph.error(f"{layer}: declares an output of {stated}, but gives {found}")
-            values[layer.id, port] = output
-        if len(outputs) != len(layer.outputs):
-            raise graph.error(f"{layer}: has {len(layer.outputs)} outputs, expected {len(outputs)}")
-    return values
-
-
-def _parameter(graph: Graph, layer: Layer) -> Tensor:
-    """Return the network's input as a meta tensor (1, width); its batch may be dynamic in the file."""
-    text = layer.attributes.get("shape", "")
-    first, comma, rest = text.partition(",")
-    dims = parse_dims(f"1,{rest}" if comma and first.strip() in ("-1", "?") else text)
-    if dims is None or len(dims) != 2 or dims[0] != 1 or layer.attributes.get("element_type") not in ("f32", None):
-        raise graph.error(f"{layer}: is of shape {printable(text[:40])!r}, expected 1, WIDTH of f32")
-    return torch.empty(dims, device="meta")
-
-
-def _to_meta(layer: Layer, inputs: list[Tensor]) -> list[Tensor]:
-    kept = CONSTANT_INPUTS.get(layer.type, ())
-    return [x if i in kept else x.to("meta") for i, x in enumerate(inputs)]
-
-
-def run(graph: Graph, values: Values, known: Values, wanted: list[Output]) -> list[Tensor]:
-    """Compute some outputs of a graph from known ones.
-
-    Only the layers in between are run, and intermediate results are freed as soon as possible.
-
-    Args:
-        graph: the graph.
-        values: result of `infer`.
-        known: values to start from, such as the input.
-        wanted: the outputs to compute.
-    """
-    needed: set[str] = set()
-    pending = [name for name, _ in wanted]
-    while pending:
-        layer = graph.layers[pending.pop()]
-        if layer.id in needed:
-            continue
-        needed.add(layer.id)
-        pending += [source[0] for source in layer.inputs if source not in known and values[source].is_meta]
-    uses: dict[Output, int] = {}
-    for name in needed:
-        for source in graph.layers[name].inputs:
-            uses[source] = uses.get(source, 0) + 1
-    found: Values = dict(known)
-    for layer in graph.layers.values():
-        if layer.id not in needed:
-            continue
-        inputs = [values[source] if source not in found else found[source] for source in layer.inputs]
-        for port, output in zip(layer.outputs, compute(graph, layer, inputs), strict=True):
-            found[layer.id, port] = output
-        for source in layer.inputs:
-            uses[source] -= 1
-            if uses[source] == 0 and source not in wanted:
-                found.pop(source, None)
-    return [found[output] if output in found else values[output] for output in wanted]

@@ -1,10 +1,9 @@
-"""Renaming of StyleGAN2 checkpoints from the layouts of NVIDIA and rosinality to this package's models.
+"""Tensors of a StyleGAN2 under any names -> config and state dict of this package's models.
 
-Pure functions on flat dictionaries `name -> tensor`: sizes are derived from the tensors, and unused tensors are
-reported by name. Reading files safely is the job of `safe_pickle.py`.
+`nvidia.py` and `rosinality.py` say which names. Sizes are derived from the tensors, and unused tensors are reported by
+name. Reading files safely is the job of `safe_pickle.py`.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -83,10 +82,7 @@ def _is_standard_fir(kernel: torch.Tensor) -> bool:
     return torch.allclose(kernel / kernel.sum(), wanted / wanted.sum(), atol=1e-4)
 
 
-# --- Shared by all layouts -------------------------------------------------------------------------------------------
-
-
-def _generator(
+def build_generator(
     read: Reader,
     *,
     const: str,
@@ -171,68 +167,16 @@ def _generator(
     return Converted(config, state, read.unused())
 
 
-# --- NVIDIA, PyTorch: stylegan2-ada-pytorch, and stylegan3's StyleGAN2 configurations --------------------------------
-
-
-def nvidia_generator(tensors: Tensors, conv_clamp: float | None = None, psi: float = 0.7) -> Converted:
-    """Convert the tensors of `G_ema`. `conv_clamp` comes from the snapshot's arguments, as it is not a tensor."""
-    read = Reader(tensors, "NVIDIA generator")
-    num_blocks = 0
-    while read.has(f"synthesis.b{4 * 2**num_blocks}.conv1.weight"):
-        num_blocks += 1
-    if num_blocks == 0:
-        raise LayoutError("NVIDIA generator: it lacks 'synthesis.b4.conv1.weight'; it is not a StyleGAN2 generator")
-    if read.has("synthesis.b8.skip.weight") or not read.has("synthesis.b4.torgb.weight"):
-        raise LayoutError(
-            "NVIDIA generator: only the 'skip' architecture is supported (the one of all published StyleGAN2 models)"
-        )
-
-    def conv(i: int, part: str) -> str:
-        return f"synthesis.b{4 * 2 ** ((i + 1) // 2)}.conv{0 if i % 2 else 1}.{part}"
-
-    def rgb(k: int, part: str) -> str:
-        return f"synthesis.b{4 * 2**k}.torgb.{part}"
-
-    return _generator(
-        read,
-        const="synthesis.b4.const",
-        conv=conv,
-        rgb=rgb,
-        num_blocks=num_blocks,
-        mapping=[f"mapping.fc{j}" for j in range(read.count("mapping.fc{}.weight"))],
-        embed="mapping.embed" if read.has("mapping.embed.weight") else None,
-        w_avg=read.take("mapping.w_avg") if read.has("mapping.w_avg") else None,
-        noise=lambda i: conv(i, "noise_const"),
-        strength=lambda i: conv(i, "noise_strength"),
-        conv_clamp=conv_clamp,
-        psi=psi,
-    )
-
-
-def nvidia_discriminator(tensors: Tensors, conv_clamp: float | None = None, mbstd_group_size: int = 4) -> Converted:
-    """Convert the tensors of `D` (residual architecture). Clamp and group size come from the snapshot's arguments."""
-    read = Reader(tensors, "NVIDIA discriminator")
-    sizes = sorted({int(m[1]) for n in tensors if (m := re.match(r"b(\d+)\.conv1\.weight$", n))}, reverse=True)
-    if not sizes or sizes != [2**i for i in range(int(math.log2(sizes[0])), 2, -1)]:
-        raise LayoutError(f"NVIDIA discriminator: its blocks are {sizes}, expected every power of two from 8 up")
-    blocks = [
-        [f"b{r}.{part}" for part in ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight")]
-        for r in sizes
-    ]
-    labels = read.has("mapping.embed.weight")
-    mapping = [f"mapping.fc{j}" for j in range(read.count("mapping.fc{}.weight"))]
-    names = {
-        "fromrgb": (f"b{sizes[0]}.fromrgb.weight", f"b{sizes[0]}.fromrgb.bias"),
-        "conv": ("b4.conv.weight", "b4.conv.bias"),
-        "fc": ("b4.fc.weight", "b4.fc.bias"),
-        "out": ("b4.out.weight", "b4.out.bias"),
-    }
-    return _discriminator(
-        read, names, blocks, mapping, "mapping.embed" if labels else None, conv_clamp, mbstd_group_size
-    )
-
-
-def _discriminator(read, names, blocks, mapping, embed, conv_clamp, mbstd_group_size) -> Converted:
+def build_discriminator(
+    read: Reader,
+    names: Mapping[str, tuple[str, str]],
+    blocks: list[list[str]],
+    mapping: list[str],
+    embed: str | None,
+    conv_clamp: float | None,
+    mbstd_group_size: int,
+) -> Converted:
+    """Build a discriminator's config and state dict from the source's names of its layers."""
     state = {}
     for ours, (weight, bias) in names.items():
         w = read.take(weight, least=2)
@@ -267,64 +211,3 @@ def _discriminator(read, names, blocks, mapping, embed, conv_clamp, mbstd_group_
         "conv_clamp": conv_clamp,
     }
     return Converted(config, state, read.unused())
-
-
-# --- rosinality/stylegan2-pytorch, which the StyleFusion authors, e4e, pSp and HyperStyle use ------------------------
-
-
-def rosinality_generator(tensors: Tensors, latent_avg: torch.Tensor | None = None, psi: float = 0.7) -> Converted:
-    """Convert the tensors of `g_ema`, or of a `decoder` without its prefix.
-
-    Args:
-        latent_avg: the checkpoint's mean of w, (w_dim,) or (rows, w_dim).
-        psi: the model's default truncation.
-    """
-    read = Reader(tensors, "rosinality generator")
-
-    def conv(i: int, part: str) -> str:
-        layer = "conv1" if i == 0 else f"convs.{i - 1}"
-        part = {"bias": "activate.bias"}.get(part, "conv." + part.replace("affine", "modulation"))
-        return f"{layer}.{part}"
-
-    def rgb(k: int, part: str) -> str:
-        layer = "to_rgb1" if k == 0 else f"to_rgbs.{k - 1}"
-        return f"{layer}.{part}" if part == "bias" else f"{layer}.conv.{part.replace('affine', 'modulation')}"
-
-    depth = 0
-    while read.has(f"style.{depth + 1}.weight"):  # style.0 normalizes z and has no tensors
-        depth += 1
-    if latent_avg is not None and latent_avg.ndim == 2:
-        latent_avg = latent_avg[0]
-    return _generator(
-        read,
-        const="input.input",
-        conv=conv,
-        rgb=rgb,
-        num_blocks=1 + read.count("to_rgbs.{}.bias"),
-        mapping=[f"style.{j + 1}" for j in range(depth)],
-        embed=None,
-        w_avg=latent_avg,
-        noise=lambda i: f"noises.noise_{i}",
-        strength=lambda i: ("conv1" if i == 0 else f"convs.{i - 1}") + ".noise.weight",
-        conv_clamp=None,
-        psi=psi,
-    )
-
-
-def rosinality_discriminator(tensors: Tensors) -> Converted:
-    """Convert the tensors of `d`."""
-    read = Reader(tensors, "rosinality discriminator")
-    blocks = [
-        [
-            f"convs.{j}.{part}"
-            for part in ("conv1.0.weight", "conv1.1.bias", "conv2.1.weight", "conv2.2.bias", "skip.1.weight")
-        ]
-        for j in range(1, 1 + sum(read.has(f"convs.{j}.skip.1.weight") for j in range(1, 16)))
-    ]
-    names = {
-        "fromrgb": ("convs.0.0.weight", "convs.0.1.bias"),
-        "conv": ("final_conv.0.weight", "final_conv.1.bias"),
-        "fc": ("final_linear.0.weight", "final_linear.0.bias"),
-        "out": ("final_linear.1.weight", "final_linear.1.bias"),
-    }
-    return _discriminator(read, names, blocks, [], None, None, 4)

@@ -1,7 +1,7 @@
 """MobileStyleGAN in OpenVINO graphs, recognized by operations and connections rather than by names.
 
 Both networks are traversed from the result back to the input, and every layer on the way must match the architecture.
-Shapes are inferred from constants first (`ir_operations.infer`), so that the exporter's way of writing them does not
+Shapes are inferred from constants first (`ir_network.infer`), so that the exporter's way of writing them does not
 matter. Groups of layers with one meaning (pixel norm, the inverse wavelet transform) are recognized by their values:
 they must compute the same as the model.
 """
@@ -9,17 +9,18 @@ they must compute the same as the model.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stylefusion_hf.conversion.inert import Budget, ConversionError
-from stylefusion_hf.conversion.ir_operations import Values, infer, run
+from stylefusion_hf.conversion.inert import Budget
+from stylefusion_hf.conversion.ir_network import Network, run
 from stylefusion_hf.conversion.layouts import Converted
-from stylefusion_hf.conversion.openvino_ir import Graph, Layer, Output, parse_dims
+from stylefusion_hf.conversion.openvino_ir import Output, parse_dims
 from stylefusion_hf.models.layers import normalize_2nd_moment
-from stylefusion_hf.models.mobile_stylegan import SLOPE, MobileStyleGANGenerator
+from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
+from stylefusion_hf.ops.bias_act import SLOPE
 from stylefusion_hf.ops.wavelets import inverse_haar
 
 GAIN = math.sqrt(2)  # of the mapping network's activations
@@ -38,102 +39,6 @@ LINEAR = (
 )
 
 
-@dataclass
-class Network:
-    """A graph with its inferred values, and the steps of its traversal."""
-
-    graph: Graph
-    values: Values = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.values = infer(self.graph)
-
-    @property
-    def parameter(self) -> Output:
-        (layer,) = self.graph.of_type("Parameter")
-        return layer.id, next(iter(layer.outputs))
-
-    @property
-    def result(self) -> Output:
-        return self.graph.of_type("Result")[0].inputs[0]
-
-    def shape(self, output: Output) -> tuple[int, ...]:
-        return tuple(self.values[output].shape)
-
-    def layer(self, output: Output) -> Layer:
-        return self.graph.layers[output[0]]
-
-    def is_constant(self, output: Output) -> bool:
-        return not self.values[output].is_meta
-
-    def error(self, output: Output, expected: str) -> ConversionError:
-        shape = "x".join(map(str, self.shape(output))) or "one number"
-        return self.graph.error(
-            f"is not a supported MobileStyleGAN: {self.layer(output)} gives {shape} where {expected} is expected"
-        )
-
-    def expect(self, output: Output, kind: str, expected: str) -> list[Output]:
-        """Return the inputs of the layer that computes `output`, which must be of type `kind`."""
-        layer = self.layer(output)
-        if layer.type != kind:
-            raise self.error(output, f"{expected} ({kind})")
-        return layer.inputs
-
-    def operands(self, output: Output, kind: str, expected: str) -> tuple[Output, Tensor]:
-        """Return the varying and the constant input of a layer, in whichever order they are connected."""
-        inputs = self.expect(output, kind, expected)
-        varying = [source for source in inputs if not self.is_constant(source)]
-        if len(inputs) != 2 or len(varying) != 1:
-            raise self.error(output, f"{expected} ({kind} with one constant)")
-        (other,) = (source for source in inputs if source != varying[0])
-        return varying[0], self.values[other]
-
-    def second(self, output: Output, kind: str, expected: str) -> tuple[Output, Tensor]:
-        """Return the varying and the constant input of a layer; the constant must come second, like weights."""
-        inputs = self.expect(output, kind, expected)
-        if len(inputs) != 2 or self.is_constant(inputs[0]) or not self.is_constant(inputs[1]):
-            raise self.error(output, f"{expected} ({kind} with constant weights)")
-        return inputs[0], self.values[inputs[1]]
-
-    def constants_used(self) -> set[str]:
-        """Return the ids of the constants that the result depends on."""
-        seen: set[str] = set()
-        pending = [layer.id for layer in self.graph.of_type("Result")]
-        while pending:
-            layer = self.graph.layers[pending.pop()]
-            if layer.id not in seen:
-                seen.add(layer.id)
-                pending += [giver for giver, _ in layer.inputs]
-        return {layer.id for layer in self.graph.of_type("Const")} & seen
-
-    def unused(self) -> list[str]:
-        """Return the names of the constants that the result does not depend on."""
-        used = self.constants_used()
-        return [f"{self.graph.file}: {layer}" for layer in self.graph.of_type("Const") if layer.id not in used]
-
-    # --- Layers of both networks -------------------------------------------------------------------------------------
-
-    def linear(self, output: Output, expected: str) -> tuple[Output, Tensor, Tensor]:
-        """Return x, weight (out, in) and bias (out,) of a linear layer."""
-        product, bias = self.operands(output, "Add", f"the bias of {expected}")
-        x, weight = self.second(product, "MatMul", expected)
-        attributes = self.layer(product).attributes
-        if weight.ndim != 2 or attributes.get("transpose_a", "false").lower() not in ("false", "0"):
-            raise self.error(product, expected)
-        if attributes.get("transpose_b", "false").lower() not in ("true", "1"):
-            weight = weight.t()
-        if bias.numel() != len(weight) or self.shape(output) != (1, len(weight)):
-            raise self.error(output, f"the bias of {expected}, one number for each of its {len(weight)} outputs")
-        return x, weight, bias.flatten()
-
-    def leaky_relu(self, output: Output, expected: str) -> Output:
-        """Return the input of a leaky ReLU."""
-        x, slope = self.second(output, "PReLU", expected)
-        if not torch.allclose(slope.float(), torch.tensor(SLOPE)):
-            raise self.error(output, f"a leaky ReLU of slope {SLOPE}, not {float(slope.flatten()[0]):g},")
-        return x
-
-
 # --- Mapping: pixel norm and layers of leaky ReLU --------------------------------------------------------------------
 
 
@@ -150,7 +55,7 @@ def read_mapping(network: Network) -> tuple[dict, dict[str, Tensor]]:
         active, gain = network.operands(x, "Multiply", "the gain of a mapping layer's activation, or pixel norm")
         if gain.numel() != 1 or not float(gain) > 0:
             raise network.error(x, "a positive gain")
-        x, weight, bias = network.linear(network.leaky_relu(active, "an activation"), "a mapping layer")
+        x, weight, bias = network.linear(network.leaky_relu(active, "an activation", SLOPE), "a mapping layer")
         # The model's gain is fixed. A leaky ReLU commutes with positive factors, so a different gain can be folded
         # into the weights.
         factor = float(gain) / GAIN
@@ -227,12 +132,12 @@ class SynthesisReader:
         }
         blocks, channels = [], [weight.shape[1]]
         while True:
-            active = net.leaky_relu(x, "an activation")
+            active = net.leaky_relu(x, "an activation", SLOPE)
             styled, second = self._convolution(active, "a convolution")
             if second["weight"].shape[2:] != (1, 1):
                 break
             y, second = self._separable(styled, second)
-            styled, first = self._convolution(net.leaky_relu(y, "an activation"), "a 1 x 1 convolution")
+            styled, first = self._convolution(net.leaky_relu(y, "an activation", SLOPE), "a 1 x 1 convolution")
             y, first = self._separable(styled, first)
             x, gain = self._styled(self._wavelets(y, "the input of a depthwise convolution"), "a wavelet transform")
             # The transform is linear, so a gain of its style can be folded into the convolution that follows.

@@ -1,6 +1,7 @@
-"""NVIDIA's PyTorch snapshots: settings stored as attributes of the modules, and rejection of other architectures.
+"""NVIDIA's PyTorch code, stylegan2-ada-pytorch and stylegan3's StyleGAN2 configurations: tensor names and settings.
 
-A setting that this package's models do not support is an error, never a silently different picture.
+Snapshots store settings as attributes of the modules. A setting that this package's models do not support is an error,
+never a silently different picture.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from stylefusion_hf.conversion.inert import ConversionError
-from stylefusion_hf.conversion.layouts import Converted, nvidia_discriminator, nvidia_generator
+from stylefusion_hf.conversion.layouts import (
+    Converted,
+    LayoutError,
+    Reader,
+    Tensors,
+    build_discriminator,
+    build_generator,
+)
 from stylefusion_hf.conversion.modules import ModuleTable
 
 WHOLE_BATCH = 2**20  # group size for minibatch standard deviation if the snapshot says None: the entire batch
@@ -75,3 +83,64 @@ def _expect_layers(modules: ModuleTable, name: str) -> None:
         wanted = 0.01 if re.fullmatch(r"mapping\.fc\d+", path) else 1
         if isinstance(gain, (int, float)) and not math.isclose(gain, wanted, rel_tol=1e-4):
             raise ConversionError(f"{name}: {path} has a learning-rate multiplier of {gain:g}, expected {wanted:g}")
+
+
+# --- Tensor names ----------------------------------------------------------------------------------------------------
+
+
+def nvidia_generator(tensors: Tensors, conv_clamp: float | None = None, psi: float = 0.7) -> Converted:
+    """Convert the tensors of `G_ema`. `conv_clamp` comes from the snapshot's arguments, as it is not a tensor."""
+    read = Reader(tensors, "NVIDIA generator")
+    num_blocks = 0
+    while read.has(f"synthesis.b{4 * 2**num_blocks}.conv1.weight"):
+        num_blocks += 1
+    if num_blocks == 0:
+        raise LayoutError("NVIDIA generator: it lacks 'synthesis.b4.conv1.weight'; it is not a StyleGAN2 generator")
+    if read.has("synthesis.b8.skip.weight") or not read.has("synthesis.b4.torgb.weight"):
+        raise LayoutError(
+            "NVIDIA generator: only the 'skip' architecture is supported (the one of all published StyleGAN2 models)"
+        )
+
+    def conv(i: int, part: str) -> str:
+        return f"synthesis.b{4 * 2 ** ((i + 1) // 2)}.conv{0 if i % 2 else 1}.{part}"
+
+    def rgb(k: int, part: str) -> str:
+        return f"synthesis.b{4 * 2**k}.torgb.{part}"
+
+    return build_generator(
+        read,
+        const="synthesis.b4.const",
+        conv=conv,
+        rgb=rgb,
+        num_blocks=num_blocks,
+        mapping=[f"mapping.fc{j}" for j in range(read.count("mapping.fc{}.weight"))],
+        embed="mapping.embed" if read.has("mapping.embed.weight") else None,
+        w_avg=read.take("mapping.w_avg") if read.has("mapping.w_avg") else None,
+        noise=lambda i: conv(i, "noise_const"),
+        strength=lambda i: conv(i, "noise_strength"),
+        conv_clamp=conv_clamp,
+        psi=psi,
+    )
+
+
+def nvidia_discriminator(tensors: Tensors, conv_clamp: float | None = None, mbstd_group_size: int = 4) -> Converted:
+    """Convert the tensors of `D` (residual architecture). Clamp and group size come from the snapshot's arguments."""
+    read = Reader(tensors, "NVIDIA discriminator")
+    sizes = sorted({int(m[1]) for n in tensors if (m := re.match(r"b(\d+)\.conv1\.weight$", n))}, reverse=True)
+    if not sizes or sizes != [2**i for i in range(int(math.log2(sizes[0])), 2, -1)]:
+        raise LayoutError(f"NVIDIA discriminator: its blocks are {sizes}, expected every power of two from 8 up")
+    blocks = [
+        [f"b{r}.{part}" for part in ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight")]
+        for r in sizes
+    ]
+    labels = read.has("mapping.embed.weight")
+    mapping = [f"mapping.fc{j}" for j in range(read.count("mapping.fc{}.weight"))]
+    names = {
+        "fromrgb": (f"b{sizes[0]}.fromrgb.weight", f"b{sizes[0]}.fromrgb.bias"),
+        "conv": ("b4.conv.weight", "b4.conv.bias"),
+        "fc": ("b4.fc.weight", "b4.fc.bias"),
+        "out": ("b4.out.weight", "b4.out.bias"),
+    }
+    return build_discriminator(
+        read, names, blocks, mapping, "mapping.embed" if labels else None, conv_clamp, mbstd_group_size
+    )

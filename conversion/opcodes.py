@@ -152,9 +152,9 @@ def memoize(m: Machine) -> None:
 # --- Containers -----------------------------------------------------------------------------------
 
 
-@opcode(b")")
-def empty_tuple(m: Machine) -> None:
-    m.push(())
+@opcode(b")]}")
+def empty_container(m: Machine) -> None:
+    m.push({0x29: tuple, 0x5D: list, 0x7D: dict}[m.code]())
 
 
 @opcode(b"\x85\x86\x87")
@@ -163,26 +163,10 @@ def short_tuple(m: Machine) -> None:
     m.push(tuple(reversed(items)))
 
 
-@opcode(b"t")
-def marked_tuple(m: Machine) -> None:
+@opcode(b"tl")
+def marked_sequence(m: Machine) -> None:
     items = m.pop_mark()
-    m.push(tuple(items))
-
-
-@opcode(b"]")
-def empty_list(m: Machine) -> None:
-    m.push([])
-
-
-@opcode(b"l")
-def marked_list(m: Machine) -> None:
-    items = m.pop_mark()
-    m.push(items)
-
-
-@opcode(b"}")
-def empty_dict(m: Machine) -> None:
-    m.push({})
+    m.push(tuple(items) if m.code == 0x74 else items)
 
 
 @opcode(b"d")
@@ -245,16 +229,10 @@ def global_stack(m: Machine) -> None:
     m.push(m.name(module, qualified))
 
 
-@opcode(b"R\x81")
+@opcode(b"R\x81\x92")
 def reduce(m: Machine) -> None:
+    kwargs = m.pop() if m.code == 0x92 else None
     args, function = m.pop(), m.pop()
-    m.budget.charge(250)
-    m.push(call(m, function, args))
-
-
-@opcode(b"\x92")
-def new_with_keywords(m: Machine) -> None:
-    kwargs, args, function = m.pop(), m.pop(), m.pop()
     m.budget.charge(250)
     m.push(call(m, function, args, kwargs))
 

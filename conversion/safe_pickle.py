@@ -23,11 +23,10 @@ from typing import Any
 import safetensors
 import safetensors.torch
 
-from stylefusion_hf.conversion import opcodes, torch_files  # noqa: F401  # importing both registers their handlers
+from stylefusion_hf.conversion import array_files, opcodes  # noqa: F401  # importing both registers their handlers
+from stylefusion_hf.conversion.array_files import is_legacy, read_legacy, read_npy, read_npz, read_zip
 from stylefusion_hf.conversion.inert import Budget, ConversionError, Global, LazyArray, LongText, Record
 from stylefusion_hf.conversion.machine import Machine
-from stylefusion_hf.conversion.numpy_files import read_npy, read_npz
-from stylefusion_hf.conversion.torch_files import is_legacy, read_legacy, read_zip
 from stylefusion_hf.conversion.zip_reader import ZipReader
 
 __all__ = [

@@ -12,15 +12,15 @@ import torch
 
 from stylefusion_hf.conversion import nvidia, tensorflow
 from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
-from stylefusion_hf.conversion.layouts import (
-    Converted,
-    LayoutError,
-    nvidia_discriminator,
-    nvidia_generator,
+from stylefusion_hf.conversion.layouts import Converted, LayoutError
+from stylefusion_hf.conversion.modules import module_state, read_modules, tensor_names
+from stylefusion_hf.conversion.nvidia import nvidia_discriminator, nvidia_generator
+from stylefusion_hf.conversion.rosinality import (
+    read_latent_avg,
     rosinality_discriminator,
     rosinality_generator,
+    with_noise,
 )
-from stylefusion_hf.conversion.modules import module_state, read_modules, tensor_names
 
 KINDS = {
     "nvidia": "NVIDIA .pkl of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2 configurations",
@@ -31,7 +31,6 @@ KINDS = {
     "stylefusion": "the StyleFusion authors' JSON, node -> .pt, with --generator",
     "directions": "directions of InterFaceGAN, StyleCLIP, GANSpace: .npy, .npz, .pt, .pkl, or a folder of them",
 }
-
 
 MAX_WRAPPING, MAX_WRAPPERS = 3, 64  # search limits for dictionaries that wrap the checkpoint: depth and count
 
@@ -261,29 +260,9 @@ def _tensorflow(networks: Any, name: str) -> Source:
     return Source("tensorflow", generator, discriminator if discriminators else None, unused, [], converted)
 
 
-def _latent_avg(content: Mapping[Any, Any], name: str, notes: list[str]) -> torch.Tensor | None:
-    """Return the mean of w (w_dim,) from the checkpoint's latent_avg: (w_dim,), (1, w_dim) or one row per layer."""
-    mean = content.get("latent_avg")
-    mean = torch.from_numpy(np.array(mean)) if isinstance(mean, (np.ndarray, LazyArray)) else mean
-    if mean is None:
-        return None
-    if (
-        not isinstance(mean, torch.Tensor)
-        or not mean.numel()
-        or not 1 <= mean.ndim <= 3
-        or not mean.is_floating_point()
-    ):
-        raise ConversionError(f"{name}: its latent_avg is not a vector")
-    rows = mean.reshape(-1, mean.shape[-1])
-    if len(rows) > 1 and not torch.equal(rows, rows[:1].expand_as(rows)):
-        spread = float((rows - rows[:1]).abs().max())
-        notes.append(f"the rows of latent_avg differ by up to {spread:.2g}: the first one is kept as the mean")
-    return rows[0]
-
-
 def _rosinality(content: Mapping[Any, Any], key: str, tensors: Any, name: str) -> Source:
     notes: list[str] = [] if key in ("g_ema", "") else [f"there is no g_ema: the generator is {key!r}"]
-    mean = _latent_avg(content, name, notes)
+    mean = read_latent_avg(content, name, notes)
     critic = _without_prefix(content.get("d")) if isinstance(content.get("d"), Mapping) else None
 
     def generator(psi: float) -> Converted:
@@ -302,7 +281,7 @@ def _encoder(content: Mapping[Any, Any], inside: Mapping[Any, Any], name: str) -
     if not looks_like_rosinality(decoder):
         raise ConversionError(f"{name}: its decoder.* is not a StyleGAN2 generator in rosinality's layout")
     notes = ["the encoder itself is not converted: codes that it computed can be used as they are, in w+"]
-    mean = _latent_avg(content, name, notes)
+    mean = read_latent_avg(content, name, notes)
 
     def generator(psi: float) -> Converted:
         return convert_checked(rosinality_generator, name, with_noise(check_tensors(decoder, name), notes), mean, psi)
@@ -314,16 +293,3 @@ def _encoder(content: Mapping[Any, Any], inside: Mapping[Any, Any], name: str) -
     else:
         unused = [key for key in unused if key != "latent_avg"]
     return Source("e4e", generator, None, unused, notes)
-
-
-def with_noise(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
-    """Draw the noise images that early rosinality checkpoints do not store, from a fixed seed, and add a note."""
-    layers = [n for n in tensors if re.fullmatch(r"(conv1|convs\.\d+)\.noise\.weight", n)]
-    if not layers or any(n.startswith("noises.") for n in tensors):
-        return tensors
-    notes.append("the checkpoint stores no noise images: they were drawn from seed 0")
-    random, tensors = torch.Generator().manual_seed(0), dict(tensors)
-    for i in range(min(len(layers), 19)):
-        size = 4 * 2 ** ((i + 1) // 2)
-        tensors[f"noises.noise_{i}"] = torch.randn(size, size, generator=random)
-    return tensors

@@ -1,6 +1,6 @@
 """NVIDIA's TensorFlow snapshots (stylegan2, stylegan2-ada): a pickled tuple of `dnnlib.tflib.network.Network`s.
 
-Their variables are renamed and transformed to those of NVIDIA's PyTorch code, which `layouts.py` converts: dense
+Their variables are renamed and transformed to those of NVIDIA's PyTorch code, which `nvidia.py` converts: dense
 kernels are (in, out), convolution kernels (height, width, in, out) and rotated by 180 degrees after upsampling, and
 style biases are stored without the added 1.
 """
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
-from stylefusion_hf.conversion.layouts import Converted, nvidia_discriminator, nvidia_generator
+from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.modules import is_plain
+from stylefusion_hf.conversion.nvidia import nvidia_discriminator, nvidia_generator
 
 MIN_VERSION = 4  # the first version of StyleGAN2; StyleGAN and ProGAN wrote 2 and 3
 MAX_COMPONENTS, MAX_DEPTH, MAX_VARIABLES = 8, 2, 10_000

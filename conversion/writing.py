@@ -1,9 +1,17 @@
-"""Writing of converted networks as folders for `from_pretrained`, without a second copy of the weights in memory."""
+"""Writing of converted networks as folders for `from_pretrained`.
+
+The weights are not copied in memory. The folder is written next to its final place, then renamed.
+"""
 
 from __future__ import annotations
 
 import gc
 import mmap
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +19,25 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 
-from stylefusion_hf.conversion.inert import ConversionError
+from stylefusion_hf.conversion.inert import ConversionError, MiB
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.rendering import LARGEST
+from stylefusion_hf.core.files import flush, set_modes
 from stylefusion_hf.core.tensor_files import write_tensors
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 WEIGHTS = "diffusion_pytorch_model"
+SMALL = 16 * MiB  # a file whose pages may stay in memory
 HALF = "fp16"  # name of the variant in diffusers
 
 
 def release(buffer: memoryview) -> None:
-    """Drop a mapped file's pages from memory; they are read again when needed."""
+    """Drop a mapped file's pages from memory; they are read again when needed.
+
+    Does nothing for small files, for which finding garbage would take longer than the conversion.
+    """
+    if len(buffer) < SMALL:
+        return
     gc.collect()
     if isinstance(buffer.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         buffer.obj.madvise(mmap.MADV_DONTNEED)
@@ -123,3 +138,90 @@ def estimate_mean(cls: type[StyleGenerator], converted: Converted, name: str, sa
         return generator.estimate_w_avg(samples, seed=0, class_labels=labels)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise ConversionError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+
+
+# --- The destination -------------------------------------------------------------------------------------------------
+
+
+def check_destination(target: Path, overwrite: bool, sources: Iterable[Path] = ()) -> Path:
+    """Return the real path to write to.
+
+    Raises:
+        ConversionError: it is not a folder, is not empty without `overwrite`, or contains one of the sources.
+    """
+    if not str(target).isprintable():  # safetensors cannot open paths that are not UTF-8
+        raise ConversionError(f"{str(target)!r}: is not a printable folder name; give another one")
+    real = Path(os.path.realpath(target))
+    if real.is_symlink():  # realpath resolves every link except loops
+        raise ConversionError(f"{target}: is a symbolic link that leads nowhere; give another name")
+    if real.exists() and not real.is_dir():
+        raise ConversionError(f"{target}: is a file; give the name of a folder")
+    if real.is_dir() and any(real.iterdir()):
+        if not overwrite:
+            raise ConversionError(
+                f"{target}: exists and is not empty; give another name, or --overwrite to replace it"
+            )
+        for source in sources:
+            read = Path(os.path.realpath(source))
+            if real == read or real in read.parents:
+                raise ConversionError(
+                    f"{target}: {'is' if real == read else 'holds'} {source}, which --overwrite would remove; give"
+                    " another name"
+                )
+    for above in real.parents:
+        if above.exists():
+            if not above.is_dir() or not os.access(above, os.W_OK):
+                raise ConversionError(f"{target}: cannot be written, {above} is not a writable folder")
+            break
+    return real
+
+
+@contextmanager
+def replace_folder(target: Path, overwrite: bool, sources: Iterable[Path] = ()) -> Iterator[Path]:
+    """Yield a folder to fill, which replaces `target` if the body raises nothing.
+
+    An existing `target` is kept until the new folder is complete, and stays unchanged if anything fails.
+    """
+    real = check_destination(target, overwrite, sources)
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        work = _beside(real, ".part")
+    except OSError as error:
+        raise ConversionError(f"{target}: cannot be written ({error.strerror or error})") from None
+    try:
+        yield work
+        set_modes(work)
+        for file in work.rglob("*"):
+            flush(file)
+        _swap(work, real)
+        flush(real.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _swap(work: Path, real: Path) -> None:
+    if not real.exists():
+        os.rename(work, real)
+        return
+    if not any(real.iterdir()):
+        real.rmdir()
+        os.rename(work, real)
+        return
+    aside = _beside(real, ".old")
+    old = aside / real.name
+    os.rename(real, old)
+    try:
+        os.rename(work, real)
+    except OSError:
+        os.rename(old, real)
+        raise
+    finally:
+        if real.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _beside(real: Path, suffix: str) -> Path:
+    """Create a hidden folder on the same file system, with a legal name even if `real`'s has maximal length."""
+    folder = real.parent / f".{real.name[:40]}.{secrets.token_hex(4)}{suffix}"
+    folder.mkdir()  # has the umask's mode, unlike folders made by `tempfile`
+    return folder

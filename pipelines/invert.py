@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from threading import get_ident
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,18 +14,25 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import nn
 
 from stylefusion_hf.core.checks import check_count, check_flag, check_number, short
-from stylefusion_hf.core.codes import Code, check_shapes
+from stylefusion_hf.core.codes import Code
 from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.imaging.images import Fit
-from stylefusion_hf.inversion.optimization import SPACES, CodePrior, Interrupted, Objective, optimize, tune
-from stylefusion_hf.models.layers import at_once
-from stylefusion_hf.models.style_generator import StyleGenerator
+from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, tune
+from stylefusion_hf.inversion.previews import find_preview, optimize_on_previews
+from stylefusion_hf.models.layers import chunk_size
+from stylefusion_hf.models.style_generator import StyleGenerator, check_up_to
 from stylefusion_hf.pipelines import steps as _steps
+from stylefusion_hf.pipelines.inversion_inputs import (
+    TENSOR_INPUTS,
+    check_callback,
+    check_settings,
+    replaced_latents,
+    start_codes,
+    to_style,
+)
 from stylefusion_hf.pipelines.output import StyleFusionInversionPipelineOutput
 from stylefusion_hf.pipelines.targets import read_masks, read_targets
-
-TENSOR_INPUTS = ("latents", "losses")  # tensors that a callback may request
 
 
 def _leave_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,6 +133,8 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         patience: int = 25,
         noise_mode: str = "none",
         batch_size: int | None = None,
+        preview_resolution: int | None = None,
+        num_final_steps: int = 10,
         generator: torch.Generator | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = TENSOR_INPUTS,
@@ -163,6 +172,11 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                 within `patience` steps.
             noise_mode: "none" (compare pictures without the stored noise) or "const".
             batch_size: number of pictures optimized together; None chooses by resolution.
+            preview_resolution: height of the pictures that all but the final steps compare, one of
+                `generator.picture_sizes`. None for the full size up to 256 px; of a larger generator the largest
+                preview up to 256 px that resembles the full picture, if there is one.
+            num_final_steps: with previews, the last so many of `num_inference_steps` compare full pictures, at a tenth
+                of the learning rate.
             generator: source of random numbers for tuning; None for seed 0.
             callback_on_step_end: called as f(pipe, step, step, {"latents": codes, "losses": (B,)}) after each step;
                 "latents" in the returned dict replaces the codes, `pipe.interrupt = True` stops. Tuning steps, which
@@ -182,42 +196,27 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         """
         _steps.check_output_type(output_type)
         check_flag("return_dict", return_dict)
-        if not isinstance(latent_type, str) or latent_type not in SPACES:
-            listed = ", ".join(SPACES)
-            raise ValueError(f"latent_type must be one of {listed} for inverted pictures, got {short(latent_type)}")
-        if not isinstance(fit, str) or fit not in get_args(Fit):
-            raise ValueError(f"fit must be one of {', '.join(map(repr, get_args(Fit)))}; got {short(fit)}")
-        num_inference_steps = check_count("num_inference_steps", num_inference_steps, 10**6, least=0)
-        num_tuning_steps = check_count("num_tuning_steps", num_tuning_steps, 10**6, least=0)
-        patience = check_count("patience", patience, 10**6)
-        if batch_size is not None:
-            batch_size = check_count("batch_size", batch_size, 2**20)
-        bounds = {"pixel_weight": pixel_weight, "feature_weight": feature_weight, "prior_weight": prior_weight}
-        bounds |= {"learning_rate": learning_rate, "tuning_learning_rate": tuning_learning_rate}
-        for name, number in (bounds | {"locality_weight": locality_weight, "tolerance": tolerance}).items():
+        num_inference_steps, num_tuning_steps, patience, batch_size = check_settings(
+            latent_type, fit, noise_mode, num_inference_steps, num_tuning_steps, patience, batch_size
+        )
+        num_final_steps = check_count("num_final_steps", num_final_steps, 10**6, least=0)
+        if preview_resolution is not None:
+            check_up_to(preview_resolution, self.generator.picture_sizes, "preview_resolution")
+        numbers = {"pixel_weight": pixel_weight, "feature_weight": feature_weight, "prior_weight": prior_weight}
+        numbers |= {"learning_rate": learning_rate, "tuning_learning_rate": tuning_learning_rate}
+        for name, number in (numbers | {"locality_weight": locality_weight, "tolerance": tolerance}).items():
             check_number(name, number, 0, 1e6)
-        if not isinstance(noise_mode, str) or noise_mode not in ("none", "const"):
-            raise ValueError(f"noise_mode of an inversion must be none or const, got {short(noise_mode)}")
         if not (generator is None or isinstance(generator, torch.Generator)):
             raise ValueError(f"generator must be a single torch.Generator, for tuning, got {short(generator)}")
-        if not (callback_on_step_end is None or callable(callback_on_step_end)):
-            raise ValueError(f"callback_on_step_end must be a function, got {short(callback_on_step_end)}")
-        requested = callback_on_step_end_tensor_inputs
-        names = requested if isinstance(requested, (list, tuple)) else [requested]
-        if unknown := [n for n in names if not isinstance(n, str) or n not in TENSOR_INPUTS] or names is not requested:
-            known = ", ".join(TENSOR_INPUTS)
-            given = unknown[0] if isinstance(unknown, list) else requested
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be a list of names from {known}, got {short(given)}"
-            )
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
         self._stopped[get_ident()] = False
         device = self._execution_device
         targets = read_targets(image, self.generator.config, fit).to(device)
-        batch = batch_size or at_once(targets.shape[-1], 16)
+        batch = batch_size or chunk_size(targets.shape[-1], 16)
         network = self._float(self.generator)
         weight = self._weight(masks, region_weights, targets)
-        codes = self._start(start, targets, latent_type, batch)
+        codes = start_codes(self.generator, self.encoder, start, targets, latent_type, batch)
         maps = extractor(self._float(self.segmenter))
         taken = torch.zeros(len(targets), dtype=torch.long)
         done = 0
@@ -233,34 +232,28 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             replaced = callback_on_step_end(self, step, step, given)
             if self._interrupt:
                 raise Interrupted
-            if not (replaced is None or isinstance(replaced, Mapping)):
-                raise ValueError(f"callback_on_step_end must return a dict or None, got {short(replaced)}")
-            new = None if replaced is None else replaced.get("latents")
-            old = tensors.get("latents")
-            if new is not None and old is not None and (not torch.is_tensor(new) or new.shape != old.shape):
-                kind = tuple(new.shape) if torch.is_tensor(new) else short(new)
-                raise ValueError(
-                    f"callback_on_step_end: latents must be a tensor of shape {tuple(old.shape)}, got {kind}"
-                )
-            return new
+            return replaced_latents(replaced, tensors.get("latents"))
 
         parts = [slice(i, i + batch) for i in range(0, len(targets), batch)]
         if num_inference_steps:
             prior = CodePrior.of(network)
+            preview = find_preview(network, preview_resolution, noise_mode)
             with self.progress_bar(total=num_inference_steps * len(parts)) as bar:
+
+                def on_step(step: int, latents: torch.Tensor, losses: torch.Tensor) -> Any:
+                    bar.update()
+                    return run_callback(step, latents=latents, losses=losses)
+
                 for number, part in enumerate(parts):
-
-                    def on_step(step: int, latents: torch.Tensor, losses: torch.Tensor) -> Any:
-                        bar.update()
-                        return run_callback(step, latents=latents, losses=losses)
-
-                    found = optimize(
+                    found = optimize_on_previews(
                         network,
                         codes[part],
                         latent_type,
                         objective(part),
                         prior,
                         steps=num_inference_steps,
+                        preview=preview,
+                        final_steps=num_final_steps,
                         learning_rate=learning_rate,
                         prior_weight=prior_weight,
                         tolerance=tolerance,
@@ -273,7 +266,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     if self._interrupt:
                         break
             done = num_inference_steps
-        style = self._style(codes, latent_type)
+        style = to_style(self.generator, codes, latent_type)
         tuned = None
         if num_tuning_steps and not self._interrupt:
             seed = 0 if generator is None else _steps.draw_seeds(generator, 1)[0]
@@ -341,55 +334,10 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     raise ValueError(f"region_weights: no region {short(name)}; the segmenter knows {listed}")
                 check_number(f"region_weights[{name!r}]", value, 0, 1e6)
             factors = torch.tensor([float(region_weights.get(name, 1.0)) for name in known], device=targets.device)
-            found = _steps.segment(self._float(self.segmenter), targets, at_once(targets.shape[-1], 64))
+            found = _steps.segment(self._float(self.segmenter), targets, chunk_size(targets.shape[-1], 64))
             by_region = torch.einsum("rbhw,r->bhw", torch.stack([found[n] for n in known]).to(targets), factors)
             weight = by_region if weight is None else weight * by_region
         return weight
-
-    def _start(self, start: Any, targets: torch.Tensor, space: str, batch: int) -> torch.Tensor:
-        """Return the codes (B, ...) in `space` to start from."""
-        start = ("mean" if self.encoder is None else "encoder") if start is None else start
-        count, device = len(targets), targets.device
-        if isinstance(start, Code):
-            if start.space != "z":  # z is refused below
-                check_shapes(self.generator, {"start": [start]})
-            codes = start.tensor.detach().to(device, torch.float32)
-            if len(codes) not in (1, count):
-                raise ValueError(f"start has {len(codes)} codes for {count} pictures: give as many, or one")
-            given = start.space
-        elif isinstance(start, str) and start == "encoder":
-            if self.encoder is None:
-                raise ValueError('start="encoder", but this pipeline has no encoder: load it with encoder=, or "mean"')
-            _steps.onload(self.encoder)
-            dtype = getattr(self.encoder, "dtype", torch.float32)
-            codes = torch.cat([self.encoder.encode(part.to(dtype)).float() for part in targets.split(batch)])
-            given = "w+"
-        elif isinstance(start, str) and start == "mean":
-            codes, given = self.generator.w_avg.to(device, torch.float32)[None], "w"
-        else:
-            raise ValueError(f'start must be "encoder", "mean" or a Code, got {short(start)}')
-        codes = self._to_space(codes, given, space)
-        return codes.expand(count, *codes.shape[1:]).clone()
-
-    def _to_space(self, codes: torch.Tensor, given: str, space: str) -> torch.Tensor:
-        """Convert codes to another space; w+ becomes w by averaging its rows."""
-        if given == space:
-            return codes
-        if space == "s" and given in ("w", "w+"):
-            return self._style(codes, given)
-        if (given, space) == ("w", "w+"):
-            return codes[:, None].expand(-1, self.generator.num_ws, -1)
-        if (given, space) == ("w+", "w"):
-            return codes.mean(dim=1)
-        raise ValueError(
-            f"start is a code in {given}, which cannot be converted to {space}: choose latent_type={given!r}"
-        )
-
-    def _style(self, codes: torch.Tensor, space: str) -> torch.Tensor:
-        if space == "s":
-            return codes
-        _steps.onload(self.generator)
-        return self.generator.to_style(codes.to(self.generator.affine_weight)).float()
 
     def _measure(
         self, network: Any, style: torch.Tensor, targets: torch.Tensor, maps: Any, noise_mode: str, batch: int

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 
 from stylefusion_hf.core.checks import check_choice, listed
-from stylefusion_hf.core.codes import LATENT_SPACES, MAX_SEED, Row, check_shapes, common_batch, labels_to_tensor
+from stylefusion_hf.core.codes import LATENT_SPACES, Row, check_shapes, common_batch, labels_to_tensor
 from stylefusion_hf.core.edits import style_offsets
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.core.seeds import MAX_SEED
 from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 KINDS = {  # component -> class names for messages, and an attribute that identifies it
@@ -281,10 +283,12 @@ def synthesize(
     noise_mode: str = "const",
     noise_seeds: Sequence[int] | None = None,
     slice_size: int | None = None,
+    up_to: int | None = None,
 ) -> torch.Tensor:
     """Render style codes (B, S) to pictures (B, C, H, W), float32 in [-1, 1], `slice_size` at a time.
 
-    Random noise has one seed per picture, so it does not depend on the batch.
+    Random noise has one seed per picture, so it does not depend on the batch. `up_to` is one of the generator's
+    `picture_sizes`, for previews; None for the full size.
     """
     own_noise = noise_seeds is not None and generator.config.use_noise
     size = 1 if own_noise else slice_size or len(style)
@@ -298,7 +302,7 @@ def synthesize(
         )
     for k, part in enumerate(style.split(size)):
         noise = torch.Generator().manual_seed(noise_seeds[k % len(noise_seeds)]) if own_noise and noise_seeds else None
-        image = generator.synthesis(part, noise_mode=noise_mode, generator=noise)
+        image = generator.synthesis(part, noise_mode=noise_mode, generator=noise, up_to=up_to)
         pictures.append(image.float().clamp(-1, 1))
     made = torch.cat(pictures)
     if not bool(made.isfinite().all()):
@@ -310,9 +314,13 @@ def synthesize(
 
 
 def segment(segmenter: Any, images: torch.Tensor, slice_size: int | None = None) -> dict[str, torch.Tensor]:
-    """Return region -> (B, H, W), bool, for pictures in [-1, 1]: the pixels where the region's logit is largest."""
+    """Return region -> (B, H, W), bool, for pictures in [-1, 1]: the pixels where the region's logit is largest.
+
+    slice_size: pictures at a time; None for 16, and fewer above 128 pixels.
+    """
     onload(segmenter)
-    parts = images.to(getattr(segmenter, "dtype", images.dtype)).split(slice_size or len(images))
+    size = slice_size or chunk_size(images.shape[-1], 16)
+    parts = images.to(getattr(segmenter, "dtype", images.dtype)).split(size)
     labels = torch.cat([segmenter.segment(part).argmax(dim=1) for part in parts])
     return {name: labels == i for i, name in enumerate(segmenter.config.regions)}
 

@@ -21,6 +21,7 @@ from starlette.middleware import Middleware
 
 from stylefusion_hf import spaces_app
 from stylefusion_hf.cli.loading import load_pipeline
+from stylefusion_hf.ops import native
 from stylefusion_hf.spaces_app.compose import QUICK, Compose
 from stylefusion_hf.spaces_app.edit import Edit
 from stylefusion_hf.spaces_app.endpoints import Endpoints
@@ -69,7 +70,7 @@ def build(models: Sequence[Model]) -> gr.Blocks:
         raise ValueError(f"a Space needs one or more models with different names; got {', '.join(names) or 'none'}")
     with Page(title="StyleFusion", analytics_enabled=False, delete_cache=CLEANUP, fill_width=True) as page:
         with gr.Row(elem_classes="sf-head"):
-            gr.Markdown("# StyleFusion\nOne dial for every region of a portrait, fused into one picture.")
+            gr.Markdown("# StyleFusion\nOne dial for every region of a picture, fused into one picture.")
             chosen = gr.Dropdown(
                 [(model.name, i) for i, model in enumerate(models)],
                 value=0,
@@ -150,6 +151,8 @@ def main(sources: Sequence[str], place: str | None = None, directions: str | Non
         page = build(models)
         try:
             queued(page).launch(**(launch_settings() | {"prevent_thread_lock": True} | launch))
+            if hint := native.build_hint():
+                print(hint, flush=True)
             wait_until_stopped(page)
         finally:
             page.close(verbose=False)

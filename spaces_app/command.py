@@ -1,4 +1,4 @@
-"""Serve the Space on this machine: a page with a dial for every region of a portrait.
+"""Serve the Space on this machine: a page with a dial for every region of a picture.
 
     stylefusion space
     stylefusion space --model my-model --model user/repo --port 8000

@@ -1,4 +1,4 @@
-"""The Compose tab: a portrait, a dial for each of its regions, and a dial for what the regions share."""
+"""The Compose tab: a picture, a dial for each of its regions, and a dial for what the regions share."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Compose:
                     start.psi,
                     step=0.01,
                     label="Variety",
-                    info="How far from the average portrait (truncation psi); the thumbnails keep the model's own",
+                    info="How far from the average picture (truncation psi); the thumbnails keep the model's own",
                     elem_id="sf-psi",
                     buttons=[],
                 )
@@ -124,7 +124,7 @@ class Compose:
             values: what the controls show so far.
         """
         settings = history.present
-        shown = stage_value(model, settings)
+        shown = stage_value(model, settings, draft=True)
         changed = dials.changed_properties(model, self.cards, was, settings)
         if was is None:
             changed |= self._all_properties(model, settings)
@@ -260,6 +260,11 @@ class Compose:
         self.examples.click(show_errors(self._example), inputs, self.page, **QUICK)
         self.open.upload(show_errors(self._open), [self.open, *inputs], [*self.page, self.chosen], **QUICK)
         self.chosen.input(show_errors(self._switch), inputs, self.page, **QUICK)
+        self.stage.submit(show_errors(self.rest), [self.chosen, self.history], self.stage, **QUICK)
+
+    def rest(self, index: int, history: History) -> dict[str, Any]:
+        """Render the present settings at full size, after a draft."""
+        return stage_value(self.models[index], history.present)
 
     def _example(self, event: gr.EventData, index: int, history: History, *values: Any) -> dict[Any, Any]:
         number = event._data.get("example")
@@ -292,9 +297,10 @@ class Compose:
         return self.updates(model, first, None, values) | {self.examples: example_buttons(model), self.chosen: at}
 
 
-def stage_value(model: Model, settings: Settings) -> dict[str, Any]:
-    """Render the settings; return the value of the stage."""
-    picture = model.render(to_recipe(settings, model.regions, model.tree.root))
+def stage_value(model: Model, settings: Settings, draft: bool = False) -> dict[str, Any]:
+    """Render the settings; return the value of the stage. `draft`: a preview, if the model has previews."""
+    recipe = to_recipe(settings, model.regions, model.tree.root)
+    picture = model.draft(recipe) if draft else model.render(recipe)
     return result(model, picture, dials.caption(model, settings))
 
 
@@ -303,7 +309,7 @@ def example_buttons(model: Model) -> str:
     buttons = []
     for number in range(len(dials.EXAMPLES)):
         settings = dials.example_settings(model, number)
-        uri = data_uri(model.render(to_recipe(settings, model.regions, model.tree.root)).image)
+        uri = data_uri(model.draft(to_recipe(settings, model.regions, model.tree.root)).image)
         label = f"Example {number + 1}"
         buttons.append(
             f'<button type="button" data-example="{number}" aria-label="{label}"><img src="{uri}" alt=""></button>'

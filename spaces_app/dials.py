@@ -12,7 +12,6 @@ from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.results import data_uri, title
 from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, RecipeField, Settings, source
 
-MAX_SEED = 2**32 - 1
 OWN = -1  # value of the class control: each seed has its own class
 # Gradio shows a number whose initial value is None as 0. It therefore starts as an empty text, which EMPTY_TO_NONE
 # turns back into None before the server sees it. (For a component class of our own, gradio would write a file next to
@@ -100,7 +99,7 @@ def describe_code(code: Any) -> str:
 def display_name(name: str) -> str:
     """Return the name under which the page shows a dial."""
     if isinstance(name, RecipeField):
-        return "Base portrait" if name == BASE else "Pose and layout"
+        return "Base picture" if name == BASE else "Pose and layout"
     return title(name)
 
 

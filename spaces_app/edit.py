@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from stylefusion_hf.core.seeds import MAX_SEED
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.jobs import add_edit
@@ -39,12 +41,12 @@ class Edit:
         start = gr.State({"version": 1, "num_images": 1, "base": 1, "truncation_psi": model.psi})
         recipe = gr.State(None)
         gr.Markdown(
-            "A direction is one way in which the model's portraits differ. The first picture moves along it in the"
+            "A direction is one way in which the model's pictures differ. The first picture moves along it in the"
             " chosen region only; the second moves everywhere, as edits usually do.",
             elem_classes="sf-lead",
         )
         with gr.Row(elem_classes="sf-from"):
-            seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=dials.MAX_SEED)
+            seed = gr.Number(label="Picture (seed)", value=1, precision=0, minimum=0, maximum=MAX_SEED)
             take = gr.Button("Take the one from Compose", elem_id="sf-edit-take")
         with gr.Row():
             region = gr.Dropdown(
@@ -67,7 +69,7 @@ class Edit:
 
         def seed_recipe(index: int, value: int | None) -> dict[str, Any]:
             if value is None:
-                raise ValueError("the portrait needs a seed: type a number")
+                raise ValueError("the picture needs a seed: type a number")
             return {"version": 1, "num_images": 1, "base": int(value), "truncation_psi": models[index].psi}
 
         seed.input(show_errors(seed_recipe), [chosen, seed], start, **quick).success(
@@ -90,12 +92,14 @@ class Edit:
         chosen.change(show_errors(switch), chosen, [start, region, direction], api_visibility="private").success(
             show_errors(self.render_both), inputs, outputs, **quick
         )
-        _, local.value, everywhere.value = self.render_both(0, start.value, region.value, names[0], strength.value)
+        local.submit(show_errors(partial(self.render_both, draft=False)), inputs, outputs, **quick)
+        first = (0, start.value, region.value, names[0], strength.value)
+        _, local.value, everywhere.value = self.render_both(*first, draft=False)
 
     def render_both(
-        self, index: int, start: dict[str, Any], region: str, direction: str, strength: float
+        self, index: int, start: dict[str, Any], region: str, direction: str, strength: float, draft: bool = True
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Render the edit of a region and the same edit of the whole picture.
+        """Render the edit of a region and the same edit of the whole picture; as previews, if there are any.
 
         Returns:
             The recipe of the region's edit, the stage's value for it, and the stage's value for the whole picture.
@@ -103,7 +107,8 @@ class Edit:
         model = self.models[index]
         shown = []
         for node in (region, model.tree.root):
-            picture = model.render(add_edit(model, start, node, direction, strength))
+            recipe = add_edit(model, start, node, direction, strength)
+            picture = model.draft(recipe) if draft else model.render(recipe)
             where = dials.display_name(node).lower() if node == region else "everything"
             shown.append((picture.recipe, result(model, picture, f"{direction} by {strength:+g}: {where}")))
         return shown[0][0], shown[0][1], shown[1][1]

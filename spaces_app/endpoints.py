@@ -144,7 +144,7 @@ class Endpoints:
         """Reconstruct a picture with the model; the recipe's `base` is the picture's code.
 
         Args:
-            picture: a file with a portrait of the kind that the model draws; its central square is used.
+            picture: a file with a picture of the kind that the model draws; its central square is used.
             steps: optimization steps, at most 200; 0 for the encoder's guess.
             model: name of the model.
         """

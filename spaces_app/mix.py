@@ -54,7 +54,8 @@ class Mix:
         codes = gr.State([None] * len(SLOTS))  # codes of the pictures, in a recipe's JSON form
         recipe = gr.State(None)
         gr.Markdown(
-            "Upload two or three portraits, let the model read them, then say which picture each region comes from.",
+            "Upload two or three pictures of the kind that the model draws, let it read them, then say which picture"
+            " each region comes from.",
             elem_classes="sf-lead",
         )
         with gr.Row(elem_classes="sf-slots"):
@@ -213,7 +214,7 @@ def describe_reading(model: Model) -> str:
             "This model's encoder reads a picture instantly; optimization takes some seconds and improves the match."
         )
     return (
-        "This model has no encoder: reading starts from its average portrait and takes some optimization steps, "
+        "This model has no encoder: reading starts from its average picture and takes some optimization steps, "
         "a few seconds per picture."
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from stylefusion_hf import StyleFusionInterpolationPipeline, StyleFusionInversionPipeline, StyleFusionPipeline
@@ -19,10 +20,13 @@ from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.edits import Direction, load_directions
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.editing.directions import ganspace, sefa
+from stylefusion_hf.inversion.previews import find_preview
+from stylefusion_hf.pipelines.steps import synthesize
 from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
 from stylefusion_hf.spaces_app.device import on_gpu
 
 EMBEDDED = "embedded"
+SMALL = 128  # largest side in pixels of the previews that thumbnails are made from
 THUMBNAIL = 64  # approximate side in pixels
 MAX_THUMBNAILS = 512  # size of the cache; some 6 kB each
 MAX_WAITING = 32  # pictures waiting or being rendered; gradio has 40 threads
@@ -38,11 +42,13 @@ class Picture:
         image: the picture.
         labels: (H, W) index of each pixel's region in `Model.regions`, or NO_REGION; None without a segmenter.
         recipe: its recipe, in JSON form.
+        draft: whether it is a preview, smaller than the recipe's picture and of slightly other colors.
     """
 
     image: Image.Image
     labels: Image.Image | None
     recipe: dict[str, Any]
+    draft: bool = False
 
 
 class Model:
@@ -70,11 +76,25 @@ class Model:
         self._drawing, self._waiting = threading.Lock(), threading.Semaphore(MAX_WAITING)
         self._finding = threading.Lock()
 
+        # Heights of the previews that are shown while a dial turns, and of thumbnails; None for full pictures.
+        self.preview = find_preview(pipe.generator, noise_mode="const")
+        self._small = find_preview(pipe.generator, noise_mode="const", most=SMALL)
+
         # Functions rather than methods: on ZeroGPU they run in another process, and their arguments are pickled.
-        def fuse(recipe: dict[str, Any], masks: bool) -> tuple[Any, Any, dict[str, Any]]:
+        def fuse(recipe: dict[str, Any], masks: bool, up_to: int | None) -> tuple[Any, Any, dict[str, Any]]:
+            if up_to is not None:
+                return preview(recipe, up_to)
             out = pipe.from_recipe(recipe, check_model=False, output_masks=masks)
             found = {name: mask[0].cpu().numpy() for name, mask in out.masks.items()} if out.masks else None
             return out.images, found, out.recipe
+
+        def preview(recipe: dict[str, Any], up_to: int) -> tuple[Any, Any, dict[str, Any]]:
+            out = pipe.from_recipe(recipe, check_model=False, output_type="latent")
+            made = Recipe.from_dict(out.recipe)
+            with torch.no_grad():
+                style: Any = out.style_codes
+                pictures = synthesize(pipe.generator, style, made.noise_mode, made.noise_seeds, up_to=up_to)
+            return pipe.image_processor.postprocess(pictures, output_type="pil"), None, out.recipe
 
         def invert(
             images: list[Image.Image], steps: int, report_step: Callable[[int], None] | None
@@ -105,8 +125,16 @@ class Model:
     def render(self, recipe: Mapping[str, Any]) -> Picture:
         """Render a recipe of one picture. ValueError names what is wrong with it."""
         with self.take_turn():
-            images, masks, made = self._fuse(dict(recipe), self.has_segmenter)
+            images, masks, made = self._fuse(dict(recipe), self.has_segmenter, None)
         return Picture(images[0], None if masks is None else self._labels(masks), made)
+
+    def draft(self, recipe: Mapping[str, Any]) -> Picture:
+        """Render a preview of a recipe's picture, without labels; the picture itself where there are no previews."""
+        if self.preview is None:
+            return self.render(recipe)
+        with self.take_turn():
+            images, _, made = self._fuse(dict(recipe), False, self.preview)
+        return Picture(images[0], None, made, draft=True)
 
     @contextmanager
     def take_turn(self) -> Iterator[None]:
@@ -164,7 +192,7 @@ class Model:
             with self.take_turn():
                 recipe = {"version": 1, "base": list(missing.values()), "truncation_psi": self.psi}
                 recipe |= {} if label is None else {"class_labels": label}
-                images = self._fuse(recipe, False)[0]
+                images = self._fuse(recipe, False, self._small)[0]
             made = {key: _shrink(image) for key, image in zip(missing, images, strict=True)}
         found = [made[key] if key in made else self._thumbnails[key] for key in keys]
         self._thumbnails.update(made)

@@ -19,6 +19,7 @@ from stylefusion_hf.spaces_app.uploads import read_file
 
 MAX_RECIPE = 2**21  # bytes of a recipe file
 MAX_PIXELS = 2**24  # pixels of a picture with a recipe
+SMOOTH = 128  # pixels: larger pictures are scaled smoothly by the browser, smaller ones show their pixels
 MAX_LINK = 1500  # characters of a link's query; messengers break longer ones
 
 
@@ -27,7 +28,8 @@ def encode_png(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> b
     info, buffer = PngInfo(), io.BytesIO()
     if recipe is not None:
         info.add_text(RECIPE_KEY, json.dumps(recipe))
-    image.save(buffer, format="PNG", pnginfo=info)
+    # Higher levels take half a second of a picture of 1024 px, more than rendering its preview, and save a tenth.
+    image.save(buffer, format="PNG", pnginfo=info, compress_level=1)
     return buffer.getvalue()
 
 
@@ -37,12 +39,17 @@ def data_uri(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> str
 
 
 def result(model: Model, picture: Picture, caption: str) -> dict[str, Any]:
-    """Return the value of a `stage`: everything that is shown and offered for a picture."""
+    """Return the value of a `stage`: everything that is shown and offered for a picture.
+
+    A draft is replaced by the full picture when the dials rest: the stage then fires `submit`.
+    """
     return {
         "png": data_uri(picture.image, picture.recipe),
         "labels": None if picture.labels is None else data_uri(picture.labels),
         "regions": [title(name) for name in model.regions],
         "caption": caption,
+        "draft": picture.draft,
+        "smooth": model.resolution > SMOOTH,
         "recipe": json.dumps(picture.recipe, indent=2),
         "query": link_query(model, picture.recipe),
         "code": snippet(model, picture.recipe),

@@ -117,7 +117,7 @@ def to_recipe(settings: Settings, names: Sequence[str], root: str) -> dict[str, 
     """Convert settings to a recipe; `names` and `root` as in `from_recipe`."""
     base = source(settings, BASE, settings.base)
     if base is None:
-        raise ValueError("the base portrait needs a seed: type a number, or press Shuffle")
+        raise ValueError("the base picture needs a seed: type a number, or press Shuffle")
     kept = settings.kept
     strengths = dict(kept.get("strength", {}))
     regions = {name: code for name, code in kept.get("regions", {}).items() if name not in names}

@@ -1,10 +1,12 @@
 // The behavior of a stage (stage.py). `element`, `props` and `watch` come from Gradio.
 const find = (name) => element.querySelector(".sf-" + name);
+const REST = 400; // milliseconds after the last draft until the full picture is asked for
 const NONE = 255; // label of pixels in no region that has a dial
 let labels = null; // one byte per pixel: the index of its region
 let side = 0;
 let pointed = NONE;
 let chosen = NONE;
+let resting = null; // the timer of a draft
 const cards = () => (props.leads ? [...document.querySelectorAll("[id^='sf-dial-']")] : []);
 
 function show() {
@@ -16,7 +18,10 @@ function show() {
   if (value.before) find("before").src = value.before;
   wipe();
   find("caption").textContent = value.caption;
-  find("png").href = value.png;
+  // A full picture that arrives late, after a newer draft, must not cancel that draft's timer.
+  if (value.draft) { clearTimeout(resting); resting = setTimeout(() => trigger("submit"), REST); }
+  for (const name of ["picture", "before"]) find(name).style.imageRendering = value.smooth ? "auto" : "";
+  if (value.draft) find("png").removeAttribute("href"); else find("png").href = value.png;
   find("json").href = "data:application/json;charset=utf-8," + encodeURIComponent(value.recipe);
   find("code").textContent = value.code;
   find("share").disabled = !value.query;

@@ -7,7 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from stylefusion_hf.spaces_app import dials, jobs
+from stylefusion_hf.core.seeds import MAX_SEED
+from stylefusion_hf.spaces_app import jobs
 from stylefusion_hf.spaces_app.edit import region_choices
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.mix import LONG
@@ -33,7 +34,7 @@ class Walk:
         with gr.Row(elem_classes="sf-compose"):
             with gr.Column(scale=5, min_width=280):
                 with gr.Row(elem_classes="sf-from"):
-                    seed = gr.Number(label="Portrait (seed)", value=1, precision=0, minimum=0, maximum=dials.MAX_SEED)
+                    seed = gr.Number(label="Picture (seed)", value=1, precision=0, minimum=0, maximum=MAX_SEED)
                     take = gr.Button("Take the one from Compose")
                 region = gr.Dropdown(
                     walk_choices(model), value=model.regions[-1], label="What walks", elem_id="sf-walk-region"
@@ -57,7 +58,7 @@ class Walk:
 
         def seed_recipe(index: int, value: int | None) -> dict[str, Any]:
             if value is None:
-                raise ValueError("the portrait needs a seed: type a number")
+                raise ValueError("the picture needs a seed: type a number")
             return {"version": 1, "num_images": 1, "base": int(value), "truncation_psi": models[index].psi}
 
         seed.input(show_errors(seed_recipe), [chosen, seed], start, api_visibility="private", queue=False)
@@ -149,11 +150,11 @@ class Grid:
 
     def __init__(self, models: Sequence[Model], chosen: gr.Dropdown):
         gr.Markdown(
-            "Each row is a portrait and a source. From left to right, one region at a time is taken from the source.",
+            "Each row is a picture and a source. From left to right, one region at a time is taken from the source.",
             elem_classes="sf-lead",
         )
         with gr.Row():
-            bases = gr.Textbox("1, 4, 6", label="Portraits (seeds)", elem_id="sf-grid-bases")
+            bases = gr.Textbox("1, 4, 6", label="Pictures (seeds)", elem_id="sf-grid-bases")
             sources = gr.Textbox("21, 24, 26", label="Sources (seeds)", elem_id="sf-grid-sources")
             psi = gr.Slider(0, 1.5, models[0].psi, step=0.01, label="Variety", buttons=[])
         make = gr.Button("Draw the sheet", variant="primary", elem_id="sf-grid-make")

@@ -1,9 +1,12 @@
-"""Fixtures of more than one file: an empty folder for commands, the native operators, built once a session, and a Hub.
+"""Fixtures shared by several files: an empty folder for commands, the native operators (built once), and a Hub.
 
 No test reaches the real Hub: HF_ENDPOINT, which huggingface_hub reads when it is imported, names one on this machine.
+Nothing heavy is imported here, because every process of a session reads this file.
 """
 
+import gc
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,10 +23,6 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"):
     os.environ.pop(name, None)
 
-from stylefusion_hf.ops import native  # noqa: E402
-from stylefusion_hf.ops.native import build  # noqa: E402
-from tests.refusals import TRIED  # noqa: E402
-
 # What `make test` leaves to `make test-all`.
 SLOW = {
     "test_convert_fuzz.py", "test_from_zero.py", "test_hub_download.py", "test_ops_build.py", "test_package.py",
@@ -32,10 +31,21 @@ SLOW = {
 }  # fmt: skip
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files that `-m "not slow"` would deselect are not even imported: hypothesis and such take seconds."""
+    return True if config.option.markexpr == "not slow" and collection_path.name in SLOW else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections: there are millions of objects, and a pass takes a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -47,12 +57,20 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def built_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The library that this process has loaded: the user's, where the default mode finds one, else one built here."""
+def built_library(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The library that this process has loaded: the user's, where the default mode finds one, else the tests' own.
+
+    That one is built once for each version of the sources, into pytest's cache.
+    """
+    from stylefusion_hf.ops import native
+    from stylefusion_hf.ops.native import build
+
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("STYLEFUSION_OPS", raising=False)
         native.choose("cpu")  # so that the other tests of this session go on with what they started with
-        patch.setenv("STYLEFUSION_CACHE", str(tmp_path_factory.mktemp("native")))
+        kept = getattr(pytestconfig, "cache", None)
+        cache = kept.mkdir("native") if kept else tmp_path_factory.mktemp("native")
+        patch.setenv("STYLEFUSION_CACHE", str(cache))
         try:
             library = native.build_and_load("cpu")
         except build.NotAvailable as error:
@@ -78,6 +96,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> HubServer:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if HUB.total:
         terminalreporter.write_line(f"Hub: {HUB.total} requests answered, {HUB.injected} faults injected")
-    if TRIED:
-        listed = ", ".join(f"{count} x {kind}" for kind, count in sorted(TRIED.items()))
+    refusals = sys.modules.get("tests.refusals")
+    if refusals is not None and refusals.TRIED:
+        listed = ", ".join(f"{count} x {kind}" for kind, count in sorted(refusals.TRIED.items()))
         terminalreporter.write_line(f"Inputs tried: {listed}")

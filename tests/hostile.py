@@ -332,6 +332,16 @@ ODDITIES: dict[str, Callable[[], bytes]] = {
 }
 
 
+# Those that take a second or more each until they are refused or read: `make test-all` tries them.
+AT_LARGE = {
+    "nested zips", "nested zips of large tensors", "nested zips of one text", "names of memoised texts",
+    "names of long names", "calls of memoised names", "encoded texts", "bytes of a long text", "arrays of small bytes",
+    "long integers", "lists of a large tuple", "dictionaries of a large dictionary", "sets of a large tuple", "sets",
+    "lists", "memo", "marks", "copies", "views of views", "zip bomb", "calls with a million arguments",
+    "long number formats", "objects that share a state", "objects that share arguments",
+}  # fmt: skip
+
+
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Fails where a bomb takes long; generous, as the machine may be busy."""

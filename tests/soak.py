@@ -45,12 +45,11 @@ HOW = ("at any moment", "while writing", "at a file operation")
 
 @dataclass(frozen=True)
 class Job:
-    """One trainer: its module (`parse_args`, `train`, `save_checkpoint`) and flags for a tiny run, without steps."""
+    """One trainer: its module (`parse_args`, `train`) and flags for a tiny run, without steps."""
 
     module: ModuleType
     text: str  # {data} stands for the folder of `make_data`
     steps: int = 5
-    inner: tuple[ModuleType, ...] = ()  # other modules whose `save_checkpoint` it calls
 
     def run(self, data: Path, out: Path) -> None:
         """The training as a user starts and restarts it."""
@@ -64,8 +63,7 @@ class Job:
             with writing():
                 return checkpoints.save_checkpoint(*args)
 
-        for module in (self.module, *self.inner):
-            module.save_checkpoint = save  # type: ignore[attr-defined]
+        loop.save_checkpoint = save  # type: ignore[assignment]
 
     def flags(self, data: Path, out: Path) -> list[str]:
         every = ["--output_dir", str(out), "--logging_steps", "1", "--checkpointing_steps", "1"]
@@ -79,27 +77,24 @@ JOBS = {
         PICTURES + " --channels 8,8,8 --latent_dim 8 --mapping_layers 2 --validation_steps 2 --use_noise --mirror"
         " --path_length_weight 2 --path_length_interval 2 --augment color,translation,cutout --r1_interval 2",
     ),
-    "segmenter": Job(segmenter, PICTURES + " --channels 8,16 --lr_scheduler constant", inner=(loop,)),
+    "segmenter": Job(segmenter, PICTURES + " --channels 8,16 --lr_scheduler constant"),
     "fusion": Job(
         fusion,
         "--model {data}/model --pool_size 16 --train_batch_size 6 --hidden_width 8 --hidden_layers 1"
         " --validation_pairs 0 --static_steps 1 --realism_weight 0.1 --discriminator_learning_rate 0.001",
         steps=4,
-        inner=(loop,),
     ),
     "encoder": Job(
         encoder,
         "--model {data}/model --cache_dir {data}/avatars --avatars 12 --train_batch_size 4 --eval_images 2"
         " --channels 8,16 --lr_scheduler constant --validation_steps 2",
         steps=4,
-        inner=(loop,),
     ),
     "judges": Job(
         judges,
         "--model {data}/model --cache_dir {data}/avatars --avatars 12 --resolution 32 --train_batch_size 4"
         " --eval_avatars 2 --segmenter_channels 8,8 --discriminator_channels 8,8,8,8 --r1_interval 2",
         steps=3,
-        inner=(segmenter, loop),
     ),
 }
 

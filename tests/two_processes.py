@@ -19,7 +19,7 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
-from stylefusion_hf.training import checkpoints, common
+from stylefusion_hf.training import batches, checkpoints, loop
 from tests import soak
 
 # The fusion nets' discriminator is fine-tuned once a micro-batch, not once a step: not the same in one process.
@@ -38,29 +38,25 @@ def digests(accelerator: Accelerator) -> list[str]:
 
 
 def train(name: str, data: Path, out: Path, steps: int, *more: str) -> dict[str, Any]:
-    """Train, and tell what was drawn and what would be saved."""
-    job, told = soak.JOBS[name], {"seeds": [], "digests": {}}  # type: ignore[var-annotated]
+    """Train, and return the seeds of all draws and the digests of what checkpoints save."""
+    job, record = soak.JOBS[name], {"seeds": [], "digests": {}}  # type: ignore[var-annotated]
 
     def save(accelerator: Accelerator, args: Any, step: int) -> Path:
-        told["digests"][f"{args.output_dir} {step}"] = digests(accelerator)
+        record["digests"][f"{args.output_dir} {step}"] = digests(accelerator)
         return checkpoints.save_checkpoint(accelerator, args, step)
 
     def draws(*args: Any) -> list:
-        found = common.step_generators(*args)
-        told["seeds"].append([draw.initial_seed() for draw in found])
+        found = batches.step_generators(*args)
+        record["seeds"].append([draw.initial_seed() for draw in found])
         return found
 
-    modules = (job.module, *job.inner)
-    for module in modules:
-        module.save_checkpoint, module.step_generators = save, draws  # type: ignore[attr-defined]
+    loop.save_checkpoint, loop.step_generators = save, draws  # type: ignore[assignment]
     try:
         flags = [*job.flags(data, out), *MORE.get(name, ()), "--max_train_steps", str(steps), *soak.LATEST, *more]
         job.module.train(job.module.parse_args(flags))
     finally:
-        for module in modules:
-            module.save_checkpoint = checkpoints.save_checkpoint  # type: ignore[attr-defined]
-            module.step_generators = common.step_generators  # type: ignore[attr-defined]
-    return told
+        loop.save_checkpoint, loop.step_generators = checkpoints.save_checkpoint, batches.step_generators
+    return record
 
 
 def share_out() -> None:
@@ -78,9 +74,9 @@ def main(data: Path, out: Path, names: Sequence[str]) -> None:
     for name in names:
         first = train(name, data, out / name, 2)
         second = train(name, data, out / name, 4)
-        told = {"seeds": first["seeds"] + second["seeds"], "digests": first["digests"] | second["digests"]}
+        record = {"seeds": first["seeds"] + second["seeds"], "digests": first["digests"] | second["digests"]}
         out.mkdir(exist_ok=True)
-        (out / f"{name}-{PartialState().process_index}.json").write_text(json.dumps(told))
+        (out / f"{name}-{PartialState().process_index}.json").write_text(json.dumps(record))
     destroy(PartialState())
 
 

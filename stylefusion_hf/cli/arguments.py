@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from stylefusion_hf.core.checks import shown
+from stylefusion_hf.core.seeds import MAX_SEED
 from stylefusion_hf.imaging.images import open_image
 
 T = TypeVar("T")
 
-MAX_SEED = 2**32 - 1
 MAX_COUNT = 10**9  # for any argument that is a count
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".ppm")
 

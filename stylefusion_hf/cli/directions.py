@@ -118,13 +118,13 @@ def _discover(pipe: StyleFusionPipeline, args: argparse.Namespace) -> list[Direc
 
 def _draw(pipe: StyleFusionPipeline, found: Sequence[Direction], args: argparse.Namespace, out) -> None:
     """Draw a sheet with one row per direction and one column per strength."""
-    from stylefusion_hf.imaging.sheets import BASE, draw_sheet
+    from stylefusion_hf.imaging.sheets import BASE, draw_sheet, to_cell
 
     rows, labels = [], []
     call = {"truncation_psi": args.psi, "class_labels": args.class_label}
     for direction in found:
         result = pipe(base=args.base, edits={args.region: direction(STRENGTHS)}, **call)
-        rows.append(list(result.images))
+        rows.append([to_cell(image) for image in result.images])  # full pictures of many directions would pile up
         labels.append((direction.name, _describe(direction)))
     columns = [f"{strength:+g}" if strength else BASE for strength in STRENGTHS]
     where = "everything" if args.region in ("all", pipe.fusion.tree.root) else args.region

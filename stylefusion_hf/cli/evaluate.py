@@ -1,7 +1,7 @@
 """Measure a model: how local its swaps are, how much of the source they transfer, and how other methods compare.
 
 Prints tables, and writes report.json, report.md and report.png to --out. Figures have 95% bootstrap intervals.
-The comparison of methods always includes `mean` and `stranger`, which ignore the source.
+The comparison of methods always includes `mean` and `random-code`, which ignore the source.
 
     stylefusion evaluate --quick
     stylefusion evaluate --model runs/fusion --out evaluation
@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pairs", type=positive, help="pairs for the swap figures (default: 500)")
     parser.add_argument("--curve-pairs", type=positive, help="test pairs for comparing methods (default: 128)")
+    parser.add_argument(
+        "--validation-pairs",
+        type=positive,
+        help="pairs for choosing the methods' strengths (default: 48, or a third of --curve-pairs)",
+    )
     parser.add_argument("--calibration-pairs", type=positive, help="pairs of drawn avatars (default: 64)")
     parser.add_argument("--global-pairs", type=positive, help="bases for the global figures (default: 64)")
     parser.add_argument("--limit-pairs", type=positive, help="pairs for the limit of S (default: 16; 64 with --full)")
@@ -89,11 +94,11 @@ def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.evaluation.judges import load_judges
     from stylefusion_hf.evaluation.realism import check_real
     from stylefusion_hf.evaluation.run import SECTIONS
-    from stylefusion_hf.models.layers import at_once
+    from stylefusion_hf.models.layers import chunk_size
 
     settings = Settings(seed=args.seed, model=args.model or "the embedded model")
     if args.quick:
-        settings = settings.quickened()
+        settings = settings.quick_version()
     if args.full:
         settings = replace(settings, limit_pairs=64)
     numbers = ("pairs", "calibration_pairs", "curve_pairs", "global_pairs", "limit_pairs", "limit_steps")
@@ -101,6 +106,8 @@ def run(args: argparse.Namespace) -> None:
     settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
     if args.curve_pairs is not None:
         settings = replace(settings, validation_pairs=max(2, args.curve_pairs // 3))
+    if args.validation_pairs is not None:
+        settings = replace(settings, validation_pairs=args.validation_pairs)
     if args.methods:
         settings = replace(settings, methods=tuple(dict.fromkeys(split_list(args.methods))))
     out = output_folder(args.out)
@@ -116,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
     settings = replace(settings, real=None if real == "none" else real)
     backbone = Backbone(args.backbone, pipe.device) if args.backbone else None
     size = pipe.generator.config.resolution
-    batch = args.batch_size or at_once(size, 32)
+    batch = args.batch_size or chunk_size(size, 32)
     subject = build_subject(pipe, judges, args.seed, batch, backbone, args.measuring_size)
     skipped = [] if avatars else ["calibration"]
     skipped += [] if settings.limit_pairs else ["limits"]

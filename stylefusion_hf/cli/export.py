@@ -34,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     check_call(args)
 
+    from stylefusion_hf.export.description import check_target, table
     from stylefusion_hf.export.graph_files import check_packages
-    from stylefusion_hf.export.graphs import TOLERANCE, check_target, export, table
+    from stylefusion_hf.export.graphs import TOLERANCE, export
 
     # Check everything that can be checked before a model is downloaded.
     out, checked = Path(args.out), not args.no_check

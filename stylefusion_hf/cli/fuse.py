@@ -35,7 +35,7 @@ from stylefusion_hf.cli.outputs import output_file, output_folder, report_writte
 from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.files import RECIPE_KEY, write_json
 from stylefusion_hf.core.regular_files import check_regular, open_regular
-from stylefusion_hf.imaging.picture_headers import read_png_text
+from stylefusion_hf.imaging.png_text import read_png_text
 
 if TYPE_CHECKING:
     from stylefusion_hf.core.recipes import Recipe

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from stylefusion_hf.cli.loading import check_call, load_pipeline
 from stylefusion_hf.cli.outputs import output_folder, report_written, save_png
 from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.files import write_json
+
+PIXELS = 2**24  # of pictures inverted in one call: 16 of 1024 px
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,38 +62,50 @@ def run(args: argparse.Namespace) -> None:
     weights = parse_pairs(args.region_weight, "--region-weight", number)
     out = output_folder(args.out)
     pipe: Any = load_pipeline(args, "StyleFusionInversionPipeline", light=True)
-    masks = read_mask(args.mask, pipe.generator.config.resolution) if args.mask else None
-    result = pipe(
-        [str(file) for file in files],
-        latent_type=args.space,
-        start=args.start,
-        masks=masks,
-        region_weights=weights,
-        batch_size=args.batch_size,
-        **settings,
-    )
 
     from stylefusion_hf.core.code_files import save_codes
+    from stylefusion_hf.core.memory import chunk_size
+    from stylefusion_hf.pipelines.targets import read_targets
 
-    rows = result.codes.rows()
-    save_codes(out / "codes.safetensors", dict(zip(names, rows, strict=True)))
+    masks = read_mask(args.mask, pipe.generator.config.resolution) if args.mask else None
+    resolution = pipe.generator.config.resolution
+    call = {"latent_type": args.space, "start": args.start, "masks": masks, "region_weights": weights}
+    call |= {"batch_size": args.batch_size, **settings}
+    # Tuning has one generator for all pictures. Without it they are independent, and need not fit in memory together.
+    most = len(files) if args.tune else chunk_size(resolution**2, PIXELS, len(files))
+    for file in files if most < len(files) else ():  # a bad picture is found before the first is inverted
+        read_targets(str(file), pipe.generator.config, args.fit or "refuse")
+    codes: dict[str, Any] = {}
+    figures: dict[str, dict[str, float]] = {}
+    for first in range(0, len(files), most):
+        group = names[first : first + most]
+        result = pipe([str(file) for file in files[first : first + most]], **call)
+        rows = result.codes.rows()
+        codes |= dict(zip(group, rows, strict=True))
+        tuned = {} if result.generator is None else {"generator": result.generator}
+        for name, row, image in zip(group, rows, result.images, strict=True):
+            save_png(image, out / f"{name}.png", reconstruction_recipe(pipe, row, tuned))
+        figures |= describe_result(result, group)
+    save_codes(out / "codes.safetensors", codes)
     report_written(out / "codes.safetensors", f"{len(names)} codes in {args.space}")
-    tuned = {} if result.generator is None else {"generator": result.generator}
-    for name, row, image in zip(names, rows, result.images, strict=True):
-        save_png(image, out / f"{name}.png", reconstruction_recipe(pipe, row, tuned))
-    figures = {
-        name: {"mse": round(float(mse), 6), "feature_distance": round(float(distance), 6), "steps": int(steps)}
-        for name, mse, distance, steps in zip(names, result.mse, result.feature_distance, result.steps, strict=True)
-    }
     write_json(out / "figures.json", figures, indent=2)
-    report_written(
-        out, f"reconstructions; MSE {result.mse.mean():.4f}, feature distance {result.feature_distance.mean():.3f}"
+    mse, distance = (
+        sum(each[figure] for each in figures.values()) / len(figures) for figure in ("mse", "feature_distance")
     )
+    report_written(out, f"reconstructions; MSE {mse:.4f}, feature distance {distance:.3f}")
     if tuned:
         from stylefusion_hf.inversion.tuned import save_tuned
 
         folder = save_tuned(result.generator, out)
         report_written(folder, "the tuned generator: pass it as --generator to other commands")
+
+
+def describe_result(result: Any, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return {picture: its figures}."""
+    return {
+        name: {"mse": round(float(mse), 6), "feature_distance": round(float(distance), 6), "steps": int(steps)}
+        for name, mse, distance, steps in zip(names, result.mse, result.feature_distance, result.steps, strict=True)
+    }
 
 
 def unique_names(files: list[Path]) -> list[str]:

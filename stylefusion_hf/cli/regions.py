@@ -46,8 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for job in (discover, label):
         job.add_argument("--model", required=True, metavar="FOLDER|ID", help="a folder or Hub id with generator/")
         job.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one from this command")
-        job.add_argument("--samples", type=positive, default=1500, help="samples for the segmenters (default: 1500)")
-        job.add_argument("--steps", type=positive, default=500, help="training steps per segmenter (default: 500)")
+        job.add_argument(
+            "--resolution", type=positive, help="picture size to work at (default: 128 for generators above 256 px)"
+        )
+        job.add_argument(
+            "--samples", type=positive, help="samples for the segmenters (default: 1500; 240 above 256 px)"
+        )
+        job.add_argument("--steps", type=positive, help="steps per segmenter (default: 500; 150 above 256 px)")
         job.add_argument("--seed", type=seed, default=0, help="seed for samples and clustering (default: 0)")
         add_device_argument(job, "cpu, cuda ...")
     update = jobs.add_parser(
@@ -87,6 +92,7 @@ def _discover(args: argparse.Namespace) -> None:
         clusters=args.clusters,
         min_area=args.min_area,
         resolutions=_layers(args.layers),
+        resolution=args.resolution,
     )
     _report_regions(out)
 
@@ -98,7 +104,8 @@ def _label(args: argparse.Namespace) -> None:
     out = _new_folder(args.out)
     if args.learn:
         paint, generator = PaintFolder(out / "painted"), _generator(args)
-        write_found(out, generator, learn(generator, paint), args.samples, args.steps, args.seed)
+        found = learn(generator, paint)
+        write_found(out, generator, found, args.samples, args.steps, args.seed, resolution=args.resolution)
         _report_regions(out)
         return
     if (out / "painted" / "dataset.json").is_file() and not args.region:
@@ -113,7 +120,7 @@ def _label(args: argparse.Namespace) -> None:
         return
     from stylefusion_hf.regions import label_page
 
-    how = {"host": args.host, "port": args.port, "open_browser": not args.no_browser}
+    how = {"host": args.host, "port": args.port, "open_browser": not args.no_browser, "resolution": args.resolution}
     label_page.label(_generator(args), args.region, args.count, out, args.samples, args.steps, args.seed, **how)
 
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.seeds import MAX_SEED
 
 if TYPE_CHECKING:
     from stylefusion_hf.core.latent_spaces import LatentSpaces
 
 LATENT_SPACES = ("z", "w", "w+", "s")
 NOISE_MODES = ("const", "random", "none")
-MAX_SEED = 2**32 - 1
 MAX_CODES = 2**16  # in one argument; a call takes 1024 (recipes.MAX_IMAGES), this only bounds the parsing
 MAX_NESTING = 8  # levels of nested lists
 LARGEST = 1e12  # absolute value in a code; beyond it float32 overflows when demodulation squares the styles

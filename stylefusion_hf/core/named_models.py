@@ -1,9 +1,15 @@
-"""Models with a short name: `--model faces` is the folder that `make demo` left in a cache."""
+"""Models with a short name: `--model faces` is the folder that `make demo` left in a cache.
+
+A folder NAME-gates, with region nets, goes before the folder NAME of the generator alone.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+
+from stylefusion_hf.cache import cache_folder
 
 # What to do where a named model has not been made yet. Weights are never part of this package.
 HOW_TO_GET = {
@@ -16,13 +22,13 @@ HOW_TO_GET = {
 
 def cache_folders() -> list[Path]:
     """Where named models are looked for, in this order: the working folder, the checkout, the user's cache."""
-    named = os.environ.get("STYLEFUSION_CACHE")
-    user = Path(named).expanduser() if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     checkout = Path(__file__).resolve().parents[2]
     folders = [Path(".cache")]
     if (checkout / "pyproject.toml").is_file():
         folders.append(checkout / ".cache")
-    return [*folders, (user if named else user / "stylefusion_hf") / "models"]
+    with contextlib.suppress(OSError):  # a user without a home folder
+        folders.append(cache_folder() / "models")
+    return folders
 
 
 def find_model(given: str) -> str:
@@ -34,8 +40,9 @@ def find_model(given: str) -> str:
     if given not in HOW_TO_GET or os.path.isdir(given):
         return given
     for folder in cache_folders():
-        if (folder / given / "model_index.json").is_file():
-            return str(folder / given)
+        for name in (f"{given}-gates", given):
+            if (folder / name / "model_index.json").is_file():
+                return str(folder / name)
     target = cache_folders()[-1] / given
     raise FileNotFoundError(
         f"the model {given!r} is not on this machine: {HOW_TO_GET[given].format(folder=target)}; then --model {given}"

@@ -20,12 +20,14 @@ from torch import Tensor
 from stylefusion_hf.core.checks import check_count
 from stylefusion_hf.core.edits import Direction
 from stylefusion_hf.imaging.features import pooled
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.segmenter import RegionSegmenter
     from stylefusion_hf.models.style_generator import StyleGenerator
 
+EXACT = 4096  # samples or dimensions of principal components, whichever are fewer
+FEATURE_BYTES = 2**32
 BATCH = 64  # pictures per batch, up to 128 pixels
 STATISTICS = ("area", "brightness", "saturation", "warmth", "height")
 LEAST_AREA = 2e-3  # share of the picture below which a region counts as hidden (8 pixels of 64 x 64)
@@ -116,10 +118,17 @@ def principal_components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return unit directions (count, D) and standard deviations (count,) of samples (N, D), largest first, float64.
 
     Uses the smaller of the covariance (D, D) and the Gram matrix (N, N), so that samples can be whole feature maps.
+    Above EXACT, where the eigenvectors would take minutes and gigabytes, a seeded randomized method in float32 (Halko
+    et al., arXiv 0909.4061) finds the largest few.
     """
-    x = x.double() - x.double().mean(dim=0)
     n, d = x.shape
     check_count("count: as many components as samples of this size have", count, min(n - 1, d))
+    if min(n, d) > max(EXACT, 4 * count):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, values, vectors = torch.pca_lowrank(x.float(), q=count + 20, niter=6)
+        return vectors[:, :count].t().double(), values[:count].double() / (n - 1) ** 0.5
+    x = x.double() - x.double().mean(dim=0)
     values, vectors = torch.linalg.eigh(x.t() @ x if d <= n else x @ x.t())
     values, vectors = values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
     if d > n:
@@ -150,27 +159,27 @@ def ganspace(
     one standard deviation of its feature coordinate.
 
     Raises:
-        ValueError: an unknown space or resolution, or more components than samples or dimensions.
+        ValueError: an unknown space or resolution, more components than samples or dimensions, or feature maps of more
+            than 4 GiB.
     """
+    if space == "features":
+        _check_features(generator, samples, resolution)
     w = sample_w(generator, samples, seed)
     about = {"method": "ganspace", "samples": samples, "seed": seed, "of": space}
     if space == "w":
         vectors, deviations = principal_components(w, count)
     elif space == "features":
-        sides = list(generator.feature_sizes)
-        if resolution not in sides:
-            raise ValueError(
-                f"this generator has feature maps of {', '.join(map(str, sides))} pixels, not {resolution}"
-            )
         maps = []
-        for part in w.to(generator.w_avg).split(at_once(generator.config.resolution, BATCH)):
+        for part in w.to(generator.w_avg).split(chunk_size(generator.config.resolution, BATCH)):
             style = generator.to_style(part).to(generator.dtype)
             _, features = generator.synthesis(style, return_features=True, up_to=resolution)
             maps.append(features[resolution].flatten(1).float().cpu())
         x = torch.cat(maps)
+        del maps
         basis, spreads = principal_components(x, count)
         # Coordinates of different components are uncorrelated, so each can be fitted on its own.
-        coordinates = (x.double() - x.double().mean(dim=0)) @ basis.t()
+        mean = x.mean(dim=0, dtype=torch.float64)
+        coordinates = torch.cat([(part.double() - mean) @ basis.t() for part in x.split(256)])
         found = coordinates.t() @ (w.double() - w.double().mean(dim=0)) / (len(w) - 1) / spreads[:, None]
         deviations = found.norm(dim=1)  # step in w for one standard deviation of the coordinate
         vectors, about = found / deviations[:, None], about | {"resolution": resolution}
@@ -180,6 +189,18 @@ def ganspace(
         Direction(f"pc{k:03d}", "w", _fix_sign(vector).float(), float(deviation), provenance=about)
         for k, (vector, deviation) in enumerate(zip(vectors, deviations, strict=True))
     ]
+
+
+def _check_features(generator: StyleGenerator, samples: int, resolution: int) -> None:
+    sizes = generator.feature_sizes
+    if resolution not in sizes:
+        raise ValueError(f"this generator has feature maps of {', '.join(map(str, sizes))} pixels, not {resolution}")
+    size = 4 * sizes[resolution] * resolution**2
+    if samples * size > FEATURE_BYTES:
+        raise ValueError(
+            f"{samples} feature maps of {resolution} pixels take {samples * size / 2**30:.1f} GiB: use up to"
+            f" {FEATURE_BYTES // size} samples, or a smaller resolution"
+        )
 
 
 def boundary_from_labels(
@@ -257,7 +278,7 @@ def measure_regions(
     regions = list(segmenter.config.regions)
     w = generator.truncate(sample_w(generator, samples, seed).to(generator.w_avg), generator.config.truncation_psi)
     rows: dict[str, list[Tensor]] = {statistic: [] for statistic in STATISTICS}
-    for part in progress(w.split(at_once(generator.config.resolution, BATCH))):
+    for part in progress(w.split(chunk_size(generator.config.resolution, BATCH))):
         images = generator.synthesis(generator.to_style(part).to(generator.dtype)).float().clamp(-1, 1)
         mask = segmenter.segment(images.to(segmenter.dtype)).float().softmax(dim=1)
         up = torch.linspace(1, -1, images.shape[2], device=images.device)[:, None].expand(images.shape[2:])
@@ -323,6 +344,12 @@ def _rows(generator: StyleGenerator, layers: Sequence[int] | None) -> tuple[int,
         check_count("layers: a row of w+", row, generator.num_ws - 1, least=0)
     if not layers:
         raise ValueError("layers is empty: give rows of w+, or omit it for all")
+    driving = sorted(set(generator.style_rows.tolist()))
+    if not set(layers) & set(driving):
+        raise ValueError(
+            f"layers: the rows {', '.join(map(str, layers))} of w+ drive nothing in this generator, whose layers take"
+            f" rows {driving[0]} to {driving[-1]}"
+        )
     return tuple(layers)
 
 

@@ -1,4 +1,4 @@
-"""Features of a vision transformer from the Hub, for pictures that no judge of ours knows."""
+"""Features of a vision transformer from the Hub, for domains that the shipped judges were not trained on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone:
-    """Images (B, 3, H, W) in [-1, 1] -> features (B, 2 D): the class token and the mean of the patch tokens.
+    """A frozen vision transformer: images (B, 3, H, W) in [-1, 1] -> class token and mean patch token, (B, 2 D).
 
     Args:
-        name: a transformers vision model, such as facebook/dinov2-small, or a folder that holds one.
-        size: pixels that images are brought to; a multiple of the patch size.
+        name: Hub id or local folder of a transformers vision model, such as facebook/dinov2-small.
+        size: resolution that images are resized to, a multiple of the patch size.
 
     Raises:
-        ImportError: transformers is not installed. OSError: no such model. ValueError: it gives no patch tokens.
+        ImportError: transformers is not installed. OSError: no such model. ValueError: the model has no patches.
     """
 
     def __init__(self, name: str, device: str | torch.device = "cpu", size: int = 224):
@@ -30,7 +30,7 @@ class Backbone:
         self.model = AutoModel.from_pretrained(name).eval().requires_grad_(False).to(device)
         patch = getattr(self.model.config, "patch_size", None)
         if not isinstance(patch, int):
-            raise ValueError(f"{name} is no vision transformer with patches: give one such as facebook/dinov2-small")
+            raise ValueError(f"{name} is not a vision transformer with patches: use one such as facebook/dinov2-small")
         if size % patch:
             raise ValueError(f"size must be a multiple of the patch size {patch} of {name}, got {size}")
 

@@ -1,8 +1,8 @@
-"""What StyleFusion is measured against: gates without nets, from layers or from statistics of the style channels.
+"""Baselines: gates without nets, derived from layers or from statistics of the style channels.
 
-What a method has to learn from samples it learns when it is first used, from samples of `FITTING_SEED`. A region is a
-leaf of the tree that the model's own segmenter knows. Every channel method crosses its choice of channels with how
-far the chosen ones move (`AMOUNTS`), so that its strength is as fine as that of the nets.
+Statistics are taken from samples of `FITTING_SEED` when a method is first used. A region is a leaf of the tree that
+the model's own segmenter knows. Every channel method crosses its choice of channels with the share of the way that the
+chosen channels move (`AMOUNTS`), so that its strength can be set as finely as that of the nets.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from stylefusion_hf.evaluation.channels import (
 from stylefusion_hf.evaluation.methods import TENTHS, GateMethod, geometric, move, region_index
 from stylefusion_hf.evaluation.pairs import Pairs, render
 
-AMOUNTS = (0.25, 0.5, 0.75, 1.0)  # how far chosen channels move from the base to the source
+AMOUNTS = (0.25, 0.5, 0.75, 1.0)  # shares of the way from base to source that the chosen channels move
 
-# --- Gates that know nothing of regions ------------------------------------------------------------------------------
+# --- Gates that ignore regions ---------------------------------------------------------------------------------------
 
 
 class ConstantInterpolation(GateMethod):
-    """The same share of every style channel: what a method that knows nothing of regions gets."""
+    """The same share of every style channel: a method that ignores regions altogether."""
 
     name, strengths = "interpolation", TENTHS
 
@@ -39,11 +39,11 @@ class ConstantInterpolation(GateMethod):
 
 
 class StyleMixing(GateMethod):
-    """Some neighboring rows of w+ from the source, the others from the base (Karras et al., arXiv 1812.04948).
+    """Adjacent rows of w+ from the source, the others from the base (Karras et al., arXiv 1812.04948).
 
     Convolution i is driven by row i, toRGB k by row 2k + 1. A strength is an index into `settings`: (first row, end,
-    amount), half and whole amounts, short ranges first; the last is the whole code. There is no natural order of
-    strength among ranges of one length: a Pareto envelope has to pick.
+    amount) with amounts .5 and 1, short ranges first; the last setting is the full code. Ranges of equal length have
+    no natural order of strength, so the Pareto envelope has to choose among them.
     """
 
     name = "style mixing"
@@ -65,19 +65,19 @@ class StyleMixing(GateMethod):
 
 
 class EditingInStyle(GateMethod):
-    """Editing in Style (Collins et al., CVPR 2020, arXiv 2004.14367): channels by their membership of the region.
+    """Editing in Style (Collins et al., CVPR 2020, arXiv 2004.14367): channels selected by membership in the region.
 
-    The sequential form takes, in every layer, the channels of the highest membership first, while the memberships'
-    sum of shortfalls from 1 stays below epsilon and each exceeds rho. The simultaneous form takes the share
-    min(1, lambda M) of every channel. The authors find their regions by clustering; here they are the segmenter's.
+    The sequential form takes, in every layer, channels in order of decreasing membership M, as long as the sum of
+    1 - M stays below epsilon and M exceeds rho. The simultaneous form moves every channel by min(1, lambda M). The
+    authors find regions by clustering; here they are the segmenter's.
 
     Args:
         form: "sequential" (strengths index `settings`, triples of rho, epsilon and amount) or "simultaneous"
             (strengths are lambda).
-        samples: pictures that memberships are taken from.
-        floors: values of rho. Memberships of small regions are low throughout, so that only a floor of 0 lets them
-            have channels at all.
-        batch: pictures rendered at once while fitting; None: what their size allows.
+        samples: number of samples that memberships are computed from.
+        floors: values of rho. Memberships of small regions are low throughout: with a floor above 0 they may get no
+            channels at all.
+        batch: batch size for fitting; None chooses one by picture size.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class EditingInStyle(GateMethod):
 
     @cached_property
     def membership(self) -> Tensor:
-        """(R, S): the share of each channel's activation energy that lies in each region; columns sum to 1."""
+        """Shares (R, S) of each channel's activation energy by region; columns sum to 1."""
         return membership_statistics(self.pipe, self.samples, self.batch)[0]
 
     def gate(self, region: str, strength: float) -> Tensor:
@@ -121,11 +121,11 @@ class EditingInStyle(GateMethod):
 
 
 class RetrieveInStyle:
-    """Retrieve in Style (Chong et al., ICCV 2021, arXiv 2107.06256): Editing in Style with gates of each image's own.
+    """Retrieve in Style (Chong et al., ICCV 2021, arXiv 2107.06256): Editing in Style with gates per image pair.
 
-    A channel's membership is taken in the very picture, of base and source; the larger one counts, and a softmax over
-    the regions at temperature tau makes it a gate. The authors cluster activations, and treat hair and pose apart;
-    here the regions are the segmenter's, each treated alike.
+    Memberships are computed in the base and in the source picture; the gate is a softmax, over the regions, of the
+    larger of the two at temperature tau. The authors cluster activations and treat hair and pose separately; here the
+    regions are the segmenter's, all treated the same way.
 
     Strengths index `settings`: (tau, amount).
     """
@@ -136,31 +136,31 @@ class RetrieveInStyle:
         self.pipe, self.samples, self.batch = pipe, samples, batch
         self.settings = list(product((0.3, 0.1, 0.03), AMOUNTS))
         self.strengths = tuple(map(float, range(len(self.settings))))
-        self._recent: list[tuple[Pairs, Tensor]] = []  # the gates of a batch serve all its regions and strengths
+        self._recent: list[tuple[Pairs, Tensor]] = []  # gates of a batch, reused for all regions and strengths
 
     @cached_property
     def mean(self) -> Tensor:
-        """(S,), each channel's mean activation over samples: energies are about it."""
+        """Mean activation of each channel over samples, (S,); energies are taken about it."""
         return membership_statistics(self.pipe, self.samples, self.batch)[1]
 
     @torch.no_grad()
     def memberships(self, codes: Tensor, probs: Tensor) -> Tensor:
-        """(B, R, S) of style codes (B, S) and the segmenter's probabilities of their pictures (B, R, H, W)."""
+        """Return memberships (B, R, S), given style codes (B, S) and segmentation probabilities (B, R, H, W)."""
         masks = F.one_hot(probs.argmax(dim=1), probs.shape[1]).movedim(-1, 1).float()
         sums = torch.cat(activation_energies(self.pipe, codes, masks), dim=2)
         return shares_of_energy(sums, self.mean)
 
     @torch.no_grad()
     def gates(self, pairs: Pairs) -> Tensor:
-        """The larger membership of base and source, (B, R, S)."""
-        for known, found in self._recent:
+        """Return the larger membership of base and source, (B, R, S)."""
+        for known, gates in self._recent:
             if known is pairs:
-                return found
-        found = torch.maximum(
+                return gates
+        gates = torch.maximum(
             self.memberships(pairs.base, pairs.base_probs), self.memberships(pairs.source, pairs.source_probs)
         )
-        self._recent = [(pairs, found), *self._recent[:1]]  # swaps with sources and with strangers take turns
-        return found
+        self._recent = [(pairs, gates), *self._recent[:1]]  # swaps with sources and with unrelated codes alternate
+        return gates
 
     @torch.no_grad()
     def swap(self, pairs: Pairs, region: str, strength: float) -> Tensor:
@@ -171,10 +171,10 @@ class RetrieveInStyle:
 
 
 class LocalChannels(GateMethod):
-    """The style channels that drive the region and little else (StyleSpace: Wu et al., arXiv 2011.12799).
+    """The style channels that affect the region and little else (StyleSpace: Wu et al., arXiv 2011.12799).
 
-    Channels are sorted by the region's share of their `features.channel_energies`, which stand in for the paper's
-    overlap of gradient maps with masks. Strengths index `settings`: (how many channels, from 1 to all; amount).
+    Channels are sorted by the region's share of their `features.channel_energies`, used in place of the paper's
+    overlap between gradient maps and masks. Strengths index `settings`: (number of channels, from 1 to all; amount).
     """
 
     name = "local channels"
@@ -188,7 +188,7 @@ class LocalChannels(GateMethod):
 
     @cached_property
     def shares(self) -> Tensor:
-        """(R, S): each region's share of a channel's energy; columns sum to 1."""
+        """Shares (R, S) of each channel's energy by region; columns sum to 1."""
         return energy_shares(self.pipe, self.samples, self.batch)
 
     def gate(self, region: str, strength: float) -> Tensor:

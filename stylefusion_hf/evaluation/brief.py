@@ -1,4 +1,4 @@
-"""The ruler's figures in half a minute, for a training in progress: on validation pairs, without intervals."""
+"""The main figures in half a minute, for training logs: on validation pairs, without intervals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stylefusion_hf.evaluation.pairs import VALIDATION_SEED
 def brief_figures(
     subject: Subject, methods: Mapping[str, Method], jobs: Sequence[Job], pairs: int, specific: bool = False
 ) -> dict[Job, dict[str, float]]:
-    """Every job's figures over all validation pairs; with `specific` also S, which takes twice as long."""
+    """Return the figures of every job over all validation pairs; `specific` adds S, which takes twice as long."""
     ones = torch.ones(1, pairs, dtype=torch.float64)
     found = {}
     for job, columns in measure_jobs(subject, methods, jobs, pairs, VALIDATION_SEED, specific=specific).items():
@@ -29,8 +29,8 @@ def brief_figures(
 
 
 def brief(pipe, judges: Judges, pairs: int) -> dict[str, float]:
-    """{"S hair": specific transfer, "O hair": outside change, "T hair": transfer, ..., "G": pose error under all
-    common codes, "kept": looks then}.
+    """Return {"S hair": specific transfer, "O hair": outside change, "T hair": transfer, ..., "G": pose error of all
+    common codes at full strength, "kept": share of the looks that stays}.
 
     Raises:
         ValueError: the judges do not fit the pipeline (see `build_subject`).

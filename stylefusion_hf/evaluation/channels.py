@@ -1,4 +1,4 @@
-"""Which style channels belong to which region: statistics of plain samples of seeds that no figure is taken on."""
+"""Statistics that assign style channels to regions, from plain samples whose seeds no figure is measured on."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.measurement import LARGEST_SIZE, at_measuring_size
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, draw_pairs
 from stylefusion_hf.imaging.features import channel_energies
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 
 
-def rendered_at_once(pipe, most: int, batch: int | None) -> int:
-    """Pictures of one forward pass: `batch` where it is given, else what `at_once` allows, and never above `most`."""
+def fitting_batch(pipe, most: int, batch: int | None) -> int:
+    """Return the batch size for fitting: `batch` if given, else what `chunk_size` allows; never above `most`."""
     size = getattr(getattr(pipe.generator, "config", None), "resolution", 128)
-    return min(most, at_once(size, most) if batch is None else batch)
+    return min(most, chunk_size(size, most) if batch is None else batch)
 
 
 def fitting_samples(pipe, count: int, batch: int | None = None) -> tuple[Tensor, Tensor]:
-    """Style codes (count, S) of seeds that no figure is taken on, and label maps (count, h, w) of their pictures, at
-    256 pixels where those are larger. First the bases of pairs, then their sources.
+    """Return style codes (count, S) of fitting seeds and the label maps (count, h, w) of their pictures.
+
+    The maps have at most 256 pixels; larger ones are downsampled. Bases of pairs come first, then their sources.
     """
-    pairs, batch = -(-count // 2), rendered_at_once(pipe, 64, batch)
+    pairs, batch = -(-count // 2), fitting_batch(pipe, 64, batch)
     codes: tuple[list[Tensor], list[Tensor]] = ([], [])
     labels: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start in range(0, pairs, batch):
@@ -35,10 +36,10 @@ def fitting_samples(pipe, count: int, batch: int | None = None) -> tuple[Tensor,
 
 
 def activation_energies(pipe, s: Tensor, masks: Tensor) -> list[Tensor]:
-    """Sums by image, region and channel of x^2, x and 1 under the masks, one (B, R, C, 3) for each style vector.
+    """Return sums of x^2, x and 1 under the masks by image, region and channel: one (B, R, C, 3) per style vector.
 
     x is the activation that the style scales: the input of its convolution or toRGB layer. s: style codes (B, S);
-    masks: (B, R, H, W), brought to each layer's size.
+    masks: (B, R, H, W), resized to each layer.
     """
     net = pipe.generator.synthesis
     if not hasattr(net, "rgbs"):
@@ -67,9 +68,9 @@ def activation_energies(pipe, s: Tensor, masks: Tensor) -> list[Tensor]:
 
 
 def shares_of_energy(sums: Tensor, mean: Tensor) -> Tensor:
-    """(..., R, C): each region's share of a channel's energy about its mean (C,), from sums (..., R, C, 3).
+    """Return each region's share (..., R, C) of a channel's energy about its mean (C,), from sums (..., R, C, 3).
 
-    A channel without energy belongs to all regions alike.
+    A channel without energy is shared equally by all regions.
     """
     square, linear, area = sums.unbind(dim=-1)
     energy = (square - 2 * mean * linear + mean.square() * area).clamp_min(0)
@@ -79,12 +80,12 @@ def shares_of_energy(sums: Tensor, mean: Tensor) -> Tensor:
 
 @torch.no_grad()
 def membership_statistics(pipe, samples: int, batch: int | None = None) -> tuple[Tensor, Tensor]:
-    """Memberships (R, S) and the channels' means (S,) over samples and pixels.
+    """Return memberships (R, S) and channel means (S,) over samples and pixels.
 
-    A membership is the region's share of a style channel's energy: its squared activation in units of the channel's
-    deviation from its mean.
+    A membership is the region's share of a style channel's energy, the squared deviation of its activation from the
+    channel's mean.
     """
-    regions, batch = len(pipe.segmenter.config.regions), rendered_at_once(pipe, 32, batch)
+    regions, batch = len(pipe.segmenter.config.regions), fitting_batch(pipe, 32, batch)
     codes, labels = fitting_samples(pipe, samples, batch)
     sums: Tensor | float = 0.0
     parts = zip(codes.split(batch), labels.split(batch), strict=True)
@@ -97,19 +98,20 @@ def membership_statistics(pipe, samples: int, batch: int | None = None) -> tuple
 
 
 def memberships(pipe, samples: int, batch: int | None = None) -> Tensor:
-    """(R, S): the share of each channel's energy that lies in each region."""
+    """Return the share of each channel's energy that lies in each region, (R, S)."""
     return membership_statistics(pipe, samples, batch)[0]
 
 
 def energy_shares(pipe, samples: int = 64, batch: int | None = None) -> Tensor:
-    """(R, S): each region's share of a channel's `features.channel_energies`; columns sum to 1.
+    """Return each region's share of a channel's `features.channel_energies`, (R, S); columns sum to 1.
 
-    The same whatever the batch.
+    The result does not depend on the batch size.
     """
-    batch = rendered_at_once(pipe, 32, batch)
+    batch = fitting_batch(pipe, 32, batch)
     codes, labels = fitting_samples(pipe, samples, batch)
     synthesis, regions = pipe.generator.synthesis, len(pipe.segmenter.config.regions)
-    variance, areas = codes.var(dim=0), F.one_hot(labels, regions).float().mean(dim=(0, 1, 2))
+    variance = codes.var(dim=0)
+    areas = torch.bincount(labels.flatten(), minlength=regions).float() / labels.numel()
     energy = torch.zeros(regions, codes.shape[1], device=codes.device)
     for start in range(0, len(codes), batch):
         s, label = codes[start : start + batch], labels[start : start + batch]

@@ -1,4 +1,4 @@
-"""`stylefusion evaluate`: the sizes of a run, what is measured by whom, and the files that it writes."""
+"""`stylefusion evaluate`: settings of a run, the model under test, and the report files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from stylefusion_hf.evaluation.fusion_swaps import StaticGates
 from stylefusion_hf.evaluation.judges import SHIPPED, Judges
 from stylefusion_hf.evaluation.measurement import LARGEST_SIZE
 from stylefusion_hf.evaluation.measuring import Subject
-from stylefusion_hf.evaluation.registry import ALWAYS, METHODS, TRAINED_ALIKE, build_methods
-from stylefusion_hf.evaluation.report import draw, plain, write_json
+from stylefusion_hf.evaluation.registry import ALWAYS_COMPARED, METHODS, SAME_OBJECTIVE, build_methods
+from stylefusion_hf.evaluation.report import draw, to_json_types, write_json
 from stylefusion_hf.evaluation.ruler import Ruler
 from stylefusion_hf.evaluation.run import SECTIONS, Run, points_of
 
@@ -30,8 +30,8 @@ MAX_SEED = 200  # of `measuring.SEED_STRIDE` each, below 2^32
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of a run. `methods` are names of `registry.METHODS`; `real` is "avatars", a folder, or None; `model` is
-    its name in the report; `static_gates` a folder of nets of constant gates.
+    """Settings of a run. `methods`: names in `registry.METHODS`; `real`: "avatars", a folder, or None; `model`: name
+    in the report; `static_gates`: folder of nets of constant gates.
     """
 
     model: str = "the embedded model"
@@ -51,9 +51,9 @@ class Settings:
     seed: int = 0
     quick: bool = False
 
-    def quickened(self) -> Settings:
-        """A look of some minutes on two cores: wide intervals, few methods, no limits."""
-        few = ("stylefusion", "mean", "stranger", "interpolation", "editing-in-style-simultaneous")
+    def quick_version(self) -> Settings:
+        """Return settings for a few minutes on two cores: wide intervals, few methods, no limits."""
+        few = ("stylefusion", "mean", "random-code", "interpolation", "editing-in-style-simultaneous")
         return replace(
             self, pairs=32, validation_pairs=8, curve_pairs=16, global_pairs=8, limit_pairs=0, walks=4,
             diversity_bases=2, calibration_pairs=16, realism_count=256, methods=few, quick=True,
@@ -61,9 +61,9 @@ class Settings:
 
 
 def measuring_size(resolution: int, judges: Judges, wanted: int | None = None) -> int:
-    """Pixels at which everything is measured: `wanted`, or the smallest of the model's, its judges' and 256.
+    """Return the measuring size: `wanted`, or the smallest of the model's resolution, the judges' and 256.
 
-    ValueError for judges of larger pictures than the model's, or a size above the model's or below 16.
+    ValueError if the judges' resolution exceeds the model's, or if the size is above the model's or below 16.
     """
     known = [j.config.resolution for j in (judges.portrait, judges.discriminator) if j is not None]
     if known and max(known) > resolution:
@@ -87,20 +87,20 @@ def build_subject(
     backbone: Backbone | None = None,
     size: int | None = None,
 ) -> Subject:
-    """The pipeline with its ruler. size: pixels at which it is measured; see `measuring_size`.
+    """Return the pipeline with its judges and ruler. size: see `measuring_size`.
 
     Raises:
-        ValueError: the pipeline has no segmenter or no regions, the judges are of larger pictures or know other
-            regions than the tree's leaves, or the seed is not from 0 to 200.
+        ValueError: the pipeline has no segmenter or no regions, the judges' resolution is too large, they do not know
+            the tree's leaves, or the seed is not from 0 to 200.
     """
     if pipe.segmenter is None:
-        raise ValueError("this model has no segmenter, so nothing tells inside from outside: add segmenter/")
+        raise ValueError("this model has no segmenter, which evaluation needs to locate regions: add segmenter/")
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed chooses one of {MAX_SEED + 1} sets of pairs, 0 to {MAX_SEED}; got {seed}")
     tree = pipe.fusion.tree
     if dead := [leaf for leaf in tree.leaves if leaf not in tree.active or leaf == tree.root]:
         raise ValueError(
-            f"{', '.join(dead)} cannot be swapped, since no fusion net stands above: train nets for the tree {tree}"
+            f"{', '.join(dead)} cannot be swapped, since there is no fusion net above: train nets for the tree {tree}"
         )
     for name, network in (("evaluation segmenter", judges.segmenter), ("model's segmenter", pipe.segmenter)):
         known = list(network.config.regions)
@@ -115,50 +115,36 @@ def build_subject(
 
 
 def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Path) -> dict[str, Any]:
-    """Run sections in order, print their tables, and write report.json, report.md and pictures into `out`.
+    """Run sections in order, print their tables, and write report.json, report.md and plots into `out`.
 
-    The files are written anew after every section, so that an interrupted run leaves what it measured.
+    The reports are rewritten after every section, so that an interrupted run keeps its results.
 
     Raises:
-        ValueError: an unknown section or method, methods without our own, or static gates that are not constant.
+        ValueError: an unknown section or method, methods without ours, or static gates that are not constant.
     """
     if unknown := [n for n in names if n not in SECTIONS]:
         raise ValueError(f"unknown section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     if min(settings.pairs, settings.curve_pairs, settings.global_pairs) < 2:
-        raise ValueError("an interval needs two pairs or more")
+        raise ValueError("an interval needs at least two pairs")
     if "limits" in names and not settings.limit_pairs:
-        raise ValueError("a quick look has no limits unless it is told how many pairs: give --limit-pairs")
+        raise ValueError("--quick measures no limits without a number of pairs: give --limit-pairs")
     run = Run(subject, settings)
-    if "curves" in names or "limits" in names:  # bad names are refused now, not after the other sections
+    if "curves" in names or "limits" in names:  # reject unknown names before long computations
         run.methods = require_ours(build_methods(subject.pipe, settings.methods, subject.batch))
-        absent = [name for name in ALWAYS if name not in run.methods]
+        absent = [name for name in ALWAYS_COMPARED if name not in run.methods]
         run.methods |= build_methods(subject.pipe, absent, subject.batch)
         if settings.static_gates:
-            run.methods[TRAINED_ALIKE] = StaticGates.load(subject.pipe, settings.static_gates)
+            run.methods[SAME_OBJECTIVE] = StaticGates.load(subject.pipe, settings.static_gates)
     out.mkdir(parents=True, exist_ok=True)
-    backbone, model = subject.ruler.backbone, without_folders(settings.model)
-    real = settings.real if settings.real in (None, "avatars") else without_folders(settings.real)
-    named = replace(
-        settings, model=model, real=real, static_gates=settings.static_gates and without_folders(settings.static_gates)
-    )
-    run.report |= {
-        "settings": asdict(named),
-        "measuring size": subject.ruler.size,
-        "truncation_psi": subject.pipe.generator.config.truncation_psi,
-        "judges": {"folder": judges_name(subject.judges), "there": list(judge_names(subject.judges))},
-        "features": backbone.name if isinstance(backbone, Backbone) else "the judges'",
-        "heads of transfer": subject.heads,
-        "versions": {"stylefusion-hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
-    kind = (
-        "a QUICK look: few pairs, wide intervals, not for publication"
-        if settings.quick
-        else "95 % intervals in brackets"
-    )
+    run.report |= report_head(subject, settings)
+    model, run.report["seconds"] = strip_folders(settings.model), {}
+    if settings.quick:
+        kind = "QUICK run: few pairs, wide intervals, not for publication"
+    else:
+        kind = "95 % intervals in brackets"
     run.show(f"# stylefusion evaluate {model} ({kind})", "")
     heads = "; ".join(f"{leaf}: {', '.join(found) or 'none'}" for leaf, found in subject.heads.items())
-    run.show(f"Measured at {subject.ruler.size} pixels. Heads that make S and T: {heads}.", "")
-    run.report["seconds"] = {}
+    run.show(f"Measured at {subject.ruler.size} pixels. Heads used for S and T: {heads}.", "")
     for name in [n for n in SECTIONS if n in names]:
         started = time.monotonic()
         about = (SECTIONS[name].__doc__ or "").strip().split("\n")[0]
@@ -169,26 +155,42 @@ def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Pa
         run.show("", f"({seconds:.0f} s)", "")
         write_json(run.report, out / "report.json")
         write_text(out / "report.md", "\n".join(run.text) + "\n")
-    title = model + (" (quick look)" if settings.quick else "")
+    title = model + (" (quick run)" if settings.quick else "")
     if run.swaps or run.curves_kept or run.poses:
         draw(out / "report.png", points_of(run.curves_kept), run.swaps, run.poses, title)
     if run.limited:
         limit_title = f"{title}: the limit of S, {settings.limit_pairs} pairs"
         draw(out / "limits.png", points_of(run.limited), {}, {}, limit_title, ("transfer",))
-    result: dict[str, Any] = plain(run.report)
+    result: dict[str, Any] = to_json_types(run.report)
     return result
 
 
-def without_folders(name: str) -> str:
-    """A model's or folder's name for the report: of a path on this machine its last part, of a Hub id all of it."""
+def report_head(subject: Subject, settings: Settings) -> dict[str, Any]:
+    """Return what was measured and how, without local paths."""
+    backbone, model = subject.ruler.backbone, strip_folders(settings.model)
+    real = settings.real if settings.real in (None, "avatars") else strip_folders(settings.real)
+    static_gates = settings.static_gates and strip_folders(settings.static_gates)
+    return {
+        "settings": asdict(replace(settings, model=model, real=real, static_gates=static_gates)),
+        "measuring size": subject.ruler.size,
+        "truncation_psi": subject.pipe.generator.config.truncation_psi,
+        "judges": {"folder": describe_judges(subject.judges), "there": list(list_judges(subject.judges))},
+        "features": backbone.name if isinstance(backbone, Backbone) else "the judges'",
+        "heads of transfer": subject.heads,
+        "versions": {"stylefusion-hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def strip_folders(name: str) -> str:
+    """Return a name for the report: the last part of a local path, or the full Hub id."""
     return Path(os.path.abspath(name)).name if os.path.exists(name) else name
 
 
-def judges_name(judges: Judges) -> str:
-    """Where the judges came from, without a path of this machine."""
-    return "those of the checkout" if Path(judges.folder) == SHIPPED else without_folders(str(judges.folder))
+def describe_judges(judges: Judges) -> str:
+    """Return where the judges came from, without local paths."""
+    return "those of the checkout" if Path(judges.folder) == SHIPPED else strip_folders(str(judges.folder))
 
 
-def judge_names(judges: Judges) -> Iterator[str]:
-    """Which judges there are."""
+def list_judges(judges: Judges) -> Iterator[str]:
+    """Yield the names of the judges that are present."""
     return (n for n in ("segmenter", "portrait", "discriminator") if getattr(judges, n) is not None)

@@ -1,4 +1,4 @@
-"""From the ruler's per-pair sums to figures: ratios of sums, for every resample at once."""
+"""Figures from the ruler's per-pair sums: ratios of sums, for all resamples at once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from stylefusion_hf.evaluation import published
 from stylefusion_hf.evaluation.statistics import ratio
 
 HEADS = ("colour", "texture", "outline")
-DROPPED = 0.1  # share of pairs left out of S and T because they differ least: their ratio is mostly noise
-LEAST_SIGNAL = 0.5  # a head counts where at least this share of the differences is above the noise
+DROPPED = 0.1  # share of pairs, those that differ least, left out of S and T: their ratio is mostly noise
+LEAST_SIGNAL = 0.5  # a head counts if at least this share of its differences is above the noise
 
 
-def measurable(columns: dict[str, Tensor]) -> tuple[str, ...]:
-    """The heads on which the region differs from picture to picture by more than noise.
+def measurable_heads(columns: dict[str, Tensor]) -> tuple[str, ...]:
+    """Return the heads on which the region differs between pictures by more than noise.
 
-    The outline of the avatars' skin is always the same: what it seems to differ by is the resampling.
+    For example, the outline of the avatars' skin never changes: its measured differences are resampling errors.
     """
     sums = {k: {h: (columns["counts"] * columns[f"{h}_{k}"]).sum() for h in HEADS} for k in ("size", "raw", "of")}
     differs = core.differing_heads(sums["raw"], sums["size"])
@@ -32,13 +32,13 @@ def measurable(columns: dict[str, Tensor]) -> tuple[str, ...]:
 def transfer(
     columns: dict[str, Tensor], counts: Tensor, heads: tuple[str, ...], noisy: bool = False, specific: bool = False
 ) -> Tensor:
-    """T (or S) of every resample, (rounds + 1,): the mean over the heads; NaN without any.
+    """Return T (or S) of every resample, (rounds + 1,): the mean over the heads; NaN if there are none.
 
     Args:
-        columns: from `Ruler.measure` over all pairs, (N,) each. A head's lowest tenth of the distances between base
-            and source is dropped.
-        noisy: without taking the noise off.
-        specific: against the same swap with another source, instead of against the base.
+        columns: from `Ruler.measure` over all pairs, (N,) each. For each head, the tenth of the pairs with the
+            smallest distance between base and source is dropped.
+        noisy: do not subtract the noise.
+        specific: compare with the same swap from an unrelated source instead of with the base.
     """
     parts = []
     for head in heads:
@@ -55,13 +55,13 @@ def transfer(
 
 
 def figures(columns: dict[str, Tensor], counts: Tensor, heads: tuple[str, ...] | None = None) -> dict[str, Tensor]:
-    """{figure: (rounds + 1,)} of one region: `specific`, `transfer`, `outside`, `leak`, and what stands beside them.
+    """Return {figure: (rounds + 1,)} of one region: `specific`, `transfer`, `outside`, `leak` and the minor figures.
 
-    heads: of S and T; those that are `measurable` on these pairs if left out.
+    heads: of S and T; None selects the `measurable_heads` of these pairs.
     """
     c = columns
-    heads = measurable(c) if heads is None else heads
-    w = counts * c["counts"].double()  # pairs that do not count weigh nothing
+    heads = measurable_heads(c) if heads is None else heads
+    w = counts * c["counts"].double()  # pairs that do not count have weight 0
     one = torch.ones_like(c["counts"])
     out: dict[str, Tensor] = {}
     if "colour_other" in c:

@@ -1,4 +1,4 @@
-"""Swaps by fusion nets: the model's own, the two that ignore the source, and nets of constant gates beside them."""
+"""Swaps by fusion nets: the model's own, two controls that ignore the source, and nets of constant gates."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from stylefusion_hf.models.fusion.net import Blender
 
 
 class StyleFusionSwap:
-    """The pipeline's fusion nets (Kafri et al., arXiv 2107.07437): the source's leaf code, the base's for all else.
+    """The pipeline's fusion nets (Kafri et al., arXiv 2107.07437): leaf code from the source, all others from the
+    base.
 
     Args:
-        wider: set the common code of the leaf's parent too, unless that is the root. So do the controls that the
-            authors have (hair: the leaf and bg_hair_clothes; eyes: the leaf and face).
+        wider: also take the common code of the leaf's parent from the source, unless the parent is the root. The
+            authors' controls do so (hair: the leaf and bg_hair_clothes; eyes: the leaf and face).
 
-    Strengths move the codes that are set from the base's to the source's, as the pipeline's `strength` does.
+    The strength interpolates these codes from the base's to the source's, as the pipeline's `strength` does.
     """
 
     strengths = TENTHS
@@ -32,11 +33,11 @@ class StyleFusionSwap:
 
     @property
     def fusion(self) -> FusionHierarchy:
-        """The nets that fuse."""
+        """The nets that this method fuses with."""
         return self.pipe.fusion
 
     def source(self, pairs: Pairs) -> Tensor:
-        """The code (B, S) that the region is set to at full strength."""
+        """Return the codes (B, S) that the region takes at full strength."""
         return pairs.source
 
     @torch.no_grad()
@@ -50,7 +51,7 @@ class StyleFusionSwap:
 
 
 class MeanCode(StyleFusionSwap):
-    """The same nets, given the mean code whatever the source is: what mere movement toward the mean reads."""
+    """The same nets with the mean code as every source: measures mere movement toward the mean."""
 
     def __init__(self, pipe):
         super().__init__(pipe)
@@ -60,23 +61,21 @@ class MeanCode(StyleFusionSwap):
         return mean_code(self.pipe).expand_as(pairs.source)
 
 
-class StrangerCode(StyleFusionSwap):
-    """The same nets, given a stranger's code whatever the source is."""
+class RandomCode(StyleFusionSwap):
+    """The same nets with an unrelated random code in place of the source."""
 
     def __init__(self, pipe):
         super().__init__(pipe)
-        self.name = "stranger"
+        self.name = "random code"
 
     def source(self, pairs: Pairs) -> Tensor:
-        if pairs.stranger is None:
-            raise ValueError("these pairs have no strangers: draw them with draw_pairs")
-        return pairs.stranger
+        if pairs.unrelated is None:
+            raise ValueError("these pairs have no unrelated codes: draw them with draw_pairs")
+        return pairs.unrelated
 
 
 class MeanLook:
-    """The region of the mean code's picture, pasted over the base: the mean look, whatever the source. Strength is
-    opacity.
-    """
+    """The region of the mean code's picture pasted over the base, whatever the source. Strength is opacity."""
 
     name, strengths = "mean look", TENTHS
 
@@ -92,14 +91,15 @@ class MeanLook:
 
 
 class StaticGates(StyleFusionSwap):
-    """Nets of constant gates, trained on the same objective, pool and steps as the model's nets: what is left of the
-    lead over them is the nets' own, not the objective's.
+    """Nets of constant gates, trained on the same objective, pool and steps as the model's nets.
+
+    A lead over them is due to gates that depend on the codes, not to the objective.
 
     Args:
-        fusion: nets whose MLPs add nothing to their constant logits, for the pipeline's tree and style channels.
+        fusion: nets whose MLPs add nothing to the constant logits, for the pipeline's tree and style channels.
 
     Raises:
-        ValueError: the nets are not constant, or of another tree or generator.
+        ValueError: the gates are not constant, or the nets belong to another tree or generator.
     """
 
     def __init__(self, pipe, fusion: FusionHierarchy):
@@ -114,7 +114,7 @@ class StaticGates(StyleFusionSwap):
                 f"the static gates are for {fusion.style_width} style channels and the tree {fusion.tree}; this model"
                 f" has {pipe.generator.style_dim} and {pipe.fusion.tree}"
             )
-        self.constant, self.name = fusion, "static gates, trained alike"
+        self.constant, self.name = fusion, "static gates, same objective"
 
     @property
     def fusion(self) -> FusionHierarchy:
@@ -122,7 +122,7 @@ class StaticGates(StyleFusionSwap):
 
     @classmethod
     def load(cls, pipe, folder: str | Path) -> StaticGates:
-        """From an output folder of `stylefusion train fusion`, or from the fusion/ in it."""
+        """Load from an output folder of `stylefusion train fusion`, or from the fusion/ in it."""
         folder = Path(folder)
         where = folder / "fusion" if (folder / "fusion").is_dir() else folder
         fusion = FusionHierarchy.from_pretrained(where, torch_dtype=torch.float32)
@@ -130,12 +130,12 @@ class StaticGates(StyleFusionSwap):
 
 
 def mean_code(pipe) -> Tensor:
-    """The style code (1, S) of the generator's mean w."""
+    """Return the style code (1, S) of the generator's mean w."""
     return pipe.generator.to_style(pipe.generator.w_avg[None])
 
 
 def is_constant(fusion: FusionHierarchy) -> bool:
-    """Whether every gate is a constant logit: one that does not depend on the codes, but for which child is new."""
+    """Return whether no gate depends on the codes (it may depend on which child was replaced)."""
 
     def blenders() -> Iterator[Blender]:
         for name in fusion.tree.fused:

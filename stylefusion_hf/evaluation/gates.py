@@ -1,4 +1,4 @@
-"""Learned static gates: one constant gate over the style channels for each region and each trade-off."""
+"""Learned static gates: one constant gate over the style channels per region and trade-off."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from torch import Tensor
 from stylefusion_hf.core.json_files import parse_json
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.tensor_files import write_tensors
-from stylefusion_hf.evaluation.channels import energy_shares, rendered_at_once
+from stylefusion_hf.evaluation.channels import energy_shares, fitting_batch
 from stylefusion_hf.evaluation.methods import GateMethod, move
 from stylefusion_hf.evaluation.score import Scores, TrainingScore
 
 
 class LearnedGates(GateMethod):
-    """A constant gate for each region and trade-off, learned on the training score: a strong baseline.
+    """A constant gate per region and trade-off, learned on the training score: a strong baseline.
 
-    Sigmoids of logits, Adam, loss O + lambda (1 - T) over random pairs of plain samples. There are gates for each of
-    `lambdas` (L of them, ascending); strength u goes on between and beyond them: from 0 to 1 that share of the
-    weakest gate, from 1 to L interpolated logits, from L to L + 1 from the strongest gate to the whole source.
+    Gates are sigmoids of logits, optimized with Adam on O + lambda (1 - T) over random pairs of plain samples. There
+    is one set of gates for each of the L `lambdas`. A strength u selects between them: for u <= 1, u times the weakest
+    gate; from 1 to L, interpolated logits; from L to L + 1, from the strongest gate to the full source.
 
     Args:
-        lambdas: weights of transfer.
-        steps: for each lambda; every step's batch holds all regions and lambdas in turn.
+        lambdas: weights of transfer, ascending.
+        steps: optimization steps per lambda; batches cycle through all regions and lambdas.
         batch: items per step.
-        pool: plain samples that pairs are made from.
-        score: None builds one.
-        at_once: items rendered at once, with gradients; None: what their size allows. A step's gradients add up.
+        pool: number of plain samples that pairs are drawn from.
+        score: the training score; None builds one.
+        chunk_size: items rendered together, with gradients, which are accumulated over a step; None chooses by
+            picture size.
     """
 
     name = "static gates"
@@ -49,10 +50,10 @@ class LearnedGates(GateMethod):
         seed: int = 0,
         learning_rate: float = 0.1,
         score: TrainingScore | None = None,
-        at_once: int | None = None,
+        chunk_size: int | None = None,
     ):
         super().__init__(pipe)
-        self.at_once = at_once
+        self.chunk_size = chunk_size
         if not lambdas or sorted(lambdas) != list(lambdas) or lambdas[0] <= 0:
             raise ValueError(f"lambdas must be positive and ascending, got {list(lambdas)}")
         self.lambdas, self.steps, self.batch = tuple(map(float, lambdas)), steps, batch
@@ -65,22 +66,22 @@ class LearnedGates(GateMethod):
         beyond = max(3, 9 - len(inner))
         self.strengths = (0.5, *inner, *(count + (i + 1) / beyond for i in range(beyond)))
 
-    @torch.enable_grad()  # a method may be fitted on first use, in the middle of measuring
+    @torch.enable_grad()  # fitted on first use, which may be inside no_grad
     def fit(self) -> LearnedGates:
-        """Learn the gates (anew), with a progress bar."""
-        score = self.score = self.score or TrainingScore(self.pipe, batch=self.at_once)
+        """Learn the gates from scratch, with a progress bar."""
+        score = self.score = self.score or TrainingScore(self.pipe, batch=self.chunk_size)
         looks = score.pool(self.pool)
         device, regions, lambdas = looks.codes.device, len(self.regions), len(self.lambdas)
         channel = torch.tensor([score.regions.index(name) for name in self.regions], device=device)
         weights = torch.tensor(self.lambdas, device=device)
-        start = energy_shares(self.pipe, min(64, self.pool), self.at_once)[channel].clamp(0.02, 0.98).logit()
+        start = energy_shares(self.pipe, min(64, self.pool), self.chunk_size)[channel].clamp(0.02, 0.98).logit()
         logits = start.expand(lambdas, -1, -1).clone().requires_grad_()
         optimizer = torch.optim.Adam([logits], lr=self.learning_rate)
         total = self.steps * lambdas
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
         draw = torch.Generator().manual_seed(self.seed)
-        chunk, decay = rendered_at_once(self.pipe, self.batch, self.at_once), 0.98
-        mean: Scores | None = None  # of what divides the loss, by region: a batch alone is too few
+        chunk, decay = fitting_batch(self.pipe, self.batch, self.chunk_size), 0.98
+        mean: Scores | None = None  # of the loss's denominators by region, since a batch has few pairs
         self.history = []
         bar = tqdm(range(total), desc="static gates")
         for step in bar:
@@ -95,7 +96,7 @@ class LearnedGates(GateMethod):
                 scores = score(targets, move(targets.base, targets.source, gate))
                 mean = running_mean(mean, scores, own, regions, targets.valid, decay ** (len(part) / self.batch))
                 loss = scores.loss(weights[of_lambda[part]], scale=mean[own]) / self.batch
-                # Of the gates alone: the frozen networks may want gradients too.
+                # For the gates only: parameters of the frozen networks may require gradients as well.
                 gradient += torch.autograd.grad(loss, logits)[0]
                 total_loss += float(loss.detach())
             logits.grad = gradient
@@ -123,7 +124,7 @@ class LearnedGates(GateMethod):
         return move(own[i], own[i + 1], strength - 1 - i).sigmoid()
 
     def strength_of(self, weight: float) -> float:
-        """The strength at which the gates are those of a lambda, by its logarithm; the nearest one beyond the ends."""
+        """Return the strength that gives the gates of a lambda, log-interpolated and clamped to the trained range."""
         if weight <= self.lambdas[0]:
             return 1.0
         for i, (low, high) in enumerate(pairwise(self.lambdas)):
@@ -132,7 +133,7 @@ class LearnedGates(GateMethod):
         return float(len(self.lambdas))
 
     def save(self, path: str | Path) -> None:
-        """Write the gates as safetensors; ValueError before they are fitted."""
+        """Write the gates as safetensors; ValueError if they are not fitted yet."""
         if self.logits is None:
             raise ValueError("these gates are not fitted yet: call fit() before save()")
         about = {"lambdas": json.dumps(self.lambdas), "regions": json.dumps(self.regions)}
@@ -140,7 +141,7 @@ class LearnedGates(GateMethod):
 
     @classmethod
     def load(cls, pipe, path: str | Path) -> LearnedGates:
-        """Gates that `save` wrote; ValueError if they are of another generator's size or other regions."""
+        """Load gates written by `save`; ValueError if they do not fit the generator or its regions."""
         with safe_open(path, framework="pt") as file:
             about, logits = file.metadata(), file.get_tensor("logits")
         gates = cls(pipe, lambdas=parse_json(about["lambdas"], "the gates' lambdas"))
@@ -157,7 +158,7 @@ class LearnedGates(GateMethod):
 def running_mean(
     mean: Scores | None, scores: Scores, groups: Tensor, count: int, valid: Tensor, decay: float
 ) -> Scores:
-    """Means over valid items by group, (count) rows: the batch's where there are no older ones, else decaying."""
+    """Return exponentially decaying means over valid items by group, (count) rows, starting with the first batch's."""
     sums = scores.sums(groups, count)
     number = torch.zeros(count, device=valid.device).index_add(0, groups, valid)
 

@@ -1,10 +1,10 @@
-"""The common codes from a third picture c: how far the pose follows, against how much of the looks stays.
+"""Global control: common codes taken from a third picture c, pose error against the share of the looks kept.
 
     pose   G = sum |pose(I) - pose(Ic)| / sum |pose(I0) - pose(Ic)|             0: c's pose, 1: still a's
     looks kept = 1 - sum |f(I) - f(I0')| / sum |f(Ic') - f(I0')|, in I's pose   1: a's look, 0: c's
 
-Fusion nets and linear mixing of layers both trade one for the other, so each is swept over ten strengths and pose
-error is compared at equal looks kept.
+Fusion nets and linear mixing of layers both trade one for the other, so each is swept over ten strengths, and pose
+errors are compared at equal looks kept. A "way" is one method of taking over the pose.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.figures import HEADS, figures
-from stylefusion_hf.evaluation.measuring import Columns, Subject, joined
+from stylefusion_hf.evaluation.measuring import Columns, Subject, join_columns
 from stylefusion_hf.evaluation.methods import TENTHS, move
 from stylefusion_hf.evaluation.pairs import TEST_SEED, render, style_codes
 from stylefusion_hf.evaluation.statistics import Estimate, outside_at, ratio, resamples
 
-GLOBAL_SEED = 4_000_000  # of the third codes
-ALL_CODES, ROOT = "all common codes", "the root's alone"
+GLOBAL_SEED = 4_000_000  # first seed of the third codes
+ALL_CODES, ROOT = "all common codes", "root code only"
 MIXED = (4, 8, 16)  # pixels up to which layers are mixed
-LOOKS = (0.9, 0.75)  # looks kept at which pose errors are compared, besides those that our codes keep
-ROUNDS = 400  # resamples: each fits every curve anew
+LOOKS = (0.9, 0.75)  # looks kept at which pose errors are compared, besides the share that our codes keep
+ROUNDS = 400  # bootstrap resamples; every curve is refitted in each
 
 Way = Callable[[Tensor, Tensor, float], Tensor]  # bases (B, S), third codes (B, S), strength -> style codes (B, S)
 
 
-def ways_of(subject: Subject) -> dict[str, Way]:
-    """Ways to take the pose over: from the common codes, and from all layers up to some size."""
+def build_ways(subject: Subject) -> dict[str, Way]:
+    """Return the compared ways: common codes from c, and linear mixing of all layers up to a resolution."""
     g, fusion = subject.pipe.generator, subject.pipe.fusion
     sizes, resolutions = list(g.style_sizes.values()), list(g.style_resolutions.values())
     layer = torch.tensor(resolutions).repeat_interleave(torch.tensor(sizes)).to(g.device)
@@ -55,13 +55,13 @@ def ways_of(subject: Subject) -> dict[str, Way]:
 
 @dataclass
 class PoseCurve:
-    """One way: {strength: {leaf: columns}}, pose columns among them."""
+    """Measurements of one way: {strength: {leaf: columns}}, including the pose columns."""
 
     columns: dict[float, dict[str, Columns]]
     heads: dict[str, tuple[str, ...]]
 
     def draws(self, strength: float, counts: Tensor) -> dict[str, Tensor]:
-        """Every figure of a strength, (rounds + 1,) each: `pose`, `looks kept`, heads and leaves."""
+        """Return the figures of a strength, (rounds + 1,) each: `pose`, `looks kept`, per head and per leaf."""
         found = self.columns[strength]
         first = next(iter(found.values()))
         out = {"pose": ratio(counts, first["pose"], first["pose_of"])}
@@ -72,7 +72,7 @@ class PoseCurve:
         return out | {leaf: draws["transfer"] for leaf, draws in kept.items()}
 
     def pose_at(self, kept: Tensor, counts: Tensor) -> Tensor:
-        """Pose error at looks kept (rounds + 1,); NaN where the way does not give up that much."""
+        """Return the pose error at looks kept (rounds + 1,); NaN if the curve does not go that low."""
         points = [self.draws(s, counts) for s in self.columns]
         gained = torch.stack([1 - p["pose"] for p in points], dim=1).numpy()
         lost = torch.stack([1 - p["looks kept"] for p in points], dim=1).numpy()
@@ -89,8 +89,8 @@ def pose_curves(
     only: Collection[str] | None = None,
     strengths: tuple[float, ...] = TENTHS,
 ) -> dict[str, PoseCurve]:
-    """{way: PoseCurve} over `count` bases and third codes; `only` some of the ways."""
-    ways = {name: way for name, way in ways_of(subject).items() if only is None or name in only}
+    """Measure {way: PoseCurve} over `count` bases and third codes; `only` restricts the ways."""
+    ways = {name: way for name, way in build_ways(subject).items() if only is None or name in only}
     parts: dict[tuple[str, float, str], list[Columns]] = {}
     ruler, done = subject.ruler, 0
     with tqdm(total=count * len(ways) * len(strengths), desc="global", unit="picture", leave=False) as bar:
@@ -101,7 +101,7 @@ def pose_curves(
             for name, way in ways.items():
                 for strength in strengths:
                     seen = ruler.look(render(subject.pipe, way(pairs.base, c, strength)))
-                    # Looks are compared in I's own pose, whichever that became: pose has its own column.
+                    # Looks are compared in I's own pose, whatever it is: pose has its own column.
                     moved = ruler.look(ruler.compare(seen, at_c).moved.images)
                     judged = ruler.compare(moved, at_a)
                     pose = {"pose": ruler.pose_gap(seen, at_c).cpu(), "pose_of": ruler.pose_gap(at_a, at_c).cpu()}
@@ -113,14 +113,14 @@ def pose_curves(
                     bar.update(len(pairs))
             done += len(pairs)
     return {
-        name: PoseCurve({s: {leaf: joined(parts[name, s, leaf]) for leaf in subject.leaves} for s in strengths},
+        name: PoseCurve({s: {leaf: join_columns(parts[name, s, leaf]) for leaf in subject.leaves} for s in strengths},
                         subject.heads)
         for name in ways
     }  # fmt: skip
 
 
 def full_strength_rows(curves: dict[str, PoseCurve], count: int) -> dict[str, dict[str, Estimate]]:
-    """{way: {"pose", "looks kept", head, leaf: Estimate}} at full strength."""
+    """Return {way: {"pose", "looks kept", head, leaf: Estimate}} at full strength."""
     counts = resamples(count)
     rows = {}
     for name, curve in curves.items():
@@ -130,10 +130,10 @@ def full_strength_rows(curves: dict[str, PoseCurve], count: int) -> dict[str, di
 
 
 def at_equal_looks(curves: dict[str, PoseCurve], count: int) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """{looks kept: {way: {"pose", "more than ours"}}}: pose error at equal looks, and how much that is above ours.
+    """Return pose errors at equal looks: {looks kept: {way: {"looks kept", "pose", "minus ours"}}}.
 
-    Looks kept are those of all our common codes at full strength ("ours") and those of `LOOKS`. The difference is
-    paired; above 0 our common codes bring the pose closer for the same looks.
+    The looks kept are those of all our common codes at full strength ("ours") and the levels in `LOOKS`. The
+    difference is paired; above 0, our common codes bring the pose closer for the same looks.
     """
     counts = resamples(count, ROUNDS)
     ours = curves[ALL_CODES]
@@ -146,7 +146,7 @@ def at_equal_looks(curves: dict[str, PoseCurve], count: int) -> dict[str, dict[s
             name: {
                 "looks kept": Estimate.of(kept, count),
                 "pose": Estimate.of(found, count),
-                "more than ours": Estimate.of(found - pose[ALL_CODES], count),
+                "minus ours": Estimate.of(found - pose[ALL_CODES], count),
             }
             for name, found in pose.items()
         }
@@ -154,7 +154,7 @@ def at_equal_looks(curves: dict[str, PoseCurve], count: int) -> dict[str, dict[s
 
 
 def curve_points(curves: dict[str, PoseCurve], count: int) -> dict[str, list[dict[str, float]]]:
-    """{way: [{"strength", "pose", "looks kept"}]}, for the JSON and the plot."""
+    """Return {way: [{"strength", "pose", "looks kept"}]} for the JSON and the plot."""
     once = torch.ones(1, count, dtype=torch.float64)
     out: dict[str, list[dict[str, float]]] = {}
     for name, curve in curves.items():
@@ -166,5 +166,5 @@ def curve_points(curves: dict[str, PoseCurve], count: int) -> dict[str, list[dic
 
 
 def global_rows(subject: Subject, count: int, first_seed: int = TEST_SEED, only: Collection[str] | None = None):
-    """`full_strength_rows` alone, without the other strengths."""
+    """Measure full strength only and return its `full_strength_rows`."""
     return full_strength_rows(pose_curves(subject, count, first_seed, only, (1.0,)), count)

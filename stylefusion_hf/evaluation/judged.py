@@ -1,4 +1,4 @@
-"""Pictures as the judges see them, by themselves and as bases and sources of swaps."""
+"""Pictures with the judges' outputs, alone and as pairs of base and source."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from stylefusion_hf.evaluation.measurement import most_probable
 
 @dataclass
 class JudgedImages:
-    """B pictures as the judges see them: `images` (B, 3, H, W), `probs` (B, R, H, W), `points` (B, P, 2) or None.
+    """B pictures with the judges' outputs: `images` (B, 3, H, W), `probs` (B, R, H, W), `points` (B, P, 2) or None.
 
-    `logits`: {attribute: (B, classes)} of the portrait judge. `own_features`: (B, D), a judge's.
+    `logits`: {attribute: (B, classes)} of the portrait judge. `own_features`: (B, D), from a judge.
     """
 
     images: Tensor
@@ -35,22 +35,22 @@ class JudgedImages:
 
     @cached_property
     def labels(self) -> Tensor:
-        """(B, H, W), the most probable region of every pixel."""
+        """Most probable region of every pixel, (B, H, W)."""
         return most_probable(self.probs)
 
     @cached_property
     def kinds(self) -> dict[str, Tensor]:
-        """{attribute: (B, classes)}, how probable the portrait judge finds each."""
+        """Class probabilities of the portrait judge, {attribute: (B, classes)}."""
         return {name: x.softmax(dim=1) for name, x in self.logits.items()}
 
     @cached_property
     def features(self) -> Tensor:
-        """(B, D), the backbone's where there is one. Computed on first use: it takes longer than all else."""
+        """Features (B, D), from the backbone if there is one; computed on first use, since the backbone is slow."""
         return self.own_features if self.backbone is None else self.backbone(self.images)
 
 
-def joined_images(parts: Sequence[JudgedImages]) -> JudgedImages:
-    """Consecutive batches as one."""
+def join_images(parts: Sequence[JudgedImages]) -> JudgedImages:
+    """Concatenate consecutive batches."""
     first = parts[0]
     cat = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(first)[:3]}
     points = None if first.points is None else torch.cat([p.points for p in parts if p.points is not None])
@@ -60,25 +60,35 @@ def joined_images(parts: Sequence[JudgedImages]) -> JudgedImages:
 
 @dataclass
 class JudgedPairs:
-    """B bases and sources, and what every swap between them is compared with."""
+    """B bases and sources, with everything that swaps between them are compared with."""
 
     base: JudgedImages
     source: JudgedImages
-    theta: Tensor  # (B, 2, 3), samples the sources in the bases' pose
-    moved: JudgedImages  # Ib', sources in the bases' pose; their probabilities moved along, not judged anew
-    way_back: Tensor  # (B, 2, 3), samples Ib' in Ib's own pose
-    back: JudgedImages  # the sources there and back again
-    described: dict[str, Described] = field(default_factory=dict)
+    theta: Tensor  # (B, 2, 3), warps the sources into the bases' pose
+    moved: JudgedImages  # Ib', the sources in the bases' pose; probabilities are warped, not judged again
+    way_back: Tensor  # (B, 2, 3), warps Ib' back into the pose of Ib
+    back: JudgedImages  # the sources warped there and back
+    described: dict[str, RegionDescription] = field(default_factory=dict)
 
 
-class Described(NamedTuple):
-    """A region of judged pairs, once for all swaps.
+class RegionDescription(NamedTuple):
+    """One region of judged pairs, described once for all swaps.
 
-    `hidden`: (B, H, W), where something lies in front of it. `counts`: (B,), large enough in I0 and in Ib. `seen`:
-    (B,), and so is what is not hidden. `heads`: {head: f(I0), f(Ib'), noise (B,)}.
+    `hidden`: (B, H, W), where something occludes it. `counts`: (B,), whether it is large enough in I0 and in Ib.
+    `seen`: (B,), whether its visible part is as well. `heads`: {head: f(I0), f(Ib'), noise (B,)}.
     """
 
     hidden: Tensor
     counts: Tensor
     seen: Tensor
     heads: dict[str, tuple[Tensor, Tensor, Tensor]]
+
+
+def join_judged(parts: Sequence[JudgedPairs]) -> JudgedPairs:
+    """Concatenate consecutive batches of pairs; regions are described again on first use."""
+
+    def images(name: str) -> JudgedImages:
+        return join_images([getattr(p, name) for p in parts])
+
+    theta, way_back = torch.cat([p.theta for p in parts]), torch.cat([p.way_back for p in parts])
+    return JudgedPairs(images("base"), images("source"), theta, images("moved"), way_back, images("back"))

@@ -1,10 +1,10 @@
-"""The judges: networks that only the evaluation uses, and that no generator and no fusion net was trained with.
+"""Judges: networks used only for evaluation; no generator or fusion net was trained with them.
 
     judges = load_judges()                          # those of the checkout: stylefusion_hf/assets/evaluation
     found = judges.portrait.judge(images)           # pose, attributes, colors and features of (B, 3, H, W)
 
-`training/judges.py` makes them, on data and seeds of their own. The segmenter says where regions are, the portrait
-judge what is in them (avatars only: the renderer knows every label), the discriminator how real a picture looks.
+`training/judges.py` trains them on separate data and seeds. The segmenter locates regions, the portrait judge
+classifies their contents (avatars only, for which the renderer provides labels), and the discriminator rates realism.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.segmenter import ConvBlock, RegionSegmenter
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "evaluation"
-HOW_TO = "make judges with `stylefusion train judges --model MODEL --output_dir DIR` and name DIR"
+HOW_TO = "train judges with `stylefusion train judges --model MODEL --output_dir DIR` and name DIR"
 
 
-# --- What is in a portrait -------------------------------------------------------------------------------------------
+# --- The portrait judge ----------------------------------------------------------------------------------------------
 
 
 @dataclass
 class JudgeOutput(BaseOutput):
-    """What a portrait judge sees in B pictures.
+    """Output of a portrait judge for B pictures.
 
-    `points`: (B, P, 2), x and y of the points `config.point_names`, in `affine_grid`'s units (-1 to 1 from edge to
-    edge): the pose. `attributes`: {name: logits (B, classes)} in the order of `config.attributes[name]["classes"]`.
-    `colours`: {name: (B, 3)}, RGB in [-1, 1]. `features`: (B, D), the layer that points and attributes are read from.
+    `points`: (B, P, 2), the pose: x and y of the points `config.point_names` in the coordinates of `affine_grid` (-1
+    to 1 from edge to edge). `attributes`: {name: logits (B, classes)} in the order of
+    `config.attributes[name]["classes"]`. `colours`: {name: (B, 3)}, RGB in [-1, 1]. `features`: (B, D), the layer
+    below points and attributes.
     """
 
     points: Tensor
@@ -48,24 +49,35 @@ class JudgeOutput(BaseOutput):
     features: Tensor
 
 
+def portrait_channels(resolution: int) -> list[int]:
+    """Return widths of a portrait judge whose coarsest map has 8 to 15 cells per side, whatever the resolution."""
+    widths, cells = [24, 40, 96, 160], resolution // 8
+    while cells >= 16 and cells % 2 == 0:
+        widths.append(160)
+        cells //= 2
+    return widths
+
+
 class PortraitJudge(StrictModelMixin, ConfigMixin):
-    """Images (B, 3, H, W) in [-1, 1] -> where a portrait's points lie, which parts it is made of, in which colors.
+    """Images (B, 3, H, W) in [-1, 1] -> points, attributes and colors of a portrait.
 
     Args:
-        domain: what it was trained on, for reports.
+        domain: name of the training domain, for reports.
         point_names: named points of the canonical portrait; two suffice for a similarity.
-        attributes: {name: {"region": the region it belongs to, "classes": [names]}}.
-        colors: {name: the region it belongs to}.
-        resolution: pixels; images of another size are resized inside. A multiple of 8.
-        channels: widths at 1/2 (before and after its convolutions), 1/4 and 1/8 of the resolution.
-        reduced: channels of the map at 1/8 of the resolution that the features see, place by place.
-        features: D, how many numbers the features are.
-        groups: of the group normalization; must divide every width. There are no batch statistics: what is said of a
-            picture does not depend on the rest of its batch.
+        attributes: {name: {"region": its region, "classes": [names]}}.
+        colours: {name: its region}.
+        resolution: images of another size are resized to it; a multiple of the coarsest map's stride.
+        channels: widths at 1/2 of the resolution (before and after its convolutions), 1/4, 1/8 and so on, four or
+            more. `portrait_channels` adds levels to large pictures, so that the coarsest map has 8 to 15 cells per
+            side and each cell sees the whole picture at any resolution.
+        reduced: channels of the coarsest map that the features are computed from, cell by cell.
+        features: number of features D.
+        groups: groups of the group normalization; must divide every width. There are no batch statistics: the output
+            for a picture does not depend on the rest of its batch.
 
     Raises:
-        ValueError: a resolution that is no multiple of 8, four widths that `groups` does not divide, no point, an
-            attribute with fewer than two classes.
+        ValueError: a resolution that is not a multiple of the stride, fewer than four widths, widths that `groups`
+            does not divide, no point, or an attribute with fewer than two classes.
     """
 
     @register_to_config
@@ -82,14 +94,18 @@ class PortraitJudge(StrictModelMixin, ConfigMixin):
         groups: int = 8,
     ):
         super().__init__()
-        # By name: config.json sorts its keys, and the heads' rows must mean the same after loading.
+        # Sorted by name, as in config.json, so that the rows of the heads keep their meaning after loading.
         attributes, colours = dict(sorted((attributes or {}).items())), dict(sorted((colours or {}).items()))
-        if resolution < 16 or resolution % 8:
-            raise ValueError(f"a portrait judge's resolution must be a multiple of 8 from 16, got {resolution}")
-        if len(channels) != 4 or any(c < 1 or c % groups for c in channels):
-            raise ValueError(f"expected four widths that are multiples of groups={groups}, got {list(channels)}")
+        if len(channels) < 4 or any(c < 1 or c % groups for c in channels):
+            raise ValueError(f"expected four or more widths, multiples of groups={groups}, got {list(channels)}")
+        stride = 2 ** (len(channels) - 1)
+        if resolution < 2 * stride or resolution % stride:
+            raise ValueError(
+                f"the resolution of a portrait judge with {len(channels)} widths must be a multiple of {stride}, at"
+                f" least {2 * stride}; got {resolution}"
+            )
         if not point_names:
-            raise ValueError("a portrait judge needs one point or more, got none")
+            raise ValueError("a portrait judge needs at least one point, got none")
         self.class_counts = {name: len(about["classes"]) for name, about in attributes.items()}
         few = [name for name, count in self.class_counts.items() if count < 2]
         if few:
@@ -98,19 +114,19 @@ class PortraitJudge(StrictModelMixin, ConfigMixin):
         self.stem = nn.Conv2d(3, channels[0], 4, stride=2, padding=1)
         self.levels = nn.ModuleList(ConvBlock(i, o, groups) for i, o in pairwise(channels))
         self.reduce = nn.Conv2d(channels[-1], reduced, 1)
-        # By place, not pooled: where a thing is makes the pose, and two eyes are not one.
-        self.to_features = nn.Linear(reduced * (resolution // 8) ** 2, features)
+        # Not pooled: pose depends on where things are.
+        self.to_features = nn.Linear(reduced * (resolution // stride) ** 2, features)
         self.to_points = nn.Linear(features, 2 * len(point_names))
         self.to_attributes = nn.Linear(features, sum(self.class_counts.values())) if attributes else None
         self.look_near = nn.Conv2d(channels[-2], len(colours), 1) if colours else None
         self.look_far = nn.Conv2d(channels[-1], len(colours), 1) if colours else None
 
     def judge(self, images: Tensor, painted: Tensor | None = None) -> JudgeOutput:
-        """Points, attributes, colors and features of images (B, 3, H, W); H and W may be any.
+        """Return points, attributes, colors and features of images (B, 3, H, W) of any size.
 
-        A color is a mean of the picture's own pixels, weighted by where the judge finds the thing: it is read, not
-        guessed. `painted` (default: `images`) are the pixels it is read from, of the same shape; the trainer gives the
-        undamaged picture there. ValueError for images of another shape.
+        A color is a mean of the picture's own pixels, weighted by an attention map, not a regression. `painted`
+        (default: `images`) are the pixels it is read from, of the same shape; the trainer passes the picture without
+        degradations there. ValueError for images of another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected images (batch, 3, H, W), got {tuple(images.shape)}")
@@ -130,7 +146,7 @@ class PortraitJudge(StrictModelMixin, ConfigMixin):
         return JudgeOutput(self.to_points(features).unflatten(1, (-1, 2)), logits, colours, features)
 
     def forward(self, images: Tensor, painted: Tensor | None = None, return_dict: bool = True) -> JudgeOutput | tuple:
-        """`judge`, as a `JudgeOutput` or as the tuple of its fields."""
+        """Return the output of `judge`, as a `JudgeOutput` or as a tuple of its fields."""
         found = self.judge(images, painted)
         return found if return_dict else (found.points, found.attributes, found.colours, found.features)
 
@@ -141,7 +157,7 @@ class PortraitJudge(StrictModelMixin, ConfigMixin):
         return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
 
     def _colours(self, pixels: Tensor, near: Tensor, far: Tensor) -> dict[str, Tensor]:
-        """{name: (B, 3)}: pixels (B, 3, H, W) averaged where the maps at 1/4 and 1/8 of the resolution point to."""
+        """Average pixels (B, 3, H, W) under the attention of the two coarsest maps: {name: (B, 3)}."""
         assert self.look_near is not None and self.look_far is not None
         looks = self.look_near(near) + F.interpolate(self.look_far(far), scale_factor=2, mode="nearest")
         weight = looks.flatten(2).softmax(dim=2)  # (B, colors, cells)
@@ -150,15 +166,15 @@ class PortraitJudge(StrictModelMixin, ConfigMixin):
         return dict(zip(self.config.colours, found.unbind(dim=1), strict=True))
 
 
-# --- All judges of a folder ------------------------------------------------------------------------------------------
+# --- Loading ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The networks that judge, ready to use: float32, in eval mode, without gradients of their own.
+    """The judges, in float32, in eval mode, without parameter gradients.
 
-    `portrait` is None where nothing knows the labels (then pose comes from masks), `discriminator` where none was
-    trained (then nothing is said about it). `folder`: where they came from.
+    `portrait` is None if there are no labels to train it (pose then comes from masks), `discriminator` if none was
+    trained (its column is then missing). `folder`: where they were loaded from.
     """
 
     segmenter: RegionSegmenter
@@ -168,15 +184,15 @@ class Judges:
 
 
 def load_judges(folder: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> Judges:
-    """The judges in `folder`: segmenter/ and, where they are there, portrait/ and discriminator/.
+    """Load the judges in `folder`: segmenter/ and, if present, portrait/ and discriminator/.
 
     Args:
-        folder: an output folder of `stylefusion train judges`; None means those of this checkout.
-        device: where they are put.
+        folder: an output folder of `stylefusion train judges`; None means the judges of this checkout.
+        device: device of the networks.
 
     Raises:
-        FileNotFoundError: there is no segmenter; says how to make one.
-        OSError, ValueError: a judge is there, but damaged or incomplete.
+        FileNotFoundError: there is no segmenter; the message says how to train one.
+        OSError, ValueError: a judge is damaged or incomplete.
     """
     root = SHIPPED if folder is None else Path(folder)
     if not (root / "segmenter" / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""The limit of S beside the methods, on the same few pairs: curves, and each method's share of what can be gained."""
+"""Upper bounds beside the methods on the same few pairs: curves, and the share of the possible gain of each method."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
-from stylefusion_hf.evaluation.curves import LEVELS, OURS, ROUNDS, Curve, at_full_strength, reached, transfers
+from stylefusion_hf.evaluation.curves import (
+    LEVELS,
+    OURS,
+    ROUNDS,
+    Curve,
+    at_full_strength,
+    compared_transfers,
+    is_reached,
+)
 from stylefusion_hf.evaluation.gates import LearnedGates
-from stylefusion_hf.evaluation.judged import JudgedPairs, joined_images
+from stylefusion_hf.evaluation.judged import JudgedPairs, join_images, join_judged
 from stylefusion_hf.evaluation.limits import all_limits
+from stylefusion_hf.evaluation.measurement import LARGEST_SIZE
 from stylefusion_hf.evaluation.measuring import Subject, measure_jobs
 from stylefusion_hf.evaluation.methods import Method
-from stylefusion_hf.evaluation.pairs import TEST_SEED, draw_pairs, render
+from stylefusion_hf.evaluation.pairs import Pairs, downsample, join_pairs, render
 from stylefusion_hf.evaluation.statistics import Estimate, resamples
 
 BASELINE = "editing-in-style-simultaneous"
@@ -36,25 +45,25 @@ def limits(
     lambdas: Sequence[float] = (0.25, 1.0, 4.0),
     steps: int = 150,
 ) -> dict[str, dict[str, Curve]]:
-    """Curves of the three limits (see `evaluation.limits`) and of the methods' kept strengths, on the same few pairs.
+    """Return curves of the three limits (see `evaluation.limits`) and of the methods' kept strengths.
 
-    The limits are optimized on the model's own features and masks and scored here by the judges, each code also at
-    SHARES of its way from the base: a line from nothing to the weakest trade-off would be no limit below it.
+    All are measured on the same few pairs. The limits are optimized on the model's own features and masks and scored
+    here by the judges. Each optimized code is also scored at SHARES of the way from the base, since below the weakest
+    trade-off a line from (0, 0) would not be a lower bound.
     """
-    pairs = draw_pairs(subject.pipe, count, subject.first(TEST_SEED), subject.batch)
+    pairs, judged = draw_small_pairs(subject, count)
     gates = methods.get("static-gates")
     start = gates if isinstance(gates, LearnedGates) else None
     score = start.score if start else None
     found = all_limits(subject.pipe, pairs, subject.leaves, lambdas, steps, start, score, chunk=subject.batch)
     jobs = [(m, leaf, s) for m in kept for leaf in subject.leaves for s in kept[m][leaf].strengths]
     measured = [(*job, c) for job, c in measure_jobs(subject, methods, jobs, count, progress="limit pairs").items()]
-    judged = compare_in_batches(subject, pairs)
     for kind, codes in found.items():
         for (weight, leaf), s in tqdm(codes.items(), desc=f"judging {kind}", leave=False):
             for share in SHARES:
                 parts = (pairs.base + share * (s - pairs.base)).split(subject.batch)
                 with torch.no_grad():
-                    after = joined_images([subject.ruler.look(render(subject.pipe, x)) for x in parts])
+                    after = join_images([subject.ruler.look(render(subject.pipe, x)) for x in parts])
                     columns = subject.ruler.measure(judged, leaf, after, thorough=False)
                 measured.append((LIMITS[kind], leaf, weight, columns))
     counts = resamples(count, ROUNDS)
@@ -67,20 +76,20 @@ def limits(
     return curves
 
 
-def compare_in_batches(subject: Subject, pairs: Any) -> JudgedPairs:
-    """All pairs as one comparison; the judges see a batch at a time."""
-    base, source = (
-        joined_images([subject.ruler.look(x) for x in images.split(subject.batch)])
-        for images in (pairs.plain, pairs.other)
-    )
-    return subject.ruler.compare(base, source)
+def draw_small_pairs(subject: Subject, count: int) -> tuple[Pairs, JudgedPairs]:
+    """Draw and judge test pairs a batch at a time; of their pictures and masks, keep those of the measuring size."""
+    small, judged = [], []
+    for pairs in subject.pairs(count):
+        judged.append(subject.compare(pairs))
+        small.append(downsample(pairs, LARGEST_SIZE))
+    return join_pairs(small), join_judged(judged)
 
 
 def shares(curves: Mapping[str, Mapping[str, Curve]], count: int) -> dict[str, dict[str, Any]]:
-    """How much of what a gate per pair could gain over Editing in Style each method gains, by level and method.
+    """Return each method's share of the gain of a gate per pair over Editing in Style, by level and method.
 
-    (O_EiS - O) / (O_EiS - O_limit) at equal transfer, each O a geometric mean over the regions in which all three
-    reach that transfer. Empty without Editing in Style.
+    (O_EiS - O) / (O_EiS - O_limit) at equal transfer, where each O is a geometric mean over the regions in which all
+    three reach that transfer. Empty without Editing in Style.
     """
     if BASELINE not in curves:
         return {}
@@ -91,9 +100,9 @@ def shares(curves: Mapping[str, Mapping[str, Curve]], count: int) -> dict[str, d
         for name, by_leaf in curves.items():
             logs: dict[str, list[Tensor]] = {"low": [], "high": [], "own": []}
             for leaf in leaves:
-                wanted = transfers(full, level)[leaf]
+                wanted = compared_transfers(full, level)[leaf]
                 three = [c[leaf].at(wanted) for c in (curves[LIMITS["gate"]], curves[BASELINE], by_leaf)]
-                if all(reached(x) for x in three):
+                if all(is_reached(x) for x in three):
                     for key, x in zip(logs, three, strict=True):
                         logs[key].append(x.clamp_min(1e-6).log())
             if not logs["own"]:

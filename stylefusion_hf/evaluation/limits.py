@@ -1,9 +1,10 @@
-"""The limit of S: what optimization finds for the very pairs at hand, and no method that must generalize can expect.
+"""Upper bounds: gates and codes optimized for the test pairs themselves, which no generalizing method can match.
 
-Three kinds, each freer than the one before: "static", one gate per region for all pairs; "gate", a gate in (0, 1)^S
-for each pair, which bounds every method that blends two codes; "code", a free style code for each pair, which bounds
-every method that gives the generator a style code. All are optimized on the TRAINING score, the model's own networks;
-the ruler then judges their pictures by other ones. They bound methods only as far as Adam gets in the steps given.
+There are three kinds, each with more freedom than the previous one: "static", one gate per region for all pairs;
+"gate", a gate in (0, 1)^S per pair, which bounds every method that blends two codes; "code", a free style code per
+pair, which bounds every method that feeds the generator a style code. All are optimized on the TRAINING score, i.e. on
+the model's own networks; the ruler then judges the pictures with other networks. How tight the bounds are depends on
+the number of Adam steps.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, style_codes
 from stylefusion_hf.evaluation.score import Scores, TrainingScore
 
 KINDS = ("static", "gate", "code")
-RATES = {"static": 0.1, "gate": 0.1, "code": 0.05}  # Adam's, on logits and on numbers in units of their deviation
+RATES = {"static": 0.1, "gate": 0.1, "code": 0.05}  # learning rates for logits and for standardized codes
 
 Codes = dict[tuple[float, str], Tensor]
 
 
 class LimitSearch:
-    """Pairs x regions x trade-offs, optimized together.
+    """Joint optimization over pairs, regions and trade-offs.
 
     Args:
         pipe: a pipeline with a segmenter.
         pairs: P pairs.
-        regions: names, as the segmenter has them.
+        regions: region names of the segmenter.
         lambdas: weights of transfer; the loss of each (lambda, region) is O + lambda (1 - T) over all pairs.
-        score: None builds one.
-        chunk: items that are rendered at once.
+        score: the training score; None builds one.
+        chunk: items rendered together.
 
     Raises:
         ValueError: an unknown region, or lambdas that are not positive.
@@ -63,16 +64,16 @@ class LimitSearch:
         self.weights = torch.tensor(self.lambdas, device=device)
         with torch.no_grad():
             self.deviation = style_codes(g, range(FITTING_SEED, FITTING_SEED + 256)).std(dim=0)
-        self.loss: dict[str, float] = {}  # of each kind that was searched, the mean over lambdas and regions
+        self.loss: dict[str, float] = {}  # per kind: final loss, averaged over lambdas and regions
 
     # Parameters are (L, R, P or 1, S); items are numbered in that order.
 
     @torch.enable_grad()
     def search(self, kind: str, steps: int = 150, start: Tensor | None = None) -> Tensor:
-        """The parameters found, (L, R, P or 1, S): logits of gates, or style codes for "code".
+        """Optimize and return the parameters (L, R, P or 1, S): logits of gates, or style codes for "code".
 
-        start: gates, or style codes for "code", that broadcast to that shape. None: every channel by the region's
-            share of its energy, and the codes that this gives.
+        start: gates, or style codes for "code", that broadcast to that shape. None starts with each channel's gate at
+            the region's share of its energy.
         """
         if kind not in KINDS:
             raise ValueError(f"unknown kind {kind!r} of limit: choose from {', '.join(KINDS)}")
@@ -80,34 +81,34 @@ class LimitSearch:
             raise ValueError(f"steps must be at least 1, got {steps}")
         values = self._start(kind, start)
         scale = self.deviation if kind == "code" else torch.ones_like(self.deviation)
-        found = (values / scale).contiguous()  # Adam moves all numbers alike
+        found = (values / scale).contiguous()  # standardized, since Adam moves all parameters at the same rate
         gradient = torch.zeros_like(found)
         found.grad = gradient
         optimizer = torch.optim.Adam([found], lr=RATES[kind])
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         count = len(self.lambdas) * len(self.regions) * len(self.pairs)
         device = found.device
-        items, whole = torch.arange(count, device=device), None
+        items, sums = torch.arange(count, device=device), None
         bar = tqdm(range(steps), desc=f"limit, {kind}")
         for _ in bar:
             gradient.zero_()
             parts, total = [], 0.0
-            if whole is None:  # what divides O is not known before a first look at the pictures
+            if sums is None:  # the denominators require one pass over all pictures
                 with torch.no_grad():
                     looks = [self._scores(kind, found * scale, part)[1] for part in items.split(self.chunk)]
-                whole = self._group_sums(looks)
+                sums = self._group_sums(looks)
             for part in items.split(self.chunk):
                 place = self._place(kind, part)
                 chosen = found[place].requires_grad_()
                 of_lambda, of_region, _ = self._split(part)
                 _, scores = self._scores(kind, chosen * scale, part, picked=True)
                 group = of_lambda * len(self.regions) + of_region
-                loss = scores.loss(self.weights[of_lambda], scale=whole[group])
+                loss = scores.loss(self.weights[of_lambda], scale=sums[group])
                 (slope,) = torch.autograd.grad(loss, [chosen])
                 gradient.index_put_(place, slope, accumulate=True)
                 parts.append(scores)
                 total += float(loss.detach())
-            whole = self._group_sums(parts)
+            sums = self._group_sums(parts)
             optimizer.step()
             schedule.step()
             self.loss[kind] = total / (len(self.lambdas) * len(self.regions))
@@ -136,7 +137,7 @@ class LimitSearch:
             for rows in torch.arange(len(s), device=s.device).split(self.chunk):
                 targets = self.score.targets(self.base[rows], self.source[rows], self.channels[j].expand(len(rows)))
                 parts.append(self.score(targets, s[rows]).sums())
-            o, t = _added(parts).ratios()
+            o, t = _add_scores(parts).ratios()
             out[weight, region] = (float(o), float(t))
         return out
 
@@ -159,7 +160,7 @@ class LimitSearch:
         return of_lambda, of_region, torch.zeros_like(of_pair) if kind == "static" else of_pair
 
     def _scores(self, kind: str, values: Tensor, items: Tensor, picked: bool = False) -> tuple[Tensor, Scores]:
-        """Fused codes (B, S) and scores of some items; `values` are all parameters, or those of the items."""
+        """Return fused codes (B, S) and scores of some items; `values` are all parameters or, if `picked`, theirs."""
         own = values if picked else values[self._place(kind, items)]
         _, of_region, of_pair = self._split(items)
         targets = self.score.targets(self.base[of_pair], self.source[of_pair], self.channels[of_region])
@@ -167,7 +168,7 @@ class LimitSearch:
         return fused, self.score(targets, fused)
 
     def _group_sums(self, parts: Sequence[Scores]) -> Scores:
-        """Of all items' scores, in order: sums by (lambda, region), (L R) rows."""
+        """Return sums of all items' scores, given in order, by (lambda, region): (L R) rows."""
         every = Scores(*(torch.cat([getattr(p, f) for p in parts]).detach() for f in Scores.__dataclass_fields__))
         groups = torch.arange(len(every.outside), device=every.outside.device) // len(self.pairs)
         return every.sums(groups, len(self.lambdas) * len(self.regions))
@@ -184,12 +185,12 @@ def limit_codes(
     score: TrainingScore | None = None,
     chunk: int = 32,
 ) -> Codes:
-    """The style codes that one kind of limit finds: {(lambda, region): (P, S)}. Deterministic.
+    """Return the style codes of one kind of limit, {(lambda, region): (P, S)}. Deterministic.
 
     Args:
-        pipe, pairs, regions, lambdas, score, chunk: as `LimitSearch` has them.
+        pipe, pairs, regions, lambdas, score, chunk: see `LimitSearch`.
         kind: "static", "gate" or "code".
-        steps: Adam's.
+        steps: number of Adam steps.
         gates: learned static gates to start from; None starts from each channel's share of energy.
     """
     search = LimitSearch(pipe, pairs, regions, lambdas, score, chunk)
@@ -209,7 +210,7 @@ def all_limits(
     score: TrainingScore | None = None,
     chunk: int = 32,
 ) -> dict[str, Codes]:
-    """All three kinds, each started from what the one before found, so that more freedom cannot cost anything."""
+    """Return all three kinds, each initialized from the previous one so that more freedom cannot hurt."""
     search = LimitSearch(pipe, pairs, regions, lambdas, score, chunk)
     start = None if gates is None else start_gates(gates, search.regions, search.lambdas)
     out = {}
@@ -223,10 +224,10 @@ def all_limits(
 
 
 def start_gates(gates: LearnedGates, regions: Sequence[str], lambdas: Sequence[float]) -> Tensor:
-    """Learned gates at these lambdas, (L, R, 1, S); between trained ones by the logarithm of lambda."""
+    """Return learned gates at these lambdas, (L, R, 1, S), interpolated by the logarithm of lambda."""
     rows = [torch.stack([gates.gate(r, gates.strength_of(x)) for r in regions]) for x in lambdas]
     return torch.stack(rows)[:, :, None]
 
 
-def _added(parts: Sequence[Scores]) -> Scores:
+def _add_scores(parts: Sequence[Scores]) -> Scores:
     return Scores(*(torch.stack([getattr(p, f) for p in parts]).sum(0) for f in Scores.__dataclass_fields__))

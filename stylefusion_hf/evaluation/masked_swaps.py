@@ -1,4 +1,4 @@
-"""Swaps by masks instead of codes: blended feature maps and pasted pixels."""
+"""Swaps by masks instead of codes: feature blending and pixel pasting."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from stylefusion_hf.ops import upfirdn2d
 
 
 class FeatureBlending:
-    """Both codes as far as a block; there maps and picture are blended by a mask, and the base's styles go on.
+    """Feature maps and picture of both codes blended by a mask after one block; the base's styles continue from there.
 
-    The mask is where the model's segmenter sees the region in the base or in the source (Suzuki et al., arXiv
-    1811.10153, collage feature maps likewise, by masks drawn by hand). A strength is an index into `settings`: (weight
-    of the source under the mask, dilation as a share of the width, resolution of the block).
+    The mask is the union of the region in the base and in the source, as the model's segmenter sees it. Suzuki et al.
+    (arXiv 1811.10153) collage feature maps in the same way with hand-drawn masks. A strength is an index into
+    `settings`: (weight of the source under the mask, dilation as a share of the width, resolution of the block).
     """
 
     name = "feature blending"
@@ -42,19 +42,21 @@ class FeatureBlending:
 
 
 def blend_features(pipe, base: Tensor, source: Tensor, mask: Tensor, resolution: int) -> Tensor:
-    """Pictures (B, 3, H, W) of `base` whose maps and picture at `resolution` are the source's under the mask.
+    """Render `base` with the source's feature maps and picture under the mask, blended at `resolution`: (B, 3, H, W).
 
-    base, source: style codes (B, S); mask: (B, H, W) from 0 to 1. ValueError for a size that no block has.
+    base, source: style codes (B, S); mask: (B, H, W) from 0 to 1. ValueError if no block has this resolution.
     """
     net, both = pipe.generator.synthesis, torch.cat([base, source])
     if not hasattr(net, "rgbs"):
-        raise ValueError(f"feature blending is for StyleGAN2's blocks, not those of {type(pipe.generator).__name__}")
+        raise ValueError(
+            f"feature blending needs StyleGAN2 blocks, which {type(pipe.generator).__name__} does not have"
+        )
     block = resolution.bit_length() - 3  # 4 px is block 0
     if resolution != 4 * 2**block or not 0 <= block < len(net.rgbs):
         sizes = ", ".join(str(4 * 2**k) for k in range(len(net.rgbs)))
-        raise ValueError(f"no block of this generator has {resolution} pixels; there are {sizes}")
+        raise ValueError(f"no block of this generator has {resolution} pixels: choose from {sizes}")
     m = F.interpolate(mask[:, None], size=(resolution, resolution), mode="area")
-    skip: list[Tensor] = []  # the picture so far, of bases and sources
+    skip: list[Tensor] = []  # accumulated pictures of bases and sources
 
     def blended(x: Tensor) -> Tensor:
         a, b = x.chunk(2)
@@ -67,7 +69,7 @@ def blend_features(pipe, base: Tensor, source: Tensor, mask: Tensor, resolution:
         return rgb if len(skip) <= block else blended(skip[-1]) - up
 
     hooks = [layer.register_forward_hook(picture) for layer in net.rgbs[: block + 1]]
-    # toRGB must see the maps as they were: its picture is blended once, as a picture.
+    # The block's toRGB must see unblended maps, since its output is blended as a picture.
     if block + 1 < len(net.rgbs):
         hooks.append(net.convs[2 * block + 1].register_forward_pre_hook(lambda _, args: (blended(args[0]), *args[1:])))
     try:
@@ -78,9 +80,9 @@ def blend_features(pipe, base: Tensor, source: Tensor, mask: Tensor, resolution:
 
 
 class PixelPaste:
-    """The source's pixels of the region over the base; where only the base has the region, the base stays.
+    """The source's pixels of the region pasted over the base, which stays where only the base has the region.
 
-    The limit of locality: nothing outside moves, whatever it looks like. Strength is opacity.
+    This bounds locality: nothing outside changes, however implausible the result. Strength is opacity.
     """
 
     name, strengths = "pixel paste", TENTHS

@@ -1,8 +1,7 @@
-"""The measurement core: what a region of a picture is, when it counts, what hides it, and how far two looks are apart.
+"""Measurement core: masks, minimum sizes and occlusion of regions, and distances between their looks.
 
-The ruler judges swaps with it, the training score optimizes gates with it, and the fusion objective trains nets with
-it, so that all three mean the same by "outside", "visible" and "too small to count". The networks differ: the ruler
-has judges of its own, the other two use the model's.
+The ruler, the training score and the fusion objective all use it, so that "outside", "visible" and "too small to
+count" mean the same in all three. Only the networks differ: the ruler has its own judges, the others use the model's.
 
 Sizes are fractions of the picture, so that a figure means the same at 64 and at 1024 pixels. Label maps are (B, H, W)
 integers or, of R regions, (B, R, H, W) booleans; regions are listed back to front.
@@ -19,14 +18,13 @@ from torch import Tensor
 from stylefusion_hf.imaging.alignment import pose_between
 from stylefusion_hf.imaging.features import layout
 
-LARGEST_SIZE = 256  # pixels at which pictures are measured by default, if they are larger
-MIN_PIXELS = 8  # of a region at 64 x 64 pixels, for it to count
+LARGEST_SIZE = 256  # larger pictures are downsampled to this size by default
+MIN_PIXELS = 8  # least area of a region that counts, at 64 x 64 pixels
 MIN_AREA = MIN_PIXELS / 64**2  # the same as a share of the picture, about 0.2 %
-BORDER = 1 / 64  # of the width: by how much a region is widened before anything counts as outside
+BORDER = 1 / 64  # of the width; regions are dilated by this much before anything counts as outside
 
-# A head (one of the features of a look) counts for nothing for a region that hardly differs in it from picture to
-# picture: where the difference between two pictures is less than this share of the feature's size. Maps are in units
-# of their deviation over samples: they always differ.
+# A head (one of the features that describe a look) is ignored for regions that hardly differ in it: where the typical
+# difference between two pictures is below this share of the feature's norm. Maps are standardized and always differ.
 LEAST_DIFFERENCE = {"colour": 0.05, "maps": 0.0, "texture": 0.4, "outline": 0.1}
 
 
@@ -34,17 +32,17 @@ LEAST_DIFFERENCE = {"colour": 0.05, "maps": 0.0, "texture": 0.4, "outline": 0.1}
 
 
 def least_pixels(height: int, width: int) -> int:
-    """How many pixels a region needs to count: 8 at 64 x 64 pixels, 128 at 256 x 256; at least 1."""
+    """Return the least number of pixels of a region that counts: 8 at 64 x 64, 128 at 256 x 256; at least 1."""
     return max(1, round(MIN_AREA * height * width))
 
 
 def border_width(width: int) -> int:
-    """By how many pixels regions are widened at this width: 1 up to 127, 4 at 256."""
+    """Return the dilation of regions in pixels at this width: 1 up to 127, 4 at 256."""
     return max(1, int(width * BORDER))
 
 
 def at_measuring_size(images: Tensor, size: int | None) -> Tensor:
-    """Images (B, C, H, W) averaged down to `size` pixels; smaller ones, and all where `size` is None, as they are."""
+    """Downsample images (B, C, H, W) to `size` pixels; smaller ones are returned as they are, as are all if None."""
     if size is None or images.shape[-1] <= size:
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
@@ -54,31 +52,31 @@ def at_measuring_size(images: Tensor, size: int | None) -> Tensor:
 
 
 def most_probable(probs: Tensor) -> Tensor:
-    """Labels (B, H, W) of probabilities (B, R, H, W); `max` is several times faster here than `argmax`."""
+    """Return labels (B, H, W) of probabilities (B, R, H, W); `max` is several times faster here than `argmax`."""
     return probs.max(dim=1).indices
 
 
 def dilate(mask: Tensor, radius: int) -> Tensor:
-    """Masks (B, H, W) or (B, R, H, W), each widened by `radius` pixels in every direction."""
+    """Dilate masks (B, H, W) or (B, R, H, W) by `radius` pixels in every direction."""
     x = mask.float()
     x = F.max_pool2d(x, (1, 2 * radius + 1), stride=1, padding=(0, radius))
     return F.max_pool2d(x, (2 * radius + 1, 1), stride=1, padding=(radius, 0)) > 0
 
 
 def changed_area(before: Tensor, after: Tensor) -> Tensor:
-    """Where a region is in either picture, masks (..., H, W), with its border: what lies elsewhere is outside."""
+    """Return the dilated union of a region's masks (..., H, W) in two pictures; everything else is outside."""
     return dilate(before | after, border_width(before.shape[-1]))
 
 
 def is_counted(mask: Tensor, least: int | None = None) -> Tensor:
-    """Whether masks (..., H, W) have the pixels that a region needs to count, (...)."""
+    """Return whether masks (..., H, W) are large enough for the region to count, (...)."""
     return mask.sum(dim=(-2, -1)) >= (least_pixels(*mask.shape[-2:]) if least is None else least)
 
 
 def in_front(region: int | Tensor, *labels: Tensor) -> Tensor:
-    """Where something lies in front of a region in any of the label maps (B, H, W): (B, H, W).
+    """Return where something lies in front of a region in any of the label maps (B, H, W): (B, H, W).
 
-    region: a number, or one for each picture, (B,).
+    region: one number, or one per picture, (B,).
     """
     depth = region[:, None, None] if isinstance(region, Tensor) else region
     hidden = labels[0] > depth
@@ -91,12 +89,12 @@ def in_front(region: int | Tensor, *labels: Tensor) -> Tensor:
 
 
 def poses_onto(target: Tensor, source: Tensor, posing: Sequence[int], regions: int) -> Tensor:
-    """(B, 2, 3): how to sample sources so that their `posing` regions lie where the targets' do; labels (B, H, W)."""
+    """Return warps (B, 2, 3) that align the `posing` regions of the sources with the targets'; labels (B, H, W)."""
     return pose_between(target, source, list(posing), regions)
 
 
 def keep_static(theta: Tensor, static: Tensor) -> Tensor:
-    """Similarities (B, 2, 3) without those of regions that do not move with the pose; static: (B,) booleans."""
+    """Replace similarities (B, 2, 3) by the identity for regions that do not move with the pose; static: (B,)."""
     still = torch.eye(2, 3, device=theta.device, dtype=theta.dtype)
     return torch.where(static[:, None, None], still, theta)
 
@@ -105,29 +103,29 @@ def keep_static(theta: Tensor, static: Tensor) -> Tensor:
 
 
 def outline(probs: Tensor, visible: Tensor) -> Tensor:
-    """A region's soft outline where nothing hides it: probabilities (B, H, W) or (B, R, H, W) and masks alike."""
+    """Return a region's soft outline where it is visible; probabilities and masks are (B, H, W) or (B, R, H, W)."""
     return layout(probs * visible)
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean, over the last dimension; smooth where it is 0."""
+    """Return the Euclidean distance over the last dimension, smoothed near 0."""
     return ((x - y).square().sum(dim=-1) + 1e-8).sqrt() - 1e-4
 
 
 def squared_change(image: Tensor, reference: Tensor, where: Tensor) -> Tensor:
-    """Sum over pixels and channels of (image - reference)^2 under masks (B, H, W): (B,)."""
+    """Sum (image - reference)^2 over channels and the pixels of masks (B, H, W): (B,)."""
     return (where[:, None].to(image.dtype) * (image - reference).square()).flatten(1).sum(dim=1)
 
 
 def differing_heads(difference: Mapping[str, Tensor], size: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """{head: whether pictures differ in it enough to say anything}, booleans shaped as the entries.
+    """Return {head: whether pictures differ enough in it to be compared}, booleans shaped like the entries.
 
-    difference: {head: a typical distance between two pictures' looks}; size: {head: the typical norm of a look}.
+    difference: {head: typical distance between the looks of two pictures}; size: {head: typical norm of a look}.
     """
     return {head: difference[head] >= LEAST_DIFFERENCE[head] * size[head] for head in difference}
 
 
 def head_weights(heads: Collection[Tensor]) -> Tensor:
-    """Equal weights of the heads that count, in their order along a new last dimension; none count: all 0."""
+    """Return equal weights of the heads that count along a new last dimension; all 0 if none counts."""
     chosen = torch.stack(list(heads), dim=-1).float()
     return chosen / chosen.sum(dim=-1, keepdim=True).clamp_min(1)

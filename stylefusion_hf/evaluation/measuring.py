@@ -1,4 +1,4 @@
-"""Swaps by many methods at many strengths, measured in one pass over the pairs and in constant memory."""
+"""Measure swaps by many methods at many strengths in one pass over the pairs, in constant memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
-from stylefusion_hf.evaluation.figures import HEADS, measurable
-from stylefusion_hf.evaluation.judged import JudgedPairs, joined_images
+from stylefusion_hf.evaluation.figures import HEADS, measurable_heads
+from stylefusion_hf.evaluation.judged import JudgedPairs, join_images
 from stylefusion_hf.evaluation.judges import Judges
 from stylefusion_hf.evaluation.measurement import at_measuring_size
 from stylefusion_hf.evaluation.methods import Method
@@ -24,24 +24,24 @@ from stylefusion_hf.evaluation.pairs import (
     render,
     segment,
     style_codes,
-    with_strangers,
+    with_unrelated_sources,
 )
 from stylefusion_hf.evaluation.recognition import Gallery
 from stylefusion_hf.evaluation.ruler import Ruler
 
 Columns = dict[str, Tensor]
 Job = tuple[str, str, float]  # method, region, strength
-SEED_STRIDE = 20_000_000  # above all first seeds and counts; 2^32 holds 200 of them
+SEED_STRIDE = 20_000_000  # larger than any first seed plus count; 200 of them fit into 2^32
 HEAD_PAIRS = 96
-GALLERY_SEED, GALLERY_SIZE = 17_000_000, 64  # plain samples that recognition takes its wrong answers from
+GALLERY_SEED, GALLERY_SIZE = 17_000_000, 64  # plain samples used as wrong candidates in recognition
 
 
 @dataclass(frozen=True)
 class Scales:
-    """What the ruler learns once, on pairs that no figure is made of.
+    """Normalization of the ruler, estimated once on fitting pairs, which no figure is computed from.
 
-    `heads`: {leaf: the heads that make S and T}. `differences`: {leaf: {head: mean difference of two pictures}}.
-    `deviations`: {attribute: (classes,)}, of the portrait judge's logits over plain samples.
+    `heads`: {leaf: heads used for S and T}. `differences`: {leaf: {head: mean difference between two pictures}}.
+    `deviations`: {attribute: (classes,)}, standard deviations of the portrait judge's logits over plain samples.
     """
 
     heads: dict[str, tuple[str, ...]]
@@ -51,9 +51,7 @@ class Scales:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured and by whom: a pipeline, its judges, the ruler. `seed` chooses the pairs; `batch` of them are
-    computed at once.
-    """
+    """A pipeline under test with its judges and ruler. `seed` selects the pairs, `batch` is the batch size."""
 
     pipe: Any
     judges: Judges
@@ -63,23 +61,23 @@ class Subject:
 
     @property
     def leaves(self) -> list[str]:
-        """The tree's leaves that play a part, in the order of the tree."""
+        """Active leaves of the tree, in tree order."""
         tree = self.pipe.fusion.tree
         return [leaf for leaf in tree.leaves if leaf in tree.active]
 
     def pairs(self, count: int, first_seed: int = TEST_SEED) -> Iterable[Pairs]:
-        """`count` pairs in batches; the same pairs every time."""
+        """Yield `count` pairs in batches; the same pairs on every call."""
         for start in range(0, count, self.batch):
             n = min(self.batch, count - start)
             yield draw_pairs(self.pipe, n, self.first(first_seed) + 2 * start, self.batch)
 
     def first(self, seed: int) -> int:
-        """The first of the seeds of one purpose; runs of different `seed` share none."""
+        """Return the first seed of a purpose; runs with different `seed` share no seeds."""
         return seed + SEED_STRIDE * self.seed
 
     @cached_property
     def scales(self) -> Scales:
-        """Decided once, for all tables, on fitting pairs."""
+        """Normalization shared by all tables, estimated on fitting pairs."""
         parts: dict[str, list[Columns]] = {leaf: [] for leaf in self.leaves}
         logits: dict[str, list[Tensor]] = {}
         for pairs in self.pairs(HEAD_PAIRS, FITTING_SEED):
@@ -88,8 +86,8 @@ class Subject:
                 parts[leaf].append(self.ruler.measure(judged, leaf, judged.base, thorough=False))
             for name, x in judged.base.logits.items():
                 logits.setdefault(name, []).extend((x, judged.source.logits[name]))
-        columns = {leaf: joined(found) for leaf, found in parts.items()}
-        heads = {leaf: measurable(c) for leaf, c in columns.items()}
+        columns = {leaf: join_columns(found) for leaf, found in parts.items()}
+        heads = {leaf: measurable_heads(c) for leaf, c in columns.items()}
         differences = {
             leaf: {h: max(float(c[f"{h}_raw"].sum() / c["seen"].sum().clamp_min(1)), 1e-6) for h in HEADS}
             for leaf, c in columns.items()
@@ -98,26 +96,26 @@ class Subject:
 
     @property
     def heads(self) -> dict[str, tuple[str, ...]]:
-        """{leaf: the heads that make its S and T}."""
+        """{leaf: heads used for its S and T}."""
         return self.scales.heads
 
     @cached_property
     def gallery(self) -> Gallery:
-        """The wrong answers of recognition: plain samples that are neither base nor source of any pair."""
+        """Wrong candidates for recognition: plain samples that are neither base nor source of any pair."""
         first, parts = self.first(GALLERY_SEED), []
         for start in range(0, GALLERY_SIZE, self.batch):
             seeds = range(first + start, first + min(start + self.batch, GALLERY_SIZE))
             with torch.no_grad():
                 parts.append(self.ruler.look(render(self.pipe, style_codes(self.pipe.generator, seeds))))
-        return Gallery(self.ruler, joined_images(parts), self.scales.heads, self.scales.differences)
+        return Gallery(self.ruler, join_images(parts), self.scales.heads, self.scales.differences)
 
     def compare(self, pairs: Pairs) -> JudgedPairs:
-        """Base and source as the ruler sees them."""
+        """Judge bases and sources."""
         return self.ruler.compare(self.ruler.look(pairs.plain), self.ruler.look(pairs.other))
 
 
-def joined(parts: Sequence[Columns]) -> Columns:
-    """Columns of consecutive batches as one."""
+def join_columns(parts: Sequence[Columns]) -> Columns:
+    """Concatenate the columns of consecutive batches."""
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
@@ -133,14 +131,14 @@ def measure_jobs(
     specific: bool = False,
     recognized: Collection[Job] = (),
 ) -> dict[Job, Columns]:
-    """Per-pair sums, {column: (count,)}, of every job on the same pairs.
+    """Return per-pair sums {column: (count,)} of every job, all on the same pairs.
 
     Args:
-        thorough: also the pose gap of each pair (`gap`), how much of the change outside a judge notices, the figures
-            of other papers, and on how many pixels the model's own segmenter and the evaluation's agree, on fused
-            (`agree`) and plain pictures (`agree_plain`).
-        specific: swap with a stranger, too, for the specific transfer.
-        recognized: jobs whose drawn regions are also compared with 16 sources.
+        thorough: add the pose gap of each pair (`gap`), how much of the outside change a judge notices, the figures of
+            other papers, and the share of pixels on which the model's segmenter and the judge agree, on fused
+            (`agree`) and on plain pictures (`agree_plain`).
+        specific: repeat each swap with an unrelated source, for the specific transfer.
+        recognized: jobs whose swapped regions are also compared with 16 sources.
     """
     parts: dict[Job, list[Columns]] = {job: [] for job in jobs}
     ruler, done = subject.ruler, 0
@@ -149,7 +147,7 @@ def measure_jobs(
     with tqdm(total=count * len(jobs), desc=progress, unit="swap", leave=False) as bar:
         for pairs in subject.pairs(count, first_seed):
             judged = subject.compare(pairs)
-            others = with_strangers(subject.pipe, pairs) if specific else None
+            others = with_unrelated_sources(subject.pipe, pairs) if specific else None
             wrong = subject.gallery.candidates(judged, known, done) if known else {}
             extra: Columns = {}
             if thorough:
@@ -158,10 +156,10 @@ def measure_jobs(
             for job in jobs:
                 name, region, strength = job
                 images = methods[name].swap(pairs, region, strength)
-                after, stranger = ruler.look(images), None
+                after, unrelated = ruler.look(images), None
                 if others is not None:
-                    stranger = ruler.look(methods[name].swap(others, region, strength))
-                columns = ruler.measure(judged, region, after, thorough, stranger, deviations)
+                    unrelated = ruler.look(methods[name].swap(others, region, strength))
+                columns = ruler.measure(judged, region, after, thorough, unrelated, deviations)
                 if thorough:
                     extra["agree"] = agreement(subject, segment(subject.pipe, images), after.labels)
                 if job in recognized:
@@ -169,11 +167,11 @@ def measure_jobs(
                 parts[job].append({**columns, **extra})
                 bar.update(len(pairs))
             done += len(pairs)
-    return {job: joined(found) for job, found in parts.items()}
+    return {job: join_columns(found) for job, found in parts.items()}
 
 
 def agreement(subject: Subject, own: Tensor, labels: Tensor) -> Tensor:
-    """Share of pixels (B,) on which the model's segmenter, (B, R, H, W), says what the judge's labels say."""
+    """Return the share of pixels (B,) on which the model's segmenter (B, R, H, W) agrees with the judge's labels."""
     names = list(subject.pipe.segmenter.config.regions)
     order = [names.index(n) if n in names else -1 for n in subject.ruler.regions]
     judged = torch.tensor(order, device=labels.device)[labels]

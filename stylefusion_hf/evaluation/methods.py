@@ -1,4 +1,4 @@
-"""The one interface of everything that takes a region from one picture into another, and what its makers share."""
+"""Interface of the methods that swap a region between pictures, and helpers that they share."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from stylefusion_hf.evaluation.pairs import Pairs, render
 
 
 class Method(Protocol):
-    """A way to swap a region.
+    """A method that swaps a region.
 
-    `name`: as the tables say it. `strengths`: ten or more settings, from the weakest to the strongest, at which the
-    ruler draws the method's curve; the last is its full strength.
+    `name`: name in tables. `strengths`: ten or more settings, from weakest to strongest, at which the method's curve
+    is measured; the last is full strength.
     """
 
     name: str
     strengths: tuple[float, ...]
 
     def swap(self, pairs: Pairs, region: str, strength: float) -> Tensor:
-        """The bases with the sources' `region`, (B, 3, H, W) in [-1, 1], without gradient."""
+        """Return the bases with the sources' `region`, (B, 3, H, W) in [-1, 1], without gradient."""
         ...
 
 
@@ -29,7 +29,7 @@ TENTHS = tuple(i / 10 for i in range(1, 11))
 
 
 def region_index(pipe, region: str) -> int:
-    """The segmenter's channel of a region; ValueError that lists its regions."""
+    """Return the segmenter's channel of a region; ValueError if it is unknown."""
     names = list(pipe.segmenter.config.regions)
     if region not in names:
         raise ValueError(f"unknown region {region!r}: the segmenter knows {', '.join(names)}")
@@ -37,17 +37,17 @@ def region_index(pipe, region: str) -> int:
 
 
 def move(a: Tensor, b: Tensor, gate: float | Tensor) -> Tensor:
-    """a + gate (b - a), and exactly b where the gate is 1: rounding must not pass for a change."""
+    """Return a + gate (b - a), exactly b where the gate is 1, so that rounding does not read as a change."""
     return torch.where(torch.as_tensor(gate, device=a.device) >= 1, b, a + gate * (b - a))
 
 
 def geometric(first: float, last: float, count: int) -> tuple[float, ...]:
-    """`count` numbers from `first` to `last`, each the same multiple of the one before."""
+    """Return `count` numbers in geometric progression from `first` to `last`."""
     return tuple(first * (last / first) ** (i / (count - 1)) for i in range(count))
 
 
 class GateMethod:
-    """A method that takes a share of each style channel: a + gate (b - a), the gate the same for all pairs."""
+    """Base class of methods that blend style channels, a + gate (b - a), with one gate for all pairs."""
 
     name: str
     strengths: tuple[float, ...]
@@ -56,7 +56,7 @@ class GateMethod:
         self.pipe = pipe
 
     def gate(self, region: str, strength: float) -> Tensor:
-        """(S,), from 0 (the base's number) to 1 (the source's)."""
+        """Return the gate (S,), from 0 (base) to 1 (source)."""
         raise NotImplementedError
 
     @torch.no_grad()

@@ -1,14 +1,14 @@
-"""Figures as other papers define them, so that numbers can be compared across papers.
+"""Figures as defined in other papers, for comparison across papers.
 
-StyleMapGAN (Kim et al., arXiv 2104.14754), local editing, pictures in [-1, 1], U where the region is in a or in b:
+StyleMapGAN (Kim et al., arXiv 2104.14754), local editing; pictures in [-1, 1], U the union of the region in a and b:
 
     MSE_src = mean over pixels outside U of (I1 - I0)^2       MSE_ref = mean over pixels inside U of (I1 - Ib)^2
 
-The reference is not brought into the base's pose, so MSE_ref also counts a mere difference in pose.
+The reference is not aligned with the base's pose, so MSE_ref also counts differences in pose.
 
-StyleSpace (Wu et al., arXiv 2011.12799), attribute dependency: the change of the other attributes' logits, each in
-units of its deviation over plain samples, averaged over those attributes (AD) or the largest of them (max AD). The
-paper groups edits by how far the target attribute moved, in the same unit: `AD target`.
+StyleSpace (Wu et al., arXiv 2011.12799), attribute dependency: change of the other attributes' logits, in standard
+deviations over plain samples; mean over those attributes (AD) and maximum (max AD). The paper groups edits by the
+change of the target attribute in the same unit: `AD target`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ FIGURES = ("MSE_src", "MSE_ref", "AD", "max AD", "AD target")
 
 
 def masked_errors(image: Tensor, source: Tensor, reference: Tensor, region: Tensor) -> dict[str, Tensor]:
-    """Columns of MSE_src and MSE_ref, (B,) each: squared errors and how many numbers they are of.
+    """Return columns of MSE_src and MSE_ref, (B,) each: summed squared errors and the number of values.
 
-    image, source, reference: (B, 3, H, W), StyleMapGAN's names for I1, I0 and Ib; region: (B, H, W) booleans.
+    image, source, reference: (B, 3, H, W), StyleMapGAN's names for I1, I0 and Ib; region: boolean (B, H, W).
     """
     m = region[:, None].to(image.dtype)
 
@@ -47,14 +47,14 @@ def attribute_change(
     regions: Mapping[str, str],
     swapped: str,
 ) -> dict[str, Tensor]:
-    """Columns of the attribute dependency, (B,) each.
+    """Return columns of the attribute dependency, (B,) each.
 
-    An attribute of several classes changes by the mean over its classes of |change of the logit| / deviation.
+    The change of an attribute is the mean over its classes of |change of the logit| / deviation.
 
     Args:
         before, after: {attribute: logits (B, classes)}.
         deviations: {attribute: (classes,)}.
-        regions: {attribute: its region}; those of the region `swapped` are the targets, all others should stay.
+        regions: {attribute: its region}; attributes of the region `swapped` are targets, the others should not change.
     """
     moved = {n: ((after[n] - x).abs() / deviations[n].clamp_min(1e-6)).mean(dim=1) for n, x in before.items()}
     own = [x for n, x in moved.items() if regions[n] == swapped]

@@ -1,14 +1,14 @@
-"""How plausible and how various fused pictures are beside plain ones, against real pictures.
+"""Realism and diversity of fused and plain pictures, compared with real pictures.
 
     excess = (KID(fused, real) - KID(plain, real)) / KID(plain, real)
-    kinds  = exp of the entropy of the classes that the portrait judge names: geometric mean over its attributes
+    kinds  = exp of the entropy of the portrait judge's predicted classes, geometric mean over its attributes
 
-Precision is 1 for one plausible picture drawn again and again; density and coverage (Naeem et al., arXiv 2002.09797),
-recall and the effective number of kinds are not: such a generator covers next to nothing and has 1 kind.
+Precision is 1 for a generator that repeats one plausible picture. Density and coverage (Naeem et al., arXiv
+2002.09797), recall and the effective number of kinds expose it: it covers next to nothing and has 1 kind.
 
-The usual Inception features know photographs and cannot be had without a download, so the features are the portrait
-judge's (avatars) or the evaluation segmenter's: figures compare pictures of one domain with one another, not with
-published KIDs. Without real pictures a second plain draw takes their place, and the plain difference is given.
+Inception features are made for photographs and need a download, so features come from the portrait judge (avatars) or
+from the evaluation segmenter. Figures compare pictures of one domain with each other, not with published KIDs. Without
+real pictures, a second set of plain samples replaces them and the difference in KID is reported.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,14 @@ from stylefusion_hf.evaluation.statistics import (
 )
 
 PLAIN_SEED, REAL_START, MAX_COUNT = 6_000_000, 2_000_000, 100_000
-LOW = 0.05  # the quantile of the plain pictures' logits below which a picture counts as implausible
+SECOND_DRAW = 60  # of plain samples, beyond those of all regions
+LOW = 0.05  # pictures below this quantile of the plain pictures' logits count as implausible
 
 
 @dataclass
 class Opinions:
-    """What the judges say of N pictures: `features` (N, D), `logits` (N,) of the discriminator or None, and the class
-    (N,) that the portrait judge names for each attribute in `kinds`.
+    """Judgments of N pictures: `features` (N, D), `logits` (N,) of the discriminator or None, and in `kinds` the
+    portrait judge's predicted class (N,) of each attribute.
     """
 
     features: Tensor
@@ -53,8 +55,8 @@ class Opinions:
 
 
 @torch.no_grad()
-def judge(subject: Subject, images: Callable[[range], Tensor], count: int, what: str) -> Opinions:
-    """Opinions on `count` pictures that `images` makes of consecutive numbers."""
+def judge_pictures(subject: Subject, images: Callable[[range], Tensor], count: int, what: str) -> Opinions:
+    """Judge `count` pictures, which `images` returns by ranges of numbers."""
     features, logits = [], []
     kinds: dict[str, list[Tensor]] = {}
     d = subject.judges.discriminator
@@ -72,17 +74,17 @@ def judge(subject: Subject, images: Callable[[range], Tensor], count: int, what:
 
 
 def number_of_kinds(kinds: dict[str, Tensor]) -> Estimate:
-    """The effective number of kinds, geometric mean over attributes; intervals are over the pictures."""
+    """Return the effective number of kinds, geometric mean over attributes, with intervals over the pictures."""
     counts = resamples(len(next(iter(kinds.values()))))
     logs = [effective_number(classes, counts).log() for classes in kinds.values()]
     return Estimate.of(torch.stack(logs).mean(dim=0).exp(), counts.shape[1])
 
 
 def real_pictures(source: str, size: int, count: int) -> Callable[[range], Tensor]:
-    """Pictures by number: `"avatars"` are drawn, anything else is a folder as `data.folders` reads it.
+    """Return a function from numbers to pictures: rendered `"avatars"`, or a folder that `data.folders` can read.
 
     Raises:
-        ValueError: the folder holds fewer than `count` pictures. ImportError: the extra `train` is missing.
+        ValueError: the folder holds fewer than `count` pictures. ImportError: the extra `train` is not installed.
     """
     if source == "avatars":
         from stylefusion_hf.data.avatars import render_arrays
@@ -98,35 +100,74 @@ def real_pictures(source: str, size: int, count: int) -> Callable[[range], Tenso
 
 
 def check_real(source: str, size: int, count: int) -> None:
-    """The errors of `real_pictures` and `realism_rows` ahead of long work."""
+    """Raise the errors of `real_pictures` and `realism_rows` before long computations start."""
     if not 10 <= count <= MAX_COUNT:
-        raise ValueError(f"realism needs 10 to {MAX_COUNT} pictures a side, got {count}")
+        raise ValueError(f"realism needs 10 to {MAX_COUNT} pictures per set, got {count}")
     if source != "avatars":
         real_pictures(source, size, count)
 
 
+@dataclass
+class Normalization:
+    """What rows are compared with.
+
+    `reference`: standardized features (N, D) of the real pictures, with their `mean` and `std`. The row of plain
+    samples sets the rest: KIDs of `subsets`, the error of their mean, and the discriminator's LOW quantile.
+    """
+
+    reference: Tensor
+    mean: Tensor
+    std: Tensor
+    subsets: Tensor | None = None
+    plain_error: float = 0.0
+    low: Tensor | None = None
+
+
 @torch.no_grad()
 def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, Any]:
-    """Rows for one swapped region and for every region from another code, beside plain samples.
+    """Return rows for one swapped region and for every region from another code, beside plain samples.
 
-    `count` pictures on each side. Intervals: KID's error is that of 100 subsets, scaled to `count`; shares are
-    bootstrapped over the pictures.
+    Each set has `count` pictures. The error of KID is that of 100 subsets, scaled to `count`; shares are bootstrapped
+    over the pictures.
 
     Raises:
         ValueError: fewer than 10 pictures, or more than 100 000.
     """
-    g, fusion, size = subject.pipe.generator, subject.pipe.fusion, subject.pipe.generator.config.resolution
+    size = subject.pipe.generator.config.resolution
     check_real(real or "avatars", size, count)
-    if real == "avatars":  # all of them are kept
+    rendered = real == "avatars"  # of which there is a second set: it shows what equal distributions read
+    if rendered:  # all of them are kept in memory
         size = min(size, subject.ruler.size or size)
-    leaves = subject.leaves
+    sets = fused_sets(subject)
+    pictures = real_pictures(real, size, count * (1 + rendered)) if real else plain_set(subject, SECOND_DRAW)
+    if rendered:
+        sets["other real pictures"] = lambda numbers: pictures(range(count + numbers.start, count + numbers.stop))
+    opinions = judge_pictures(subject, pictures, count, "real")
+    mean, std = opinions.features.mean(dim=0), opinions.features.std(dim=0).clamp_min(1e-6)
+    scale = Normalization((opinions.features - mean) / std, mean, std)
+    rows: dict[str, Any] = {}
+    if opinions.kinds:
+        rows["data" if real else "a second plain draw"] = {"kinds": number_of_kinds(opinions.kinds)}
+    for name, make in sets.items():
+        rows[name] = set_row(judge_pictures(subject, make, count, name), scale, bool(real))
+    return {"real": real or "a second plain draw", "count": count, "rows": rows}
 
-    def codes(numbers: range, draw: int) -> Tensor:
-        first = subject.first(PLAIN_SEED) + draw * MAX_COUNT
-        return style_codes(g, range(first + numbers.start, first + numbers.stop))
 
-    def plain(numbers: range, draw: int = 0) -> Tensor:
-        return render(subject.pipe, codes(numbers, draw))
+def sample_codes(subject: Subject, numbers: range, draw: int) -> Tensor:
+    """Return the style codes (B, S) of these numbers of a draw; draws share no seeds."""
+    first = subject.first(PLAIN_SEED) + draw * MAX_COUNT
+    return style_codes(subject.pipe.generator, range(first + numbers.start, first + numbers.stop))
+
+
+def plain_set(subject: Subject, draw: int) -> Callable[[range], Tensor]:
+    """Return a function from numbers to plain samples of a draw."""
+    return lambda numbers: render(subject.pipe, sample_codes(subject, numbers, draw))
+
+
+def fused_sets(subject: Subject) -> dict[str, Callable[[range], Tensor]]:
+    """Return {name: function from numbers to pictures} of plain and fused samples."""
+    fusion, leaves = subject.pipe.fusion, subject.leaves
+    codes = partial(sample_codes, subject)
 
     def one_region(numbers: range) -> Tensor:
         a, b = codes(numbers, 0), codes(numbers, 1)
@@ -139,54 +180,47 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
         given = {n: codes(numbers, 1 + leaves.index(n)) if n in leaves else base for n in fusion.tree.nodes}
         return render(subject.pipe, fusion.fuse(given))
 
-    drawn = real == "avatars"  # of which there are as many as one likes: a second draw shows what equality reads as
-    pictures = real_pictures(real, size, count * (1 + drawn)) if real else lambda n: plain(n, 60)
-    opinions = judge(subject, pictures, count, "real")
-    reference = opinions.features
-    mean, std = reference.mean(dim=0), reference.std(dim=0).clamp_min(1e-6)
-    reference = (reference - mean) / std
-    kinds = {"plain samples": plain, "one region swapped": one_region, "every region another's": every_region}
-    if drawn:
-        kinds["other real pictures"] = lambda numbers: pictures(range(count + numbers.start, count + numbers.stop))
-    counts = resamples(count)
-    rows: dict[str, Any] = {}
-    if opinions.kinds:
-        rows["data" if real else "a second plain draw"] = {"kinds": number_of_kinds(opinions.kinds)}
+    return {
+        "plain samples": plain_set(subject, 0),
+        "one region swapped": one_region,
+        "every region another's": every_region,
+    }
+
+
+def set_row(opinions: Opinions, scale: Normalization, real: bool) -> dict[str, Any]:
+    """Return the figures of one set of pictures; the first set, plain samples, completes `scale`."""
+    count = len(opinions.features)
+    features, logits = (opinions.features - scale.mean) / scale.std, opinions.logits
     # From the spread of subsets to that of all pictures; the subsets are drawn from a finite number of them.
     size = min(1000, max(2, count // 5))
-    scale = math.sqrt(size / count / (1 - size / count))
-    low = subsets = None
-    for name, make in kinds.items():
-        opinions = judge(subject, make, count, name)
-        features, logits = (opinions.features - mean) / std, opinions.logits
-        found = kid_subsets(features, reference, size=size)
-        error = scale * float(found.std())
-        row: dict[str, Any] = {"KID x 1000": from_error(1000 * float(found.mean()), 1000 * error, count)}
-        if subsets is None:
-            subsets, plain_error = found, error
-        else:
-            change = found - subsets
-            spread = scale * float(change.std())
-            base = float(subsets.mean())
-            if real is None:
-                row["KID x 1000 - plain's"] = from_error(1000 * float(change.mean()), 1000 * spread, count)
-            elif base > 2 * plain_error:
-                row["excess"] = from_error(float(change.mean()) / base, spread / base, count)
-            else:  # plain pictures cannot be told from real ones: a ratio to nothing
-                row["excess"] = Estimate(math.nan, math.nan, math.nan, count)
-        some = slice(0, 2000)  # distances between all pictures: the square of their number
-        row["precision"] = share_on_manifold(reference[some], features[some])
-        row["recall"] = share_on_manifold(features[some], reference[some])
-        row["density"], row["coverage"] = density_and_coverage(reference[some], features[some])
-        if opinions.kinds:
-            row["kinds"] = number_of_kinds(opinions.kinds)
-        if logits is not None:
-            low = logits.quantile(LOW) if low is None else low
-            row["below the 5th percentile"] = Estimate.of(ratio(counts, logits < low, torch.ones(count)), count)
-        rows[name] = row
-    return {"real": real or "a second plain draw", "count": count, "rows": rows}
+    to_all = math.sqrt(size / count / (1 - size / count))
+    found = kid_subsets(features, scale.reference, size=size)
+    error = to_all * float(found.std())
+    row: dict[str, Any] = {"KID x 1000": estimate_from_error(1000 * float(found.mean()), 1000 * error, count)}
+    if scale.subsets is None:
+        scale.subsets, scale.plain_error = found, error
+    else:
+        change = found - scale.subsets
+        spread, base = to_all * float(change.std()), float(scale.subsets.mean())
+        if not real:
+            row["KID x 1000 - plain's"] = estimate_from_error(1000 * float(change.mean()), 1000 * spread, count)
+        elif base > 2 * scale.plain_error:
+            row["excess"] = estimate_from_error(float(change.mean()) / base, spread / base, count)
+        else:  # plain and real pictures are indistinguishable: the ratio is undefined
+            row["excess"] = Estimate(math.nan, math.nan, math.nan, count)
+    some = slice(0, 2000)  # the cost of all pairwise distances is quadratic
+    row["precision"] = share_on_manifold(scale.reference[some], features[some])
+    row["recall"] = share_on_manifold(features[some], scale.reference[some])
+    row["density"], row["coverage"] = density_and_coverage(scale.reference[some], features[some])
+    if opinions.kinds:
+        row["kinds"] = number_of_kinds(opinions.kinds)
+    if logits is not None:
+        scale.low = logits.quantile(LOW) if scale.low is None else scale.low
+        rejected = ratio(resamples(count), logits < scale.low, torch.ones(count))
+        row["below the 5th percentile"] = Estimate.of(rejected, count)
+    return row
 
 
-def from_error(value: float, error: float, n: int) -> Estimate:
-    """An estimate from a standard error."""
+def estimate_from_error(value: float, error: float, n: int) -> Estimate:
+    """Return an estimate with a normal interval from a standard error."""
     return Estimate(value, value - 1.96 * error, value + 1.96 * error, n)

@@ -1,8 +1,8 @@
-"""Recognition: of 16 sources, how often is b's region the nearest to what a swap with b drew?
+"""Recognition: how often, among 16 sources, is b's region the nearest to the region that a swap from b produced?
 
-The other fifteen come from a gallery of plain samples. Each is brought into the base's pose, and the drawn region is
-compared with it where neither base nor source hides it; each head is in units of the mean difference between two
-pictures. Whoever ignores the source is right once in sixteen. Equal distances share the answer.
+The other fifteen candidates come from a gallery of plain samples. Each is aligned with the base's pose, and the
+swapped region is compared with it where neither base nor source occludes it; each head is in units of the mean
+difference between two pictures. A method that ignores the source is right once in sixteen. Ties share the answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SOURCES = 16
 
 @dataclass
 class Candidate:
-    """One wrong source for each of B bases: `hidden` (B, H, W), `present` (B,), `looks` {head: (B, D)}."""
+    """One candidate source for each of B bases: `hidden` (B, H, W), `present` (B,), `looks` {head: (B, D)}."""
 
     hidden: Tensor
     present: Tensor
@@ -31,13 +31,13 @@ class Candidate:
 
 
 class Gallery:
-    """Wrong answers for the recognition of regions.
+    """Wrong candidates for the recognition of regions.
 
     Args:
         ruler: describes regions.
-        images: plain samples other than any base or source, as the ruler judges them.
-        heads, scales: {region: the heads that count}, {region: {head: a typical difference}}.
-        sources: how many candidates there are with the right one.
+        images: judged plain samples, none of them a base or source.
+        heads, scales: {region: heads that count}, {region: {head: typical difference}}.
+        sources: number of candidates, including the right one.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Gallery:
         self.ruler, self.images, self.heads, self.scales = ruler, images, heads, scales
         self.wrong = min(sources - 1, len(images.images))
         if self.wrong < 1:
-            raise ValueError("recognition needs a picture beside the source: the gallery is empty")
+            raise ValueError("recognition needs pictures other than the source, but the gallery is empty")
 
     @torch.no_grad()
     def candidates(self, pairs: JudgedPairs, regions: Sequence[str], first: int) -> dict[str, list[Candidate]]:
-        """{region: wrong candidates} of a batch of pairs, the first of which is number `first` of all pairs."""
+        """Return {region: wrong candidates} of a batch of pairs that starts at pair number `first`."""
         out: dict[str, list[Candidate]] = {name: [] for name in regions}
         number = first + torch.arange(len(pairs.base.images))
         for k in range(self.wrong):
@@ -72,7 +72,7 @@ class Gallery:
 
     def _candidate(self, name: str, base: JudgedImages, goal: JudgedImages, theta: Tensor | None) -> Candidate:
         r = self.ruler.regions.index(name)
-        hidden = self.ruler.hidden(r, base.labels, goal.labels)
+        hidden = self.ruler.occlusion(r, base.labels, goal.labels)
         if theta is not None:
             hidden |= ~inside(theta, *goal.labels.shape[1:])
         present = core.is_counted((goal.labels == r) & ~hidden)
@@ -82,12 +82,12 @@ class Gallery:
     def recognize(
         self, pairs: JudgedPairs, name: str, after: JudgedImages, wrong: Sequence[Candidate]
     ) -> dict[str, Tensor]:
-        """Columns (B,): `recognized` (1, 0, or a share of a tie) and `candidates`, how many sources there were.
+        """Return columns (B,): `recognized` (1, 0, or a share of a tie) and `candidates`, the number of sources.
 
-        Pairs whose own region does not count, or is hidden, have no candidates.
+        Pairs whose own region is too small or occluded have no candidates.
         """
         r = self.ruler.regions.index(name)
-        about = self.ruler.described(pairs, name)
+        about = self.ruler.describe_region(pairs, name)
         right = Candidate(about.hidden, about.seen, {h: goal for h, (_, goal, _) in about.heads.items()})
         gaps = []
         for candidate in (right, *wrong):

@@ -1,4 +1,4 @@
-"""The ruler's figures as tables (markdown, on screen and in a file), as JSON and as a picture."""
+"""Reports: tables in markdown, JSON, and plots."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from stylefusion_hf.evaluation.statistics import Estimate
 # --- Tables ----------------------------------------------------------------------------------------------------------
 
 
-def cell(value: Any) -> str:
-    """A figure as text: `0.143 [0.131, 0.156]`; undefined ones and missing ones say so."""
+def format_cell(value: Any) -> str:
+    """Format a figure: `0.143 [0.131, 0.156]`, "undefined", or nothing for None."""
     if isinstance(value, Estimate):
         if not math.isfinite(value.value):
             return "undefined"
@@ -27,16 +27,16 @@ def cell(value: Any) -> str:
 
 
 def table(corner: str, rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Rows {name: {column: figure}} as a markdown table; columns in order of appearance if not given."""
+    """Format rows {name: {column: figure}} as a markdown table; columns default to order of appearance."""
     if columns is None:
         columns = list(dict.fromkeys(c for row in rows.values() for c in row))
     lines = [f"| {corner} | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
-    lines += [f"| {name} | {' | '.join(cell(row.get(c)) for c in columns)} |" for name, row in rows.items()]
+    lines += [f"| {name} | {' | '.join(format_cell(row.get(c)) for c in columns)} |" for name, row in rows.items()]
     return "\n".join(lines)
 
 
-def not_reached(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Rows in which an undefined figure means that a method never gets there."""
+def mark_not_reached(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Replace undefined figures by "not reached"."""
 
     def text(value: Any) -> Any:
         missing = isinstance(value, Estimate) and not math.isfinite(value.value)
@@ -48,27 +48,27 @@ def not_reached(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def plain(value: Any) -> Any:
-    """Anything of a report as JSON's types; NaN is null."""
+def to_json_types(value: Any) -> Any:
+    """Convert a report to JSON types; NaN becomes null."""
     if isinstance(value, Estimate):
         return value.to_json()
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return to_json_types(asdict(value))
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_json_types(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [to_json_types(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
 def write_json(report: Mapping[str, Any], path: Path) -> None:
-    """The whole report."""
-    files.write_json(path, plain(report), allow_nan=False)
+    """Write the report as JSON."""
+    files.write_json(path, to_json_types(report), allow_nan=False)
 
 
-# --- The picture -----------------------------------------------------------------------------------------------------
+# --- Plots ---------------------------------------------------------------------------------------------------------
 
 AXES = {"specific": "specific transfer S", "transfer": "transfer T"}
 Points = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
@@ -82,19 +82,19 @@ def draw(
     title: str,
     axes: Sequence[str] = ("specific", "transfer"),
 ) -> None:
-    """Outside change against S and against T, a panel per region and a curve per method; then the model's own figures.
+    """Plot outside change against S and T, one panel per region and one curve per method, then the model's figures.
 
     Args:
         curves: {method: {region: [{"outside", "specific", "transfer"}, ...]}}; may be empty.
         swaps: {region: {figure: Estimate}} of the model's own swaps; may be empty.
         poses: {way: [{"pose", "looks kept"}, ...]} of the common codes; may be empty.
-        axes: which transfers; keys of AXES.
+        axes: keys of AXES, the transfers to plot against.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("the report's picture needs matplotlib: pip install stylefusion-hf[evaluation]") from error
+        raise ImportError("the report's plots need matplotlib: pip install stylefusion-hf[evaluation]") from error
     regions = list(swaps or (next(iter(curves.values())) if curves else ()))
     panels = len(regions) * len(axes) * bool(curves) + 2 * bool(swaps) + bool(poses)
     columns = min(3, panels)
@@ -111,8 +111,8 @@ def draw(
         handles, labels = first.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     if swaps:
-        bars(free.pop(0), swaps, ["specific", "recognition", "transfer"], "what arrives")
-        bars(free.pop(0), swaps, ["outside", "leak", "noticed", "flips"], "outside the region")
+        draw_bars(free.pop(0), swaps, ["specific", "recognition", "transfer"], "what arrives")
+        draw_bars(free.pop(0), swaps, ["outside", "leak", "noticed", "flips"], "outside the region")
     if poses:
         draw_poses(free.pop(0), poses)
     for axis in free:
@@ -122,7 +122,7 @@ def draw(
 
 
 def draw_curves(axis: Any, methods: Mapping[str, Sequence[Mapping[str, float]]], x: str, region: str) -> None:
-    """One region: O of every method, from (0, 0) on. A method that transfers nothing stands at 0."""
+    """Plot O of every method for one region, starting at (0, 0)."""
     for i, (name, found) in enumerate(methods.items()):
         points = sorted((p for p in found if math.isfinite(p[x])), key=lambda p: p[x])
         at, outside = [0.0, *(p[x] for p in points)], [0.0, *(p["outside"] for p in points)]
@@ -137,7 +137,7 @@ def draw_curves(axis: Any, methods: Mapping[str, Sequence[Mapping[str, float]]],
 
 
 def draw_poses(axis: Any, poses: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Pose error against looks kept, a curve per way, from (1, 1) on."""
+    """Plot pose error against looks kept, one curve per way, starting at (1, 1)."""
     for name, points in poses.items():
         kept, pose = [1.0, *(p["looks kept"] for p in points)], [1.0, *(p["pose"] for p in points)]
         axis.plot(kept, pose, marker="o", markersize=3, label=name)
@@ -147,8 +147,8 @@ def draw_poses(axis: Any, poses: Mapping[str, Sequence[Mapping[str, float]]]) ->
     axis.grid(alpha=0.3)
 
 
-def bars(axis: Any, rows: Mapping[str, Mapping[str, Estimate]], names: Sequence[str], title: str) -> None:
-    """Groups of bars with their intervals, a group per region."""
+def draw_bars(axis: Any, rows: Mapping[str, Mapping[str, Estimate]], names: Sequence[str], title: str) -> None:
+    """Draw bars with intervals, grouped by region."""
     for i, name in enumerate(names):
         found = [
             (k, row[name]) for k, row in enumerate(rows.values()) if name in row and math.isfinite(row[name].value)

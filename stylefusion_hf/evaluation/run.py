@@ -1,4 +1,4 @@
-"""The sections of `stylefusion evaluate`: each measures, adds to the report, and shows its tables."""
+"""Sections of `stylefusion evaluate`: each one measures, adds to the report and prints its tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stylefusion_hf.evaluation import curves, global_control, limit_curves, sect
 from stylefusion_hf.evaluation.measuring import Subject
 from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.realism import realism_rows
-from stylefusion_hf.evaluation.report import not_reached, table
+from stylefusion_hf.evaluation.report import mark_not_reached, table
 
 if TYPE_CHECKING:
     from stylefusion_hf.evaluation.evaluate import Settings
@@ -27,7 +27,7 @@ SYMBOLS = {"specific": "S", "transfer": "T"}
 
 @dataclass
 class Run:
-    """A run in progress: sections add to `report` and to `text` (markdown)."""
+    """State of a run: sections add to `report` and to `text` (markdown)."""
 
     subject: Subject
     settings: Settings
@@ -40,41 +40,41 @@ class Run:
     poses: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     def show(self, *lines: str) -> None:
-        """Print, and keep for the report."""
+        """Print lines and append them to the report."""
         print(*lines, sep="\n", flush=True)
         self.text += lines
 
-    # --- sections, in the order of the report ---
+    # --- Sections, in the order of the report ---
 
     def calibration(self) -> None:
-        """Swaps that the renderer draws exactly (avatars only): what the ruler reads where the answer is known."""
+        """Swaps rendered exactly (avatars only): what the ruler reads when the correct result is known."""
         from stylefusion_hf.evaluation.calibration import calibrate
 
         found = calibrate(self.subject.ruler, self.settings.calibration_pairs, self.subject.ruler.size or 64)
         self.report["calibration"] = found
-        for name in ("true swap", "recoloured", "unchanged", "a stranger's"):
+        for name in ("true swap", "recoloured", "unchanged", "random region"):
             rows = {region: kinds[name] for region, kinds in found.items()}
             self.show(table(name, rows, MAIN_COLUMNS), "")
         noisy = {region: {"transfer": kinds["true swap"]["transfer, noisy"]} for region, kinds in found.items()}
-        self.show(table("true swap, the noise left in", noisy))
+        self.show(table("true swap, noise not subtracted", noisy))
 
     def swaps_section(self) -> None:
         """One region from b: specific transfer S, recognition among 16 sources, outside change O, leak, transfer T.
 
-        `wider` is the authors' expansion: the leaf and its parent's common code.
+        `wider` is the authors' expansion: the leaf code and its parent's common code.
         """
         found = sections.swap_rows(self.subject, self.settings.pairs)
         self.report["swaps"], self.swaps = found, found["leaf"]
         self.show(table("leaf code only", found["leaf"], SWAP_COLUMNS), "")
-        for name in ("wider", "mean", "mean look", "stranger"):
+        for name in ("wider", "mean", "mean look", "random code"):
             self.show(table(name, found[name], (*MAIN_COLUMNS, "response")), "")
-        self.show("As other papers measure it (evaluation/published.py):", "")
+        self.show("Figures of other papers (evaluation/published.py):", "")
         self.show(table("leaf code only", found["leaf"], PUBLISHED_COLUMNS), "")
         quartiles = [f"transfer q{q}" for q in range(1, 5)]
         self.show(table("transfer by quartile of the pose gap", found["leaf"], quartiles))
 
     def global_section(self) -> None:
-        """Common codes from a third picture c: pose 0 is c's, 1 still a's; regions: how much of a's look stays."""
+        """Common codes from a third picture c. Pose error: 0 is c's pose, 1 a's; regions: share of a's look kept."""
         count = self.settings.global_pairs
         found = global_control.pose_curves(self.subject, count)
         rows = global_control.full_strength_rows(found, count)
@@ -84,18 +84,18 @@ class Run:
         self.show(table("from c", rows))
         for level, by_way in equal.items():
             kept = "as many looks as all our common codes keep" if level == "ours" else f"{level} of the looks kept"
-            self.show("", table(f"pose error at {kept}", not_reached(by_way)))
+            self.show("", table(f"pose error at {kept}", mark_not_reached(by_way)))
 
     def realism(self) -> None:
-        """KID against real pictures, density, coverage, kinds, and what an unseen discriminator finds implausible."""
+        """KID against real pictures, density, coverage, kinds, and the share an unseen discriminator rejects."""
         found = realism_rows(self.subject, self.settings.realism_count, self.settings.real)
         self.report["realism"] = found
-        self.show(f"{found['count']} pictures on each side; real: {found['real']}", "")
+        self.show(f"{found['count']} pictures per set; real: {found['real']}", "")
         columns = list(dict.fromkeys(c for row in reversed(found["rows"].values()) for c in row))
         self.show(table("pictures", found["rows"], columns))
 
     def interpolation(self) -> None:
-        """A region moved in 16 steps: O at its largest; the largest step inside over the mean step."""
+        """A region interpolated in 16 steps: largest O; largest step inside divided by the mean step."""
         found = sections.interpolation_rows(self.subject, self.settings.walks)
         error = sections.identity_error(self.subject)
         self.report["interpolation"], self.report["identity"] = found, error
@@ -114,13 +114,13 @@ class Run:
             self.show(table(f"gates, {figure}", rows), "")
 
     def diversity(self) -> None:
-        """Looks of a region over 64 sources, as a share of the sources' own diversity."""
+        """Diversity of a region's looks over 64 sources, relative to the sources' own."""
         found = sections.diversity_rows(self.subject, self.settings.diversity_bases)
         self.report["diversity"] = found
         self.show(table("region", found))
 
     def curves(self) -> None:
-        """Every method at equal transfer: O, and the geometric mean over regions of O divided by ours (paired)."""
+        """All methods at equal transfer: O, and the geometric mean over regions of O divided by ours (paired)."""
         settings = self.settings
         swept = curves.sweep(self.subject, self.methods, settings.validation_pairs, settings.curve_pairs)
         self.curves_kept = swept.curves
@@ -133,13 +133,13 @@ class Run:
             "chosen on validation pairs": swept.kept,
             "points": points_of(swept.curves),
         }
-        self.show("Means over regions; each method at its most specific strength of at most 1.1 times our O:", "")
+        self.show("Means over regions; each method at its highest specific transfer with at most 1.1 times our O:", "")
         self.show(table("as local as ours", local), "")
         for by, found in compared.items():
             self._show_levels(found, by)
 
     def limits(self) -> None:
-        """The limit of S: gates and codes optimized for the very pairs at hand, and each method's share of it."""
+        """Upper bounds: gates and codes optimized for the test pairs, and each method's share of the possible gain."""
         if not self.curves_kept:
             self.curves()
         s = self.settings
@@ -157,11 +157,11 @@ class Run:
         self.show("", table("ours at full strength", {symbol: found[f"{by}, ours"]}))
         for level, by_method in found.items():
             if level != f"{by}, ours":
-                self.show("", table(f"O at {symbol} = {level}", not_reached(by_method)))
+                self.show("", table(f"O at {symbol} = {level}", mark_not_reached(by_method)))
 
 
 def points_of(kept: Any) -> dict[str, Any]:
-    """{method: {region: [{"strength", "outside", "leak", "specific", "transfer"}]}}."""
+    """Return {method: {region: [{"strength", "outside", "leak", "specific", "transfer"}]}}."""
     return {name: {leaf: c.points() for leaf, c in by_leaf.items()} for name, by_leaf in kept.items()}
 
 

@@ -1,6 +1,6 @@
-"""What `stylefusion evaluate` measures of a model by itself: swaps, walks, gates, diversity.
+"""Sections of `stylefusion evaluate` about the model alone: swaps, interpolation, gates, diversity.
 
-Each function takes a `Subject` and returns rows, {row: {figure: Estimate}}, and what else the report shows.
+Each function takes a `Subject` and returns rows {row: {figure: Estimate}} or what the report shows instead.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.figures import HEADS, figures, transfer
-from stylefusion_hf.evaluation.fusion_swaps import MeanCode, MeanLook, StrangerCode, StyleFusionSwap
-from stylefusion_hf.evaluation.measuring import Columns, Subject, joined, measure_jobs
+from stylefusion_hf.evaluation.fusion_swaps import MeanCode, MeanLook, RandomCode, StyleFusionSwap
+from stylefusion_hf.evaluation.measuring import Columns, Subject, join_columns, measure_jobs
 from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.pairs import TEST_SEED, Pairs, draw_pairs
 from stylefusion_hf.evaluation.statistics import Estimate, ratio, resamples
 
 Rows = dict[str, dict[str, Estimate]]
-COLLAPSED = 0.1  # a swap that changes its region by less than this share of |Ib - I0| is a dead dial
+COLLAPSED = 0.1  # a swap that changes its region by less than this share of |Ib - I0| counts as dead
 STEPS = 16
-SOURCES = 64  # of the diversity figures
-LEAST_SOURCES = 8  # that show the region, for a base to count
+SOURCES = 64  # per base, for diversity
+LEAST_SOURCES = 8  # sources that must show the region for a base to count
 
 
 def estimates(draws: dict[str, Tensor], n: int) -> dict[str, Estimate]:
-    """Figures of every resample as estimates."""
+    """Convert figures of all resamples to estimates."""
     return {name: Estimate.of(values, n) for name, values in draws.items()}
 
 
@@ -34,13 +34,13 @@ def estimates(draws: dict[str, Tensor], n: int) -> dict[str, Estimate]:
 
 
 def swap_rows(subject: Subject, count: int, thorough: bool = True) -> dict[str, Rows]:
-    """{"leaf", "wider", "mean", "mean look", "stranger": {region: figures}}.
+    """Return {"leaf", "wider", "mean", "mean look", "random code": {region: figures}}.
 
-    The leaf's code alone; the authors' wider expansion; and what ignores the source: the mean code, the mean code's
-    picture pasted, a stranger's code.
+    "leaf" swaps the leaf code alone, "wider" adds the authors' expansion. The others ignore the source: the mean code,
+    the mean code's picture pasted, and an unrelated random code.
 
-    `transfer q1` ... `q4`: by quartile of the pose gap. `dead`: share of pairs whose region answered by less than a
-    tenth. `agree`, `agree_plain`: the two segmenters on fused and on plain pictures.
+    `transfer q1` ... `q4`: by quartile of the pose gap. `dead`: share of pairs whose region changed by less than a
+    tenth. `agree`, `agree_plain`: agreement of the two segmenters on fused and on plain pictures.
     """
     pipe = subject.pipe
     methods: dict[str, Method] = {
@@ -48,10 +48,10 @@ def swap_rows(subject: Subject, count: int, thorough: bool = True) -> dict[str, 
         "wider": StyleFusionSwap(pipe, wider=True),
         "mean": MeanCode(pipe),
         "mean look": MeanLook(pipe),
-        "stranger": StrangerCode(pipe),
+        "random code": RandomCode(pipe),
     }
     main = [(m, leaf, 1.0) for m in ("leaf", "wider") for leaf in subject.leaves]
-    others = [(m, leaf, 1.0) for m in ("mean", "mean look", "stranger") for leaf in subject.leaves]
+    others = [(m, leaf, 1.0) for m in ("mean", "mean look", "random code") for leaf in subject.leaves]
     measured = measure_jobs(
         subject, methods, main, count, thorough=thorough, progress="swaps", specific=True, recognized=main
     )
@@ -73,7 +73,7 @@ def swap_rows(subject: Subject, count: int, thorough: bool = True) -> dict[str, 
 
 
 def by_gap(columns: Columns, counts: Tensor, heads: tuple[str, ...]) -> dict[str, Estimate]:
-    """Transfer by quartile of the pose gap, `transfer q1` (nearly the same pose) to `transfer q4`."""
+    """Return transfer by quartile of the pose gap, from `transfer q1` (similar poses) to `transfer q4`."""
     out = {}
     known = columns["gap"].isfinite() & (columns["counts"] > 0)
     if int(known.sum()) < 8:
@@ -87,14 +87,14 @@ def by_gap(columns: Columns, counts: Tensor, heads: tuple[str, ...]) -> dict[str
     return out
 
 
-# --- One region moved step by step -----------------------------------------------------------------------------------
+# --- One region interpolated -----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def interpolation_rows(subject: Subject, count: int) -> Rows:
-    """A region's code moved to the source's in 16 steps.
+    """Interpolate a region's code to the source's in 16 steps.
 
-    outside: the O of each step, the largest of them; unevenness: the largest step inside the region over their mean.
+    outside: the largest O of any step; unevenness: the largest step inside the region divided by the mean step.
     """
     method, counts, rows = StyleFusionSwap(subject.pipe), resamples(count), {}
     with tqdm(total=count * len(subject.leaves), desc="interpolation", unit="walk", leave=False) as bar:
@@ -118,7 +118,7 @@ def interpolation_rows(subject: Subject, count: int) -> Rows:
                 parts[leaf].append({**own, **by_step})
                 bar.update(len(pairs))
     for leaf, found in parts.items():
-        c = joined(found)
+        c = join_columns(found)
         w = counts * c["counts"].double()
         each = [ratio(w, c["outside"][:, k], c["outside_of"][:, k]) for k in range(STEPS)]
         draws = {"outside": torch.stack(each).amax(dim=0), "unevenness": ratio(w, c["largest"], c["mean"])}
@@ -128,7 +128,7 @@ def interpolation_rows(subject: Subject, count: int) -> Rows:
 
 @torch.no_grad()
 def identity_error(subject: Subject, count: int = 64) -> float:
-    """Largest difference between a code and what fusing it with itself gives, relative to its largest number."""
+    """Return the largest difference between a code and its fusion with itself, relative to its largest value."""
     worst = 0.0
     for pairs in subject.pairs(count):
         fused = subject.pipe.fusion.fuse(dict.fromkeys(subject.pipe.fusion.tree.nodes, pairs.base))
@@ -141,10 +141,12 @@ def identity_error(subject: Subject, count: int = 64) -> float:
 
 @torch.no_grad()
 def gate_table(subject: Subject, count: int) -> dict[str, dict[str, dict[str, float]]]:
-    """{node: {style vector: {"mean", "spread", "open"}}} of the segment gates when all leaves have different codes.
+    """Return {node: {style vector: {"mean", "spread", "open"}}} of the segment gates, all leaves having different
+    codes.
 
-    A gate is (out - first) / (second - first): 0 keeps the first child, 1 takes the second. mean over channels and
-    samples; spread: deviation over samples, averaged over channels (0: a constant gate); open: share between .05, .95.
+    A gate is (out - first) / (second - first): 0 keeps the first child, 1 takes the second. mean: over channels and
+    samples; spread: standard deviation over samples, averaged over channels (0: a constant gate); open: share of gates
+    between .05 and .95.
     """
     pipe, found = subject.pipe, {}
     tree = pipe.fusion.tree
@@ -171,10 +173,10 @@ def gate_table(subject: Subject, count: int) -> dict[str, dict[str, dict[str, fl
 
 @torch.no_grad()
 def diversity_rows(subject: Subject, bases: int) -> Rows:
-    """Mean distance between the looks of a region over 64 sources, as a share of that of the plain sources' own looks.
+    """Return the mean distance between a region's looks over 64 sources, relative to the sources' own looks.
 
-    1: the dial shows as many looks as the generator knows; 0: always the same one. Averaged over the measurable heads;
-    intervals are over the bases.
+    1: swaps are as diverse as plain samples; 0: always the same look. Averaged over the measurable heads; intervals
+    are over the bases.
     """
     sums: dict[str, dict[str, list[tuple[float, float]]]] = {leaf: {h: [] for h in HEADS} for leaf in subject.leaves}
     for k in tqdm(range(bases), desc="diversity", unit="base", leave=False):
@@ -201,7 +203,7 @@ def diversity_rows(subject: Subject, bases: int) -> Rows:
 
 
 def sources_of_one_base(subject: Subject, number: int) -> Iterable[Pairs]:
-    """Base `number` with SOURCES sources, in batches."""
+    """Yield base `number` paired with SOURCES sources, in batches."""
     first = subject.first(TEST_SEED) + 2 * number * SOURCES
     base: Pairs | None = None
     for start in range(0, SOURCES, subject.batch):
@@ -213,13 +215,13 @@ def sources_of_one_base(subject: Subject, number: int) -> Iterable[Pairs]:
 
 
 def looks_of_sources(subject: Subject, pairs: Pairs) -> dict[str, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
-    """{leaf: (which pairs count, looks of the fused pictures, of the sources in the base's pose)}."""
+    """Return {leaf: (pairs that count, looks of the fused pictures, looks of the aligned sources)}."""
     judged, ruler, out = subject.compare(pairs), subject.ruler, {}
     for leaf in subject.leaves:
         r = ruler.regions.index(leaf)
-        hidden, _, counts, _ = ruler.described(judged, leaf)
+        hidden, _, counts, _ = ruler.describe_region(judged, leaf)
         after = ruler.look(StyleFusionSwap(subject.pipe).swap(pairs, leaf, 1.0))
-        # The fused pictures share what the base puts in front; each source has its own.
-        fused = ruler.descriptors(after, r, ruler.hidden(r, judged.base.labels))
+        # Occlusion in fused pictures comes from the base; each source has its own.
+        fused = ruler.descriptors(after, r, ruler.occlusion(r, judged.base.labels))
         out[leaf] = (counts, fused, ruler.descriptors(ruler.in_pose(judged, leaf), r, hidden))
     return out

@@ -1,9 +1,9 @@
 """Ratios of sums with bootstrap intervals, kernel distances, and curves compared at equal transfer.
 
-A figure here is a function of per-pair sums. Its 95 % interval comes from drawing the pairs again with replacement
-(the percentile bootstrap, Efron 1979): `resamples` gives how often each pair is drawn, and a figure is computed from
-`counts @ sums` for all resamples at once. Row 0 counts every pair once, so it is the figure itself. Two methods
-measured on the same pairs share the counts, which makes their comparison a paired one.
+A figure is a function of per-pair sums. Its 95 % interval is a percentile bootstrap over the pairs (Efron 1979):
+`resamples` returns how often each pair is drawn, and figures are computed from `counts @ sums` for all resamples at
+once. Row 0 counts every pair once and gives the figure itself. Methods measured on the same pairs share the counts,
+so that their comparison is paired.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROUNDS = 1000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval; `n` pairs (or images) stand behind it. NaN where it is undefined."""
+    """A figure with its 95 % interval, based on `n` pairs (or images); NaN if undefined."""
 
     value: float
     low: float
@@ -31,28 +31,28 @@ class Estimate:
 
     @classmethod
     def of(cls, draws: Tensor, n: int) -> Estimate:
-        """From the figure of every resample (ROUNDS + 1,), the first of all pairs."""
+        """Summarize the figure of every resample, (rounds + 1,); the first entry is that of all pairs."""
         finite = draws[1:][draws[1:].isfinite()].double()
-        # Undefined in more than one resample of forty, it is undefined: the others' interval would lack an end.
+        # If more than 2.5 % of the resamples are undefined, an end of the interval is unknown.
         if not math.isfinite(float(draws[0])) or len(finite) < 0.975 * len(draws[1:]):
             return cls(math.nan, math.nan, math.nan, n)
         low, high = finite.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64, device=finite.device)).tolist()
         return cls(float(draws[0]), low, high, n)
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Plain numbers; null for an undefined one (JSON has no NaN)."""
+        """Return plain numbers, with null for undefined ones (JSON has no NaN)."""
         numbers = {"value": self.value, "low": self.low, "high": self.high}
         return {**{k: v if math.isfinite(v) else None for k, v in numbers.items()}, "n": self.n}
 
 
 def resamples(n: int, rounds: int = ROUNDS, seed: int = 0) -> Tensor:
-    """(rounds + 1, n), float64: how often each of n pairs is drawn; row 0 is ones."""
+    """Return how often each of n pairs is drawn in each resample, (rounds + 1, n) float64; row 0 is all ones."""
     drawn = np.random.RandomState(seed).multinomial(n, np.full(n, 1 / n), size=rounds)
     return torch.cat([torch.ones(1, n, dtype=torch.float64), torch.from_numpy(drawn).double()])
 
 
 def ratio(counts: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
-    """sum(numerator) / sum(denominator) of every resample: (rounds + 1, n), (n,) and (n,) -> (rounds + 1,)."""
+    """Return sum(numerator) / sum(denominator) of every resample: (rounds + 1, n), (n,), (n,) -> (rounds + 1,)."""
     below = counts @ denominator.cpu().double()
     return torch.where(below > 0, (counts @ numerator.cpu().double()) / below.clamp_min(1e-300), math.nan)
 
@@ -61,9 +61,8 @@ def ratio(counts: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def kid(x: Tensor, y: Tensor) -> float:
-    """Unbiased squared MMD of features (N, D) with the kernel (x.y / D + 1)^3 (Binkowski et al., arXiv 1801.01401).
-
-    May be slightly negative for equal distributions.
+    """Return the unbiased squared MMD of features (N, D) with kernel (x.y / D + 1)^3 (Binkowski et al., arXiv
+    1801.01401); it may be slightly negative for equal distributions.
     """
     d = x.shape[1]
     kxx, kyy, kxy = ((a @ b.t() / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
@@ -73,45 +72,45 @@ def kid(x: Tensor, y: Tensor) -> float:
 
 
 def kid_subsets(x: Tensor, y: Tensor, size: int, subsets: int = 100, seed: int = 0) -> Tensor:
-    """`kid` of random subsets, as the paper estimates its error: (subsets,). Equal shapes give the same draws."""
+    """Return `kid` of random subsets, (subsets,), for the paper's error estimate. Equal shapes give equal draws."""
     draw = torch.Generator().manual_seed(seed)
 
-    def some(features: Tensor) -> Tensor:
+    def draw_subset(features: Tensor) -> Tensor:
         return features[torch.randperm(len(features), generator=draw)[:size]]
 
-    return torch.tensor([kid(some(x), some(y)) for _ in range(subsets)])
+    return torch.tensor([kid(draw_subset(x), draw_subset(y)) for _ in range(subsets)])
 
 
 def share_on_manifold(support: Tensor, points: Tensor, k: int = 3) -> float:
-    """Share of `points` that lie within the k-th nearest-neighbor distance of some point of `support`.
+    """Return the share of `points` within the k-th nearest-neighbor distance of some point of `support`.
 
     `share_on_manifold(real, fake)` is precision, `share_on_manifold(fake, real)` recall (Kynkaanniemi et al., arXiv
-    1904.06991). Precision says nothing of variety: it is 1 for one plausible picture drawn again and again.
+    1904.06991). Precision says nothing about diversity: it is 1 for one plausible picture repeated.
     """
     return float((torch.cdist(points, support) <= neighbor_distance(support, k)).any(dim=1).float().mean())
 
 
 def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
-    """Naeem et al., arXiv 2002.09797: how densely real balls are filled, and how many of them hold a fake picture.
+    """Return density and coverage (Naeem et al., arXiv 2002.09797).
 
-    A ball reaches from a real picture to its k-th nearest real neighbor. Density is the mean number of balls that a
-    fake picture lies in, over k (1 for equal distributions, unbounded); coverage is the share of balls that hold a
-    fake picture: near 0 for a generator of one picture.
+    Each real picture has a ball that reaches to its k-th nearest real neighbor. Density is the mean number of balls
+    that contain a fake picture, divided by k (1 for equal distributions, unbounded). Coverage is the share of balls
+    that contain a fake picture: near 0 for a generator of a single picture.
     """
     within = torch.cdist(fake, real) <= neighbor_distance(real, k)
     return float(within.sum(dim=1).float().mean() / k), float(within.any(dim=0).float().mean())
 
 
 def neighbor_distance(points: Tensor, k: int) -> Tensor:
-    """(N,), from each point to its k-th nearest neighbor among them; the farthest where there are not so many."""
+    """Return the distance of each point to its k-th nearest neighbor, (N,), or to the farthest of fewer points."""
     k = min(k, len(points) - 1)
-    return torch.cdist(points, points).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
+    return torch.cdist(points, points).kthvalue(k + 1, dim=1).values  # the first is the point itself
 
 
 def effective_number(classes: Tensor, counts: Tensor | None = None) -> Tensor:
-    """exp of the entropy of class numbers (N,): how many equally frequent kinds there would be; 1 for a single kind.
+    """Return exp of the entropy of class indices (N,), the equivalent number of equally frequent classes.
 
-    counts: (rounds + 1, N) of resamples; then (rounds + 1,), else a number.
+    counts: (rounds + 1, N) from `resamples`; the result is then (rounds + 1,), otherwise a scalar.
     """
     counts = torch.ones(1, len(classes), dtype=torch.float64) if counts is None else counts
     share = counts @ F.one_hot(classes.long()).double()
@@ -123,7 +122,7 @@ def effective_number(classes: Tensor, counts: Tensor | None = None) -> Tensor:
 
 
 def pareto(outside: Sequence[float], transfer: Sequence[float]) -> list[int]:
-    """Indices of the settings that no other beats (as much transfer for less outside change), by rising transfer."""
+    """Return indices of the Pareto-optimal settings (much transfer, little outside change), by rising transfer."""
     best, kept = math.inf, []
     for i in sorted(range(len(transfer)), key=lambda i: (-transfer[i], outside[i])):
         if outside[i] < best and transfer[i] > 0:
@@ -133,28 +132,28 @@ def pareto(outside: Sequence[float], transfer: Sequence[float]) -> list[int]:
 
 
 def outside_at(outside: Sequence[float], transfer: Sequence[float], wanted: float) -> float:
-    """Outside change at a wanted transfer: a rising fit through (0, 0) and the settings, joined by lines.
+    """Return the outside change at a wanted transfer from a piecewise linear isotonic fit through (0, 0).
 
-    NaN where no setting reaches the transfer: nothing is extrapolated.
+    NaN if no setting reaches the transfer: nothing is extrapolated.
     """
     from scipy.optimize import isotonic_regression
 
     o, t = np.asarray(outside, dtype=float), np.asarray(transfer, dtype=float)
-    known = np.isfinite(o) & (t > 0)  # below 0 a setting is worse than none; an undefined one says nothing
+    known = np.isfinite(o) & (t > 0)  # settings with transfer below 0 are worse than no swap
     o, t = o[known], t[known]
     order = np.argsort(t)
     o, t = np.concatenate([[0.0], o[order]]), np.concatenate([[0.0], t[order]])
     if not np.isfinite(wanted) or wanted > t.max():
         return math.nan
-    # (0, 0) is exact, no measurement: it gets a weight that holds it.
+    # (0, 0) is exact: its weight pins the fit there.
     fitted = isotonic_regression(o, weights=np.concatenate([[1e6], np.ones(len(o) - 1)])).x
     return float(np.interp(wanted, t, fitted))
 
 
 def value_at(values: Sequence[float], transfer: Sequence[float], wanted: float) -> float:
-    """Any figure at a wanted transfer: the settings joined by lines; below the weakest one, that one's figure.
+    """Return any figure at a wanted transfer, interpolated linearly; below the weakest setting, that setting's figure.
 
-    NaN where no setting reaches the transfer.
+    NaN if no setting reaches the transfer.
     """
     v, t = np.asarray(values, dtype=float), np.asarray(transfer, dtype=float)
     known = np.isfinite(v) & (t > 0)

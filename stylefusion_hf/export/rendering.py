@@ -1,6 +1,6 @@
 """Rendering large data sets: recipes in, shards of pictures with their masks out.
 
-    accelerate launch -m stylefusion_hf.export.rendering recipes.jsonl --out pictures
+    accelerate launch -m stylefusion_hf.cli render recipes.jsonl --out pictures
 
 is `stylefusion render` on several processes or machines. Shard k has the pictures of lines k * S + 1 to (k + 1) * S
 and is written by one process. Finished shards are kept, whatever the number of processes before and after; the recipe
@@ -9,7 +9,6 @@ file is streamed.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import time
@@ -17,108 +16,34 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from accelerate.utils import gather_object
 from PIL import Image
 
-from stylefusion_hf.core.checks import short, shown
+from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.codes import check_shapes, labels_to_tensor
 from stylefusion_hf.core.files import LOCK, PARTIAL, FolderLock, remove_partials, write_json
 from stylefusion_hf.core.json_files import read_object
 from stylefusion_hf.core.processes import on_main, run_everywhere
 from stylefusion_hf.core.progress import tqdm
-from stylefusion_hf.core.recipes import MAX_CHARACTERS, Recipe
-from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.core.regular_files import open_regular
+from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.export.recipe_sources import RandomRecipes, RecipeFile, Source
 from stylefusion_hf.export.shards import check_format, shard_path, write_shard
 from stylefusion_hf.pipelines.steps import node_settings
 
 if TYPE_CHECKING:
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 
+__all__ = ["RandomRecipes", "RecipeFile", "Rendered", "Source", "render"]
+
 NOTE = "dataset.json"
 MAX_WAITING = 16  # batches of recipes that may wait to be grouped with others of their kind
 
 
-# --- Recipes ---------------------------------------------------------------------------------------------------------
-
-
-class Source(Protocol):
-    """Numbered recipes that can be iterated more than once."""
-
-    def __iter__(self) -> Iterator[tuple[int, Callable[[], Recipe]]]:
-        """Yield (number from 1, function that makes the recipe); that function may raise ValueError."""
-        ...
-
-    def where(self, number: int) -> str:
-        """Return the prefix of errors about this recipe."""
-        ...
-
-    def about(self) -> dict[str, Any]:
-        """Return JSON-serializable facts that identify this source."""
-        ...
-
-
-@dataclass(frozen=True)
-class RecipeFile:
-    """A file with one JSON recipe per line; empty lines are numbered but skipped. OSError if it cannot be read."""
-
-    path: Path
-
-    def __iter__(self) -> Iterator[tuple[int, Callable[[], Recipe]]]:
-        with open_regular(self.path) as file:
-            lines = iter(partial(file.readline, MAX_CHARACTERS + 2), b"")  # longer lines are refused by Recipe
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, partial(Recipe.from_json, line)
-
-    def check(self) -> None:
-        """Raise ValueError for the first line that is not a recipe; nothing is checked against a model."""
-        for number, make in self:
-            try:
-                make()
-            except ValueError as error:
-                raise ValueError(f"{self.where(number)}: {error}") from error
-
-    def where(self, number: int) -> str:
-        return f"{shown(str(self.path), 400)}, line {number}"
-
-    def about(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        with open_regular(self.path) as file:
-            while part := file.read(2**20):
-                digest.update(part)
-        return {"recipes": digest.hexdigest()}
-
-
-@dataclass(frozen=True)
-class RandomRecipes:
-    """`count` random recipes, each with a base seed and one seed per region that can have its own code."""
-
-    count: int
-    seed: int
-    tree: RegionTree
-
-    def __iter__(self) -> Iterator[tuple[int, Callable[[], Recipe]]]:
-        return ((number, partial(self.make, number)) for number in range(1, self.count + 1))
-
-    def make(self, number: int) -> Recipe:
-        regions = [name for name in self.tree.active if name not in self.tree.fused]
-        drawn = np.random.SeedSequence([self.seed, number]).generate_state(len(regions) + 1).tolist()
-        return Recipe(
-            base=(drawn[0],), num_images=1, regions={n: (s,) for n, s in zip(regions, drawn[1:], strict=True)}
-        )
-
-    def where(self, number: int) -> str:
-        return f"random recipe {number}"
-
-    def about(self) -> dict[str, Any]:
-        return {"random": self.count, "seed": self.seed, "tree": str(self.tree)}
+# --- Recipes in batches ----------------------------------------------------------------------------------------------
 
 
 def check_recipe(
@@ -137,9 +62,6 @@ def check_recipe(
             f"written with other weights of {' and '.join(other)} than this model has: load that model, or give"
             " --any-model"
         )
-
-
-# --- Batches ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Mapping
-from importlib import import_module
 from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import ModelMixin
 
-from stylefusion_hf.core.checks import check_path, short, shown
+from stylefusion_hf.core.checks import check_path, short
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
 from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.progress import is_redirected, quiet_loading, tqdm
 from stylefusion_hf.core.regular_files import check_model_folder
+from stylefusion_hf.hub.components import PACKAGE, components_of, list_components, load_own_components
 from stylefusion_hf.models.loading import remove_other_weights, weights_sha256
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 else:  # not a subclass, since diffusers accepts only one pipeline class in the file of a custom pipeline
     _Pipeline = object
 
-PACKAGE = "stylefusion_hf"
 EMBEDDED = "embedded"  # the name of the model that comes with the package
 
 
@@ -65,13 +62,13 @@ class HubMixin(_Pipeline):
     @classmethod
     def _from_folder(cls, folder: str, kwargs: dict[str, Any]) -> Self:
         check_model_folder(folder, *(path.name for path in Path(folder).iterdir() if path.is_dir()))
-        components = cls._listed_components(folder, kwargs)
+        components = list_components(cls, folder, kwargs)
         variant = kwargs.get("variant")
         if variant is not None and components and not any(has_variant(Path(folder, c), variant) for c in components):
             raise ValueError(f"no component in {folder} has weights of the variant {variant!r}: leave variant out")
         try:
             with quiet_loading():
-                return super().from_pretrained(folder, **kwargs | _load_own_components(folder, components, kwargs))
+                return super().from_pretrained(folder, **kwargs | load_own_components(folder, components, kwargs))
         except (OSError, TypeError, ValueError) as error:
             if not _raised_in("diffusers", error):
                 raise
@@ -229,43 +226,6 @@ class HubMixin(_Pipeline):
         """The generator's dtype."""
         return self.generator.dtype
 
-    @classmethod
-    def _listed_components(cls, folder: str, passed: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-        """Return {name: (library, class)} for the components to load from a folder, which must all exist.
-
-        OSError or ValueError for a missing or invalid component.
-        """
-        if not os.path.isfile(os.path.join(folder, cls.config_name)):
-            raise OSError(f"{folder} is not a pipeline folder: it has no {cls.config_name}")
-        expected, _ = cls._get_signature_keys(cls)
-        index = os.path.join(folder, cls.config_name)
-        for name, entry in cls.load_config(folder).items():
-            pair = isinstance(entry, (list, tuple)) and len(entry) == 2 and len({e is None for e in entry}) == 1
-            if name in expected and not (pair and all(isinstance(e, str) or e is None for e in entry)):
-                wanted = "[library, class] or [null, null]"
-                raise OSError(f"{index}: {name!r} must be {wanted}, got {short(entry)}")
-        listed = {n: entry for n, entry in components_of(cls.load_config(folder)).items() if n in expected}
-        for name in expected:
-            if name in passed:
-                listed.pop(name, None)
-            elif name in listed and listed[name][0] == PACKAGE and not _is_model(listed[name][1]):
-                class_name = shown(listed[name][1])
-                raise ValueError(
-                    f"{index}: {name!r} names a class of {PACKAGE}, which has no class `{class_name}`; was it saved"
-                    " by a newer version?"
-                )
-            elif name not in listed and name not in cls._optional_components:
-                raise OSError(
-                    f"{index} lists no {name!r}, which {cls.__name__} needs: pass"
-                    f" {name}=..., or save the pipeline again"
-                )
-            elif name in listed and not os.path.isfile(os.path.join(folder, name, "config.json")):
-                raise OSError(
-                    f"the component {name!r} is listed in {cls.config_name}, but {os.path.join(folder, name)} has no"
-                    " config.json: download or save the pipeline again"
-                )
-        return listed
-
     # ------------------------------------------------------------------------------------------------
     # Identity of the model, for recipes.
 
@@ -292,11 +252,6 @@ class HubMixin(_Pipeline):
         return {"name": _public_name(self.config.get("_name_or_path")), "sha256": hashes}
 
 
-def _is_model(class_name: str) -> bool:
-    found = getattr(import_module(PACKAGE), class_name, None)
-    return isinstance(found, type) and issubclass(found, ModelMixin)
-
-
 def _raised_in(package: str, error: BaseException) -> bool:
     """Return whether an error was raised by a package's own code, so that its message needs context."""
     trace = error.__traceback__
@@ -315,38 +270,3 @@ def _public_name(name: Any) -> str | None:
 
 def _assets() -> Any:
     return files(PACKAGE) / "assets"
-
-
-def components_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return {name: (library, class)} for the components in a pipeline's config, without null entries."""
-    found = {}
-    for name, entry in config.items():
-        pair = isinstance(entry, (list, tuple)) and len(entry) == 2 and all(isinstance(e, str) for e in entry)
-        if pair and not name.startswith("_"):
-            found[name] = (entry[0], entry[1])
-    return found
-
-
-def _load_own_components(folder: str, components: Mapping[str, tuple[str, str]], kwargs: Mapping[str, Any]) -> dict:
-    """Load components of this package whose folders have a `.py` file, which diffusers would insist on running."""
-    loaded = {}
-    dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-    for name, (library, class_name) in components.items():
-        path = Path(folder, name)
-        if library != PACKAGE or not (path / f"{library}.py").is_file():
-            continue
-        model_class: Any = getattr(import_module(library), class_name, None)
-        known = isinstance(model_class, type) and issubclass(model_class, ModelMixin)
-        if not known:
-            raise ValueError(f"{path.name}: {library} has no model {class_name!r}; was it saved by a newer version?")
-        options = {
-            key: kwargs[key] for key in ("use_safetensors", "low_cpu_mem_usage", "disable_mmap") if key in kwargs
-        }
-        variant = kwargs.get("variant")
-        loaded[name] = model_class.from_pretrained(
-            path,
-            dtype=dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype,
-            variant=variant if variant and has_variant(path, variant) else None,
-            **options,
-        )
-    return loaded

@@ -23,7 +23,8 @@ from stylefusion_hf.hub.cleaning import (
     read_json,
 )
 from stylefusion_hf.hub.collecting import CARD, INDEX, WEIGHT_FILE, collect
-from stylefusion_hf.hub.loading import PACKAGE, HubMixin, components_of
+from stylefusion_hf.hub.components import PACKAGE, components_of
+from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.imaging.sheets import contact_sheet
 
 # The same for all components, because diffusers copies the files of all local folders to one place.

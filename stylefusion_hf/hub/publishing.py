@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from stylefusion_hf.core.hub_files import explain_errors
+from stylefusion_hf.core.hub_errors import explain_errors
 from stylefusion_hf.hub import model_card
 from stylefusion_hf.hub.collecting import CARD, WEIGHT_FILE, collect
 from stylefusion_hf.hub.publication import Publication, prepare

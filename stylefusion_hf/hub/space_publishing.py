@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from stylefusion_hf.core.checks import shown
-from stylefusion_hf.core.hub_files import explain_errors
+from stylefusion_hf.core.hub_errors import explain_errors
 from stylefusion_hf.hub.cleaning import clean_png
 
 INSTALLED = Path(__file__).parents[1]  # the package's folder

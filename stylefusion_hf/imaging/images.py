@@ -1,4 +1,4 @@
-"""Reading untrusted pictures: the only place where they are opened, checked and resized for a model.
+"""Reading untrusted pictures: the only place where files are opened, checked and prepared for a model.
 
 Unusable pictures are refused with a one-line error that says what to do; nothing is silently cropped, reduced to its
 first frame or clipped. Color profiles are not applied: values are interpreted as sRGB.
@@ -6,36 +6,58 @@ first frame or clipped. Color profiles are not applied: values are interpreted a
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.regular_files import open_regular
-from stylefusion_hf.imaging.picture_headers import check_header, check_tags, count_pages
+from stylefusion_hf.imaging.arrays import MODES, array_images, pixels_to_tensor
+from stylefusion_hf.imaging.picture_headers import (
+    MAX_PIXELS,
+    MIN_SIDE,
+    TOO_LARGE,
+    check_header,
+    check_picture,
+    explain,
+    is_16_bit,
+    orientation,
+)
+from stylefusion_hf.imaging.squares import MAX_UPSCALING, Fit, fit_square, resize_middle
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_UPSCALING",
+    "MIN_SIDE",
+    "Fit",
+    "array_images",
+    "check_image",
+    "fit_square",
+    "image_size",
+    "open_image",
+    "open_labels",
+    "opened_image",
+    "picture_files",
+    "picture_name",
+    "pixels_to_tensor",
+    "resize_middle",
+    "to_tensor",
+]
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 FORMATS = frozenset({"PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF", "PPM"})  # Pillow's names
-MAX_PIXELS = 64_000_000  # the largest camera pictures; below Pillow's own warning (89 million)
 MAX_BYTES = 2**29  # of a file; 64 megapixels of 3 x 16 bits, uncompressed, have 384 million bytes
-MIN_SIDE = 8  # pixels; smaller pictures show nothing
-MAX_PAGES = 100  # counted at most, for an error message
-MAX_UPSCALING = 4  # beyond this factor, most of what a model sees is interpolation
 
-Fit: TypeAlias = Literal["refuse", "crop", "pad"]
-_TOO_LARGE = f"at most {MAX_PIXELS // 10**6} are taken, make it smaller first"
-_TARGETS = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> mode
 _TURNS = {  # EXIF orientation -> the transpose that makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,7 +67,6 @@ _TURNS = {  # EXIF orientation -> the transpose that makes it upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_CONVERTIBLE = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
 
 # ----------------------------------------------------------------------------------------------------
 # From a file, image or array to an 8-bit image.
@@ -76,7 +97,7 @@ def image_size(path: str | os.PathLike[str], upright: bool = False) -> tuple[int
     As stored, or with `upright` after applying the EXIF orientation.
     """
     with opened_image(path) as opened:
-        sideways = upright and _orientation(opened, picture_name(path)) >= 5
+        sideways = upright and orientation(opened, picture_name(path)) >= 5
         return opened.size[::-1] if sideways else opened.size
 
 
@@ -105,7 +126,7 @@ def open_labels(path: str | os.PathLike[str], shape: tuple[int, int] | None = No
         try:
             return np.array(opened, dtype=np.uint8)
         except Exception as error:  # decoders raise all kinds of errors
-            raise OSError(f"cannot read {picture_name(path)}: {_reason(error)}") from error
+            raise OSError(f"cannot read {picture_name(path)}: {explain(error)}") from error
 
 
 def check_image(image: Image.Image | np.ndarray, name: str = "the image", channels: int = 3) -> Image.Image:
@@ -124,71 +145,29 @@ def check_image(image: Image.Image | np.ndarray, name: str = "the image", channe
             below MIN_SIDE, or a mode without a defined range (float, 32-bit integers).
         OSError: it cannot be decoded completely.
     """
-    if channels not in _TARGETS:
+    if channels not in MODES:
         raise ValueError(f"channels must be 3 (color), 1 (gray) or 4 (color and alpha), got {channels}")
     if not isinstance(image, Image.Image):
         images = array_images(image, name)
         if len(images) != 1:
             raise ValueError(f"{name} is an array of {len(images)} pictures: give one")
         image = images[0]
-    _check_header(image, name)
+    check_picture(image, name)
     try:
         image.load()
-        turn = _TURNS.get(_orientation(image, name))
+        turn = _TURNS.get(orientation(image, name))
         picture = _to_8_bits(image)
         turned = picture.copy() if turn is None else picture.transpose(turn)
         if turned.has_transparency_data:
             turned = turned.convert("RGBA")
             if channels != 4:
                 turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
-        picture = turned.convert(_TARGETS[channels])
+        picture = turned.convert(MODES[channels])
         for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):  # stale orientation
             picture.info.pop(key, None)
         return picture
     except Exception as error:  # decoders raise all kinds of errors for truncated or forged files
-        raise OSError(f"cannot read {name}: {_reason(error)}") from error
-
-
-def array_images(array: Any, name: str = "the image") -> list[Image.Image]:
-    """Convert an array of one or more pictures to PIL images of mode L, RGB or RGBA.
-
-    Args:
-        array: uint8, or floats in [0, 1], which are rounded to 8 bits; (H, W), (H, W, C) or (N, H, W, C) with 1, 3 or
-            4 channels.
-        name: its name in errors.
-
-    Raises:
-        ValueError: another type, shape or range; begins with `name`.
-
-    Example:
-        >>> import numpy as np
-        >>> from stylefusion_hf.imaging.images import array_images
-        >>> array_images(np.zeros((20, 30, 3), np.uint8))[0].size
-        (30, 20)
-    """
-    import numpy as np
-
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{name} must be a PIL image or an array (height, width, 3), got {type(array).__name__}")
-    shape, floats = array.shape, array.dtype.kind == "f"
-    flat = array[..., None] if array.ndim == 2 else array
-    batch = flat[None] if flat.ndim == 3 else flat
-    if batch.ndim != 4 or batch.shape[-1] not in _TARGETS or not batch.size or not (floats or array.dtype == np.uint8):
-        raise ValueError(
-            f"{name}: a picture as an array has the shape (height, width, 3), or 1 or 4 channels, or none, and the"
-            f" type uint8, or float with numbers from 0 to 1; got {shape} of {array.dtype}"
-        )
-    if batch[0].size > 4 * MAX_PIXELS:
-        raise ValueError(f"{name} has {batch.shape[1] * batch.shape[2] / 1e6:.0f} megapixels: {_TOO_LARGE}")
-    if floats:
-        if not bool(((batch >= 0) & (batch <= 1)).all()):  # NaN fails too
-            least, largest = np.nanmin(batch), np.nanmax(batch)
-            raise ValueError(
-                f"{name}: a picture of floating-point numbers must have values from 0 to 1, got {least:.3g} to"
-                f" {largest:.3g}: convert -1 to 1 with (x + 1) / 2, bytes with x / 255"
-            )
-        batch = np.round(batch * 255).astype(np.uint8)
-    return [Image.fromarray(np.ascontiguousarray(p[..., 0] if p.shape[-1] == 1 else p)) for p in np.asarray(batch)]
+        raise OSError(f"cannot read {name}: {explain(error)}") from error
 
 
 def picture_name(path: str | os.PathLike[str]) -> str:
@@ -214,7 +193,7 @@ def opened_image(path: str | os.PathLike[str], formats: Sequence[str] | None = N
     try:
         file = open_regular(path)
     except OSError as error:
-        raise OSError(f"cannot read {name}: {_reason(error)}") from error
+        raise OSError(f"cannot read {name}: {explain(error)}") from error
     with file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
@@ -226,80 +205,30 @@ def opened_image(path: str | os.PathLike[str], formats: Sequence[str] | None = N
         try:
             check_header(file, MAX_PIXELS)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # _check_header reports it better
+                warnings.simplefilter("ignore")  # check_picture reports it better
                 opened = Image.open(file, formats=known)
         except Image.DecompressionBombError as error:
             limit = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
-            raise ValueError(f"{name} has more than {limit / 1e6:.0f} megapixels: {_TOO_LARGE}") from error
+            raise ValueError(f"{name} has more than {limit / 1e6:.0f} megapixels: {TOO_LARGE}") from error
         except UnidentifiedImageError as error:
             kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
             if formats is None and kind and kind not in FORMATS:
                 raise ValueError(f"{name} is a {kind} file: save it as PNG, JPEG or WebP") from error
-            raise OSError(f"cannot read {name}: {_reason(error)}") from error
+            raise OSError(f"cannot read {name}: {explain(error)}") from error
         except ValueError as error:
             if "megapixels" in str(error):
-                raise ValueError(f"{name} {error}: {_TOO_LARGE}") from error
-            raise OSError(f"cannot read {name}: {_reason(error)}") from error
+                raise ValueError(f"{name} {error}: {TOO_LARGE}") from error
+            raise OSError(f"cannot read {name}: {explain(error)}") from error
         except Exception as error:
-            raise OSError(f"cannot read {name}: {_reason(error)}") from error
+            raise OSError(f"cannot read {name}: {explain(error)}") from error
         with opened:
-            _check_header(opened, name)
+            check_picture(opened, name)
             yield opened
-
-
-def _check_header(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{name} is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels: {_TOO_LARGE}")
-    if min(width, height) < MIN_SIDE:
-        raise ValueError(f"{name} is {width} x {height} pixels: too small, each side needs at least {MIN_SIDE}")
-    if image.format != "MPO":  # camera JPEGs with a depth map or second view after the picture: use the first
-        try:
-            count = _frames(image)
-        except Exception as error:  # the data after the first frame are truncated or forged
-            raise OSError(f"cannot read {name}: {_reason(error)}") from error
-        if count > 1:
-            kind = "pages" if image.format == "TIFF" else "frames"
-            several = f"{count} {kind}" if count < MAX_PAGES else f"at least {MAX_PAGES} {kind}"
-            raise ValueError(f"{name} has {several}: save the intended one as a separate picture")
-    if image.mode not in _CONVERTIBLE and not _is_16_bit(image):
-        raise ValueError(
-            f"{name} has mode {image.mode}, whose values have no known range or colors: convert it to RGB or L"
-        )
-
-
-def _frames(image: Image.Image) -> int:
-    """Count frames or pages, up to MAX_PAGES, because Pillow's own count is quadratic."""
-    if not getattr(image, "is_animated", False):
-        return 1
-    if image.format != "TIFF":
-        return min(getattr(image, "n_frames", 1), MAX_PAGES)
-    file = getattr(image, "fp", None)
-    return MAX_PAGES if file is None else count_pages(file, MAX_PAGES)
-
-
-def _orientation(image: Image.Image, name: str) -> int:
-    """Return the EXIF orientation, 1 to 8; OSError for EXIF data crafted to exhaust memory."""
-    try:
-        exif = image.info.get("exif", b"")
-        if not exif and isinstance(image.info.get("Raw profile type exif"), str):  # older PNG writers
-            exif = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
-        if isinstance(exif, bytes) and exif and image.format != "TIFF":
-            check_tags(io.BytesIO(exif.removeprefix(b"Exif\0\0")))
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception as error:  # parsers raise all kinds of errors
-        raise OSError(f"cannot read {name}: its EXIF data are damaged ({_reason(error)})") from error
-    return value if isinstance(value, int) else 1
-
-
-def _is_16_bit(image: Image.Image) -> bool:
-    # Mode I is 32 bits of any range, but some versions of Pillow also use it for 16-bit PNG and PPM files.
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit levels to 8 bits, which Pillow's own conversion would clip."""
-    if not _is_16_bit(image):
+    if not is_16_bit(image):
         return image
     import numpy as np
 
@@ -310,61 +239,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return picture
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture that Pillow knows, give a PNG, JPEG or WebP file"
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return shown(" ".join(text.split()), 400)
-
-
 # ----------------------------------------------------------------------------------------------------
-# Resizing for a model.
-
-
-def fit_square(image: Image.Image, resolution: int, fit: Fit = "refuse", name: str = "the image") -> Image.Image:
-    """Resize an image to (resolution, resolution) with a Lanczos filter, without aliasing.
-
-    Args:
-        image: an image of mode RGB, L or RGBA, as from `check_image`.
-        resolution: the model's resolution in pixels.
-        fit: how to handle an image that is not square: "refuse" it, "crop" it to the middle, or "pad" it with white.
-        name: its name in errors.
-
-    Raises:
-        ValueError: not square with fit="refuse", a side below a quarter of `resolution`, or an unknown `fit`.
-
-    Example:
-        >>> from PIL import Image
-        >>> from stylefusion_hf.imaging.images import fit_square
-        >>> fit_square(Image.new("RGB", (300, 200)), 64, fit="crop").size
-        (64, 64)
-    """
-    if fit not in get_args(Fit):
-        raise ValueError(f"fit must be one of {', '.join(map(repr, get_args(Fit)))}; got {fit!r}")
-    width, height = image.size
-    if min(width, height) * MAX_UPSCALING < resolution:
-        raise ValueError(
-            f"{name} is {width} x {height} pixels, too small for a model of {resolution} x {resolution}: each side"
-            f" needs at least {-(-resolution // MAX_UPSCALING)}"
-        )
-    if width != height and fit == "refuse":
-        raise ValueError(
-            f"{name} is {width} x {height} pixels, and the model takes squares: align a face by its landmarks"
-            ' (`stylefusion align`), or make it square with fit="crop" or fit="pad" (--fit on the command line)'
-        )
-    if fit == "pad":
-        square = Image.new(image.mode, (max(image.size),) * 2, "white")
-        square.paste(image, ((square.width - width) // 2, (square.height - height) // 2))
-        image = square
-    return resize_middle(image, resolution, Image.Resampling.LANCZOS)
-
-
-def resize_middle(image: Image.Image, resolution: int, resampling: Image.Resampling) -> Image.Image:
-    """Crop the largest square in the middle and resize it, unless it already has the right size."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return image.crop(box) if side == resolution else image.resize((resolution, resolution), resampling, box)
+# Batches for a model.
 
 
 def to_tensor(
@@ -404,15 +280,6 @@ def to_tensor(
         fitted = fit_square(check_image(image, name, channels), resolution, fit, name)
         batch.append(pixels_to_tensor(fitted))
     return torch.stack(batch)
-
-
-def pixels_to_tensor(image: Image.Image) -> torch.Tensor:
-    """Convert an image of mode RGB, L or RGBA to (channels, height, width), float32 in [-1, 1]."""
-    import numpy as np
-    import torch
-
-    pixels = np.array(image, dtype=np.float32).reshape(image.height, image.width, len(image.getbands()))
-    return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
 
 
 # ----------------------------------------------------------------------------------------------------

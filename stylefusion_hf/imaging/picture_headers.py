@@ -1,4 +1,4 @@
-"""Checks of picture headers before Pillow opens a file: sizes that its decoders would allocate, and PNG text.
+"""Checks of pictures before their pixels are decoded: sizes, frames, modes and EXIF data.
 
 Pillow checks the size of a picture after opening its file. Two formats can exhaust memory before that: a WebP file's
 canvas is allocated, and every tag of a TIFF directory is copied, even if all of them point to the same bytes.
@@ -9,15 +9,19 @@ from __future__ import annotations
 import io
 import os
 import struct
-import zlib
 from typing import BinaryIO, Literal
 
-from stylefusion_hf.core.regular_files import open_regular
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-PNG = b"\x89PNG\r\n\x1a\n"
+from stylefusion_hf.core.checks import shown
+
+MAX_PIXELS = 64_000_000  # the largest camera pictures; below Pillow's own warning (89 million)
+MIN_SIDE = 8  # pixels; smaller pictures show nothing
+MAX_PAGES = 100  # counted at most, for an error message
+TOO_LARGE = f"at most {MAX_PIXELS // 10**6} are taken, make it smaller first"
 MAX_EXIF = 2**20  # bytes in a JPEG file; one segment has at most 64 KiB
-MAX_CHUNKS = 100_000  # of a PNG file; encoders write pixels in chunks of at least 8 KiB
 TAG_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # TIFF's; else 1 byte
+CONVERTIBLE = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
 
 
 def check_header(file: BinaryIO, most_pixels: int) -> None:
@@ -112,58 +116,65 @@ def check_tags(file: BinaryIO) -> None:
         raise OSError("damaged: its tags claim more bytes than it has")
 
 
-def read_png_text(path: str | os.PathLike[str], keyword: str, most: int) -> str | None:
-    """Read the text stored in a PNG file under a keyword (tEXt, zTXt or iTXt), or None; no pixels are decoded.
-
-    Args:
-        path: the file.
-        keyword: keyword of the chunk; the first one counts.
-        most: maximum size of the decompressed text in bytes.
+def check_picture(image: Image.Image, name: str) -> None:
+    """Check the size, the number of frames and the mode of an opened picture, which need no decoding.
 
     Raises:
-        OSError: the file cannot be read, is not a regular file, or is truncated or damaged before the text is found.
-        ValueError: not a PNG file, an implausible number of chunks, or a longer text.
+        ValueError: a picture that is too large or too small, has several frames, or an unsupported mode.
+        OSError: the data after the first frame are damaged.
     """
-    key = keyword.encode("latin-1") + b"\0"
-    with open_regular(path) as file:
-        if file.read(8) != PNG:
-            raise ValueError("not a PNG file")
-        for _ in range(MAX_CHUNKS):
-            head = file.read(8)
-            if len(head) < 8:
-                raise OSError("the file is cut off")
-            length, kind = int.from_bytes(head[:4], "big"), head[4:]
-            if kind == b"IEND":
-                return None
-            taken = b""
-            if kind in (b"tEXt", b"zTXt", b"iTXt"):
-                taken = file.read(min(length, len(key)))
-            if taken != key:
-                file.seek(length - len(taken) + 4, os.SEEK_CUR)
-                continue
-            if length > most + 1024:  # a keyword, and iTXt's language
-                raise ValueError(f"its text {keyword!r} is longer than {most:,} bytes")
-            data = file.read(length - len(taken))
-            if file.read(4) != zlib.crc32(kind + taken + data).to_bytes(4, "big"):
-                raise OSError("its text is damaged, or cut off")
-            return _text(kind, data, most, keyword)
-    raise ValueError(f"it has more than {MAX_CHUNKS:,} chunks")
-
-
-def _text(kind: bytes, data: bytes, most: int, keyword: str) -> str:
-    """Decode a text chunk from the bytes after its keyword."""
-    encoding, packed = "latin-1", kind == b"zTXt"
-    if kind == b"zTXt":
-        data = data[1:]  # the compression method, of which there is only one
-    elif kind == b"iTXt":
-        encoding, packed = "utf-8", data[:1] == b"\1"
-        data = data[2:].partition(b"\0")[2].partition(b"\0")[2]  # language, translated keyword
-    if packed:
-        inflate = zlib.decompressobj()
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{name} is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels: {TOO_LARGE}")
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"{name} is {width} x {height} pixels: too small, each side needs at least {MIN_SIDE}")
+    if image.format != "MPO":  # camera JPEGs with a depth map or second view after the picture: use the first
         try:
-            data = inflate.decompress(data, most + 1)
-        except zlib.error as error:
-            raise OSError(f"its text cannot be inflated: {error}") from None
-    if len(data) > most:
-        raise ValueError(f"its text {keyword!r} is longer than {most:,} bytes")
-    return data.decode(encoding, "replace")
+            count = count_frames(image)
+        except Exception as error:  # the data after the first frame are truncated or forged
+            raise OSError(f"cannot read {name}: {explain(error)}") from error
+        if count > 1:
+            kind = "pages" if image.format == "TIFF" else "frames"
+            several = f"{count} {kind}" if count < MAX_PAGES else f"at least {MAX_PAGES} {kind}"
+            raise ValueError(f"{name} has {several}: save the intended one as a separate picture")
+    if image.mode not in CONVERTIBLE and not is_16_bit(image):
+        raise ValueError(
+            f"{name} has mode {image.mode}, whose values have no known range or colors: convert it to RGB or L"
+        )
+
+
+def count_frames(image: Image.Image) -> int:
+    """Count frames or pages, up to MAX_PAGES, because Pillow's own count is quadratic."""
+    if not getattr(image, "is_animated", False):
+        return 1
+    if image.format != "TIFF":
+        return min(getattr(image, "n_frames", 1), MAX_PAGES)
+    file = getattr(image, "fp", None)
+    return MAX_PAGES if file is None else count_pages(file, MAX_PAGES)
+
+
+def orientation(image: Image.Image, name: str) -> int:
+    """Return the EXIF orientation, 1 to 8; OSError for EXIF data crafted to exhaust memory."""
+    try:
+        exif = image.info.get("exif", b"")
+        if not exif and isinstance(image.info.get("Raw profile type exif"), str):  # older PNG writers
+            exif = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
+        if isinstance(exif, bytes) and exif and image.format != "TIFF":
+            check_tags(io.BytesIO(exif.removeprefix(b"Exif\0\0")))
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # parsers raise all kinds of errors
+        raise OSError(f"cannot read {name}: its EXIF data are damaged ({explain(error)})") from error
+    return value if isinstance(value, int) else 1
+
+
+def is_16_bit(image: Image.Image) -> bool:
+    # Mode I is 32 bits of any range, but some versions of Pillow also use it for 16-bit PNG and PPM files.
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def explain(error: Exception) -> str:
+    """Return the reason why a picture cannot be read, on one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture that Pillow knows, give a PNG, JPEG or WebP file"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return shown(" ".join(text.split()), 400)

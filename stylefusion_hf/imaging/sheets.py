@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from stylefusion_hf.core.memory import chunk_size
 from stylefusion_hf.core.progress import tqdm
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def contact_sheet(
         truncation_psi: None for the model's default.
         noise_mode: as in the pipeline.
         scale: integer factor by which pictures are enlarged; None scales them to about 128 pixels.
-        max_batch: maximum number of pictures per call of the pipeline.
+        max_batch: maximum number of pictures per call of the pipeline, up to 128 pixels; fewer of larger ones.
         progress: show a progress bar if there is more than one call.
         class_labels: for a conditional generator: the class of all pictures, or one per row; None: each seed's own.
 
@@ -74,10 +75,13 @@ def contact_sheet(
     columns = sheet_columns(tree)
     places = range(len(columns))  # not names: a region may be called "source"
     cells = [(place, *row) for row in zip(bases, sources, classes, strict=True) for place in places]
-    slices = [cells[at : at + max_batch] for at in range(0, len(cells), max_batch)]
+    pixels = pipe.generator.config.resolution**2
+    most = chunk_size(pixels, max_batch * 128**2, max_batch)
+    slices = [cells[at : at + most] for at in range(0, len(cells), most)]
     pictures: list[Image.Image] = []
     for part in tqdm(slices, desc="sheet", unit="batch", disable=not progress or len(slices) == 1):
-        pictures += _fused(pipe, tree, part, truncation_psi=truncation_psi, noise_mode=noise_mode)
+        found = _fused(pipe, tree, part, truncation_psi=truncation_psi, noise_mode=noise_mode)
+        pictures += found if scale else [to_cell(picture) for picture in found]  # full pictures would pile up
     remaining = iter(pictures)
     rows = [list(islice(remaining, len(columns))) for _ in range(count)]
     labels = [(f"base {base}", f"source {source}") for base, source in zip(bases, sources, strict=True)]
@@ -136,7 +140,7 @@ def draw_sheet(
     """
     if regions is None:
         regions = [i for i, title in enumerate(columns) if title not in (BASE, SOURCE, GLOBAL)]
-    rows = [[_resize(picture, scale) for picture in row] for row in rows]
+    rows = [[to_cell(picture, scale) for picture in row] for row in rows]
     width, height = rows[0][0].size
     small, large = ImageFont.load_default(LABEL_SIZE), ImageFont.load_default(TITLE_SIZE)
     titles = [_wrap(title, large, width) for title in columns]
@@ -172,7 +176,7 @@ def _lefts(count: int, regions: Collection[int], left: int, width: int) -> Itera
         yield left
 
 
-def _resize(picture: Image.Image, scale: int | None) -> Image.Image:
+def to_cell(picture: Image.Image, scale: int | None = None) -> Image.Image:
     """Enlarge a picture by `scale`, or bring it to about CELL pixels by an integer factor, which keeps it sharp."""
     picture = picture.convert("RGB")
     if scale is None:

@@ -75,6 +75,12 @@ class Objective:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def at_size(self, size: int) -> Objective:
+        """Return this objective for pictures of `size` px: targets and pixel weights are averaged to that size."""
+        weight = None if self.weight is None else F.adaptive_avg_pool2d(self.weight, size)
+        targets = F.adaptive_avg_pool2d(self.targets, size)
+        return Objective(self.maps, targets, weight, self.pixel_weight, self.feature_weight)
+
     def __call__(self, images: Tensor, chosen: Tensor | slice = slice(None)) -> Tensor:
         """Return the losses (B,) of pictures against the `chosen` targets."""
         weight = None if self.weight is None else self.weight[chosen]
@@ -121,14 +127,17 @@ class CodePrior:
             labels = F.one_hot(torch.randint(config.label_dim, (samples,), generator=draw), config.label_dim)
             labels = labels.to(generator.w_avg)
         w = generator.mapping(z.to(generator.w_avg), labels)
-        s = torch.cat([generator.to_style(part) for part in w.split(1024)])
+        # s is affine in w, so its moments follow from those of w; the codes themselves would take hundreds of MB.
+        affine = generator.affine_weight * generator.affine_gain
+        s_mean = generator.to_style(w.mean(0, keepdim=True))[0]
+        s_std = ((affine @ w.t().cov()) * affine).sum(dim=1).clamp_min(0).sqrt()
         unfolded = unfold(w)
         centre = unfolded.mean(dim=0)
         values, vectors = torch.linalg.eigh((unfolded - centre).t().cov().cpu().double())
         # Drop directions of nearly zero variance, along which any step would be prohibitive.
         kept = values > 1e-4 * values.max()
         whiten = (vectors[:, kept] / values[kept].sqrt()).to(w)
-        return cls(w.mean(0), w.std(0).clamp_min(1e-6), s.mean(0), s.std(0).clamp_min(1e-6), centre, whiten)
+        return cls(w.mean(0), w.std(0).clamp_min(1e-6), s_mean, s_std.clamp_min(1e-6), centre, whiten)
 
     def distance(self, codes: Tensor, space: str) -> Tensor:
         """Return (B,): the mean square of normalized codes; about 1 for the generator's own codes."""
@@ -183,6 +192,7 @@ def optimize(
     tolerance: float = 1e-3,
     patience: int = 25,
     noise_mode: str = "none",
+    up_to: int | None = None,
     on_step: OnStep | None = None,
 ) -> OptimizationResult:
     """Optimize codes toward the objective's targets, by Adam with the schedule of Karras et al.
@@ -197,6 +207,8 @@ def optimize(
         tolerance: a step counts as progress if it lowers a picture's best loss by at least this fraction.
         patience: number of steps without progress after which a picture's optimization ends.
         noise_mode: of the synthesis; codes would try to fit random noise.
+        up_to: height of the pictures to compare, one of `generator.picture_sizes`; the objective's targets have this
+            size. None for the full size.
         on_step: called after each step.
 
     Raises:
@@ -217,7 +229,7 @@ def optimize(
             x = x.clone().requires_grad_()
             codes = mean + deviation * x
             s = codes if space == "s" else generator.to_style(codes)
-            loss = objective(generator.synthesis(s, noise_mode=noise_mode), active)
+            loss = objective(generator.synthesis(s, noise_mode=noise_mode, up_to=up_to), active)
             loss = loss + prior_weight * prior.distance(codes, space)
             if not bool(loss.isfinite().all()):
                 raise FloatingPointError(

@@ -19,7 +19,7 @@ def block_resolutions(resolution: int) -> list[int]:
     return [2**i for i in range(2, resolution.bit_length())]
 
 
-def at_once(resolution: int, most: int) -> int:
+def chunk_size(resolution: int, most: int) -> int:
     """Return the batch size for computation without gradients: `most` up to 128 pixels, less at larger sizes."""
     return max(1, min(most, most * 128**2 // resolution**2))
 

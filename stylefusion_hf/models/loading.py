@@ -27,7 +27,8 @@ from torch.overrides import TorchFunctionMode
 
 from stylefusion_hf.core.checks import check_path, describe_error, short, shown
 from stylefusion_hf.core.files import atomic_folder
-from stylefusion_hf.core.hub_files import explain_errors, snapshot, weight_patterns, without_paths
+from stylefusion_hf.core.hub_errors import explain_errors
+from stylefusion_hf.core.hub_files import snapshot, weight_patterns, without_paths
 from stylefusion_hf.core.json_files import read_object
 from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.progress import quiet_loading

@@ -63,6 +63,8 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
             works at half the resolution of the one before.
         groups: of the group normalization; must divide every width.
         img_channels: 3 for RGB.
+        resolution: of the pictures that it was trained on, where the generator's own are larger: larger pictures are
+            averaged down to it, and the logits interpolated. None: pictures of any size are taken as they are.
 
     Images of any size are taken; sides that the levels do not halve evenly are padded inside and cropped again.
 
@@ -78,10 +80,11 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
         channels: Sequence[int] = (16, 32, 64, 96),
         groups: int = 8,
         img_channels: int = 3,
+        resolution: int | None = None,
     ):
         super().__init__()
         regions, channels = list(regions), list(channels)
-        positive(groups=groups, img_channels=img_channels)
+        positive(groups=groups, img_channels=img_channels, resolution=resolution)
         if len(regions) < 2 or len(set(regions)) != len(regions):
             raise ValueError(f"a segmenter needs two or more different region names, got {regions}")
         if not channels or any(c < 1 or c % groups for c in channels):
@@ -94,6 +97,18 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The levels' features of images (B, 3, H, W) on the way down: [(B, channels[k], h_k, w_k)]."""
+        return self._levels(self._reduce(images))
+
+    def _reduce(self, images: torch.Tensor) -> torch.Tensor:
+        """Average images that are larger than `resolution` down to it, keeping their aspect ratio."""
+        most = self.config.resolution
+        if most is None or images.ndim != 4 or max(images.shape[-2:]) <= most:
+            return images
+        scale = most / max(images.shape[-2:])
+        height, width = (max(1, round(side * scale)) for side in images.shape[-2:])
+        return F.adaptive_avg_pool2d(images, (height, width))
+
+    def _levels(self, images: torch.Tensor) -> list[torch.Tensor]:
         if images.ndim != 4 or images.shape[1] != self.config.img_channels:
             raise ValueError(f"expected images (batch, {self.config.img_channels}, H, W), got {tuple(images.shape)}")
         height, width = images.shape[-2:]
@@ -107,11 +122,15 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
 
     def segment(self, images: torch.Tensor, return_features: bool = False):
         """Logits (B, R, H, W); with `return_features` also the features of the lowest level, (B, C, h, w)."""
-        *skips, features = self.feature_maps(images)
+        seen = self._reduce(images)
+        *skips, features = self._levels(seen)
         x = features
         for block, skip in zip(self.up, reversed(skips), strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skip], dim=1))
-        logits = self.head(x)[..., : images.shape[-2], : images.shape[-1]]
+        logits = self.head(x)[..., : seen.shape[-2], : seen.shape[-1]]
+        if seen is not images:
+            size = (images.shape[-2], images.shape[-1])
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         return (logits, features) if return_features else logits
 
     def forward(self, images: torch.Tensor, return_dict: bool = True) -> SegmenterOutput | tuple:

@@ -238,12 +238,12 @@ def check_noise_mode(noise_mode: str) -> None:
         raise ValueError(f"unknown noise_mode {noise_mode!r}; choose from {', '.join(NOISE_MODES)}")
 
 
-def check_up_to(up_to: int | None, resolutions: Sequence[int]) -> int:
+def check_up_to(up_to: int | None, resolutions: Sequence[int], name: str = "up_to") -> int:
     """The resolution to stop at; ValueError if it is none of `resolutions`, the last of which is the default."""
     if up_to is None:
         return resolutions[-1]
     if not isinstance(up_to, int) or isinstance(up_to, bool) or up_to not in resolutions:
-        raise ValueError(f"up_to is one of {', '.join(map(str, resolutions))}, got {short(up_to)}")
+        raise ValueError(f"{name} is one of {', '.join(map(str, resolutions))}, got {short(up_to)}")
     return up_to
 
 

@@ -6,6 +6,7 @@ Fast paths use PyTorch's operators or, if built and enabled, native ones. Read i
     bias_act.py         scale, bias, noise, activation, gain and clamp
     modulated_conv.py   modulated convolution, with up- or downsampling; built on the two above
     wavelets.py         the inverse Haar transform of MobileStyleGAN
+    separable.py        its depthwise convolution, and a whole block in one pass
     native/             C++ and CUDA kernels, how they are built, and when they are used
     context.py          whether tracing or function transforms are active, which restricts the fast paths
 """

@@ -1,6 +1,7 @@
 """The inverse Haar wavelet transform, which doubles the resolution of feature maps.
 
-The reference is one transposed convolution; the fast path consists of additions and writes channels-last results.
+The reference is one transposed convolution. The fast path is the native operator on CPUs if enabled (see
+`native/__init__.py`), else additions; both write channels-last results.
 """
 
 from __future__ import annotations
@@ -8,8 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stylefusion_hf.ops import native
+
 # Rows: the four bands. Columns: the four pixels of a 2 x 2 cell, row by row. The matrix is orthonormal.
 HAAR = ((0.5, 0.5, 0.5, 0.5), (0.5, 0.5, -0.5, -0.5), (0.5, -0.5, 0.5, -0.5), (0.5, -0.5, -0.5, 0.5))
+
+
+def is_native(x: Tensor) -> bool:
+    """Return whether to use MobileStyleGAN's native operators on x: there are none for CUDA."""
+    return x.device.type == "cpu" and native.covers(x)
 
 
 def inverse_haar_ref(x: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -31,6 +39,8 @@ def inverse_haar(x: Tensor, scale: Tensor | None = None) -> Tensor:
             and diagonal differences, in MobileStyleGAN's order, reshape(B, C, 3, H, W).
         scale: (B, 4 C), factors for the channels of `x`.
     """
+    if is_native(x):
+        return torch.ops.stylefusion.inverse_haar(x, scale)
     batch, channels, height, width = x.shape[0], x.shape[1] // 4, x.shape[2], x.shape[3]
     x = x * (0.5 if scale is None else scale[:, :, None, None] * 0.5)
 

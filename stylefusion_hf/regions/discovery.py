@@ -27,7 +27,7 @@ from torch import Tensor
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.clustering import (
@@ -41,12 +41,15 @@ from stylefusion_hf.regions.clustering import (
     spherical_kmeans,
 )
 from stylefusion_hf.regions.naming import named_tree
+from stylefusion_hf.regions.working_size import working_size
 
 STABLE = 0.6  # Hennig's bound: below it a cluster is no pattern in the data
 ALIKE = 0.8  # of 3: clusters more alike than this are one region
 ALTERNATIVE = 0.5  # regions that stand for each other by more than this are one, however unlike they look
 TEMPERATURE = 0.05  # of the labeller's cosines; the width of the border between two regions
 GRID = 32  # places to a side that are clustered
+MOST_DIMENSIONS = 512  # of described features that are clustered as they are
+KEPT_DIMENSIONS = 256  # that longer ones are projected to
 Same = Callable[[list[int]], list[list[int]]]  # nodes -> the nodes of each region
 
 
@@ -61,11 +64,15 @@ class Discovery:
 
 @dataclass(frozen=True)
 class Places:
-    """Described features of N pictures, (N G^2, D), and their colors (N, G^2, 3)."""
+    """Described features of N pictures, (N G^2, D), and their colors (N, G^2, 3).
+
+    `basis` (D, full width), orthonormal rows, where the features are projections.
+    """
 
     features: Tensor
     colours: Tensor
     grid: int
+    basis: Tensor | None = None
 
     @property
     def pictures(self) -> int:
@@ -87,6 +94,7 @@ def discover(
     resolutions: Sequence[int] | None = None,
     seed: int = 0,
     progress: bool = True,
+    resolution: int | None = None,
 ) -> Discovery:
     """Find regions, and the tree that they make.
 
@@ -100,6 +108,7 @@ def discover(
         trials: clusterings of resampled pictures that stability is judged by.
         resolutions: feature maps that are read; None: from 8 pixels to 32, or to 64 from 256 pixels on.
         seed: of samples and clusterings.
+        resolution: size of the pictures whose colors are compared; see `working_size`.
 
     Raises:
         ValueError: arguments out of range, a generator without such feature maps, or one in whose features nothing
@@ -114,7 +123,8 @@ def discover(
         raise ValueError(f"stability needs 8 samples and 2 trials or more, got {samples} and {trials}")
     layers = chosen_layers(generator, resolutions)
     draw = torch.Generator().manual_seed(seed)
-    places = see(generator, sample_codes(generator, samples, draw), layers)
+    size = working_size(generator, resolution, layers)
+    places = see(generator, sample_codes(generator, samples, draw), layers, size)
     steps = tqdm(total=trials + 1, desc="clustering", disable=not progress)
     centres, joins = cluster_and_join(places, torch.arange(places.pictures), clusters, draw)
     steps.update()
@@ -137,6 +147,7 @@ def discover(
     tree, names = named_tree(labels, len(picked))
     order = sorted(range(len(picked)), key=lambda i: tree.leaves.index(names[i]))
     rank = torch.tensor([order.index(i) for i in range(len(picked))])
+    centres = centres if places.basis is None else centres @ places.basis
     labeller = cluster_labeller(centres, rank[owner].tolist(), [names[i] for i in order], layers, generator)
     share = torch.bincount(owner[mine], minlength=len(picked)).float() / len(mine)
     return Discovery(
@@ -147,6 +158,7 @@ def discover(
             "stability": {names[i]: round(float(stability[picked[i]].min()), 3) for i in order},
             "area": {names[i]: round(float(share[i]), 4) for i in order},
             "layers": layers,
+            "resolution": size,
             "num_regions": len(picked),
             "samples": places.pictures,
             "clusters": clusters,
@@ -176,17 +188,37 @@ def sample_codes(g: StyleGenerator, count: int, draw: torch.Generator) -> Tensor
 
 
 @torch.no_grad()
-def see(g: StyleGenerator, codes: Tensor, layers: Sequence[int]) -> Places:
-    """Described features and colors of style codes (N, S) at GRID places to a side, or as many as the layers have."""
-    grid = min(GRID, max(layers))
+def see(g: StyleGenerator, codes: Tensor, layers: Sequence[int], size: int | None = None) -> Places:
+    """Described features and colors of style codes (N, S) at GRID places to a side, or as many as the layers have.
+
+    Long features are projected to the directions that they vary most in: clustering takes time and memory in
+    proportion to their length, and cosines hardly change.
+
+    size: of the pictures; None for full ones.
+    """
+    size = size or g.config.resolution
+    grid, basis = min(GRID, max(layers)), None
+    width = sum(g.feature_sizes[layer] for layer in layers)
+    # The maps of a picture, some megabytes each, matter as much as its pixels.
+    most = chunk_size(size, 64) if width <= MOST_DIMENSIONS else chunk_size(size, 8)
     features, colours = [], []
-    for s in codes.split(at_once(g.config.resolution, 64)):
-        image, maps = g.synthesis(s, return_features=True)
-        x = describe(maps, layers, grid)
-        features.append(x.flatten(2).transpose(1, 2).flatten(0, 1).cpu())
+    for s in codes.split(most):
+        image, maps = g.synthesis(s, return_features=True, up_to=size)
+        x = describe(maps, layers, grid).flatten(2).transpose(1, 2).flatten(0, 1)
+        if width > MOST_DIMENSIONS:
+            # of the first few pictures, which have thousands of places
+            basis = principal_directions(x, KEPT_DIMENSIONS) if basis is None else basis
+            x = x @ basis.t()
+        features.append(x.cpu())
         pixels = F.adaptive_avg_pool2d(image.float().clamp(-1, 1), min(grid, image.shape[-1]))
         colours.append(pixels.flatten(2).transpose(1, 2).cpu())
-    return Places(torch.cat(features), torch.cat(colours), grid)
+    return Places(torch.cat(features), torch.cat(colours), grid, None if basis is None else basis.cpu())
+
+
+def principal_directions(x: Tensor, count: int) -> Tensor:
+    """Return orthonormal rows (count, D): the directions of vectors (P, D) with the largest second moments."""
+    _, vectors = torch.linalg.eigh(x.t() @ x)  # ascending
+    return vectors[:, -count:].t().contiguous()
 
 
 # --- Clusters --------------------------------------------------------------------------------------------------------

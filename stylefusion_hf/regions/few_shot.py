@@ -29,12 +29,13 @@ from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.pairs import style_codes
 from stylefusion_hf.imaging.images import open_labels
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.clustering import contingency, jaccard
 from stylefusion_hf.regions.discovery import Discovery, sample_codes
 from stylefusion_hf.regions.naming import named_tree
 from stylefusion_hf.regions.sheet import region_colours
+from stylefusion_hf.regions.working_size import working_size
 
 UNPAINTED = 255
 FINEST = 128  # pixels of the finest feature maps in use
@@ -130,7 +131,7 @@ class PaintFolder:
 @torch.no_grad()
 def sample_images(generator: StyleGenerator, seeds: Sequence[int]) -> Tensor:
     """Generate images (N, C, H, W) in [-1, 1] from seeds."""
-    parts = style_codes(generator, seeds).split(at_once(generator.config.resolution, 16))
+    parts = style_codes(generator, seeds).split(chunk_size(generator.config.resolution, 16))
     return torch.cat([generator.synthesis(s).float().clamp(-1, 1).cpu() for s in parts])
 
 
@@ -144,16 +145,16 @@ def to_picture(image: Tensor) -> Image.Image:
 def painted_places(generator: StyleGenerator, codes: Tensor, labels: Sequence[np.ndarray], regions: int):
     """Return features (P, D), region numbers (P,) and picture numbers (P,) of all painted places; codes are (N, S)."""
     layers = readable_layers(generator, FINEST)
-    size = max(layers)
+    size, seen = max(layers), working_size(generator, layers=layers)
     features, targets, pictures = [], [], []
     for n, (code, label) in enumerate(zip(codes, labels, strict=True)):
         known = torch.from_numpy(label.astype(np.int64))
-        votes = F.one_hot(known.clamp_max(regions), regions + 1)[..., :regions].permute(2, 0, 1)[None].float()
+        votes = torch.stack([known == r for r in range(regions)])[None].float()
         if votes.shape[-1] != size:
             votes = F.adaptive_avg_pool2d(votes, size)
         votes = votes[0].flatten(1)
         painted = votes.amax(0) > 0
-        _, maps = generator.synthesis(code[None], return_features=True)
+        _, maps = generator.synthesis(code[None], return_features=True, up_to=seen)
         features.append(describe(maps, layers, size)[0].flatten(1).t()[painted.to(code.device)])
         targets.append(votes.argmax(0)[painted].to(code.device))
         pictures.append(torch.full_like(targets[-1], n))
@@ -223,7 +224,8 @@ def learn(
     report: dict[str, Any] = {"painted": seeds, "places": len(x), "seed": seed, "num_regions": len(paint.regions)}
     if check and len(seeds) > 2:
         report["IoU on painted pictures left out"] = _cross_validate(generator, x, y, picture, paint.regions, progress)
-    maps = predict_labels(generator, head, sample_codes(generator, 64, torch.Generator().manual_seed(seed)))
+    codes = sample_codes(generator, 64, torch.Generator().manual_seed(seed))
+    maps = predict_labels(generator, head, codes, working_size(generator, layers=head.config.resolutions))
     tree, _ = named_tree(maps, len(paint.regions), paint.regions)
     share = torch.bincount(maps.flatten(), minlength=len(paint.regions)).float() / maps.numel()
     report |= {"tree": str(tree), "area": {n: round(float(a), 4) for n, a in zip(paint.regions, share, strict=True)}}
@@ -231,12 +233,15 @@ def learn(
 
 
 @torch.no_grad()
-def predict_labels(generator: StyleGenerator, labeller: FeatureLabeller, codes: Tensor) -> Tensor:
-    """Predict label maps (N, H, W) for style codes (N, S), on the CPU."""
+def predict_labels(
+    generator: StyleGenerator, labeller: FeatureLabeller, codes: Tensor, size: int | None = None
+) -> Tensor:
+    """Predict label maps (N, size, size) for style codes (N, S), on the CPU; size: None for full pictures'."""
+    size, seen = size or generator.config.resolution, working_size(generator, layers=labeller.config.resolutions)
     found = []
-    for s in codes.split(at_once(generator.config.resolution, 16)):
-        _, maps = generator.synthesis(s, return_features=True)
-        found.append(labeller.label(maps, generator.config.resolution).argmax(1).cpu())
+    for s in codes.split(chunk_size(max(size, seen), 16)):
+        _, maps = generator.synthesis(s, return_features=True, up_to=seen)
+        found.append(labeller.label(maps, size).argmax(1).cpu())
     return torch.cat(found)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from stylefusion_hf.core.checks import listed, shown
@@ -27,47 +28,53 @@ from stylefusion_hf.core.region_tree import LARGEST_TREE, RegionTree
 from stylefusion_hf.imaging.images import open_image, pixels_to_tensor
 from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.labeller import FeatureLabeller
-from stylefusion_hf.models.layers import at_once
+from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.discovery import Discovery, discover, sample_codes
-from stylefusion_hf.regions.distillation import Teacher, distil, labeller_teacher
+from stylefusion_hf.regions.distillation import SAMPLES, Teacher, distil, label_samples, labeller_teacher
 from stylefusion_hf.regions.naming import named_tree
 from stylefusion_hf.regions.sheet import region_sheet
+from stylefusion_hf.regions.working_size import LARGEST, working_size
 
 NETWORKS = {"segmenter": RegionSegmenter, "judges/segmenter": RegionSegmenter, "labeller": FeatureLabeller}
 SHOWN = 16  # samples in the picture
-JUDGE_CHANNELS = (24, 32, 64, 96)  # unlike the segmenter's
+JUDGE_CHANNELS = (24, 32, 64, 96), (8, 24, 48, 96)  # unlike the segmenter's; for full pictures and for previews
 
 
 def find_regions(
     folder: str | Path,
     generator: StyleGenerator,
-    samples: int = 1500,
-    steps: int = 500,
+    samples: int | None = None,
+    steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    resolution: int | None = None,
     **how: Any,
 ) -> Path:
     """Discover regions, distil them, and write the folder; `how` goes to `discover`."""
-    found = discover(generator, seed=seed, progress=progress, **how)
-    return write_found(folder, generator, found, samples, steps, seed, progress)
+    found = discover(generator, seed=seed, progress=progress, resolution=resolution, **how)
+    return write_found(folder, generator, found, samples, steps, seed, progress, resolution)
 
 
 def write_found(
     folder: str | Path,
     generator: StyleGenerator,
     found: Discovery,
-    samples: int = 1500,
-    steps: int = 500,
+    samples: int | None = None,
+    steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    resolution: int | None = None,
 ) -> Path:
     """`write_regions` of a labeller that was found or taught, which is kept in labeller/."""
     names, teacher = list(found.labeller.config.regions), labeller_teacher(found.labeller)
     labeller: Any = found.labeller  # mypy does not see through its wraps
     labeller.save_pretrained(Path(folder) / "labeller")
-    return write_regions(folder, generator, found.tree, teacher, names, found.report, samples, steps, seed, progress)
+    size = working_size(generator, resolution, found.labeller.config.resolutions)
+    return write_regions(
+        folder, generator, found.tree, teacher, names, found.report, samples, steps, seed, progress, size, size
+    )
 
 
 def write_regions(
@@ -77,10 +84,12 @@ def write_regions(
     teacher: Teacher,
     names: Sequence[str],
     report: Mapping[str, Any],
-    samples: int = 1500,
-    steps: int = 500,
+    samples: int | None = None,
+    steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    resolution: int | None = None,
+    teacher_resolution: int | None = None,
 ) -> Path:
     """Distil a teacher twice, for the pipeline and for its judge, and write everything; regions.json comes last.
 
@@ -91,13 +100,28 @@ def write_regions(
         teacher, names: what labels, and the regions of its maps.
         report: of how the regions were found.
         samples, steps, seed: of the distillation.
+        resolution: of the pictures that the segmenters see; None for `working_size`.
+        teacher_resolution: of the pictures and feature maps that the teacher sees; None for full ones.
     """
     folder, report = Path(folder), dict(report)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "regions.json").unlink(missing_ok=True)
-    for part, number, channels in (("segmenter", 0, None), ("judges/segmenter", 1, JUDGE_CHANNELS)):
+    size = working_size(generator, resolution)
+    previews = size < generator.config.resolution
+    samples = SAMPLES[previews] if samples is None else samples
+    labelled = label_samples(generator, teacher, samples, size, teacher_resolution, 2 * seed, progress)
+    for part, number, channels in (("segmenter", 0, None), ("judges/segmenter", 1, JUDGE_CHANNELS[previews])):
         student, iou = distil(
-            generator, teacher, names, samples, steps, channels=channels, seed=2 * seed + number, progress=progress
+            generator,
+            teacher,
+            names,
+            samples,
+            steps,
+            channels=channels,
+            seed=2 * seed + number,
+            progress=progress,
+            resolution=size,
+            labelled=labelled,
         )
         student.cpu().save_pretrained(folder / part)
         report[f"IoU of {part} with what it learned from"] = {k: round(v, 3) for k, v in iou.items()}
@@ -111,8 +135,13 @@ def write_regions(
 def tree_by_looking(generator: StyleGenerator, segmenter: Any, seed: int = 0, samples: int = 64) -> RegionTree:
     """A tree of a segmenter's regions, by what they touch and move with in samples."""
     codes = sample_codes(generator, samples, torch.Generator().manual_seed(seed))
-    parts = codes.split(at_once(generator.config.resolution, 16))
-    maps = [segmenter.segment(generator.synthesis(s).clamp(-1, 1)).argmax(1).cpu() for s in parts]
+    parts = codes.split(chunk_size(generator.config.resolution, 16))
+    maps = []
+    for s in parts:
+        labels = segmenter.segment(generator.synthesis(s).clamp(-1, 1))
+        if labels.shape[-1] > LARGEST:  # a tree needs no finer maps
+            labels = F.adaptive_avg_pool2d(labels, LARGEST)
+        maps.append(labels.argmax(1).cpu())
     names = list(segmenter.config.regions)
     return named_tree(torch.cat(maps), len(names), names)[0]
 
@@ -193,7 +222,10 @@ def sample_strip(generator: StyleGenerator, count: int, seed: int) -> Image.Imag
     labels = random_labels(generator.config.label_dim, count, draw)
     w = generator.mapping(z, None if labels is None else labels.to(z))
     s = generator.to_style(generator.truncate(w, generator.config.truncation_psi))
-    return image_grid(torch.cat([generator.synthesis(part) for part in s.split(4)]).cpu(), count)
+    pictures = [generator.synthesis(part).cpu() for part in s.split(chunk_size(generator.config.resolution, 4))]
+    if pictures[0].shape[-1] > LARGEST:  # the strip is for looking at, a full one would take megabytes
+        pictures = [F.adaptive_avg_pool2d(x, LARGEST) for x in pictures]
+    return image_grid(torch.cat(pictures), count)
 
 
 def _finish(folder: Path, tree: RegionTree, report: Mapping[str, Any]) -> None:

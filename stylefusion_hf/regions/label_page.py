@@ -40,12 +40,21 @@ class PaintSession:
         generator: the frozen generator.
         paint: the samples and their paint.
         out: the folder of regions that `save` writes.
-        samples, steps, seed: settings of the distillation.
+        samples, steps, seed, resolution: settings of the distillation.
     """
 
-    def __init__(self, generator: StyleGenerator, paint: PaintFolder, out: Path, samples: int, steps: int, seed: int):
+    def __init__(
+        self,
+        generator: StyleGenerator,
+        paint: PaintFolder,
+        out: Path,
+        samples: int | None,
+        steps: int | None,
+        seed: int,
+        resolution: int | None = None,
+    ):
         self.generator, self.paint, self.out = generator, paint, out
-        self.samples, self.steps, self.seed = samples, steps, seed
+        self.samples, self.steps, self.seed, self.resolution = samples, steps, seed, resolution
         self.colours = region_colours(len(paint.regions))
         self.size: int = generator.config.resolution
         self.lock = threading.Lock()
@@ -91,7 +100,16 @@ class PaintSession:
     def save(self) -> dict[str, Any]:
         """Learn from the painted samples, distill the result and write the folder of regions."""
         found = learn(self.generator, self.paint, progress=False)
-        write_found(self.out, self.generator, found, self.samples, self.steps, self.seed, progress=False)
+        write_found(
+            self.out,
+            self.generator,
+            found,
+            self.samples,
+            self.steps,
+            self.seed,
+            progress=False,
+            resolution=self.resolution,
+        )
         return {"said": f"Saved. The tree: {found.tree}"}
 
 
@@ -205,12 +223,13 @@ def label(
     regions: Sequence[str],
     count: int,
     out: Path,
-    samples: int,
-    steps: int,
+    samples: int | None,
+    steps: int | None,
     seed: int,
     host: str = "127.0.0.1",
     port: int = 7861,
     open_browser: bool = True,
+    resolution: int | None = None,
 ) -> None:
     """Serve the page until interrupted, with `count` samples whose paint is kept in out/painted.
 
@@ -220,7 +239,7 @@ def label(
     """
     paint = PaintFolder.create(out / "painted", generator, regions, count)
     try:
-        server = Server(host, port, PaintSession(generator, paint, out, samples, steps, seed))
+        server = Server(host, port, PaintSession(generator, paint, out, samples, steps, seed, resolution))
     except OSError as error:
         raise OSError(f"--port {port} of {host} is not available: {error.strerror or error}") from error
     address = f"http://{host}:{server.server_address[1]}"

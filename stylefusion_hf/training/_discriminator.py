@@ -1,4 +1,4 @@
-"""What the unseen discriminator learns: real pictures from plain samples of a frozen generator."""
+"""The judges' discriminator: its loss on real pictures and plain samples of a frozen generator, and its figures."""
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +8,15 @@ from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.sampling import draw_w
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training.augment import augment
-from stylefusion_hf.training.gan_losses import r1_penalty
+from stylefusion_hf.training.gan_losses import gradient_penalty
 
 
 def realness_loss(
     d: nn.Module, real: Tensor, fake: Tensor, policy: tuple[str, ...], r1_gamma: float, draw: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The logistic loss on real and generated images (B, 3, H, W), plus R1 where its weight is not 0; and log values.
+    """Compute the logistic loss on real and generated images (B, 3, H, W), plus R1 unless its weight is 0.
 
-    Both are augmented by `policy`, each picture in its own way.
+    Both are augmented by `policy`. Returns the loss, and scalars to log.
     """
     real = real.requires_grad_(r1_gamma > 0)
     real_logits, fake_logits = (d(augment(x, policy, draw)).logits.float() for x in (real, fake))
@@ -24,12 +24,12 @@ def realness_loss(
     logged = {"real": real_logits.mean(), "fake": fake_logits.mean()}
     if not r1_gamma:
         return loss, logged
-    penalty = r1_penalty(real_logits, real)
+    penalty = gradient_penalty(real_logits, real)
     return loss + penalty * (r1_gamma / 2), {**logged, "r1": penalty}
 
 
 def default_channels(resolution: int) -> list[int]:
-    """96, 96, 64, 48, 32 at 64 pixels; larger resolutions go on halving, to no less than 8."""
+    """Return 96, 96, 64, 48, 32 at 64 pixels; larger resolutions continue by halving, down to 8."""
     known = [96, 96, 64, 48, 32]
     blocks = max(resolution.bit_length() - 2, 1)
     return [known[k] if k < len(known) else max(known[-1] >> (k - len(known) + 1), 8) for k in range(blocks)]
@@ -37,17 +37,16 @@ def default_channels(resolution: int) -> list[int]:
 
 @torch.no_grad()
 def plain_samples(g: StyleGenerator, count: int, draw: torch.Generator, batch: int = 64) -> Tensor:
-    """Fresh samples (count, 3, H, W) in [-1, 1], each truncated by its own psi between 0.5 and 1."""
-    if g.config.use_noise:  # noise inputs are drawn from the global state, which this pins to the draw
+    """Return fresh samples (count, 3, H, W) in [-1, 1], each truncated by its own psi between 0.5 and 1."""
+    if g.config.use_noise:  # noise inputs come from the global random state, which this seed ties to `draw`
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))
     styles = g.to_style(draw_w(g, count, draw, min_psi=0.5))
     return torch.cat([g.synthesis(s, noise_mode="random").clamp(-1, 1) for s in styles.split(batch)])
 
 
 @torch.no_grad()
-def telling_apart(d: StyleGAN2Discriminator, real: Tensor, fake: Tensor) -> dict[str, float]:
-    """How well real pictures rank above generated ones: "AUC" (0.5 is chance), the mean logits, and the logit below
-    which a twentieth of the generated ones lies."""
+def separation(d: StyleGAN2Discriminator, real: Tensor, fake: Tensor) -> dict[str, float]:
+    """Measure how well real pictures rank above generated ones: "AUC" (0.5 is chance), mean logits, 5th percentile."""
     logits = [torch.cat([d(x.to(d.device)).logits[:, 0].cpu() for x in images.split(64)]) for images in (real, fake)]
     higher = (logits[0][:, None] > logits[1]).float().mean()
     return {

@@ -1,4 +1,4 @@
-"""What the portrait judge learns: the renderer's labels, the pictures it sees, its loss and its held-out figures."""
+"""The portrait judge's training: the renderer's labels, the degraded pictures, the loss and the held-out figures."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,13 @@ from stylefusion_hf.data.avatar_choices import CLOTHES, EYEBROWS, EYES, FACIAL_H
 from stylefusion_hf.data.avatar_parts import load_part
 from stylefusion_hf.data.avatar_render import CENTER_X, CENTER_Y, FRAME
 from stylefusion_hf.data.avatar_spec import NONE, REGION_FIELDS, AvatarSpec
-from stylefusion_hf.evaluation.judges import PortraitJudge
+from stylefusion_hf.data.avatars import avatar_spec
+from stylefusion_hf.evaluation.judges import PortraitJudge, portrait_channels
 from stylefusion_hf.imaging.alignment import warp
 from stylefusion_hf.imaging.degradation import degrade
-from stylefusion_hf.training.common import ArrayDataset
+from stylefusion_hf.training.datasets import ArrayDataset
 
-# Where the head's ends lie on the renderer's 264 x 280 canvas before it is posed.
+# The ends of the head on the renderer's 264 x 280 canvas, before posing.
 CANVAS_POINTS = {"crown": (132.0, 51.0), "chin": (132.0, 171.0)}
 CLASSES: dict[str, tuple[str, ...]] = {
     "top": (*HAIR, *HATS),
@@ -29,25 +30,27 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "eyebrows": tuple(EYEBROWS),
     "glasses": (NONE, *GLASSES),
 }
-# Their color is a shirt's below a jacket of another one: less than an eighth of what is seen of the clothes.
+# Clothes whose color is that of a shirt under a jacket: less than an eighth of the visible clothes.
 HIDDEN_FABRIC = ("blazer_shirt", "blazer_sweater", "bond_suit", "shirt_wick")
-COLOURS = {"skin_colour": "skin", "clothes_colour": "clothes", "top_colour": "hair", "background_colour": "background"}
+COLORS = {"skin_colour": "skin", "clothes_colour": "clothes", "top_colour": "hair", "background_colour": "background"}
 
 
 # --- Labels ----------------------------------------------------------------------------------------------------------
 
 
 def new_judge(resolution: int) -> PortraitJudge:
-    """An untrained judge of avatars, which knows every part that the renderer draws."""
+    """Return an untrained judge of avatars, with a class for every part that the renderer draws."""
     region_of = {field: region for region, fields in REGION_FIELDS.items() for field in fields}
     attributes = {name: {"region": region_of[name], "classes": list(classes)} for name, classes in CLASSES.items()}
-    return PortraitJudge("avatars", list(CANVAS_POINTS), attributes, COLOURS, resolution=resolution)
+    channels = portrait_channels(resolution)
+    return PortraitJudge("avatars", list(CANVAS_POINTS), attributes, COLORS, resolution, channels)
 
 
 def avatar_points(spec: AvatarSpec) -> list[list[float]]:
-    """(x, y) of crown and chin in the avatar's picture, in `affine_grid`'s units: the renderer's pose, point by point.
+    """Return (x, y) of crown and chin in the avatar's picture, in `affine_grid`'s units.
 
-    In the frame's units a point p of the canvas goes to middle + shift FRAME + scale R(rotation) (p - center).
+    The renderer's pose moves a point p of the canvas to middle + shift FRAME + scale R(rotation) (p - center), in the
+    frame's units.
     """
     angle, points = math.radians(spec.rotation), []
     for x, y in CANVAS_POINTS.values():
@@ -58,36 +61,36 @@ def avatar_points(spec: AvatarSpec) -> list[list[float]]:
     return points
 
 
-def avatar_colours(spec: AvatarSpec) -> tuple[list[list[float]], list[bool]]:
-    """RGB in [-1, 1] of `COLOURS`, and which of them the picture shows: not every part is in its spec's color."""
+def avatar_colors(spec: AvatarSpec) -> tuple[list[list[float]], list[bool]]:
+    """Return the RGB in [-1, 1] of `COLORS`, and which of them are visible: not every part has its spec's color."""
     field = "hat_colour" if spec.attributes["has_hat"] else "hair_colour"
     holes = ("{hair}",) if field == "hair_colour" else ("{hat}", "{fabric}")
     shows = any(hole in load_part("top", spec.top).image for hole in holes)
-    ends = [_rgb(colour) for colour in (spec.background_from, spec.background_to)]
+    ends = [_rgb(color) for color in (spec.background_from, spec.background_to)]
     background = [sum(levels) / 2 for levels in zip(*ends, strict=True)]
-    colours = [_rgb(spec.skin_colour), _rgb(spec.clothes_colour), _rgb(getattr(spec, field)), background]
-    return colours, [True, spec.clothes not in HIDDEN_FABRIC, shows, True]
+    colors = [_rgb(spec.skin_colour), _rgb(spec.clothes_colour), _rgb(getattr(spec, field)), background]
+    return colors, [True, spec.clothes not in HIDDEN_FABRIC, shows, True]
 
 
-def _rgb(colour: str) -> list[float]:
-    return [level / 127.5 - 1 for level in bytes.fromhex(colour[1:])]
+def _rgb(color: str) -> list[float]:
+    return [level / 127.5 - 1 for level in bytes.fromhex(color[1:])]
 
 
 class PortraitDataset(ArrayDataset):
-    """Avatars with what the renderer knows of them.
+    """Avatars with the renderer's labels.
 
-    Items: {"image": (3, H, W) in [-1, 1], "points": (P, 2), "classes": (A,) in the order of `CLASSES`, "colours":
-    (C, 3) in the order of `COLOURS`, "shown": (C,), which colors the picture shows}.
+    Items: {"image": (3, H, W) in [-1, 1], "points": (P, 2), "classes": (A,) in the order of `CLASSES`, "colors":
+    (C, 3) in the order of `COLORS`, "shown": (C,), which colors are visible}.
     """
 
     def __init__(self, images: np.ndarray, specs: Sequence[AvatarSpec]):
         super().__init__(images)
-        painted = [avatar_colours(spec) for spec in specs]
+        painted = [avatar_colors(spec) for spec in specs]
         order = {name: {part: i for i, part in enumerate(classes)} for name, classes in CLASSES.items()}
         self.answers = {
             "points": torch.tensor([avatar_points(spec) for spec in specs]),
             "classes": torch.tensor([[order[name][getattr(spec, name)] for name in CLASSES] for spec in specs]),
-            "colours": torch.tensor([colours for colours, _ in painted]),
+            "colors": torch.tensor([colors for colors, _ in painted]),
             "shown": torch.tensor([shown for _, shown in painted]),
         }
 
@@ -95,14 +98,19 @@ class PortraitDataset(ArrayDataset):
         return {**super().__getitem__(i), **{name: answers[i] for name, answers in self.answers.items()}}
 
 
-# --- What it sees ----------------------------------------------------------------------------------------------------
+def avatar_dataset(images: np.ndarray, first: int, seed: int) -> PortraitDataset:
+    """Return the labeled data set of images (N, H, W, 3) of the avatars first, first + 1, ..."""
+    return PortraitDataset(images, [avatar_spec(first + i, seed) for i in range(len(images))])
+
+
+# --- Degradation -----------------------------------------------------------------------------------------------------
 
 
 def resample(x: Tensor, points: Tensor, draw: torch.Generator, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) and their points (B, P, 2), a little turned, scaled and shifted, and softer for it.
+    """Rotate, scale and shift images (B, 3, H, W) and their points (B, P, 2) slightly, which also softens the images.
 
-    Never mirrored: side partings and winks would change sides. A quarter stays as it was, so that sharp pictures are
-    seen too; half of the others go through a coarser grid.
+    Never mirrors, since side partings and winks would change sides. A quarter stays unchanged and sharp; half pass
+    through a coarser grid.
     """
     b, _, h, w = x.shape
 
@@ -111,7 +119,7 @@ def resample(x: Tensor, points: Tensor, draw: torch.Generator, strength: float =
 
     angle, scale, shift = spread(math.radians(8)), spread(0.07).exp(), spread(0.08, 2)
     cos, sin = angle.cos() / scale, angle.sin() / scale
-    # `warp` wants where to read: from target to source. The points go the other way.
+    # `warp` takes the map from target to source; points move the other way.
     turn = torch.stack([torch.stack([cos, sin], dim=-1), torch.stack([-sin, cos], dim=-1)], dim=1)
     back = torch.linalg.inv(turn)
     theta = torch.cat([turn, -(turn @ shift[..., None])], dim=2)
@@ -135,19 +143,19 @@ def resample(x: Tensor, points: Tensor, draw: torch.Generator, strength: float =
 def judge_loss(
     judge, batch: dict[str, Tensor], draw: torch.Generator, strength: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch of a `PortraitDataset`, and its parts for the log. `strength`: of the degradation, or 0."""
+    """Compute the loss of a batch of a `PortraitDataset`, and its parts to log. `strength`: of degradation."""
     x, points = batch["image"], batch["points"]
     if strength:
         x, points = resample(x, points, draw, strength)
     seen = degrade(x, draw, strength) if strength else x
-    # Colors are read from the picture without its degradation, which would be a wrong answer to learn from.
-    found, logits, colours, _ = judge(seen, x, return_dict=False)
+    # Colors are read from the clean picture, since degradation changes them.
+    found, logits, colors, _ = judge(seen, x, return_dict=False)
     place = F.smooth_l1_loss(found.float(), points, beta=0.02)
     kinds = [F.cross_entropy(logits[name].float(), batch["classes"][:, i]) for i, name in enumerate(CLASSES)]
     kind = torch.stack(kinds).mean()
-    wrong = (torch.stack([colours[name] for name in COLOURS], dim=1).float() - batch["colours"]).abs().mean(dim=2)
-    colour = (wrong * batch["shown"]).sum() / batch["shown"].sum().clamp_min(1)
-    return 20 * place + 2 * kind + colour, {"points": place, "kinds": kind, "colours": colour}
+    wrong = (torch.stack([colors[name] for name in COLORS], dim=1).float() - batch["colors"]).abs().mean(dim=2)
+    color = (wrong * batch["shown"]).sum() / batch["shown"].sum().clamp_min(1)
+    return 20 * place + 2 * kind + color, {"points": place, "kinds": kind, "colours": color}
 
 
 # --- Held-out figures ------------------------------------------------------------------------------------------------
@@ -155,10 +163,10 @@ def judge_loss(
 
 @torch.no_grad()
 def judge_figures(judge: PortraitJudge, data: PortraitDataset, draw: torch.Generator | None = None) -> dict[str, Any]:
-    """How right the judge is on avatars; with `draw` it sees them degraded (but reads colors off the plain ones).
+    """Measure the judge on avatars; with `draw` they are degraded (but colors are read from the clean pictures).
 
-    {"points, mean distance in picture widths", "rotation, median error in degrees" and "... mean ...", "accuracy":
-    {attribute: share}, "colors, mean error of 255": {colour: levels}}.
+    Returns {"points, mean distance in picture widths", "rotation, median error in degrees" and "... mean ...",
+    "accuracy": {attribute: share}, "colors, mean error of 255": {color: levels}}.
     """
     device, found, right, wrong = judge.device, [], [], []
     for start in range(0, len(data), 64):
@@ -169,7 +177,7 @@ def judge_figures(judge: PortraitJudge, data: PortraitDataset, draw: torch.Gener
         found.append(out.points.cpu())
         guesses = torch.stack([out.attributes[name].argmax(1) for name in CLASSES], dim=1)
         right.append((guesses == batch["classes"]).float().cpu())
-        off = (torch.stack([out.colours[name] for name in COLOURS], dim=1) - batch["colours"]).abs().mean(dim=2)
+        off = (torch.stack([out.colours[name] for name in COLORS], dim=1) - batch["colors"]).abs().mean(dim=2)
         wrong.append(off.masked_fill(~batch["shown"], math.nan).cpu() * 127.5)
     points, truth = torch.cat(found), data.answers["points"]
     turns = rotation_error(points, truth)
@@ -178,12 +186,15 @@ def judge_figures(judge: PortraitJudge, data: PortraitDataset, draw: torch.Gener
         "rotation, median error in degrees": float(turns.median()),
         "rotation, mean error in degrees": float(turns.mean()),
         "accuracy": dict(zip(CLASSES, torch.cat(right).mean(dim=0).tolist(), strict=True)),
-        "colors, mean error of 255": dict(zip(COLOURS, torch.cat(wrong).nanmean(dim=0).tolist(), strict=True)),
+        "colors, mean error of 255": dict(zip(COLORS, torch.cat(wrong).nanmean(dim=0).tolist(), strict=True)),
     }
     return figures
 
 
 def rotation_error(points: Tensor, truth: Tensor) -> Tensor:
-    """(B,), degrees between the lines from the first to the second point, of points (B, P, 2) and of the true ones."""
+    """Return the angle (B,) in degrees between the lines from the first to the second of predicted and true points.
+
+    points, truth: (B, P, 2).
+    """
     (ax, ay), (bx, by) = ((p[:, 1] - p[:, 0]).unbind(dim=1) for p in (points, truth))
     return torch.atan2(ax * by - ay * bx, ax * bx + ay * by).abs().rad2deg()

@@ -1,4 +1,4 @@
-"""The regions of a fusion training: a segmenter's, found in the generator, or read from a folder."""
+"""The regions of a fusion training: from a segmenter, found in the generator, or read from a folder."""
 
 from __future__ import annotations
 
@@ -16,72 +16,29 @@ from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training import _segmenters
 from stylefusion_hf.training.common import one_process_first
+from stylefusion_hf.training.region_flags import AUTO
 from stylefusion_hf.training.roles import Roles
 
 logger = logging.getLogger("stylefusion_hf")
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Regions:
-    """A tree, the segmenter of its regions, and the folder of their judges, where there is one."""
+    """A tree, the segmenter of its regions, and the folder of their judges, if there is one."""
 
     tree: RegionTree
     segmenter: Any
     judges: Path | None = None
 
 
-def add_region_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("regions (see docs/guides/any-generator.md)")
-    group.add_argument(
-        "--tree",
-        help="a preset (avatar, ffhq, car, church), text such as 'all*(face*(mouth, skin), hair)', or a .json file; if"
-        " left out the tree of --regions, the preset of the segmenter's regions, or one that suits them",
-    )
-    group.add_argument(
-        "--regions",
-        metavar="auto|DIR",
-        help="auto finds regions and a tree in the generator (in OUTPUT_DIR/regions), DIR is what"
-        " `stylefusion regions` wrote; the segmenter's if left out",
-    )
-    group.add_argument("--num_regions", type=int, help="of --regions auto; as many as are stable if left out")
-    _segmenters.add_arguments(group)
-    group.add_argument(
-        "--distil_segmenter",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="distill a --segmenter of the Hub into a small one first (in OUTPUT_DIR/regions), for speed",
-    )
-
-
-def check_regions(args: argparse.Namespace) -> None:
-    """ValueError for flags that do not go together, before anything is computed."""
-    if args.num_regions is not None and args.regions != AUTO:
-        raise ValueError("--num_regions goes with --regions auto")
-    if args.regions and args.segmenter:
-        raise ValueError("--regions and --segmenter both say where regions come from: give one of the two")
-    if args.regions == AUTO and args.tree:
-        raise ValueError(
-            "--regions auto makes a tree of its own: leave --tree out, or find regions first (`stylefusion regions"
-            " discover`) and name their folder"
-        )
-    if args.tree:
-        RegionTree.from_argument(args.tree)
-    if args.regions not in (None, AUTO) and not Path(args.regions, "regions.json").is_file():
-        raise ValueError(
-            f"--regions {args.regions} holds no regions: name auto, or a folder that `stylefusion regions discover` or"
-            " `label` wrote"
-        )
-
-
 def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: StyleGenerator) -> Regions:
-    """The regions that the flags name; found or distilled first where that is asked for, and only once."""
+    """Return the regions that the flags choose; those to be found or distilled are made once per output folder."""
     folder = Path(args.output_dir, "regions") if args.regions in (None, AUTO) else Path(args.regions)
     tree = RegionTree.from_argument(args.tree) if args.tree else None
     if args.regions is None:
         segmenter = _segmenter(args).eval().requires_grad_(False).to(accelerator.device)
         if tree is not None:
-            Roles.of(tree, list(segmenter.config.regions))  # refuses what does not fit, before it is distilled
+            Roles.of(tree, list(segmenter.config.regions))  # refuses a tree that does not fit, before distilling
         if not (args.segmenter and isinstance(segmenter, HubSegmenter) and args.distil_segmenter):
             return Regions(tree or suitable_tree(generator, segmenter, args.seed), segmenter)
     from stylefusion_hf.regions.folders import find_regions, read_regions, write_regions
@@ -107,19 +64,20 @@ def take_regions(args: argparse.Namespace, accelerator: Accelerator, generator: 
 
 
 def _segmenter(args: argparse.Namespace) -> Any:
+    """Load the segmenter; an OSError for a missing one suggests where to get regions."""
     try:
         return _segmenters.load_segmenter(args)
     except OSError as error:
         if args.segmenter:
             raise
         raise OSError(
-            f"{error} Without a segmenter, find regions in the generator with --regions auto, take one of the Hub"
-            " with --segmenter, or train one (`stylefusion train segmenter`)"
+            f"{error} Without a segmenter, find regions in the generator with --regions auto, take a segmenter from"
+            " the Hub with --segmenter, or train one (`stylefusion train segmenter`)"
         ) from error
 
 
 def suitable_tree(generator: StyleGenerator, segmenter: Any, seed: int) -> RegionTree:
-    """The preset whose leaves are the segmenter's regions, or a tree by what they touch and move with."""
+    """Return the preset whose leaves the segmenter knows, or build a tree from regions that move together."""
     from stylefusion_hf.regions.folders import tree_by_looking
 
     known = set(segmenter.config.regions)
@@ -130,7 +88,7 @@ def suitable_tree(generator: StyleGenerator, segmenter: Any, seed: int) -> Regio
 
 
 def found_before(folder: Path, args: argparse.Namespace) -> bool:
-    """Whether the folder holds what these flags would find."""
+    """Return whether the folder holds the regions that these flags would find."""
     try:
         report = read_object(folder / "regions.json")
     except (OSError, ValueError):

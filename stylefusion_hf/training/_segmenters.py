@@ -1,4 +1,4 @@
-"""Loading the segmenter of a training: the model's own, or one from the Hub."""
+"""Load the segmenter of a training: the model's own, or one from the Hub."""
 
 import argparse
 import os
@@ -14,41 +14,24 @@ from stylefusion_hf.models.segmenter import RegionSegmenter
 KINDS: dict[str, type[StrictModelMixin]] = {"RegionSegmenter": RegionSegmenter, "HubSegmenter": HubSegmenter}
 
 
-def add_arguments(group: argparse._ActionsContainer) -> None:
-    """The flags that choose a segmenter."""
-    group.add_argument(
-        "--segmenter",
-        metavar="ID_OR_FOLDER",
-        help="a semantic-segmentation model of transformers, or a segmenter that this package saved; the one in"
-        " --model if left out",
-    )
-    group.add_argument(
-        "--region_map",
-        "--region-map",
-        metavar="FILE",
-        help=f"which of its classes make which region: a JSON file, or one of {', '.join(shipped())}",
-    )
-    group.add_argument("--segmenter_revision", "--segmenter-revision", metavar="REV", help="of --segmenter on the Hub")
-
-
 def load_segmenter(args: argparse.Namespace) -> Any:
-    """The segmenter that the flags ask for, in evaluation mode on the CPU.
+    """Return the segmenter that the flags choose, in evaluation mode on the CPU.
 
     Raises:
-        ImportError: --segmenter needs transformers. OSError: it, or the model's segmenter/, is not there or damaged.
-        ValueError: --segmenter and --region_map do not go together, or do not fit; names both.
+        ImportError: --segmenter needs transformers. OSError: it, or the model's segmenter/, is missing or damaged.
+        ValueError: --segmenter and --region_map do not go together or do not fit; names both.
     """
     if args.segmenter is None:
         if args.region_map is not None or args.segmenter_revision is not None:
             flag = "--region_map" if args.region_map is not None else "--segmenter_revision"
-            raise ValueError(f"{flag} belongs to --segmenter: name a model of the Hub or a folder with it")
+            raise ValueError(f"{flag} belongs to --segmenter: name a Hub id or a folder there")
         where = {"revision": args.revision, "variant": args.variant}
         return own_segmenter(args.pretrained_model_name_or_path, "segmenter", **where)
     return chosen_segmenter(args.segmenter, args.region_map, args.segmenter_revision)
 
 
 def chosen_segmenter(name: str, region_map: str | None, revision: str | None = None) -> Any:
-    """A segmenter of this package's, or a network of transformers with a region map."""
+    """Return a segmenter of this package, or a network of transformers with a region map."""
     if saved_class(name, None, revision) in KINDS:
         if region_map is not None:
             raise ValueError(f"--segmenter {name} has regions of its own: leave --region_map out")
@@ -62,13 +45,13 @@ def chosen_segmenter(name: str, region_map: str | None, revision: str | None = N
 
 
 def own_segmenter(name: str, subfolder: str | None, **where: Any) -> Any:
-    """A segmenter that this package saved, of whichever class it is. OSError and ValueError as `from_pretrained`."""
+    """Return a segmenter saved by this package, of any class. OSError and ValueError as for `from_pretrained`."""
     kind = KINDS.get(saved_class(name, subfolder, where.get("revision")) or "", RegionSegmenter)
     return kind.from_pretrained(name, subfolder=subfolder, **where)
 
 
 def saved_class(name: str, subfolder: str | None, revision: str | None) -> str | None:
-    """The class that a model's config.json names; None where there is none, which loading then explains."""
+    """Return the class named in a model's config.json, or None if there is none; loading then explains it."""
     folder = Path(name, subfolder or "")
     try:
         if os.path.isdir(name):

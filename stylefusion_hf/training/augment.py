@@ -1,30 +1,26 @@
-"""Differentiable augmentation of what the discriminator sees, for small data sets.
+"""Random changes of training pictures: mirroring, and differentiable augmentation for small data sets.
 
-The lighter choice documented in docs/guides/train.md instead of the adaptive pipeline of StyleGAN2-ADA: fixed random
-brightness, saturation, contrast, translation and cutout, as proposed by Zhao et al., arXiv 2006.10738. Applied to real
-and generated images alike, so that the generator does not learn it.
+The augmentation is a lighter alternative to the adaptive pipeline of StyleGAN2-ADA (docs/guides/train.md): random
+brightness, saturation, contrast, translation and cutout of fixed strength, as proposed by Zhao et al., arXiv
+2006.10738. The discriminator sees real and generated images augmented alike, so the generator does not learn it.
 """
 
 import torch
 import torch.nn.functional as F
-
-POLICIES = ("color", "translation", "cutout")
-
-
-def parse_policy(text: str) -> tuple[str, ...]:
-    """`"none"` or a comma-separated choice of color, translation, cutout."""
-    names = () if text in ("", "none") else tuple(part.strip() for part in text.split(","))
-    unknown = [n for n in names if n not in POLICIES]
-    if unknown:
-        raise ValueError(f"unknown augmentation {unknown[0]!r}; choose none or some of {', '.join(POLICIES)}")
-    return names
+from torch import Tensor
 
 
-def augment(x: torch.Tensor, policy: tuple[str, ...], generator: torch.Generator | None = None) -> torch.Tensor:
-    """Images (B, C, H, W) in [-1, 1], each changed in its own way; differentiable."""
-    b, _, h, w = x.shape
+def mirror(draw: torch.Generator, *batches: Tensor) -> list[Tensor]:
+    """Mirror pictures or maps (B, ..., W) left to right, each sample with probability 1/2, the same in all batches."""
+    chosen = torch.rand(len(batches[0]), generator=draw).to(batches[0].device) < 0.5
+    return [torch.where(chosen.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x) for x in batches]
 
-    def uniform(low: float, high: float) -> torch.Tensor:
+
+def augment(x: Tensor, policy: tuple[str, ...], generator: torch.Generator | None = None) -> Tensor:
+    """Augment images (B, C, H, W) in [-1, 1], each with its own random values; differentiable."""
+    b, c, h, w = x.shape
+
+    def uniform(low: float, high: float) -> Tensor:
         return (torch.rand(b, 1, 1, 1, generator=generator) * (high - low) + low).to(x)
 
     if "color" in policy:
@@ -38,13 +34,10 @@ def augment(x: torch.Tensor, policy: tuple[str, ...], generator: torch.Generator
     if "translation" in policy:
         dy = uniform(-h / 8, h / 8).round().long()
         dx = uniform(-w / 8, w / 8).round().long()
-        # Index 0 of the padded image is black (zero), as is everything shifted in.
+        # Row and column 0 of the padded image are black; everything shifted in is read from them.
         iy, ix = (ys + dy + 1).clamp(0, h + 1), (xs + dx + 1).clamp(0, w + 1)
-        x = (
-            F.pad(x, (1, 1, 1, 1))
-            .gather(2, iy.expand(b, x.shape[1], h, w + 2))
-            .gather(3, ix.expand(b, x.shape[1], h, w))
-        )
+        padded = F.pad(x, (1, 1, 1, 1))
+        x = padded.gather(2, iy.expand(b, c, h, w + 2)).gather(3, ix.expand(b, c, h, w))
     if "cutout" in policy:
         cy, cx = uniform(0, h), uniform(0, w)
         hole = ((ys - cy).abs() < h / 4) & ((xs - cx).abs() < w / 4)

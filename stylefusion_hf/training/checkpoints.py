@@ -1,11 +1,10 @@
-"""Checkpoints that are whole or absent; `resuming.py` finds and loads them.
+"""Checkpoints that are complete or absent; `resuming.py` finds and loads them.
 
-A checkpoint is written under another name, flushed to the disk, given a manifest (sizes and digests of its files, the
-flags of its run, the digests of the weights that went in) and only then renamed. Whatever kills the run in between
-leaves the older checkpoint in place, and a folder whose files do not agree with its manifest (a power cut, a copy that
-broke off) is told from a whole one.
+A checkpoint is written under a temporary name, flushed to disk, given a manifest (sizes and digests of its files, the
+flags of the run, digests of the input weights) and only then renamed. A run killed in between leaves the older
+checkpoint in place, and the manifest exposes a folder whose files were damaged later (a power cut, a partial copy).
 
-In a run of several processes the main process alone reads and renames; what it finds is sent to the others, so that
+In a run of several processes only the main process reads and renames. It sends its findings to the others, so that
 all load the same checkpoint or stop with the same error.
 
 A training folder may be untrusted input: its files are safetensors and JSON (`states.py`), names and sizes are checked
@@ -39,34 +38,35 @@ NAME = re.compile(r"checkpoint-([0-9]{1,18})")
 PICKLES = (".pkl", ".bin", ".pt", ".pth", ".distcp")
 OLDER = (
     "it was written by an older version, as pickles, which can run code and are never opened: finish that run with the"
-    " version that began it, or begin another one from its networks with --model"
+    " version that started it, or begin another one from its networks with --model"
 )
 
-# --- What was written ------------------------------------------------------------------------------------------------
+# --- Reading ---------------------------------------------------------------------------------------------------------
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Checkpoints under their final name, oldest first; `damage` tells whether one is whole."""
+    """Return all checkpoints, oldest first; `damage` tells whether one is complete."""
     found = [p for p in Path(output_dir).glob("checkpoint-*") if NAME.fullmatch(p.name) and p.is_dir()]
     return sorted(found, key=step_of)
 
 
 def step_of(path: Path) -> int:
+    """Return the number of steps done before a checkpoint."""
     return int(path.name.removeprefix("checkpoint-"))
 
 
 def flags_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags as JSON gives them back, without the token."""
+    """Return the flags as they read back from JSON, without the token."""
     return json.loads(json.dumps({k: v for k, v in vars(args).items() if k != "hub_token" and k[0] != "_"}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint; ValueError that says what is wrong with it."""
+    """Return the manifest of a checkpoint. ValueError if it is missing or malformed."""
     file = folder / MANIFEST
     try:
         about = os.lstat(file)
         if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST_MANIFEST:
-            raise ValueError(f"it is no file of at most {LARGEST_MANIFEST >> 20} MiB")
+            raise ValueError(f"it is not a regular file of at most {LARGEST_MANIFEST >> 20} MiB")
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         pickles = any(p.suffix in PICKLES or p.is_dir() for p in folder.iterdir())
@@ -74,7 +74,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"its {MANIFEST} cannot be read: {one_line(error)}") from None
     if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
-        raise ValueError(f"its {MANIFEST} is not one of a checkpoint")
+        raise ValueError(f"its {MANIFEST} is not that of a checkpoint")
     if found.get("version") == 1:
         raise ValueError(OLDER)
     if found.get("version") != VERSION:
@@ -83,18 +83,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     known = {"step": int, "processes": int, "flags": dict, "inputs": dict}
     if wrong := [name for name, kind in known.items() if type(found.get(name)) is not kind]:
-        raise ValueError(f"its {MANIFEST} is not one of a checkpoint: {wrong[0]} is {short(found.get(wrong[0]))}")
+        raise ValueError(f"its {MANIFEST} is not that of a checkpoint: {wrong[0]} is {short(found.get(wrong[0]))}")
     for name, entry in found["files"].items():
         if not states.FILE.fullmatch(name):
-            raise ValueError(f"its {MANIFEST} lists {short(name)}, which is no file of a checkpoint")
+            raise ValueError(f"its {MANIFEST} lists {short(name)}, which is not a file of a checkpoint")
         sound = isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and isinstance(entry[1], str)
         if not sound:
-            raise ValueError(f"its {MANIFEST} does not tell the size and the sha256 of {name}")
+            raise ValueError(f"its {MANIFEST} lacks the size and the sha256 of {name}")
     return found
 
 
 def damage(folder: Path) -> str | None:
-    """What a checkpoint lacks, in words; None where its files are those that its manifest lists."""
+    """Describe the first difference between a checkpoint and its manifest; None if it is complete."""
     try:
         files = read_manifest(folder)["files"]
         for name, (size, _) in files.items():
@@ -103,7 +103,7 @@ def damage(folder: Path) -> str | None:
             except FileNotFoundError:
                 return f"{name} is missing"
             if not stat.S_ISREG(about.st_mode):
-                return f"{name} is no ordinary file"
+                return f"{name} is not a regular file"
             if about.st_size != size:
                 return f"{name} has {about.st_size} bytes, not {size}"
         for name, (_, digest) in files.items():
@@ -114,8 +114,8 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def last_good(output_dir: str | Path) -> str:
-    """Where to go on after an error, as the end of its message."""
+def describe_last_good(output_dir: str | Path) -> str:
+    """Return the end of an error message: which checkpoint to continue from."""
     for path in list_checkpoints(output_dir)[::-1]:
         if damage(path) is None:
             return f"the last good checkpoint is {path}: continue from it with --resume_from_checkpoint latest"
@@ -124,32 +124,33 @@ def last_good(output_dir: str | Path) -> str:
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
-_locks: dict[str, FolderLock] = {}  # of the output folders that this process trains into
+_locks: dict[str, FolderLock] = {}  # by output folder, of the trainings in this process
 
 
-def hold(output_dir: str | Path) -> None:
-    """Keep other processes from training into a folder until `let_go`. OSError where one does."""
+def lock_output(output_dir: str | Path) -> None:
+    """Keep other processes from training into a folder until `unlock_output`. OSError if one already does."""
     place = os.path.realpath(output_dir)
     if place not in _locks:
         _locks[place] = FolderLock(place, "training")
 
 
-def let_go(output_dir: str | Path) -> None:
+def unlock_output(output_dir: str | Path) -> None:
+    """Undo `lock_output`; does nothing for a folder that is not locked."""
     if lock := _locks.pop(os.path.realpath(output_dir), None):
         lock.release()
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What fails in the body is one OSError that names the file or folder `path` of an output folder."""
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn errors of writing `path`, in the output folder, into one OSError that says where to continue."""
     try:
         yield
     except SAVING_ERRORS as error:
-        raise OSError(f"{path} could not be written ({one_line(error)}); {last_good(path.parent)}") from error
+        raise OSError(f"{path} could not be written ({one_line(error)}); {describe_last_good(path.parent)}") from error
 
 
-def remove(path: Path) -> None:
-    """Renamed first, so that a removal that is cut short leaves no checkpoint with files missing."""
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint. It is renamed first, so that an interrupted removal leaves no incomplete checkpoint."""
     gone = path.with_name(f".partial-removed-{path.name}")
     shutil.rmtree(gone, ignore_errors=True)
     os.replace(path, gone)
@@ -160,13 +161,13 @@ def remove(path: Path) -> None:
 
 
 def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: int) -> Path:
-    """Write `checkpoint-{step}` under another name, then rename it: a checkpoint is whole or not there.
+    """Write `checkpoint-{step}` under a temporary name, then rename it; every process must call it.
 
-    Older ones than `--checkpoints_total_limit` allows go last, so that at no moment there is none.
+    Checkpoints beyond `--checkpoints_total_limit` are removed last, so that there is always one.
 
     Raises:
-        FloatingPointError: weights that are not finite, of which nothing is written.
-        OSError: it cannot be written (a full disk); what was there before is untouched.
+        FloatingPointError: something in it is not finite; nothing is written.
+        OSError: it cannot be written (a full disk); existing checkpoints are untouched.
     """
     output = Path(args.output_dir)
     path, partial = output / f"checkpoint-{step}", output / f".partial-checkpoint-{step}"
@@ -177,38 +178,38 @@ def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: in
     found = states.collect(accelerator)
     problem = run_everywhere(lambda: states.write(partial, found))
     if problem is None:
-        problem = run_everywhere(lambda: finish(args, partial, path, step) if accelerator.is_main_process else None)
+        problem = run_everywhere(lambda: complete(args, partial, path, step) if accelerator.is_main_process else None)
     if problem is not None:
         if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)  # gives the room back
+            shutil.rmtree(partial, ignore_errors=True)  # frees the disk space
         accelerator.wait_for_everyone()
-        room = shutil.disk_usage(output).free / 2**20
+        free = shutil.disk_usage(output).free / 2**20
         raise OSError(
-            f"{path} could not be written ({problem}): make room ({room:,.0f} MiB are free without it);"
-            f" {last_good(output)}"
+            f"{path} could not be written ({problem}): make room ({free:,.0f} MiB are free without it);"
+            f" {describe_last_good(output)}"
         )
     return path
 
 
-def finish(args: argparse.Namespace, partial: Path, path: Path, step: int) -> None:
-    """Add the manifest to what all processes wrote, rename, and let go of old checkpoints."""
+def complete(args: argparse.Namespace, partial: Path, path: Path, step: int) -> None:
+    """Add the manifest to the files of all processes, rename the folder, and remove old checkpoints."""
     files = {}
     for file in sorted(p for p in partial.rglob("*") if p.is_file()):
         files[file.relative_to(partial).as_posix()] = [file.stat().st_size, sha256_of(file)]
     about = {"version": VERSION, "step": step, "processes": PartialState().num_processes, "flags": flags_of(args)}
     write_json(partial / MANIFEST, {**about, "inputs": digests_of_inputs(args), "files": files})
-    if path.exists():  # this step was done before, by a run that went on from an older checkpoint
-        remove(path)
+    if path.exists():  # of an earlier run, before it was continued from an older checkpoint
+        remove_checkpoint(path)
     os.replace(partial, path)
     flush(path.parent)
     others = [c for c in list_checkpoints(path.parent) if c != path]
     if args.checkpoints_total_limit:
         for old in others[: max(0, len(others) + 1 - args.checkpoints_total_limit)]:
-            remove(old)
+            remove_checkpoint(old)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """All floating-point tensors of nested dicts and lists, of sharded ones the part that is here."""
+    """Yield the floating-point tensors in nested dicts and lists; of sharded tensors, this process's shard."""
     if isinstance(value, torch.Tensor):
         if value.is_floating_point() and value.numel():
             yield value.to_local() if hasattr(value, "to_local") else value
@@ -221,10 +222,10 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def check_finite(accelerator: Accelerator, output: Path, step: int) -> None:
-    """FloatingPointError where anything that a checkpoint keeps is not finite, in any process."""
+    """Raise a FloatingPointError if anything to be saved is not finite in any process."""
     parts = {
         "weights": accelerator._models,
-        "optimiser": accelerator._optimizers,
+        "optimizer": accelerator._optimizers,
         "state": accelerator._custom_objects,
     }
 
@@ -237,6 +238,6 @@ def check_finite(accelerator: Accelerator, output: Path, step: int) -> None:
     bad = run_everywhere(check)
     if bad is not None:
         raise FloatingPointError(
-            f"the {bad} has numbers that are not finite at step {step}, nothing was written; {last_good(output)} and a"
-            " lower --learning_rate"
+            f"the {bad} has numbers that are not finite at step {step}, nothing was written;"
+            f" {describe_last_good(output)}, and lower --learning_rate"
         )

@@ -1,7 +1,7 @@
-"""The guard against collapse: every dial of the tree is turned by itself, and must still move its part of the picture.
+"""Collapse detection: each dial of the tree, turned alone, must still change its part of the picture.
 
-A gate that ignores one of its inputs is a minimum that fusion nets fall into: the fused picture stays plausible, the
-losses of the other regions improve, and the dial is dead. Nothing in a contrast over whole mixes says so.
+A gate that ignores one of its inputs is a common local minimum of fusion nets: the fused picture stays plausible, the
+losses of the other regions improve, and the dial is dead. A contrast over complete mixes does not show it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from stylefusion_hf.training.criterion import Criterion
 
 logger = logging.getLogger("stylefusion_hf")
-DEAD_LEAF, DEAD_COMMON = 0.02, 0.002  # of what taking the whole other picture changes there
+DEAD_LEAF, DEAD_COMMON = 0.02, 0.002  # thresholds of `CollapseGuard.responses`
 
 
 class CollapseGuard:
@@ -23,10 +23,10 @@ class CollapseGuard:
 
     Args:
         criterion: for its pool, tree and networks.
-        pairs: plain pictures that are paired with as many others.
+        pairs: number of pairs of plain pictures to test on.
 
     Attributes:
-        dead: the nodes whose dial did nothing at the last check.
+        dead: nodes whose dial did nothing at the last check.
     """
 
     def __init__(self, criterion: Criterion, pairs: int = 8):
@@ -45,24 +45,24 @@ class CollapseGuard:
 
     @torch.no_grad()
     def responses(self, fuse: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, float]:
-        """{node: how much its dial changes, relative to taking the whole other picture}.
+        """Return {node: the change by its dial, relative to that of taking the other picture entirely}.
 
-        Measured where the node's regions are in either picture. NaN for a region that none of the pairs shows.
+        Measured where the node's regions are in either picture. NaN for a region that no pair shows.
         """
         plain, other = self._pictures(self.base), self._pictures(self.source)
-        whole = (other - plain).abs().sum(dim=1)  # (N, H, W)
+        largest = (other - plain).abs().sum(dim=1)  # (N, H, W)
         found = {}
         for node in self.tree.active:
             codes = dict.fromkeys(self.tree.nodes, self.base) | {node: self.source}
             change = (self._pictures(fuse(codes)) - plain).abs().sum(dim=1)
             rows = [self.names.index(leaf) for leaf in self.tree.subtree(node) if leaf in self.names]
             mask = self.masks[:, rows].amax(dim=1)
-            total = (whole * mask).sum()
+            total = (largest * mask).sum()
             found[node] = float((change * mask).sum() / total) if total > 0 else float("nan")
         return found
 
     def check(self, fuse: Callable[[dict[str, Tensor]], Tensor], step: int) -> dict[str, float]:
-        """{"dial NODE": response} for the log; warns of every dial that does nothing now."""
+        """Return {"dial NODE": response} to log, and warn of every dial that does nothing."""
         if self._last is not None and self._last[0] == step:
             return self._last[1]
         found, before = self.responses(fuse), self.dead
@@ -72,8 +72,8 @@ class CollapseGuard:
             net = node if node in self.tree.fused else self.tree.parent(node)
             logger.warning(
                 "collapse: at step %d the dial of %s does nothing (net %s): it changes %.2f %% of what another picture"
-                " changes there. Lower --learning_rate or raise --static_steps; --objective composed asks for each"
-                " region by itself",
+                " changes there. Lower --learning_rate or raise --static_steps; --objective composed has a loss for"
+                " each region",
                 step,
                 node,
                 net,

@@ -1,18 +1,18 @@
-"""The composed objective, which the shipped nets are trained on: a whole target picture for every mix of codes.
+"""The composed objective, used for the shipped nets: a complete target picture for every mix of codes.
 
-A sample assigns codes to the nodes of the tree. The plain picture of the root's code is its FRAME: where things should
-be. The plain picture of a leaf's code is the OWNER of that region: what it should look like. The target is put
-together from the owners' pictures, each region moved into the frame's pose and painted back to front.
+A sample assigns codes to the nodes of the tree. The plain picture of the root's code is the FRAME: where things should
+be. The plain picture of a leaf's code is the OWNER of that region: what it should look like. The target is composed
+from the owners' pictures, each region moved into the frame's pose and painted back to front.
 
-    locality   regions whose code is the frame's stay as they are in the target
-    transfer   the other regions become what they are in the target
+    locality   regions that keep the frame's code look as in the target
+    transfer   the other regions look as in the target
     regions    the fused picture's segmentation is the target's
     pose       the pose regions' centers are the frame's
-    layout     where an inner node's children lie toward each other is as in the picture of that node's own code
+    layout     an inner node's children are placed relative to each other as in the picture of that node's own code
 
 B samples, R regions, listed back to front; images (B, 3, H, W) in [-1, 1], probabilities (B, R, H, W). Distances are
-relative to those of two random pictures: 1 means "as far as a stranger's" for every region and generator. Lengths and
-areas are fractions of the picture, so that the terms say the same at every resolution.
+divided by those between two random pictures: 1 means "as far as an unrelated picture" for every region and generator.
+Lengths and areas are fractions of the picture, so that terms are comparable between resolutions.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ from torch import Tensor
 
 from stylefusion_hf.evaluation.measurement import distance
 
-WEIGHTS = {"locality": 1.0, "transfer": 1.5, "regions": 0.3, "pose": 0.5, "layout": 0.05}
-CELLS = 64  # pictures are compared in cells of 1/64 of the width, which an estimated pose is good for
+CELLS = 64  # pictures are compared in cells of 1/64 of the width, the accuracy of an estimated pose
 
 # --- The target ------------------------------------------------------------------------------------------------------
 
 
 def compose(claims: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Which region should be where, by the painter's algorithm.
+    """Compute which region should be where, by the painter's algorithm.
 
     Args:
-        claims: (B, R, H, W), where each region lies in its owner's picture, in the frame's pose.
-        hidden: (B, R, H, W), where the frame has the region and its owner's picture hides it (skin under that
-            picture's hair): it goes on there, in unknown colors, behind what hid it.
+        claims: (B, R, H, W), where each region is in its owner's picture, moved into the frame's pose.
+        hidden: (B, R, H, W), where the frame shows the region but its owner's picture hides it (skin under that
+            picture's hair): there the region continues, in unknown colors, behind what hides it.
 
     Returns:
-        layout (B, H, W), the foremost region that claims the place or is hidden there, -1 where none does; owner
-        (B, H, W), the same, but -1 where its color is not known.
+        layout: (B, H, W), the foremost region that claims the pixel or is hidden there, -1 where there is none.
+        owner: (B, H, W), the same, but -1 where its color is unknown.
     """
     depth = torch.arange(claims.shape[1], device=claims.device)[:, None, None]
     layout = torch.where(claims | hidden, depth, -1).amax(dim=1)
@@ -53,9 +52,11 @@ def compose(claims: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cell_features(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) in cells: mean colors and, where a cell is more than a pixel, how much detail it has.
+    """Average images (B, C, H, W) over cells; if a cell is more than a pixel, also measure how much detail it has.
 
-    The phase of detail finer than a cell is not known up to the pose's error; its strength is. (B, C or 2 C, h, w).
+    The pose's error makes the phase of detail finer than a cell unknown, but not its strength.
+
+    Returns (B, C or 2 C, h, w).
     """
     side = max(1, images.shape[-1] // CELLS)
     if side == 1:
@@ -66,8 +67,10 @@ def cell_features(images: Tensor) -> Tensor:
 
 
 def masked_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """Sum of |a - b| of `cell_features` (B, C, h, w) under a weight (B, h, w), (B,): the mean over cells of 1/64, 1/32
-    and 1/16 of the picture's width, those of them that are a pixel or more. The larger ones forgive small shifts.
+    """Return the weighted sum (B,) of |a - b| of `cell_features` (B, C, h, w); weight (B, h, w).
+
+    The mean over cells of 1/64, 1/32 and 1/16 of the picture's width (at least a pixel each). Larger cells forgive
+    small shifts.
     """
     difference = (a - b) * weight[:, None]
     sums: list[Tensor] = []
@@ -78,13 +81,14 @@ def masked_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
         difference = F.avg_pool2d(difference, 2)
 
 
-def relative_distance(image: Tensor, target: Tensor, stranger: Tensor, mask: Tensor, floor: float = 0.02) -> Tensor:
-    """How far an image is from its target under a mask (B, H, W), in units of how far a stranger is from it, (B,).
+def relative_distance(image: Tensor, target: Tensor, unrelated: Tensor, mask: Tensor, floor: float = 0.02) -> Tensor:
+    """Return the distance (B,) of images from their targets, divided by that of unrelated pictures.
 
-    0 where the mask is empty. `floor`: the mean difference that at least counts, so that look-alikes do not weigh
-    infinitely.
+    Args:
+        mask: (B, H, W), the pixels to compare. The distance is 0 if there are none.
+        floor: least mean difference to divide by, so that similar pictures do not weigh infinitely.
     """
-    seen, wanted, other = (cell_features(x) for x in (image, target, stranger))
+    seen, wanted, other = (cell_features(x) for x in (image, target, unrelated))
     weight = F.adaptive_avg_pool2d(mask.to(image.dtype), (seen.shape[-2], seen.shape[-1]))
     least = floor * weight.sum(dim=(1, 2)) * image.shape[1]
     scale = masked_distance(other, wanted, weight) + least
@@ -92,7 +96,7 @@ def relative_distance(image: Tensor, target: Tensor, stranger: Tensor, mask: Ten
 
 
 def segmentation_loss(probs: Tensor, layout: Tensor, frame: Tensor) -> Tensor:
-    """Cross entropy (B,) of the fused picture's regions with those of the target.
+    """Return the cross entropy (B,) between the fused picture's regions and the target's.
 
     Args:
         probs: (B, R, H, W).
@@ -110,12 +114,15 @@ def segmentation_loss(probs: Tensor, layout: Tensor, frame: Tensor) -> Tensor:
 
 
 def pose_error(centers: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """Mean distance (B,) of the pose regions' centers (B, P, 2) from where they should be; weight (B, P) of each."""
+    """Return the weighted mean distance (B,) of the pose regions' centers (B, P, 2) from the wanted ones.
+
+    weight: (B, P).
+    """
     return (weight * distance(centers, wanted)).sum(dim=1) / weight.sum(dim=1).clamp_min(1e-6)
 
 
 def offsets(centers: Tensor, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
-    """Where the first group of regions lies as seen from the second, for each pair of groups: (B, pairs, 2)."""
+    """Return the offset (B, pairs, 2) of the first group of regions from the second, for each pair of groups."""
     return torch.stack([centers[:, list(a)].mean(dim=1) - centers[:, list(b)].mean(dim=1) for a, b in pairs], dim=1)
 
 
@@ -123,10 +130,10 @@ def offsets(centers: Tensor, pairs: Sequence[tuple[Sequence[int], Sequence[int]]
 
 
 def composed_terms(c, sample, references, found, weight: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Each term as (values, which of them count or None for all).
+    """Return each term as (values, mask of those that count, or None if all do).
 
     Args:
-        c: the `Criterion`, for its pool, its roles and its scales.
+        c: the `Criterion`, for its pool, roles and scales.
         sample, references: of B mixes.
         found: the `Description` of the fused pictures.
         weight: (R,), of the regions.
@@ -136,15 +143,15 @@ def composed_terms(c, sample, references, found, weight: Tensor) -> dict[str, tu
     terms: dict[str, tuple[Tensor, Tensor | None]] = {}
     if references.picture is not None:
         foreign = sample.owners != sample.frame[:, None]  # (B, R)
-        stranger = pool.pictures(torch.where(foreign, sample.owners, -1).amax(dim=1).clamp_min(0))
+        unrelated = pool.pictures(torch.where(foreign, sample.owners, -1).amax(dim=1).clamp_min(0))
         swapped = foreign.gather(1, references.color_of.clamp_min(0).flatten(1)).view_as(references.color_of)
         known = references.color_of >= 0
         still, carried = known & ~swapped, known & swapped
-        terms["locality"] = relative_distance(found.images, references.picture, stranger, still), None
+        terms["locality"] = relative_distance(found.images, references.picture, unrelated, still), None
         mean_weight = (foreign * weight).sum(dim=1) / foreign.sum(dim=1).clamp_min(1)
         left = relative_distance(found.images, references.picture, frame, carried)
         terms["transfer"] = left * mean_weight, None
-        terms["left"] = left, None  # unweighted: what is reported as 1 - T
+        terms["left"] = left, None  # unweighted, reported as 1 - T
         labels = pool.label_maps(sample.frame).long()
         terms["regions"] = segmentation_loss(found.probs, references.layout, labels), None
     if c.weights["pose"]:

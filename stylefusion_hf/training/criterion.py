@@ -1,7 +1,7 @@
-"""The loss of fusion nets: samples, their references, and the weighted sum of the terms that the flags name.
+"""The loss of fusion nets: samples, their references, and the weighted sum of the terms that the flags choose.
 
-`composed.py` is the objective that ships, `contrastive.py` the one that the paper describes, `objectives.py` has what
-else was tried. This module draws, scales and sums.
+`composed.py` is the objective of the shipped nets, `contrastive.py` the one that the paper describes, `objectives.py`
+has other terms that were tried. This module draws, scales and sums.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from stylefusion_hf.core.memory import MemoryPlan, memory_budget
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.measurement import border_width
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
+from stylefusion_hf.training.choices import TERMS, Shares
 from stylefusion_hf.training.composed import composed_terms
 from stylefusion_hf.training.contrastive import contrastive_terms
 from stylefusion_hf.training.networks import Description, FrozenNetworks
@@ -23,11 +24,9 @@ from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.references import Fuse, ReferenceMaker, RegionReferences
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import Sample, SampleSource
-from stylefusion_hf.training.sampling import Shares
 from stylefusion_hf.training.scales import StrangerScales
 
-TERMS = ("outside", "looks", "locality", "transfer", "regions", "pooled", "spatial", "pose", "layout", "realism")
-NEED_PICTURE = ("locality", "transfer", "regions")  # terms that need a whole picture put together from the owners
+NEED_PICTURE = ("locality", "transfer", "regions")  # terms that need a target picture composed from the owners'
 
 
 class Criterion:
@@ -35,17 +34,17 @@ class Criterion:
 
     Args:
         tree, roles: the regions.
-        networks: frozen ones.
+        networks: the frozen networks.
         pool: plain pictures.
-        weights: of `TERMS`. Terms of weight 0 are not computed, but for the looks, which are watched anyway, and for
-            those that one of `NEED_PICTURE` brings along.
-        reference: of `references.REFERENCES`: what owns a region's look.
-        deficit: exponent of the weights by lacking transfer (0: all regions alike).
+        weights: of `TERMS`. Terms of weight 0 are not computed, except the looks, which are always logged, and those
+            that come with any of `NEED_PICTURE`.
+        reference: one of `references.REFERENCES`: the picture that a region should resemble.
+        deficit: exponent of the regions' weights by missing transfer (0: equal weights).
         temperature: of the contrasts.
         discriminator: for realism.
-        negatives: how many pictures of the pool the pooled contrast sets against the owner.
-        power: of the differences that make the change outside.
-        plan: how many samples at once, for memory; all of them if left out.
+        negatives: number of the pool's pictures that the pooled contrast uses as negatives.
+        power: of the differences in the change outside.
+        plan: how many samples fit into memory at once; by default all of them.
     """
 
     def __init__(
@@ -88,15 +87,15 @@ class Criterion:
         self.scales = StrangerScales(self.source, self.references, roles, power, self.plan.references)
 
     def draw(self, batch: int, draw: torch.Generator, shares: Shares) -> Sample:
-        """A batch of samples."""
+        """Draw a batch of samples."""
         return self.source.draw(batch, draw, shares)
 
     def codes(self, sample: Sample) -> dict[str, Tensor]:
-        """{node: style codes (B, S)}."""
+        """Return {node: style codes (B, S)}."""
         return self.source.codes(sample)
 
     def targets(self, sample: Sample, fuse: Fuse | None = None) -> RegionReferences:
-        """What the samples should look like; `fuse` makes the aligned references."""
+        """Return what the samples should look like; `fuse` makes the aligned references."""
         return self.references(sample, fuse)
 
     def __call__(
@@ -105,14 +104,14 @@ class Criterion:
         references: RegionReferences,
         found: Description,
         transfer: Tensor | None = None,
-        whole: Sample | None = None,
+        batch: Sample | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Mean losses by term, and what is left of each region's distance where it alone was swapped.
+        """Return the mean loss of each term, and the remaining distance of regions that were swapped alone.
 
         Args:
             found: the fused pictures.
-            transfer: (R,), how much of each region's look has been carried over of late, for the deficit's weights.
-            whole: the batch that `sample` is a part of: the losses of its parts sum to the whole batch's.
+            transfer: (R,), the recent transfer of each region's look, for the deficit's weights.
+            batch: the batch that `sample` is a part of; the losses of its parts sum to that of the batch.
 
         Returns:
             {term: number}; (2, R): the sum of (1 - T) over single swaps, and their number.
@@ -127,16 +126,17 @@ class Criterion:
         if "left" in terms:
             left = terms.pop("left")[0][:, None]
             lacking = left if self.weights["transfer"] else lacking
-        counts = self.counts(sample if whole is None else whole)
+        batch = sample if batch is None else batch
+        counts = self.counts(batch)
         losses = {}
         for name, (values, chosen) in terms.items():
             total = values.sum() if chosen is None else (values * chosen).sum()
-            losses[name] = total / counts.get(name, len(sample if whole is None else whole))
+            losses[name] = total / counts.get(name, len(batch))
         alone = (sample.counted & sample.single[:, None]).float()
         return losses, torch.stack([(lacking.detach() * alone).sum(dim=0), alone.sum(dim=0)])
 
     def counts(self, sample: Sample) -> dict[str, Tensor]:
-        """Over how much the terms that leave mixes out take their means."""
+        """Return the number of values that terms with a mask average over."""
         chosen = {
             "pose": sample.frame != sample.base,
             "layout": sample.nodes[:, self.group_columns] != sample.base[:, None],
@@ -145,5 +145,5 @@ class Criterion:
         return {name: x.sum().clamp_min(1) for name, x in chosen.items()}
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum."""
+        """Return the weighted sum of the terms."""
         return torch.stack([self.weights[name] * value for name, value in losses.items() if self.weights[name]]).sum()

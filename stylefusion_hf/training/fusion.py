@@ -5,9 +5,10 @@
 FOLDER holds generator/ and segmenter/ (and, for the realism term, discriminator/). Without a segmenter, `--regions
 auto` finds regions in the generator; `--segmenter ID_OR_FOLDER --region_map FILE` takes one of the Hub
 (docs/guides/any-generator.md). Codes are sampled and a pool of their plain pictures is described once; each step mixes
-codes of the pool by the tree and asks of the fused pictures what `--objective` says: `composed.py` (ours, which ships)
-or `contrastive.py` (the paper's description; its training code is not public). Pictures, masks and losses are of
---train_resolution pixels. `--config FILE` reads flags from JSON.
+codes of the pool by the tree and compares the fused pictures with the goal of `--objective`: `composed.py` (ours, used
+for the shipped nets) or `contrastive.py` (the paper's description; its training code is not public). Pictures, masks
+and losses have --train_resolution pixels. `--config FILE` reads flags from JSON.
+With `--max_train_steps 0` nothing is trained: the gates are measured, see `measured.py`.
 """
 
 import argparse
@@ -22,27 +23,29 @@ from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import save_image, write_text
 from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.evaluation.brief import brief
-from stylefusion_hf.evaluation.evaluate import build_subject
-from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
-from stylefusion_hf.training._regions import check_regions, take_regions
-from stylefusion_hf.training.card import model_card
+from stylefusion_hf.training._regions import take_regions
+from stylefusion_hf.training.card import keep_source, model_card
 from stylefusion_hf.training.collapse import CollapseGuard
-from stylefusion_hf.training.common import Log, build_schedule, ema_update, export, finishing, push_to_hub, start
+from stylefusion_hf.training.common import build_schedule, ema_update, finishing, push_to_hub, save_model, start
 from stylefusion_hf.training.criterion import Criterion
 from stylefusion_hf.training.fusion_flags import check_objective, parse_args, shares_of
 from stylefusion_hf.training.fusion_setup import (
     build_criterion,
     build_fusion,
+    find_judges,
     fit_preview,
     load_frozen,
     measure_step,
     set_start_gates,
 )
 from stylefusion_hf.training.fusion_step import Clock, Transfers, backward, discriminator_step
-from stylefusion_hf.training.loop import MicroBatch, fit
+from stylefusion_hf.training.loop import MicroBatch, Phase, fit
+from stylefusion_hf.training.measured import measure
+from stylefusion_hf.training.region_flags import check_regions
+from stylefusion_hf.training.reports import Log
 
 __all__ = ["main", "parse_args", "train"]
 logger = logging.getLogger("stylefusion_hf")
@@ -53,9 +56,11 @@ def train(args: argparse.Namespace) -> Path:
     check_objective(args)
     check_regions(args)
     shares_of(args)
-    accelerator, started = start(args), time.monotonic()
+    accelerator, started = start(args, least_steps=0), time.monotonic()
     torch.manual_seed(args.seed)
     with finishing(accelerator):
+        if args.max_train_steps == 0:
+            return measure(args, accelerator, started)
         training = FusionTraining(args, accelerator)
         training.fit()
         if accelerator.is_main_process:
@@ -64,10 +69,10 @@ def train(args: argparse.Namespace) -> Path:
 
 
 class FusionTraining:
-    """Models, data and loss of a fusion training, and what happens around its steps.
+    """Models, data and loss of a fusion training, and what happens between its steps.
 
     Raises:
-        ValueError: flags that do not fit the model. OSError: a model that is not there.
+        ValueError: flags that do not fit the model. OSError: a model is missing.
     """
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator):
@@ -112,13 +117,13 @@ class FusionTraining:
             self.judge, self.judge_optimizer = accelerator.prepare(self.discriminator, adam)
             self.discriminator.requires_grad_(False)
 
-        # What is watched.
+        # Monitoring.
         self.transfers, self.clock = Transfers(len(self.criterion.roles.names), device), Clock(device)
         self.tallies: list[torch.Tensor] = []
         self.figures: dict[str, float] = {}  # of the last step, for the model card
 
     def new_criterion(self, resolution: int | None = None) -> Criterion:
-        """A pool and its criterion, at a resolution or at --train_resolution; says what memory they take."""
+        """Return a criterion with its pool, at a resolution or by default --train_resolution; logs their memory."""
         found = build_criterion(
             self.args,
             self.tree,
@@ -134,7 +139,7 @@ class FusionTraining:
         return found
 
     def criterion_at(self, step: int) -> Criterion:
-        """The criterion of a step, which counts from 0."""
+        """Return the criterion of a step, which counts from 0."""
         if step < self.args.max_train_steps - self.args.full_resolution_steps:
             return self.criterion
         if self.full_criterion is None:
@@ -144,7 +149,7 @@ class FusionTraining:
     # --- A step ---
 
     def loss(self, model: torch.nn.Module, micro: MicroBatch) -> dict[str, torch.Tensor]:
-        """Gradients of a micro-batch; what is logged of it."""
+        """Compute the gradients of a micro-batch; return scalars to log."""
         criterion = self.criterion_at(micro.step)
         sample = criterion.draw(self.args.train_batch_size, micro.draw, self.shares)
         losses, tally, images = backward(
@@ -184,12 +189,12 @@ class FusionTraining:
         self.figures = found if done == self.args.max_train_steps else {}
 
     def measure(self) -> dict[str, float]:
-        """The ruler's figures of the averaged nets."""
+        """Return the ruler's figures of the averaged nets."""
         return {} if self.judges is None else brief(self.pipe, self.judges, self.args.validation_pairs)
 
     def after_checkpoint(self, done: int) -> None:
         if self.accelerator.is_main_process:
-            export(self.average, self.folder / "fusion")
+            save_model(self.average, self.folder / "fusion")
 
     # --- The run ---
 
@@ -197,12 +202,8 @@ class FusionTraining:
         fit(
             self.args,
             self.accelerator,
-            self.model,
-            self.optimizer,
-            self.schedule,
-            self.loss,
+            Phase(self.model, self.optimizer, self.schedule, self.loss, self.before_update),
             state={"ema": self.average, "transfers": self.transfers},
-            before_update=self.before_update,
             after_update=self.after_update,
             before_report=self.before_report,
             validate=self.validate,
@@ -210,16 +211,17 @@ class FusionTraining:
         )
 
     def finish(self, seconds: float) -> None:
-        """Write the pipeline and its card, and upload them where that is asked for."""
+        """Save the pipeline and its card, and upload them if that is asked for."""
         self.guard.check(self.average.fuse, self.args.max_train_steps)
         self.pipe.save_pretrained(self.folder)
         card = model_card(self.args, self.tree, self.figures or self.measure(), seconds, self.guard.dead)
         write_text(self.folder / "README.md", card)
+        keep_source(self.args.pretrained_model_name_or_path, self.folder)
         push_to_hub(self.args, self.folder)
 
 
 def parameters_of(fusion: FusionHierarchy) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """Those of the constant part of the gates, and those of the MLPs; FSDP puts others in their place."""
+    """Return the parameters of the gates' constant part, and those of the MLPs; FSDP replaces both."""
     parts: tuple[list, list] = ([], [])
     for name, parameter in fusion.named_parameters():
         parts[not name.endswith(("gate_bias", "gate_novelty"))].append(parameter)
@@ -228,7 +230,7 @@ def parameters_of(fusion: FusionHierarchy) -> tuple[list[torch.nn.Parameter], li
 
 @torch.no_grad()
 def save_sheet(fusion: FusionHierarchy, criterion: Criterion, path: Path, rows: int = 6) -> None:
-    """Rows of the pool: base, source, one swapped leaf per column, and the base with all inner codes of the source."""
+    """Save rows of base, source, one swapped leaf per column, and the base with the source's inner codes."""
     tree, pool, networks = criterion.tree, criterion.pool, criterion.networks
     rows = min(rows, len(pool) // 2)
     base, source = pool.codes[:rows], pool.codes[rows : 2 * rows]
@@ -240,25 +242,6 @@ def save_sheet(fusion: FusionHierarchy, criterion: Criterion, path: Path, rows: 
     images = images.unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(image_grid(images, columns), path)
-
-
-def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline, found: Path | None = None) -> Judges | None:
-    """The ruler's judges, which watch and never teach: those of --judges, those `found` with the regions, or the
-    embedded ones; None, with a line that says why, where none fit.
-
-    ValueError or FileNotFoundError for a folder that was named and does not do.
-    """
-    if not args.validation_pairs:
-        return None
-    try:
-        judges = load_judges(args.judges or found, pipe.generator.device)
-        build_subject(pipe, judges)
-    except (ValueError, FileNotFoundError) as error:
-        if args.judges:
-            raise
-        logger.info("no ruler's figures in this training: %s", error)
-        return None
-    return judges
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a fusion training is made of: new nets, the frozen networks, and the objective that the flags describe."""
+"""The parts of a fusion training: new nets, the frozen networks, and the objective that the flags describe."""
 
 import argparse
 import contextlib
@@ -24,14 +24,19 @@ from stylefusion_hf.core.memory import (
 )
 from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.evaluation.evaluate import build_subject
+from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
+from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.regions.distillation import distil
-from stylefusion_hf.training.common import export
-from stylefusion_hf.training.criterion import TERMS, Criterion
+from stylefusion_hf.regions.working_size import LARGEST
+from stylefusion_hf.training.choices import TERMS
+from stylefusion_hf.training.common import save_model
+from stylefusion_hf.training.criterion import Criterion
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
@@ -39,14 +44,15 @@ from stylefusion_hf.training.samples import Sample
 from stylefusion_hf.training.start_gates import driving_layers, measure_energies, start_gates
 
 logger = logging.getLogger("stylefusion_hf")
+POOL_OF_PREVIEWS = 512  # pictures in the pool, on a CPU, of generators above LARGEST px, if the flags do not say
 LEAST_AGREEMENT = 0.8  # IoU of a segmenter on training pictures with itself on full ones, below which one is distilled
 
 
 def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) -> FusionHierarchy:
     """New nets, small ones that start as constant gates; those of layers beyond --train_resolution stay constant."""
     resolution, own = training_resolution(args.train_resolution, g.picture_sizes), args.rgb_indicators
-    whole = resolution == g.config.resolution
-    convs, rgbs = driving_layers(g, resolution)
+    whole = resolution == g.config.resolution and args.max_train_steps > 0
+    convs, rgbs = driving_layers(g, resolution) if args.max_train_steps else (0, 0)  # no MLP without training
 
     def layers(resolutions: list[int], limit: int) -> int:
         return sum(r <= limit for r in resolutions)
@@ -78,7 +84,7 @@ def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) 
 def load_frozen(
     args: argparse.Namespace, accelerator: Accelerator
 ) -> tuple[StyleGenerator, StyleGAN2Discriminator | None]:
-    """Generator and (if the realism term wants it) discriminator of the given folder, frozen."""
+    """Return the frozen generator and, if the realism term needs it, the frozen discriminator in --model."""
     if not args.pretrained_model_name_or_path:
         raise ValueError("--model is missing: a folder or Hub id that holds generator/")
     where = {"revision": args.revision, "variant": args.variant}
@@ -96,21 +102,19 @@ def load_frozen(
 
 
 def fit_preview(args: argparse.Namespace, g: StyleGenerator) -> None:
-    """Give a generator that makes no pictures of the training resolution a head for them, fitted to its full pictures.
+    """Fit a preview head to the generator if it has no pictures of the training resolution.
 
-    The head is saved with the generator. ValueError for a resolution that the generator has no features of.
+    The head is saved with the generator. ValueError for a resolution of which the generator has no features.
     """
     sizes = sorted({*g.feature_sizes, *g.picture_sizes})
     wanted = training_resolution(args.train_resolution, sizes)
     if wanted not in g.picture_sizes:
         quality = g.fit_preview(wanted, seed=args.seed)
-        logger.info("pictures of %d px are those of a fitted head: %.1f dB from reduced full ones", wanted, quality)
+        logger.info("a fitted head makes pictures of %d px: %.1f dB from downscaled full ones", wanted, quality)
 
 
 def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminator:
-    """The same discriminator, its minibatch-deviation channels taken to be 0: a picture's logit must not depend on its
-    neighbors'.
-    """
+    """Return the discriminator without minibatch deviation, so that a logit depends on one picture alone."""
     extra = d.config.mbstd_channels
     if not extra:
         return d
@@ -118,7 +122,7 @@ def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminato
     plain = StyleGAN2Discriminator(**config)
     state = d.state_dict()
     state["conv.weight"] = state["conv.weight"][:, :-extra]
-    # Equalized layers divide by the root of their inputs' number, which is smaller now.
+    # Equalized layers divide by the root of their number of inputs, which is smaller now.
     state["conv.weight"] = state["conv.weight"] * math.sqrt((d.conv.weight.shape[1] - extra) / d.conv.weight.shape[1])
     plain.load_state_dict(state)
     return plain
@@ -133,12 +137,12 @@ def build_criterion(
     resolution: int | None = None,
     precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> Criterion:
-    """The objective that the flags describe, with its pool; at `resolution` instead of --train_resolution if given."""
+    """Return the objective of the flags, with its pool, at `resolution` or by default at --train_resolution."""
     weights = {name: getattr(args, f"{name}_weight") for name in TERMS}
     known = list(segmenter.config.regions)
     roles = Roles.of(tree, known, args.pose_regions, args.static_regions)
     if args.layout_weight and not roles.groups:
-        logger.info("--layout_weight plays no part: the tree %s has no fused inner node below the root", tree)
+        logger.info("--layout_weight has no effect: the tree %s has no fused inner node below the root", tree)
         weights["layout"] = 0.0
         if not any(weights.values()):
             raise ValueError("every other term's weight is 0: there is nothing to train for")
@@ -165,18 +169,20 @@ def build_criterion(
 
 
 def plan_memory(args: argparse.Namespace, g: Any, size: int, regions: int, pool_size: int | None) -> MemoryPlan:
-    """The pool's share of --memory_gib, at pictures of `size` px."""
+    """Plan the pool's share of --memory_gib for pictures of `size` px."""
     device = g.device
     budget = memory_budget(device, args.memory_gib)
     forward = forward_bytes(g.feature_sizes, size)
+    if pool_size is None and device.type == "cpu" and g.config.resolution > LARGEST:
+        pool_size = POOL_OF_PREVIEWS  # what memory holds would take a core many minutes to render
     return plan_pool(budget, device.type, size, regions, args.train_batch_size, forward, pool_size)
 
 
 def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks, codes: torch.Tensor) -> None:
-    """As --segmenter_resolution says, or as measured on pictures of style codes (N, S).
+    """Set the segmenter's resolution to --segmenter_resolution, or by measuring on pictures of style codes (N, S).
 
-    Where the segmenter cannot make out training pictures at any size, a small one is distilled, which learns from them
-    what the segmenter says of full ones. It is kept in OUTPUT_DIR for resumed trainings.
+    If the segmenter fails on training pictures at every size, it is distilled into a small one for them, which learns
+    from its labels of full pictures. It stays in OUTPUT_DIR for resumed trainings.
     """
     size = networks.resolution
     if args.segmenter_resolution is not None:
@@ -184,13 +190,15 @@ def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks,
             raise ValueError(f"--segmenter_resolution must be at least 16, got {args.segmenter_resolution}")
         networks.segmenter_resolution = args.segmenter_resolution
         return
+    if networks.segmenter.config.get("resolution") == size:
+        return  # it was made for these pictures
     agreement = networks.choose_segmenter_resolution(codes)
-    found = f"IoU {agreement:.2f} with what it says of full ones"
+    found = f"IoU {agreement:.2f} with its labels of full ones"
     if agreement >= LEAST_AGREEMENT:
         seen = networks.segmenter_resolution
         logger.info("the segmenter sees training pictures of %d px at %d px: %s", size, seen, found)
         return
-    logger.info("the segmenter does not make out pictures of %d px (%s): distilling one that does", size, found)
+    logger.info("the segmenter fails on pictures of %d px (%s): distilling one for them", size, found)
     folder, teacher = Path(args.output_dir, f"segmenter-{size}px"), networks.segmenter
     with PartialState().main_process_first(), PartialState().local_main_process_first():
         if not (folder / "config.json").is_file():
@@ -203,7 +211,7 @@ def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks,
                 memory_gib=args.memory_gib,
                 resolution=size,
             )
-            export(student, folder)
+            save_model(student, folder)
             logger.info("its IoU on held-out pictures: %.2f", iou["mean"])
         student = RegionSegmenter.from_pretrained(folder)
     networks.segmenter = student.eval().requires_grad_(False).to(networks.generator.device)
@@ -211,7 +219,7 @@ def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks,
 
 
 def measure_step(criterion: Criterion, fusion: FusionHierarchy, sample: Sample) -> None:
-    """Complete the criterion's plan by what a sample's step takes; `sample`: one or two mixes."""
+    """Complete the criterion's plan with the measured memory of a step. `sample`: one or two mixes."""
     networks, plan = criterion.networks, criterion.plan
     known = [
         *fusion.parameters(),
@@ -231,14 +239,33 @@ def measure_step(criterion: Criterion, fusion: FusionHierarchy, sample: Sample) 
 
 
 def set_start_gates(args: argparse.Namespace, fusion: FusionHierarchy, criterion: Criterion) -> None:
-    """Constant gates from --start_pictures pictures, a few at a time."""
+    """Set constant gates, measured on --start_pictures pictures, a few at a time."""
     networks, plan = criterion.networks, criterion.plan
     g, full = networks.generator, networks.full_resolution
     draw = step_generator(args.seed, 0, purpose=7)
     codes = draw_codes(g, args.start_pictures, draw, args.min_psi, args.mixed_share)
-    # With gradients every map is kept, and its copies: about four times what rendering takes.
+    # Gradients keep every map and its copies: about four times the memory of rendering.
     batch, full_batch = (
         chunk_size(4 * forward_bytes(g.feature_sizes, r), plan.budget * RENDER_SHARE, 64)
         for r in (networks.resolution, full)
     )
     start_gates(fusion, measure_energies(networks, codes, batch, full_batch, args.seed), criterion.roles.names)
+
+
+def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline, found: Path | None = None) -> Judges | None:
+    """The ruler's judges, which watch and never teach: those of --judges, those `found` with the regions, or the
+    embedded ones; None, with a line that says why, where none fit.
+
+    ValueError or FileNotFoundError for a folder that was named and does not do.
+    """
+    if not args.validation_pairs:
+        return None
+    try:
+        judges = load_judges(args.judges or found, pipe.generator.device)
+        build_subject(pipe, judges)
+    except (ValueError, FileNotFoundError) as error:
+        if args.judges:
+            raise
+        logger.info("no ruler's figures in this training: %s", error)
+        return None
+    return judges

@@ -1,4 +1,4 @@
-"""One step of a fusion training, timed part by part."""
+"""One step of a fusion training, with the time of each part."""
 
 import contextlib
 import time
@@ -15,7 +15,7 @@ from stylefusion_hf.training.samples import Sample
 
 
 class Clock:
-    """Seconds per step by part, since the last reading."""
+    """Measures seconds per step by part, since the last reading."""
 
     def __init__(self, device: torch.device):
         self.device, self.seconds = device, dict.fromkeys(("fusion", "generator", "segmenter", "objective"), 0.0)
@@ -28,30 +28,30 @@ class Clock:
         self.seconds[part] += self._now() - started
 
     def _now(self) -> float:
-        if self.device.type == "cuda":  # kernels are queued: without waiting, the last part would get all the time
+        if self.device.type == "cuda":  # kernels are queued: without waiting, the last part would get all their time
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """{"s generator": seconds, ...}, and back to zero."""
+        """Return {"s generator": seconds, ...}, and start again at zero."""
         found = {f"s {name}": value / max(self.steps, 1) for name, value in self.seconds.items()}
         self.seconds, self.steps = dict.fromkeys(self.seconds, 0.0), 0
         return found
 
 
 def detached(x: Tensor) -> Tensor:
-    """The same numbers as a leaf of a new graph, so that each part's backward pass can be timed by itself."""
+    """Return the same values as a leaf of a new graph, so that each part's backward pass is timed separately."""
     return x.detach().requires_grad_()
 
 
 class Transfers:
-    """How much of each region's look single swaps have carried over of late; the same in all processes."""
+    """The recent transfer of each region's look in single swaps; the same in all processes."""
 
     def __init__(self, regions: int, device: torch.device, decay: float = 0.98):
         self.mean, self.decay = torch.zeros(regions, device=device), decay
 
     def update(self, tally: Tensor, accelerator: Accelerator) -> None:
-        """tally: (2, R), sums of 1 - T and their numbers."""
+        """Update the moving averages. tally: (2, R), sums of 1 - T, and their numbers."""
         left, number = accelerator.reduce(tally, "sum").unbind()
         new = 1 - left / number.clamp_min(1)
         self.mean = torch.where(number > 0, self.decay * self.mean + (1 - self.decay) * new, self.mean)
@@ -73,10 +73,10 @@ def backward(
     accelerator: Accelerator,
     scale: float,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Adds a sample's gradients to the nets', in as many parts as memory asks for.
+    """Add a sample's gradients to the nets', in as many parts as memory requires.
 
     Returns:
-        losses by term; the tally of `Criterion`; the images, if the criterion has a discriminator, else none of them.
+        The losses by term; the tally of `Criterion`; the images, of which there are none without a discriminator.
     """
     losses: dict[str, Tensor] = {}
     tallies, images = [], []
@@ -94,7 +94,7 @@ def backward(
 def _backward(
     criterion: Criterion, model, ema, sample: Sample, whole: Sample, transfer, clock: Clock, accelerator, scale: float
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """One part of `backward`."""
+    """Do one part of `backward`."""
     networks = criterion.networks
     # Forward: codes -> fused code -> picture and feature maps -> segmentation -> losses.
     with clock("objective"):
@@ -126,7 +126,7 @@ def _backward(
 
 
 def discriminator_step(d, optimizer, plain: Tensor, fused: Tensor, accelerator: Accelerator) -> Tensor:
-    """Fine-tunes the discriminator on plain against fused pictures; its loss."""
+    """Fine-tune the discriminator on plain against fused pictures, and return its loss."""
     d.requires_grad_(True)
     loss = F.softplus(-d(plain).logits).mean() + F.softplus(d(fused).logits).mean()
     optimizer.zero_grad()

@@ -1,7 +1,7 @@
-"""What judges say of a generator while it trains: how many kinds of each attribute it draws, and KID.
+"""Validation of a generator by judges: how many kinds of each attribute it draws, and KID.
 
-A loss does not show a collapse; the number of kinds does, within one validation. The judges of `evaluation/judges.py`
-watch and never teach.
+A loss does not reveal a collapse; the number of kinds does, within one validation. The judges of
+`evaluation/judges.py` take no part in training.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from stylefusion_hf.evaluation.judges import PortraitJudge, load_judges
 from stylefusion_hf.evaluation.statistics import effective_number, kid, share_on_manifold
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
-REAL_START = 3_000_000  # avatars from here on are seen neither by trainings nor by the evaluation
-FIRST_SEED = 7_000_000  # of the codes that are judged: always the same ones, so that figures are comparable
-NEAREST = 2000  # pictures whose distances are compared for recall
+REAL_START = 3_000_000  # avatars from here on are used by no training and no evaluation
+FIRST_SEED = 7_000_000  # of the judged codes, always the same ones, so that figures are comparable
+NEAREST = 2000  # pictures that precision and recall compare
 
 
 @torch.no_grad()
 def describe(
     judge: PortraitJudge, images: Callable[[range], Tensor], count: int, batch: int = 50
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Features (N, D), and the most likely class of every attribute (N,), of images that come by number."""
+    """Return features (N, D) and each attribute's most likely class (N,) of the first `count` images."""
     features: list[Tensor] = []
     found: dict[str, list[Tensor]] = {name: [] for name in judge.class_counts}
     for start in range(0, count, batch):
@@ -39,30 +39,30 @@ def describe(
 
 
 def load_judge(folder: str | Path, count: int) -> PortraitJudge:
-    """The portrait judge among the judges in `folder`, for samples of `count` pictures.
+    """Return the portrait judge in `folder`, to judge `count` pictures.
 
     Raises:
-        FileNotFoundError: no judges there. ValueError: no portrait judge among them, or a count under 10.
+        FileNotFoundError: the folder has no judges. ValueError: none is a portrait judge, or the count is below 10.
     """
     if count < 10:
         raise ValueError(f"--validation_samples must be at least 10, got {count}")
     judge = load_judges(folder).portrait
     if judge is None:
         raise ValueError(
-            f"the judges in {folder} have no portrait/, which counts kinds: make them with `stylefusion train judges"
+            f"the judges in {folder} have no portrait/, which counts kinds: train them with `stylefusion train judges"
             " --avatars N`"
         )
     return judge
 
 
 class SampleJudge:
-    """Judges a generator's plain samples (psi 1) beside real pictures.
+    """Compares a generator's samples (psi 1) with real pictures.
 
     Args:
         judge: the network that describes pictures.
-        real: real pictures (n, 3, H, W) in [-1, 1] by number.
-        count: pictures on each side.
-        device: where the judge works.
+        real: returns the real pictures (n, 3, H, W) in [-1, 1] of a range of numbers.
+        count: number of real and of generated pictures.
+        device: of the judge.
     """
 
     def __init__(
@@ -77,7 +77,10 @@ class SampleJudge:
 
     @torch.no_grad()
     def figures(self, g: StyleGAN2Generator) -> dict[str, float]:
-        """KID x 1000, precision, recall, the effective kinds of each attribute and their mean share of the data's."""
+        """Return KID x 1000, precision, recall, and the effective number of kinds of each attribute.
+
+        "kinds, share of the data's" is their mean ratio to the kinds of the real pictures.
+        """
 
         def images(numbers: range) -> Tensor:
             z = seeds_to_z(range(FIRST_SEED + numbers.start, FIRST_SEED + numbers.stop), g.config.z_dim)
@@ -97,5 +100,5 @@ class SampleJudge:
         }
 
     def reference(self) -> dict[str, Any]:
-        """The kinds of the real pictures, for the log."""
+        """Return the kinds of the real pictures, to log."""
         return {f"kinds of {name} in the data": value for name, value in self.kinds.items()}

@@ -1,9 +1,8 @@
-"""A generator and a discriminator for twice the resolution, which start as the trained ones do.
+"""Grow a generator and a discriminator to twice the resolution without changing what they compute.
 
-The generator's new block adds nothing to the upsampled picture until its toRGB layer, which starts at zero, has
-learned to. The discriminator's new block adds nothing to what the old discriminator sees of the halved picture: that
-picture keeps its own way in (`input_skips`), and the block's last layers start at zero. So both networks go on from
-where they were, and no separate fading is needed.
+The generator's new block adds nothing to the upsampled picture at first, because its toRGB layer starts at zero. The
+discriminator's new block adds nothing either, because its last layers start at zero, while the downsampled picture
+keeps its own input (`input_skips`). Both networks continue where they were, so no fading-in is needed.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from stylefusion_hf.models.stylegan2 import StyleGAN2Generator, ToRGB
 
 
 def own_config(model: ConfigMixin) -> dict[str, Any]:
-    """The constructor's arguments, without what diffusers notes beside them."""
+    """Return the constructor's arguments, without the entries that diffusers adds."""
     return {name: value for name, value in model.config.items() if not name.startswith("_")}
 
 
 @torch.no_grad()
 def grow_generator(old: StyleGAN2Generator, width: int) -> StyleGAN2Generator:
-    """A generator with one more block, of `width` channels; its pictures are the old ones, upsampled."""
+    """Return a generator with another block of `width` channels, whose pictures are the old ones, upsampled."""
     config = own_config(old)
     new = StyleGAN2Generator(
         **{**config, "resolution": 2 * config["resolution"], "channels": [*config["channels"], width]}
@@ -36,7 +35,7 @@ def grow_generator(old: StyleGAN2Generator, width: int) -> StyleGAN2Generator:
     for layers, trained in ((new.synthesis.convs, old.synthesis.convs), (new.synthesis.rgbs, old.synthesis.rgbs)):
         for layer, source in zip(layers, trained, strict=False):
             layer.load_state_dict(source.state_dict())
-    # The affine layers are one matrix: conv0, conv1, ..., rgb0, rgb1, ..., so that the new block's lie in two places.
+    # The affine layers form one matrix, conv0, conv1, ..., rgb0, rgb1, ..., with rows of the new block in two places.
     convs, rgbs = sum(old.conv_sizes), sum(old.rgb_sizes)
     start = sum(new.conv_sizes)
     pairs = ((new.affine_weight, old.affine_weight), (new.affine_bias, old.affine_bias))
@@ -49,7 +48,7 @@ def grow_generator(old: StyleGAN2Generator, width: int) -> StyleGAN2Generator:
 
 @torch.no_grad()
 def grow_discriminator(old: StyleGAN2Discriminator, width: int) -> StyleGAN2Discriminator:
-    """A discriminator with one more block, of `width` channels; its logits are the old ones of the halved image."""
+    """Return a discriminator with another block of `width` channels, whose logits are the old ones at half size."""
     config = own_config(old)
     new = StyleGAN2Discriminator(
         **{
@@ -78,12 +77,13 @@ def grow_discriminator(old: StyleGAN2Discriminator, width: int) -> StyleGAN2Disc
 def grow_models(
     folder: str | Path, resolution: int, channels: list[int] | None
 ) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator]:
-    """The networks in `folder` (generator/ and discriminator/) with one more block.
+    """Return the networks in `folder` (generator/ and discriminator/), each with another block.
 
     Args:
-        folder: what a training at half of `resolution` wrote.
-        resolution: that of the grown networks.
-        channels: theirs, from 4 x 4 up. All but the last must be the trained ones; None takes half of their last.
+        folder: written by a training at half of `resolution`.
+        resolution: of the grown networks.
+        channels: of the grown networks, from 4 x 4 up. All but the last must equal the trained ones. None gives the
+            new block half the channels of the last one.
 
     Raises:
         ValueError: networks of another resolution, other channels, or class-conditional ones.
@@ -99,14 +99,16 @@ def grow_models(
                 f" got {resolution}"
             )
         if model.config.label_dim:
-            raise ValueError(f"this trainer is for unconditional models; the {name} in {folder} wants class labels")
+            raise ValueError(
+                f"this trainer is for unconditional models, but the {name} in {folder} expects class labels"
+            )
     trained = list(g.config.channels)
     if channels is None:
         return grow_generator(g, max(trained[-1] // 2, 8)), grow_discriminator(d, max(d.config.channels[-1] // 2, 8))
     if list(channels[:-1]) != trained or list(d.config.channels) != trained:
         raise ValueError(
-            f"--channels {','.join(map(str, channels))} does not continue the networks in {folder}: the generator"
-            f" there has {','.join(map(str, trained))}, the discriminator"
+            f"--channels {','.join(map(str, channels))} does not continue the networks in {folder}: its generator"
+            f" has {','.join(map(str, trained))}, its discriminator"
             f" {','.join(map(str, d.config.channels))}"
         )
     return grow_generator(g, channels[-1]), grow_discriminator(d, channels[-1])

@@ -1,4 +1,6 @@
-"""Which weights go into a training: the sha256 of their files, which checkpoints keep and resumption compares."""
+"""The sha256 of the weights that go into a training, stored in checkpoints and compared on resumption."""
+
+from __future__ import annotations
 
 import argparse
 import os
@@ -8,8 +10,9 @@ from pathlib import Path
 
 from stylefusion_hf.core.files import sha256_of
 from stylefusion_hf.core.hub_files import snapshot, weight_patterns
+from stylefusion_hf.core.named_models import find_model
 
-# What each trainer takes from --model.
+# The components of --model that each trainer uses.
 COMPONENTS = {
     "generator": ("generator", "discriminator"),
     "segmenter": ("segmenter",),
@@ -20,11 +23,11 @@ COMPONENTS = {
 
 
 def digests_of_inputs(args: argparse.Namespace) -> dict[str, str]:
-    """Flag and file -> sha256, of the weights that --model, --segmenter and --regions name, and of --region_map.
+    """Return {flag and file: sha256} of the weights named by --model, --segmenter and --regions, and of --region_map.
 
-    Computed once for an `args`, when the run begins (`forget_inputs`): what happens to the files later plays no part.
-    Files below --output_dir are left out, since the run itself writes there. Weights that cannot be found are left
-    out too: loading them explains why.
+    Computed once per `args`, when the run begins (`forget_inputs`), so later changes of the files do not matter. Files
+    inside --output_dir are left out, since the run itself writes there, and so are missing weights: loading them
+    explains the problem.
     """
     if getattr(args, "_inputs", None) is None:
         out = Path(os.path.realpath(args.output_dir))
@@ -34,11 +37,12 @@ def digests_of_inputs(args: argparse.Namespace) -> dict[str, str]:
 
 
 def forget_inputs(args: argparse.Namespace) -> None:
-    """Have the next `digests_of_inputs` look at the files again."""
+    """Make the next `digests_of_inputs` read the files again."""
     args._inputs = None
 
 
 def _files(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Yield (flag and name, path) of every input file."""
     given = vars(args)
     model, segmenter, regions = (given.get(name) for name in ("pretrained_model_name_or_path", "segmenter", "regions"))
     if model:
@@ -60,7 +64,9 @@ def _files(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
 
 
 def _weights(flag: str, name: str, part: str, revision: str | None, variant: str | None) -> Iterator[tuple[str, Path]]:
-    """The weight files of a component, of a folder or of the Hub's commit that is loaded."""
+    """Yield the weight files of a component, from a folder or from the Hub's commit that is loaded."""
+    with suppress(FileNotFoundError):
+        name = find_model(name)
     folder, patterns = Path(name), weight_patterns(part, variant)
     if not os.path.exists(name):
         with (

@@ -1,20 +1,18 @@
-"""Train the judges: the networks that `stylefusion evaluate` uses, on data and seeds that no other training saw.
+"""Train the judges: the networks that `stylefusion evaluate` uses, on data and seeds that no other training sees.
 
     accelerate launch -m stylefusion_hf.training.judges --model FOLDER --output_dir runs/judges --avatars 20000
     accelerate launch -m stylefusion_hf.training.judges --model FOLDER --output_dir runs/mine --train_data_dir DATASET
 
-Three of them, each from its own seed: the segmenter (of another architecture than the one that trains), the portrait
-judge (pose, parts and colors; avatars only, since it needs the renderer's labels) and the discriminator, which learns
-to tell real pictures from plain samples of the frozen generator in --model. DATASET has the layout that `stylefusion
-data avatars` writes. The output folder is what `load_judges` takes: segmenter/, portrait/ and discriminator/ in half
-precision, and judges.json with the held-out figures and the command that made each; the runs with their checkpoints
-are below runs/.
+There are three, each with its own seed: the segmenter (its architecture differs from the one used in training), the
+portrait judge (pose, parts and colors; avatars only, since it needs the renderer's labels) and the discriminator,
+which learns to separate real pictures from plain samples of the frozen generator in --model. DATASET has the layout
+that `stylefusion data avatars` writes. `load_judges` reads the output folder: segmenter/, portrait/ and discriminator/
+in half precision, and judges.json with held-out figures and the command that made each. The runs and their checkpoints
+are in its subfolder runs/.
 """
 
 import argparse
-import contextlib
 import json
-import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -24,223 +22,128 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import remove_partials, write_json
-from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.randomness import step_generator
-from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training import segmenter
-from stylefusion_hf.training._discriminator import default_channels, plain_samples, realness_loss, telling_apart
-from stylefusion_hf.training.augment import parse_policy
-from stylefusion_hf.training.checkpoints import let_go
-from stylefusion_hf.training.common import (
-    Log,
-    State,
-    build_schedule,
-    common_parser,
-    gathered,
-    one_process_first,
-    push_to_hub,
-    resume,
-    save_checkpoint,
-    start,
-    step_batches,
-    step_generators,
-    sync_when,
-)
+from stylefusion_hf.training._discriminator import default_channels, plain_samples, realness_loss, separation
+from stylefusion_hf.training.choices import parse_augmentations
+from stylefusion_hf.training.common import build_schedule, finishing, gathered, push_to_hub, start
+from stylefusion_hf.training.datasets import FIRST_HELD_OUT, held_out_avatars, load_avatars
+from stylefusion_hf.training.judges_flags import JUDGES, arguments_of, parse_args, reasons_to_skip
+from stylefusion_hf.training.loop import MicroBatch, Phase, fit
 
-JUDGES = {"segmenter": RegionSegmenter, "portrait": PortraitJudge, "discriminator": StyleGAN2Discriminator}
-# A step's loss and its parts for the log, from (the model as accelerate wraps it, micro-batch, draw, step).
-Loss = Callable[[nn.Module, dict[str, Tensor], torch.Generator, int], tuple[Tensor, dict[str, Tensor]]]
+__all__ = ["JUDGES", "main", "parse_args", "train"]
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    p = common_parser(
-        "stylefusion train judges",
-        "Train the networks that only the evaluation uses.",
-        train_batch_size=24,
-        max_train_steps=None,
-        lr_scheduler="cosine",
-        lr_warmup_steps=50,
-        max_grad_norm=1.0,
-        seed=11,
-        use_ema=False,
-    )
-    source = p.add_mutually_exclusive_group(required=True)
-    source.add_argument("--avatars", type=int, metavar="N", help="train on the first N avatars, rendered here")
-    source.add_argument("--train_data_dir", help="folder with images/, labels/ and dataset.json")
-    p.add_argument("--only", help=f"which judges, of {','.join(JUDGES)}; all that can be made if left out")
-    p.add_argument("--data_seed", type=int, default=1, help="of the avatars; generators and fusion nets train on 0")
-    p.add_argument("--cache_dir", help="where rendered avatars are kept; --output_dir/data if left out")
-    p.add_argument("--segmenter_steps", type=int, default=1600, help="unless --max_train_steps is given, as below")
-    p.add_argument("--portrait_steps", type=int, default=5000)
-    p.add_argument("--discriminator_steps", type=int, default=1000)
-    p.add_argument(
-        "--segmenter_channels",
-        help="widths of the U-Net's levels (default: 24,32,48,64,96, and one more 96 for each doubling above 64 px)",
-    )
-    p.add_argument("--discriminator_channels", help="from 4 x 4 up; 96,96,64,48,32 at 64 pixels if left out")
-    p.add_argument("--degrade", type=float, default=1.0, help="strength of the random degradation; 0 for none")
-    p.add_argument(
-        "--augment", default="none", help="none, or some of color,translation,cutout: where the discriminator overfits"
-    )
-    p.add_argument("--r1_gamma", type=float, default=0.5, help="weight of the discriminator's R1; 0 for none")
-    p.add_argument("--r1_interval", type=int, default=16, help="steps between two R1 penalties")
-    p.add_argument("--eval_avatars", type=int, default=512, help="held-out pictures for the figures; 0 for none")
-    p.add_argument("--dataloader_num_workers", type=int, default=0)
-    args = p.parse_args(argv)
-    given = {k: v for k, v in vars(args).items() if v != p.get_default(k) and k not in ("hub_token", "push_to_hub")}
-    given = {"model" if k == "pretrained_model_name_or_path" else k: v for k, v in given.items()}
-    args.command = "stylefusion train judges " + " ".join(
-        f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k} {shlex.quote(str(v))}"
-        for k, v in given.items()
-    )
-    return args
+# --- Training one judge ----------------------------------------------------------------------------------------------
 
 
-def chosen(args: argparse.Namespace) -> dict[str, str | None]:
-    """Every judge, with the reason why it is not made, or None where it is.
-
-    ValueError for an impossible --only, and for flags of this trainer that are out of range.
-    """
-    wanted = list(JUDGES) if args.only is None else [name.strip() for name in args.only.split(",")]
-    unknown = [name for name in wanted if name not in JUDGES]
-    if unknown:
-        raise ValueError(f"--only {args.only}: there is no judge {unknown[0]!r}; choose some of {', '.join(JUDGES)}")
-    for flag, least in (("r1_interval", 1), ("eval_avatars", 0), ("degrade", 0), ("r1_gamma", 0)):
-        if getattr(args, flag) < least:
-            raise ValueError(f"--{flag} must be at least {least}, got {getattr(args, flag)}")
-    why = {name: None if name in wanted else "--only names others" for name in JUDGES}
-    lacks = {}
-    if not args.avatars:
-        lacks["portrait"] = "it learns from the avatars' labels (--avatars); without it, pose comes from the masks"
-    if not args.pretrained_model_name_or_path:
-        lacks["discriminator"] = "it needs the generator whose pictures it tells from real ones (--model)"
-    for name, reason in lacks.items():
-        if why[name] is None:
-            if args.only is not None:
-                raise ValueError(f"--only {args.only}: no {name} can be trained: {reason}")
-            why[name] = reason
-    return why
-
-
-def arguments_of(args: argparse.Namespace, name: str) -> argparse.Namespace:
-    """The flags of one judge's own run, as the trainers and common.py know them."""
-    own = argparse.Namespace(**vars(args))
-    own.output_dir = str(Path(args.output_dir) / "runs" / name)
-    own.cache_dir = args.cache_dir or str(Path(args.output_dir) / "data")
-    own.seed = args.seed + list(JUDGES).index(name)
-    own.push_to_hub = False  # all judges together, in the end
-    if args.max_train_steps is None:
-        own.max_train_steps = getattr(args, f"{name}_steps")
-        if own.max_train_steps < 1:
-            raise ValueError(f"--{name}_steps must be at least 1, got {own.max_train_steps}")
-    return own
-
-
-def segmenter_channels(resolution: int) -> str:
-    """Widths of the segmenter's levels: one more for each doubling above 64 pixels, so that its field grows with the
-    picture.
-    """
-    more = max(0, (resolution // 64).bit_length() - 1)
-    return ",".join(["24,32,48,64,96", *["96"] * more])
-
-
-# --- One loop for the two that are not a trainer's already -----------------------------------------------------------
-
-
-def fit(
+def fit_judge(
     args: argparse.Namespace,
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    dataset: Dataset,
-    loss_of: Loss,
+    dataset: Any,
+    loss: Callable[[nn.Module, MicroBatch], tuple[Tensor, dict[str, Tensor]]],
 ) -> Any:
-    """Train to `max_train_steps`, from a checkpoint where the flags ask for it; the model itself, in eval mode."""
+    """Train a judge and return it in eval mode. `loss` returns the loss of a micro-batch and scalars to log."""
     schedule = build_schedule(args, optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(State(schedule=schedule))
-    first = resume(accelerator, args)
-    batches = step_batches(dataset, args, accelerator, first, args.dataloader_num_workers)
-    log, n, total = Log(accelerator, args), args.gradient_accumulation_steps, args.max_train_steps
-    bar = tqdm(total=total, initial=first, disable=not accelerator.is_main_process, desc=Path(args.output_dir).name)
-    with bar, contextlib.ExitStack() as stack:
-        stack.callback(let_go, args.output_dir)
-        for tracker in accelerator.trackers:  # closed also after an error; the process group stays for the next judge
-            stack.callback(tracker.finish)
-        for step in range(first, total):
-            parts = {k: v.to(accelerator.device).chunk(n) for k, v in next(batches).items()}
-            optimizer.zero_grad()
-            for i, draw in enumerate(step_generators(args, accelerator, step)):
-                with sync_when(accelerator, model, i == n - 1):
-                    loss, logged = loss_of(model, {k: v[i] for k, v in parts.items()}, draw, step)
-                    accelerator.backward(loss / n)
-                log.add(loss=loss, **logged)
-            if args.max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            done = step + 1
-            bar.update()
-            if done % args.logging_steps == 0 or done == total:
-                log.report(done, bar)
-            if done % args.checkpointing_steps == 0 or done == total:
-                save_checkpoint(accelerator, args, done)
+
+    def backward(model: nn.Module, micro: MicroBatch) -> dict[str, Tensor]:
+        value, logged = loss(model, micro)
+        accelerator.backward(value * micro.scale)
+        return {"loss": value, **logged}
+
+    with finishing(accelerator, end_processes=False):  # the next judge needs them
+        fit(args, accelerator, Phase(model, optimizer, schedule, backward), dataset=dataset)
     return gathered(accelerator, model).eval()
 
 
-# --- The three judges: each returns the model in full precision and its held-out figures (from the main process) -----
+# --- The three judges ------------------------------------------------------------------------------------------------
+# Each function returns the model in full precision and, in the main process, its held-out figures.
 
 
 def train_segmenter(args: argparse.Namespace) -> tuple[Any, dict]:
+    """Train the segmenter with its own trainer, on other data and with other widths."""
     own = arguments_of(args, "segmenter")
     own.channels = args.segmenter_channels or segmenter_channels(args.resolution)
     own.pretrained_model_name_or_path = None
     folder = segmenter.train(own)
     if not PartialState().is_main_process:
         return None, {}
-    figures = folder / "iou.json"
+    report = folder / "iou.json"
     model = RegionSegmenter.from_pretrained(folder, subfolder="segmenter")
-    return model, {"IoU": json.loads(figures.read_text(encoding="utf-8"))} if figures.is_file() else {}
+    return model, {"IoU": json.loads(report.read_text(encoding="utf-8"))} if report.is_file() else {}
+
+
+def segmenter_channels(resolution: int) -> str:
+    """Return widths of the segmenter's levels: each doubling above 64 pixels adds one, to see as much of a picture."""
+    more = max(0, (resolution // 64).bit_length() - 1)
+    return ",".join(["24,32,48,64,96", *["96"] * more])
 
 
 def train_portrait(args: argparse.Namespace) -> tuple[Any, dict]:
-    from stylefusion_hf.data.avatars import avatar_spec, cached_arrays, render_arrays
-    from stylefusion_hf.training._portrait import PortraitDataset, judge_figures, judge_loss, new_judge
+    """Train the portrait judge on avatars and the renderer's labels."""
+    from stylefusion_hf.training._portrait import avatar_dataset, judge_figures, judge_loss, new_judge
 
     own = arguments_of(args, "portrait")
     accelerator = start(own)
-    with one_process_first(accelerator):
-        images, _ = cached_arrays(own.cache_dir, args.avatars, args.resolution, args.data_seed)
-    dataset = PortraitDataset(images, [avatar_spec(i, args.data_seed) for i in range(args.avatars)])
+    dataset = avatar_dataset(load_avatars(own, accelerator, args.resolution)[0], 0, args.data_seed)
     torch.manual_seed(own.seed)
     model = new_judge(args.resolution)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-4)
-    model = fit(
-        own, accelerator, model, optimizer, dataset, lambda m, x, draw, _: judge_loss(m, x, draw, args.degrade)
-    )
+
+    def loss(judge: nn.Module, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        return judge_loss(judge, micro.batch, micro.draw, args.degrade)
+
+    model = fit_judge(own, accelerator, model, optimizer, dataset, loss)
     if not args.eval_avatars or not accelerator.is_main_process:
         return model, {}
-    first = 1_000_000  # as the segmenter's trainer: far behind any training index
-    images, _ = render_arrays(args.eval_avatars, args.resolution, args.data_seed, first, workers=1, progress=False)
-    held = PortraitDataset(images, [avatar_spec(first + i, args.data_seed) for i in range(args.eval_avatars)])
+    images = held_out_avatars(args.eval_avatars, args.resolution, args.data_seed).images
+    held = avatar_dataset(images, FIRST_HELD_OUT, args.data_seed)
     draw = step_generator(own.seed, 0, purpose=9)
     figures = {"held-out": judge_figures(model, held), "held-out, degraded": judge_figures(model, held, draw)}
     return model, figures
 
 
 def train_discriminator(args: argparse.Namespace) -> tuple[Any, dict]:
+    """Train the discriminator on real pictures against samples of the generator in --model."""
     own = arguments_of(args, "discriminator")
-    own.max_grad_norm = 0.0  # lazy R1 is a large gradient once in a while, which clipping would all but remove
-    policy = parse_policy(args.augment)
+    own.max_grad_norm = 0.0  # lazy R1 is an occasional large gradient, which clipping would all but remove
+    policy = parse_augmentations(args.augment)
     accelerator = start(own)
     torch.manual_seed(own.seed)
+    g = load_generator(args).to(accelerator.device)
+    model = new_discriminator(args)
+    # With momentum, unlike a discriminator whose opponent moves.
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))
+    dataset, _ = segmenter.build_dataset(own, accelerator)
+
+    def loss(d: nn.Module, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        gamma = args.r1_gamma * args.r1_interval if micro.step % args.r1_interval == 0 else 0.0
+        real = micro.batch["image"]
+        return realness_loss(d, real, plain_samples(g, len(real), micro.draw), policy, gamma, micro.draw)
+
+    model = fit_judge(own, accelerator, model, optimizer, dataset, loss)
+    if not args.eval_avatars or not accelerator.is_main_process:
+        return model, {}
+    held: Any = dataset
+    if not args.train_data_dir:
+        held = held_out_avatars(args.eval_avatars, args.resolution, args.data_seed)
+    real = torch.stack([held[i]["image"] for i in range(min(args.eval_avatars, len(held)))])
+    fake = plain_samples(g, args.eval_avatars, step_generator(own.seed, 0, purpose=9))
+    kind = "training pictures" if args.train_data_dir else "held-out avatars"
+    return model, {f"{kind} against fresh samples": separation(model, real, fake)}
+
+
+def load_generator(args: argparse.Namespace) -> StyleGenerator:
+    """Return the frozen generator in --model. ValueError if it is for another resolution."""
     g = StyleGenerator.from_pretrained(
         args.pretrained_model_name_or_path,
         subfolder="generator",
@@ -252,33 +155,17 @@ def train_discriminator(args: argparse.Namespace) -> tuple[Any, dict]:
         raise ValueError(
             f"--resolution is {args.resolution}, but the generator in --model makes {g.config.resolution} px images"
         )
-    g = g.to(accelerator.device).eval().requires_grad_(False)
+    return g.eval().requires_grad_(False)
+
+
+def new_discriminator(args: argparse.Namespace) -> StyleGAN2Discriminator:
+    """Return an untrained discriminator, without minibatch deviation, so that it judges each picture by itself."""
     text = args.discriminator_channels or ",".join(map(str, default_channels(args.resolution)))
-    try:  # without the minibatch deviation: what it says of a picture must not depend on the others in its batch
+    try:
         channels = [int(c) for c in text.split(",")]
-        model = StyleGAN2Discriminator(resolution=args.resolution, channels=channels, mbstd_channels=0)
+        return StyleGAN2Discriminator(resolution=args.resolution, channels=channels, mbstd_channels=0)
     except ValueError as error:
         raise ValueError(f"--discriminator_channels {text}: {error}") from None
-    # With momentum, unlike a discriminator whose opponent moves.
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))
-    dataset, _ = segmenter.build_dataset(own, accelerator)
-
-    def loss_of(d: nn.Module, batch: dict[str, Tensor], draw: torch.Generator, step: int):
-        gamma = args.r1_gamma * args.r1_interval if step % args.r1_interval == 0 else 0.0
-        return realness_loss(d, batch["image"], plain_samples(g, len(batch["image"]), draw), policy, gamma, draw)
-
-    model = fit(own, accelerator, model, optimizer, dataset, loss_of)
-    if not args.eval_avatars or not accelerator.is_main_process:
-        return model, {}
-    held = (
-        dataset
-        if args.train_data_dir
-        else segmenter.held_out_avatars(args.eval_avatars, args.resolution, args.data_seed)
-    )
-    real = torch.stack([held[i]["image"] for i in range(min(args.eval_avatars, len(held)))])
-    fake = plain_samples(g, args.eval_avatars, step_generator(own.seed, 0, purpose=9))
-    kind = "training pictures" if args.train_data_dir else "held-out avatars"
-    return model, {f"{kind} against fresh samples": telling_apart(model, real, fake)}
 
 
 # --- The run ---------------------------------------------------------------------------------------------------------
@@ -287,7 +174,7 @@ TRAINERS = {"segmenter": train_segmenter, "portrait": train_portrait, "discrimin
 
 
 def publish(model: Any, name: str, figures: dict, args: argparse.Namespace) -> None:
-    """Put a judge where `load_judges` looks, in half precision, and its entry into judges.json."""
+    """Save a judge in half precision where `load_judges` looks, and its entry in judges.json."""
     folder = Path(args.output_dir)
     nn.Module.half(model.cpu()).save_pretrained(folder / name)
     note = folder / "judges.json"
@@ -299,7 +186,7 @@ def publish(model: Any, name: str, figures: dict, args: argparse.Namespace) -> N
 
 
 def rounded(figures: Any) -> Any:
-    """The same with every float to four places."""
+    """Return nested figures with every float rounded to four places."""
     if isinstance(figures, dict):
         return {k: rounded(v) for k, v in figures.items()}
     return round(figures, 4) if isinstance(figures, float) else figures
@@ -307,11 +194,11 @@ def rounded(figures: Any) -> Any:
 
 def train(args: argparse.Namespace) -> Path:
     """Train the judges that the flags ask for, one after the other, and return the folder that `load_judges` takes."""
-    folder, reasons = Path(args.output_dir), chosen(args)
+    folder, reasons = Path(args.output_dir), reasons_to_skip(args)
     if PartialState().is_main_process:
         remove_partials(folder)  # of a run that was killed
-    # The segmenter goes last: its trainer ends the process group, and groups cannot be had twice in a row safely (a
-    # process that is early finds the addresses of the group before).
+    # The segmenter comes last: its trainer destroys the process group, and starting a second group is not safe (an
+    # early process may find the addresses of the first).
     for name in reversed(TRAINERS):
         if reasons[name] is None:
             model, figures = TRAINERS[name](args)
@@ -334,6 +221,7 @@ def train(args: argparse.Namespace) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train with the flags of a command line."""
     print(f"wrote {train(parse_args(argv))}")
 
 

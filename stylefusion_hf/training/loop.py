@@ -1,9 +1,13 @@
-"""The training loop: micro-batches, optimizer steps, reports, checkpoints. Trainers bring models, data and loss."""
+"""The training loop: micro-batches, optimizer updates, reports, checkpoints.
+
+Trainers bring models, data and losses: one `Phase` per optimizer. Most have one; a GAN has the generator's and the
+discriminator's, which take turns within each step.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +17,22 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from stylefusion_hf.core.progress import tqdm
-from stylefusion_hf.training.common import (
-    Log,
-    State,
-    resume,
-    save_checkpoint,
-    step_batches,
-    step_generators,
-    sync_when,
-)
+from stylefusion_hf.training.batches import step_batches, step_generators
+from stylefusion_hf.training.checkpoints import save_checkpoint
+from stylefusion_hf.training.reports import Log
+from stylefusion_hf.training.resuming import State, resume
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What the loss of a micro-batch is computed from.
+    """The input of a loss.
 
-    `step` counts from 0; `draw`: its own random numbers; `batch`: its share of the data set's batch, empty without a
-    data set; `scale`: of its gradients, so that those of a step's micro-batches average.
+    Attributes:
+        step: counts from 0.
+        draw: a random generator of its own, on the CPU.
+        batch: its share of the data set's batch, on the device; empty without a data set. The phases of a step see the
+            same dict, so a phase may leave tensors here for the next one.
+        scale: factor of the loss, so that the gradients of a step's micro-batches average.
     """
 
     step: int
@@ -38,73 +41,109 @@ class MicroBatch:
     scale: float
 
 
-Loss = Callable[[nn.Module, MicroBatch], dict[str, Tensor]]  # computes gradients; what is logged
+Loss = Callable[[nn.Module, MicroBatch], dict[str, Tensor]]
 Hook = Callable[[int], None]
+LogHook = Callable[[Log, int], None]
 
 
-def nothing(step: int) -> None:
-    """A hook that does nothing."""
+def do_nothing(*_: Any) -> None:
+    """The default of every hook."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer's part of a step: every micro-batch adds gradients to the model, then the optimizer updates it.
+
+    Attributes:
+        model, optimizer: as `accelerator.prepare` returned them.
+        schedule: of the learning rate, from `build_schedule`.
+        loss: called as `loss(model, micro)`. It calls `accelerator.backward` with the loss times `micro.scale`, and
+            returns the scalars to log.
+        before_update: called with the step before gradients are clipped and applied, in every process.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    loss: Loss
+    before_update: Hook = do_nothing
+
+    def run(
+        self, accelerator: Accelerator, micro_batches: Sequence[MicroBatch], max_grad_norm: float, log: Log
+    ) -> None:
+        """Take one step of the optimizer and its schedule."""
+        self.optimizer.zero_grad()
+        for micro in micro_batches[:-1]:
+            with accelerator.no_sync(self.model):
+                log.add(**self.loss(self.model, micro))
+        log.add(**self.loss(self.model, micro_batches[-1]))  # now processes exchange their gradients
+        self.before_update(micro_batches[0].step)
+        if max_grad_norm:
+            accelerator.clip_grad_norm_(self.model.parameters(), max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
 
 
 def fit(
     args: argparse.Namespace,
     accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
-    loss: Loss,
-    *,
+    *phases: Phase,
     dataset: Any = None,
     state: dict[str, Any] | None = None,
-    before_update: Hook = nothing,
-    after_update: Hook = nothing,
-    before_report: Callable[[Log, int], None] | None = None,
-    validate: Callable[[Log, int], None] | None = None,
-    after_checkpoint: Hook = nothing,
-) -> int:
-    """Train to `max_train_steps`, from a checkpoint where the flags ask for it. The step that it started from.
+    before_training: LogHook = do_nothing,
+    after_update: Hook = do_nothing,
+    before_report: LogHook = do_nothing,
+    validate: LogHook = do_nothing,
+    after_checkpoint: Hook = do_nothing,
+) -> None:
+    """Train to `max_train_steps`, starting from a checkpoint if the flags ask for it.
 
     Args:
-        model, optimizer: as `accelerator.prepare` gave them.
-        schedule: of the learning rate, as `build_schedule` makes it.
-        loss: calls `accelerator.backward` with the loss times `micro.scale`.
-        dataset: of dicts of tensors; None where samples are drawn.
-        state: what checkpoints hold beside models, optimizers and the schedule.
-        before_update: called with the step before gradients are clipped and applied, in every process.
-        after_update: ... after that; the averaged weights' place.
-        before_report: called with the log and the number of steps done, before an entry of the log; in every process.
-        validate: called with the log and the number of steps done, every `validation_steps`, in the main process.
+        phases: run in this order in every step.
+        dataset: yields dicts of tensors; None if samples are drawn instead.
+        state: what checkpoints hold besides models, optimizers and schedules.
+        before_training: called with the log and the first step, in the main process.
+        after_update: called with the step after all phases, in every process; the place to average weights.
+        before_report: called with the log and the number of steps done before each log entry, in every process.
+        validate: called with the log and the number of steps done every `validation_steps`, in the main process.
         after_checkpoint: called with the number of steps done, in every process.
     """
-    accelerator.register_for_checkpointing(State(schedule=schedule, **(state or {})))
-    first, total, n = resume(accelerator, args), args.max_train_steps, args.gradient_accumulation_steps
-    batches: Iterator[dict[str, Tensor]] | None = None
-    if dataset is not None:
-        batches = step_batches(dataset, args, accelerator, first, getattr(args, "dataloader_num_workers", 0))
-    log, main = Log(accelerator, args), accelerator.is_main_process
+    accelerator.register_for_checkpointing(State(**schedules_of(phases), **(state or {})))
+    first, total, main = resume(accelerator, args), args.max_train_steps, accelerator.is_main_process
+    batches = None if dataset is None else step_batches(dataset, args, accelerator, first)
+    log = Log(accelerator, args)
+    if main:
+        before_training(log, first)
     with tqdm(total=total, initial=first, disable=not main, desc=Path(args.output_dir).name) as bar:
         for step in range(first, total):
-            parts = {} if batches is None else {k: v.to(accelerator.device).chunk(n) for k, v in next(batches).items()}
-            optimizer.zero_grad()
-            for i, draw in enumerate(step_generators(args, accelerator, step)):
-                micro = MicroBatch(step, draw, {k: v[i] for k, v in parts.items()}, 1 / n)
-                with sync_when(accelerator, model, i == n - 1):
-                    log.add(**loss(model, micro))
-            before_update(step)
-            if args.max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            optimizer.step()
-            schedule.step()
+            micro_batches = split_step(args, accelerator, step, batches)
+            for phase in phases:
+                phase.run(accelerator, micro_batches, args.max_grad_norm, log)
             after_update(step)
+
             done = step + 1
             bar.update()
             if done % args.logging_steps == 0 or done == total:
-                if before_report is not None:
-                    before_report(log, done)
+                before_report(log, done)
                 log.report(done, bar)
-            if validate is not None and main and args.validation_steps and done % args.validation_steps == 0:
+            if main and args.validation_steps and done % args.validation_steps == 0:
                 validate(log, done)
             if done % args.checkpointing_steps == 0 or done == total:
                 save_checkpoint(accelerator, args, done)
                 after_checkpoint(done)
-    return first
+
+
+def schedules_of(phases: Sequence[Phase]) -> dict[str, Any]:
+    """The learning-rate schedules, under the names that checkpoints have always had for one and for several."""
+    schedules = [phase.schedule for phase in phases]
+    return {"schedule": schedules[0]} if len(schedules) == 1 else {"schedules": schedules}
+
+
+def split_step(
+    args: argparse.Namespace, accelerator: Accelerator, step: int, batches: Iterator[dict[str, Tensor]] | None
+) -> list[MicroBatch]:
+    """The micro-batches of this process's step."""
+    draws, n = step_generators(args, accelerator, step), args.gradient_accumulation_steps
+    batch = {} if batches is None else next(batches)
+    parts = {name: values.to(accelerator.device).chunk(n) for name, values in batch.items()}
+    return [MicroBatch(step, draw, {k: v[i] for k, v in parts.items()}, 1 / n) for i, draw in enumerate(draws)]

@@ -1,6 +1,6 @@
-"""The frozen generator and segmenter of a fusion training, and what they say of pictures: looks and places of regions.
+"""The frozen generator and segmenter of a fusion training, and the looks and positions of regions that they give.
 
-Everything happens at the training resolution: the picture is the generator's own of that size (`synthesis(up_to=R)`).
+Everything happens at the training resolution: pictures are the generator's own of that size (`synthesis(up_to=R)`).
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ from torch import Tensor
 
 from stylefusion_hf.imaging.alignment import pixel_places
 from stylefusion_hf.imaging.features import PooledMaps, colour, texture
+from stylefusion_hf.training.choices import FEATURES
 
 logger = logging.getLogger("stylefusion_hf")
-FEATURES = ("maps", "texture")
-DEFAULT_RESOLUTION = 256  # the most that trainings take by default: structure is decided below it
+DEFAULT_RESOLUTION = 256  # the largest by default: layers below it determine structure
 
 
 @dataclass
 class Description:
-    """N pictures: `images` (N, 3, H, W) in [-1, 1]; `probs` (N, R, H, W) of the segmenter; `centers` (N, R, 2).
+    """N described pictures.
 
-    `looks`: {head: (N, R, D)}, what pose does not change: "colour", and "maps" or "texture". `maps`: {resolution:
-    (N, C, h, h)}, the generator's feature maps, channels in units of their deviation; empty unless asked for.
+    Attributes:
+        images: (N, 3, H, W) in [-1, 1].
+        probs: (N, R, H, W), of the segmenter.
+        centers: (N, R, 2).
+        looks: {head: (N, R, D)}, features that pose does not change: "colour", and "maps" or "texture".
+        maps: {resolution: (N, C, h, h)}, the generator's feature maps, channels in units of their deviation; empty
+            unless requested.
     """
 
     images: Tensor
@@ -38,36 +43,36 @@ class Description:
 
     @property
     def masks(self) -> Tensor:
-        """(N, R, H, W), where a region is the most probable one; no gradient."""
+        """(N, R, H, W), where each region is the most probable one; without gradient."""
         probs = self.probs.detach()
         return probs >= probs.amax(dim=1, keepdim=True)
 
 
 def training_resolution(asked: int | None, sizes: Sequence[int]) -> int:
-    """--train_resolution; by default the largest of the generator's picture sizes up to 256. ValueError otherwise."""
+    """Return --train_resolution; by default the generator's largest picture size up to 256. ValueError if unknown."""
     if asked is None:
         return max((r for r in sizes if r <= DEFAULT_RESOLUTION), default=min(sizes))
     if asked not in sizes or (asked < 16 and asked != max(sizes)):
         known = ", ".join(str(r) for r in sizes if r >= 16)
-        raise ValueError(f"--train_resolution {asked}: this generator's pictures are of {known} px")
+        raise ValueError(f"--train_resolution {asked}: this generator makes pictures of {known} px")
     return asked
 
 
 class FrozenNetworks:
-    """Generator and segmenter.
+    """The frozen generator and segmenter.
 
     Args:
-        order: the segmenter's channel of each region. What else it knows counts for nothing: such a pixel goes to the
-            most probable region of these.
-        resolution: of pictures, masks and losses; the generator's own if left out.
-        features: which looks besides color: some of `FEATURES`.
-        map_resolutions: of the generator's feature maps that are read.
-        keep_maps: whether descriptions carry the maps themselves, for the spatial contrast.
-        batch: pictures that are rendered at once where there is no gradient.
+        order: the segmenter's channel of each region. Its other channels are ignored: each pixel belongs to the most
+            probable region among these.
+        resolution: of pictures, masks and losses; by default the generator's.
+        features: the looks besides color, from `FEATURES`.
+        map_resolutions: of the generator's feature maps to use.
+        keep_maps: whether descriptions include the maps themselves, for the spatial contrast.
+        batch: pictures to render at once without gradients.
         precision: context of rendering and segmenting, such as `accelerator.autocast`.
 
     Attributes:
-        segmenter_resolution: the size at which the segmenter sees pictures; `choose_segmenter_resolution` sets it.
+        segmenter_resolution: the size at which the segmenter sees pictures, set by `choose_segmenter_resolution`.
     """
 
     def __init__(
@@ -95,11 +100,11 @@ class FrozenNetworks:
 
     @torch.no_grad()
     def calibrate(self, codes: Tensor) -> None:
-        """Take the maps' means and deviations from samples (N, S)."""
+        """Measure the maps' means and deviations on samples (N, S)."""
         parts = []
         for s in codes.split(self.batch):
             found = self.generator.synthesis(s, return_features=True, up_to=self.resolution)[1]
-            parts.append({r: x.float() for r, x in found.items() if r in self.map_resolutions})  # others are large
+            parts.append({r: x.float() for r, x in found.items() if r in self.map_resolutions})
         maps = {r: torch.cat([p[r] for p in parts]) for r in parts[0]}
         if maps:
             self.pooled = PooledMaps(maps, self.map_resolutions)
@@ -111,16 +116,16 @@ class FrozenNetworks:
 
     @torch.no_grad()
     def choose_segmenter_resolution(self, codes: Tensor, tolerance: float = 0.02) -> float:
-        """See training pictures at the smallest size at which the segmenter says of them what it says of full ones.
+        """Choose the smallest size at which the segmenter labels training pictures as it labels full pictures.
 
-        A segmenter is made for pictures of the generator's full size; what it sees of smaller ones depends on it.
+        Segmenters are trained on pictures of the generator's full size and vary in how well they handle smaller ones.
 
         Args:
             codes: samples (N, S).
-            tolerance: how much of the best size's IoU a smaller one may lack.
+            tolerance: how far the IoU may be below that of the best size.
 
         Returns:
-            The mean IoU, at the chosen size, of labels of training pictures with labels of full pictures.
+            The mean IoU, at the chosen size, between labels of training pictures and of full pictures.
         """
         sizes = [self.resolution]
         while sizes[-1] < self.full_resolution:
@@ -140,21 +145,21 @@ class FrozenNetworks:
         self.segmenter_resolution = sizes[chosen]
         return float(iou[chosen])
 
-    # --- From codes to what is compared ---
+    # --- Rendering and describing ---
 
     def render(self, codes: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """Images in [-1, 1] and feature maps of style codes (B, S)."""
+        """Return images in [-1, 1] and feature maps of style codes (B, S)."""
         with self.precision():
             image, maps = self.generator.synthesis(codes, return_features=True, up_to=self.resolution)
         wanted = self.pooled.resolutions if self.pooled else ()
         return image.float().clamp(-1, 1), {r: maps[r].float() for r in wanted}
 
     def segment(self, images: Tensor) -> Tensor:
-        """Probabilities (B, R, H, W)."""
+        """Return the regions' probabilities (B, R, H, W)."""
         return self._segment(images, self.segmenter_resolution)
 
     def _segment(self, images: Tensor, size: int) -> Tensor:
-        """Probabilities of pictures that the segmenter sees at `size` px, at the pictures' size again."""
+        """Return probabilities at the pictures' size, segmented at `size` px."""
         if size == images.shape[-1]:
             with self.precision():
                 return self.segmenter.segment(images)[:, self.order].float().softmax(dim=1)
@@ -162,7 +167,7 @@ class FrozenNetworks:
         return F.adaptive_avg_pool2d(self._segment(large, size), images.shape[-1])
 
     def describe(self, images: Tensor, maps: Mapping[int, Tensor], probs: Tensor) -> Description:
-        """Rendered pictures, described; differentiable but for the masks."""
+        """Describe rendered pictures; differentiable except for the masks."""
         found = Description(images, probs, soft_centers(probs), {}, {})
         masks = found.masks
         found.looks["colour"] = colour(images, masks)
@@ -176,14 +181,14 @@ class FrozenNetworks:
         return found
 
     def __call__(self, codes: Tensor) -> Description:
-        """Style codes (B, S), rendered and described."""
+        """Render and describe style codes (B, S)."""
         images, maps = self.render(codes)
         return self.describe(images, maps, self.segment(images))
 
 
 def soft_centers(probs: Tensor) -> Tensor:
-    """Centers (B, R, 2) of probabilities as (x, y), in `affine_grid`'s units; they move when the picture does."""
+    """Return the centers (B, R, 2) of probabilities as (x, y), in `affine_grid`'s units; differentiable."""
     ys, xs = (pixel_places(n, probs.device).to(probs.dtype) for n in probs.shape[-2:])
-    sure = probs.square()  # a pixel that nobody is sure of should not pull a center
-    total = sure.sum(dim=(2, 3)).clamp_min(1e-6)
-    return torch.stack([(sure.sum(dim=2) * xs).sum(-1) / total, (sure.sum(dim=3) * ys).sum(-1) / total], dim=-1)
+    weight = probs.square()  # uncertain pixels should not pull a center
+    total = weight.sum(dim=(2, 3)).clamp_min(1e-6)
+    return torch.stack([(weight.sum(dim=2) * xs).sum(-1) / total, (weight.sum(dim=3) * ys).sum(-1) / total], dim=-1)

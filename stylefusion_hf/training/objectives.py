@@ -1,7 +1,6 @@
 """Candidate terms that the shipped objective does not use: switches for research, measured in benchmarks/objective.
 
-docs/research/objective.md says which were tried and what they gave. All are batched and differentiable; B samples, R
-regions.
+docs/research/objective.md reports the results. All terms are batched and differentiable; B samples, R regions.
 """
 
 from __future__ import annotations
@@ -16,31 +15,31 @@ from stylefusion_hf.evaluation.measurement import changed_area, distance, is_cou
 
 
 def pooled_contrast(
-    anchor: Tensor, positive: Tensor, negatives: Tensor, temperature: float = 0.1, alike: float = 0.9
+    anchor: Tensor, positive: Tensor, negatives: Tensor, temperature: float = 0.1, max_cosine: float = 0.9
 ) -> Tensor:
-    """InfoNCE (van den Oord et al., arXiv 1807.03748) of each region's pooled features, (B, R).
+    """Return the InfoNCE (van den Oord et al., arXiv 1807.03748) of each region's pooled features, (B, R).
 
     Args:
-        anchor, positive: (B, R, D), the fused picture's region and the same region of the code that owns it.
-        negatives: (N, R, D), that region of other pictures.
-        alike: negatives whose cosine with the positive exceeds this are left out: looks repeat.
+        anchor, positive: (B, R, D), a region in the fused picture and in the picture of its own code.
+        negatives: (N, R, D), the same region in other pictures.
+        max_cosine: negatives more similar to the positive are left out, since looks repeat.
     """
     a, p, n = (F.normalize(x, dim=-1, eps=1e-6) for x in (anchor, positive, negatives))
     same = torch.einsum("brd,brd->br", a, p)
     others = torch.einsum("brd,nrd->brn", a, n)
-    repeated = torch.einsum("brd,nrd->brn", p, n) > alike
+    repeated = torch.einsum("brd,nrd->brn", p, n) > max_cosine
     logits = torch.cat([same[..., None], others.masked_fill(repeated, -torch.inf)], dim=-1) / temperature
     return -logits.log_softmax(dim=-1)[..., 0]
 
 
 def looks_left(c, references, found) -> Tensor:
-    """What is left of the distance to each region's own looks, over the heads that tell that region apart; (B, R)."""
+    """Return the remaining distance (B, R) to each region's wanted looks, over the heads that distinguish it."""
     seen = {**found.looks, "outline": outline(found.probs, references.visible)}
     wanted = {**references.looks, "outline": references.outline}
     left = torch.stack([distance(seen[h], wanted[h]) for h in c.scales.heads], dim=2) / c.scales.whole
     gone = ~is_counted(found.masks)[..., None]
     not_outline = torch.tensor([h != "outline" for h in c.scales.heads], device=gone.device)
-    # A region that vanished keeps its whole distance; its outline pulls it back.
+    # A region that vanished keeps its full distance; its outline pulls it back.
     left = torch.where(gone & not_outline, left.detach().clamp_min(1), left)
     return (left * c.scales.head_weights).sum(dim=2)
 
@@ -49,20 +48,21 @@ def looks_left(c, references, found) -> Tensor:
 
 
 def outside_change(image: Tensor, reference: Tensor, changed: Tensor, power: float = 2) -> Tensor:
-    """Change where nothing should change: sum of |image - reference|^power elsewhere than in `changed`, (B,).
+    """Return the change where nothing should change: the sum of |image - reference|^power outside `changed`, (B,).
 
-    The ruler squares; a power of 1 is as hard on a faint change everywhere as on a strong one in few places.
+    The ruler squares; a power of 1 penalizes a faint change everywhere as much as a strong one in few pixels.
 
     Args:
-        image, reference: two pictures whose codes differ in some leaves only.
-        changed: (B, H, W), true where those leaves' regions are in either picture, widened.
+        image, reference: two pictures whose codes differ only in some leaves.
+        changed: (B, H, W), true where those leaves' regions are in either picture, dilated.
     """
     return ((image - reference).abs().pow(power) * ~changed[:, None]).sum(dim=(1, 2, 3))
 
 
 def outside_term(c, sample, found) -> tuple[Tensor, Tensor]:
-    """Change outside the regions that differ from the reference (the base, or a twin's partner), and where there is
-    a reference; (B,) both.
+    """Return the change (B,) outside the regions that differ from the reference, and a mask (B,) of samples with one.
+
+    The reference is the base or, for a twin, its partner.
     """
     is_twin = (sample.twin >= 0)[:, None, None, None]
     partner = torch.where(sample.twin >= 0, sample.twin, torch.arange(len(sample.base), device=sample.base.device))
@@ -73,26 +73,26 @@ def outside_term(c, sample, found) -> tuple[Tensor, Tensor]:
     chosen = sample.changed[..., None, None]
     area = changed_area((before & chosen).any(dim=1), (masks & chosen).any(dim=1))
     change = outside_change(found.images, reference, area, c.power)
-    whole = (sample.changed * c.scales.outside).sum(dim=1) / sample.changed.sum(dim=1).clamp_min(1)
-    return change / whole.clamp_min(1e-6), sample.changed.any(dim=1)
+    scale = (sample.changed * c.scales.outside).sum(dim=1) / sample.changed.sum(dim=1).clamp_min(1)
+    return change / scale.clamp_min(1e-6), sample.changed.any(dim=1)
 
 
 # --- Realism and balance ---------------------------------------------------------------------------------------------
 
 
 def implausibility(logits: Tensor) -> Tensor:
-    """Non-saturating GAN loss of fused pictures, (B,); their discriminator's logits are (B, 1)."""
+    """Return the non-saturating GAN loss (B,) of fused pictures from the discriminator's logits (B, 1)."""
     return F.softplus(-logits[:, 0])
 
 
 def deficit_weights(transfer: Tensor, power: float, limit: float = 3.0) -> Tensor:
-    """Weights of regions by what they lack: ((1 - T) / mean (1 - T))^power, between 1 / limit and limit; (R,)."""
+    """Return weights (R,) by missing transfer: ((1 - T) / mean (1 - T))^power, clamped to [1 / limit, limit]."""
     lacking = (1 - transfer).clamp(0.02, 1)
     return (lacking / lacking.mean()).pow(power).clamp(1 / limit, limit)
 
 
 def research_terms(c, sample, references, found, weight: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Those of weight above 0, and "looks", which says in one number how a training goes; as `composed_terms`."""
+    """Return the terms of weight above 0, and "looks", which summarizes progress; arguments as in `composed_terms`."""
     counted = sample.counted.float()
     share = counted * weight / counted.sum(dim=1, keepdim=True).clamp_min(1)  # of a sample's regions
     left = looks_left(c, references, found)

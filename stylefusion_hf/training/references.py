@@ -1,4 +1,4 @@
-"""What the regions of a mix should look like: their owners' pictures, in the pose that is wanted."""
+"""What the regions of a mix should look like: their owners' pictures, in the wanted pose."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ from torch import Tensor
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.measurement import outline
 from stylefusion_hf.imaging.alignment import inside, warp
+from stylefusion_hf.training.choices import REFERENCES
 from stylefusion_hf.training.composed import compose
 from stylefusion_hf.training.networks import Description, FrozenNetworks
 from stylefusion_hf.training.pool import RenderedPool, warp_each
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import Sample
 
-REFERENCES = ("warped", "aligned", "unaligned")
 Fuse = Callable[[dict[str, Tensor]], Tensor]
 
 
 @dataclass
 class RegionReferences:
-    """Of B mixes, without gradient.
+    """References of B mixes, without gradient.
 
-    `looks`: {head: (B, R, D)}; `outline` (B, R, cells^2) where `visible` (B, R, H, W); `masks` (B, R, H, W), the
-    regions in their references; `maps` {resolution: (B, R, C, h, h)} if they are needed. So are `picture` (B, 3, H,
-    W), put together from the references, `layout` and `color_of` (B, H, W), what `composed.compose` returns.
+    Attributes:
+        looks: {head: (B, R, D)}.
+        outline: (B, R, cells^2), of the `visible` (B, R, H, W) part.
+        masks: (B, R, H, W), the regions in their references.
+        maps: {resolution: (B, R, C, h, h)}, if needed.
+        picture: (B, 3, H, W), composed from the references, if needed.
+        layout, color_of: (B, H, W), from `composed.compose`, if needed.
     """
 
     looks: dict[str, Tensor]
@@ -44,9 +48,9 @@ class ReferenceMaker:
     """Makes the references of samples.
 
     Args:
-        kind: "unaligned", the plain pictures of the owners; "warped", these in the frame's pose by a similarity;
-            "aligned", the pictures that the nets themselves make when every leaf holds that code.
-        with_maps, with_picture: what is needed beyond the looks.
+        kind: "unaligned", the owners' plain pictures; "warped", these moved into the frame's pose by a similarity;
+            "aligned", the nets' own pictures with that code in every leaf.
+        with_maps, with_picture: whether these are needed besides the looks.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class ReferenceMaker:
 
     @torch.no_grad()
     def __call__(self, sample: Sample, fuse: Fuse | None = None) -> RegionReferences:
-        """The references of a sample; `fuse` makes the aligned ones, without it they are warped."""
+        """Return the references of a sample; `fuse` makes the aligned ones, which are otherwise warped."""
         if self.kind == "aligned" and fuse is not None:
             return self._from_nets(sample, fuse)
         return self._from_pool(sample)
@@ -76,12 +80,12 @@ class ReferenceMaker:
     def _from_pool(self, sample: Sample) -> RegionReferences:
         pool, own, rows = self.pool, sample.owners, self.ids
         depth = rows[:, None, None]
-        # How to sample each owner's picture so that it has the frame's pose.
+        # Transforms that move each owner's picture into the frame's pose.
         identity = torch.eye(2, 3, device=own.device)
         theta = pool.poses(sample.frame[:, None].expand_as(own), own, self.roles.pose)
         stays = (own == sample.frame[:, None]) | self.is_static | (self.kind == "unaligned")
         theta = torch.where(stays[..., None, None], identity, theta)
-        # The region, and where nothing lies in front of it in the owner's picture or in the frame.
+        # The region, and where nothing is in front of it in the owner's picture and in the frame.
         labels = pool.label_maps(own)
         planes = torch.stack([pool.probabilities(own, rows), (labels <= depth).half()], dim=2)
         planes = warp_each(planes, theta)
@@ -95,10 +99,10 @@ class ReferenceMaker:
             maps={r: warp_each(x, theta) for r, x in pool.feature_maps(own).items()} if self.with_maps else {},
         )
         if self.with_picture:
-            there = warp(labels.flatten(0, 1)[:, None].float(), theta.flatten(0, 1), "nearest")
-            within = inside(theta.flatten(0, 1), *there.shape[-2:]).view_as(visible)
+            warped = warp(labels.flatten(0, 1)[:, None].float(), theta.flatten(0, 1), "nearest")
+            within = inside(theta.flatten(0, 1), *warped.shape[-2:]).view_as(visible)
             images = warp_each(pool.pictures(own), theta)
-            self._put_together(found, frame, images, there.view_as(visible).long(), within)
+            self._compose(found, frame, images, warped.view_as(visible).long(), within)
         return found
 
     def _from_nets(self, sample: Sample, fuse: Fuse) -> RegionReferences:
@@ -115,13 +119,11 @@ class ReferenceMaker:
             maps={r: x[place] for r, x in seen.maps.items()} if self.with_maps else {},
         )
         if self.with_picture:
-            self._put_together(found, frame, seen.images[place], labels[place], torch.ones_like(visible))
+            self._compose(found, frame, seen.images[place], labels[place], torch.ones_like(visible))
         return found
 
-    def _put_together(
-        self, found: RegionReferences, frame: Tensor, images: Tensor, labels: Tensor, within: Tensor
-    ) -> None:
-        """Gives the references a whole picture: each region from its own image (B, R, 3, H, W) and labels."""
+    def _compose(self, found: RegionReferences, frame: Tensor, images: Tensor, labels: Tensor, within: Tensor) -> None:
+        """Add the picture: each region from its own image (B, R, 3, H, W) and labels (B, R, H, W)."""
         depth = self.ids[:, None, None]
         claims = (labels == depth) & within
         hidden = (frame == depth) & ((labels > depth) | ~within)
@@ -130,7 +132,7 @@ class ReferenceMaker:
         found.picture = images.gather(1, place)[:, 0]
 
     def _render_aligned(self, sample: Sample, fuse: Fuse) -> tuple[Description, Tensor]:
-        """Pictures of each mix's distinct owners under its common codes, and each region's among them, (B, R)."""
+        """Render each mix's distinct owners with its common codes. Also return each region's index in them, (B, R)."""
         own, codes = sample.owners, self.pool.codes
         keys = torch.arange(len(own), device=own.device)[:, None] * len(self.pool) + own
         distinct, place = keys.unique(return_inverse=True)

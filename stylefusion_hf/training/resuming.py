@@ -1,4 +1,6 @@
-"""Exact resumption from the newest whole checkpoint: which one, whether its flags are this run's, and its loading."""
+"""Exact resumption: find the newest complete checkpoint, compare its flags and inputs with this run's, load it."""
+
+from __future__ import annotations
 
 import argparse
 import itertools
@@ -20,8 +22,8 @@ from stylefusion_hf.training.inputs import digests_of_inputs
 logger = logging.getLogger("stylefusion_hf")
 LOADING_ERRORS = (*SAVING_ERRORS, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
 
-# Flags that may differ when a run is continued: where things go and what is reported, how long it takes, and the
-# rates, since what was not finite wants a lower one. All others decide on what is trained.
+# Flags that may differ when a run continues: places, reports, duration, and the rates, since a run that diverged needs
+# a lower one. All others decide what is trained.
 RATES = {
     "learning_rate",
     "gate_learning_rate",
@@ -47,11 +49,11 @@ REPORTS = {
     "hub_token",
 }
 PLACES = {"output_dir", "cache_dir", "config", "dataloader_num_workers"}
-KEEPING = {"checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"}
+CHECKPOINTS = {"checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"}
 JOBS = {"command", "only", "segmenter_steps", "portrait_steps", "discriminator_steps"}  # of the judges' trainer
-FREE = RATES | REPORTS | PLACES | KEEPING | JOBS
-# Folders and files: compared by where they are.
-MOVABLE = {
+FREE = RATES | REPORTS | PLACES | CHECKPOINTS | JOBS
+# Flags that name folders or files: two spellings of the same path are equal.
+PATHS = {
     "pretrained_model_name_or_path",
     "grow_from",
     "feature_network",
@@ -60,19 +62,23 @@ MOVABLE = {
     "region_map",
     "regions",
 }
-BATCH = ("train_batch_size", "gradient_accumulation_steps")  # what counts is the images of a step, over all processes
+BATCH = ("train_batch_size", "gradient_accumulation_steps")  # only the images per step over all processes matter
 
 
 class State:
-    """What accelerate does not know of: averaged weights, the path-length mean, the schedules."""
+    """The state that accelerate does not manage: averaged weights, the path-length mean, the schedules.
 
-    def __init__(self, **parts):
+    Args:
+        parts: objects with `state_dict` and `load_state_dict`, or lists of them.
+    """
+
+    def __init__(self, **parts: Any):
         self.parts = parts
 
     def schedules(self) -> list[torch.optim.lr_scheduler.LambdaLR]:
-        """The learning-rate schedules among the parts."""
-        every = [x for part in self.parts.values() for x in (part if isinstance(part, list) else [part])]
-        return [x for x in every if isinstance(x, torch.optim.lr_scheduler.LambdaLR)]
+        """Return the learning-rate schedules among the parts."""
+        parts = [x for part in self.parts.values() for x in (part if isinstance(part, list) else [part])]
+        return [x for x in parts if isinstance(x, torch.optim.lr_scheduler.LambdaLR)]
 
     def state_dict(self) -> dict:
         return {
@@ -87,17 +93,17 @@ class State:
                 target.load_state_dict(source)
 
 
-# --- Which checkpoint ------------------------------------------------------------------------------------------------
+# --- Finding the checkpoint ------------------------------------------------------------------------------------------
 
 
 def find_checkpoint(args: argparse.Namespace, processes: int) -> tuple[Path | None, list[str]]:
-    """The checkpoint that `--resume_from_checkpoint` asks for, None for a fresh start, and what is to be said of it.
+    """Return the checkpoint that `--resume_from_checkpoint` asks for, or None for a fresh start, and notes to log.
 
-    `latest` takes the newest whole one. Checkpoints of older versions, which hold pickles, are never taken.
+    `latest` is the newest complete one. Checkpoints of older versions, which contain pickles, are never used.
 
     Raises:
-        ValueError: there are checkpoints but no wish to resume, the one asked for is not there or not whole, none is
-            whole, or it was made with other flags.
+        ValueError: the folder has checkpoints but the flag is missing; the requested checkpoint is missing or damaged,
+            or all are; or it was made with other flags.
     """
     output, wanted = Path(args.output_dir), args.resume_from_checkpoint
     found = list_checkpoints(output)
@@ -108,7 +114,7 @@ def find_checkpoint(args: argparse.Namespace, processes: int) -> tuple[Path | No
                 " choose another --output_dir"
             )
         return None, []
-    notes = [f"{p} is skipped: it was being written when the run ended" for p in output.glob(".partial-checkpoint-*")]
+    notes = [f"{p} is skipped: the run ended while writing it" for p in output.glob(".partial-checkpoint-*")]
     if wanted == "latest":
         if not found:
             return None, [*notes, f"no checkpoint in {output} yet: starting from step 0"]
@@ -116,7 +122,7 @@ def find_checkpoint(args: argparse.Namespace, processes: int) -> tuple[Path | No
         path = output / Path(wanted).name
         if path not in found:
             names = ", ".join(p.name for p in found) or "none"
-            raise ValueError(f"--resume_from_checkpoint {wanted!r} is not in {output}; there: {names}")
+            raise ValueError(f"--resume_from_checkpoint {wanted!r} is not in {output}, which has {names}")
         found = [path]
     problems = {}
     for path in found[::-1]:
@@ -128,7 +134,7 @@ def find_checkpoint(args: argparse.Namespace, processes: int) -> tuple[Path | No
             raise ValueError(f"{path} cannot be continued: {OLDER}")
         listed = "; ".join(f"{p.name}: {problem}" for p, problem in problems.items())
         raise ValueError(
-            f"no checkpoint in {output} is whole ({listed}): restore one from a copy, or start anew with another"
+            f"no checkpoint in {output} is complete ({listed}): restore one from a copy, or start over with another"
             " --output_dir"
         )
     notes += [f"{p} is skipped: {problem}" for p, problem in problems.items() if problem is not None and p != path]
@@ -136,7 +142,7 @@ def find_checkpoint(args: argparse.Namespace, processes: int) -> tuple[Path | No
 
 
 def check_flags(path: Path, args: argparse.Namespace, processes: int) -> list[str]:
-    """Notes on flags of RATES that differ from those of the checkpoint; ValueError where others do."""
+    """Compare the flags with those of a checkpoint: return notes on changed rates, ValueError if others changed."""
     given, about = flags_of(args), read_manifest(path)
     stored = about["flags"]
     if stored.get("trainer", given.get("trainer")) != given.get("trainer"):
@@ -146,7 +152,7 @@ def check_flags(path: Path, args: argparse.Namespace, processes: int) -> list[st
         )
     names = [name for name in given if name in stored and stored[name] != given[name]]
     changed = [
-        n for n in names if n not in FREE and n not in BATCH and not (n in MOVABLE and same_place(n, stored, given))
+        n for n in names if n not in FREE and n not in BATCH and not (n in PATHS and same_path(n, stored, given))
     ]
     images = [
         flags[BATCH[0]] * flags[BATCH[1]] * count
@@ -161,14 +167,14 @@ def check_flags(path: Path, args: argparse.Namespace, processes: int) -> list[st
     if changed:
         differ = ", ".join(f"--{n} {shown(stored[n])} (now {shown(given[n])})" for n in changed)
         raise ValueError(
-            f"{path} was made with {differ}: continue with the old value, or choose another --output_dir to start anew"
+            f"{path} was made with {differ}: continue with the old value, or choose another --output_dir to start over"
         )
     check_inputs(path, args, about["inputs"])
-    return [f"--{n} was {shown(stored[n])}, from here on it is {given[n]}" for n in names if n in RATES]
+    return [f"--{n} was {shown(stored[n])}, from now on it is {given[n]}" for n in names if n in RATES]
 
 
 def check_inputs(path: Path, args: argparse.Namespace, stored: dict[str, Any]) -> None:
-    """ValueError where a file of weights that went into the run is not what it was when the run began."""
+    """Raise a ValueError if an input file is not the one that the run started with."""
     given = digests_of_inputs(args)
     other = [name for name in given if name in stored and stored[name] != given[name]]
     other += sorted(given.keys() ^ stored.keys())
@@ -176,31 +182,33 @@ def check_inputs(path: Path, args: argparse.Namespace, stored: dict[str, Any]) -
         name = other[0]
         was, now = (shown(found.get(name, "none"))[:16] for found in (stored, given))
         raise ValueError(
-            f"{path} was made with other weights: the sha256 of {shown(name)} was {was} and is now {now}; put the old"
-            " ones back, or choose another --output_dir to start anew"
+            f"{path} was made with other weights: the sha256 of {shown(name)} was {was} and is now {now}; restore the"
+            " old ones, or choose another --output_dir to start over"
         )
 
 
 def shown(value: Any) -> str:
-    """A value from a manifest as one short, printable line."""
+    """Return a value from a manifest as one short, printable line."""
     text = str(value) if isinstance(value, (bool, int, float, str)) else short(value)
     text = text if len(text) <= 80 else f"{text[:38]}...{text[-38:]}"
-    return "".join(mark if mark.isprintable() else "?" for mark in text)
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def same_place(name: str, stored: dict, given: dict) -> bool:
-    """Whether the flag names a folder, and both ways to write its path mean the same one."""
+def same_path(name: str, stored: dict, given: dict) -> bool:
+    """Return whether the flag names a folder or file, and both values lead to the same one."""
     texts = (stored[name], given[name])
     sound = all(isinstance(text, str) and "\0" not in text for text in texts)
-    return name in MOVABLE and sound and os.path.realpath(texts[0]) == os.path.realpath(texts[1])
+    return name in PATHS and sound and os.path.realpath(texts[0]) == os.path.realpath(texts[1])
+
+
+# --- Loading it ------------------------------------------------------------------------------------------------------
 
 
 def resume(accelerator: Accelerator, args: argparse.Namespace) -> int:
-    """Load the checkpoint that `--resume_from_checkpoint` asks for and return its step; 0 when starting anew.
+    """Load the checkpoint that `--resume_from_checkpoint` asks for and return its step, or 0 for a fresh start.
 
-    `latest` without any checkpoint starts anew, so that one command line serves the first start and every restart.
-    Later checkpoints than the one that is loaded (damaged ones, or those of a branch that is given up) are kept under
-    another name.
+    `latest` without any checkpoint is a fresh start, so that the same command starts and restarts a run. Checkpoints
+    later than the loaded one (damaged, or of an abandoned branch) are kept under another name.
 
     Raises:
         ValueError: as `find_checkpoint`, or a checkpoint that does not fit the networks.
@@ -213,7 +221,7 @@ def resume(accelerator: Accelerator, args: argparse.Namespace) -> int:
         if accelerator.is_main_process:
             remove_partials(args.output_dir)
         return 0
-    load(accelerator, path)
+    load_checkpoint(accelerator, path)
     if accelerator.is_main_process:
         for later in list_checkpoints(args.output_dir):
             if step_of(later) > step_of(path):
@@ -221,14 +229,14 @@ def resume(accelerator: Accelerator, args: argparse.Namespace) -> int:
                 aside = next(p for p in names if not p.exists())
                 os.replace(later, aside)
                 logger.info("%s is kept as %s", later, aside.name)
-        remove_partials(args.output_dir)  # what the end of the run before left half-done
+        remove_partials(args.output_dir)  # of a run that was killed
         logger.info("resumed from %s", path)
     accelerator.wait_for_everyone()
     return step_of(path)
 
 
-def load(accelerator: Accelerator, path: Path) -> None:
-    """Everything as the checkpoint has it, but the rates as the flags have them."""
+def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
+    """Restore everything from a checkpoint except the learning rates, which the flags set."""
     optimizers = accelerator._optimizers
     schedules = [s for thing in accelerator._custom_objects if isinstance(thing, State) for s in thing.schedules()]
     rates = [[group.get("initial_lr", group["lr"]) for group in o.param_groups] for o in optimizers]
@@ -237,7 +245,8 @@ def load(accelerator: Accelerator, path: Path) -> None:
         states.restore(accelerator, path, read_manifest(path)["files"].keys())
     except LOADING_ERRORS as error:
         raise ValueError(
-            f"{path} cannot be loaded: it is damaged, or of networks other than these flags make ({one_line(error)})"
+            f"{path} cannot be loaded: it is damaged, or its networks differ from those of these flags"
+            f" ({one_line(error)})"
         ) from error
     for optimizer, values in zip(optimizers, rates, strict=True):
         for group, rate in zip(optimizer.param_groups, values, strict=True):

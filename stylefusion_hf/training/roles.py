@@ -1,4 +1,4 @@
-"""The parts that regions play in a training: by the tree and the regions' names, or by flags."""
+"""The roles of regions in a training, derived from the tree and the regions' names, or set by flags."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from stylefusion_hf.imaging.alignment import pose_regions, static_regions
 
 @dataclass(frozen=True)
 class Roles:
-    """Regions, by number (back to front).
+    """Regions by number, back to front.
 
-    `pose`: those whose places give the pose; `static`: those that do not move with it; `groups`: (inner node, regions
-    of its first child, regions of its second child), with the pose regions in place of a child that does not move.
+    Attributes:
+        names: of the regions.
+        pose: regions whose positions give the pose.
+        static: regions that do not move with the pose.
+        groups: (inner node, regions of its first child, regions of its second child); the pose regions replace a child
+            that does not move.
     """
 
     names: list[str]
@@ -23,9 +27,14 @@ class Roles:
 
     @classmethod
     def of(cls, tree: RegionTree, known: list[str], pose: str | None = None, static: str | None = None) -> Roles:
-        """From the tree and the regions that the segmenter knows; `pose`, `static`: names, comma-separated.
+        """Derive the roles from the tree and the regions `known` to the segmenter.
 
-        None: the leaves under the root's first child that move; those named bg... or background...
+        Args:
+            pose: comma-separated names; by default the moving leaves under the root's first child.
+            static: comma-separated names; by default those that begin with bg or background.
+
+        Raises:
+            ValueError: a leaf that the segmenter does not know or that nothing is trained for, or an unknown name.
         """
         missing = [leaf for leaf in tree.leaves if leaf not in known]
         if missing:
@@ -33,8 +42,8 @@ class Roles:
         inert = [leaf for leaf in tree.leaves if leaf not in tree.active]
         if inert:
             raise ValueError(
-                f"nothing to train for {', '.join(inert)}: a node above has no fusion net, so their codes play no"
-                f" part; mark it with * in --tree {tree}"
+                f"nothing to train for {', '.join(inert)}: a node above has no fusion net, so their codes have no"
+                f" effect; mark it with * in --tree {tree}"
             )
         names = [name for name in known if name in tree.leaves]
 
@@ -44,13 +53,13 @@ class Roles:
             if unknown:
                 raise ValueError(f"{flag}: {unknown[0]!r} is not a region of the tree; it has {', '.join(names)}")
             if not wanted and flag == "--pose_regions":
-                raise ValueError(f"{flag} names no region: poses must be read from somewhere")
+                raise ValueError(f"{flag} names no region: the pose is measured on at least one")
             return [names.index(n) for n in wanted]
 
         fixed = chosen(static, "--static_regions", static_regions(names))
         moving = [n for n in names if names.index(n) not in fixed] or names
-        telling = pose_regions(tree, [n for n in names if n not in moving])
-        posing = chosen(pose, "--pose_regions", [n for n in names if n in telling])
+        default = pose_regions(tree, [n for n in names if n not in moving])
+        posing = chosen(pose, "--pose_regions", [n for n in names if n in default])
         groups = []
         for node in tree.inner:
             if node == tree.root or node not in tree.fused:

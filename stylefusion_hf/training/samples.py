@@ -1,4 +1,4 @@
-"""The samples of a step: which code of the pool each node of the tree holds, and what that means for the picture."""
+"""The samples of a step: which code of the pool each node of the tree takes, and what that implies for the picture."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from torch import Tensor
 from stylefusion_hf.core.memory import even_parts
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.measurement import MIN_AREA
+from stylefusion_hf.training.choices import Shares
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
-from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment
+from stylefusion_hf.training.sampling import count_codes, draw_assignment
 
 
 @dataclass(frozen=True)
 class Sample:
     """B mixes of the pool's codes, by index.
 
-    `nodes` (B, nodes): every node's code; `base` (B,); `frame` (B,), the root's; `owners` (B, R), the leaves'.
-    `counted` (B, R): regions whose looks count. `changed` (B, R): regions that may differ from the reference, all
-    false where there is none. `single` (B,): one region alone differs from the base. `twin` (B,): the row that is this
-    one's reference, or -1: then the base is. `first`: the base of the batch's first mix, whichever part this is.
+    Attributes:
+        nodes: (B, nodes), the code of every node.
+        base, frame: (B,), the base's and the root's code.
+        owners: (B, R), the leaves' codes.
+        counted: (B, R), regions whose looks count.
+        changed: (B, R), regions that may differ from the reference; all false if there is none.
+        single: (B,), true if exactly one region differs from the base.
+        twin: (B,), the row that is the reference, or -1 if the base is.
+        first: the base of the batch's first mix, also in later parts of the batch.
     """
 
     nodes: Tensor
@@ -40,13 +46,13 @@ class Sample:
         return len(self.base)
 
     def rows(self, start: int, stop: int) -> Sample:
-        """Some of the mixes; a twin's partner must be among them."""
+        """Return some of the mixes; a twin's partner must be among them."""
         part = {f.name: getattr(self, f.name)[start:stop] for f in fields(self) if f.name != "first"}
         part["twin"] = torch.where(part["twin"] >= 0, part["twin"] - start, part["twin"])
         return replace(self, **part)
 
     def parts(self, most: int) -> Iterator[Sample]:
-        """The mixes in parts of at most `most`, but for a twin and its partner, which stay together."""
+        """Yield the mixes in parts of at most `most`, except that a twin stays together with its partner."""
         if most >= len(self):
             yield self
             return
@@ -73,16 +79,22 @@ class SampleSource:
         self.ids = torch.arange(len(roles.names), device=device)
 
     def draw(self, batch: int, draw: torch.Generator, shares: Shares) -> Sample:
-        """A batch of samples."""
+        """Draw a batch of samples."""
         device = self.pool.codes.device
         assigned = draw_assignment(self.tree, batch, draw, shares)
-        index = torch.randint(len(self.pool), (batch, codes_of(self.tree)), generator=draw)
+        index = torch.randint(len(self.pool), (batch, count_codes(self.tree)), generator=draw)
         twins = assigned.twin >= 0
-        index[twins] = index[assigned.twin[twins]]  # a twin's codes are its partner's but for one
+        index[twins] = index[assigned.twin[twins]]  # a twin shares all codes but one with its partner
         return self.sample(index.to(device), assigned.nodes.to(device), assigned.twin.to(device))
 
     def sample(self, index: Tensor, numbers: Tensor, twin: Tensor) -> Sample:
-        """From the pool's indices of each code (B, codes), which node takes which (B, nodes), and the twins (B,)."""
+        """Return the sample of given codes.
+
+        Args:
+            index: (B, codes), the pool's index of each code.
+            numbers: (B, nodes), which of these codes each node takes.
+            twin: (B,), the row that each row differs from in one leaf, or -1.
+        """
         nodes = index.gather(1, numbers)
         leaves = numbers[:, self.leaf_columns]
         pure = (numbers[:, self.inner_columns] == 0).all(dim=1) & (twin < 0)
@@ -96,5 +108,5 @@ class SampleSource:
         return Sample(nodes, index[:, 0], frame, owners, counted, changed, single, twin, index[0, 0])
 
     def codes(self, sample: Sample) -> dict[str, Tensor]:
-        """{node: style codes (B, S)}."""
+        """Return {node: style codes (B, S)}."""
         return {name: self.pool.codes[sample.nodes[:, i]] for i, name in enumerate(self.tree.nodes)}

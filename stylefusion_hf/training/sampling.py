@@ -1,4 +1,4 @@
-"""The data of a fusion training: sampled codes, and which node of the tree takes which. No pictures are needed."""
+"""The data of a fusion training: which node of the tree takes which random code. No pictures are needed."""
 
 from __future__ import annotations
 
@@ -9,64 +9,31 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.training.choices import Shares
 
 # --- Assignments -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Shares:
-    """How often each kind of sample is drawn.
-
-    Args:
-        codes: samples whose leaves hold 1, 2 or 3 codes, or one per leaf.
-        single: of those with 2 codes, the share in which one leaf differs and every inner code is the base's.
-        subtree: of the others with 2 or 3 codes, the share that swaps whole subtrees, inner codes too.
-        inner: inner codes are the base's; all one fresh code; all independent; or (the authors' expansion) each
-            swapped leaf's parent takes the leaf's. Samples whose leaves all hold the base never take the first.
-        root: of samples whose leaves all hold the base, the share in which the root's code alone differs.
-        twin: share of the other samples that are followed by a twin which differs in one leaf.
-    """
-
-    codes: tuple[float, float, float, float] = (0.12, 0.6, 0.1, 0.18)
-    single: float = 0.75
-    subtree: float = 0.5
-    inner: tuple[float, float, float, float] = (0.4, 0.25, 0.2, 0.15)
-    root: float = 0.4
-    twin: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("codes", "inner"):
-            given = getattr(self, name)
-            if len(given) != 4 or min(given) < 0 or abs(sum(given) - 1) > 1e-6:
-                raise ValueError(f"the shares of {name} must be four numbers from 0 that sum to 1, got {list(given)}")
-        if self.codes[0] and not self.inner[1] + self.inner[2]:
-            raise ValueError(
-                "samples with one code need inner codes that differ: give the second or third share of inner"
-            )
-        for name in ("single", "subtree", "root", "twin"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"the share {name} must be from 0 to 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
 class Assignment:
-    """Which code each node of B samples takes, by number; 0 is the base, others are different from it.
+    """The code of each node in B samples, by number; 0 is the base, all others differ from it.
 
-    `nodes`: (B, nodes), in the order of `tree.nodes`. `twin`: (B,), the row that this one differs from in a single
-    leaf, or -1.
+    Attributes:
+        nodes: (B, nodes), in the order of `tree.nodes`.
+        twin: (B,), the row that this one differs from in a single leaf, or -1.
     """
 
     nodes: Tensor
     twin: Tensor
 
 
-def codes_of(tree: RegionTree) -> int:
-    """How many codes the numbers of an `Assignment` stand for: each node may have one of its own."""
+def count_codes(tree: RegionTree) -> int:
+    """Return how many codes an `Assignment` may number: each node may have one of its own."""
     return 2 * len(tree.nodes) + 1
 
 
 def draw_assignment(tree: RegionTree, batch: int, draw: torch.Generator, shares: Shares) -> Assignment:
-    """Assignments for a batch. Their numbers stand for codes that the caller draws."""
+    """Draw the assignments of a batch. Their numbers stand for codes that the caller draws."""
     column = {name: i for i, name in enumerate(tree.nodes)}
     leaves = list(tree.leaves)
     parts = [n for n in tree.nodes if n != tree.root]
@@ -112,7 +79,7 @@ def draw_assignment(tree: RegionTree, batch: int, draw: torch.Generator, shares:
 
 
 def _draw_inner(tree: RegionTree, own: Tensor, column, shares: Shares, fresh: int, bare: bool, chance, choose) -> None:
-    """Sets the inner codes of one row. `bare`: all leaves hold the base."""
+    """Set the inner codes of one row. `bare`: all leaves hold the base."""
     if bare and chance() < shares.root:
         own[column[tree.root]] = fresh
         return

@@ -1,4 +1,4 @@
-"""What the distance of two strangers is, for each region, head and generator: the unit of the objective's terms."""
+"""The distances between unrelated pictures, per region, head and generator: the units of the objective's terms."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from stylefusion_hf.training.composed import offsets, pose_error
 from stylefusion_hf.training.references import ReferenceMaker
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import SampleSource
-from stylefusion_hf.training.sampling import codes_of
+from stylefusion_hf.training.sampling import count_codes
 
 PAIRS = 512
 
 
 class StrangerScales:
-    """Mean distances of random pairs of the pool.
+    """Mean distances between random pairs of the pool.
 
     Attributes:
-        heads: names of the looks; `whole` (R, heads): their distances; `head_weights` (R, heads): rows sum to 1, or 0.
-        outside: (R,), change outside each region when the whole picture is swapped.
-        pose: a number; layout: (groups,), or None where there are no groups.
+        heads: names of the looks.
+        whole: (R, heads), the distances between looks.
+        head_weights: (R, heads), rows sum to 1, or to 0.
+        outside: (R,), the change outside each region when the entire picture is swapped.
+        pose: a number.
+        layout: (groups,), or None if there are no groups.
     """
 
     @torch.no_grad()
@@ -37,9 +40,9 @@ class StrangerScales:
         pool, self.roles, self._pool = source.pool, roles, source.pool
         count = min(PAIRS, 8 * len(pool))
         draw = torch.Generator().manual_seed(0)
-        index = torch.randint(len(pool), (count, codes_of(source.tree)), generator=draw).to(pool.codes.device)
+        index = torch.randint(len(pool), (count, count_codes(source.tree)), generator=draw).to(pool.codes.device)
         numbers = torch.zeros(count, len(source.tree.nodes), dtype=torch.long, device=index.device)
-        numbers[:, source.leaf_columns] = 1  # every leaf another's, the frame the base's
+        numbers[:, source.leaf_columns] = 1  # every leaf from the other picture, the frame from the base
         sums: dict[str, list[Tensor]] = {}
         for rows in torch.arange(count, device=index.device).split(even_parts(count, chunk)):
             sample = source.sample(index[rows], numbers[rows], torch.full_like(rows, -1))
@@ -58,8 +61,8 @@ class StrangerScales:
             near, far = (pool.centers[i][:, roles.pose] for i in (base, other))
             sums.setdefault("pose", []).append(pose_error(near, far, self.pose_weight(base))[:, None])
             if roles.groups:
-                moved = distance(self.offsets(pool.centers[base]), self.offsets(pool.centers[other]))
-                sums.setdefault("layout", []).append(moved)
+                shift = distance(self.offsets(pool.centers[base]), self.offsets(pool.centers[other]))
+                sums.setdefault("layout", []).append(shift)
         found = {name: torch.cat(parts) for name, parts in sums.items()}
         mean = {name: x.nanmean(dim=0).nan_to_num(1.0).clamp_min(1e-6) for name, x in found.items()}
         self.heads = [*pool.looks, "outline"]
@@ -70,10 +73,10 @@ class StrangerScales:
         self.outside, self.pose, self.layout = mean["outside"], mean["pose"], mean.get("layout")
 
     def pose_weight(self, index: Tensor) -> Tensor:
-        """(B, P): a small region's center says where it is, a large one's also what hides part of it."""
+        """Return the weights (B, P) of pose regions, higher for small ones: occlusion shifts a large one's center."""
         area = self._pool.areas[index][:, self.roles.pose]
         return (area > 1e-3) / area.clamp_min(1e-3)
 
     def offsets(self, centers: Tensor) -> Tensor:
-        """`composed.offsets` of the tree's groups: (B, groups, 2)."""
+        """Return `composed.offsets` of the tree's groups, (B, groups, 2)."""
         return offsets(centers, [(a, b) for _, a, b in self.roles.groups])

@@ -5,16 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.imaging.features import channel_energies
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.training.networks import FrozenNetworks
 
+LARGE = 256  # pixels: above it, few full pictures are differentiated, which take a core ten seconds each
+FULL_PICTURES = 3
 
-def measure_energies(networks: FrozenNetworks, codes: Tensor, batch: int, full_batch: int, seed: int = 0) -> Tensor:
+
+def measure_energies(
+    networks: FrozenNetworks, codes: Tensor, batch: int, full_batch: int, seed: int = 0, progress: bool = False
+) -> Tensor:
     """`channel_energies` (R, S) over pictures of style codes (N, S), whatever the batches.
 
     Channels that act up to the training resolution are measured on pictures of that size, those beyond it on full
-    pictures.
+    pictures: on all of them, or on `FULL_PICTURES` that show the regions well where these are large.
 
     Args:
         batch, full_batch: pictures at once, of either size; with gradients.
@@ -22,20 +28,32 @@ def measure_energies(networks: FrozenNetworks, codes: Tensor, batch: int, full_b
     g, resolution, regions = networks.generator, networks.resolution, len(networks.order)
     with torch.no_grad():
         labels = torch.cat([networks(s).probs.argmax(dim=1) for s in codes.split(networks.batch)])
-    areas = torch.stack([(labels == r).float().mean() for r in range(regions)])
+    shares = torch.stack([(labels == r).float().mean(dim=(1, 2)) for r in range(regions)], dim=1)  # (N, R)
     variance = codes.var(dim=0)
 
-    def measure(synthesis, most: int, probes: int) -> Tensor:
-        total, start = torch.zeros(regions, codes.shape[1], device=codes.device), 0
-        for part, own in zip(codes.split(most), labels.split(most), strict=True):
+    def measure(synthesis, chosen: Tensor, most: int, probes: int) -> Tensor:
+        total, start, areas = torch.zeros(regions, codes.shape[1], device=codes.device), 0, shares[chosen].mean(0)
+        parts = list(zip(codes[chosen].split(most), labels[chosen].split(most), strict=True))
+        for part, own in tqdm(parts, desc="measuring gates", disable=not progress, leave=False):
             each = channel_energies(synthesis, part, own, regions, probes, seed + start, variance, areas)
-            total, start = total + each * len(part) / len(codes), start + len(part)
+            total, start = total + each * len(part) / len(chosen), start + len(part)
         return total
 
-    found = measure(lambda s: g.synthesis(s, up_to=resolution), batch, 2)
+    every = torch.arange(len(codes), device=codes.device)
+    large = networks.full_resolution > LARGE
+    found = measure(lambda s: g.synthesis(s, up_to=resolution), every, batch, 1 if large else 2)
     if resolution == networks.full_resolution:
         return found
-    return torch.where(beyond(g, resolution), measure(g.synthesis, full_batch, 1), found)
+    few = showing_all(shares)[:FULL_PICTURES] if large else every
+    return torch.where(beyond(g, resolution), measure(g.synthesis, few, full_batch, 1), found)
+
+
+def showing_all(shares: Tensor) -> Tensor:
+    """Order pictures by how well they show every region: by the smallest of their regions' shares (N, R), each in
+    units of the region's mean share.
+    """
+    relative = shares / shares.mean(dim=0).clamp_min(1e-6)
+    return relative.amin(dim=1).argsort(descending=True, stable=True)
 
 
 @torch.enable_grad()
@@ -63,23 +81,45 @@ def beyond(generator, resolution: int) -> Tensor:
 
 
 @torch.no_grad()
-def start_gates(fusion: FusionHierarchy, energies: Tensor, regions: list[str], floor: float = 0.02) -> None:
+def start_gates(
+    fusion: FusionHierarchy,
+    energies: Tensor,
+    regions: list[str],
+    floor: float = 0.02,
+    novelty: float | None = None,
+    company: float = 4.0,
+    power: float = 1.0,
+) -> None:
     """Sets constant gates by energies (R, S), rows as `regions`.
 
     Alignment starts nearly closed: the coarse layers carry looks as well as pose, and what is half open loses looks
     before it finds the pose. Where gates know of novelty, it starts more open for a child in company, for then it is
     the pose that is common.
+
+    Args:
+        energies: (R, S), as from `measure_energies`; a channel that drives no region is shared equally.
+        floor: the least gate, and one minus the largest.
+        novelty: added to a gate's logit where the second child alone differs from the common code, and subtracted
+            where the first does: a channel of several regions then follows the one that was changed, also through
+            several levels. None leaves the nets' as they are.
+        power: of the energies; larger ones make gates more decided.
+        company: by how much the logit of alignment is larger where its sibling alone differs from the common code.
     """
     tree, row = fusion.tree, {name: i for i, name in enumerate(regions)}
+    if power != 1.0:
+        energies = (energies / energies.sum(dim=0).clamp_min(1e-30)) ** power
     for name in tree.fused:
         first, second = (
             energies[[row[leaf] for leaf in tree.subtree(child) if leaf in row]].sum(0).sqrt()
             for child in tree.children(name)
         )
-        gate = second / (first + second).clamp_min(1e-12)
+        gate = torch.where(first + second > 1e-12, second / (first + second).clamp_min(1e-12), 0.5)
         align = fusion.net(name).blender_common
         fusion.set_constant_gates(
             name, segments=gate.clamp(floor, 1 - floor), common=0.1 if align.gate_novelty is None else 0.02
         )
         if align.gate_novelty is not None:
-            torch.nn.init.constant_(align.gate_novelty, 4.0)
+            torch.nn.init.constant_(align.gate_novelty, company)
+        lean = fusion.net(name).blender_segments.gate_novelty
+        if novelty is not None and lean is not None:
+            torch.nn.init.constant_(lean, novelty)

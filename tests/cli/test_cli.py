@@ -1,5 +1,6 @@
 """The command line, mostly in this process: what is written, what is said, and one line for every bad input."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from stylefusion_hf import __version__
 from stylefusion_hf.cli import COMMANDS, env, main
+from stylefusion_hf.cli.train import JOBS
 from stylefusion_hf.core import command_line
 from tests.command_line import fails
 from tests.tiny import tiny_pipeline
@@ -140,10 +142,24 @@ def test_data_wants_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_forwards_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     from stylefusion_hf.training import generator
 
-    given: list[list[str]] = []
-    monkeypatch.setattr(generator, "main", given.append)
-    assert main(["train", "generator", "--output_dir", "runs/x", "--avatars", "9", "--help"]) == 0
-    assert given == [["--output_dir", "runs/x", "--avatars", "9", "--help"]]
+    given: list[argparse.Namespace] = []
+    monkeypatch.setattr(generator, "train", given.append)
+    assert main(["train", "generator", "--output_dir", "runs/x", "--avatars", "9"]) == 0
+    assert [(args.output_dir, args.avatars) for args in given] == [("runs/x", 9)]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_wrong_flags_of_a_trainer_do_not_wait_for_torch(job: str) -> None:
+    code = f"""
+import sys
+from stylefusion_hf.cli import main
+try:
+    main(["train", "{job}", "--output_dir", "x", "--nosuch"])
+except SystemExit as stop:
+    print(stop.code, "torch" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout == "2 False\n", found.stderr
 
 
 @pytest.mark.parametrize("job", ["generator", "segmenter", "fusion", "judges"])

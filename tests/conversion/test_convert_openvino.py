@@ -8,17 +8,20 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from stylefusion_hf import MobileStyleGANGenerator, StyleFusionPipeline
-from stylefusion_hf.conversion import ir_operations, openvino_ir
+from stylefusion_hf.cli import main
+from stylefusion_hf.conversion import ir_network, openvino_ir
 from stylefusion_hf.conversion.convert import convert
 from stylefusion_hf.conversion.inert import ConversionError
 from tests.ir_interpreter import Interpreter
 from tests.openvino_ir import Spec, floats, write_mapping, write_model, write_synthesis
+from tests.parity import parity_file
 
 FACES = "STYLEFUSION_FACES_IR"  # the wheel of random-face, or its unpacked data folder
 
@@ -128,6 +131,48 @@ def test_the_whole_folder(tmp_path: Path) -> None:
     assert "MobileStyleGANGenerator" in card and "StyleGAN2Generator" not in card
     index = json.loads((tmp_path / "out/model_index.json").read_text())
     assert index["generator"] == ["stylefusion_hf", "MobileStyleGANGenerator"]
+
+
+def test_previews_are_fitted_and_leave_the_picture_alone(tmp_path: Path) -> None:
+    write_model(tmp_path / "ir", Spec(channels=(8, 16, 4, 5)))
+    report = convert(tmp_path / "ir", tmp_path / "out", progress=False, previews=(16, 8), dtype="fp16")
+    g = MobileStyleGANGenerator.from_pretrained(tmp_path / "out/generator")
+    plain = converted(tmp_path / "ir", tmp_path / "plain", previews=())
+    assert g.picture_sizes == [8, 16, 64] and plain.picture_sizes == [64]
+    s = g.to_style(torch.randn(2, g.config.w_dim))
+    with torch.no_grad():
+        assert torch.equal(g.synthesis(s), plain.synthesis(s))
+        assert g.synthesis(s, up_to=16).shape[-1] == 16 and float(g.synthesis(s, up_to=16).std()) > 0
+    plain.fit_previews([8, 16])
+    assert torch.equal(g.synthesis.previews["16"].weight, plain.synthesis.previews["16"].weight)
+    card = (tmp_path / "out/README.md").read_text()
+    assert re.search(r"previews of 8 px \(\d+\.\d dB\), 16 px", report.table())
+    assert "previews of 8 px" in card
+    half = MobileStyleGANGenerator.from_pretrained(tmp_path / "out/generator", variant="fp16", dtype=torch.float16)
+    assert half.synthesis.previews["8"].weight.dtype == torch.float16
+
+
+def test_only_larger_models_get_previews_by_default(tmp_path: Path) -> None:
+    write_model(tmp_path / "small")
+    assert converted(tmp_path / "small", tmp_path / "a").config.preview_resolutions == []
+    write_model(tmp_path / "large", Spec(channels=(4, 4, 4, 4, 4, 4)))
+    g = converted(tmp_path / "large", tmp_path / "b")
+    assert g.config.resolution == 256 and g.config.preview_resolutions == [128]
+
+
+def test_previews_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(tmp_path / "ir")
+    for wrong, message in (
+        ("64", "this generator of 32 px has features of 4, 8, 16"),
+        ("x", "expected sizes such as"),
+    ):
+        with suppress(SystemExit):
+            main(["convert", str(tmp_path / "ir"), str(tmp_path / "out"), "--previews", wrong])
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    assert main(["convert", str(tmp_path / "ir"), str(tmp_path / "out"), "--previews", "none"]) == 0
+    with pytest.raises(ConversionError, match="--previews is for a MobileStyleGAN"):
+        convert(parity_file("nvidia-ada-tiny32.pkl"), tmp_path / "more", progress=False, previews=(8,))
 
 
 def test_options(tmp_path: Path) -> None:
@@ -305,7 +350,7 @@ def test_the_bounds_of_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("MAX_FOLDED", 50, "from constants"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(ir_operations, name, value)
+            patch.setattr(ir_network, name, value)
             refused(folder, message)
 
 

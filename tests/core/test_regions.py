@@ -2,10 +2,9 @@
 
 import json
 import pickle
+import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stylefusion_hf.core.region_tree import MAX_DEPTH, PRESETS, RegionTree
 
@@ -176,22 +175,17 @@ def test_assign_rejects_two_codes_for_the_root(where):
         TREE.assign(0, **{where: ["hair"]})
 
 
-NAMES = st.sampled_from(RegionTree.preset("avatar").nodes)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.dictionaries(NAMES, st.integers(1, 9)),
-    st.none() | st.integers(10, 19),
-    st.dictionaries(NAMES, st.integers(20, 29)),
-)
-def test_assign_follows_its_definition(regions, shared, nodes):
-    tree = RegionTree.preset("avatar")
-    if shared is not None:
-        regions.pop("all", None)
-        nodes.pop("all", None)
-    codes = tree.assign(0, regions, shared, nodes)
-    for name in tree.nodes:
-        named = [above for above in (name, *tree.ancestors(name)) if above in regions]
-        fallback = shared if shared is not None and name in tree.inner else 0
-        assert codes[name] == nodes.get(name, regions[named[0]] if named else fallback)
+def test_assign_follows_its_definition():
+    tree, draw = RegionTree.preset("avatar"), random.Random(0)
+    for _ in range(300):
+        regions = {name: draw.randint(1, 9) for name in draw.sample(tree.nodes, draw.randint(0, len(tree.nodes)))}
+        nodes = {name: draw.randint(20, 29) for name in draw.sample(tree.nodes, draw.randint(0, len(tree.nodes)))}
+        shared = draw.choice([None, 10, 19])
+        if shared is not None:
+            regions.pop("all", None)
+            nodes.pop("all", None)
+        codes = tree.assign(0, regions, shared, nodes)
+        for name in tree.nodes:
+            named = [above for above in (name, *tree.ancestors(name)) if above in regions]
+            fallback = shared if shared is not None and name in tree.inner else 0
+            assert codes[name] == nodes.get(name, regions[named[0]] if named else fallback)

@@ -32,7 +32,7 @@ from stylefusion_hf.data.folders import ImageFolder
 from stylefusion_hf.export.rendering import RecipeFile
 from stylefusion_hf.imaging.images import image_size, open_image, open_labels
 from stylefusion_hf.imaging.landmarks import read_landmarks
-from stylefusion_hf.imaging.picture_headers import read_png_text
+from stylefusion_hf.imaging.png_text import read_png_text
 from stylefusion_hf.models.latents import parse_code
 from tests.command_line import fails
 from tests.hostile import time_limit

@@ -20,7 +20,16 @@ from stylefusion_hf.editing.directions import (
     sefa,
     style_channel,
 )
-from tests.tiny import RESOLUTION, W_DIM, draw, tiny_generator, tiny_pipeline, tiny_segmenter
+from stylefusion_hf.imaging import sheets
+from tests.tiny import (
+    RESOLUTION,
+    W_DIM,
+    draw,
+    tiny_generator,
+    tiny_mobile_generator,
+    tiny_pipeline,
+    tiny_segmenter,
+)
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +194,51 @@ def test_discover_writes_directions_and_a_sheet(elsewhere, model, capsys, method
         argv = ["--file", "new/d.safetensors", "--region", "hair", "--out", "hair.png", "--model", model]
         assert main(["directions", "sheet", *argv]) == 0
         assert Path("hair.png").read_bytes() != Path("d.png").read_bytes()
+
+
+# ----------------------------------------------------------------------------------------------------
+# Large generators.
+
+
+def test_components_of_large_samples_are_found_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = draw(300, 400) * torch.logspace(1, -3, 400)  # a spectrum that falls, as those of feature maps do
+    exact, deviations = principal_components(x, 5)
+    monkeypatch.setattr("stylefusion_hf.editing.directions.EXACT", 64)
+    state = torch.random.get_rng_state()
+    found, spreads = principal_components(x, 5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(found, principal_components(x, 5)[0])  # seeded
+    assert found.shape == (5, 400) and found.dtype == torch.float64
+    assert torch.allclose(spreads, deviations, rtol=1e-3)
+    assert ((found * exact).sum(dim=1).abs() > 0.999).all()
+
+
+def test_feature_maps_beyond_memory_are_refused_before_sampling(g, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stylefusion_hf.editing.directions.sample_w", None)
+    with pytest.raises(ValueError, match=r"100000000 feature maps of 8 pixels take .* GiB: use up to \d+ samples"):
+        ganspace(g, 1, samples=10**8, space="features", resolution=8)
+
+
+def test_rows_that_drive_nothing_have_no_directions() -> None:
+    generator = tiny_mobile_generator()  # its last two rows of w+ are those of a StyleGAN2's full size
+    with pytest.raises(ValueError, match="rows 6, 7 of w. drive nothing in this generator, whose layers take rows 0"):
+        sefa(generator, 1, layers=[6, 7])
+    assert sefa(generator, 1, layers=[5, 6], samples=8)[0].layers == (5, 6)
+
+
+def test_a_sheet_of_directions_keeps_small_pictures_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes: set[tuple[int, int]] = set()
+    drawn = sheets.draw_sheet
+
+    def draw_sheet(columns, labels, rows, *args, **kwargs):
+        sizes.update(picture.size for row in rows for picture in row)
+        return drawn(columns, labels, rows, *args, **kwargs)
+
+    monkeypatch.setattr(sheets, "draw_sheet", draw_sheet)
+    monkeypatch.setattr(sheets, "CELL", 8)
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    found = str(tmp_path / "found.safetensors")
+    main(["directions", "discover", "--model", str(tmp_path / "model"), "--count", "2", "--samples", "64",
+          "--out", found, "--sheet", str(tmp_path / "sheet.png")])  # fmt: skip
+    assert sizes == {(RESOLUTION // 2, RESOLUTION // 2)}

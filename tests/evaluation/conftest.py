@@ -11,6 +11,8 @@ from stylefusion_hf.evaluation.judges import Judges
 from tests.planted import JudgingSegmenter, planted_pipeline
 from tests.tiny import RESOLUTION, tiny_pipeline, tiny_segmenter
 
+TREE = "all*(face*(mouth, skin), hair)"  # of the model in a folder
+
 
 @pytest.fixture(scope="package")
 def subject():
@@ -24,6 +26,6 @@ def subject():
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A tiny model and tiny judges as folders."""
     model, judges = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("judges")
-    tiny_pipeline(segmenter=True).save_pretrained(model)
-    tiny_segmenter(seed=1).save_pretrained(judges / "segmenter")
+    tiny_pipeline(TREE, segmenter=True).save_pretrained(model)
+    tiny_segmenter(TREE, seed=1).save_pretrained(judges / "segmenter")
     return str(model), str(judges)

@@ -1,19 +1,21 @@
 """The ruler at any resolution: sizes relative to the picture, a measuring size, and batches that bound memory."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stylefusion_hf import FusionHierarchy, RegionSegmenter, StyleFusionPipeline
+from stylefusion_hf.evaluation import channels, limit_curves, measuring, registry, sections
 from stylefusion_hf.evaluation import measurement as core
-from stylefusion_hf.evaluation import measuring, registry, sections
 from stylefusion_hf.evaluation.baselines import EditingInStyle, LocalChannels, RetrieveInStyle
-from stylefusion_hf.evaluation.channels import rendered_at_once
+from stylefusion_hf.evaluation.channels import fitting_batch
 from stylefusion_hf.evaluation.evaluate import build_subject, measuring_size
 from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
 from stylefusion_hf.evaluation.gates import LearnedGates
-from stylefusion_hf.evaluation.judges import Judges, PortraitJudge
+from stylefusion_hf.evaluation.judges import Judges, PortraitJudge, portrait_channels
 from stylefusion_hf.evaluation.limits import LimitSearch
 from stylefusion_hf.evaluation.measuring import measure_jobs
 from stylefusion_hf.evaluation.pairs import draw_pairs
@@ -22,7 +24,7 @@ from stylefusion_hf.evaluation.score import TrainingScore
 from tests.planted import TREE
 from tests.tiny import tiny_generator
 
-RESOLUTION, BATCH, SIZE = 256, 2, 64
+RESOLUTION, BATCH, SIZE = 128, 2, 32
 
 
 class Watched(RegionSegmenter):
@@ -40,9 +42,9 @@ def watched(seed: int) -> Watched:
 
 @pytest.fixture
 def pipe() -> StyleFusionPipeline:
-    g = tiny_generator(resolution=RESOLUTION, channels=[4] * 7)
+    g = tiny_generator(resolution=RESOLUTION, channels=[4] * 6)
     torch.manual_seed(0)
-    sizes = {"conv_sizes": g.conv_sizes, "rgb_sizes": g.rgb_sizes, "num_indicators": 14}
+    sizes = {"conv_sizes": g.conv_sizes, "rgb_sizes": g.rgb_sizes, "num_indicators": 12}
     fusion = FusionHierarchy(TREE, padded_width=4, hidden_width=8, indicator_repeats=1, **sizes).eval()
     return StyleFusionPipeline(g, fusion, watched(0))
 
@@ -112,7 +114,7 @@ def test_a_large_model_is_evaluated_in_batches_that_bound_memory(pipe, monkeypat
         "editing-in-style": EditingInStyle(pipe, samples=3, batch=BATCH),
         "retrieve-in-style": RetrieveInStyle(pipe, samples=3, batch=BATCH),
         "local-channels": LocalChannels(pipe, samples=3, batch=BATCH),
-        "static-gates": LearnedGates(pipe, (1.0,), steps=1, batch=5, pool=4, score=score, at_once=BATCH),
+        "static-gates": LearnedGates(pipe, (1.0,), steps=1, batch=5, pool=4, score=score, chunk_size=BATCH),
     }
     jobs = [(name, "a", method.strengths[-1]) for name, method in methods.items()]
     found = measure_jobs(subject, methods, jobs, 3, thorough=True, specific=True, recognized=jobs)
@@ -132,5 +134,61 @@ def test_a_large_model_is_evaluated_in_batches_that_bound_memory(pipe, monkeypat
 def test_methods_are_fitted_in_the_batches_of_the_command(pipe):
     fitted = registry.build_methods(pipe, ["editing-in-style", "retrieve-in-style", "local-channels"], 3).values()
     assert all(method.batch == 3 for method in fitted)
-    assert registry.build_methods(pipe, ["static-gates"], 3)["static-gates"].at_once == 3
-    assert [rendered_at_once(pipe, 32, batch) for batch in (None, 3, 100)] == [8, 3, 32]
+    assert registry.build_methods(pipe, ["static-gates"], 3)["static-gates"].chunk_size == 3
+    large = SimpleNamespace(generator=SimpleNamespace(config=SimpleNamespace(resolution=256)))
+    assert [fitting_batch(large, 32, batch) for batch in (None, 3, 100)] == [8, 3, 32]
+
+
+class LargestOutput(TorchDispatchMode):
+    """Records the size of the largest tensor that an operation computes; views and joined batches do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        view = any(r.alias_info is not None for r in function._schema.returns)
+        if isinstance(out, torch.Tensor) and not view and "aten.cat" not in str(function):
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+def test_more_samples_take_no_larger_tensors(pipe, monkeypatch):
+    """Whatever is computed at once depends on the batch, not on how many samples or pairs there are."""
+    size = 64
+    subject = build_subject(pipe, Judges(watched(1), None, None, Path("planted")), batch=BATCH, size=size)
+    monkeypatch.setattr(limit_curves, "LARGEST_SIZE", size)
+    monkeypatch.setattr(channels, "LARGEST_SIZE", size)
+    largest = {}
+    for count in (4, 40):
+        with LargestOutput() as seen:
+            TrainingScore(pipe, samples=count, batch=BATCH, size=size)
+        largest["score", count] = seen.numel
+        with LargestOutput() as seen:
+            channels.energy_shares(pipe, count, BATCH)
+        largest["energies", count] = seen.numel
+        with LargestOutput() as seen:
+            kept, judged = limit_curves.draw_small_pairs(subject, count)
+        largest["limit pairs", count] = seen.numel
+        assert kept.plain.shape == judged.base.images.shape == (count, 3, size, size)
+        assert kept.base_probs.shape[2:] == (size, size)
+    for name in ("score", "energies", "limit pairs"):
+        assert largest[name, 40] == largest[name, 4], name
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_the_portrait_judges_field_grows_with_the_picture(size):
+    """Each cell of the coarsest map sees at least half of the picture from its middle on, at any size."""
+    levels = len(portrait_channels(size))
+    judge = PortraitJudge(resolution=size, channels=[2] * levels, reduced=1, features=2, groups=1)
+    assert judge.to_features.in_features == 8 * 8
+    x = torch.rand(1, 3, size, size, requires_grad=True)
+    y = judge.stem(x)
+    for k, block in enumerate(judge.levels):
+        block.norm1 = block.norm2 = torch.nn.Identity()  # statistics would see everything
+        y = block(torch.nn.functional.avg_pool2d(y, 2) if k else y)
+    y[:, :, 4, 4].sum().backward()
+    seen = x.grad.abs().sum(dim=(0, 1)) > 0
+    rows, columns = (int(seen.any(dim=d).sum()) for d in (1, 0))
+    assert min(rows, columns) >= size / 2

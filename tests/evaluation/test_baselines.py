@@ -17,8 +17,8 @@ from stylefusion_hf.evaluation.fusion_swaps import StaticGates, StyleFusionSwap
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.masked_swaps import FeatureBlending, PixelPaste, blend_features
 from stylefusion_hf.evaluation.methods import move
-from stylefusion_hf.evaluation.pairs import VALIDATION_SEED, Pairs, draw_pairs, render, with_strangers
-from stylefusion_hf.evaluation.registry import IGNORING, METHODS, build_methods
+from stylefusion_hf.evaluation.pairs import VALIDATION_SEED, Pairs, draw_pairs, render, with_unrelated_sources
+from stylefusion_hf.evaluation.registry import METHODS, SOURCE_BLIND, build_methods
 from tests.planted import TREE, planted_pipeline
 from tests.tiny import STYLE_DIM, tiny_fusion, tiny_pipeline
 
@@ -38,7 +38,7 @@ def same(pairs: Pairs) -> Pairs:
     return Pairs(pairs.base, pairs.base, pairs.plain, pairs.plain, pairs.base_probs, pairs.base_probs)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in IGNORING])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in SOURCE_BLIND])
 def test_a_source_that_is_the_base_changes_nothing(pipe, pairs, name):
     method = build_methods(pipe, [name])[name]
     if isinstance(method, LearnedGates):
@@ -220,26 +220,26 @@ def test_retrieve_in_style_takes_a_channel_that_is_active_in_the_region_alone(st
 # --- What ignores the source -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", IGNORING)
+@pytest.mark.parametrize("name", SOURCE_BLIND)
 def test_methods_that_ignore_the_source_draw_the_same_whatever_it_is(pipe, pairs, name):
     method = build_methods(pipe, [name])[name]
     images = method.swap(pairs, "b", 1.0)
-    assert torch.equal(method.swap(with_strangers(pipe, pairs), "b", 1.0), images)
+    assert torch.equal(method.swap(with_unrelated_sources(pipe, pairs), "b", 1.0), images)
     assert (images - pairs.plain).abs().max() > 0.01
 
 
-def test_the_mean_and_the_stranger_are_swaps_of_their_codes(pipe, pairs):
+def test_the_mean_and_the_random_code_are_swaps_of_their_codes(pipe, pairs):
     nodes = pipe.fusion.tree.nodes
     codes = {"mean": pipe.generator.to_style(pipe.generator.w_avg[None]).expand_as(pairs.base),
-             "stranger": pairs.stranger}  # fmt: skip
+             "random-code": pairs.unrelated}  # fmt: skip
     for name, code in codes.items():
         expected = render(pipe, pipe.fusion.fuse({n: code if n == "b" else pairs.base for n in nodes}))
         torch.testing.assert_close(build_methods(pipe, [name])[name].swap(pairs, "b", 1.0), expected)
-    assert not torch.equal(pairs.stranger, pairs.base) and not torch.equal(pairs.stranger, pairs.source)
+    assert not torch.equal(pairs.unrelated, pairs.base) and not torch.equal(pairs.unrelated, pairs.source)
     without = Pairs(*(getattr(pairs, n) for n in
                       ("base", "source", "plain", "other", "base_probs", "source_probs")))  # fmt: skip
-    with pytest.raises(ValueError, match="these pairs have no strangers"):
-        build_methods(pipe, ["stranger"])["stranger"].swap(without, "b", 1.0)
+    with pytest.raises(ValueError, match="these pairs have no unrelated codes"):
+        build_methods(pipe, ["random-code"])["random-code"].swap(without, "b", 1.0)
 
 
 # --- Nets of constant gates ------------------------------------------------------------------------------------------
@@ -308,7 +308,9 @@ def test_features_blended_at_the_end_are_pixels(pipe, pairs):
 
 def test_blending_refuses_a_size_without_a_block(pipe, pairs):
     for size in (0, 2, 7, 64):
-        with pytest.raises(ValueError, match=f"no block of this generator has {size} pixels; there are 4, 8, 16, 32"):
+        with pytest.raises(
+            ValueError, match=f"no block of this generator has {size} pixels: choose from 4, 8, 16, 32"
+        ):
             blend_features(pipe, pairs.base, pairs.source, torch.ones(3, 32, 32), size)
 
 

@@ -10,6 +10,7 @@ from stylefusion_hf.cli import main
 from stylefusion_hf.evaluation import measuring, sections
 from stylefusion_hf.evaluation.evaluate import Settings, build_subject
 from tests.command_line import fails
+from tests.evaluation.conftest import TREE
 from tests.planted import planted_pipeline
 from tests.tiny import tiny_fusion, tiny_pipeline, tiny_segmenter
 
@@ -25,7 +26,7 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys, monkeypatc
     args = ["evaluate", "--model", model, "--judges", judges, "--out", str(out), "--device", "cpu", "--quick"]
     args += ["--sections", ",".join(names), "--pairs", "8", "--curve-pairs", "6", "--realism-count", "20"]
     args += ["--limit-pairs", "6", "--limit-steps", "2", "--methods", "stylefusion,interpolation,pixel-paste"]
-    args += ["--global-pairs", "2"]
+    args += ["--global-pairs", "2", "--validation-pairs", "3"]
     assert main(args) == 0
     text = capsys.readouterr().out
     assert "QUICK" in text
@@ -36,14 +37,14 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys, monkeypatc
     # No path of this machine is published, in whichever file.
     assert str(Path(model).parent) not in (out / "report.json").read_text() + (out / "report.md").read_text()
     assert str(Path(judges).parent) not in (out / "report.json").read_text()
-    everything = {"stylefusion", "interpolation", "pixel-paste", "mean", "stranger"}
+    everything = {"stylefusion", "interpolation", "pixel-paste", "mean", "random-code"}
     assert set(report["curves"]["points"]) == set(report["curves"]["as local as ours"]) == everything
-    for name in ("mean", "stranger"):
+    for name in ("mean", "random-code"):
         assert report["curves"]["as local as ours"][name]["specific"]["value"] in (0, None)
     for point in report["curves"]["points"]["stylefusion"]["mouth"]:
         assert set(point) == {"strength", "outside", "leak", "specific", "transfer"}
     assert "| leaf code only | specific | recognition | outside | leak | transfer |" in text
-    assert report["settings"]["curve_pairs"] == 6
+    assert report["settings"]["curve_pairs"] == 6 and report["settings"]["validation_pairs"] == 3
     assert "NaN" not in (out / "report.json").read_text()
     assert (out / "report.md").read_text().count("\n## ") == len(names)
     for picture in ("report.png", "limits.png"):
@@ -68,7 +69,7 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys, monkeypatc
         (["--sections", "limits"], "give --limit-pairs"),
         (["--seed", "201"], "0 to 200; got 201"),
         (["--psi", "0"], "at 0 all pictures are the same"),
-        (["--pairs", "1"], "two pairs or more"),
+        (["--pairs", "1"], "at least two pairs"),
         (["--measuring-size", "64"], "pictures of 32 pixels are measured at 16 to 32 pixels, not at 64"),
         (["--sections", "curves", "--static-gates", "nowhere"], "nowhere"),
     ],
@@ -89,7 +90,7 @@ def test_judges_of_other_regions_are_refused(folders, tmp_path, capsys):
 
 def test_judges_of_another_size_are_refused(folders, tmp_path, capsys):
     StyleGAN2Discriminator(64, channels=[8] * 5).save_pretrained(tmp_path / "discriminator")
-    tiny_segmenter(seed=1).save_pretrained(tmp_path / "segmenter")
+    tiny_segmenter(TREE, seed=1).save_pretrained(tmp_path / "segmenter")
     args = ["evaluate", "--model", folders[0], "--device", "cpu", "--judges", str(tmp_path)]
     assert "were trained at 64 pixels, this model has 32" in fails(capsys, *args)
 
@@ -109,7 +110,7 @@ def test_a_model_without_a_segmenter_is_refused(tmp_path, capsys, folders):
 
 
 def test_the_quick_look_is_smaller_in_everything():
-    whole, quick = Settings(), Settings().quickened()
+    whole, quick = Settings(), Settings().quick_version()
     for name in ("pairs", "validation_pairs", "curve_pairs", "global_pairs", "limit_pairs", "walks", "realism_count"):
         assert getattr(quick, name) < getattr(whole, name)
     assert set(quick.methods) < set(whole.methods)

@@ -97,9 +97,9 @@ def test_a_saved_judge_says_the_same_under_the_same_names(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resolution": 20}, "multiple of 8 from 16, got 20"),
+        ({"resolution": 20}, "must be a multiple of 8, at least 16; got 20"),
         ({"channels": [8, 8, 12, 16]}, r"multiples of groups=8, got \[8, 8, 12, 16\]"),
-        ({"point_names": []}, "one point or more"),
+        ({"point_names": []}, "at least one point"),
         ({"attributes": {"eyes": {"region": "eyes", "classes": ["open"]}}}, "'eyes' has 1"),
     ],
 )
@@ -138,14 +138,14 @@ def with_top(top: str, **changes) -> AvatarSpec:
 
 
 def test_the_colour_of_a_top_is_that_of_the_hat_or_of_the_hair():
-    place = list(_portrait.COLOURS).index("top_colour")
+    place = list(_portrait.COLORS).index("top_colour")
     for top, colour in (("hair/bob", [1, -1, -1]), ("hat/turban", [-1, -1, 1])):
-        colours, shown = _portrait.avatar_colours(with_top(top))
+        colours, shown = _portrait.avatar_colors(with_top(top))
         assert colours[place] == colour and shown == [True] * 4
         image, labels = render_avatar(with_top(top), 64)
         seen = as_images([image])[0][:, torch.from_numpy(labels) == 5].median(dim=1).values
         assert (seen - torch.tensor(colours[place])).abs().max() < 0.6, "another color than what the region shows"
-    assert _portrait.avatar_colours(with_top("hat/chef_cap"))[1] == [True, True, False, True]
+    assert _portrait.avatar_colors(with_top("hat/chef_cap"))[1] == [True, True, False, True]
 
 
 @pytest.mark.parametrize("clothes", _portrait.CLASSES["clothes"])
@@ -155,7 +155,7 @@ def test_clothes_whose_colour_is_not_seen_are_not_asked_for_it(clothes):
     )
     image, labels = render_avatar(upright, 64)
     seen = (np.abs(image.astype(int) - [0x20, 0xD0, 0x40]).max(axis=2) <= 6)[labels == 2].mean()
-    assert _portrait.avatar_colours(upright)[1][1] == (seen > 0.2)
+    assert _portrait.avatar_colors(upright)[1][1] == (seen > 0.2)
 
 
 def test_a_data_set_tells_each_avatars_parts():
@@ -218,11 +218,9 @@ class KnowsAll:
         for i, (name, classes) in enumerate(_portrait.CLASSES.items()):
             answer = (a["classes"][:, i] + (name == "eyes")) % len(classes)
             logits[name] = torch.nn.functional.one_hot(answer, len(classes)).float()
-        colours = torch.where(a["shown"][..., None], a["colours"] + 1 / 127.5, 99.0)  # what is not shown counts not
+        colours = torch.where(a["shown"][..., None], a["colors"] + 1 / 127.5, 99.0)  # what is not shown counts not
         points = a["points"] + torch.tensor([0.02, 0.0])
-        return judging.JudgeOutput(
-            points, logits, dict(zip(_portrait.COLOURS, colours.unbind(1), strict=True)), points
-        )
+        return judging.JudgeOutput(points, logits, dict(zip(_portrait.COLORS, colours.unbind(1), strict=True)), points)
 
 
 def test_figures_are_in_the_units_that_they_name():
@@ -232,7 +230,7 @@ def test_figures_are_in_the_units_that_they_name():
     assert figures["points, mean distance in picture widths"] == pytest.approx(0.01, abs=1e-5)
     assert figures["rotation, median error in degrees"] == pytest.approx(0, abs=0.01)
     assert figures["accuracy"] == {name: float(name != "eyes") for name in _portrait.CLASSES}
-    assert figures["colors, mean error of 255"] == pytest.approx(dict.fromkeys(_portrait.COLOURS, 1.0), abs=1e-3)
+    assert figures["colors, mean error of 255"] == pytest.approx(dict.fromkeys(_portrait.COLORS, 1.0), abs=1e-3)
 
 
 def test_auc_is_the_share_of_pairs_in_the_right_order():
@@ -243,7 +241,7 @@ def test_auc_is_the_share_of_pairs_in_the_right_order():
             return type("Output", (), {"logits": x.mean(dim=(1, 2, 3))[:, None]})
 
     real, fake = (torch.tensor(v).view(-1, 1, 1, 1).expand(-1, 3, 4, 4) for v in ([1.0, 3.0], [0.0, 2.0]))
-    figures = _discriminator.telling_apart(Brightness(), real, fake)
+    figures = _discriminator.separation(Brightness(), real, fake)
     assert figures["AUC"] == pytest.approx(0.75) and figures["mean logit, real"] == pytest.approx(2.0)
     assert figures["5th percentile, generated"] == pytest.approx(0.1)
 

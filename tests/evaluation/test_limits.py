@@ -41,10 +41,10 @@ def test_the_base_scores_nothing_and_the_source_everything(score, pairs, targets
     outside, transfer = score(targets, pairs.base).ratios()
     assert outside == 0 and abs(transfer) < 1e-4
     scores = score(targets, pairs.source)
-    torch.testing.assert_close(scores.outside, scores.outside_whole)
-    assert (scores.outside > 0).all() and (scores.transfer_whole > 0).all()
+    torch.testing.assert_close(scores.outside, scores.outside_reference)
+    assert (scores.outside > 0).all() and (scores.transfer_reference > 0).all()
     # Color and maps are read off the very picture; the outline is too, but in another pose.
-    assert (scores.transfer[:, :2] < 1e-3 * scores.transfer_whole[:, :2]).all()
+    assert (scores.transfer[:, :2] < 1e-3 * scores.transfer_reference[:, :2]).all()
 
 
 def test_nothing_under_the_dilated_mask_counts_as_outside(score, pairs, targets):
@@ -61,7 +61,7 @@ def test_a_static_region_is_not_moved_and_the_others_are(pipe, pairs):
     source = score.describe(pairs.source, pairs.other, probs)
     moved = score.targets(base, source, region)
     still = TrainingScore(pipe, static=["right"], samples=4).targets(base, source, region)
-    assert (moved.whole[:, 2] < 0.7 * still.whole[:, 2]).all()
+    assert (moved.initial_distance[:, 2] < 0.7 * still.initial_distance[:, 2]).all()
 
 
 def test_an_outline_is_not_asked_for_where_something_hides_it(score, pairs):
@@ -86,23 +86,23 @@ def test_a_pair_without_the_region_does_not_count(score, pairs):
     base = score.describe(pairs.base, pairs.plain, pairs.base_probs)
     source = score.describe(pairs.source, pairs.other, probs)
     scores = score(score.targets(base, source, torch.ones(5, dtype=torch.long)), pairs.source)
-    assert [bool(x) for x in scores.outside_whole > 0] == [True, True, False, True, True]
-    assert not scores.transfer[2].any() and not scores.transfer_whole[2].any()
+    assert [bool(x) for x in scores.outside_reference > 0] == [True, True, False, True, True]
+    assert not scores.transfer[2].any() and not scores.transfer_reference[2].any()
 
 
 def test_a_region_that_vanishes_has_not_been_transferred(pipe, score, pairs, targets, monkeypatch):
     segment = pipe.segmenter.segment
     monkeypatch.setattr(pipe.segmenter, "segment", lambda x: segment(x) - 1e4 * torch.eye(3)[0].view(1, 3, 1, 1))
     scores = score(targets[:1], pairs.source[:1])
-    assert (scores.transfer >= scores.transfer_whole * 0.999)[0, :2].all()
+    assert (scores.transfer >= scores.transfer_reference * 0.999)[0, :2].all()
 
 
 def test_ratios_are_of_sums(targets):
     scores = Scores(
         outside=torch.tensor([1.0, 2.0, 3.0]),
-        outside_whole=torch.tensor([10.0, 10.0, 4.0]),
+        outside_reference=torch.tensor([10.0, 10.0, 4.0]),
         transfer=torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [1.0, 0.0, 2.0]]),
-        transfer_whole=torch.tensor([[2.0, 2.0, 2.0], [4.0, 4.0, 4.0], [2.0, 2.0, 2.0]]),
+        transfer_reference=torch.tensor([[2.0, 2.0, 2.0], [4.0, 4.0, 4.0], [2.0, 2.0, 2.0]]),
         heads=torch.tensor([[1 / 3] * 3, [1 / 3] * 3, [0.5, 0.5, 0.0]]),
     )
     groups = torch.tensor([0, 0, 1])

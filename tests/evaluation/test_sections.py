@@ -77,7 +77,7 @@ def test_a_half_precision_pipeline_is_measured_in_float(subject):
 
 def test_swaps(subject):
     found = sections.swap_rows(subject, COUNT)
-    assert list(found) == ["leaf", "wider", "mean", "mean look", "stranger"]
+    assert list(found) == ["leaf", "wider", "mean", "mean look", "random code"]
     for row in found["leaf"].values():
         assert row["outside"].low <= row["outside"].value <= row["outside"].high
         assert row["leak"].low <= row["leak"].value <= row["leak"].high
@@ -89,7 +89,7 @@ def test_swaps(subject):
     # `right` hangs on the root, which is not widened to; a and b have a parent of their own.
     assert found["leaf"]["right"]["outside"].value == pytest.approx(found["wider"]["right"]["outside"].value)
     assert found["leaf"]["a"]["outside"].value != pytest.approx(found["wider"]["a"]["outside"].value)
-    for name in ("mean", "mean look", "stranger"):
+    for name in ("mean", "mean look", "random code"):
         for row in found[name].values():
             assert row["specific"].value == row["specific"].low == row["specific"].high == 0
             assert row["response"].value > 0
@@ -130,7 +130,7 @@ def test_the_whole_source_is_all_specific_transfer_and_recognized(subject):
 
 
 def test_no_change_is_recognized_by_chance(subject):
-    """The base's own region is as near to b's as to any stranger's: about 1 in 16 over many pairs."""
+    """The base's own region is as near to b's as to any other source's: about 1 in 16 over many pairs."""
     count = 120
 
     class Nothing:
@@ -154,16 +154,16 @@ def test_a_dead_dial_is_called_dead(subject, monkeypatch):
 
 def test_global_control(subject):
     found = global_control.global_rows(subject, COUNT)
-    assert list(found) == ["all common codes", "the root's alone", *(f"layers to {n} px" for n in (4, 8, 16))]
+    assert list(found) == ["all common codes", "root code only", *(f"layers to {n} px" for n in (4, 8, 16))]
     for row in found.values():
         assert row["looks kept"].value <= 1
     # All style vectors of a 32 px generator but the last block's are within 16 px.
-    assert found["layers to 16 px"]["looks kept"].value < found["the root's alone"]["looks kept"].value
+    assert found["layers to 16 px"]["looks kept"].value < found["root code only"]["looks kept"].value
 
 
 def test_a_global_dial_that_does_nothing_keeps_every_look(subject, monkeypatch):
     monkeypatch.setattr(subject.pipe.fusion, "fuse", lambda codes: codes["a"])
-    row = global_control.global_rows(subject, COUNT, only=["the root's alone"])["the root's alone"]
+    row = global_control.global_rows(subject, COUNT, only=["root code only"])["root code only"]
     assert row["looks kept"].value > 0.97
 
 
@@ -188,16 +188,16 @@ def test_poses_are_compared_at_equal_looks():
     }
     found = global_control.at_equal_looks(curves, 10)
     assert found["ours"][global_control.ALL_CODES]["pose"].value == pytest.approx(0.6)
-    assert found["ours"][global_control.ALL_CODES]["more than ours"].value == pytest.approx(0)
+    assert found["ours"][global_control.ALL_CODES]["minus ours"].value == pytest.approx(0)
     # Between .9 and .6 of the looks the better way goes from .5 to .1: at .8 it stands at .367.
     assert found["ours"]["better"]["pose"].value == pytest.approx(0.5 - 0.4 / 3, abs=1e-5)
-    assert found["ours"]["better"]["more than ours"].value == pytest.approx(0.5 - 0.4 / 3 - 0.6, abs=1e-5)
+    assert found["ours"]["better"]["minus ours"].value == pytest.approx(0.5 - 0.4 / 3 - 0.6, abs=1e-5)
     assert found["ours"]["short"]["pose"].value != found["ours"]["short"]["pose"].value  # never extrapolated
     assert found["0.9"]["better"]["pose"].value == pytest.approx(0.5)
 
 
 def test_layers_are_mixed_at_ten_strengths(subject):
-    ways = global_control.ways_of(subject)
+    ways = global_control.build_ways(subject)
     a, c = (draw_pairs(subject.pipe, 1, VALIDATION_SEED + k).base for k in (0, 2))
     whole, half = (ways["layers to 4 px"](a, c, s) for s in (1.0, 0.5))
     parts = subject.pipe.generator.split_style(whole)

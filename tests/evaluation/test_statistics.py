@@ -7,8 +7,8 @@ import torch
 
 from stylefusion_hf.evaluation.curves import LEVELS, OURS, ROUNDS, Curve, compare
 from stylefusion_hf.evaluation.limit_curves import BASELINE, LIMITS, shares
-from stylefusion_hf.evaluation.realism import from_error, number_of_kinds
-from stylefusion_hf.evaluation.report import cell, not_reached, plain, table
+from stylefusion_hf.evaluation.realism import estimate_from_error, number_of_kinds
+from stylefusion_hf.evaluation.report import format_cell, mark_not_reached, table, to_json_types
 from stylefusion_hf.evaluation.statistics import (
     Estimate,
     density_and_coverage,
@@ -51,7 +51,7 @@ def test_a_ratio_to_nothing_is_undefined():
     e = Estimate.of(ratio(counts, torch.ones(4), torch.zeros(4)), 4)
     assert math.isnan(e.value)
     assert e.to_json() == {"value": None, "low": None, "high": None, "n": 4}
-    assert cell(e) == "undefined"
+    assert format_cell(e) == "undefined"
 
 
 def test_kid_and_manifolds():
@@ -156,7 +156,7 @@ def test_methods_are_compared_at_equal_transfer():
     assert quarter["worse"]["ratio"].value == pytest.approx(2.0)  # sqrt(4 * 1)
     assert quarter[OURS]["ratio"].value == pytest.approx(1.0)
     assert quarter["short"]["regions"] == 0
-    assert not_reached(quarter)["short"]["a"] == "not reached"
+    assert mark_not_reached(quarter)["short"]["a"] == "not reached"
     assert found["0.5"]["worse"]["regions"] == 1  # ours reaches .5 in a alone
     assert found["ours"]["worse"]["b"].value == pytest.approx(0.08)
     assert quarter["worse"]["leak"].value == pytest.approx(0.3)  # the mean of .4 and .2
@@ -228,8 +228,8 @@ def test_the_share_of_what_a_gate_per_pair_could_gain():
 
 
 def test_tables_and_json():
-    e = from_error(0.5, 0.1, 9)
-    assert cell(e) == "0.500 [0.304, 0.696]"
+    e = estimate_from_error(0.5, 0.1, 9)
+    assert format_cell(e) == "0.500 [0.304, 0.696]"
     text = table("region", {"hair": {"outside": e, "n": 3}, "eyes": {"outside": 0.25}})
     assert text.splitlines() == [
         "| region | outside | n |",
@@ -237,4 +237,4 @@ def test_tables_and_json():
         "| hair | 0.500 [0.304, 0.696] | 3 |",
         "| eyes | 0.250 |  |",
     ]
-    assert plain({"a": [math.nan, e]})["a"] == [None, e.to_json()]
+    assert to_json_types({"a": [math.nan, e]})["a"] == [None, e.to_json()]

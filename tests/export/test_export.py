@@ -16,8 +16,9 @@ from stylefusion_hf.cli import export as command
 from stylefusion_hf.cli import main
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.export import graphs as exporting
+from stylefusion_hf.export.description import check_target
 from stylefusion_hf.export.graph_files import SUFFIXES, open_onnx, open_torch, trace
-from stylefusion_hf.export.graphs import check_target, export, graphs
+from stylefusion_hf.export.graphs import export, graphs
 from tests.command_line import fails
 from tests.tiny import tiny_fusion, tiny_generator, tiny_segmenter
 
@@ -187,6 +188,7 @@ def test_torch_export(tmp_path: Path) -> None:
 
 
 @needs_onnx
+@pytest.mark.slow  # half a minute: a graph of every net of the embedded model
 def test_the_embedded_model_and_the_documented_example(capsys: pytest.CaptureFixture[str]) -> None:
     """The example runs as it stands, and its picture is the pipeline's."""
     if not (ROOT / "stylefusion_hf/assets/model_index.json").is_file():

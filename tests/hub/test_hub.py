@@ -198,7 +198,10 @@ def test_the_embedded_model(saved, tmp_path, monkeypatch):
     ],
 )
 def test_names_that_recipes_give(name, public):
-    assert hub._public_name(name) == public
+    pipe = tiny_pipeline()
+    if name is not None:
+        pipe.register_to_config(_name_or_path=name)
+    assert pipe.model_identity()["name"] == public
 
 
 def test_hashes_follow_the_weights():

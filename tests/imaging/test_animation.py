@@ -58,6 +58,27 @@ def test_webp_is_lossless() -> None:
     assert set(times) == {33, 34}
 
 
+def test_large_frames_are_lossless_too_and_cost_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.RandomState(0).randint(0, 256, (264, 264, 3), dtype=np.uint8)
+    frames = [Image.fromarray(noise), Image.fromarray(noise[::-1].copy())]
+    efforts: list[Any] = []
+    save = Image.Image.save
+
+    def watched(image: Any, place: Any, *args: Any, **options: Any) -> None:
+        efforts.append((options.get("method"), options.get("compress_level")))
+        save(image, place, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", watched)
+    write_animation("large.webp", frames, fps=10)
+    write_animation("large", frames, fps=10)
+    write_animation("small.webp", [frame.crop((0, 0, 8, 8)) for frame in frames], fps=10)
+    assert efforts == [(0, None)] * 2 + [(None, 1)] * 2 + [(None, None)] * 2
+    with Image.open("large.webp") as film:
+        for k, frame in enumerate(frames):
+            film.seek(k)
+            assert np.array_equal(np.asarray(film.convert("RGB")), np.asarray(frame))
+
+
 def test_gif_has_a_frames_own_colours() -> None:
     given = [picture.quantize(200).convert("RGB") for picture in pictures(7)]  # 200 colors fit, each with its own
     assert write_animation("a.gif", iter(given), fps=30) == 7

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.imaging import sheets
 from stylefusion_hf.imaging.sheets import contact_sheet, draw_sheet, sheet_columns
 from tests.tiny import tiny_pipeline
 
@@ -19,6 +20,7 @@ class Recorder:
 
     def __init__(self, tree: str, size: int = 8) -> None:
         self.fusion, self.size = SimpleNamespace(tree=RegionTree.of(tree)), size
+        self.generator = SimpleNamespace(config=SimpleNamespace(resolution=size))
         self.calls: list[dict[str, Any]] = []
 
     def __call__(self, **call: Any) -> Any:
@@ -44,6 +46,20 @@ def test_large_sheets_are_made_in_slices() -> None:
     contact_sheet(pipe, [1, 2, 3], [9], max_batch=10)
     assert [len(call["base"]) for call in pipe.calls] == [10, 10, 7]
     assert all(len(codes) == len(call["base"]) for call in pipe.calls for codes in call["regions"].values())
+
+
+def test_sheets_of_large_pictures_are_made_of_small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(sheets, "draw_sheet", lambda columns, labels, rows, *_, **__: drawn.append(rows))
+    pipe = Recorder("avatar", size=1024)
+    contact_sheet(pipe, [1, 2], [9])
+    assert [len(call["base"]) for call in pipe.calls] == [1] * 18
+    assert {picture.size for row in drawn[0] for picture in row} == {(256, 256)}
+    contact_sheet(pipe, [1], [9], scale=1)
+    assert {picture.size for row in drawn[1] for picture in row} == {(1024, 1024)}
+    middle = Recorder("avatar", size=256)
+    contact_sheet(middle, [1, 2], [9])
+    assert [len(call["base"]) for call in middle.calls] == [16, 2]
 
 
 @pytest.mark.parametrize(

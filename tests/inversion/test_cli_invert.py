@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from stylefusion_hf import Code, StyleFusionPipeline
+from stylefusion_hf import Code, StyleFusionInversionPipeline, StyleFusionPipeline
 from stylefusion_hf.cli import main
 from stylefusion_hf.core.code_files import load_codes, pick_code, save_codes
 from stylefusion_hf.core.files import RECIPE_KEY
@@ -159,6 +160,32 @@ def test_several_pictures_are_inverted_together(model: str, photos: Path, capsys
 
 # ----------------------------------------------------------------------------------------------------
 # Refusals
+
+
+def test_a_folder_of_large_pictures_is_inverted_in_groups(
+    model: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only so many fit in memory; each has the codes of a call for all."""
+    arguments = ["invert", "a.png", "b.png", "--model", model, "--optimize", "2", "--batch-size", "1", "--out"]
+    assert main([*arguments, "together"]) == 0
+    counts: list[int] = []
+    call = StyleFusionInversionPipeline.__call__
+
+    def counted(pipe: Any, images: Any, **settings: Any) -> Any:
+        counts.append(len(images))
+        return call(pipe, images, **settings)
+
+    monkeypatch.setattr(StyleFusionInversionPipeline, "__call__", counted)
+    monkeypatch.setattr("stylefusion_hf.cli.invert.PIXELS", RESOLUTION**2)
+    assert main([*arguments, "apart"]) == 0
+    assert counts == [1, 1]
+    codes = [load_codes(Path(folder, "codes.safetensors")) for folder in ("together", "apart")]
+    assert list(codes[0]) == list(codes[1]) == ["a", "b"]
+    assert all(torch.equal(codes[0][name].tensor, codes[1][name].tensor) for name in "ab")
+    figures = [Path(folder, "figures.json").read_text() for folder in ("together", "apart")]
+    assert figures[0] == figures[1] and pixels("together/b.png").tolist() == pixels("apart/b.png").tolist()
+    assert main([*arguments, "tuned", "--tune", "1"]) == 0
+    assert counts == [1, 1, 2]  # they share a generator
 
 
 def test_what_cannot_be_inverted_is_one_line(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from stylefusion_hf import Code, ImageEncoder, StyleFusionInversionPipeline, StyleFusionPipeline
+from stylefusion_hf import (
+    Code,
+    ImageEncoder,
+    MobileStyleGANGenerator,
+    StyleFusionInversionPipeline,
+    StyleFusionPipeline,
+)
 from stylefusion_hf.imaging.features import edge_maps, map_distance
+from stylefusion_hf.inversion import previews
 from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, optimize, tune
+from stylefusion_hf.inversion.previews import find_preview, optimize_on_previews
 from stylefusion_hf.models.loading import weights_sha256
 from stylefusion_hf.pipelines import invert
 from tests.tiny import (
@@ -22,6 +31,7 @@ from tests.tiny import (
     draw,
     tiny_encoder,
     tiny_generator,
+    tiny_mobile_generator,
     tiny_pipeline,
     tiny_segmenter,
 )
@@ -455,3 +465,118 @@ def test_the_embedded_encoder_finds_samples_again() -> None:
     samples = fuser(base=[1, 2, 3, 4], output_type="pt").images
     embedded = StyleFusionInversionPipeline.from_pipe(fuser)
     assert embedded(samples).mse.mean() < 0.2 * embedded(samples, start="mean").mse.mean()
+
+
+# ----------------------------------------------------------------------------------------------------
+# Previews instead of full pictures.
+
+
+@pytest.fixture(scope="module")
+def large() -> Any:
+    """A MobileStyleGAN of 512 px, which is above the size that needs previews, with a head of 64 px."""
+    torch.manual_seed(0)
+    g = MobileStyleGANGenerator(512, channels=[4] * 7, z_dim=W_DIM, w_dim=W_DIM, mapping_layers=2).eval()
+    g.estimate_w_avg(256)
+    g.fit_preview(64, samples=8)
+    return g.requires_grad_(False)
+
+
+def sizes_of(large: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The heights of the pictures that are made with gradients, as they are made."""
+    sizes: list[int] = []
+    forward = large.synthesis.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        image = forward(*args, **kwargs)
+        if torch.is_grad_enabled():
+            sizes.append(image.shape[-1])
+        return image
+
+    monkeypatch.setattr(large.synthesis, "forward", watched)
+    return sizes
+
+
+def test_previews_are_compared_first_and_full_pictures_last(large: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = torch.rand(1, 3, 512, 512)
+    inverter = StyleFusionInversionPipeline(large)
+    inverter.set_progress_bar_config(disable=True)
+    seen: list[int] = []
+
+    def note(pipe: Any, step: int, _: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(step)
+        return {}
+
+    sizes = sizes_of(large, monkeypatch)
+    settings: dict[str, Any] = {"preview_resolution": 64, "num_final_steps": 3}
+    out = inverter(target, num_inference_steps=9, **settings, callback_on_step_end=note)
+    assert sizes == [64] * 7 + [512] * 4  # a further round of each evaluates only
+    assert seen == list(range(1, 10)) and out.steps.tolist() == [9]
+    assert out.images[0].size == (512, 512)
+
+
+def test_previews_are_used_where_they_resemble_the_full_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = tiny_mobile_generator(preview_resolutions=[8, 16]).requires_grad_(False)
+    g.estimate_w_avg(256)
+    forward, shift = g.synthesis.forward, [0.0]
+
+    def synthesis(s: torch.Tensor, up_to: int | None = None, **kwargs: Any) -> torch.Tensor:
+        image = forward(s, **kwargs)
+        return image if up_to in (None, RESOLUTION) else F.adaptive_avg_pool2d(image, up_to) + shift[0]
+
+    assert find_preview(g, 32) is None and find_preview(g, 16) == 16  # as given
+    assert find_preview(g) is None  # small enough for full pictures
+    monkeypatch.setattr(g.synthesis, "forward", synthesis)
+    monkeypatch.setattr(previews, "PREVIEW", 16)
+    monkeypatch.setattr(previews, "SMALLEST", 8)
+    assert find_preview(g) == 16 and find_preview(g, most=8) == 8
+
+    target, start = pictures(g, codes_of(g, 1, seed=5)), g.w_avg[None]
+    objective, prior = Objective(edge_maps, target, feature_weight=0), CodePrior.of(g, 512)
+    settings: dict[str, Any] = {"steps": 40, "preview": 16, "final_steps": 0, "prior_weight": 0}
+    before = float(objective(pictures(g, start)))
+    found = optimize_on_previews(g, start, "w", objective, prior, **settings)
+    after = float(objective(pictures(g, found.codes)))
+    assert float(found.loss) == pytest.approx(after) and after < 0.7 * before
+    shift[0] = 2.0  # of another brightness: a code that fits these previews is worse than the start
+    assert find_preview(g) is None
+    found = optimize_on_previews(g, start, "w", objective, prior, **settings)
+    assert float(found.loss) <= before * 1.0001
+    assert float(found.loss) == pytest.approx(float(objective(pictures(g, found.codes))))
+
+
+def test_full_pictures_can_be_demanded(large: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inverter = StyleFusionInversionPipeline(large)
+    inverter.set_progress_bar_config(disable=True)
+    sizes = sizes_of(large, monkeypatch)
+    inverter(torch.rand(1, 3, 512, 512), num_inference_steps=2, preview_resolution=512)
+    assert sizes == [512] * 3
+    with pytest.raises(ValueError, match="preview_resolution is one of 64, 512, got 128"):
+        inverter(torch.rand(1, 3, 512, 512), num_inference_steps=2, preview_resolution=128)
+
+
+def test_an_interrupted_preview_has_no_full_steps(large: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(pipe: Any, step: int, _: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe.interrupt = step == 2
+        return {}
+
+    inverter = StyleFusionInversionPipeline(large)
+    inverter.set_progress_bar_config(disable=True)
+    sizes = sizes_of(large, monkeypatch)
+    inverter(torch.rand(1, 3, 512, 512), num_inference_steps=14, preview_resolution=64, callback_on_step_end=stop)
+    assert set(sizes) == {64}
+
+
+def test_an_objective_at_a_smaller_size_has_smaller_targets_and_weights() -> None:
+    weight = torch.zeros(1, 16, 16)
+    weight[:, :, :8] = 1
+    half = Objective(edge_maps, draw(1, 3, 16, 16), weight, feature_weight=0).at_size(8)
+    picture = half.targets.clone()
+    picture[:, :, :, 4:] += 1  # where nothing counts
+    assert float(half(picture)) < 1e-12 < float(half(half.targets + 1))
+
+
+def test_the_prior_of_style_codes_has_the_moments_of_samples(generator: Any) -> None:
+    prior = CodePrior.of(generator, samples=512)
+    w = generator.mapping(torch.randn(512, W_DIM, generator=torch.Generator().manual_seed(0)))
+    s = generator.to_style(w)
+    assert torch.allclose(prior.s_mean, s.mean(0), atol=1e-5) and torch.allclose(prior.s_std, s.std(0), rtol=1e-3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 
-from stylefusion_hf.conversion.fusion_nets import rename_fusion_net, rename_fusion_nets
+from stylefusion_hf.conversion.hierarchy import rename_fusion_net
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.fusion.net import company, fuse_reference, novelty, signed
 from tests.parity import PlainStyles, draw_weights, load_case, manifest, relative_error, style_vectors
@@ -77,7 +77,7 @@ def test_hierarchy_matches_the_authors(domain, generator):
     assert set(fusion.tree.fused) == set(facts["nets"])
     for node in facts["nets"]:  # one net at a time: each has 36.9 M parameters
         published = draw_weights("stylefusion", f"{domain}/{node}")
-        fusion.load_state_dict(rename_fusion_nets({node: published}), strict=False, assign=True)
+        fusion.load_state_dict(rename_fusion_net(published, node), strict=False, assign=True)
     calls = []
     for call in facts["calls"]:
         set_by_call = {node: codes[z] for part, z in call.items() for node in PARTS[part]}

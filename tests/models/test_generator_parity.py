@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylefusion_hf.conversion.layouts import nvidia_discriminator, nvidia_generator, rosinality_generator
+from stylefusion_hf.conversion.nvidia import nvidia_discriminator, nvidia_generator
+from stylefusion_hf.conversion.rosinality import rosinality_generator
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from tests.parity import draw_weights, load_case, relative_error, style_vectors

@@ -26,7 +26,7 @@ from stylefusion_hf.imaging.features import edge_maps, extractor  # noqa: E402
 from stylefusion_hf.models import hub_segmenter  # noqa: E402
 from stylefusion_hf.models.transformers_networks import input_size, read_preprocessing  # noqa: E402
 from stylefusion_hf.regions import folders as region_folders  # noqa: E402
-from stylefusion_hf.training import encoder, fusion  # noqa: E402
+from stylefusion_hf.training import encoder, fusion, fusion_setup  # noqa: E402
 from tests.tiny import RESOLUTION, assert_same_weights, draw, tiny_fusion, tiny_generator, tiny_segmenter  # noqa: E402
 from tests.tiny_hub import AVATAR, FACE, configs, save_network  # noqa: E402
 
@@ -118,7 +118,7 @@ def test_pictures_of_any_size_and_batches_in_parts(model: HubSegmenter, monkeypa
         assert model.segment(pictures(2, height, width)).shape == (2, 6, height, width)
     images = pictures(5, 40, 40)
     whole = model.segment(images)
-    monkeypatch.setattr(hub_segmenter, "at_once", lambda size, most: 2)
+    monkeypatch.setattr(hub_segmenter, "chunk_size", lambda size, most: 2)
     torch.testing.assert_close(model.segment(images), whole, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"expected images \(batch, 3, H, W\), got \(3, 8, 8\)"):
         model.segment(images[0, :, :8, :8])
@@ -128,7 +128,7 @@ def test_gradients_reach_the_pictures_whole_or_in_parts(model: HubSegmenter, mon
     images = pictures(5, 40, 40).requires_grad_()
     (whole,) = torch.autograd.grad(model.segment(images).square().sum(), images)
     assert whole.abs().sum(dim=(1, 2, 3)).min() > 0
-    monkeypatch.setattr(hub_segmenter, "at_once", lambda size, most: 2)
+    monkeypatch.setattr(hub_segmenter, "chunk_size", lambda size, most: 2)
     (parts,) = torch.autograd.grad(model.segment(images).square().sum(), images)
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4)
 
@@ -410,6 +410,7 @@ AS_IT_IS = "--no-distil_segmenter"
 def test_the_trainer_distils_one_by_default(base: Path, folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     small = {"samples": 8, "steps": 2, "progress": False}
     monkeypatch.setattr(region_folders, "write_regions", partial(region_folders.write_regions, **small))
+    monkeypatch.setattr(fusion_setup, "distil", partial(fusion_setup.distil, **small))
     out = tmp_path / "out"
     chosen = ["--segmenter", folder, "--region-map", base / "map.json"]
     fusion.train(fusion.parse_args(flags(base, out, *chosen)))

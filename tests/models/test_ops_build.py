@@ -147,6 +147,22 @@ def test_a_process_loads_nothing_until_it_computes(built_library, cache):
     assert out.startswith("False False True native, "), out + err
 
 
+def test_a_hint_where_a_build_would_help(monkeypatch, built_library, cache):
+    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("a build was started"))
+    hint = native.build_hint()
+    assert hint and "`stylefusion env --build-ops`" in hint and "\n" not in hint
+    with native.use("reference"):
+        assert native.build_hint() is None  # as asked for
+    with monkeypatch.context() as patch:
+        patch.setenv("CXX", "/no/such/c++")
+        assert native.build_hint() is None
+    cache.mkdir(parents=True)
+    (cache / f"{CPU.key}.failed").write_text(json.dumps({"reason": "no header", "time": 1.0}))
+    assert native.build_hint() is None
+    put(built_library, cache)
+    assert native.build_hint() is None
+
+
 # --- Building --------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +222,7 @@ def test_the_compilers_first_error_is_the_reason_and_is_remembered(compiler, cac
     with native.use("native"):
         assert works()  # this process does not try again
     assert links(calls) == 0
-    assert len([line for line in calls.read_text().splitlines() if " -c " in line]) <= 2  # one build of two sources
+    assert len([line for line in calls.read_text().splitlines() if " -c " in line]) <= 3  # one build of three sources
     reason = "glue.cpp:7:1: fatal error: no_such.h: No such file"
     (warning,) = caplog.messages
     assert reason in warning and "\n" not in warning
@@ -297,11 +313,11 @@ def test_a_cache_that_cannot_be_written_to(folder, tmp_path, monkeypatch, caplog
 def test_the_folder_of_the_cache(monkeypatch, caplog, tmp_path):
     monkeypatch.delenv("STYLEFUSION_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert build.cache_folder() == tmp_path / "xdg" / "stylefusion_hf" / "ops"
+    assert build.builds_folder() == tmp_path / "xdg" / "stylefusion_hf" / "ops"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert build.cache_folder() == tmp_path / ".cache" / "stylefusion_hf" / "ops"
-    monkeypatch.setattr(build.os.path, "expanduser", lambda path: path)  # what it does for users without a home
+    assert build.builds_folder() == tmp_path / ".cache" / "stylefusion_hf" / "ops"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does for users without a home
     with native.use("native"):
         assert works()
     assert "there is no home folder" in caplog.messages[0]

@@ -433,6 +433,7 @@ def test_the_kernels_stay_within_their_memory():
 # --- CUDA, without a GPU ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_cuda_kernels_compile(tmp_path):
     if not shutil.which("nvcc"):
         pytest.skip("there is no nvcc to compile the CUDA kernels with")

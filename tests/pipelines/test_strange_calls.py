@@ -185,7 +185,7 @@ def test_slicing_gives_the_same_pictures(pipes, size, batch, noise):
     assert all((whole.masks[name] != mask).float().mean() < 0.01 for name, mask in parts.masks.items())
 
 
-def test_slicing_bounds_what_is_rendered_at_once(pipes):
+def test_slicing_bounds_what_is_fitting_batch(pipes):
     pipe, seen = StyleFusionPipeline.from_pipe(pipes["fuse"]), []
     hook = pipe.generator.synthesis.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     try:

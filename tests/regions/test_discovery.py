@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -271,9 +273,15 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
+@pytest.fixture(scope="module")
+def written(embedded, tmp_path_factory):
+    out = tmp_path_factory.mktemp("found") / "regions"
+    return folders.find_regions(out, embedded.generator, num_regions=3, **SMALL)
+
+
 @pytest.fixture
-def folder(embedded, tmp_path):
-    return folders.find_regions(tmp_path / "regions", embedded.generator, num_regions=3, **SMALL)
+def folder(written, tmp_path):
+    return Path(shutil.copytree(written, tmp_path / "regions"))
 
 
 def test_a_folder_of_regions_is_whole(folder):

@@ -64,8 +64,9 @@ def test_four_painted_samples_teach_the_rest(generator, painted):
     assert np.mean(iou) > 0.55 and min(iou) > 0.3
     held = found.report["IoU on painted pictures left out"]
     assert set(held) == {*REGIONS, "mean"} and 0.4 < held["mean"] < 0.95
-    again = learn(generator, painted, progress=False)
-    assert again.report == found.report
+    again = learn(generator, painted, check=False, progress=False)
+    assert again.tree == found.tree and set(again.report) < set(found.report)
+    assert all(found.report[name] == value for name, value in again.report.items())
     assert torch.equal(again.labeller.layers[0].weight, found.labeller.layers[0].weight)
 
 

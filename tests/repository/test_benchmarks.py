@@ -103,7 +103,7 @@ def test_inverted_pictures_are_paired_two_by_two():
     assert [len(part) for part in found] == [2, 1]
     assert torch.equal(torch.cat([part.base for part in found]), codes[0::2])
     assert torch.equal(torch.cat([part.source for part in found]), codes[1::2])
-    assert torch.equal(torch.cat([part.stranger for part in found]), codes[[3, 5, 1]])  # the next pair's source
+    assert torch.equal(torch.cat([part.unrelated for part in found]), codes[[3, 5, 1]])  # the next pair's source
     assert found[0].plain.shape == (2, 3, 32, 32)
     (fitting,) = subject.pairs(2, FITTING_SEED)  # heads are chosen on the samples that all tables share
     assert torch.equal(fitting.base, next(iter(plain.pairs(2, FITTING_SEED))).base)

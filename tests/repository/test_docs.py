@@ -23,6 +23,8 @@ from stylefusion_hf.cli import COMMANDS, build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.is_file()]
+WRAPPED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+WIDTH = 120  # characters; tables, pictures and links are as long as they are
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:stylefusion|accelerate launch|torchrun) ")
 TRAINERS = "stylefusion_hf.training."
 FENCE = re.compile(r"^( *)```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
@@ -178,3 +180,10 @@ def test_every_page_is_in_the_index() -> None:
     for path in (ROOT / "docs").rglob("*"):
         if path.suffix in (".md", ".ipynb") and path.parent != ROOT / "docs":
             assert f"({path.relative_to(ROOT / 'docs').as_posix()})" in index, f"docs/README.md lacks {path.name}"
+
+
+@pytest.mark.parametrize("page", [path.relative_to(ROOT).as_posix() for path in WRAPPED])
+def test_lines_are_wrapped(page: str) -> None:
+    lines = enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), 1)
+    plain = ((n, line) for n, line in lines if not re.match(r"\s*(\||!?\[[^\]]*\](\(|: )\S+$)", line))
+    assert not [f"{page}:{n} has {len(line)} characters" for n, line in plain if len(line) > WIDTH]

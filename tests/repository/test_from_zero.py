@@ -34,7 +34,7 @@ def test_the_page_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, h
         if language == "python":
             exec(block, {})
             continue
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line)
             if words[0] == "cp":
                 shutil.copytree(words[2], Path(words[3]) / Path(words[2]).name)

@@ -1,6 +1,8 @@
 """The Space without a browser: its settings, its endpoints, and what strangers may send."""
 
+import base64
 import importlib
+import io
 import json
 import os
 import re
@@ -18,13 +20,19 @@ from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="the Space needs the extra `space`")
 
 from gradio_client import Client, handle_file  # noqa: E402
 
-from stylefusion_hf import StyleFusionInterpolationPipeline, StyleFusionPipeline  # noqa: E402
+from stylefusion_hf import (  # noqa: E402
+    FusionHierarchy,
+    MobileStyleGANGenerator,
+    StyleFusionInterpolationPipeline,
+    StyleFusionPipeline,
+)
 from stylefusion_hf.core.codes import seed_classes  # noqa: E402
 from stylefusion_hf.core.files import RECIPE_KEY  # noqa: E402
 from stylefusion_hf.spaces_app import app, changes, compose, dials, errors, jobs, results  # noqa: E402
@@ -472,7 +480,8 @@ def test_messages_hold_no_path_and_bugs_no_detail() -> None:
     assert "hf_abc" not in str(caught.value)
 
 
-def test_twenty_clients_get_their_own_pictures(url: str, models: list[Model], tmp_path: Path) -> None:
+@pytest.mark.parametrize("clients", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_clients_at_once_get_their_own_pictures(url: str, models: list[Model], tmp_path: Path, clients: int) -> None:
     def visit(number: int) -> list[bool]:
         visitor = Client(url, verbose=False, download_files=str(tmp_path / str(number)), httpx_kwargs=PATIENCE)
         right = []
@@ -483,8 +492,8 @@ def test_twenty_clients_get_their_own_pictures(url: str, models: list[Model], tm
             right.append(recipe["base"] == seed and np.array_equal(pixels(path), pixels(expected)))
         return right
 
-    with ThreadPoolExecutor(20) as pool:
-        assert all(all(right) for right in pool.map(visit, range(20)))
+    with ThreadPoolExecutor(clients) as pool:
+        assert all(all(right) for right in pool.map(visit, range(clients)))
 
 
 def test_who_comes_when_too_many_wait_is_told_so(models: list[Model]) -> None:
@@ -566,6 +575,7 @@ def test_the_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp
     assert "--port" in fails(capsys, "space", "--port", "0")
 
 
+@pytest.mark.slow  # a process of its own, with torch and gradio
 def test_app_py_runs_where_nothing_lies_beside_it(tmp_path: Path) -> None:
     from stylefusion_hf.spaces_app import app
 
@@ -590,3 +600,73 @@ def test_models_have_different_names(models: list[Model]) -> None:
 
     with pytest.raises(ValueError, match="different names"):
         app.build([models[0], models[0]])
+
+
+# ----------------------------------------------------------------------------------------------------
+# Large models: previews while a dial turns, the full picture when it rests.
+
+
+@pytest.fixture(scope="module")
+def large() -> Model:
+    """A MobileStyleGAN of 512 px with no fusion nets, as converted, and previews of 64 and 256 px."""
+    torch.manual_seed(0)
+    generator = MobileStyleGANGenerator(512, channels=[4] * 7, z_dim=16, w_dim=16, mapping_layers=1)
+    generator.eval().estimate_w_avg(64)
+    for size in (64, 256):
+        generator.fit_preview(size, samples=8)
+    sizes = {"conv_sizes": generator.conv_sizes, "rgb_sizes": generator.rgb_sizes}
+    pipe = StyleFusionPipeline(generator, FusionHierarchy(tree="all", num_indicators=20, **sizes))
+    pipe.register_to_config(_name_or_path="test/large")
+    model = Model(pipe)
+    # A random generator's previews do not resemble its pictures, so that none would be chosen.
+    assert model.preview is None
+    model.preview, model._small = 256, 64
+    return model
+
+
+def test_a_turning_dial_shows_a_preview_and_a_resting_one_the_picture(large: Model) -> None:
+    settings = dials.blank_settings(large, 3)
+    draft, full = (compose.stage_value(large, settings, draft=draft) for draft in (True, False))
+    assert (draft["draft"], full["draft"]) == (True, False) and draft["smooth"]
+    assert [opened(value["png"]).width for value in (draft, full)] == [256, 512]
+    assert draft["recipe"] == full["recipe"] and draft["query"] == full["query"]
+    assert np.array_equal(pixels(opened(full["png"])), pixels(large.render(json.loads(full["recipe"])).image))
+
+
+def test_the_page_asks_for_the_full_picture_when_the_dials_rest(large: Model) -> None:
+    page = app.build([large])
+    rests = [f for f in page.fns.values() if f.fn is not None and f.fn.__name__ == "rest"]
+    (rest,) = rests
+    assert [name for _, name in rest.targets] == ["submit"]
+    history = History([dials.blank_settings(large, 3)])
+    value = rest.fn(0, history)
+    assert not value["draft"] and opened(value["png"]).width == 512
+    script = (app.HERE / "stage.js").read_text(encoding="utf-8")
+    assert 'trigger("submit")' in script
+
+
+def test_thumbnails_and_drafts_of_large_models_do_not_render_full_pictures(
+    large: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    forward = large.pipe.generator.synthesis.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        image = forward(*args, **kwargs)
+        sizes.append(image.shape[-1])
+        return image
+
+    monkeypatch.setattr(large.pipe.generator.synthesis, "forward", watched)
+    assert large.thumbnails([1, 2, 991])[0].width <= 128
+    assert large.draft({"version": 1, "base": 5, "noise_mode": "random", "noise_seeds": [3]}).image.width == 256
+    assert sizes == [64, 256]
+
+
+def test_small_models_have_no_previews(models: list[Model]) -> None:
+    picture = models[0].draft({"version": 1, "base": 5})
+    assert models[0].preview is None and not picture.draft
+    assert np.array_equal(pixels(picture.image), pixels(models[0].render({"version": 1, "base": 5}).image))
+
+
+def opened(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))

@@ -182,7 +182,7 @@ def test_an_error_of_a_dial_is_told_and_goes_away(visit: Visit) -> None:
     message = visit.page.locator("#sf-compose-stage .sf-message")
     before = visit.source
     visit.page.locator("#sf-dial-base .sf-seed input").fill("")
-    api.expect(message).to_have_text("The base portrait needs a seed: type a number, or press Shuffle")
+    api.expect(message).to_have_text("The base picture needs a seed: type a number, or press Shuffle")
     assert visit.source == before
     visit.page.locator("#sf-dial-base .sf-seed input").fill("99999999999")
     api.expect(message).to_have_text("Base: a seed is an integer from 0 to 4294967295, got 99999999999")

@@ -436,6 +436,7 @@ def test_pictures_that_browsers_do_not_show_are_not_read(tmp_path: Path) -> None
 # Its end.
 
 
+@pytest.mark.slow  # a process of its own, which is killed
 def test_a_stopped_space_leaves_nothing_behind(tmp_path: Path) -> None:
     left = tmp_path / f"{serving.PREFIX}dead"
     left.mkdir()

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.training.criterion import TERMS, Criterion
+from stylefusion_hf.training.choices import TERMS, Shares
+from stylefusion_hf.training.criterion import Criterion
 from stylefusion_hf.training.networks import FrozenNetworks
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import Sample
-from stylefusion_hf.training.sampling import Shares, codes_of
+from stylefusion_hf.training.sampling import count_codes
 from tests.planted import TREE, planted_pipeline
 
 NAMES = ["a", "b", "right"]
@@ -35,7 +36,7 @@ def criterion(pipe, weights=None, features=("maps",), **settings) -> Criterion:
 
 def assigned(c: Criterion, rows: int = 8, **numbers: int) -> Sample:
     """Samples of the pool with the base everywhere but in the named nodes."""
-    index = torch.arange(rows)[:, None] + torch.arange(codes_of(c.tree)) * 2
+    index = torch.arange(rows)[:, None] + torch.arange(count_codes(c.tree)) * 2
     nodes = torch.zeros(rows, len(c.tree.nodes), dtype=torch.long)
     for name, number in numbers.items():
         nodes[:, c.tree.nodes.index(name)] = number

@@ -104,11 +104,11 @@ BAD = {
     "no model": (["--model", ""], "--model is missing"),
     "resolution": (["--resolution", "64"], "--resolution 64: the generator in --model makes 32 px"),
     "channels": (["--channels", "16,9"], "--channels 16,9: expected at least two widths"),
-    "share": (["--real_share", "2"], "--real_share is from 0 to 1, got 2"),
-    "psi": (["--min_psi", "-1"], "--min_psi and --mixed_share are from 0 to 1"),
+    "share": (["--real_share", "2"], "--real_share must be from 0 to 1, got 2"),
+    "psi": (["--min_psi", "-1"], "--min_psi and --mixed_share must be from 0 to 1"),
     "weight": (["--pixel_weight", "-1"], "--pixel_weight must not be negative"),
     "nothing": (["--pixel_weight", "0", "--code_weight", "0", "--feature_weight", "0"], "nothing to train for"),
-    "decay": (["--ema_decay", "1"], "--ema_decay is from 0 to below 1"),
+    "decay": (["--ema_decay", "1"], "--ema_decay must be at least 0 and below 1"),
     "no pictures": (["--train_data_dir", "."], "no pictures in"),
 }
 

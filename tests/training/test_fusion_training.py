@@ -18,8 +18,8 @@ from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.training import fusion
 from stylefusion_hf.training._segmenters import load_segmenter
 from stylefusion_hf.training.card import model_card
+from stylefusion_hf.training.choices import Shares
 from stylefusion_hf.training.fusion_setup import build_criterion, load_frozen, without_batch_statistics
-from stylefusion_hf.training.sampling import Shares
 from tests.tiny import assert_same_weights, tiny_generator, tiny_segmenter
 
 
@@ -231,7 +231,7 @@ def test_the_discriminator_without_batch_statistics_judges_each_picture_by_itsel
         (("--pose_regions", "nose"), "--pose_regions: 'nose'"),
         (("--tree", "all*(a"), "all"),
         (("--learning_rate", "0"), "--learning_rate must be positive"),
-        (("--max_train_steps", "0"), "--max_train_steps must be at least 1"),
+        (("--max_train_steps", "-1"), "--max_train_steps must be at least 0"),
         (("--report_to", "clearml2"), "--report_to 'clearml2' is unknown"),
         (("--mixed_precision", "fp16"), "does not train on a CPU"),
         (("--looks_weight", "-1"), "--looks_weight must not be negative"),

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stylefusion_hf import cli
-from stylefusion_hf.training import checkpoints, encoder, inputs, segmenter, states
+from stylefusion_hf.training import checkpoints, encoder, inputs, segmenter, state_files, states
 from tests import soak
 from tests.command_line import fails
 
@@ -102,7 +102,7 @@ def test_a_pickle_under_the_name_of_a_file_is_refused(data, run, name, raw):
     marker = plant(run / "checkpoint-1", name, raw)
     listed(run / "checkpoint-1", name)
     with pytest.raises(
-        ValueError, match="checkpoint-1 cannot be loaded: it is damaged, or of networks other"
+        ValueError, match="checkpoint-1 cannot be loaded: it is damaged, or its networks differ"
     ) as caught:
         segmenter.train(args_of(data, run, 2))
     assert not marker.exists() and "\n" not in str(caught.value)
@@ -119,7 +119,7 @@ def test_pickles_beside_a_checkpoint_are_never_opened(data, run, raw):
 def test_a_manifest_that_lists_a_pickle_is_refused(data, run, name):
     marker = plant(run / "checkpoint-1", name, False)
     listed(run / "checkpoint-1", name)
-    with pytest.raises(ValueError, match="no checkpoint in .* is whole .*which is no file of a checkpoint"):
+    with pytest.raises(ValueError, match="no checkpoint in .* is complete .*which is not a file of a checkpoint"):
         segmenter.train(args_of(data, run, 1))
     assert not marker.exists()
 
@@ -145,13 +145,13 @@ def test_checkpoints_of_an_older_version_are_refused_in_one_line(data, run, mani
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"files": {"../../arguments.json": [1, "0" * 64]}}, "lists '../../arguments.json', which is no file"),
-        ({"files": {"/etc/passwd": [1, "0" * 64]}}, "lists '/etc/passwd', which is no file of a checkpoint"),
-        ({"files": {"model.safetensors": "big"}}, "does not tell the size and the sha256 of model.safetensors"),
-        ({"files": {"\x1b[31m": [1, "0"]}}, r"lists '\\x1b\[31m', which is no file"),
+        ({"files": {"../../arguments.json": [1, "0" * 64]}}, "lists '../../arguments.json', which is not a file"),
+        ({"files": {"/etc/passwd": [1, "0" * 64]}}, "lists '/etc/passwd', which is not a file of a checkpoint"),
+        ({"files": {"model.safetensors": "big"}}, "lacks the size and the sha256 of model.safetensors"),
+        ({"files": {"\x1b[31m": [1, "0"]}}, r"lists '\\x1b\[31m', which is not a file"),
         ({"version": 99}, "has the version 99, and this package reads 2"),
-        ({"flags": []}, r"is not one of a checkpoint: flags is \[\]"),
-        ({"processes": "a" * 10**6}, "is not one of a checkpoint: processes is 'aaa"),
+        ({"flags": []}, r"is not that of a checkpoint: flags is \[\]"),
+        ({"processes": "a" * 10**6}, "is not that of a checkpoint: processes is 'aaa"),
     ],
 )
 def test_a_manifest_is_checked_before_anything_is_opened(data, run, change, message, monkeypatch):
@@ -168,11 +168,11 @@ def test_pipes_and_links_are_not_opened(data, run, name):
     folder = run / "checkpoint-1"
     (folder / name).rename(run / "elsewhere")
     os.mkfifo(folder / name)
-    with pytest.raises(ValueError, match=r"no ordinary file|is no file of at most"):
+    with pytest.raises(ValueError, match=r"is not a regular file"):
         segmenter.train(args_of(data, run, 2))
     (folder / name).unlink()
     os.symlink(run / "elsewhere", folder / name)
-    with pytest.raises(ValueError, match=r"no ordinary file|is no file of at most"):
+    with pytest.raises(ValueError, match=r"is not a regular file"):
         segmenter.train(args_of(data, run, 2))
 
 
@@ -200,9 +200,9 @@ def test_damaged_structures_are_refused(data, run, name, structure):
 
 def test_states_of_another_shape_are_refused(data, run):
     path = run / "checkpoint-1" / "optimizer.json"
-    state = states.read_state(path, WRITTEN)
+    state = state_files.read_state(path, WRITTEN)
     state["state"][0]["exp_avg"] = torch.zeros(3)
-    states.write_state(path, state)
+    state_files.write_state(path, state)
     listed(path.parent, "optimizer.json")
     listed(path.parent, "optimizer.safetensors")
     with pytest.raises(ValueError, match=r"the optimizer's 'exp_avg' has the shape \(3,\), not "):
@@ -249,17 +249,17 @@ def test_states_come_back_as_they_were(tmp_path):
         "scalar": torch.tensor(7),
         "inf": float("inf"),
     }
-    states.write_state(tmp_path / "a.json", state)
-    found = states.read_state(tmp_path / "a.json", names)
+    state_files.write_state(tmp_path / "a.json", state)
+    found = state_files.read_state(tmp_path / "a.json", names)
     assert torch.equal(found["a"][0], shared) and torch.equal(found["a"][1], shared[:2])
     assert found["a"][2] == state["a"][2] and found[3]["c"] == [] and found[3]["d"] == {}
     assert found[3]["b"].dtype == torch.bfloat16 and found["scalar"].shape == () and found["inf"] == float("inf")
     first = [(tmp_path / name).read_bytes() for name in names]
     for _ in range(5):  # the same state, the same bytes
-        states.write_state(tmp_path / "a.json", state)
+        state_files.write_state(tmp_path / "a.json", state)
         assert [(tmp_path / name).read_bytes() for name in names] == first
-    with pytest.raises(TypeError, match="a checkpoint cannot keep x, of type object"):
-        states.write_state(tmp_path / "a.json", {"x": object()})
+    with pytest.raises(TypeError, match="a checkpoint cannot store x, of type object"):
+        state_files.write_state(tmp_path / "a.json", {"x": object()})
     assert [(tmp_path / name).read_bytes() for name in names] == first
 
 

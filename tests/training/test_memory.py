@@ -10,7 +10,7 @@ from stylefusion_hf.core.memory import GIB, MemoryPlan, chunk_size, even_parts, 
 from stylefusion_hf.regions import distillation
 from stylefusion_hf.regions.distillation import distil
 from stylefusion_hf.training import fusion_setup
-from stylefusion_hf.training.sampling import Shares
+from stylefusion_hf.training.choices import Shares
 from tests.tiny import tiny_generator
 from tests.training.test_criterion import criterion, pipe  # noqa: F401
 
@@ -92,7 +92,7 @@ def test_parts_keep_twins_together_and_sum_to_the_whole(pipe):  # noqa: F811
         losses, tally, start = {}, 0, 0
         for part in sample.parts(most):
             found = c.networks(codes[start : start + len(part)])
-            terms, some = c(part, c.targets(part), found, torch.tensor([0.1, 0.5, 0.9]), whole=sample)
+            terms, some = c(part, c.targets(part), found, torch.tensor([0.1, 0.5, 0.9]), batch=sample)
             c.total(terms).backward()
             losses = {name: losses.get(name, 0.0) + value.item() for name, value in terms.items()}
             tally, start = tally + some, start + len(part)

@@ -11,6 +11,7 @@ from stylefusion_hf.imaging.alignment import fit_similarity, region_axes
 from stylefusion_hf.imaging.features import channel_energies
 from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.training import objectives as obj
+from stylefusion_hf.training.choices import Shares
 from stylefusion_hf.training.composed import (
     compose,
     masked_distance,
@@ -21,7 +22,7 @@ from stylefusion_hf.training.composed import (
 )
 from stylefusion_hf.training.contrastive import spatial_contrast
 from stylefusion_hf.training.networks import soft_centers
-from stylefusion_hf.training.sampling import Shares, codes_of, draw_assignment
+from stylefusion_hf.training.sampling import count_codes, draw_assignment
 from stylefusion_hf.training.start_gates import start_gates
 from tests.tiny import tiny_fusion, tiny_generator
 
@@ -174,7 +175,7 @@ def test_pooled_contrast_wants_the_owner_and_leaves_out_look_alikes():
     assert right.max() < 0.1 < 1 < wrong.min()
     alike = torch.cat([others, positive[:1] * 1.01])
     torch.testing.assert_close(obj.pooled_contrast(positive, positive, alike)[0], right[0])
-    assert obj.pooled_contrast(positive, positive, alike, alike=2.0)[0].min() > 0.6  # as likely as its double
+    assert obj.pooled_contrast(positive, positive, alike, max_cosine=2.0)[0].min() > 0.6  # as likely as its double
 
 
 def test_spatial_contrast_is_about_places_where_codes_differ():
@@ -239,7 +240,7 @@ def test_assignments_follow_the_tree():
     names = list(tree.nodes)
     leaves, inner = ([names.index(n) for n in group] for group in (tree.leaves, tree.inner))
     assert nodes.min() == 0
-    assert nodes.max() < codes_of(tree)
+    assert nodes.max() < count_codes(tree)
     assert (nodes > 0).any(dim=1).all()  # nothing is asked of a picture that is the base itself
     single = ((nodes[:, leaves] > 0).sum(1) == 1) & (nodes[:, inner] == 0).all(1) & (twin < 0)
     assert single.float().mean() > 0.25

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stylefusion_hf.core import tensor_files
-from stylefusion_hf.training import checkpoints, common, generator, segmenter, states
+from stylefusion_hf.training import checkpoints, common, generator, resuming, segmenter, states
 from tests import soak
 from tests.tiny import assert_same_weights
 
@@ -85,7 +85,7 @@ DAMAGES = {
     lost: "state.json is missing",
     no_manifest: "it has no manifest.json",
     half_a_manifest: "its manifest.json cannot be read: ",
-    other_json: "its manifest.json is not one of a checkpoint",
+    other_json: "its manifest.json is not that of a checkpoint",
 }
 
 
@@ -108,7 +108,7 @@ def test_one_that_was_being_written_is_named_and_removed(data, run, caplog):
     os.rename(run / "checkpoint-3", run / ".partial-checkpoint-3")
     with caplog.at_level("INFO"):
         segmenter.train(args_of(data, "segmenter", run, 3, *LATEST))
-    assert f"{run / '.partial-checkpoint-3'} is skipped: it was being written when the run ended" in caplog.messages
+    assert f"{run / '.partial-checkpoint-3'} is skipped: the run ended while writing it" in caplog.messages
     assert not list(run.glob(".partial*"))
 
 
@@ -117,11 +117,11 @@ def test_no_whole_checkpoint_is_an_error_and_not_a_fresh_start(data, run):
         cut(p)
     before = contents(run)
     with pytest.raises(
-        ValueError, match=r"no checkpoint in .* is whole \(checkpoint-3: optimizer.safetensors has 100"
+        ValueError, match=r"no checkpoint in .* is complete \(checkpoint-3: optimizer.safetensors has 100"
     ):
         segmenter.train(args_of(data, "segmenter", run, 4, *LATEST))
     with pytest.raises(
-        ValueError, match=r"no checkpoint in .* is whole \(checkpoint-2: optimizer.safetensors has 100"
+        ValueError, match=r"no checkpoint in .* is complete \(checkpoint-2: optimizer.safetensors has 100"
     ):
         segmenter.train(args_of(data, "segmenter", run, 4, "--resume_from_checkpoint", "checkpoint-2"))
     assert contents(run) == before
@@ -131,7 +131,7 @@ def test_checkpoints_without_a_manifest_are_not_taken(data, run):
     for p in checkpoints.list_checkpoints(run):
         no_manifest(p)
     before = contents(run)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole \(checkpoint-3: it has no manifest.json"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is complete \(checkpoint-3: it has no manifest.json"):
         segmenter.train(args_of(data, "segmenter", run, 3, *LATEST))
     assert contents(run) == before
 
@@ -140,7 +140,7 @@ def test_a_branch_that_is_given_up_is_kept_aside(data, three, run, caplog):
     go_on = ("--resume_from_checkpoint", "checkpoint-1", "--learning_rate", "0.001")
     with caplog.at_level("INFO"):
         segmenter.train(args_of(data, "segmenter", run, 2, *go_on))
-    assert "--learning_rate was 0.002, from here on it is 0.001" in caplog.messages
+    assert "--learning_rate was 0.002, from now on it is 0.001" in caplog.messages
     assert contents(run / "checkpoint-3.aside-1") == contents(three / "checkpoint-3")
     assert [p.name for p in checkpoints.list_checkpoints(run)] == ["checkpoint-1", "checkpoint-2"]
 
@@ -152,7 +152,7 @@ def test_a_changed_rate_is_the_rate_of_the_next_step(data, run):
     accelerator = Accelerator()
     schedule = common.build_schedule(args, optimizer)
     network, optimizer = accelerator.prepare(network, optimizer)
-    accelerator.register_for_checkpointing(common.State(schedule=schedule))
+    accelerator.register_for_checkpointing(resuming.State(schedule=schedule))
     rate = {"lr": 0.002, "initial_lr": 0.002}
     optimizer.param_groups[0].update(rate)
     schedule.base_lrs = [0.002]
@@ -162,9 +162,7 @@ def test_a_changed_rate_is_the_rate_of_the_next_step(data, run):
     (run / "checkpoint-5" / "manifest.json").write_text(json.dumps(about | {"files": names}))
     optimizer.param_groups[0].update({"lr": 0.5, "initial_lr": 0.5})
     schedule.base_lrs = [0.5]
-    from stylefusion_hf.training.resuming import load
-
-    load(accelerator, run / "checkpoint-5")
+    resuming.load_checkpoint(accelerator, run / "checkpoint-5")
     assert optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["initial_lr"] == 0.5
     optimizer.step()
     schedule.step()
@@ -280,7 +278,7 @@ def test_nan_stops_at_the_last_good_checkpoint(data, tmp_path, name):
 def test_nan_before_the_first_checkpoint(data, tmp_path):
     more = ("--learning_rate", "1e30", "--checkpointing_steps", "9")
     args = args_of(data, "segmenter", tmp_path / "run", 9, *more)
-    with pytest.raises(FloatingPointError, match="run has no good checkpoint yet: start again and a lower"):
+    with pytest.raises(FloatingPointError, match="run has no good checkpoint yet: start again, and lower"):
         segmenter.train(args)
     assert not checkpoints.list_checkpoints(tmp_path / "run")
 

@@ -29,6 +29,19 @@ def base(tmp_path_factory):
     return save_base(tmp_path_factory.mktemp("base"))
 
 
+@pytest.fixture(autouse=True)
+def distillations(monkeypatch):
+    """The settings of every distillation, which take two steps here: an untrained segmenter agrees with nothing."""
+    made = []
+
+    def distil(*given, **settings):
+        made.append(settings)
+        return distillation.distil(*given, samples=12, steps=2, batch=4, progress=False, **settings)
+
+    monkeypatch.setattr(fusion_setup, "distil", distil)
+    return made
+
+
 def test_the_default_is_at_most_256():
     sizes = [4, 8, 16, 32, 64, 128, 256, 512, 1024]
     assert training_resolution(None, sizes) == 256
@@ -36,7 +49,7 @@ def test_the_default_is_at_most_256():
     assert training_resolution(128, sizes) == 128
     assert training_resolution(8, [4, 8]) == 8
     for wrong in (48, 8, 2048, 0):
-        with pytest.raises(ValueError, match=f"--train_resolution {wrong}: this generator's pictures are of 16, 32"):
+        with pytest.raises(ValueError, match=f"--train_resolution {wrong}: this generator makes pictures of 16, 32"):
             training_resolution(wrong, sizes)
 
 
@@ -125,20 +138,15 @@ def test_the_segmenter_sees_pictures_at_the_smallest_size_at_which_it_agrees_wit
     assert found.probs.argmax(dim=1)[0, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
-def test_a_segmenter_that_cannot_make_out_training_pictures_is_distilled(base, tmp_path, monkeypatch, caplog):
-    made = []
-
-    def distil(*given, **settings):
-        made.append(settings)
-        return distillation.distil(*given, samples=12, steps=2, batch=4, progress=False, **settings)
-
-    monkeypatch.setattr(fusion_setup, "distil", distil)
+def test_a_segmenter_that_cannot_make_out_training_pictures_is_distilled(
+    base, tmp_path, monkeypatch, caplog, distillations
+):
     monkeypatch.setattr(fusion_setup, "LEAST_AGREEMENT", 1.1)
     caplog.set_level("INFO")
     flags = ("--train_resolution", "16", "--max_train_steps", "2", "--checkpointing_steps", "1")
     fusion.train(fusion_args(base, tmp_path / "run", *flags))
-    assert [settings["resolution"] for settings in made] == [16]
-    assert "distilling one that does" in caplog.text
+    assert [settings["resolution"] for settings in distillations] == [16]
+    assert "distilling one for them" in caplog.text
     student = RegionSegmenter.from_pretrained(tmp_path / "run" / "segmenter-16px")
     teacher = RegionSegmenter.from_pretrained(tmp_path / "run", subfolder="segmenter")
     assert student.config.regions == teacher.config.regions
@@ -146,7 +154,7 @@ def test_a_segmenter_that_cannot_make_out_training_pictures_is_distilled(base, t
     (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "gone")
     weights = saved_weights(tmp_path / "run" / "fusion")
     fusion.train(fusion_args(base, tmp_path / "run", *flags, "--resume_from_checkpoint", "latest"))
-    assert len(made) == 1
+    assert len(distillations) == 1
     again = saved_weights(tmp_path / "run" / "fusion")
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
@@ -223,7 +231,7 @@ def test_bf16_trains(base, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--train_resolution", "24"), "--train_resolution 24: this generator's pictures are of 16, 32 px"),
+        (("--train_resolution", "24"), "--train_resolution 24: this generator makes pictures of 16, 32 px"),
         (("--train_resolution", "16", "--segmenter_resolution", "4"), "--segmenter_resolution must be at least 16"),
         (("--full_resolution_steps", "-1"), "--full_resolution_steps is from 0"),
         (("--memory_gib", "0"), "--memory_gib must be at least 0.5"),

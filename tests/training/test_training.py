@@ -20,8 +20,12 @@ from stylefusion_hf.models.discriminator import ProjectedDiscriminator
 from stylefusion_hf.ops import upfirdn2d
 from stylefusion_hf.regions.agreement import region_iou
 from stylefusion_hf.training import common, gan_validation, generator, growing, segmenter
-from stylefusion_hf.training.augment import augment, parse_policy
+from stylefusion_hf.training.augment import augment
+from stylefusion_hf.training.checkpoints import list_checkpoints
+from stylefusion_hf.training.choices import parse_augmentations
+from stylefusion_hf.training.flags import common_parser
 from stylefusion_hf.training.gan_losses import discriminator_loss, generator_loss
+from stylefusion_hf.training.reports import Log
 from tests.hub_server import WRITER
 from tests.tiny import assert_same_weights, saved_weights, tiny_segmenter
 
@@ -107,7 +111,7 @@ def test_old_checkpoints_go_and_half_written_ones_do_not_count(pictures, tmp_pat
     (tmp_path / "checkpoint-tmp").mkdir()
     more = ("--max_train_steps", "3", "--checkpointing_steps", "1", "--checkpoints_total_limit", limit)
     generator.train(generator_args(pictures, tmp_path, *more, "--resume_from_checkpoint", "latest"))
-    assert [int(c.name[-1]) for c in common.list_checkpoints(tmp_path)] == kept
+    assert [int(c.name[-1]) for c in list_checkpoints(tmp_path)] == kept
     assert not list(tmp_path.glob(".partial*"))
 
 
@@ -174,8 +178,8 @@ def test_step_generators_differ_in_every_argument():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    args = common.common_parser("x", "x").parse_args(["--output_dir", str(tmp_path)])
-    log = common.Log(common.start(args), args)
+    args = common_parser("x", "x").parse_args(["--output_dir", str(tmp_path)])
+    log = Log(common.start(args), args)
     log.add(loss=float("nan"))
     with pytest.raises(FloatingPointError, match="loss is not finite at step 7"):
         log.report(7)
@@ -183,8 +187,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 def test_augmentation_is_differentiable_and_off_by_default():
     x = torch.rand(3, 3, 16, 16, requires_grad=True)
-    assert augment(x, parse_policy("none")) is x
-    y = augment(x, parse_policy("color,translation,cutout"), torch.Generator().manual_seed(1))
+    assert augment(x, parse_augmentations("none")) is x
+    y = augment(x, parse_augmentations("color,translation,cutout"), torch.Generator().manual_seed(1))
     assert y.shape == x.shape
     y.sum().backward()
     assert x.grad is not None and (x.grad != 0).any()
@@ -278,6 +282,7 @@ def test_growing_trains_on_and_refuses_what_does_not_fit(pictures, tmp_path):
         (("--r2_gamma", "-1"), "--r2_gamma must not be negative, got -1"),
         (("--r1_gamma", "nan"), "--r1_gamma must not be negative, got nan"),
         (("--r1_interval", "0"), "--r1_interval must be at least 1, got 0"),
+        (("--path_length_interval", "0"), "--path_length_interval must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             generator.train(generator_args(pictures, tmp_path / "x", *flags))
@@ -379,3 +384,16 @@ def test_a_projected_discriminator_checks_its_input():
             ProjectedDiscriminator(**arguments, resolution=16)
     with pytest.raises(ValueError, match="input_skips must be from 0 to 1 .the blocks., got 2"):
         StyleGAN2Discriminator(resolution=8, channels=[8, 8], input_skips=2)
+
+
+def test_help_shows_what_most_users_need_and_help_all_the_rest(capsys):
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            generator.parse_args([flag])
+        assert stop.value.code == 0
+        shown[flag] = {word.strip("[](),") for word in capsys.readouterr().out.split() if "--" in word}
+    assert {"--model", "--avatars", "--train_data_dir", "--resolution", "--grow_from"} <= shown["--help"]
+    assert len(shown["--help"]) < 24 and not {"--ema_rampup", "--hub_token"} & shown["--help"]
+    assert {"--ema_rampup", "--hub_token", "--path_length_interval", "--channels"} <= shown["--help-all"]
+    assert len(shown["--help-all"]) > 50

@@ -1,8 +1,8 @@
 """Building the native operators, and the cache of builds.
 
 A build runs in a separate process with a time limit, in a temporary folder that is renamed into place after the
-library has loaded and computed a test case. So the cache contains complete builds only. An operating system lock,
-which a crash cannot leave behind, ensures that one process builds at a time. Only `native/__init__.py` calls this
+library has loaded and computed a test case. So the cache contains complete builds only. A file lock, which a crash
+cannot leave behind, ensures that one process builds at a time. Only `native/__init__.py` calls this
 module.
 
     $STYLEFUSION_CACHE (else $XDG_CACHE_HOME/stylefusion_hf, else ~/.cache/stylefusion_hf)
@@ -20,7 +20,6 @@ import os
 import platform
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from filelock import FileLock, Timeout
+
+from stylefusion_hf.cache import cache_folder
 
 HERE = Path(__file__).parent
 LIBRARY = "stylefusion_ops"
@@ -81,7 +84,7 @@ def target(device: str) -> Target:
     if device == "cpu":
         vector = CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
         cflags = ("-O3", "-fno-math-errno", "-fno-trapping-math", *omp, *vector)
-        return Target("cpu", ("glue.cpp", "kernels_cpu.cpp"), cflags, (), omp, "")
+        return Target("cpu", ("glue.cpp", "kernels_cpu.cpp", "wavelets_cpu.cpp"), cflags, (), omp, "")
     if torch.version.cuda is None or not torch.cuda.is_available():
         raise NotAvailable("this torch sees no CUDA device")
     archs = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
@@ -90,14 +93,12 @@ def target(device: str) -> Target:
     return Target("cuda", ("glue.cpp", "kernels_cuda.cu"), flags, flags, (), names)
 
 
-def cache_folder() -> Path:
+def builds_folder() -> Path:
     """Return the folder of builds; NotAvailable if there is no home folder."""
-    if named := os.environ.get("STYLEFUSION_CACHE"):
-        return Path(named).expanduser() / "ops"
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    if base.startswith("~"):
-        raise NotAvailable("there is no home folder; set STYLEFUSION_CACHE to a folder for builds")
-    return Path(base) / "stylefusion_hf" / "ops"
+    try:
+        return cache_folder() / "ops"
+    except OSError as error:
+        raise NotAvailable(str(error)) from None
 
 
 # --- Cache -----------------------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def cache_folder() -> Path:
 
 def cached(wanted: Target) -> Path:
     """Return the library in the cache; NotBuilt if there is none, NotAvailable if it is damaged."""
-    folder = cache_folder() / wanted.key
+    folder = builds_folder() / wanted.key
     library = folder / f"{LIBRARY}.so"
     try:
         info = json.loads((folder / "info.json").read_bytes())
@@ -125,7 +126,7 @@ def cached(wanted: Target) -> Path:
 def last_failure(wanted: Target) -> dict[str, Any] | None:
     """Return `reason` and `time` of the last build if it failed, else None."""
     try:
-        note = json.loads((cache_folder() / f"{wanted.key}.failed").read_bytes())
+        note = json.loads((builds_folder() / f"{wanted.key}.failed").read_bytes())
         return note if {"reason", "time"} <= set(note) else None
     except (OSError, ValueError, TypeError):
         return None
@@ -146,7 +147,7 @@ def build(wanted: Target, repair: bool = False) -> Path:
     """
     limit, began = time_limit(), time.time()
     try:
-        root = cache_folder()
+        root = builds_folder()
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f"{wanted.key}.lock", limit):
             with contextlib.suppress(NotAvailable):
@@ -184,7 +185,7 @@ def time_limit() -> float:
 
 
 def _build(wanted: Target, root: Path, limit: float) -> Path:
-    environment = _environment(wanted)
+    environment = tools(wanted)
     began = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix=f"{wanted.key}.tmp", dir=root))
     try:
@@ -213,8 +214,8 @@ def _build(wanted: Target, root: Path, limit: float) -> Path:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _environment(wanted: Target) -> dict[str, str]:
-    """Return the environment of the build process; NotAvailable if a tool is missing."""
+def tools(wanted: Target) -> dict[str, str]:
+    """Return the environment of a build, in which its tools are found; NotAvailable if one is missing."""
     # ninja is a Python package; its program is not on the PATH unless the environment has been activated.
     folders = [str(Path(sys.executable).parent)] if sys.executable else []
     with contextlib.suppress(ImportError, AttributeError):
@@ -246,65 +247,30 @@ def _run(command: list[str], environment: dict[str, str], output: Any, limit: fl
         return None
     finally:  # also when interrupted: Ctrl-C in the terminal does not reach another session
         if process.poll() is None:
-            _kill(process)
+            _kill(psutil.Process(process.pid))
+            process.wait()
 
 
-def _kill(process: subprocess.Popen) -> None:
-    """Kill a session. ninja starts every compiler in its own process group, so killing one group is not enough."""
-    if not Path("/proc/self/stat").exists():  # macOS: leave it to ninja, which passes the signal on
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-    deadline = time.monotonic() + 5
-    while (
-        members := _session(process.pid)
-    ) and time.monotonic() < deadline:  # until none is left that could start another
-        for pid in members:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _session(leader: int) -> list[int]:
-    """List a session's live processes on Linux. /proc/<pid>/stat is `pid (name) state ppid pgrp session ...`."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError):
-            fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
-            if fields[3] == str(leader) and fields[0] not in "ZX":
-                found.append(int(stat.parent.name))
-    return found
+def _kill(process: psutil.Process) -> None:
+    """Kill a process and its descendants, stopped first so that none starts another meanwhile."""
+    tree = [process]
+    for member in tree:  # grows while it is walked
+        with contextlib.suppress(psutil.Error):
+            member.suspend()
+            tree += member.children()
+    for member in tree:
+        with contextlib.suppress(psutil.Error):
+            member.kill()
 
 
 @contextlib.contextmanager
 def _lock(path: Path, limit: float) -> Iterator[None]:
     """Hold an operating system lock on a file. It is released when the process ends, however it ends."""
-    deadline = time.monotonic() + limit
-    with path.open("a+b") as file:
-        while not _try_lock(file.fileno()):
-            if time.monotonic() > deadline:
-                raise NotAvailable(f"another process has been building for {limit:g} s ({path})")
-            time.sleep(0.1)
-        yield
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Try to lock a file. True also if locks are not supported: then builds may run in parallel, and the last wins."""
     try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
+        with FileLock(path, timeout=limit):
+            yield
+    except Timeout:
+        raise NotAvailable(f"another process has been building for {limit:g} s ({path})") from None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,15 +1,18 @@
 """Registration of the native operators with torch: signatures, shape inference (fake kernels) and gradients.
 
-`define()` runs once per process, before the first library is loaded. Gradients consist of differentiable operators, so
-double backward (R1, path length) works. Taps have no gradient.
+`define()` runs once per process, before the first library is loaded. Double backward (R1, path length) works: the
+gradients of StyleGAN2's operators consist of differentiable operators; MobileStyleGAN's compute theirs in one pass and
+give way to the reference where a graph of them is asked for. Taps have no gradient.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.grad import conv2d_weight
 
 NAMESPACE = "stylefusion"
 SCHEMAS = (
@@ -18,6 +21,13 @@ SCHEMAS = (
     "Tensor? bias, Tensor? noise, bool lrelu, float gain, float? clamp) -> Tensor",
     "bias_act(Tensor x, Tensor? scale, Tensor? bias, Tensor? noise, bool lrelu, float gain, float? clamp) -> Tensor",
     "act_grad(Tensor grad, Tensor y, bool lrelu, float gain, float? clamp) -> Tensor",
+    "inverse_haar(Tensor x, Tensor? scale) -> Tensor",
+    "inverse_haar_grad(Tensor grad, Tensor x, Tensor? scale) -> (Tensor, Tensor)",
+    "depthwise(Tensor x, Tensor weight, Tensor? scale) -> Tensor",
+    "depthwise_grad(Tensor grad, Tensor x, Tensor weight, Tensor? scale) -> (Tensor, Tensor)",
+    "wavelet_block(Tensor x, Tensor scale, Tensor depthwise1, Tensor pointwise1, Tensor bias1, Tensor? noise1, "
+    "Tensor scale2, Tensor depthwise2, Tensor pointwise2, Tensor bias2, Tensor? noise2, Tensor? image_weight, "
+    "Tensor? image_bias) -> Tensor",
 )
 
 
@@ -32,13 +42,21 @@ def define() -> torch.library.Library:
         ("upfirdn2d_bias_act", _fake_upfirdn2d),
         ("bias_act", _fake_like),
         ("act_grad", lambda grad, y, *_: _fake_like(y)),
+        ("inverse_haar", _fake_inverse_haar),
+        ("inverse_haar_grad", _fake_scaled_grad),
+        ("depthwise", lambda x, *_: _channels_last(x, *x.shape)),
+        ("depthwise_grad", _fake_scaled_grad),
+        ("wavelet_block", _fake_wavelet_block),
     ):
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
     for name, backward, setup in (
         ("upfirdn2d", _upfirdn2d_backward, _upfirdn2d_setup),
-        ("upfirdn2d_bias_act", _no_backward, None),
+        ("upfirdn2d_bias_act", _no_backward("upfirdn2d_bias_act", "upfirdn2d and bias_act have gradients"), None),
         ("bias_act", _bias_act_backward, _bias_act_setup),
         ("act_grad", _act_grad_backward, _act_grad_setup),
+        ("inverse_haar", _inverse_haar_backward, _inverse_haar_setup),
+        ("depthwise", _depthwise_backward, _depthwise_setup),
+        ("wavelet_block", _no_backward("wavelet_block", "inverse_haar and depthwise have gradients"), None),
     ):
         torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=library)
     return library
@@ -62,6 +80,27 @@ def _fake_upfirdn2d(x, taps, up, down, padding, *_):
     left, right, top, bottom = padding
     size = [(n * up + pad - taps.shape[0]) // down + 1 for n, pad in ((h, top + bottom), (w, left + right))]
     return torch.empty(b, c, *size, dtype=x.dtype, device=x.device, memory_format=_layout(x))
+
+
+def _channels_last(x, *shape):
+    return torch.empty(*shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _fake_inverse_haar(x, *_):
+    b, c, h, w = x.shape
+    return _channels_last(x, b, c // 4, 2 * h, 2 * w)
+
+
+def _fake_scaled_grad(grad, x, *_):
+    sums = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return _channels_last(x, *x.shape), torch.empty(x.shape[:2], dtype=sums, device=x.device)
+
+
+def _fake_wavelet_block(x, *args):
+    b, _, h, w = x.shape
+    if args[-1] is None:
+        return _channels_last(x, b, args[7].shape[0], 2 * h, 2 * w)
+    return torch.empty(b, args[-1].shape[0] // 4, 4 * h, 4 * w, dtype=x.dtype, device=x.device)
 
 
 # --- Gradients -------------------------------------------------------------------------------------------------------
@@ -131,5 +170,48 @@ def _act_grad_backward(ctx: Any, grad: torch.Tensor):
     return torch.ops.stylefusion.act_grad(grad, y, ctx.lrelu, ctx.gain, ctx.clamp), None, None, None, None
 
 
-def _no_backward(ctx: Any, grad: torch.Tensor):
-    raise RuntimeError("stylefusion::upfirdn2d_bias_act is for inference only; upfirdn2d and bias_act have gradients")
+def _inverse_haar_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _inverse_haar_backward(ctx: Any, grad: torch.Tensor):
+    x, scale = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        from stylefusion_hf.ops.wavelets import inverse_haar_ref
+
+        return _differentiate(inverse_haar_ref, (x, scale), grad)
+    grad_x, grad_scale = torch.ops.stylefusion.inverse_haar_grad(grad, x, scale)
+    return grad_x, None if scale is None else grad_scale.to(scale.dtype)
+
+
+def _depthwise_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _depthwise_backward(ctx: Any, grad: torch.Tensor):
+    x, weight, scale = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        from stylefusion_hf.ops.separable import depthwise_ref
+
+        return _differentiate(depthwise_ref, (x, weight, scale), grad)
+    grad_x, grad_scale = torch.ops.stylefusion.depthwise_grad(grad, x, weight, scale)
+    grad_weight = None
+    if ctx.needs_input_grad[1]:
+        scaled = x if scale is None else x * scale[:, :, None, None].to(x.dtype)
+        grad = grad.to(x.dtype)
+        grad_weight = conv2d_weight(scaled, weight.shape, grad, padding=1, groups=x.shape[1]).to(weight.dtype)
+    return grad_x, grad_weight, None if scale is None else grad_scale.to(scale.dtype)
+
+
+def _differentiate(function: Callable, inputs: tuple, grad: torch.Tensor) -> tuple:
+    """Return the gradients of a function as a graph that can be differentiated further; None for other inputs."""
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in inputs)
+
+
+def _no_backward(name: str, instead: str) -> Callable:
+    def backward(ctx: Any, *grads: torch.Tensor):
+        raise RuntimeError(f"stylefusion::{name} is for inference only; {instead}")
+
+    return backward

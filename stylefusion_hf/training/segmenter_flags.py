@@ -1,0 +1,27 @@
+"""The flags of `stylefusion train segmenter`."""
+
+from __future__ import annotations
+
+import argparse
+
+from stylefusion_hf.training.flags import add_data_arguments, common_parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    p = common_parser(
+        "stylefusion train segmenter",
+        "Train a region segmenter.",
+        learning_rate=2e-3,
+        train_batch_size=32,
+        max_train_steps=2000,
+        lr_scheduler="cosine",
+        lr_warmup_steps=50,
+        max_grad_norm=1.0,
+        use_ema=False,
+    )
+    add_data_arguments(p, "folder with images/, labels/ and dataset.json")
+    p.add_argument("--channels", help="widths of the U-Net's levels, comma-separated; by default from the resolution")
+    p.add_argument("--degrade", type=float, default=1.0, help="strength of the random degradation; 0 for none")
+    p.add_argument("--eval_avatars", type=int, default=512, help="number of held-out avatars for the reported IoU")
+    return p.parse_args(argv)
