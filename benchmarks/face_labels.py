@@ -27,9 +27,27 @@ from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.core.region_mapping import RegionMap
 from stylefusion_hf.imaging.images import open_image, pixels_to_tensor
 
-CLASSES = (
-    "background skin l_brow r_brow l_eye r_eye eye_g l_ear r_ear ear_r nose mouth u_lip l_lip neck neck_l cloth hair hat"
-).split()
+CLASSES = [
+    "background",
+    "skin",
+    "l_brow",
+    "r_brow",
+    "l_eye",
+    "r_eye",
+    "eye_g",
+    "l_ear",
+    "r_ear",
+    "ear_r",
+    "nose",
+    "mouth",
+    "u_lip",
+    "l_lip",
+    "neck",
+    "neck_l",
+    "cloth",
+    "hair",
+    "hat",
+]
 REGIONS = ("bg", "clothes", "skin", "mouth", "eyes", "hair")
 
 
