@@ -109,7 +109,7 @@ def walk(root: Path, pipe: StyleFusionPipeline) -> None:
     assert sheet.width > len(leaves) * size
 
     subject = build_subject(pipe, load_judges(str(root / "judges"), "cpu"), batch=4)
-    few = replace(Settings().quickened(), pairs=2)
+    few = replace(Settings().quick_version(), pairs=2)
     report = evaluate(subject, few, ["swaps", "gates"], root / "report")
     assert set(report["swaps"]["leaf"]) >= set(leaves)
     assert set(report["gates"]) == set(tree.fused)
