@@ -362,6 +362,16 @@ def test_a_lock_is_waited_for_and_dies_with_its_process(holder, tmp_path):
         assert (tmp_path / "lock").exists()
 
 
+def test_builds_need_no_locks_where_the_file_system_has_none(tmp_path, monkeypatch):
+    def refuse(lock: build.FileLock) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+
+    monkeypatch.setattr(build.FileLock, "acquire", refuse)
+    with build._lock(tmp_path / "lock", 5.0):
+        (tmp_path / "made").touch()
+    assert (tmp_path / "made").exists()
+
+
 def test_the_failure_of_the_process_that_was_waited_for_counts(cache, compiler, monkeypatch):
     calls = compiler()
 

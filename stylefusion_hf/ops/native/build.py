@@ -265,12 +265,21 @@ def _kill(process: psutil.Process) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path, limit: float) -> Iterator[None]:
-    """Hold an operating system lock on a file. It is released when the process ends, however it ends."""
+    """Hold an operating system lock on a file. It is released when the process ends, however it ends.
+
+    Where the file system has no locks, builds may run in parallel, and the last one wins.
+    """
+    lock = FileLock(path, timeout=limit)
     try:
-        with FileLock(path, timeout=limit):
-            yield
+        lock.acquire()
     except Timeout:
         raise NotAvailable(f"another process has been building for {limit:g} s ({path})") from None
+    except NotImplementedError:  # the file system has no locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
