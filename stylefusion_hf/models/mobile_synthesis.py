@@ -78,8 +78,8 @@ class MobileSynthesis(nn.Module):
                 f"this generator has no preview head of {size} px, only pictures of {sizes}: fit one with"
                 f" generator.fit_preview({size}), or take the features with return_features=True"
             )
-        frugal = is_eager() and s.device.type == "cpu"
-        parts = s.split(chunk_size(size, BATCH)) if frugal and s.shape[0] else (s,)
+        frugal = is_eager() and s.device.type == "cpu" and s.shape[0] > 0
+        parts = s.split(chunk_size(size, BATCH)) if frugal else (s,)
         done = [self._render(part, noise_mode, return_features, generator, size, frugal) for part in parts]
         image, features = done[0]
         if len(done) > 1:
@@ -103,9 +103,11 @@ class MobileSynthesis(nn.Module):
             if resolution == self.resolutions[-1] < size and not keep:  # these features are not even made whole
                 step = partial(step, to_image=self.to_image, image_style=next(styles))
             maps = [next(noises), next(noises)]
-            row = 2 * 2 * x.shape[3] * s.shape[0] * self.channels[resolution] * x.element_size()
-            in_parts = frugal and not has_wavelet_block(x)  # which goes in strips by itself
-            x = in_strips(step, x, maps, max(2, STRIP // row)) if in_parts else step(x, noises=maps)
+            if frugal and not has_wavelet_block(x):  # which goes in strips by itself
+                row = 2 * 2 * x.shape[3] * s.shape[0] * self.channels[resolution] * x.element_size()
+                x = in_strips(step, x, maps, max(2, STRIP // row))
+            else:
+                x = step(x, noises=maps)
             features = {**(features if keep else {}), x.shape[3]: x}
         if x.shape[3] == size:
             image = x if size not in self.channels else None

@@ -24,7 +24,7 @@ def inverse_haar_ref(x: Tensor, scale: Tensor | None = None) -> Tensor:
     """Compute `inverse_haar` by a transposed convolution of stride 2."""
     channels = x.shape[1] // 4
     if scale is not None:
-        x = x * scale[:, :, None, None]
+        x = x * scale[:, :, None, None].to(x.dtype)
     low, details = x[:, :channels, None], x[:, channels:].unflatten(1, (channels, 3))
     bands = torch.cat([low, details], dim=2).flatten(1, 2)  # (B, 4 C, H, W), the four bands of a channel adjacent
     kernel = torch.tensor(HAAR, dtype=x.dtype, device=x.device).view(1, 4, 2, 2).repeat(channels, 1, 1, 1)
@@ -42,7 +42,7 @@ def inverse_haar(x: Tensor, scale: Tensor | None = None) -> Tensor:
     if is_native(x):
         return torch.ops.stylefusion.inverse_haar(x, scale)
     batch, channels, height, width = x.shape[0], x.shape[1] // 4, x.shape[2], x.shape[3]
-    x = x * (0.5 if scale is None else scale[:, :, None, None] * 0.5)
+    x = x * (0.5 if scale is None else scale[:, :, None, None].to(x.dtype) * 0.5)
 
     # Sums and differences of the bands, in channels-last order.
     x = x.permute(0, 2, 3, 1)

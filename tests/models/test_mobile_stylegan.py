@@ -111,6 +111,13 @@ def test_strips_and_parts_of_a_batch_give_the_same_pictures(rows: int, monkeypat
         torch.testing.assert_close(features, maps[size], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("noise_mode", ["const", "random", "none"])
+def test_an_empty_batch(noise_mode: str) -> None:
+    g = tiny_mobile_generator()
+    with torch.no_grad(), native.use("reference"):
+        assert g.synthesis(codes(g)[:0], noise_mode).shape == (0, 3, 32, 32)
+
+
 def test_features_are_those_of_every_block() -> None:
     g = tiny_mobile_generator()
     _, maps = g.synthesis(codes(g), return_features=True)

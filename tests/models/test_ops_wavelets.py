@@ -119,6 +119,24 @@ def test_types(dtype, tolerance):
     assert has_wavelet_block(x) == (dtype == torch.float32)
 
 
+def test_types_agree_with_the_references():
+    """A scale in float32, as under mixed precision, does not change the type of the result."""
+    x, scale = rand(2, 8, 6, 5, dtype=torch.bfloat16), rand(2, 8, seed=1).float()
+    assert inverse_haar_ref(x, scale).dtype == torch.bfloat16
+    with native.use("reference"):
+        assert inverse_haar(x, scale).dtype == torch.bfloat16
+
+
+def test_a_block_does_not_depend_on_the_default_type():
+    arguments = block_arguments(1, 2, 3, 4, 4, 4, 1, 1)
+    expected = wavelet_block(*arguments)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(wavelet_block(*arguments), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_empty_batches():
     x = torch.empty(0, 8, 4, 4, requires_grad=True)
     y = depthwise_conv2d(inverse_haar(x, torch.ones(0, 8)), torch.ones(2, 1, 3, 3), torch.ones(0, 2))

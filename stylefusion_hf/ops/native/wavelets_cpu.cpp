@@ -321,7 +321,7 @@ struct Separable {
       : in(in_), out(pointwise_.size(0)) {
     check_shape(pointwise_, {out, in, 1, 1}, "pointwise weight");
     check_shape(bias_, {out}, "bias");
-    taps = taps_of(at::empty({batch, in, 0, 0}), depthwise_, scale);
+    taps = taps_of(at::empty({batch, in, 0, 0}, at::kFloat), depthwise_, scale);
     pointwise = pointwise_.to(at::kFloat).reshape({out, in}).t();
     // Libraries multiply faster by rows of the inputs, which pays for the copy where there are many pixels.
     if (batch * height * width >= 1024) pointwise = pointwise.contiguous();
