@@ -53,7 +53,7 @@ class Shares:
     def __post_init__(self) -> None:
         for name in ("codes", "inner"):
             given = getattr(self, name)
-            if len(given) != 4 or min(given) < 0 or abs(sum(given) - 1) > 1e-6:
+            if len(given) != 4 or min(given) < 0 or not abs(sum(given) - 1) <= 1e-6:
                 raise ValueError(f"the shares of {name} must be four numbers from 0 that sum to 1, got {list(given)}")
         if self.codes[0] and not self.inner[1] + self.inner[2]:
             raise ValueError(

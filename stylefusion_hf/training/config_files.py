@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.json_files import read_json
 
 
@@ -26,13 +27,8 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     Values are numbers, strings, lists of these, true and false. Names that begin with # are comments. ValueError for
     an unknown flag or another kind of value.
     """
-    known = {flag.removeprefix("--") for flag in parser._option_string_actions} - {
-        "help",
-        "-h",
-        "config",
-        "help-all",
-        "help_all",
-    }
+    actions = parser._option_string_actions
+    known = {flag.removeprefix("--") for flag in actions} - {"help", "-h", "config", "help-all", "help_all"}
     try:
         given = read_json(path, "the file")
     except (OSError, ValueError) as error:
@@ -44,14 +40,18 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         if name.startswith("#"):
             continue
         if name not in known:
-            raise ValueError(f"--config {path}: there is no flag --{name[:80]}; --help-all lists the flags")
+            raise ValueError(f"--config {path}: there is no flag {short(f'--{name}')}; --help-all lists the flags")
+        switch = actions[f"--{name}"].nargs == 0
+        if isinstance(value, bool) and switch:
+            off = [f"--no-{name}"] if f"--no-{name}" in actions else []  # else it is off unless given
+            words += [f"--{name}"] if value else off
+            continue
         values = value if isinstance(value, list) else [value]
-        if any(not isinstance(x, (str, int, float)) for x in values):
-            raise ValueError(
-                f"--config {path}: {name} is {value!r}, not a number, a text, a list of these, true or false"
-            )
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
+        if switch or any(isinstance(x, bool) or not isinstance(x, (str, int, float)) for x in values):
+            wanted = "true or false" if switch else "a number, a text or a list of these"
+            raise ValueError(f"--config {path}: {name} is {short(value)}, not {wanted}")
+        if isinstance(value, list):
             words += [f"--{name}", *map(str, values)]
+        else:
+            words.append(f"--{name}={value}")  # one word, since a text may begin with a dash
     return words

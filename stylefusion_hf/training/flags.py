@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -14,7 +15,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults of flags that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        plain = action.default is None or action.default is False  # not 0, which equals False
+        return action.help if plain else super()._get_help_string(action)
 
 
 def common_parser(prog: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
@@ -97,14 +99,15 @@ def shorten_help(parser: argparse.ArgumentParser, shown: Collection[str]) -> Non
 
 
 def check_arguments(args: argparse.Namespace, least_steps: int = 1) -> None:
-    """Raise a ValueError that names the flag, its value and what it accepts, if a shared flag is out of range."""
-    positive = (
-        "train_batch_size",
-        "gradient_accumulation_steps",
-        "checkpointing_steps",
-        "logging_steps",
-    )
-    for name in positive:
+    """Raise a ValueError that names the flag, its value and what it accepts, if a shared flag is out of range.
+
+    Numbers of all flags must be finite.
+    """
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"--{name} must be finite, got {number}")
+    for name in ("train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "logging_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.max_train_steps < least_steps:

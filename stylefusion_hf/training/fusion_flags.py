@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     p = common_parser(
         "stylefusion train fusion",
-        "Train fusion nets for a frozen generator.",
+        "Train fusion nets for a frozen generator, or measure constant gates for it (--max_train_steps 0).",
         learning_rate=1e-2,
         train_batch_size=16,
         max_train_steps=3000,
@@ -182,8 +182,8 @@ def add_net_arguments(p: argparse.ArgumentParser) -> None:
         choices=("linear", "lrelu"),
         help="activation before the sigmoid; by default from --gates",
     )
-    nets.add_argument("--hidden_width", type=int, help="of the gating MLPs; 192 if left out")
-    nets.add_argument("--hidden_layers", type=int, help="of the gating MLPs; 2 if left out")
+    nets.add_argument("--hidden_width", type=int, help="width of the gating MLPs; by default 192")
+    nets.add_argument("--hidden_layers", type=int, help="hidden layers of the gating MLPs; by default 2")
     nets.add_argument(
         "--common_resolution",
         type=int,
@@ -231,7 +231,7 @@ def add_sample_arguments(p: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--validation_pairs",
         type=int,
-        help="for the ruler's figures; 0 for none; 32 by default, none with --max_train_steps 0",
+        help="number of pairs for the ruler's figures, 0 for none; by default 32, or 0 with --max_train_steps 0",
     )
     how.add_argument("--judges", help="folder of the ruler's judges; by default the embedded ones, if they fit")
 
@@ -247,6 +247,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         for name, value in preset.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
+    if args.config != config:  # argparse accepts abbreviations, `config_of` does not
+        parser.error("write --config in full")
     return args
 
 
@@ -258,7 +260,7 @@ def shares_of(args: argparse.Namespace) -> Shares:
 
 
 def check_objective(args: argparse.Namespace) -> None:
-    """Raise a ValueError for flags that make no sense, before anything is computed."""
+    """Raise a ValueError for flags out of range or that exclude each other, before anything is computed."""
     weights = {name: getattr(args, f"{name}_weight") for name in TERMS}
     if not any(weights.values()):
         raise ValueError("every term's weight is 0: there is nothing to train for")
@@ -272,6 +274,14 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError(f"--common_resolution must be at least 4, the smallest layer, got {args.common_resolution}")
     if args.deficit < 0:
         raise ValueError(f"--deficit must not be negative, got {args.deficit}: it would favor what lacks least")
+    for name, least in (("hidden_width", 1), ("hidden_layers", 1), ("static_steps", 0), ("validation_pairs", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    for name in ("gate_learning_rate", "discriminator_learning_rate"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
+    if not 0 <= args.ema_decay < 1:
+        raise ValueError(f"--ema_decay must be at least 0 and below 1, got {args.ema_decay}")
     if args.discriminator_learning_rate and not args.realism_weight:
         raise ValueError("--discriminator_learning_rate fine-tunes the realism term: give --realism_weight too")
     if args.outside_power < 1:

@@ -110,6 +110,11 @@ def check_flags(args: argparse.Namespace) -> None:
     for name in ("r1_gamma", "r2_gamma"):
         if not 0 <= getattr(args, name) < math.inf:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
+    for name in ("path_length_weight", "ema_kimg", "ema_rampup"):
+        if (getattr(args, name) or 0) < 0:
+            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
+    if not 0 <= args.mixing_prob <= 1:
+        raise ValueError(f"--mixing_prob must be from 0 to 1, got {args.mixing_prob}")
     for name in ("r1_interval", "path_length_interval"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")

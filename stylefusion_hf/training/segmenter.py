@@ -26,7 +26,7 @@ from stylefusion_hf.training.augment import mirror
 from stylefusion_hf.training.common import build_schedule, finishing, gathered, push_to_hub, save_model, start
 from stylefusion_hf.training.datasets import ArrayDataset, held_out_avatars, load_avatars
 from stylefusion_hf.training.loop import MicroBatch, Phase, fit
-from stylefusion_hf.training.segmenter_flags import parse_args
+from stylefusion_hf.training.segmenter_flags import check_flags, parse_args
 
 # --- The run ---------------------------------------------------------------------------------------------------------
 
@@ -73,6 +73,7 @@ def measure(args: argparse.Namespace, model: RegionSegmenter) -> dict[str, Any]:
 
 def train(args: argparse.Namespace) -> Path:
     """Run the training and return the folder that holds segmenter/ and iou.json, its IoU on held-out avatars."""
+    check_flags(args)
     accelerator = start(args)
     torch.manual_seed(args.seed)
     dataset, regions = build_dataset(args, accelerator)

@@ -25,3 +25,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--degrade", type=float, default=1.0, help="strength of the random degradation; 0 for none")
     p.add_argument("--eval_avatars", type=int, default=512, help="number of held-out avatars for the reported IoU")
     return p.parse_args(argv)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise a ValueError for flags out of range."""
+    for name in ("degrade", "eval_avatars"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")

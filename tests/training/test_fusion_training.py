@@ -198,11 +198,20 @@ def test_a_config_sets_flags_and_the_command_line_goes_before_it(tmp_path):
     args = fusion.parse_args(["--output_dir", "x", "--config", str(path), "--looks_weight", "2"])
     assert (args.looks_weight, args.reference, list(args.code_shares)) == (2.0, "aligned", [0, 1, 0, 0])
     assert (args.standardise, args.pretrained_model_name_or_path) == (False, "base")
+    path.write_text('{"push_to_hub": false, "tree": "-x", "min_psi": -1}')
+    args = fusion.parse_args(["--output_dir", "x", "--config", str(path)])
+    assert (args.push_to_hub, args.tree, args.min_psi) == (False, "-x", -1.0)
+    with pytest.raises(SystemExit):  # an abbreviation would be parsed, but not read
+        fusion.parse_args(["--output_dir", "x", "--conf", str(path)])
     for text, message in (
         ("{", "cannot be read"),
         ("[1]", "not list"),
-        ('{"look_weight": 1}', "no flag --look_weight"),
+        ('{"look_weight": 1}', "no flag '--look_weight'"),
         ('{"looks_weight": null}', "looks_weight is None"),
+        ('{"looks_weight": true}', "looks_weight is True, not a number"),
+        ('{"code_shares": [true, 1, 0, 0]}', "not a number"),
+        ('{"push_to_hub": 1}', "push_to_hub is 1, not true or false"),
+        ('{"a\\n\\u001b[31m": 1}', r"no flag '--a\\n\\x1b"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -235,6 +244,12 @@ def test_the_discriminator_without_batch_statistics_judges_each_picture_by_itsel
         (("--report_to", "clearml2"), "--report_to 'clearml2' is unknown"),
         (("--mixed_precision", "fp16"), "does not train on a CPU"),
         (("--looks_weight", "-1"), "--looks_weight must not be negative"),
+        (("--looks_weight", "nan"), "--looks_weight must be finite, got nan"),
+        (("--code_shares", "nan", "0.5", "0.3", "0.2"), "four numbers from 0 that sum to 1"),
+        (("--hidden_layers", "0"), "--hidden_layers must be at least 1, got 0"),
+        (("--validation_pairs", "-1"), "--validation_pairs must be at least 0, got -1"),
+        (("--gate_learning_rate", "-1"), "--gate_learning_rate must not be negative"),
+        (("--ema_decay", "2"), "--ema_decay must be at least 0 and below 1"),
         (("--features", "colour,edges"), "unknown features 'colour'"),
         (("--code_shares", "1", "1", "0", "0"), "shares of codes"),
         (("--min_psi", "2"), "--min_psi and --mixed_share"),

@@ -134,6 +134,14 @@ def test_gradient_accumulation_covers_the_same_batch(pictures, tmp_path):
     assert (tmp_path / "generator").is_dir()
 
 
+@pytest.mark.parametrize("flag", ["--degrade", "--eval_avatars"])
+def test_segmenter_refuses_negative_numbers(pictures, tmp_path, flag):
+    args = segmenter.parse_args(["--train_data_dir", str(pictures), "--output_dir", str(tmp_path / "out"), flag, "-1"])
+    with pytest.raises(ValueError, match=f"{flag} must not be negative, got -1"):
+        segmenter.train(args)
+    assert not (tmp_path / "out").exists()
+
+
 def test_segmenter_learns(pictures, tmp_path):
     flags = f"--output_dir {tmp_path} --train_data_dir {pictures} --resolution 16 --channels 8,16 --train_batch_size 8"
     args = segmenter.parse_args(
@@ -280,6 +288,10 @@ def test_growing_trains_on_and_refuses_what_does_not_fit(pictures, tmp_path):
         (("--grow_from", str(tmp_path / "16")), "its generator is for 16 px, so --resolution must be 32, got 16"),
         (("--grow_from", str(tmp_path / "8"), "--model", str(tmp_path / "16")), "give one of them"),
         (("--r2_gamma", "-1"), "--r2_gamma must not be negative, got -1"),
+        (("--path_length_weight", "-1"), "--path_length_weight must not be negative, got -1"),
+        (("--ema_kimg", "-1"), "--ema_kimg must not be negative, got -1"),
+        (("--mixing_prob", "2"), "--mixing_prob must be from 0 to 1, got 2"),
+        (("--learning_rate", "inf"), "--learning_rate must be finite, got inf"),
         (("--r1_gamma", "nan"), "--r1_gamma must not be negative, got nan"),
         (("--r1_interval", "0"), "--r1_interval must be at least 1, got 0"),
         (("--path_length_interval", "0"), "--path_length_interval must be at least 1, got 0"),
