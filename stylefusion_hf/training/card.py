@@ -95,24 +95,7 @@ def model_card(
         how = "were found in the generator's features" if regions == "auto" else "come from `stylefusion regions`"
         lines += [f"The regions {how}. The judge below is another network that learned from the same labels.", ""]
     if figures:
-        lines += [
-            f"## Figures ({args.validation_pairs} validation pairs)",
-            "",
-            "Outside change O: 0 if nothing but the region changed, 1 as if the whole code were swapped. Transfer T: 0"
-            " if the region kept its look, 1 if it has the source's. Measured by the ruler of stylefusion-hf, whose"
-            " judges took no part in the training.",
-            "",
-            "| region | O | T |",
-            "|---|---|---|",
-            *(
-                f"| {leaf} | {number(figures[f'O {leaf}'], 3)} | {number(figures[f'T {leaf}'])} |"
-                for leaf in tree.leaves
-            ),
-            "",
-            f"All common codes from a third picture: pose error {number(figures['G'])} (0: that picture's pose, 1:"
-            f" still the base's), {number(figures['kept'])} of the looks kept.",
-            "",
-        ]
+        lines += figure_lines(args, tree, figures)
     if dead:
         lines += [f"**Collapsed:** the dial of {', '.join(dead)} does nothing.", ""]
     flags = [*ABOUT, *(k for k in vars(args) if k.endswith("_weight"))]
@@ -128,6 +111,25 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def figure_lines(args: argparse.Namespace, tree: RegionTree, figures: Mapping[str, float]) -> list[str]:
+    """Return the card's section on the ruler's figures."""
+    return [
+        f"## Figures ({args.validation_pairs} validation pairs)",
+        "",
+        "Outside change O: 0 if nothing but the region changed, 1 as if the whole code were swapped. Transfer T: 0"
+        " if the region kept its look, 1 if it has the source's. Measured by the ruler of stylefusion-hf, whose"
+        " judges took no part in the training.",
+        "",
+        "| region | O | T |",
+        "|---|---|---|",
+        *(f"| {leaf} | {number(figures[f'O {leaf}'], 3)} | {number(figures[f'T {leaf}'])} |" for leaf in tree.leaves),
+        "",
+        f"All common codes from a third picture: pose error {number(figures['G'])} (0: that picture's pose, 1:"
+        f" still the base's), {number(figures['kept'])} of the looks kept.",
+        "",
+    ]
 
 
 def source_kind(model: str | None) -> str | None:

@@ -12,10 +12,8 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from stylefusion_hf.core.memory import (
-    RENDER_SHARE,
     MemoryPlan,
     backward_bytes,
-    chunk_size,
     forward_bytes,
     memory_budget,
     plan_pool,
@@ -41,7 +39,7 @@ from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import Sample
-from stylefusion_hf.training.start_gates import driving_layers, measure_energies, start_gates
+from stylefusion_hf.training.start_gates import driving_layers, gradient_batches, measure_energies, start_gates
 
 logger = logging.getLogger("stylefusion_hf")
 POOL_OF_PREVIEWS = 512  # pictures in the pool, on a CPU, of generators above LARGEST px, if the flags do not say
@@ -49,7 +47,7 @@ LEAST_AGREEMENT = 0.8  # IoU of a segmenter on training pictures with itself on 
 
 
 def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) -> FusionHierarchy:
-    """New nets, small ones that start as constant gates; those of layers beyond --train_resolution stay constant."""
+    """Return new nets that start as constant gates; those of layers beyond --train_resolution stay constant."""
     resolution, own = training_resolution(args.train_resolution, g.picture_sizes), args.rgb_indicators
     whole = resolution == g.config.resolution and args.max_train_steps > 0
     convs, rgbs = driving_layers(g, resolution) if args.max_train_steps else (0, 0)  # no MLP without training
@@ -241,22 +239,16 @@ def measure_step(criterion: Criterion, fusion: FusionHierarchy, sample: Sample) 
 def set_start_gates(args: argparse.Namespace, fusion: FusionHierarchy, criterion: Criterion) -> None:
     """Set constant gates, measured on --start_pictures pictures, a few at a time."""
     networks, plan = criterion.networks, criterion.plan
-    g, full = networks.generator, networks.full_resolution
-    draw = step_generator(args.seed, 0, purpose=7)
+    g, draw = networks.generator, step_generator(args.seed, 0, purpose=7)
     codes = draw_codes(g, args.start_pictures, draw, args.min_psi, args.mixed_share)
-    # Gradients keep every map and its copies: about four times the memory of rendering.
-    batch, full_batch = (
-        chunk_size(4 * forward_bytes(g.feature_sizes, r), plan.budget * RENDER_SHARE, 64)
-        for r in (networks.resolution, full)
-    )
+    batch, full_batch = gradient_batches(g, networks.resolution, plan.budget)
     start_gates(fusion, measure_energies(networks, codes, batch, full_batch, args.seed), criterion.roles.names)
 
 
 def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline, found: Path | None = None) -> Judges | None:
-    """The ruler's judges, which watch and never teach: those of --judges, those `found` with the regions, or the
-    embedded ones; None, with a line that says why, where none fit.
+    """Return the judges of the ruler: those of --judges, those `found` with the regions, or the embedded ones.
 
-    ValueError or FileNotFoundError for a folder that was named and does not do.
+    None where none fit, after logging why. ValueError or FileNotFoundError if the folder of --judges does not fit.
     """
     if not args.validation_pairs:
         return None

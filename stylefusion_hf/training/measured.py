@@ -1,7 +1,8 @@
 """Fusion nets without training: constant gates, measured on pictures of the generator (`--max_train_steps 0`).
 
-A style number goes to the child whose regions it drives most (`start_gates.py`). Such gates are what trainings start
-from, and a baseline. Hair, skin and background take to them; what hardly has style numbers of its own does less.
+A style channel goes to the child whose regions it drives most (`start_gates.py`). Trainings start from such gates, and
+they are a baseline: they transfer hair, skin and background well, and regions with few style channels of their own
+less.
 """
 
 from __future__ import annotations
@@ -35,14 +36,12 @@ from stylefusion_hf.training.fusion_setup import (
 )
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
 from stylefusion_hf.training.roles import Roles
-from stylefusion_hf.training.start_gates import measure_energies, start_gates
+from stylefusion_hf.training.start_gates import gradient_batches, measure_energies, start_gates
 
 logger = logging.getLogger("stylefusion_hf")
 STATISTICS = 4096  # codes whose mean and deviation standardize what gates see
-POWER = 4.0  # of the energies: gates without training are more decided than those that training starts from
-NOVELTY = 0.5  # how much a measured gate leans to the child that differs from the common code
-COMPANY = 10.0  # how much alignment opens where both children differ from it
-BESIDE = 4  # rows in the sample sheet
+POWER, NOVELTY, COMPANY = 4.0, 0.5, 10.0  # of `start_gates`: gates are closer to 0 and 1 than those of a training
+SHEET_ROWS = 4
 
 
 def measure(args: argparse.Namespace, accelerator: Accelerator, started: float) -> Path:
@@ -99,20 +98,10 @@ def frozen_networks(
     return networks
 
 
-def gradient_batches(generator: StyleGenerator, size: int, budget: int) -> tuple[int, int]:
-    """Return how many pictures of `size` px, and how many full ones, are differentiated at once."""
-    # With gradients every map is kept, and its copies: about four times what rendering takes.
-    small, full = (
-        chunk_size(4 * forward_bytes(generator.feature_sizes, r), budget * RENDER_SHARE, 64)
-        for r in (size, generator.config.resolution)
-    )
-    return small, full
-
-
 @torch.no_grad()
 def save_swaps(fusion: FusionHierarchy, networks: FrozenNetworks, codes: torch.Tensor, path: Path) -> None:
     """Rows of base, source, and one swapped leaf per column, at the training resolution."""
-    tree, rows = fusion.tree, min(BESIDE, len(codes) // 2)
+    tree, rows = fusion.tree, min(SHEET_ROWS, len(codes) // 2)
     base, source = codes[:rows], codes[rows : 2 * rows]
     pictures = [base, source]
     for leaf in tree.leaves:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stylefusion_hf.core.memory import RENDER_SHARE, chunk_size, forward_bytes
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.imaging.features import channel_energies
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training.networks import FrozenNetworks
 
-LARGE = 256  # pixels: above it, few full pictures are differentiated, which take a core ten seconds each
+LARGE = 256  # pixels: above it, a full picture takes a core ten seconds to differentiate, so few of them are
 FULL_PICTURES = 3
 
 
 def measure_energies(
     networks: FrozenNetworks, codes: Tensor, batch: int, full_batch: int, seed: int = 0, progress: bool = False
 ) -> Tensor:
-    """`channel_energies` (R, S) over pictures of style codes (N, S), whatever the batches.
+    """Return `channel_energies` (R, S) over pictures of style codes (N, S); batch sizes do not change it.
 
     Channels that act up to the training resolution are measured on pictures of that size, those beyond it on full
-    pictures: on all of them, or on `FULL_PICTURES` that show the regions well where these are large.
+    pictures: on all of them, or, above `LARGE` px, on `FULL_PICTURES` that show the regions well.
 
     Args:
-        batch, full_batch: pictures at once, of either size; with gradients.
+        batch, full_batch: how many pictures of the training size, and how many full ones, are differentiated at once.
     """
     g, resolution, regions = networks.generator, networks.resolution, len(networks.order)
     with torch.no_grad():
@@ -58,7 +60,7 @@ def showing_all(shares: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def driving_layers(generator, resolution: int) -> tuple[int, int]:
-    """How many style vectors of convolutions, and of toRGB layers, drive the picture of a size; from the first on."""
+    """Return how many of the first convolutions, and of the first toRGB layers, drive the picture of a size."""
     s = torch.ones(1, generator.style_dim, device=generator.device, requires_grad=True)
     picture = generator.synthesis(s, up_to=resolution)
     (gradient,) = torch.autograd.grad(
@@ -70,7 +72,7 @@ def driving_layers(generator, resolution: int) -> tuple[int, int]:
 
 
 def beyond(generator, resolution: int) -> Tensor:
-    """(S,), true for style channels that drive only pictures larger than `resolution`."""
+    """Return a mask (S,) of the style channels that drive only pictures larger than `resolution`."""
     convs, rgbs = driving_layers(generator, resolution)
     sizes = [*generator.conv_sizes, *generator.rgb_sizes]
     layers = [
@@ -78,6 +80,16 @@ def beyond(generator, resolution: int) -> Tensor:
         *(k >= rgbs for k in range(len(generator.rgb_sizes))),
     ]
     return torch.tensor(layers).repeat_interleave(torch.tensor(sizes)).to(generator.device)
+
+
+def gradient_batches(generator: StyleGenerator, size: int, budget: float) -> tuple[int, int]:
+    """Return how many pictures of `size` px, and how many full ones, are differentiated at once in `budget` bytes."""
+    # Gradients keep every map and its copies: about four times the memory of rendering.
+    small, full = (
+        chunk_size(4 * forward_bytes(generator.feature_sizes, r), budget * RENDER_SHARE, 64)
+        for r in (size, generator.config.resolution)
+    )
+    return small, full
 
 
 @torch.no_grad()
@@ -90,20 +102,20 @@ def start_gates(
     company: float = 4.0,
     power: float = 1.0,
 ) -> None:
-    """Sets constant gates by energies (R, S), rows as `regions`.
+    """Set constant gates from energies (R, S), with rows as in `regions`.
 
-    Alignment starts nearly closed: the coarse layers carry looks as well as pose, and what is half open loses looks
-    before it finds the pose. Where gates know of novelty, it starts more open for a child in company, for then it is
-    the pose that is common.
+    Alignment starts nearly closed: the coarse layers carry looks as well as pose, and a half-open gate loses looks
+    before it finds the pose. Gates with `gate_novelty` start more open for a child whose sibling alone differs from
+    the common code, since then the pose is the common one.
 
     Args:
         energies: (R, S), as from `measure_energies`; a channel that drives no region is shared equally.
-        floor: the least gate, and one minus the largest.
+        floor: the smallest gate, and one minus the largest.
         novelty: added to a gate's logit where the second child alone differs from the common code, and subtracted
             where the first does: a channel of several regions then follows the one that was changed, also through
-            several levels. None leaves the nets' as they are.
-        power: of the energies; larger ones make gates more decided.
-        company: by how much the logit of alignment is larger where its sibling alone differs from the common code.
+            several levels. None leaves the nets' values.
+        company: added to the logit of a child's alignment where its sibling alone differs from the common code.
+        power: exponent of the energies; larger ones push gates toward 0 and 1.
     """
     tree, row = fusion.tree, {name: i for i, name in enumerate(regions)}
     if power != 1.0:
