@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--previews",
         type=_previews,
         metavar="128,256|none",
-        help="sizes of a MobileStyleGAN's preview pictures, in half a minute (default: 128,256 if it is larger)",
+        help="fit preview heads of these sizes to a MobileStyleGAN, in half a minute (default: 128,256 below its own"
+        " size)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DEST if it is not empty")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_inversion_arguments(parser)
     walk = parser.add_argument_group("walk")
     walk.add_argument("--frames", type=positive, help="number of frames in the whole walk")
-    walk.add_argument("--steps", type=positive, help="instead: frames between keyframes (default: 30)")
+    walk.add_argument("--steps", type=positive, help="frames between keyframes, instead of --frames (default: 30)")
     walk.add_argument("--loop", action="store_true", help="return from the last keyframe to the first")
     walk.add_argument(
         "--space",

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weight of a region's pixels (default: 1)",
     )
     weights.add_argument("--mask", metavar="PICTURE", help="grayscale picture: white pixels count, black ones do not")
-    weights.add_argument("--batch-size", type=positive, help="pictures per batch (default: by resolution)")
+    parser.add_argument("--batch-size", type=positive, help="pictures per batch (default: by resolution)")
     parser.add_argument("--out", default="inverted", metavar="FOLDER", help="folder to write (default: inverted)")
     add_model_arguments(parser)
 

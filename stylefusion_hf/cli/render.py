@@ -22,13 +22,15 @@ from stylefusion_hf.cli.outputs import report_written
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("recipes")
     what.add_argument("recipes", nargs="?", metavar="RECIPES", help="a file of recipes in JSON Lines format")
-    what.add_argument("--random", type=positive, metavar="N", help="instead: N recipes with a random seed per region")
+    what.add_argument("--random", type=positive, metavar="N", help="render N random recipes instead of a file")
     what.add_argument("--seed", type=seed, help="seed of --random (default: 0)")
     what.add_argument("--any-model", action="store_true", help="accept recipes that were written with other weights")
     files = parser.add_argument_group("files")
     files.add_argument("--out", required=True, metavar="DIR", help="folder for the shards and dataset.json")
     files.add_argument("--format", choices=("tar", "parquet"), default="tar", help="shard format (default: tar)")
-    files.add_argument("--shard-size", type=positive, default=1000, metavar="N", help="per shard (default: 1000)")
+    files.add_argument(
+        "--shard-size", type=positive, default=1000, metavar="N", help="pictures per shard (default: 1000)"
+    )
     files.add_argument("--no-masks", action="store_true", help="leave out the label maps of the regions")
     parser.add_argument("--batch-size", type=positive, default=8, help="pictures per batch (default: 8)")
     add_model_arguments(parser)

@@ -45,7 +45,7 @@ def occupancy(nearest: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return member.sum(0), member.sum(1)
 
 
-def instead(places: Tensor, areas: Tensor) -> Tensor:
+def alternation(places: Tensor, areas: Tensor) -> Tensor:
     """Return how interchangeable clusters are, (k, k): 1 for clusters in the same place but never in the same picture,
     such as a blue sky and a red sky. The cosine of their distributions over places, times one minus their overlap.
 
@@ -92,14 +92,14 @@ def colour_agreement(colours: Tensor, nearest: Tensor, k: int, least: int = 4) -
 
 @dataclass(frozen=True)
 class Join:
-    """Merge of nodes a and b, with their similarity `alike`."""
+    """Merge of nodes a and b, with their similarity."""
 
     a: int
     b: int
-    alike: float
+    similarity: float
 
 
-def join(affinity: Tensor, weight: Tensor) -> list[Join]:
+def join_clusters(affinity: Tensor, weight: Tensor) -> list[Join]:
     """Average linkage: affinity (K, K), weight (K,) -> K - 1 joins, most similar first; join i makes node K + i."""
     k = len(affinity)
     total = torch.full((2 * k - 1, 2 * k - 1), float("-inf"), dtype=torch.float64)

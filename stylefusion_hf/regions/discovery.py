@@ -4,14 +4,15 @@
 
 1. Features of many samples, several layers at every place, are clustered finely by spherical k-means (Dhillon and
    Modha, 2001), as Collins et al. (arXiv 2004.14367) do for one layer and few clusters.
-2. Clusters are joined pairwise, the most alike first: by the cosine of their centers, by how surely they have one
-   color within a picture while it differs between pictures, and by how much one stands where the other would be.
-   Joins stop below a likeness of ALIKE; what stands for each other by more than ALTERNATIVE is one region anyway.
+2. Clusters are joined pairwise, the most similar first. Similarity adds the cosine of their centers, the agreement
+   of their colors within a picture compared to between pictures, and how interchangeable they are: in the same place,
+   but never in the same picture. Joining stops below ALIKE; clusters interchangeable beyond ALTERNATIVE are merged
+   anyway.
 3. The clustering is done again on resampled pictures. A candidate's stability is the mean Jaccard index with its best
-   match there (Hennig, 2007, "Cluster-wise assessment of cluster stability"). What is less stable than STABLE, or too
-   small, goes to the region that it is most alike.
-4. Regions are joined into a binary tree, those first that touch and move together from sample to sample: what shares a
-   parent shares its common code. What holds the picture's border is background and goes last.
+   match there (Hennig, 2007, "Cluster-wise assessment of cluster stability"). Candidates less stable than STABLE, or
+   too small, go to the most similar region.
+4. Regions are joined into a binary tree, those first that touch and move together from sample to sample, since regions
+   with a common parent share its code. The region at the picture's border is background and goes last.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions.clustering import (
     Join,
+    alternation,
     best_jaccard,
     colour_agreement,
-    instead,
-    join,
+    join_clusters,
     members_of,
     occupancy,
     spherical_kmeans,
@@ -43,19 +44,19 @@ from stylefusion_hf.regions.clustering import (
 from stylefusion_hf.regions.naming import named_tree
 from stylefusion_hf.regions.working_size import working_size
 
-STABLE = 0.6  # Hennig's bound: below it a cluster is no pattern in the data
-ALIKE = 0.8  # of 3: clusters more alike than this are one region
-ALTERNATIVE = 0.5  # regions that stand for each other by more than this are one, however unlike they look
+STABLE = 0.6  # Hennig's bound, below which a cluster is not a pattern in the data
+ALIKE = 0.8  # of 3: clusters more similar than this are one region
+ALTERNATIVE = 0.5  # regions more interchangeable than this are one, however different they look
 TEMPERATURE = 0.05  # of the labeller's cosines; the width of the border between two regions
-GRID = 32  # places to a side that are clustered
-MOST_DIMENSIONS = 512  # of described features that are clustered as they are
-KEPT_DIMENSIONS = 256  # that longer ones are projected to
-Same = Callable[[list[int]], list[list[int]]]  # nodes -> the nodes of each region
+GRID = 32  # side of the grid of places that are clustered
+MOST_DIMENSIONS = 512  # longest features that are clustered without projection
+KEPT_DIMENSIONS = 256  # length of projected features
+Merge = Callable[[list[int]], list[list[int]]]  # nodes -> the nodes of each region
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What was found. `report`: {"stability": {region: Jaccard index}, "area": {region: share}, ...}."""
+    """A tree of regions, their labeller, and {"stability": {region: Jaccard index}, "area": {region: share}, ...}."""
 
     tree: RegionTree
     labeller: FeatureLabeller
@@ -64,9 +65,9 @@ class Discovery:
 
 @dataclass(frozen=True)
 class Places:
-    """Described features of N pictures, (N G^2, D), and their colors (N, G^2, 3).
+    """Features of N pictures at G x G places, (N G^2, D), and the colors there, (N, G^2, 3).
 
-    `basis` (D, full width), orthonormal rows, where the features are projections.
+    `basis`: orthonormal rows (D, full width) if the features are projections.
     """
 
     features: Tensor
@@ -96,7 +97,7 @@ def discover(
     progress: bool = True,
     resolution: int | None = None,
 ) -> Discovery:
-    """Find regions, and the tree that they make.
+    """Find regions and their tree.
 
     Args:
         generator: in eval mode; its features are read, nothing is trained.
@@ -121,10 +122,10 @@ def discover(
         )
     if samples < 8 or trials < 2:
         raise ValueError(f"stability needs 8 samples and 2 trials or more, got {samples} and {trials}")
-    layers = chosen_layers(generator, resolutions)
+    layers = choose_layers(generator, resolutions)
     draw = torch.Generator().manual_seed(seed)
     size = working_size(generator, resolution, layers)
-    places = see(generator, sample_codes(generator, samples, draw), layers, size)
+    places = describe_samples(generator, sample_codes(generator, samples, draw), layers, size)
     steps = tqdm(total=trials + 1, desc="clustering", disable=not progress)
     centres, joins = cluster_and_join(places, torch.arange(places.pictures), clusters, draw)
     steps.update()
@@ -140,9 +141,9 @@ def discover(
     steps.close()
     stability = torch.stack(matches).mean(0)
     area = nodes.float() @ torch.bincount(mine, minlength=clusters).float() / len(mine)
-    same = one_instead_of_the_other(*occupancy(mine.view(places.pictures, -1), clusters), nodes)
-    picked = choose(joins, stability, area >= min_area, num_regions, max_regions, same)
-    owner = owners(picked, nodes, alike(places, mine, centres))
+    merge = merge_alternatives(*occupancy(mine.view(places.pictures, -1), clusters), nodes)
+    picked = choose_regions(joins, stability, area >= min_area, num_regions, max_regions, merge)
+    owner = assign_clusters(picked, nodes, similarity(places, mine, centres))
     labels = owner[mine].view(places.pictures, places.grid, places.grid)
     tree, names = named_tree(labels, len(picked))
     order = sorted(range(len(picked)), key=lambda i: tree.leaves.index(names[i]))
@@ -171,28 +172,28 @@ def discover(
 # --- Features --------------------------------------------------------------------------------------------------------
 
 
-def chosen_layers(g: StyleGenerator, resolutions: Sequence[int] | None = None) -> list[int]:
-    """The feature maps to read: of `readable_layers`, not the last, which know colors and edges only."""
+def choose_layers(g: StyleGenerator, resolutions: Sequence[int] | None = None) -> list[int]:
+    """Return the resolutions to read; by default `readable_layers`, since the largest only show colors and edges."""
     if resolutions is None:
         return readable_layers(g, 64 if g.config.resolution >= 256 else 32)
-    there = list(g.feature_sizes)
-    if missing := [r for r in resolutions if r not in there]:
-        raise ValueError(f"the generator has no feature maps of {missing[0]} pixels; it has {there}")
+    known = list(g.feature_sizes)
+    if missing := [r for r in resolutions if r not in known]:
+        raise ValueError(f"the generator has no feature maps of {missing[0]} pixels; it has {known}")
     return list(resolutions)
 
 
 @torch.no_grad()
 def sample_codes(g: StyleGenerator, count: int, draw: torch.Generator) -> Tensor:
-    """Style codes (count, S) as fusion nets are trained on: truncated by psi from 0.5 to 1."""
+    """Draw style codes (count, S) like those that fusion nets are trained on: truncated by psi from 0.5 to 1."""
     return draw_codes(g, count, draw, 0.5, 0.0)
 
 
 @torch.no_grad()
-def see(g: StyleGenerator, codes: Tensor, layers: Sequence[int], size: int | None = None) -> Places:
-    """Described features and colors of style codes (N, S) at GRID places to a side, or as many as the layers have.
+def describe_samples(g: StyleGenerator, codes: Tensor, layers: Sequence[int], size: int | None = None) -> Places:
+    """Return the features and colors of style codes (N, S) on a grid of GRID x GRID places, or the layers' size.
 
-    Long features are projected to the directions that they vary most in: clustering takes time and memory in
-    proportion to their length, and cosines hardly change.
+    Long features are projected to their principal directions: the time and memory of clustering are proportional to
+    their length, and cosines hardly change.
 
     size: of the pictures; None for full ones.
     """
@@ -206,7 +207,7 @@ def see(g: StyleGenerator, codes: Tensor, layers: Sequence[int], size: int | Non
         image, maps = g.synthesis(s, return_features=True, up_to=size)
         x = describe(maps, layers, grid).flatten(2).transpose(1, 2).flatten(0, 1)
         if width > MOST_DIMENSIONS:
-            # of the first few pictures, which have thousands of places
+            # The first few pictures have thousands of places, enough for a basis.
             basis = principal_directions(x, KEPT_DIMENSIONS) if basis is None else basis
             x = x @ basis.t()
         features.append(x.cpu())
@@ -225,81 +226,85 @@ def principal_directions(x: Tensor, count: int) -> Tensor:
 
 
 def cluster_and_join(places: Places, chosen: Tensor, k: int, draw: torch.Generator) -> tuple[Tensor, list[Join]]:
-    """Centers (k, D) of some pictures' places, and the clusters' joins."""
+    """Cluster the places of some pictures; return the centers (k, D) and the joins of the clusters."""
     x = places.of(chosen)
     centres = spherical_kmeans(x[torch.randperm(len(x), generator=draw)[: 64 * 1024]], k, draw)
     nearest = (x @ centres.t()).argmax(1)
     some = Places(x, places.colours[chosen], places.grid)
     weight = torch.bincount(nearest, minlength=k).float()
-    return centres, join(alike(some, nearest, centres), weight)
+    return centres, join_clusters(similarity(some, nearest, centres), weight)
 
 
-def alike(places: Places, nearest: Tensor, centres: Tensor) -> Tensor:
-    """How alike clusters are, (K, K): the sum of the cosine of their centers, the agreement of their colors, and how
-    much they stand for each other, each at most 1.
+def similarity(places: Places, nearest: Tensor, centres: Tensor) -> Tensor:
+    """Return the similarity of clusters (K, K): cosine of centers, plus `colour_agreement`, plus `alternation`.
+
+    Each of the three is at most 1.
     """
     by_picture = nearest.view(places.pictures, -1)
     colour = colour_agreement(places.colours, by_picture, len(centres))
-    return centres @ centres.t() + colour + instead(*occupancy(by_picture, len(centres)))
+    return centres @ centres.t() + colour + alternation(*occupancy(by_picture, len(centres)))
 
 
 # --- Regions ---------------------------------------------------------------------------------------------------------
 
 
-def choose(
-    joins: Sequence[Join], stability: Tensor, large: Tensor, number: int | None, most: int, same: Same
+def choose_regions(
+    joins: Sequence[Join], stability: Tensor, large: Tensor, number: int | None, most: int, merge: Merge
 ) -> list[list[int]]:
-    """The nodes that make each region: what is left apart where joins stop, without the small and the unstable.
+    """Return the nodes of each region: those that remain where joining stops, without small and unstable ones.
 
-    Joins stop where the next one would be of less than ALIKE; with `number`, where that many regions are left. `same`
-    puts nodes together that are one region all the same.
+    Joining stops where the next similarity is below ALIKE, or, with `number`, where that many regions remain. `merge`
+    groups nodes that are alternatives of one region.
     """
     k = len(joins) + 1
     good = (large & (stability >= STABLE)).tolist()
 
-    def left(made: int) -> list[list[int]]:
+    def remaining(made: int) -> list[list[int]]:
         used = {child for join in joins[:made] for child in (join.a, join.b)}
-        return same([node for node in range(k + made) if node not in used and good[node]])
+        return merge([node for node in range(k + made) if node not in used and good[node]])
 
     if number is not None:
         for made in range(k - 1, -1, -1):
-            if len(left(made)) == number:
-                return left(made)
+            if len(remaining(made)) == number:
+                return remaining(made)
         raise ValueError(
             f"there are no {number} regions that are large enough and found again in other samples: ask for another"
             " number, for more clusters, or allow a smaller min_area"
         )
-    made = sum(join.alike >= ALIKE for join in joins)
-    while made < k - 1 and len(left(made)) > most:
+    made = sum(join.similarity >= ALIKE for join in joins)
+    while made < k - 1 and len(remaining(made)) > most:
         made += 1
-    found = left(made)
+    found = remaining(made)
     if len(found) < 2:
         raise ValueError(
-            "nothing stable is found in this generator's features. Is it trained? Ask for a number of regions to take"
-            " what there is, paint some samples (`stylefusion regions label`), or bring a segmenter"
+            "nothing stable is found in this generator's features. Is it trained? Ask for a number of regions, paint"
+            " some samples (`stylefusion regions label`), or bring a segmenter"
         )
     return found
 
 
-def one_instead_of_the_other(places: Tensor, areas: Tensor, nodes: Tensor) -> Same:
-    """Groups nodes (2k - 1, k) that stand for each other by more than ALTERNATIVE; `occupancy` is the clusters'."""
+def merge_alternatives(places: Tensor, areas: Tensor, nodes: Tensor) -> Merge:
+    """Return a function that groups nodes (2k - 1, k) whose `alternation` exceeds ALTERNATIVE.
 
-    def same(picked: list[int]) -> list[list[int]]:
+    places, areas: `occupancy` of the clusters.
+    """
+
+    def merge(picked: list[int]) -> list[list[int]]:
         groups = [[node] for node in picked]
         while len(groups) > 1:
             members = torch.stack([nodes[group].any(0) for group in groups]).float().t()  # (k, G)
-            found = instead(places @ members, areas @ members).fill_diagonal_(0)
+            found = alternation(places @ members, areas @ members).fill_diagonal_(0)
             if float(found.max()) <= ALTERNATIVE:
                 break
             a, b = sorted(divmod(int(found.argmax()), len(groups)))
             groups[a] += groups.pop(b)
         return groups
 
-    return same
+    return merge
 
 
-def owners(picked: Sequence[Sequence[int]], nodes: Tensor, affinity: Tensor) -> Tensor:
-    """(K,), the region of each cluster: its own, or the one it is most alike."""
+def assign_clusters(picked: Sequence[Sequence[int]], nodes: Tensor, affinity: Tensor) -> Tensor:
+    """Return the region of each cluster (K,): the one that contains it, or else the most similar one."""
     inside = torch.stack([nodes[list(group)].any(0) for group in picked]).float()  # (R, K)
     mean = (affinity @ inside.t()) / inside.sum(1)
     return torch.where(inside.bool().any(0), inside.argmax(0), mean.argmax(1))
@@ -308,7 +313,7 @@ def owners(picked: Sequence[Sequence[int]], nodes: Tensor, affinity: Tensor) -> 
 def cluster_labeller(
     centres: Tensor, owner: list[int], names: list[str], layers: Sequence[int], g: StyleGenerator
 ) -> FeatureLabeller:
-    """The clusters as a labeller whose probabilities add up over a region's clusters."""
+    """Return a labeller whose probability of a region is the sum over its clusters."""
     labeller = FeatureLabeller.of(g, names, layers, classes=owner)
     with torch.no_grad():
         labeller.layers[0].weight.copy_(centres[..., None] / TEMPERATURE)

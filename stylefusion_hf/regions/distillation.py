@@ -171,7 +171,7 @@ def label_samples(
     full = generator.config.resolution
     seen = teacher_resolution or full
     budget = memory_budget(generator.device) if budget is None else budget
-    render = chunk_size(forward_bytes(generator.feature_sizes, seen), budget * RENDER_SHARE, 64)
+    render = chunk_size(forward_bytes(generator.feature_sizes, max(seen, size)), budget * RENDER_SHARE, 64)
     held = min(HELD_OUT, max(1, samples // 8))
     count = max(held + 1, min(samples + held, int(budget * POOL_SHARE) // (4 * size**2)))
     parts: list[Tensor] = []

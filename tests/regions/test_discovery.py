@@ -63,20 +63,20 @@ def test_what_never_meets_in_one_place_stands_for_each_other():
     nearest = torch.zeros(10, 8, dtype=torch.long)
     nearest[:, 4:] = 3
     nearest[:5, :4], nearest[5:, :4] = 1, 2  # a blue sky or a red one
-    found = clustering.instead(*clustering.occupancy(nearest, 5))
+    found = clustering.alternation(*clustering.occupancy(nearest, 5))
     assert float(found[1, 2]) == pytest.approx(1)
     assert found[1, 3].eq(0) and found[0].eq(0).all()  # another place; never there
     nearest[:5, 2:4] = 2  # where the blue one is, half of it is red
-    assert float(clustering.instead(*clustering.occupancy(nearest, 5))[1, 2]) == 0
+    assert float(clustering.alternation(*clustering.occupancy(nearest, 5))[1, 2]) == 0
 
 
 def test_joins_are_average_linkage():
     affinity = torch.tensor([[1, 0.9, 0.2, 0.1], [0.9, 1, 0.4, 0.1], [0.2, 0.4, 1, 0.5], [0.1, 0.1, 0.5, 1]])
     weight = torch.tensor([1.0, 3.0, 1.0, 1.0])
-    joins = clustering.join(affinity, weight)
+    joins = clustering.join_clusters(affinity, weight)
     assert [(j.a, j.b) for j in joins] == [(0, 1), (2, 3), (4, 5)]
     last = ((0.2 + 0.1) * 1 + (0.4 + 0.1) * 3) / (4 * 2)  # each pair by the product of its weights
-    assert [j.alike for j in joins] == pytest.approx([0.9, 0.5, last])
+    assert [j.similarity for j in joins] == pytest.approx([0.9, 0.5, last])
     assert clustering.members_of(joins, 4)[4:].int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]
 
 
@@ -96,25 +96,25 @@ def alone(nodes: list[int]) -> list[list[int]]:
 
 def test_alternatives_are_one_region():
     nearest = torch.tensor([[0, 0, 3, 3], [1, 1, 3, 3], [2, 2, 3, 3]] * 4)  # three skies above one ground
-    same = discovery.one_instead_of_the_other(*clustering.occupancy(nearest, 4), torch.eye(7, 4, dtype=torch.bool))
+    same = discovery.merge_alternatives(*clustering.occupancy(nearest, 4), torch.eye(7, 4, dtype=torch.bool))
     assert [sorted(group) for group in same([0, 1, 2, 3])] == [[0, 1, 2], [3]]
     assert same([0, 3]) == [[0], [3]]
 
 
 def test_small_and_unstable_nodes_are_no_regions():
-    joins = clustering.join(torch.eye(5) + torch.diag(torch.tensor([1.0, 0.0, 0.9, 0.0]), 1), torch.ones(5))
+    joins = clustering.join_clusters(torch.eye(5) + torch.diag(torch.tensor([1.0, 0.0, 0.9, 0.0]), 1), torch.ones(5))
     stable, large = torch.full((9,), 0.9), torch.ones(9, dtype=torch.bool)
-    apart = discovery.choose(joins, stable, large, None, 12, alone)
+    apart = discovery.choose_regions(joins, stable, large, None, 12, alone)
     assert len(apart) == 3  # two joins are of more than ALIKE
-    assert len(discovery.choose(joins, stable, large, None, 2, alone)) == 2
-    assert len(discovery.choose(joins, stable, large, 5, 12, alone)) == 5
+    assert len(discovery.choose_regions(joins, stable, large, None, 2, alone)) == 2
+    assert len(discovery.choose_regions(joins, stable, large, 5, 12, alone)) == 5
     stable[apart[0][0]] = 0.3
-    assert apart[0] not in discovery.choose(joins, stable, large, None, 12, alone)
+    assert apart[0] not in discovery.choose_regions(joins, stable, large, None, 12, alone)
     large[apart[1][0]] = False
     with pytest.raises(ValueError, match="nothing stable is found"):
-        discovery.choose(joins, stable, large, None, 12, alone)
+        discovery.choose_regions(joins, stable, large, None, 12, alone)
     with pytest.raises(ValueError, match="there are no 9 regions"):
-        discovery.choose(joins, stable, large, 9, 12, alone)
+        discovery.choose_regions(joins, stable, large, 9, 12, alone)
 
 
 # --- The tree --------------------------------------------------------------------------------------------------------
