@@ -74,7 +74,7 @@ class Cell:
 
 
 def chosen(pipe: StyleFusionPipeline) -> list[Direction]:
-    """Ten directions: three of SeFa, three of GANSpace, four of regions' statistics, one a region and statistic."""
+    """Return ten directions: three of SeFa, three of GANSpace, and four from statistics of regions."""
     measured = measure_regions(pipe.generator, pipe.segmenter, 500)
     kinds = (("hair", "warmth"), ("background", "brightness"), ("clothes", "brightness"), ("eyes", "area"))
     regions = [boundary_from_regions(pipe.generator, pipe.segmenter, *kind, measured=measured) for kind in kinds]

@@ -110,6 +110,8 @@ def main() -> None:
     for name in ("images", "labels"):
         (args.out / name).mkdir(parents=True, exist_ok=True)
     photographs = sorted(args.photographs.glob("*.jpg")) if args.photographs else []
+    if args.photographs and not photographs:
+        raise SystemExit(f"--photographs {args.photographs} holds no .jpg files")
     generator = None if photographs else StyleFusionPipeline.from_pretrained(args.model).generator
     count = len(photographs) or args.count
     about = {"regions": list(REGIONS), "size": args.size, "seed": args.seed, "psi": list(args.psi)}

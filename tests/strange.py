@@ -1,4 +1,4 @@
-"""Values that a stranger may hand in for any argument."""
+"""Wrong values for any argument."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Pa
     """
     if unknown := [n for n in names if n not in SECTIONS]:
         raise ValueError(f"unknown section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
-    if min(settings.pairs, settings.curve_pairs, settings.global_pairs) < 2:
+    if min(settings.pairs, settings.curve_pairs, settings.validation_pairs, settings.global_pairs) < 2:
         raise ValueError("an interval needs at least two pairs")
     if "limits" in names and not settings.limit_pairs:
         raise ValueError("--quick measures no limits without a number of pairs: give --limit-pairs")

@@ -33,6 +33,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "feature-blending": lambda pipe, batch: FeatureBlending(pipe),
     "pixel-paste": lambda pipe, batch: PixelPaste(pipe),
 }
+RENAMED = {"stranger": "random-code"}  # names that earlier versions had
 SOURCE_BLIND = ("mean", "mean-look", "random-code")  # methods that ignore the source
 ALWAYS_COMPARED = ("mean", "random-code")  # included in every comparison
 SAME_OBJECTIVE = "static-gates-same-objective"  # nets of constant gates, from --static-gates
@@ -46,7 +47,7 @@ def build_methods(pipe, names: Iterable[str] = METHODS, batch: int | None = None
     Raises:
         ValueError: an unknown name, or a pipeline without a segmenter.
     """
-    names = list(names)
+    names = [RENAMED.get(name, name) for name in names]
     if unknown := [name for name in names if name not in METHODS]:
         raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
     if pipe.segmenter is None:

@@ -24,7 +24,7 @@ from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.references import Fuse, ReferenceMaker, RegionReferences
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.samples import Sample, SampleSource
-from stylefusion_hf.training.scales import StrangerScales
+from stylefusion_hf.training.scales import UnrelatedScales
 
 NEED_PICTURE = ("locality", "transfer", "regions")  # terms that need a target picture composed from the owners'
 
@@ -84,7 +84,7 @@ class Criterion:
             with_picture=any(self.weights[name] for name in NEED_PICTURE),
         )
         self.plan = plan or MemoryPlan(memory_budget(pool.codes.device), networks.resolution, len(pool), "", 0)
-        self.scales = StrangerScales(self.source, self.references, roles, power, self.plan.references)
+        self.scales = UnrelatedScales(self.source, self.references, roles, power, self.plan.references)
 
     def draw(self, batch: int, draw: torch.Generator, shares: Shares) -> Sample:
         """Draw a batch of samples."""

@@ -16,7 +16,7 @@ from stylefusion_hf.training.sampling import count_codes
 PAIRS = 512
 
 
-class StrangerScales:
+class UnrelatedScales:
     """Mean distances between random pairs of the pool.
 
     Attributes:

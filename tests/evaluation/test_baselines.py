@@ -228,6 +228,10 @@ def test_methods_that_ignore_the_source_draw_the_same_whatever_it_is(pipe, pairs
     assert (images - pairs.plain).abs().max() > 0.01
 
 
+def test_a_method_is_found_by_its_former_name(pipe):
+    assert list(build_methods(pipe, ["stranger", "random-code"])) == ["random-code"]
+
+
 def test_the_mean_and_the_random_code_are_swaps_of_their_codes(pipe, pairs):
     nodes = pipe.fusion.tree.nodes
     codes = {"mean": pipe.generator.to_style(pipe.generator.w_avg[None]).expand_as(pairs.base),

@@ -70,6 +70,7 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys, monkeypatc
         (["--seed", "201"], "0 to 200; got 201"),
         (["--psi", "0"], "at 0 all pictures are the same"),
         (["--pairs", "1"], "at least two pairs"),
+        (["--validation-pairs", "1"], "at least two pairs"),
         (["--measuring-size", "64"], "pictures of 32 pixels are measured at 16 to 32 pixels, not at 64"),
         (["--sections", "curves", "--static-gates", "nowhere"], "nowhere"),
     ],
