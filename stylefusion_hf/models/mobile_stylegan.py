@@ -147,7 +147,7 @@ class MobileStyleGANGenerator(StyleGenerator):
     def fit_previews(self, resolutions: Sequence[int], samples: int = 32, seed: int = 0) -> dict[int, float]:
         """`fit_preview` for several sizes at once, of the same pictures: {resolution: peak signal-to-noise ratio}."""
         for resolution in resolutions:
-            check_up_to(resolution, self.synthesis.resolutions)
+            check_up_to(resolution, self.synthesis.resolutions, "resolution")
         check_count("samples", samples, 2**16)
         count = samples + max(1, samples // 4)
         z = torch.randn(count, self.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(self.affine_weight)

@@ -293,7 +293,7 @@ def test_previews_of_a_conditional_model() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"resolution": 32}, "up_to is one of 4, 8, 16, got 32"),
+    ({"resolution": 32}, "resolution is one of 4, 8, 16, got 32"),
     ({"resolution": 16, "samples": 0}, "samples is an integer from 1"),
 ])  # fmt: skip
 def test_previews_that_cannot_be_fitted(arguments: dict, message: str) -> None:
