@@ -25,8 +25,9 @@ class SegmenterOutput(BaseOutput):
 
 
 def segmenter_channels(resolution: int) -> list[int]:
-    """Widths of the levels for pictures of that size: as many levels as it takes to see at least half of the picture
-    from every pixel, a narrow one on top where pictures are large.
+    """Return widths of the levels for pictures of that size, with a narrow first level for large ones.
+
+    There are enough levels for every logit to depend on at least half of the picture's width.
     """
     widths = [16, 32, 64, 96] if resolution < 1024 else [8, 16, 32, 64, 96]
     while receptive_field(len(widths)) < resolution / 2:
@@ -35,7 +36,7 @@ def segmenter_channels(resolution: int) -> list[int]:
 
 
 def receptive_field(levels: int) -> int:
-    """Pixels across that a logit depends on, by the convolutions and poolings of a U-Net with so many levels."""
+    """Return how many pixels across a logit of a U-Net with that many levels depends on."""
     down = sum(4 * 2**k for k in range(levels)) + sum(2**k for k in range(levels - 1))
     up = sum(4 * 2**k for k in range(levels - 1))
     return 1 + down + up
