@@ -14,6 +14,8 @@ from stylefusion_hf.models.config_checks import checked_config, positive
 from stylefusion_hf.models.layers import to_fast_layout
 from stylefusion_hf.models.loading import StrictModelMixin
 
+LARGEST = 2**14  # pixels, as for the generators
+
 
 @dataclass
 class SegmenterOutput(BaseOutput):
@@ -69,7 +71,8 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
     Images of any size are taken; sides that the levels do not halve evenly are padded inside and cropped again.
 
     Raises:
-        ValueError: fewer than two regions, a name twice, or a width that `groups` does not divide.
+        ValueError: fewer than two regions, a name twice, a width that `groups` does not divide, or a
+            resolution above 16384.
     """
 
     @register_to_config
@@ -85,6 +88,8 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
         super().__init__()
         regions, channels = list(regions), list(channels)
         positive(groups=groups, img_channels=img_channels, resolution=resolution)
+        if resolution is not None and resolution > LARGEST:
+            raise ValueError(f"resolution must be at most {LARGEST}, got {resolution}")
         if len(regions) < 2 or len(set(regions)) != len(regions):
             raise ValueError(f"a segmenter needs two or more different region names, got {regions}")
         if not channels or any(c < 1 or c % groups for c in channels):

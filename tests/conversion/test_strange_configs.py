@@ -151,7 +151,7 @@ CONFIGS: dict[type, dict[str, Any]] = {
     },
     RegionSegmenter: {
         "regions": st.lists(st.sampled_from(["a", "b", "c"]), max_size=3), "channels": st.lists(SIZES, max_size=3),
-        "groups": SIZES, "img_channels": SIZES,
+        "groups": SIZES, "img_channels": SIZES, "resolution": st.sampled_from([None, -1, 0, 1, 4, 9, 64, 2**20]),
     },
     ImageEncoder: {
         "num_ws": SIZES, "w_dim": SIZES, "resolution": st.sampled_from([1, 4, 6, 8, 16]),
@@ -206,7 +206,7 @@ def run(model: Any) -> torch.Tensor:
         return model(draw(1, config.z_dim), class_labels=labels).sample
     if isinstance(model, FusionHierarchy):
         return model.fuse({node: draw(2, model.style_width, seed=i) for i, node in enumerate(model.tree.nodes)})
-    size = config.get("resolution", 9)
+    size = 9 if isinstance(model, RegionSegmenter) else config.get("resolution", 9)
     images = draw(3, config.img_channels, size, size)
     if isinstance(model, StyleGAN2Discriminator):
         return model(images, torch.eye(config.label_dim)[:1].expand(3, -1) if config.label_dim else None).logits

@@ -193,7 +193,7 @@ def assert_runs(model: Any) -> None:
                 return
             out = model.fuse({node: torch.randn(1, model.style_width) for node in model.tree.nodes})
         else:
-            size = model.config.get("resolution", 16)
+            size = 16 if name == "RegionSegmenter" else model.config.get("resolution", 16)
             images = torch.zeros(1, model.config.img_channels, size, size)
             out = next(iter(model(images).values()))
     assert out.isfinite().all(), model.config
