@@ -94,7 +94,6 @@ def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.evaluation.judges import load_judges
     from stylefusion_hf.evaluation.realism import check_real
     from stylefusion_hf.evaluation.run import SECTIONS
-    from stylefusion_hf.models.layers import chunk_size
 
     settings = Settings(seed=args.seed, model=args.model or "the embedded model")
     if args.quick:
@@ -122,9 +121,7 @@ def run(args: argparse.Namespace) -> None:
     real = args.real or ("avatars" if avatars else "none")
     settings = replace(settings, real=None if real == "none" else real)
     backbone = Backbone(args.backbone, pipe.device) if args.backbone else None
-    size = pipe.generator.config.resolution
-    batch = args.batch_size or chunk_size(size, 32)
-    subject = build_subject(pipe, judges, args.seed, batch, backbone, args.measuring_size)
+    subject = build_subject(pipe, judges, args.seed, args.batch_size, backbone, args.measuring_size)
     skipped = [] if avatars else ["calibration"]
     skipped += [] if settings.limit_pairs else ["limits"]
     names = split_list(args.sections) if args.sections else [n for n in SECTIONS if n not in skipped]
@@ -134,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
             " stylefusion-hf[train]: only avatars can be drawn with the region of another"
         )
     if "realism" in names and settings.real:
-        check_real(settings.real, size, settings.realism_count)
+        check_real(settings.real, pipe.generator.config.resolution, settings.realism_count)
     evaluate(subject, settings, names, out)
     for file in ("report.md", "report.json", "report.png", "limits.png"):
         if (out / file).exists():

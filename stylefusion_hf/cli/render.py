@@ -78,5 +78,6 @@ def run(args: argparse.Namespace) -> None:
     )
     if accelerator.is_main_process:
         speed = f"{done.pictures:,} rendered, {done.rate:.1f} images/s" if done.pictures else "all existed before"
-        report_written(args.out, f"{done.shards:,} shards; {speed}")
+        shards = f"{done.shards:,} shard" + "s" * (done.shards != 1)
+        report_written(args.out, f"{shards}; {speed}")
     accelerator.end_training()

@@ -24,7 +24,9 @@ from stylefusion_hf.evaluation.registry import ALWAYS_COMPARED, METHODS, SAME_OB
 from stylefusion_hf.evaluation.report import draw, to_json_types, write_json
 from stylefusion_hf.evaluation.ruler import Ruler
 from stylefusion_hf.evaluation.run import SECTIONS, Run, points_of
+from stylefusion_hf.models.layers import chunk_size
 
+LARGEST_BATCH = 32  # pairs at once; of pictures above 128 pixels fewer, so that memory does not grow with them
 MAX_SEED = 200  # of `measuring.SEED_STRIDE` each, below 2^32
 
 
@@ -83,11 +85,14 @@ def build_subject(
     pipe,
     judges: Judges,
     seed: int = 0,
-    batch: int = 32,
+    batch: int | None = None,
     backbone: Backbone | None = None,
     size: int | None = None,
 ) -> Subject:
-    """Return the pipeline with its judges and ruler. size: see `measuring_size`.
+    """Return the pipeline with its judges and ruler.
+
+    batch: pairs that are drawn and judged at once, by default 32 up to 128 pixels and fewer above.
+    size: see `measuring_size`.
 
     Raises:
         ValueError: the pipeline has no segmenter or no regions, the judges' resolution is too large, they do not know
@@ -109,7 +114,9 @@ def build_subject(
                 f"the {name} knows {', '.join(known)}, not the tree's {', '.join(missing)}: make judges for these"
                 " regions with `stylefusion train judges` and name their folder with --judges"
             )
-    size = measuring_size(pipe.generator.config.resolution, judges, size)
+    resolution = pipe.generator.config.resolution
+    size = measuring_size(resolution, judges, size)
+    batch = batch or chunk_size(resolution, LARGEST_BATCH)
     posing = [n for n in tree.subtree(tree.children(tree.root)[0]) if n in tree.leaves]
     return Subject(pipe, judges, Ruler(judges.segmenter, judges.portrait, posing, backbone, size), seed, batch)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stylefusion_hf.core.json_files import read_json
+from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.region_mapping import shipped
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.loading import StrictModelMixin
@@ -52,10 +53,10 @@ def own_segmenter(name: str, subfolder: str | None, **where: Any) -> Any:
 
 def saved_class(name: str, subfolder: str | None, revision: str | None) -> str | None:
     """Return the class named in a model's config.json, or None if there is none; loading then explains it."""
-    folder = Path(name, subfolder or "")
     try:
+        name = find_model(name)
         if os.path.isdir(name):
-            config = read_json(folder / "config.json")
+            config = read_json(Path(name, subfolder or "", "config.json"))
         else:
             config = RegionSegmenter.load_config(name, subfolder=subfolder, revision=revision)
     except (OSError, ValueError, RecursionError):

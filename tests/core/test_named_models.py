@@ -9,6 +9,7 @@ from stylefusion_hf import Direction, StyleFusionPipeline, StyleGAN2Generator
 from stylefusion_hf.core import named_models
 from stylefusion_hf.core.edits import save_directions
 from stylefusion_hf.core.named_models import find_model
+from stylefusion_hf.training import _segmenters
 from tests.command_line import fails
 from tests.tiny import tiny_pipeline
 
@@ -25,6 +26,12 @@ def test_a_named_model_is_found_in_a_cache(place: str) -> None:
     assert Path(find_model("faces")).resolve() == Path(place).resolve()
     assert StyleFusionPipeline.from_pretrained("faces")(base=1).images
     assert StyleGAN2Generator.from_pretrained("faces", subfolder="generator").config.resolution
+
+
+def test_a_training_finds_its_segmenter_there_and_asks_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_pipeline(segmenter=True).save_pretrained(".cache/faces")
+    monkeypatch.setattr(_segmenters.RegionSegmenter, "load_config", lambda name, **_: pytest.fail(f"asked for {name}"))
+    assert _segmenters.saved_class("faces", "segmenter", None) == "RegionSegmenter"
 
 
 def test_the_model_with_region_nets_goes_first() -> None:

@@ -208,6 +208,15 @@ def test_layers_are_mixed_at_ten_strengths(subject):
     assert len(global_control.TENTHS) == 10
 
 
+@pytest.mark.parametrize(("resolution", "batch"), [(64, 32), (128, 32), (256, 8), (1024, 1)])
+def test_large_pictures_are_measured_few_at_a_time(subject, resolution, batch):
+    # 32 pairs of 1024 px, their swaps and their masks take 7 GB.
+    generator = SimpleNamespace(config=SimpleNamespace(resolution=resolution))
+    pipe = SimpleNamespace(generator=generator, fusion=subject.pipe.fusion, segmenter=subject.pipe.segmenter)
+    assert build_subject(pipe, subject.judges).batch == batch
+    assert build_subject(pipe, subject.judges, batch=5).batch == 5
+
+
 def test_the_brief_look_reads_what_the_sections_read_on_other_pairs(subject):
     found = brief(subject.pipe, subject.judges, COUNT)
     assert set(found) == {*(f"{x} {leaf}" for x in "SOT" for leaf in subject.leaves), "G", "kept"}

@@ -255,6 +255,9 @@ def test_the_command(pipe, tmp_path, capsys):
     Path("again.jsonl").write_text("\n".join(lines))
     flags = "--model model --out b --shard-size 2 --batch-size 2 --format parquet"
     assert cli.main(["render", "again.jsonl", *flags.split()]) == 0
+    assert "2 shards; " in capsys.readouterr().out
+    assert cli.main(["render", "--random", "1", "--model", "model", "--out", "one"]) == 0
+    assert "(1 shard; 1 rendered" in capsys.readouterr().out
     a, b = samples(Path("a")), samples(Path("b"))
     assert a.keys() == b.keys()
     for key in a:
