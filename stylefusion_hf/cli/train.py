@@ -27,6 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    # Wrong flags are reported before the trainer imports torch.
+    # Unknown and malformed flags are reported before the trainer imports torch.
     flags = import_module(f"stylefusion_hf.training.{args.job}_flags").parse_args(args.flags)
     print(f"wrote {import_module(f'stylefusion_hf.training.{args.job}').train(flags)}")

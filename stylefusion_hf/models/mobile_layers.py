@@ -13,12 +13,7 @@ from stylefusion_hf.models.style_generator import draw_noise
 from stylefusion_hf.ops import bias_act
 from stylefusion_hf.ops.bias_act import SLOPE
 from stylefusion_hf.ops.separable import Separable, depthwise_conv2d, has_wavelet_block, wavelet_block
-from stylefusion_hf.ops.wavelets import HAAR, inverse_haar, is_native
-
-
-def is_eager() -> bool:
-    """Without gradients and not in a graph, which would keep what depends on the batch's size."""
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+from stylefusion_hf.ops.wavelets import HAAR, inverse_haar, is_eager, is_native
 
 
 class NoisyActivation(nn.Module):

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from stylefusion_hf.models.layers import chunk_size, to_fast_layout
-from stylefusion_hf.models.mobile_layers import Block, NoisyActivation, StyledConv, ToImage, is_eager
+from stylefusion_hf.models.mobile_layers import Block, NoisyActivation, StyledConv, ToImage
 from stylefusion_hf.models.preview import PreviewHead
 from stylefusion_hf.models.style_generator import check_noise_mode, check_style, check_up_to
 from stylefusion_hf.ops.separable import has_wavelet_block
+from stylefusion_hf.ops.wavelets import is_eager
 
 BATCH = 16  # pictures at once without gradients, up to 128 px
 STRIP = 2**24  # bytes of a strip of feature maps: larger tensors come fresh from the system each time

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stylefusion_hf.ops.bias_act import SLOPE
 from stylefusion_hf.ops.upfirdn2d import check_impl
-from stylefusion_hf.ops.wavelets import inverse_haar_ref, is_native
+from stylefusion_hf.ops.wavelets import inverse_haar_ref, is_eager, is_native
 
 
 class Separable(NamedTuple):
@@ -57,8 +57,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, scale: Tensor | None = None, imp
         raise ValueError(f"features {tuple(x.shape)} take a scale of {tuple(x.shape[:2])}; got {tuple(scale.shape)}")
     if impl == "fast" and is_native(x):
         return torch.ops.stylefusion.depthwise(x, weight, scale)
-    eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()  # graphs would keep the batch's size
-    if impl == "fast" and scale is not None and x.shape[0] == 1 and eager:
+    if impl == "fast" and scale is not None and x.shape[0] == 1 and is_eager():
         # A pass over the kernel instead of one over the maps.
         weight, scale = weight * scale.reshape(channels, 1, 1, 1).to(weight.dtype), None
     return depthwise_ref(x, weight, scale)

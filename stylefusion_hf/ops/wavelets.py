@@ -20,6 +20,11 @@ def is_native(x: Tensor) -> bool:
     return x.device.type == "cpu" and native.covers(x)
 
 
+def is_eager() -> bool:
+    """Return whether nothing is recorded: no gradients, and no graph, which would keep what depends on the batch."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def inverse_haar_ref(x: Tensor, scale: Tensor | None = None) -> Tensor:
     """Compute `inverse_haar` by a transposed convolution of stride 2."""
     channels = x.shape[1] // 4
@@ -52,16 +57,16 @@ def inverse_haar(x: Tensor, scale: Tensor | None = None) -> Tensor:
     slope_above, slope_below = horizontal + diagonal, horizontal - diagonal
 
     # Interleave the four pixels of each 2 x 2 cell.
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        rows = [
-            torch.stack([above + slope_above, above - slope_above], 3),
-            torch.stack([below + slope_below, below - slope_below], 3),
-        ]
-        y = torch.stack(rows, 2)
-    else:  # write into the result directly, which saves a pass over memory
+    if is_eager():  # write into the result directly, which saves a pass over memory
         y = x.new_empty(batch, height, 2, width, 2, channels)
         torch.add(above, slope_above, out=y[:, :, 0, :, 0])
         torch.sub(above, slope_above, out=y[:, :, 0, :, 1])
         torch.add(below, slope_below, out=y[:, :, 1, :, 0])
         torch.sub(below, slope_below, out=y[:, :, 1, :, 1])
+    else:
+        rows = [
+            torch.stack([above + slope_above, above - slope_above], 3),
+            torch.stack([below + slope_below, below - slope_below], 3),
+        ]
+        y = torch.stack(rows, 2)
     return y.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
