@@ -21,7 +21,7 @@ SMALLEST = MAX_UPSCALING**2  # the least side of a face's square, as a fraction 
 
 
 def list_sources(image: Any) -> list[Any]:
-    """Return the photographs of a call as a list of files, PIL images, arrays or `Photograph`s; ValueError for none."""
+    """Return a call's photographs as a list of files, PIL images, arrays or `Photograph`s; ValueError for none."""
     kinds = (str, os.PathLike, Image.Image, np.ndarray, Photograph)
     items = list(image) if isinstance(image, (list, tuple)) else [image]
     check_count("the number of photographs", len(items), MAX_PHOTOGRAPHS)

@@ -162,7 +162,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
                 `start=out.codes, landmarks=out.landmarks, num_inference_steps=0`.
             preview_resolution: likewise; None for the largest preview up to 128 px that resembles the full picture.
             generator: source of random numbers for tuning; None for seed 0.
-            callback_on_step_end, callback_on_step_end_tensor_inputs: likewise; `pipe.interrupt = True` ends the search.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: likewise; `pipe.interrupt = True` stops it.
             output_type: type of `images`: "pil", or for photographs of one size and mode "np" or "pt"; "latent" for
                 style codes instead.
             return_dict: False returns a plain tuple of the same values (not reflected in the annotated type).
@@ -334,7 +334,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         square: Image.Image,
         check_model: bool = True,
     ) -> tuple[Image.Image, Image.Image]:
-        """Return the edited picture and its mask. Faces are drawn one at a time, so that recipes give the same bits."""
+        """Return the edited picture and its mask; faces are drawn one by one, so that recipes give the same bits."""
         device, tree = self._execution_device, self.fusion.tree
         fused: Any = fuser.from_recipe(recipe.fusion, check_model=check_model, output_type="pt")
         plain = replace(Recipe.from_dict(fused.recipe), regions={}, nodes={}, global_code=None, edits={}, strength=1.0)

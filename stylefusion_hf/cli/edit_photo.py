@@ -29,7 +29,7 @@ from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.files import write_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-RESEMBLES = 0.8  # share of the middle's variance that a reconstruction of a face explains at least
+RESEMBLES = 0.7  # share of the middle's variance that a reconstruction of a face explains at least
 CALL_OPTIONS = (
     "region",
     "node",

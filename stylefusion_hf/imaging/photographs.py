@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from stylefusion_hf.imaging.picture_headers import check_picture, explain, is_16
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # that can be written
 LARGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}  # pixels, by format
+MAX_EXIF = 65533  # bytes in a segment of a JPEG file
 MODES = {  # mode of a file -> modes that hold the same values, without and with transparency
     "1": ("L", "LA"),
     "L": ("L", "LA"),
@@ -38,6 +41,7 @@ BACK = TURNS | {6: TURNS[8], 8: TURNS[6]}  # the turns that undo TURNS
 # What of a TIFF file's tags describes the photograph rather than the layout of the file.
 KEPT_TAGS = (270, 271, 272, 305, 306, 315, 316, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 ORIENTATION = 0x0112
+MAX_TEXT = 65000  # bytes of XMP, or of a comment; more does not fit into a segment of a JPEG file
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,11 @@ class Photograph:
             raise ValueError(
                 f"{where}: {self.name} is {self.image.width} x {self.image.height} pixels, and {kind} has at most"
                 f" {LARGEST_SIDE[kind]} on a side: name a .png file"
+            )
+        if kind == "JPEG" and len(self.exif) > MAX_EXIF:
+            raise ValueError(
+                f"{where}: {self.name} has {len(self.exif):,} bytes of EXIF data, and a JPEG file at most"
+                f" {MAX_EXIF:,}: name a .png or .webp file"
             )
         return kind
 
@@ -157,23 +166,29 @@ def read_photograph(source: Any, name: str = "the photograph") -> Photograph:
 def _read(opened: Image.Image, name: str) -> Photograph:
     check_picture(opened, name)
     _check_values(opened, name)
-    try:
+    with _explained(name):
         opened.load()
-        turn = orientation(opened, name)
+    turn = orientation(opened, name)
+    with _explained(name):
         plain, transparent = MODES[opened.mode]
         mode = transparent if opened.has_transparency_data else plain
-        # Pillow converts a color that stands for transparency only from a palette, RGB or L to RGBA.
-        picture = opened if mode != "LA" or opened.mode == "LA" else opened.convert("RGBA")
+        # Pillow knows which color of gray or a palette is transparent when it converts to RGBA, not to LA.
+        picture = opened.convert("RGBA") if mode == "LA" and opened.mode != "LA" else opened
         picture = picture.convert(mode) if picture.mode != mode else picture
         image = picture.transpose(TURNS[turn]) if turn in TURNS else picture.copy()
-    except OSError:
-        raise
-    except Exception as error:  # decoders raise all kinds of errors for truncated or forged files
-        raise OSError(f"cannot read {name}: {explain(error)}") from error
     image.info = {}
     kind = {"MPO": "JPEG"}.get(opened.format or "", opened.format or "")
     exif = without_thumbnail(_exif(opened))
     return Photograph(image, name, kind, turn if turn in TURNS else 1, exif, _options(opened))
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Raise what decoders raise for truncated or forged files as an OSError that names the picture."""
+    try:
+        yield
+    except Exception as error:  # of any kind
+        raise OSError(f"cannot read {name}: {explain(error)}") from error
 
 
 def _check_values(opened: Image.Image, name: str) -> None:
@@ -217,7 +232,7 @@ def _options(opened: Image.Image) -> dict[str, Any]:
     """Return what Pillow's `save` needs to keep color profile, resolution, XMP and the tables of a JPEG file."""
     info, options = opened.info, {}
     for name in ("icc_profile", "xmp", "comment"):
-        if isinstance(info.get(name), bytes) and info[name]:
+        if isinstance(info.get(name), bytes) and 0 < len(info[name]) < (MAX_TEXT if name != "icc_profile" else 2**24):
             options[name] = info[name]
     dpi = info.get("dpi")
     if isinstance(dpi, tuple) and len(dpi) == 2 and all(0 < float(value) < 65536 for value in dpi):
@@ -241,7 +256,7 @@ def set_orientation(exif: bytes, value: int) -> bytes | None:
     found = _directory(exif)
     if found is None:
         return None
-    order, start, entries, count = found
+    order, entries, count = found
     for at in range(entries, entries + 12 * count, 12):
         tag, kind = struct.unpack_from(order + "HH", exif, at)
         if tag == ORIENTATION and kind == 3:
@@ -254,13 +269,13 @@ def without_thumbnail(exif: bytes) -> bytes:
     found = _directory(exif)
     if found is None:
         return exif
-    _, _, entries, count = found
+    _, entries, count = found
     at = entries + 12 * count
     return exif[:at] + b"\0\0\0\0" + exif[at + 4 :] if len(exif) >= at + 4 else exif
 
 
-def _directory(exif: bytes) -> tuple[str, int, int, int] | None:
-    """Return byte order, offset of the TIFF header, offset of the first directory's entries, and their number."""
+def _directory(exif: bytes) -> tuple[str, int, int] | None:
+    """Return byte order, offset of the first directory's entries, and their number; None for no EXIF data."""
     start = 6 if exif[:6] == b"Exif\0\0" else 0
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[start : start + 4])
     if order is None or len(exif) < start + 8:
@@ -269,4 +284,4 @@ def _directory(exif: bytes) -> tuple[str, int, int, int] | None:
     if entries + 2 > len(exif):
         return None
     count = struct.unpack_from(order + "H", exif, entries)[0]
-    return (order, start, entries + 2, count) if entries + 2 + 12 * count <= len(exif) else None
+    return (order, entries + 2, count) if entries + 2 + 12 * count <= len(exif) else None
