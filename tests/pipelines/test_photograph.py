@@ -176,7 +176,7 @@ def test_small_faces() -> None:
     generator = StyleGAN2Generator(resolution=256, channels=[8] * 7, z_dim=16, w_dim=16, mapping_layers=2)
     pipe = StyleFusionPhotoPipeline(generator, tiny_fusion(generator, num_indicators=14))
     pipe.set_progress_bar_config(disable=True)
-    for side, fine in ((40, True), (17, True), (15, False)):
+    for side, fine in ((17, True), (15, False)):
         points = similarity(FIVE - FIVE.mean(axis=0), side / 200, 0, (70, 62))
         call: dict[str, Any] = {"regions": {"hair": 7}, "landmarks": points, "num_inference_steps": 0}
         if fine:
@@ -191,10 +191,10 @@ def test_small_faces() -> None:
 
 
 def test_a_batch_equals_single_calls(pipe: Any) -> None:
-    given = [photograph(seed=k) for k in range(3)]
-    out = pipe(given, regions={"hair": [7, 8, 9]}, landmarks=[POINTS] * 3, num_inference_steps=2)
-    assert len(out.images) == len(out.recipes) == len(out.reconstructions) == 3
-    for k, seed in enumerate((7, 8, 9)):
+    given = [photograph(seed=k) for k in range(2)]
+    out = pipe(given, regions={"hair": [7, 8]}, landmarks=[POINTS] * 2, num_inference_steps=2)
+    assert len(out.images) == len(out.recipes) == len(out.reconstructions) == 2
+    for k, seed in enumerate((7, 8)):
         single = pipe(given[k], regions={"hair": seed}, **HERE)
         difference = np.abs(np.asarray(out.images[k], dtype=int) - np.asarray(single.images[0]))
         assert difference.max() <= 2
@@ -261,7 +261,7 @@ def test_a_recipe_makes_the_same_picture(pipe: Any) -> None:
     given = [photograph(seed=k) for k in range(2)]
     out = pipe(
         given, regions={"hair": photograph(seed=4)}, landmarks=[POINTS] * 2, detector=five_dots, num_inference_steps=2
-    )  # noqa: E501
+    )
     for k in range(2):
         text = json.dumps(out.recipes[k])
         for recipe in (out.recipes[k], text, PhotoRecipe.from_json(text)):
