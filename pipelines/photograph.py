@@ -334,27 +334,29 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         square: Image.Image,
         check_model: bool = True,
     ) -> tuple[Image.Image, Image.Image]:
-        """Return the edited picture and its mask; faces are drawn one by one, so that recipes give the same bits."""
-        device, tree = self._execution_device, self.fusion.tree
-        fused: Any = fuser.from_recipe(recipe.fusion, check_model=check_model, output_type="pt")
-        plain = replace(Recipe.from_dict(fused.recipe), regions={}, nodes={}, global_code=None, edits={}, strength=1.0)
-        style = _steps.fuse_recipe(fuser.generator, fuser.fusion, plain, device)
-        before = _steps.synthesize(fuser.generator, style, plain.noise_mode)[0]
-        after = fused.images[0].to(before) * 2 - 1
+        """Return the edited picture and its mask."""
+        before, after = self._draw(recipe.fusion, fuser, check_model)
         original = to_tensor([square], before.shape[-1], names=[photograph.name])[0].to(before)
-
-        corners = face_square(recipe.landmarks)
-        leaves = changed_leaves(tree, recipe.fusion)
         regions = None
         if self.segmenter is not None:
             found = _steps.segment(self.segmenter, torch.stack([original, after]))
+            leaves = changed_leaves(self.fusion.tree, recipe.fusion)
             regions = torch.stack([found[leaf] for leaf in leaves]).flatten(0, 1).any(dim=0).float()
-        mask = compositing.change_mask(before, after, regions)
-        trust = compositing.inside_photograph(corners, photograph.image.size, mask.shape[-1]).to(mask)
-        trust = trust * compositing.unchanged(before, after, mask.shape[-1], regions)
-        shift = compositing.color_shift(original, after, mask, trust)
-        changed = Image.fromarray(((after + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
-        return compositing.put_back(photograph.image, corners, changed, mask, shift)
+        corners = face_square(recipe.landmarks)
+        return compositing.blend_change(photograph.image, corners, original, before, after, regions)
+
+    def _draw(
+        self, recipe: Recipe, fuser: StyleFusionPipeline, check_model: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the face without and with the recipe's changes, (3, n, n) each in [-1, 1].
+
+        Faces are drawn one by one, so that a recipe gives the same bits as the call that wrote it.
+        """
+        fused: Any = fuser.from_recipe(recipe, check_model=check_model, output_type="pt")
+        plain = replace(Recipe.from_dict(fused.recipe), regions={}, nodes={}, global_code=None, edits={}, strength=1.0)
+        style = _steps.fuse_recipe(fuser.generator, fuser.fusion, plain, self._execution_device)
+        before = _steps.synthesize(fuser.generator, style, plain.noise_mode)[0]
+        return before, fused.images[0].to(before) * 2 - 1
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """Putting a changed face back into its photograph: where it changed, with which color at the seam, and the warp.
 
-    mask = change_mask(before, after, regions)                  # (h, w), 0 where nothing changed
-    shift = color_shift(original, after, mask, trust)           # (3, h, w), brings `after` to the photograph's colors
-    edited = put_back(photograph.image, face_square(landmarks), picture, mask, shift)
+    edited, coverage = blend_change(photograph.image, face_square(landmarks), original, before, after, regions)
 
 Mask and colors are found in the aligned square, at WORKING pixels or less; the photograph is only read and written, a
 strip at a time, within the square's bounding box. Where the mask is 0 its pixels keep their values exactly.
@@ -27,6 +25,34 @@ CHANGED_ANYWHERE = (0.05, 0.1)  # where no region is given
 CHANGED_NEARBY = (0.08, 0.16)  # around the regions: shadows, and what was behind them
 MARGIN, NEARBY, BORDER = 1 / 64, 1 / 16, 1 / 24  # of the square's side
 MOST_SHIFT = 0.3  # of the range
+
+
+def blend_change(
+    image: Image.Image,
+    corners: np.ndarray,
+    original: Tensor,
+    before: Tensor,
+    after: Tensor,
+    regions: Tensor | None = None,
+) -> tuple[Image.Image, Image.Image]:
+    """Blend what changed between two pictures of an aligned face into its photograph.
+
+    Args:
+        image: the upright photograph, mode L, LA, RGB or RGBA.
+        corners: of the square around its face, (4, 2), as from `faces.face_square`.
+        original: the aligned face, (3, n, n) in [-1, 1].
+        before, after: its reconstruction, and the same with the changes, (3, n, n) in [-1, 1].
+        regions: (n, n), 0 to 1, the regions that were meant to change; None: all.
+
+    Returns:
+        As `put_back`.
+    """
+    mask = change_mask(before, after, regions)
+    trust = inside_photograph(corners, image.size, mask.shape[-1]).to(mask)
+    trust = trust * unchanged(before, after, mask.shape[-1], regions)
+    shift = color_shift(original, after, mask, trust)
+    levels = ((after + 1) * 127.5).round().clamp(0, 255).byte()
+    return put_back(image, corners, Image.fromarray(levels.permute(1, 2, 0).cpu().numpy()), mask, shift)
 
 
 # ----------------------------------------------------------------------------------------------------
