@@ -154,6 +154,24 @@ def test_segmenter_learns(pictures, tmp_path):
     assert model.config.regions == ["background", "disc"]
 
 
+def test_segmenter_reports_the_iou_of_a_held_out_folder(pictures, tmp_path):
+    flags = f"--output_dir {tmp_path} --train_data_dir {pictures} --resolution 16 --channels 8,16 --train_batch_size 8"
+    more = f" --max_train_steps 60 --lr_warmup_steps 0 --eval_data_dir {pictures}"
+    segmenter.train(segmenter.parse_args((flags + more).split()))
+    report = json.loads((tmp_path / "iou.json").read_text())
+    assert set(report["held-out"]) == {"background", "disc", "mean"}
+    assert report["held-out"]["mean"] > 0.6 and report["held-out, degraded"]["mean"] > 0.3
+
+
+@pytest.mark.parametrize("regions", [["disc", "background"], None])
+def test_segmenter_refuses_a_held_out_folder_with_other_regions(pictures, tmp_path, regions):
+    other = shutil.copytree(pictures, tmp_path / "other")
+    (other / "dataset.json").write_text(json.dumps({"regions": regions, "size": 16, "count": 12}))
+    flags = f"--output_dir {tmp_path / 'out'} --train_data_dir {pictures} --resolution 16 --eval_data_dir {other}"
+    with pytest.raises(ValueError, match=r"--eval_data_dir .* has .*, the training data has background, disc"):
+        segmenter.train(segmenter.parse_args(flags.split()))
+
+
 def test_region_iou_counts_pixels():
     model = tiny_segmenter("all(left, right)")
     model.segment = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
