@@ -19,7 +19,7 @@ from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.discriminator import ProjectedDiscriminator
 from stylefusion_hf.ops import upfirdn2d
 from stylefusion_hf.regions.agreement import region_iou
-from stylefusion_hf.training import common, gan_validation, generator, growing, segmenter
+from stylefusion_hf.training import common, gan_validation, generator, growing, judges, segmenter
 from stylefusion_hf.training.augment import augment
 from stylefusion_hf.training.checkpoints import list_checkpoints
 from stylefusion_hf.training.choices import parse_augmentations
@@ -170,6 +170,13 @@ def test_segmenter_refuses_a_held_out_folder_with_other_regions(pictures, tmp_pa
     flags = f"--output_dir {tmp_path / 'out'} --train_data_dir {pictures} --resolution 16 --eval_data_dir {other}"
     with pytest.raises(ValueError, match=r"--eval_data_dir .* has .*, the training data has background, disc"):
         segmenter.train(segmenter.parse_args(flags.split()))
+
+
+def test_the_judges_segmenter_reports_the_same(pictures, tmp_path):
+    flags = f"--output_dir {tmp_path} --train_data_dir {pictures} --resolution 16 --segmenter_channels 8,16"
+    judges.train(judges.parse_args([*flags.split(), "--max_train_steps", "2", "--eval_data_dir", str(pictures)]))
+    found = json.loads((tmp_path / "judges.json").read_text())["segmenter"]["figures"]["IoU"]
+    assert set(found["held-out"]) == {"background", "disc", "mean"}
 
 
 def test_region_iou_counts_pixels():
