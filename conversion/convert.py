@@ -15,6 +15,7 @@ from typing import Any
 from diffusers import __version__ as diffusers_version
 
 from stylefusion_hf.conversion import checks, directions, hierarchy, ir_files, mobile_graph
+from stylefusion_hf.conversion.companions import Companions, find_companions
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.previews import describe_previews, fit_previews
@@ -24,6 +25,7 @@ from stylefusion_hf.conversion.sources import KINDS, Source, read_source
 from stylefusion_hf.conversion.writing import check_destination, estimate_mean, release, replace_folder, save_model
 from stylefusion_hf.core.edits import save_directions
 from stylefusion_hf.core.files import sha256_of, write_json, write_text
+from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
@@ -125,6 +127,7 @@ class _Job:
     options: Options
     report: Report
     bar: Any
+    companions: Companions | None = None
 
     def step(self, what: str) -> None:
         self.bar.set_description(what)
@@ -176,7 +179,7 @@ class _Job:
             previews = fit_previews(converted, f"{self.source}: generator", self.options.previews)
             generator = self._write_generator(MobileStyleGANGenerator, converted, sizes[:-1], sizes[-1:], work)
             self.report.parts["generator"]["lines"] += describe_previews(previews)
-            self._no_fusion(generator, work)
+            self._regions(generator, work)
             self._finish(work, lambda g: mobile_graph.compare_with_graphs(g, model.mapping, model.synthesis, styles))
 
     def fusion_nets(self) -> None:
@@ -304,6 +307,19 @@ class _Job:
         tree = RegionTree(TREE_ROOT, {})
         self._save("fusion", FusionHierarchy, Converted({"tree": tree.to_dict(), **sizes, **shape}, {}), work)
 
+    def _regions(self, sizes: dict[str, list[int]], work: Path) -> None:
+        """Add the nets that this package has for exactly this generator, or else a region tree of one node."""
+        self.companions = find_companions(self.report.sources)
+        if self.companions is None:
+            self._no_fusion(sizes, work)
+            return
+        self.companions.copy_to(work)
+        for part in self.companions.parts:
+            config = read_json(work / part / "config.json")
+            what = f"tree {RegionTree.from_dict(config['tree'])}" if part == "fusion" else "of this package"
+            self.report.parts[part] = {"config": config, "lines": [what]}
+        self.report.notes += self.companions.notes
+
     def _discriminator(self, source: Source, work: Path) -> None:
         self.step("discriminator")
         if not self.options.with_discriminator:
@@ -355,6 +371,7 @@ class _Job:
                 "generator": [kind.__module__, kind.__name__],
                 "segmenter": [None, None],
             }
+            index |= self.companions.index() if self.companions else {}
             write_json(work / "model_index.json", index, indent=2)
         if self.options.reference is not None:
             lines = checks.compare(work, self.options.reference, self.options.reference_seed)
