@@ -48,16 +48,20 @@ def build_dataset(args: argparse.Namespace, accelerator: Accelerator) -> tuple[A
 
 
 def build_model(args: argparse.Namespace, regions: list[str]) -> RegionSegmenter:
-    """Return a new segmenter, or the one in --model. ValueError if that one has other regions."""
+    """Return a new segmenter, or the one in --model. ValueError if that one has other regions.
+
+    It keeps --resolution in its config, so that larger pictures are averaged down to what it learned to see.
+    """
     if args.pretrained_model_name_or_path:
         model = RegionSegmenter.from_pretrained(
             args.pretrained_model_name_or_path, subfolder="segmenter", revision=args.revision, variant=args.variant
         )
         if list(model.config.regions) != regions:
             raise ValueError(f"the given segmenter knows {list(model.config.regions)}, the data set has {regions}")
+        model.register_to_config(resolution=args.resolution)
         return model
     widths = [int(c) for c in args.channels.split(",")] if args.channels else segmenter_channels(args.resolution)
-    return RegionSegmenter(regions=regions, channels=widths)
+    return RegionSegmenter(regions=regions, channels=widths, resolution=args.resolution)
 
 
 def open_held_out(args: argparse.Namespace, regions: list[str]) -> Any:

@@ -151,7 +151,13 @@ def test_segmenter_learns(pictures, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     model = RegionSegmenter.from_pretrained(tmp_path, subfolder="segmenter")
-    assert model.config.regions == ["background", "disc"]
+    assert model.config.regions == ["background", "disc"] and model.config.resolution == 16
+    # A larger picture is seen at that size.
+    large = torch.rand(1, 3, 64, 64)
+    small = torch.nn.functional.avg_pool2d(large, 4)
+    seen = model.segment(large)
+    assert seen.shape == (1, 2, 64, 64)
+    torch.testing.assert_close(torch.nn.functional.interpolate(model.segment(small), size=64, mode="bilinear"), seen)
 
 
 def test_segmenter_reports_the_iou_of_a_held_out_folder(pictures, tmp_path):
