@@ -21,7 +21,7 @@ from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 KINDS = {  # component -> class names for messages, and an attribute that identifies it
-    "generator": ("StyleGAN2Generator or MobileStyleGANGenerator", "conv_sizes"),
+    "generator": ("StyleGAN2Generator, MobileStyleGANGenerator or StyleGAN3Generator", "conv_sizes"),
     "fusion": ("FusionHierarchy", "tree"),
     "segmenter": ("RegionSegmenter or HubSegmenter", "segment"),
 }
@@ -290,7 +290,7 @@ def synthesize(
     Random noise has one seed per picture, so it does not depend on the batch. `up_to` is one of the generator's
     `picture_sizes`, for previews; None for the full size.
     """
-    own_noise = noise_seeds is not None and generator.config.use_noise
+    own_noise = noise_seeds is not None and generator.has_noise
     size = 1 if own_noise else slice_size or len(style)
     onload(generator)
     pictures = []
