@@ -26,7 +26,7 @@ WHOLE_BATCH = 2**20  # group size for minibatch standard deviation if the snapsh
 
 
 def convert_generator(modules: ModuleTable, name: str, psi: float) -> Converted:
-    """Convert `G_ema` of stylegan2-ada-pytorch or of stylegan3, of which `stylegan3.py` has the alias-free networks."""
+    """Convert `G_ema` of stylegan2-ada-pytorch or of stylegan3; the alias-free networks are left to `stylegan3.py`."""
     stylegan3.refuse_stylegan_xl(modules.tensors, modules.classes, name)
     if stylegan3.looks_like_stylegan3(modules.tensors):
         _expect_layers(modules, name)

@@ -32,8 +32,9 @@ def render_size(config: Any, tiled: bool = True) -> int:
     if "margin_size" in config:  # a StyleGAN3, whose maps have a margin, and which has no tiles
         keys = signature(plan_signals).parameters
         plan = plan_signals(**{key: config[key] for key in keys})
-        before = zip(config.channels[1:], plan.sizes, strict=False)
-        return max([*sizes, *(channels * (size + config.conv_kernel) ** 2 for channels, size in before)])
+        sides = [max(a, b) for a, b in zip(plan.sizes, [plan.sizes[0], *plan.sizes], strict=False)]
+        maps = [width * (side + config.conv_kernel) ** 2 for width, side in zip(config.channels, sides, strict=True)]
+        return max(sizes + maps)
     for k, channels in enumerate(config.channels):
         resolution = 4 * 2**k
         side = resolution if resolution <= WHOLE or not tiled else (TILE + 2 * BORDER) * resolution // WHOLE

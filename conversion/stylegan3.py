@@ -70,9 +70,7 @@ def stylegan3_generator(
     layers = _layer_names(tensors)
     channels = [read.take(f"synthesis.{layer}.weight", least=4).shape[-3] for layer in layers]
     settings = _settings(read, layers, attributes or {}, name)
-    planned = ("resolution", "num_layers", "num_critical", "first_cutoff", "margin_size")
-    planned += ("first_stopband", "last_stopband_rel")
-    signals = plan_signals(**{key: settings[key] for key in planned})
+    signals = _plan_signals(settings)
     plans = _plan_layers(signals, settings)
     if not attributes:
         _check_filters(tensors, layers, signals, plans)
@@ -174,7 +172,7 @@ def _settings(read: Reader, layers: list[str], attributes: Attributes, name: str
         "output_scale": float(network.get("output_scale", 0.25)),
     }
     problem = ""
-    for candidate in _candidates(settings):
+    for candidate in _candidates(settings, known):
         try:
             problem = _difference(candidate, layers, known)
         except ValueError as error:
@@ -185,16 +183,30 @@ def _settings(read: Reader, layers: list[str], attributes: Attributes, name: str
     raise ConversionError(f"{name}: {problem}: a StyleGAN3 of other settings than are supported")
 
 
-def _candidates(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield settings with every first stopband that could have been given: only the rates that follow from it are
-    stored.
+def _candidates(settings: dict[str, Any], known: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield settings with every first stopband that could have been given.
+
+    It shows in the half widths of layers whose stopband exceeds half their rate, else only in the rates, which many
+    stopbands share.
     """
     yield settings
-    for last in dict.fromkeys((settings["last_stopband_rel"], LAST_STOPBAND)):
-        octaves = math.log2(max(settings["resolution"] / settings["first_cutoff"], 2))
+    last = settings["resolution"] / 2 * settings["last_stopband_rel"]
+    for i, layer in enumerate(known[: -1 - settings["num_critical"]]):
+        if {"out_half_width", "out_cutoff", "out_sampling_rate"} <= layer.keys():
+            stopband = layer["out_half_width"] + layer["out_cutoff"]
+            share = 1 - i / (settings["num_layers"] - settings["num_critical"])
+            if stopband > layer["out_sampling_rate"] / 2 * (1 + 1e-9):
+                yield settings | {"first_stopband": (stopband / last ** (1 - share)) ** (1 / share)}
+    octaves = math.log2(max(settings["resolution"] / settings["first_cutoff"], 2))
+    for relative in dict.fromkeys((settings["last_stopband_rel"], LAST_STOPBAND)):
         for step in range(1, 401):
             stopband = settings["first_cutoff"] * 2 ** (octaves * step / 400)
-            yield settings | {"first_stopband": stopband, "last_stopband_rel": last}
+            yield settings | {"first_stopband": stopband, "last_stopband_rel": relative}
+
+
+def _plan_signals(settings: Mapping[str, Any]) -> SignalPlan:
+    keys = ("resolution", "num_layers", "num_critical", "first_cutoff", "first_stopband", "last_stopband_rel")
+    return plan_signals(**{key: settings[key] for key in (*keys, "margin_size")})
 
 
 def _plan_layers(signals: SignalPlan, settings: Mapping[str, Any]) -> list[LayerPlan]:
@@ -204,9 +216,7 @@ def _plan_layers(signals: SignalPlan, settings: Mapping[str, Any]) -> list[Layer
 
 def _difference(settings: dict[str, Any], layers: list[str], known: list[Mapping[str, Any]]) -> str:
     """Return the first stored setting that differs from the plan of `settings`, or nothing."""
-    planned = ("resolution", "num_layers", "num_critical", "first_cutoff", "margin_size")
-    planned += ("first_stopband", "last_stopband_rel")
-    signals = plan_signals(**{key: settings[key] for key in planned})
+    signals = _plan_signals(settings)
     for layer, plan, stored in zip(layers, _plan_layers(signals, settings), known, strict=True):
         i, previous = plan.index, plan.previous
         if (size := int(layer.split("_")[1])) != signals.sizes[i]:

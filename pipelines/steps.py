@@ -242,6 +242,20 @@ def apply_strength(given: torch.Tensor, base: torch.Tensor | None, strength: flo
 def fuse_recipe(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
     """Return the fused style codes (num_images, S), float32: one mapping batch, one pass of the fusion nets.
 
+    The codes are those of the moved pictures, where the recipe moves them. ValueError for a generator that cannot.
+    """
+    style = fuse_nodes(generator, fusion, recipe, device)
+    return move(generator, style, recipe)
+
+
+def move(generator: StyleGenerator, style: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Return the style codes (B, S) of the pictures moved and rotated as the recipe says."""
+    return generator.move_style(style, recipe.translate, recipe.rotate) if recipe.moves else style
+
+
+def fuse_nodes(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
+    """Return the fused style codes (num_images, S) before any motion.
+
     The recipe's `truncation_psi` must be a number. ValueError for names, shapes and labels that do not fit the models.
     """
     check_shapes(generator, recipe.groups())

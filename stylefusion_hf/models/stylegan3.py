@@ -14,7 +14,6 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from stylefusion_hf.core.checks import check_count
 from stylefusion_hf.models.config_checks import checked_config, positive
 from stylefusion_hf.models.layers import MappingNetwork
 from stylefusion_hf.models.preview import PreviewMixin
@@ -23,14 +22,11 @@ from stylefusion_hf.models.stylegan3_layers import move_input
 from stylefusion_hf.models.stylegan3_plan import channel_counts, check_widths, plan_layers, plan_signals
 from stylefusion_hf.models.stylegan3_synthesis import AliasFreeSynthesis
 
-LARGEST = 2**14  # of the resolution
-LIMITS = {"conv_kernel": 31, "filter_size": 64, "lrelu_upsampling": 16}
-
 
 class StyleGAN3Generator(PreviewMixin, StyleGenerator):
     """StyleGAN3 generator of the configurations T (the defaults) and R, and others.
 
-    `conv0` of a style code is the motion of the Fourier input, (cos, sin, x, y), followed by one vector for each layer;
+    `conv0` of a style code is the motion of the Fourier input, (cos, sin, x, y). One vector for each layer follows;
     `rgb0` belongs to the layer that makes the picture. Row i of w+ drives vector i.
 
     Args:
@@ -99,15 +95,7 @@ class StyleGAN3Generator(PreviewMixin, StyleGenerator):
         truncation_psi: float = 0.7,
     ):
         super().__init__()
-        check_count("resolution", resolution, LARGEST, least=4)
-        check_count("margin_size", margin_size, 4096, least=0)
         positive(z_dim=z_dim, img_channels=img_channels, conv_clamp=conv_clamp, mapping_width=mapping_width)
-        for name, size in (
-            ("conv_kernel", conv_kernel),
-            ("filter_size", filter_size),
-            ("lrelu_upsampling", lrelu_upsampling),
-        ):
-            check_count(name, size, LIMITS[name])
         plan = plan_signals(
             resolution, num_layers, num_critical, first_cutoff, first_stopband, last_stopband_rel, margin_size
         )

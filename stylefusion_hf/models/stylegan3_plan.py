@@ -1,7 +1,7 @@
 """The layers of a StyleGAN3: their cutoffs, sampling rates, sizes and paddings (arXiv 2106.12423, section 4, app. C).
 
-From layer to layer the cutoff frequency grows geometrically, and with it the sampling rate, a power of two. Maps extend
-beyond the picture by a margin. Frequencies are in cycles per picture width, rates in samples per picture width.
+From layer to layer the cutoff frequency grows geometrically, and with it the sampling rate, a power of two. Maps
+extend beyond the picture by a margin. Frequencies are in cycles per picture width, rates in samples per picture width.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stylefusion_hf.core.checks import check_count
 from stylefusion_hf.ops.lowpass import design_lowpass
+
+LARGEST = 2**14  # of the resolution
+MARGIN = 2**12
+LIMITS = {"conv_kernel": 31, "filter_size": 64, "lrelu_upsampling": 8}  # filters of 512 x 512 taps at most
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,24 @@ def plan_signals(
     Raises:
         ValueError: settings that give no network.
     """
-    if not 1 <= num_layers or not 0 <= num_critical < num_layers:
+    check_count("resolution", resolution, LARGEST, least=4)
+    check_count("margin_size", margin_size, MARGIN, least=0)
+    if not num_layers >= 1 or not 0 <= num_critical < num_layers:
         raise ValueError(
             f"a StyleGAN3 has at least 1 layer, and fewer critically sampled ones; got {num_layers=}, {num_critical=}"
         )
     last_cutoff = resolution / 2
-    if not 0 < first_cutoff <= last_cutoff or not first_stopband > 0 or not last_stopband_rel > 1:
+    last_stopband = last_cutoff * last_stopband_rel
+    if not 0 < first_cutoff <= last_cutoff or not 0.5 <= first_stopband <= last_stopband <= 2**20:
         raise ValueError(
-            "frequencies must grow from first_cutoff to half the resolution, and stopbands lie above cutoffs; got"
-            f" {first_cutoff=}, {first_stopband=}, {last_stopband_rel=} at {resolution} px"
+            "frequencies must grow: cutoffs from first_cutoff to half the resolution, stopbands from first_stopband,"
+            f" at least 0.5, to that times last_stopband_rel; got {first_cutoff=}, {first_stopband=},"
+            f" {last_stopband_rel=} at {resolution} px"
         )
     # Geometric progressions of cutoffs and stopbands, then constant over the critically sampled layers.
     exponents = [min(i / (num_layers - num_critical), 1.0) for i in range(num_layers + 1)]
     cutoffs = [first_cutoff * (last_cutoff / first_cutoff) ** e for e in exponents]
-    stopbands = [first_stopband * (last_cutoff * last_stopband_rel / first_stopband) ** e for e in exponents]
+    stopbands = [first_stopband * (last_stopband / first_stopband) ** e for e in exponents]
     rates = [2 ** math.ceil(math.log2(min(2 * f, resolution))) for f in stopbands]
     sizes = [rate + 2 * margin_size for rate in rates[:-2]] + [resolution] * 2
     if wrong := [i for i in range(num_layers + 1) if max(stopbands[i], rates[i] / 2) <= cutoffs[i]]:
@@ -128,8 +137,11 @@ def plan_layers(
     """Plan all layers, the picture's last: it convolves with one pixel and neither filters nor upsamples.
 
     Raises:
-        ValueError: sampling rates that do not divide each other.
+        ValueError: a size of 0 or above its limit, or sampling rates that do not divide each other.
     """
+    sizes = {"conv_kernel": conv_kernel, "filter_size": filter_size, "lrelu_upsampling": lrelu_upsampling}
+    for name, size in sizes.items():
+        check_count(name, size, LIMITS[name])
     last = len(plan.rates) - 1
     layers = []
     for index in range(last + 1):

@@ -26,8 +26,8 @@ def design_lowpass(taps: int, cutoff: float, width: float, rate: float, radial: 
     """
     if taps < 2 or not 0 < cutoff < rate / 2:
         raise ValueError(
-            f"a low-pass filter has at least 2 taps and a cutoff between 0 and half the sampling rate; got {taps} taps,"
-            f" a cutoff of {cutoff:g} and a rate of {rate:g}"
+            f"a low-pass filter has at least 2 taps and a cutoff between 0 and half the sampling rate; got {taps}"
+            f" taps, a cutoff of {cutoff:g} and a rate of {rate:g}"
         )
     window = _kaiser_window(taps, width / (rate / 2))
     offsets = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
