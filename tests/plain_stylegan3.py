@@ -52,12 +52,12 @@ class PlainStyleGAN3:
     """
 
     def __init__(self, seed: int = 0, **changes: Any):
-        settings: dict[str, Any] = dict(
-            z_dim=12, c_dim=0, w_dim=16, img_resolution=32, img_channels=3, map_layers=2, channel_base=512,
-            channel_max=16, num_layers=6, num_critical=2, first_cutoff=2, first_stopband=2**2.1,
-            last_stopband_rel=2**0.3, margin_size=10, output_scale=0.25, conv_kernel=3, filter_size=6,
-            lrelu_upsampling=2, use_radial_filters=False, conv_clamp=256,
-        )  # fmt: skip
+        settings: dict[str, Any] = {
+            "z_dim": 12, "c_dim": 0, "w_dim": 16, "img_resolution": 32, "img_channels": 3, "map_layers": 2,
+            "channel_base": 512, "channel_max": 16, "num_layers": 6, "num_critical": 2, "first_cutoff": 2,
+            "first_stopband": 2**2.1, "last_stopband_rel": 2**0.3, "margin_size": 10, "output_scale": 0.25,
+            "conv_kernel": 3, "filter_size": 6, "lrelu_upsampling": 2, "use_radial_filters": False, "conv_clamp": 256,
+        }  # fmt: skip
         self.c = c = settings | changes
         self.draw = torch.Generator().manual_seed(seed)
         self.tensors: dict[str, Tensor] = {}
