@@ -17,6 +17,7 @@ import torch
 from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted, LayoutError, Reader, Tensors
 from stylefusion_hf.conversion.modules import ModuleTable
+from stylefusion_hf.core.checks import short
 from stylefusion_hf.models.stylegan3_plan import LayerPlan, SignalPlan, plan_layers, plan_signals
 
 LAYER = re.compile(r"synthesis\.(L(\d{1,4})_(\d{1,6})_(\d{1,6}))\.weight")
@@ -171,15 +172,16 @@ def _settings(read: Reader, layers: list[str], attributes: Attributes, name: str
         "conv_clamp": None if clamps and clamps[0] is None else float(clamps[0] if clamps else 256),
         "output_scale": float(network.get("output_scale", 0.25)),
     }
-    problem = ""
+    problems: list[tuple[int, str]] = []
     for candidate in _candidates(settings, known):
         try:
-            problem = _difference(candidate, layers, known)
+            found = _difference(candidate, layers, known)
         except ValueError as error:
-            problem = problem or str(error)
-            continue
-        if not problem:
+            found = (-1, str(error))
+        if found is None:
             return candidate
+        problems.append(found)
+    problem = max(problems, key=lambda found: found[0])[1]  # of the settings that explain the most layers
     raise ConversionError(f"{name}: {problem}: a StyleGAN3 of other settings than are supported")
 
 
@@ -214,13 +216,13 @@ def _plan_layers(signals: SignalPlan, settings: Mapping[str, Any]) -> list[Layer
     return plan_layers(signals, **{key: settings[key] for key in keys})
 
 
-def _difference(settings: dict[str, Any], layers: list[str], known: list[Mapping[str, Any]]) -> str:
-    """Return the first stored setting that differs from the plan of `settings`, or nothing."""
+def _difference(settings: dict[str, Any], layers: list[str], known: list[Mapping[str, Any]]) -> tuple[int, str] | None:
+    """Return the first stored setting that differs from the plan of `settings`: its layer, and a description."""
     signals = _plan_signals(settings)
     for layer, plan, stored in zip(layers, _plan_layers(signals, settings), known, strict=True):
         i, previous = plan.index, plan.previous
         if (size := int(layer.split("_")[1])) != signals.sizes[i]:
-            return f"the maps of {layer} have {size} pixels where {signals.sizes[i]} follow from its settings"
+            return i, f"the maps of {layer} have {size} pixels where {signals.sizes[i]} follow from its settings"
         expected = {
             "in_cutoff": signals.cutoffs[previous],
             "out_cutoff": signals.cutoffs[i],
@@ -240,8 +242,8 @@ def _difference(settings: dict[str, Any], layers: list[str], known: list[Mapping
         }
         for key, value in expected.items():
             if key in stored and not _equal(stored[key], value):
-                return f"{layer} has {key} {str(stored[key])[:80]} where {value} follows from its settings"
-    return ""
+                return i, f"{layer} has {key} {short(stored[key], 80)} where {value} follows from its settings"
+    return None
 
 
 def _equal(stored: Any, expected: Any) -> bool:

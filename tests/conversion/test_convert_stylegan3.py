@@ -123,7 +123,7 @@ def test_settings_that_do_not_follow(tmp_path: Path, index: int, changes: dict[s
 @pytest.mark.parametrize(
     ("module", "changes", "match"),
     [
-        ("synthesis", {"img_resolution": 64}, "the maps of L.* have"),
+        ("synthesis", {"img_resolution": 64}, r"L1_\d+_\d+ has out_cutoff .* where"),
         ("synthesis", {"img_resolution": 2**40}, "resolution is an integer from 4 to 16384"),
         ("synthesis", {"margin_size": 3}, "the maps of L.* have"),
         ("synthesis.input", {"bandwidth": float("nan")}, "frequencies must grow"),
