@@ -33,6 +33,7 @@ from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.stylegan3 import StyleGAN3Generator
 
 PSI = 0.7  # default truncation if the source does not specify one
 MEAN_SAMPLES = 4096  # to estimate the mean of w, as many as the StyleFusion authors draw
@@ -270,9 +271,12 @@ class _Job:
         self.step("generator")
         converted = converted or self._converted(source)
         self.report.unused += [*converted.unused, *source.unused]
-        channels = converted.config["channels"]
-        conv = [converted.state[f"synthesis.convs.{i}.weight"].shape[1] for i in range(2 * len(channels) - 1)]
-        sizes = self._write_generator(StyleGAN2Generator, converted, conv, list(channels), work)
+        channels = list(converted.config["channels"])
+        if converted.architecture == "stylegan3":
+            sizes = self._write_generator(StyleGAN3Generator, converted, [4, *channels[:-1]], channels[-1:], work)
+        else:
+            conv = [converted.state[f"synthesis.convs.{i}.weight"].shape[1] for i in range(2 * len(channels) - 1)]
+            sizes = self._write_generator(StyleGAN2Generator, converted, conv, channels, work)
         self.report.notes += source.notes
         return sizes
 
@@ -283,10 +287,13 @@ class _Job:
         self._mean(cls, converted)
         self._save("generator", cls, converted, work)
         config = converted.config
+        self.report.generator = cls.__name__
         s, rows = sum(conv) + sum(rgb), 2 * config["resolution"].bit_length() - 4
+        if converted.architecture == "stylegan3":
+            rows = len(conv) + len(rgb)
         self.report.parts["generator"]["lines"] += [
             f"spaces z ({config['z_dim']}), w ({config['w_dim']}), w+ ({rows} x {config['w_dim']}), s ({s})",
-            f"noise inputs {'on' if config['use_noise'] else 'off'},"
+            f"noise inputs {'on' if config.get('use_noise') else 'off'},"
             + (f" conv_clamp {config['conv_clamp']}," if "conv_clamp" in config else "")
             + f" truncation {config['truncation_psi']:g}, {config['label_dim'] or 'no'} classes",
         ]

@@ -22,11 +22,15 @@ class LayoutError(ValueError):
 
 @dataclass
 class Converted:
-    """A converted model: its config and state dict, and the names of unused tensors of the source."""
+    """A converted model: its config and state dict, and the names of unused tensors of the source.
+
+    `architecture`: of a generator, "stylegan2", "mobilestylegan" or "stylegan3".
+    """
 
     config: dict
     state: dict[str, torch.Tensor]
     unused: list[str] = field(default_factory=list)
+    architecture: str = "stylegan2"
 
 
 class Reader:

@@ -21,9 +21,10 @@ from stylefusion_hf.conversion.rosinality import (
     rosinality_generator,
     with_noise,
 )
+from stylefusion_hf.conversion.stylegan3 import looks_like_stylegan3, refuse_stylegan_xl, stylegan3_generator
 
 KINDS = {
-    "nvidia": "NVIDIA .pkl of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2 configurations",
+    "nvidia": "NVIDIA .pkl of stylegan2-ada-pytorch or stylegan3: StyleGAN2 and StyleGAN3",
     "tensorflow": "NVIDIA .pkl from the TensorFlow repositories: stylegan2, stylegan2-ada",
     "rosinality": "rosinality/stylegan2-pytorch .pt: g_ema, latent_avg, d",
     "e4e": "e4e, pSp, ReStyle or HyperStyle .pt: the generator as decoder.* under state_dict",
@@ -61,7 +62,8 @@ def looks_like_rosinality(tensors: Any) -> bool:
 
 
 def looks_like_nvidia(tensors: Any) -> bool:
-    return isinstance(tensors, Mapping) and any(str(n).startswith("synthesis.b4.conv1.") for n in tensors)
+    stylegan2 = isinstance(tensors, Mapping) and any(str(n).startswith("synthesis.b4.conv1.") for n in tensors)
+    return stylegan2 or looks_like_stylegan3(tensors)
 
 
 def read_source(content: Any, name: str, kind: str = "auto") -> Source:
@@ -227,10 +229,15 @@ def _nvidia(content: Mapping[Any, Any], name: str) -> Source:
 def _nvidia_state(content: Mapping[Any, Any], key: str, tensors: Any, name: str) -> Source:
     """Read a plain dictionary of tensors with NVIDIA's names, as some ports save them."""
     own = content.get("D") if isinstance(content.get("D"), Mapping) else None
-    notes = ["a plain dictionary of tensors does not say conv_clamp: none is set"]
+    unknown = "output_scale and conv_clamp: NVIDIA's are assumed" if looks_like_stylegan3(tensors) else ""
+    notes = [f"a plain dictionary of tensors does not say {unknown or 'conv_clamp: none is set'}"]
 
     def generator(psi: float) -> Converted:
-        return convert_checked(nvidia_generator, name, check_tensors(tensors, name), None, psi)
+        found = check_tensors(tensors, name)
+        refuse_stylegan_xl(found, {}, name)
+        if looks_like_stylegan3(found):
+            return convert_checked(stylegan3_generator, name, found, psi)
+        return convert_checked(nvidia_generator, name, found, None, psi)
 
     def discriminator() -> Converted:
         return convert_checked(nvidia_discriminator, name, check_tensors(_without_prefix(own), name))
