@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.rendering import LARGEST, render, render_size
-from stylefusion_hf.conversion.safe_pickle import load
 from stylefusion_hf.core.codes import seeds_to_z
+from stylefusion_hf.core.untrusted.inert import ConversionError
+from stylefusion_hf.core.untrusted.safe_pickle import load
 from stylefusion_hf.imaging.images import opened_image
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy

@@ -15,17 +15,17 @@ from typing import Any
 from diffusers import __version__ as diffusers_version
 
 from stylefusion_hf.conversion import checks, directions, hierarchy, ir_files, mobile_graph
-from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.previews import describe_previews, fit_previews
 from stylefusion_hf.conversion.report import Report, model_card, printable
-from stylefusion_hf.conversion.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.conversion.sources import KINDS, Source, read_source
 from stylefusion_hf.conversion.writing import check_destination, estimate_mean, release, replace_folder, save_model
 from stylefusion_hf.core.edits import save_directions
 from stylefusion_hf.core.files import sha256_of, write_json, write_text
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.core.untrusted.inert import ConversionError
+from stylefusion_hf.core.untrusted.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator

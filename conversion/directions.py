@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 
-from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
-from stylefusion_hf.conversion.safe_pickle import load
 from stylefusion_hf.core.edits import MAX_DIRECTIONS, Direction
 from stylefusion_hf.core.json_files import read_object
+from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray, Record
+from stylefusion_hf.core.untrusted.safe_pickle import load
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".safetensors")

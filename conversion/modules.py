@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError, LazyArray, MiB, Record
+from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray, MiB, Record
 
 MAX_MODULES = 10_000
 MAX_DEPTH = 32

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import (
     Converted,
     LayoutError,
@@ -21,6 +20,7 @@ from stylefusion_hf.conversion.layouts import (
     build_generator,
 )
 from stylefusion_hf.conversion.modules import ModuleTable
+from stylefusion_hf.core.untrusted.inert import ConversionError
 
 WHOLE_BATCH = 2**20  # group size for minibatch standard deviation if the snapshot says None: the entire batch
 

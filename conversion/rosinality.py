@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError, LazyArray
 from stylefusion_hf.conversion.layouts import Converted, Reader, Tensors, build_discriminator, build_generator
+from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray
 
 
 def rosinality_generator(tensors: Tensors, latent_avg: torch.Tensor | None = None, psi: float = 0.7) -> Converted:

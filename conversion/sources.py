@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from stylefusion_hf.conversion import nvidia, tensorflow
-from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
 from stylefusion_hf.conversion.layouts import Converted, LayoutError
 from stylefusion_hf.conversion.modules import module_state, read_modules, tensor_names
 from stylefusion_hf.conversion.nvidia import nvidia_discriminator, nvidia_generator
@@ -21,6 +20,7 @@ from stylefusion_hf.conversion.rosinality import (
     rosinality_generator,
     with_noise,
 )
+from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray, Record
 
 KINDS = {
     "nvidia": "NVIDIA .pkl of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2 configurations",

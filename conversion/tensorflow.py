@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.modules import is_plain
 from stylefusion_hf.conversion.nvidia import nvidia_discriminator, nvidia_generator
+from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray, Record
 
 MIN_VERSION = 4  # the first version of StyleGAN2; StyleGAN and ProGAN wrote 2 and 3
 MAX_COMPONENTS, MAX_DEPTH, MAX_VARIABLES = 8, 2, 10_000

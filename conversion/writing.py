@@ -19,11 +19,11 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 
-from stylefusion_hf.conversion.inert import ConversionError, MiB
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.rendering import LARGEST
 from stylefusion_hf.core.files import flush, set_modes
 from stylefusion_hf.core.tensor_files import write_tensors
+from stylefusion_hf.core.untrusted.inert import ConversionError, MiB
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 WEIGHTS = "diffusion_pytorch_model"

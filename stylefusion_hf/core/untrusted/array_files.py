@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import Budget, Global, Record
-from stylefusion_hf.conversion.machine import CONSTRUCTORS, MAX_ARGUMENTS, Machine
-from stylefusion_hf.conversion.rebuild import check_shape, stands_in_for
-from stylefusion_hf.conversion.zip_reader import ZipReader
+from stylefusion_hf.core.untrusted.inert import Budget, Global, Record
+from stylefusion_hf.core.untrusted.machine import CONSTRUCTORS, MAX_ARGUMENTS, Machine
+from stylefusion_hf.core.untrusted.rebuild import check_shape, stands_in_for
+from stylefusion_hf.core.untrusted.zip_reader import ZipReader
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a legacy file
 VERSION = 1001
