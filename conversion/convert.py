@@ -136,10 +136,12 @@ class _Job:
         """Convert a checkpoint with a generator, or with directions if it turns out to have these."""
         self.step("reading")
         content, buffer = load_mapped(self.source)
-        if self.options.kind == "auto" and directions.looks_like_directions(content):
-            del content
-            self.directions()
-            return
+        if self.options.kind == "auto":
+            directions.refuse_codes(content, self.source)
+            if directions.looks_like_directions(content):
+                del content
+                self.directions()
+                return
         source = read_source(content, str(self.source), self.options.kind)
         del content
         self.report.kind = source.kind
@@ -221,7 +223,8 @@ class _Job:
         if self.options.reference is not None:
             raise ConversionError(f"{self.options.reference}: directions have nothing to compare with a reference")
         sizes = directions.generator_sizes(self.options.generator)
-        found = directions.read_directions(self.source, self.options.space, self.options.layers, sizes)
+        how = (self.options.space, self.options.layers, sizes, self.options.kind == "directions")
+        found = directions.read_directions(self.source, *how)
         files = directions.list_files(self.source)
         self._describe_files({"source" if len(files) == 1 else file.name: file for file in files})
         self.report.unused, self.report.notes = found.unused, found.notes

@@ -65,7 +65,7 @@ class Storage:
 
 
 def make_tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, kind: Any = None) -> Any:
-    """Build a tensor that views a storage. It must lie inside the storage and not have more numbers than it."""
+    """Build a tensor that views a storage and lies inside it; an expanded one (stride 0) repeats its numbers."""
     if not isinstance(storage, Storage):
         return NotImplemented
     if storage.view is None:
@@ -79,7 +79,7 @@ def make_tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: 
     if len(size) != len(stride) or type(offset) is not int or offset < 0:
         raise machine.damaged("a tensor with impossible dimensions")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if numel > held or (numel and last >= held):
+    if numel and last >= held:
         raise machine.damaged(f"a tensor of shape {size} reaches beyond its storage of {held:,} numbers")
     machine.budget.charge(1000)
     machine.budget.charge_data(numel * kind.itemsize)
