@@ -147,6 +147,12 @@ def _storage_id(budget: Budget, key: Any) -> tuple[str, torch.dtype, int, Any]:
     return key[2], kind, key[4], key[5] if len(key) > 5 else None
 
 
+def _module_class(key: Any) -> Global | None:
+    """Return the class's name for a legacy file's id of a module's class, ("module", class, file, source code)."""
+    is_class = type(key) is tuple and len(key) == 4 and key[0] == "module" and isinstance(key[1], Global)
+    return key[1] if is_class else None
+
+
 def read_zip(archive: ZipReader, budget: Budget, nested: int = 0) -> Any:
     """Load a zip file as torch.save writes it since 1.6: data.pkl, and one entry per storage."""
     pickles = [name for name in archive.names if name.endswith("/data.pkl") or name == "data.pkl"]
@@ -194,7 +200,9 @@ def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
     # The object precedes the data it refers to: read it once for the storages' descriptions, then again with the data.
     begin, described = position, {}  # type: ignore[var-annotated]
 
-    def describe(key: Any) -> Storage:
+    def describe(key: Any) -> Storage | Global:
+        if (found := _module_class(key)) is not None:
+            return found
         name, kind, numel, _ = _storage_id(budget, key)
         if described.setdefault(name, (kind, numel)) != (kind, numel):
             raise budget.error(f"damaged (two descriptions of storage {name[:80]!r})")
@@ -215,7 +223,9 @@ def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
             )
         known[key] = Storage(kind, numel, buffer[start:position], budget)
 
-    def persistent(key: Any) -> Storage:
+    def persistent(key: Any) -> Storage | Global:
+        if (found := _module_class(key)) is not None:
+            return found
         name, kind, _, view = _storage_id(budget, key)
         if name not in known:
             raise budget.error(f"truncated or damaged: the data of storage {name[:80]!r} are missing")
