@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--reference-seed", type=int, metavar="N", help="seed of the .png, if its name does not contain it"
     )
+    check.add_argument(
+        "--reference-class", type=int, metavar="N", help="class of the .png, for a class-conditional model"
+    )
     nets = parser.add_argument_group("fusion nets and directions")
     nets.add_argument(
         "--generator",
@@ -87,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
         layers=_rows(args.layers),
         reference=args.reference,
         reference_seed=args.reference_seed,
+        reference_class=args.reference_class,
         previews=args.previews,
         overwrite=args.overwrite,
         max_shard_size=args.max_shard_size,

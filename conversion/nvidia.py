@@ -11,7 +11,6 @@ import re
 from typing import Any
 
 from stylefusion_hf.conversion import stylegan3
-from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import (
     Converted,
     LayoutError,
@@ -20,7 +19,9 @@ from stylefusion_hf.conversion.layouts import (
     build_discriminator,
     build_generator,
 )
-from stylefusion_hf.conversion.modules import ModuleTable
+from stylefusion_hf.conversion.modules import ModuleTable, is_plain
+from stylefusion_hf.core.checks import listed, short
+from stylefusion_hf.core.untrusted.inert import ConversionError
 
 WHOLE_BATCH = 2**20  # group size for minibatch standard deviation if the snapshot says None: the entire batch
 
@@ -36,17 +37,20 @@ def convert_generator(modules: ModuleTable, name: str, psi: float) -> Converted:
             f"{name}: its generator has neither 'synthesis.b4...' nor 'synthesis.L0...' tensors: it is neither a"
             " StyleGAN2 nor a StyleGAN3"
         )
+    _refuse_fork_arguments(modules, name, "generator")
     _expect(modules, "architecture", "skip", name, "generator")
     _expect_layers(modules, name)
     config = nvidia_generator(modules.tensors, clamp_of(modules, name), psi)
     z_dim = modules.attributes[""].get("z_dim")
     if z_dim is not None and z_dim != config.config["z_dim"]:
         raise ConversionError(f"{name}: the generator says z_dim {z_dim!r}, its tensors say {config.config['z_dim']}")
+    config.notes += _fork_attributes(modules)
     return config
 
 
 def convert_discriminator(modules: ModuleTable, name: str) -> Converted:
     """Convert `D` of such a snapshot; only the residual architecture is supported."""
+    _refuse_fork_arguments(modules, name, "discriminator")
     _expect(modules, "architecture", "resnet", name, "discriminator")
     _expect_layers(modules, name)
     group = next(iter(modules.values("group_size")), 4)
@@ -60,6 +64,99 @@ def clamp_of(modules: ModuleTable, name: str, skip: str = "\0") -> float | None:
     if len(found) > 1 or any(x is not None and (type(x) not in (int, float) or not 0 < x < math.inf) for x in found):
         raise ConversionError(f"{name}: its layers have different conv_clamp values ({found[:4]}): not supported")
     return found[0] if found else None
+
+
+# Constructor arguments of NVIDIA's classes: what they mean shows in the tensors, is checked here, or draws no picture.
+KNOWN_ARGUMENTS = frozenset(
+    [
+        "z_dim",
+        "c_dim",
+        "w_dim",
+        "num_ws",
+        "img_resolution",
+        "img_channels",
+        "mapping_kwargs",
+        "synthesis_kwargs",
+        "block_kwargs",
+        "layer_kwargs",
+        "epilogue_kwargs",
+        "num_layers",
+        "embed_features",
+        "layer_features",
+        "activation",
+        "lr_multiplier",
+        "w_avg_beta",
+        "channel_base",
+        "channel_max",
+        "num_fp16_res",
+        "architecture",
+        "resample_filter",
+        "conv_clamp",
+        "use_fp16",
+        "fp16_channels_last",
+        "channels_last",
+        "fused_modconv_default",
+        "in_channels",
+        "out_channels",
+        "in_features",
+        "out_features",
+        "resolution",
+        "is_last",
+        "kernel_size",
+        "up",
+        "down",
+        "use_noise",
+        "bias",
+        "bias_init",
+        "trainable",
+        "freeze_layers",
+        "cmap_dim",
+        "tmp_channels",
+        "first_layer_idx",
+        "mbstd_group_size",
+        "mbstd_num_channels",
+        "group_size",
+        "num_channels",
+        "init_res",
+        "square",
+        "verbose",
+    ]
+)
+# Arguments of forks that change nothing if they have this value (eps696's split frames).
+FORK_ARGUMENTS = {"countHW": [1, 1], "splitfine": 0}
+KNOWN_ATTRIBUTES = KNOWN_ARGUMENTS | {
+    *("training", "act_gain", "bias_gain", "weight_gain", "padding", "img_resolution_log2", "block_resolutions"),
+    *("num_conv", "num_torgb", "fmap_base", "output_shape", "res"),
+}
+
+
+def _refuse_fork_arguments(modules: ModuleTable, name: str, what: str) -> None:
+    """ConversionError for constructor arguments that NVIDIA's code does not have: they may change the picture."""
+    for arguments in modules.arguments.values():
+        for key, value in arguments.items():
+            if key not in KNOWN_ARGUMENTS and not _changes_nothing(key, value):
+                raise ConversionError(
+                    f"{name}: its {what} was built with {short(key, 80)}={short(value)}, an argument of a fork, which"
+                    " may change the picture; only NVIDIA's own are supported"
+                )
+
+
+def _fork_attributes(modules: ModuleTable) -> list[str]:
+    """Return a note about attributes of modules that NVIDIA's code does not have, if there are any."""
+    found = {
+        f"{key}={short(value)}"
+        for attributes in modules.attributes.values()
+        for key, value in attributes.items()
+        if not key.startswith("_") and key not in KNOWN_ATTRIBUTES and not _changes_nothing(key, value)
+    }
+    if not found:
+        return []
+    return [f"settings that NVIDIA's code does not have: {listed(sorted(found))}; --reference shows if they matter"]
+
+
+def _changes_nothing(key: str, value: Any) -> bool:
+    value = list(value) if isinstance(value, tuple) else value
+    return value is None or (key in FORK_ARGUMENTS and is_plain(value) and value == FORK_ARGUMENTS[key])
 
 
 def _expect(modules: ModuleTable, key: str, wanted: Any, name: str, what: str) -> None:

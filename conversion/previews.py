@@ -5,9 +5,9 @@ from __future__ import annotations
 from accelerate import init_empty_weights
 
 from stylefusion_hf.conversion.checks import is_too_large
-from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.writing import plain_weights
+from stylefusion_hf.core.untrusted.inert import ConversionError
 from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
 
 PREVIEWS = (128, 256)  # sizes of the preview heads that a larger MobileStyleGAN gets

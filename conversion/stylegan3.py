@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.layouts import Converted, LayoutError, Reader, Tensors
 from stylefusion_hf.conversion.modules import ModuleTable
 from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.untrusted.inert import ConversionError
 from stylefusion_hf.models.stylegan3_plan import LayerPlan, SignalPlan, plan_layers, plan_signals
 
 LAYER = re.compile(r"synthesis\.(L(\d{1,4})_(\d{1,6})_(\d{1,6}))\.weight")

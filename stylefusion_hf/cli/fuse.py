@@ -1,9 +1,10 @@
 """Fuse one picture from a base and a code per region.
 
 A code is a seed, a picture file, which the model's encoder turns into a code (better with --optimize and --tune), or
-CODES:NAME from a file written by `stylefusion invert`. --region, --node and --strength are repeatable. The picture
-contains its recipe, from which --from-recipe makes it again. A recipe with pictures or edits is also written to a file
-next to the picture, together with a tuned generator, where --from-recipe finds both.
+a file with a code: CODES:NAME of `stylefusion invert`, NVIDIA's projected_w.npz, .npy, latents.pt of e4e and PTI, with
+:NUMBER where it holds several. --region, --node and --strength are repeatable. The picture contains its recipe, from
+which --from-recipe makes it again. A recipe with pictures or edits is also written to a file next to the picture,
+together with a tuned generator, where --from-recipe finds both.
 
     stylefusion fuse --base 1 --region hair=7 --region eyes=3 --global 5 --out fused.png
     stylefusion fuse --base 1 --node face=5 --strength 0.7 --masks masks --out fused.png

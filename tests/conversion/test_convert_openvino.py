@@ -18,7 +18,7 @@ from stylefusion_hf import MobileStyleGANGenerator, StyleFusionPipeline
 from stylefusion_hf.cli import main
 from stylefusion_hf.conversion import companions, ir_network, openvino_ir
 from stylefusion_hf.conversion.convert import convert
-from stylefusion_hf.conversion.inert import ConversionError
+from stylefusion_hf.core.untrusted.inert import ConversionError
 from tests.ir_interpreter import Interpreter
 from tests.openvino_ir import Spec, floats, write_mapping, write_model, write_synthesis
 from tests.parity import parity_file

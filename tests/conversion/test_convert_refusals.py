@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from stylefusion_hf.conversion import command
 from stylefusion_hf.conversion import convert as convert_module
 from stylefusion_hf.conversion.convert import convert
-from stylefusion_hf.conversion.inert import ConversionError
+from stylefusion_hf.core.untrusted.inert import ConversionError
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from tests import checkpoints

@@ -12,7 +12,7 @@ from PIL import Image
 from stylefusion_hf import StyleFusionPipeline, StyleGAN3Generator
 from stylefusion_hf.cli import main
 from stylefusion_hf.conversion.convert import convert
-from stylefusion_hf.conversion.inert import ConversionError
+from stylefusion_hf.core.untrusted.inert import ConversionError
 from tests import checkpoints
 from tests.parity import parity_file
 from tests.plain_stylegan3 import PlainStyleGAN3
