@@ -392,5 +392,5 @@ class _Job:
         self.report.files = {path.relative_to(work).as_posix(): path.stat().st_size for path in files}
         weights = [path for path in files if path.suffix == ".safetensors"]
         self.report.weights = {path.relative_to(work).as_posix(): sha256_of(path) for path in weights}
-        write_text(work / "README.md", model_card(self.report, self.destination.name))
+        write_text(work / "README.md", model_card(self.report, self.destination.absolute().name))
         self.report.save(work)
