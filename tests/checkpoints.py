@@ -338,7 +338,12 @@ def save_tensorflow(
     other, other_mapping, other_synthesis = ([(n, t + 1) for n, t in pairs] for pairs in (own, mapping, synthesis))
     clamp = {} if g.config.conv_clamp is None else {"conv_clamp": g.config.conv_clamp}
     parts = {"mapping": network(mapping), "synthesis": network(synthesis, **clamp)}
-    judge = network(tensorflow_discriminator(d), mbstd_group_size=d.config.mbstd_group_size) if d is not None else None
+    of_d = {"mapping_lrmul": 0.01} | kwargs.get("judge_static", {})  # 0.1 where it is not said
+    judge = (
+        network(tensorflow_discriminator(d), mbstd_group_size=d.config.mbstd_group_size, **of_d)
+        if d is not None
+        else None
+    )
     others = {"mapping": network(other_mapping), "synthesis": network(other_synthesis)}
     content = [network(other, others), *([judge] if judge else []), network(own, parts)]
     dump_foreign(tuple(content), path, protocol)

@@ -215,6 +215,22 @@ def test_mappings_of_labels(tmp_path: Path, labels: dict, kind: str) -> None:
         torch.testing.assert_close(d.mapping(None, c), y)
 
 
+def test_learning_rates_of_a_mapping_of_labels(tmp_path: Path) -> None:
+    """TensorFlow's default is 0.1, this package's layers have 0.01: ten times the numbers are the same function."""
+    g, d = checkpoints.generator(label_dim=3), checkpoints.discriminator(label_dim=3, mapping_layers=2)
+    checkpoints.save_tensorflow(tmp_path / "x.pkl", g, d, judge_static={"mapping_lrmul": None})
+    convert(tmp_path / "x.pkl", tmp_path / "out", with_discriminator=True, **QUIET)
+    state = loaded(tmp_path / "out", "discriminator").state_dict()
+    for name, tensor in d.state_dict().items():
+        torch.testing.assert_close(state[name], tensor * 10 if name.startswith("mapping.layers.") else tensor)
+    content = {"G_ema": checkpoints.module_tree(checkpoints.nvidia_generator(g), {}, "Generator")}
+    rates = {f"mapping.fc{j}": {"bias_gain": 0.1} for j in range(2)}
+    content["D"] = checkpoints.module_tree(checkpoints.nvidia_discriminator(d), rates, "Discriminator")
+    checkpoints.dump_foreign(content, tmp_path / "y.pkl")
+    convert(tmp_path / "y.pkl", tmp_path / "ada", with_discriminator=True, **QUIET)
+    same_weights(loaded(tmp_path / "ada", "discriminator"), loaded(tmp_path / "out", "discriminator"), exactly=False)
+
+
 @pytest.mark.parametrize("file", ["legacy.pkl", "tf-network-final.pkl"])
 def test_the_shared_discriminators_without_mapping(tmp_path: Path, file: str) -> None:
     path = case_file("conditional-discriminator-without-mapping", file)

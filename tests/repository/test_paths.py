@@ -57,11 +57,6 @@ def prepare() -> None:
     save_file({"z": z, "w": g.mapping(z).detach()}, "ref.safetensors")
     pipe = tiny_pipeline(segmenter=True)
     pipe.save_pretrained("model")
-    nets = {node: f"{node}.pt" for node in ("all",)}
-    Path("nets.json").write_text(json.dumps(nets))
-    torch.save(
-        {"state_dict": checkpoints.fusion_net(FusionHierarchy.from_pretrained("model/fusion"), "all")}, "all.pt"
-    )
     np.save("w.npy", torch.zeros(1, NUM_WS, W_DIM).numpy())
     np.save("age.npy", np.ones(9))
     save_codes("codes.safetensors", {"a": Code(torch.zeros(W_DIM), "w")})
