@@ -127,7 +127,8 @@ def group_names(names: Sequence[str], most: int = 12) -> list[str]:
 
 def next_step(report: Report, folder: str) -> str:
     """Return the command that comes next for a converted folder, its path quoted for the shell."""
-    given = quote(f"./{folder}" if folder.startswith("-") else folder)
+    folder = f"./{folder}" if folder.startswith("-") else folder
+    given = quote(folder)
     if report.kind == "directions":
         file = quote(f"{folder}/directions.safetensors")
         return f"stylefusion directions sheet --file {file} --model MODEL --out directions.png"

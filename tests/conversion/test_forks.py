@@ -24,9 +24,9 @@ QUIET = {"progress": False}
 def refused(tmp_path: Path, content: object, match: str, **options: object) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ConversionError, match=match) as error:
-        convert(tmp_path / "x.pt", tmp_path / "out", **QUIET, **options)
+        convert(tmp_path / "x.pt", tmp_path / "nothing", **QUIET, **options)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "nothing").exists()
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_arguments_of_forks(tmp_path: Path) -> None:
     report = convert(save(harmless, {"resize": 2}), tmp_path / "out", **QUIET)
     assert any("settings that NVIDIA's code does not have: resize=2" in note for note in report.notes)
     checkpoints.save_tensorflow(tmp_path / "tf.pkl", g, static={"resize": 2})
-    with pytest.raises(ConversionError, match="was built with 'resize'=2|was built with resize=2"):
+    with pytest.raises(ConversionError, match="were built with resize=2, an argument of a fork"):
         convert(tmp_path / "tf.pkl", tmp_path / "tf", **QUIET)
     checkpoints.save_tensorflow(tmp_path / "tf.pkl", g, static={"resize": None, "fmap_base": 16384, "structure": "x"})
     assert convert(tmp_path / "tf.pkl", tmp_path / "tf", **QUIET).kind == "tensorflow"
