@@ -134,7 +134,7 @@ def convert(
 def _path(value: Any, name: str) -> Path:
     """Return a path given as text or as a path; ConversionError for anything else."""
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text:
         raise ConversionError(f"{name} is the path of a file or folder, got {short(value)}")
     return Path(text)
 
