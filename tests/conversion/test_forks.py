@@ -324,9 +324,10 @@ def test_a_picture_of_a_class(tmp_path: Path) -> None:
     g = checkpoints.generator(label_dim=4)
     checkpoints.save_nvidia(tmp_path / "x.pkl", g)
     tensorflow_picture(g, 7, 0.7, tmp_path / "seed0007.png", label=2)
-    (tmp_path / "seed0007_class2.png").write_bytes((tmp_path / "seed0007.png").read_bytes())
+    for name in ("seed0007_class2.png", "seed7-class2-psi0.7.png"):
+        (tmp_path / name).write_bytes((tmp_path / "seed0007.png").read_bytes())
     options = {"overwrite": True, **QUIET}
-    for name, label in (("seed0007.png", 2), ("seed0007_class2.png", None)):
+    for name, label in (("seed0007.png", 2), ("seed0007_class2.png", None), ("seed7-class2-psi0.7.png", None)):
         how = {"reference": tmp_path / name, "reference_class": label}
         report = convert(tmp_path / "x.pkl", tmp_path / "out", **how, **options)
         assert not report.mismatches
