@@ -105,7 +105,8 @@ def compare(
         reference: the picture of a seed (.png), or a .safetensors of `z` (B, z_dim), optionally `c` (B, labels) and
             `mean_latent`, and any of `w` or `ws`, `ws_psi{p}[_cutoff{n}]`, `s.conv{i}`, `s.rgb{i}`, `image` or
             `image_const`, `image_none`, `logits`.
-        seed: seed of the picture; by default the last number in its name, as in NVIDIA's seed0085.png.
+        seed: seed of the picture; by default the number after "seed" in its name, as in NVIDIA's seed0085.png,
+            else the last number.
         class_label: class of the picture; by default the number after "class" in its name.
 
     Raises:
@@ -193,7 +194,8 @@ def _compare_codes(generator: Any, data: Mapping[str, torch.Tensor], z: torch.Te
 @torch.inference_mode()
 def _compare_picture(generator: Any, path: Path, seed: int | None, class_label: int | None) -> Comparison:
     config, in_name = generator.config, re.search(r"class[-_]?(\d{1,9})", path.stem)
-    numbers = re.findall(r"\d+", path.stem.replace(in_name[0], "") if in_name else path.stem)
+    named = re.findall(r"seed[-_]?(\d+)", path.stem)
+    numbers = named or re.findall(r"\d+", path.stem.replace(in_name[0], "") if in_name else path.stem)
     if seed is None and not numbers:
         raise ConversionError(f"{path}: its name has no seed; rename it like seed0085.png, or give --reference-seed")
     seed = int(numbers[-1]) if seed is None else seed

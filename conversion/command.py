@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.conversion.convert import convert
-    from stylefusion_hf.conversion.report import printable
+    from stylefusion_hf.conversion.report import next_step, printable
 
     report = convert(
         args.source,
@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     )
     print(printable(f"converted {args.source} to {args.destination}"))
     print(report.table())
+    print(printable(f"next: {next_step(report, str(args.destination))}"))
     if report.mismatches:
         raise ValueError(
             f"{args.destination} was written, but differs from {args.reference} in {'; '.join(report.mismatches)}"

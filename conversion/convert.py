@@ -137,7 +137,7 @@ def convert(
 def _path(value: Any, name: str) -> Path:
     """Return a path given as text or as a path; ConversionError for anything else."""
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text:
         raise ConversionError(f"{name} is the path of a file or folder, got {short(value)}")
     return Path(text)
 
@@ -416,5 +416,5 @@ class _Job:
         self.report.files = {path.relative_to(work).as_posix(): path.stat().st_size for path in files}
         weights = [path for path in files if path.suffix == ".safetensors"]
         self.report.weights = {path.relative_to(work).as_posix(): sha256_of(path) for path in weights}
-        write_text(work / "README.md", model_card(self.report, self.destination.name))
+        write_text(work / "README.md", model_card(self.report, self.destination.absolute().name))
         self.report.save(work)

@@ -23,6 +23,8 @@ from stylefusion_hf.conversion.modules import ModuleTable, is_plain
 from stylefusion_hf.core.checks import listed, short
 from stylefusion_hf.core.untrusted.inert import ConversionError
 
+LR_MULTIPLIER = 0.01  # of the mapping's layers in this package's models
+MAPPING = re.compile(r"mapping\.fc\d+")
 WHOLE_BATCH = 2**20  # group size for minibatch standard deviation if the snapshot says None: the entire batch
 
 
@@ -52,10 +54,20 @@ def convert_discriminator(modules: ModuleTable, name: str) -> Converted:
     """Convert `D` of such a snapshot; only the residual architecture is supported."""
     _refuse_fork_arguments(modules, name, "discriminator")
     _expect(modules, "architecture", "resnet", name, "discriminator")
-    _expect_layers(modules, name)
+    gains = {a["bias_gain"] for path, a in modules.attributes.items() if MAPPING.fullmatch(path) and _is_gain(a)}
+    if len(gains) > 1:
+        raise ConversionError(f"{name}: the layers of its mapping have different learning-rate multipliers")
+    lr_multiplier = next(iter(gains), LR_MULTIPLIER)
+    _expect_layers(modules, name, lr_multiplier)
     group = next(iter(modules.values("group_size")), 4)
     clamp = clamp_of(modules, name, skip=".skip")
-    return nvidia_discriminator(modules.tensors, clamp, group if type(group) is int and group > 0 else WHOLE_BATCH)
+    group = group if type(group) is int and group > 0 else WHOLE_BATCH
+    return nvidia_discriminator(modules.tensors, clamp, group, lr_multiplier)
+
+
+def _is_gain(attributes: Mapping[str, Any]) -> bool:
+    gain = attributes.get("bias_gain")
+    return type(gain) in (int, float) and 1e-6 <= gain <= 1e3
 
 
 def clamp_of(modules: ModuleTable, name: str, skip: str = "\0") -> float | None:
@@ -165,8 +177,8 @@ def _expect(modules: ModuleTable, key: str, wanted: Any, name: str, what: str) -
         raise ConversionError(f"{name}: its {what} has {key} {str(other[0])[:80]!r}; only {wanted!r} is supported")
 
 
-def _expect_layers(modules: ModuleTable, name: str) -> None:
-    """Check the settings that are fixed in this package's models."""
+def _expect_layers(modules: ModuleTable, name: str, lr_multiplier: float = LR_MULTIPLIER) -> None:
+    """Check the settings that are fixed in this package's models, and the mapping's learning-rate multiplier."""
     for path, attributes in modules.attributes.items():
         layer = path.rsplit(".", 1)[-1]
         activation = attributes.get("activation", "lrelu")
@@ -175,7 +187,7 @@ def _expect_layers(modules: ModuleTable, name: str) -> None:
                 f"{name}: {path[:200]} has the activation {str(activation)[:80]!r}; only 'lrelu' is supported"
             )
         gain = attributes.get("bias_gain")
-        wanted = 0.01 if re.fullmatch(r"mapping\.fc\d+", path) else 1
+        wanted = lr_multiplier if MAPPING.fullmatch(path) else 1
         if isinstance(gain, (int, float)) and not math.isclose(gain, wanted, rel_tol=1e-4):
             raise ConversionError(f"{name}: {path} has a learning-rate multiplier of {gain:g}, expected {wanted:g}")
 
@@ -218,8 +230,13 @@ def nvidia_generator(tensors: Tensors, conv_clamp: float | None = None, psi: flo
     )
 
 
-def nvidia_discriminator(tensors: Tensors, conv_clamp: float | None = None, mbstd_group_size: int = 4) -> Converted:
-    """Convert the tensors of `D` (residual architecture). Clamp and group size come from the snapshot's arguments."""
+def nvidia_discriminator(
+    tensors: Tensors,
+    conv_clamp: float | None = None,
+    mbstd_group_size: int = 4,
+    lr_multiplier: float = LR_MULTIPLIER,
+) -> Converted:
+    """Convert the tensors of `D` (residual architecture). The other arguments come from the snapshot's."""
     read = Reader(tensors, "NVIDIA discriminator")
     sizes = sorted({int(m[1]) for n in tensors if (m := re.match(r"b(\d+)\.conv1\.weight$", n))}, reverse=True)
     if not sizes or sizes != [2**i for i in range(int(math.log2(sizes[0])), 2, -1)]:
@@ -236,6 +253,10 @@ def nvidia_discriminator(tensors: Tensors, conv_clamp: float | None = None, mbst
         "fc": ("b4.fc.weight", "b4.fc.bias"),
         "out": ("b4.out.weight", "b4.out.bias"),
     }
-    return build_discriminator(
+    converted = build_discriminator(
         read, names, blocks, mapping, "mapping.embed" if labels else None, conv_clamp, mbstd_group_size
     )
+    if lr_multiplier != LR_MULTIPLIER:  # it scales weights and biases when they are used: other numbers, same function
+        for key in [key for key in converted.state if key.startswith("mapping.layers.")]:
+            converted.state[key] = converted.state[key] * (lr_multiplier / LR_MULTIPLIER)
+    return converted

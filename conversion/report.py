@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from stylefusion_hf.core.files import write_text
@@ -126,6 +127,18 @@ def group_names(names: Sequence[str], most: int = 12) -> list[str]:
     return [*lines[:most], f"and {rest} more; all are in conversion.json"] if rest > 0 else lines
 
 
+def next_step(report: Report, folder: str) -> str:
+    """Return the command that comes next for a converted folder, its path quoted for the shell."""
+    folder = f"./{folder}" if folder.startswith("-") else folder
+    given = quote(folder)
+    if report.kind == "directions":
+        file = quote(f"{folder}/directions.safetensors")
+        return f"stylefusion directions sheet --file {file} --model MODEL --out directions.png"
+    if report.kind == "stylefusion":
+        return f"stylefusion sheet --model {given} --out sheet.png"
+    return f"stylefusion train fusion --model {given} --regions auto --output_dir {quote(f'{folder}-fused')}"
+
+
 def model_card(report: Report, title: str) -> str:
     """Return the converted folder's README.md: its source, how to load it, and its license."""
     noncommercial = report.kind != "directions"
@@ -143,6 +156,7 @@ def model_card(report: Report, title: str) -> str:
     if report.check:
         lines.append("| self-check | " + ", ".join(f"{k} {v}" for k, v in report.check.items()) + " |")
     lines += ["", "## Use", "", "```python", *_usage(report), "```", ""]
+    lines += ["Next, in the folder above this one:", "", "```bash", printable(next_step(report, title)), "```", ""]
     lines += ["## License", "", LICENSES[report.kind], ""]
     if report.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in report.notes), ""]

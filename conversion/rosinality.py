@@ -158,7 +158,9 @@ def with_noise(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, 
     if not layers or any(n.startswith("noises.") for n in tensors):
         return tensors
     notes.append(DRAWN)
-    return tensors | {f"noises.noise_{i}": image for i, image in enumerate(_draw_noise(len(layers)))}
+    return tensors | {
+        f"noises.noise_{i}": image for i, image in enumerate(_draw_noise(tensors.get("input.input"), len(layers)))
+    }
 
 
 def with_noise_const(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
@@ -169,13 +171,14 @@ def with_noise_const(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict
     notes.append(DRAWN)
     drawn = {
         f"synthesis.b{4 * 2 ** ((i + 1) // 2)}.conv{0 if i % 2 else 1}.noise_const": image
-        for i, image in enumerate(_draw_noise(len(layers)))
+        for i, image in enumerate(_draw_noise(tensors.get("synthesis.b4.const"), len(layers)))
     }
     return tensors | drawn
 
 
-def _draw_noise(layers: int) -> Iterator[torch.Tensor]:
+def _draw_noise(const: torch.Tensor | None, layers: int) -> Iterator[torch.Tensor]:
+    """Draw a noise image per convolution of a network whose smallest features have the size of `const`."""
     random = torch.Generator().manual_seed(0)
+    base = const.shape[-2:] if const is not None and const.ndim >= 2 else (4, 4)
     for i in range(min(layers, 19)):
-        size = 4 * 2 ** ((i + 1) // 2)
-        yield torch.randn(size, size, generator=random)
+        yield torch.randn([side * 2 ** ((i + 1) // 2) for side in base], generator=random)

@@ -21,6 +21,7 @@ from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray, Record
 
 MIN_VERSION = 4  # the first version of StyleGAN2; StyleGAN and ProGAN wrote 2 and 3
+LR_MULTIPLIER_D = 0.1  # default of the discriminator's mapping
 MAX_COMPONENTS, MAX_DEPTH, MAX_VARIABLES = 8, 2, 10_000
 
 
@@ -237,9 +238,11 @@ KNOWN_ARGUMENTS = frozenset(
 )
 
 
-def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str) -> None:
+def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str, any_rate: bool = False) -> None:
     wanted = {"nonlinearity": "lrelu", "act": "lrelu", "mapping_nonlinearity": "lrelu", "mapping_lrmul": 0.01}
     wanted |= {"resample_kernel": [1, 3, 3, 1], "normalize_latents": True, "demodulate": True}
+    if any_rate:
+        del wanted["mapping_lrmul"]
     for key, value in wanted.items():
         given = settings.get(key, value)
         given = list(given) if type(given) is tuple else given
@@ -277,7 +280,7 @@ def convert_generator(network: Record, name: str, psi: float) -> Converted:
 def convert_discriminator(network: Record, name: str) -> Converted:
     """Convert `D`; only the residual architecture is supported."""
     variables, settings = variables_of(network, name), settings_of(network)
-    _check(settings, variables, name)
+    _check(settings, variables, name, any_rate=True)
     sizes = {match[1] for key in variables if (match := re.match(r"(\d+)x\1/FromRGB/", key))}
     if len(sizes) != 1 or not any(key.endswith("/Skip/weight") for key in variables):
         raise ConversionError(f"{name}: its discriminator is not of the 'resnet' architecture; only that is supported")
@@ -289,7 +292,8 @@ def convert_discriminator(network: Record, name: str) -> Converted:
         )
     group = settings.get("mbstd_group_size", 4)
     group = group if type(group) is int and group > 0 else 4
-    converted = nvidia_discriminator(tensors, _number(settings.get("conv_clamp")), group)
+    rate = _number(settings.get("mapping_lrmul")) or LR_MULTIPLIER_D
+    converted = nvidia_discriminator(tensors, _number(settings.get("conv_clamp")), group, rate)
     converted.unused += left
     return converted
 

@@ -121,7 +121,9 @@ def build_subject(
     return Subject(pipe, judges, Ruler(judges.segmenter, judges.portrait, posing, backbone, size), seed, batch)
 
 
-def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Path) -> dict[str, Any]:
+def evaluate(
+    subject: Subject, settings: Settings, names: Sequence[str], out: str | os.PathLike[str]
+) -> dict[str, Any]:
     """Run sections in order, print their tables, and write report.json, report.md and plots into `out`.
 
     The reports are rewritten after every section, so that an interrupted run keeps its results.
@@ -129,6 +131,7 @@ def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Pa
     Raises:
         ValueError: an unknown section or method, methods without ours, or static gates that are not constant.
     """
+    out = Path(out)
     if unknown := [n for n in names if n not in SECTIONS]:
         raise ValueError(f"unknown section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     if min(settings.pairs, settings.curve_pairs, settings.validation_pairs, settings.global_pairs) < 2:
