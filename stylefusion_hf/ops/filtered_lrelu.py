@@ -109,11 +109,14 @@ class _FastPath:
     def __call__(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.shape[1] > 1:
             x = x.contiguous(memory_format=torch.channels_last)
+        # In a graph, nothing may depend on the batch. A strip must not consist of padding alone.
+        whole = x.device.type != "cpu" or not is_eager() or traced_or_transformed()
+        if whole or max(self.padding) >= self.up_taps + self.down_taps - 1:
+            return self.compute(x, self.padding)
         batch, channels, height, width = x.shape
         rows, columns = self.size(height), self.size(width)
         strip = max(8, STRIP // max(1, self.down * batch * channels * self.raised(width)))
-        whole = strip >= rows or x.device.type != "cpu" or not is_eager() or traced_or_transformed()
-        if whole or max(self.padding) >= self.up_taps + self.down_taps - 1:  # a strip could consist of padding alone
+        if strip >= rows:
             return self.compute(x, self.padding)
         layout = torch.channels_last if channels > 1 else torch.contiguous_format
         result = torch.empty(batch, channels, rows, columns, dtype=x.dtype, memory_format=layout)
