@@ -101,7 +101,9 @@ class _FastPath:
         ones = torch.ones(1) if up_filter is None else up_filter
         self.up_filter = None if up_filter is None and up == 1 else ones * (scale if ones.ndim == 1 else scale**2)
         self.gain = gain if self.up_filter is None or gain <= 0 else 1.0
-        self.down_filter = None if down_filter is None else down_filter.flip(*range(down_filter.ndim))
+        if down_filter is not None:  # F.conv2d correlates, so flip the filter for a true convolution
+            down_filter = down_filter.flip(0) if down_filter.ndim == 1 else down_filter.flip(0, 1)
+        self.down_filter = down_filter
         self.padding = padding
         self.up_taps = 1 if up_filter is None else up_filter.shape[-1]
         self.down_taps = 1 if down_filter is None else down_filter.shape[-1]
