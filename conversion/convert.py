@@ -58,8 +58,8 @@ class Options:
         reference, reference_seed, reference_class: outputs to compare with; see `checks.compare`.
         overwrite: replace a destination that is not empty.
         max_shard_size: as in diffusers: "5GB", or bytes.
-        previews: sizes of the preview heads that are fitted for a MobileStyleGAN; None for 128 and 256 px, where it
-            is larger.
+        previews: sizes of the preview heads that are fitted for a MobileStyleGAN or a StyleGAN3; None for 128 and 256
+            px, where a MobileStyleGAN is larger.
         progress: show a progress bar.
     """
 
@@ -174,7 +174,6 @@ class _Job:
         source = read_source(content, str(self.source), self.options.kind)
         del content
         self.report.kind = source.kind
-        self._no_previews()
         with self._folder([self.source]) as work:
             self._describe_files({"source": self.source})
             generator = self._generator(source, work)
@@ -270,8 +269,8 @@ class _Job:
         """ConversionError if previews are asked for that this kind of source does not have."""
         if self.options.previews:
             raise ConversionError(
-                f"{self.source}: --previews is for a MobileStyleGAN; a StyleGAN2 makes pictures of any of its sizes"
-                " without a preview head"
+                f"{self.source}: --previews is for a MobileStyleGAN or a StyleGAN3; a StyleGAN2 makes pictures of any"
+                " of its sizes without a preview head"
             )
 
     def _folder(self, sources: list[Path]) -> Any:
@@ -301,8 +300,13 @@ class _Job:
         self.report.unused += [*converted.unused, *source.unused]
         channels = list(converted.config["channels"])
         if converted.architecture == "stylegan3":
+            self._mean(StyleGAN3Generator, converted)
+            asked = self.options.previews or ()
+            previews = fit_previews(converted, f"{self.source}: generator", asked, StyleGAN3Generator)
             sizes = self._write_generator(StyleGAN3Generator, converted, [4, *channels[:-1]], channels[-1:], work)
+            self.report.parts["generator"]["lines"] += describe_previews(previews)
         else:
+            self._no_previews()
             conv = [converted.state[f"synthesis.convs.{i}.weight"].shape[1] for i in range(2 * len(channels) - 1)]
             sizes = self._write_generator(StyleGAN2Generator, converted, conv, channels, work)
         self.report.notes += [*source.notes, *converted.notes]

@@ -100,6 +100,18 @@ def test_a_moved_input_is_kept(tmp_path: Path) -> None:
         assert (g.synthesis(g.to_style(ws)) - expected).abs().max() < 1e-3 * expected.std()
 
 
+def test_previews_and_a_mean_are_made_where_there_are_none(tmp_path: Path) -> None:
+    plain = PlainStyleGAN3()
+    del plain.tensors["mapping.w_avg"]
+    source = snapshot(tmp_path, plain)
+    refused(source, "--previews 8: this generator of 32 px has features of 16", previews=(8,))
+    report = convert(source, tmp_path / "out", previews=(16,), **QUIET)
+    assert any("stores no mean of w" in note for note in report.notes)
+    g = StyleGAN3Generator.from_pretrained(tmp_path / "out", subfolder="generator")
+    assert g.picture_sizes == [16, 32] and g.w_avg.any()
+    assert g.synthesis(g.to_style(draw(1, 8, 16)), up_to=16).shape == (1, 3, 16, 16)
+
+
 @pytest.mark.parametrize(
     ("index", "changes", "match"),
     [
