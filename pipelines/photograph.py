@@ -7,7 +7,6 @@ from dataclasses import replace
 from threading import get_ident
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -15,7 +14,6 @@ from PIL import Image
 from stylefusion_hf.core.checks import check_choice, check_count, check_flag
 from stylefusion_hf.core.codes import LATENT_SPACES, Code
 from stylefusion_hf.core.recipes import Recipe
-from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.imaging import compositing
 from stylefusion_hf.imaging.faces import face_square
@@ -33,10 +31,10 @@ from stylefusion_hf.pipelines.inversion_inputs import TENSOR_INPUTS, check_callb
 from stylefusion_hf.pipelines.invert import StyleFusionInversionPipeline
 from stylefusion_hf.pipelines.output import StyleFusionPhotoPipelineOutput
 from stylefusion_hf.pipelines.photo_inputs import Sources, align_face, find_detector, list_landmarks, list_sources
+from stylefusion_hf.pipelines.photo_outputs import changed_leaves, explained_share, to_output_type
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
 
 PREVIEW = 128  # pixels of the previews that the search compares, where the generator has any
-FACE_RADIUS = 0.35  # of the disc in the middle of an aligned face over which `explained` is measured
 
 
 class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
@@ -357,36 +355,3 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         style = _steps.fuse_recipe(fuser.generator, fuser.fusion, plain, self._execution_device)
         before = _steps.synthesize(fuser.generator, style, plain.noise_mode)[0]
         return before, fused.images[0].to(before) * 2 - 1
-
-
-# ----------------------------------------------------------------------------------------------------
-
-
-def changed_leaves(tree: RegionTree, recipe: Recipe) -> list[str]:
-    """Return the leaves below all nodes for which a recipe has codes or edits."""
-    named = [tree.resolve(node) for node in (*recipe.regions, *recipe.nodes, *recipe.edits)]
-    named += [tree.root] if recipe.global_code is not None else []
-    below = {name for node in named for name in tree.subtree(node)}
-    return [leaf for leaf in tree.leaves if leaf in below]
-
-
-def explained_share(face: Image.Image, made: Image.Image) -> torch.Tensor:
-    """Return the share of the variance of an aligned face that a reconstruction explains, in the middle disc."""
-    target, found = (to_tensor([picture], picture.width)[0] for picture in (face, made))
-    places = (torch.arange(target.shape[-1]) + 0.5) / target.shape[-1] - 0.5
-    disc = (places[:, None].square() + places.square() < FACE_RADIUS**2).float()
-    spread = (target - (target * disc).sum(dim=(1, 2), keepdim=True) / disc.sum()).square()
-    error = (found - target).square()
-    return 1 - (error * disc).sum() / (spread * disc).sum().clamp_min(1e-6)
-
-
-def to_output_type(edited: list[Photograph], output_type: str) -> Any:
-    """Return the pictures as PIL images, or stacked; ValueError if they differ in size or mode and cannot be."""
-    images = [photograph.image for photograph in edited]
-    if output_type == "pil":
-        return images
-    if len(shapes := {(image.mode, image.size) for image in images}) > 1:
-        raise ValueError(f'photographs of {len(shapes)} sizes or modes cannot be stacked: take output_type="pil"')
-    stacked = np.stack([np.asarray(image, dtype=np.float32) / 255 for image in images])
-    stacked = stacked[..., None] if stacked.ndim == 3 else stacked
-    return stacked if output_type == "np" else torch.from_numpy(stacked).permute(0, 3, 1, 2)

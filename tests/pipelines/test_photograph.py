@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from stylefusion_hf import Code, Direction, StyleFusionInversionPipeline, StyleFusionPhotoPipeline, StyleGAN2Generator
+from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.imaging.faces import align, face_square
+from stylefusion_hf.pipelines.photo_outputs import changed_leaves, explained_share
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
-from stylefusion_hf.pipelines.photograph import changed_leaves, explained_share
 from tests.portraits import FIVE, similarity
 from tests.tiny import NUM_WS, W_DIM, draw, tiny_fusion, tiny_generator, tiny_pipeline
 
@@ -104,8 +105,6 @@ def test_leaves_that_change() -> None:
         ({"global_code": 5}, set(tree.leaves)),
         ({"edits": {"mouth": Direction("d", "w", torch.ones(W_DIM))}}, {"mouth"}),
     ):
-        from stylefusion_hf.core.recipes import Recipe
-
         recipe = Recipe.from_dict(pipe(base=1, output_type="latent", **call).recipe)
         assert set(changed_leaves(tree, recipe)) == leaves
 
