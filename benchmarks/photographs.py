@@ -60,20 +60,21 @@ def other_blends(
     return found
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", nargs="+")
     parser.add_argument("--model", required=True)
     parser.add_argument("--region", action="append", required=True, metavar="NAME=CODE")
     parser.add_argument("--landmarks", metavar="JSON", help="default: they are detected")
+    parser.add_argument("--steps", type=int, default=100, help="of the search (default: 100)")
     parser.add_argument("--recipes", metavar="JSON", help="also write the recipes, a list")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     pipe: Any = StyleFusionPhotoPipeline.from_pretrained(args.model)
     points = read_landmarks(args.landmarks, args.photographs) if args.landmarks else [None] * len(args.photographs)
     regions, recipes = parse_pairs(args.region, "--region", code), []
     for file, landmarks in zip(args.photographs, points, strict=True):
         start = time.process_time()
-        out = pipe(file, regions=regions, landmarks=landmarks and [landmarks])
+        out = pipe(file, regions=regions, landmarks=landmarks, num_inference_steps=args.steps)
         seconds = time.process_time() - start
         recipes += out.recipes
         image, edited, coverage = read_photograph(file).image, out.images[0], out.masks[0]
