@@ -191,9 +191,10 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         for k, item in enumerate(items):
             photograph = read_photograph(item, "image" if len(items) == 1 else f"image[{k}]")
             picture, name = photograph.rgb(), photograph.name
-            if points[k] is None:
-                points[k] = find_landmarks(picture, find_detector(detector), name, face)
-            squares.append(align_face(picture, points[k], resolution, name))
+            place = points[k]
+            if place is None:
+                place = points[k] = find_landmarks(picture, find_detector(detector), name, face)
+            squares.append(align_face(picture, place, resolution, name))
         others = sources.align(detector, source_face, resolution)
 
         # Search their codes.
@@ -215,7 +216,8 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
             output_type="latent",
         )  # fmt: skip
         whole = Recipe.from_dict(fused.recipe)
-        recipes, edited, masks = [], [], []
+        recipes: list[dict[str, Any]] = []
+        edited, masks = [], []
         for k in range(whole.num_images):
             at = k % len(items)
             photograph, place = read_photograph(items[at], f"image[{at}]"), points[at]
@@ -297,7 +299,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         for argument, node in sources.rows:
             if node or argument != "global_code":
                 _steps.resolve(tree, argument, node)
-        StyleFusionPipeline._edits(self, {} if edits is None else edits)  # type: ignore[arg-type]
+        StyleFusionPipeline._edits(self, {} if edits is None else edits)
         if not sources.rows and not edits:
             raise ValueError("nothing to change: give codes in regions, nodes or global_code, or edits")
 
