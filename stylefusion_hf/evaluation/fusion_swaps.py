@@ -142,4 +142,8 @@ def is_constant(fusion: FusionHierarchy) -> bool:
             net = fusion.net(name)
             yield from (net.blender_segments, net.blender_common)
 
-    return all(b.gate_bias is not None and not any(p.any() for p in b.layers[-1].parameters()) for b in blenders())
+    def adds_nothing(blender: Blender) -> bool:
+        *factors, last = blender.layers[-blender.output_layers :]
+        return not last.bias.any() and any(not layer.weight.any() for layer in (*factors, last))
+
+    return all(b.gate_bias is not None and adds_nothing(b) for b in blenders())
