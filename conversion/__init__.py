@@ -1,4 +1,5 @@
-"""Conversion of third-party checkpoints: StyleGAN2, MobileStyleGAN, fusion nets and directions -> our folder format.
+"""Conversion of third-party checkpoints: StyleGAN2, StyleGAN3, MobileStyleGAN, fusion nets and
+directions -> our folder format.
 
 Checkpoints are untrusted: `core/untrusted` reads them, which executes nothing and bounds the memory and time that they
 can cost. Read it in this order:
@@ -7,8 +8,8 @@ can cost. Read it in this order:
 
     sources.py                          which kind of checkpoint it is, and which networks it contains
     modules.py                          pickled modules
-    nvidia.py, tensorflow.py,           tensor names and settings of NVIDIA's two code bases and of rosinality's
-    rosinality.py
+    nvidia.py, stylegan3.py,            tensor names and settings of NVIDIA's two code bases and of rosinality's
+    tensorflow.py, rosinality.py
     layouts.py                          tensors under any names to this package's models
 
     hierarchy.py                        the StyleFusion authors' nets

@@ -22,6 +22,7 @@ from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.stylegan3 import StyleGAN3Generator
 
 HELP = "docs/reference/convert.md"
 CODE_TOLERANCE = 1e-4  # relative to the largest number of a code
@@ -46,7 +47,8 @@ class Comparison:
 
 def is_too_large(generator: StyleGenerator) -> bool:
     """Return whether a picture needs more memory than a check may take."""
-    return render_size(generator.config, tiled=isinstance(generator, StyleGAN2Generator)) > LARGEST
+    most = 2 * LARGEST if isinstance(generator, StyleGAN3Generator) else LARGEST  # 1024 px of configuration R fit
+    return render_size(generator.config, tiled=isinstance(generator, StyleGAN2Generator)) > most
 
 
 def first_label(generator: StyleGenerator, batch: int) -> torch.Tensor | None:

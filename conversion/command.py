@@ -1,4 +1,4 @@
-"""Convert a StyleGAN2 or MobileStyleGAN of any known format into a folder that this package and diffusers load.
+"""Convert a StyleGAN2, StyleGAN3 or MobileStyleGAN of any known format into a folder for this package and diffusers.
 
     stylefusion convert ffhq.pkl converted/ffhq --with-discriminator
     stylefusion convert weights/ffhq_weights.json converted/ffhq --generator stylegan2-ffhq-config-f.pt
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_previews,
         metavar="128,256|none",
         help="fit preview heads of these sizes to a MobileStyleGAN, in half a minute (default: 128,256 below its own"
-        " size)",
+        " size), or to a StyleGAN3 (default: none)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DEST if it is not empty")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")

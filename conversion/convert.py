@@ -16,6 +16,7 @@ from typing import Any
 from diffusers import __version__ as diffusers_version
 
 from stylefusion_hf.conversion import checks, directions, hierarchy, ir_files, mobile_graph
+from stylefusion_hf.conversion.companions import Companions, find_companions
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.previews import describe_previews, fit_previews
 from stylefusion_hf.conversion.report import Report, model_card, printable
@@ -24,6 +25,7 @@ from stylefusion_hf.conversion.writing import check_destination, estimate_mean, 
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.edits import save_directions
 from stylefusion_hf.core.files import sha256_of, write_json, write_text
+from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.core.untrusted.inert import ConversionError
@@ -33,6 +35,7 @@ from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.stylegan3 import StyleGAN3Generator
 
 PSI = 0.7  # default truncation if the source does not specify one
 MEAN_SAMPLES = 4096  # to estimate the mean of w, as many as the StyleFusion authors draw
@@ -55,8 +58,8 @@ class Options:
         reference, reference_seed, reference_class: outputs to compare with; see `checks.compare`.
         overwrite: replace a destination that is not empty.
         max_shard_size: as in diffusers: "5GB", or bytes.
-        previews: sizes of the preview heads that are fitted for a MobileStyleGAN; None for 128 and 256 px, where it
-            is larger.
+        previews: sizes of the preview heads that are fitted for a MobileStyleGAN or a StyleGAN3; None for 128 and 256
+            px, where a MobileStyleGAN is larger.
         progress: show a progress bar.
     """
 
@@ -150,6 +153,7 @@ class _Job:
     reference: Path | None
     report: Report
     bar: Any
+    companions: Companions | None = None
 
     def step(self, what: str) -> None:
         self.bar.set_description(what)
@@ -170,7 +174,6 @@ class _Job:
         source = read_source(content, str(self.source), self.options.kind)
         del content
         self.report.kind = source.kind
-        self._no_previews()
         with self._folder([self.source]) as work:
             self._describe_files({"source": self.source})
             generator = self._generator(source, work)
@@ -203,7 +206,7 @@ class _Job:
             previews = fit_previews(converted, f"{self.source}: generator", self.options.previews)
             generator = self._write_generator(MobileStyleGANGenerator, converted, sizes[:-1], sizes[-1:], work)
             self.report.parts["generator"]["lines"] += describe_previews(previews)
-            self._no_fusion(generator, work)
+            self._regions(generator, work)
             self._finish(work, lambda g: mobile_graph.compare_with_graphs(g, model.mapping, model.synthesis, styles))
 
     def fusion_nets(self) -> None:
@@ -266,8 +269,8 @@ class _Job:
         """ConversionError if previews are asked for that this kind of source does not have."""
         if self.options.previews:
             raise ConversionError(
-                f"{self.source}: --previews is for a MobileStyleGAN; a StyleGAN2 makes pictures of any of its sizes"
-                " without a preview head"
+                f"{self.source}: --previews is for a MobileStyleGAN or a StyleGAN3; a StyleGAN2 makes pictures of any"
+                " of its sizes without a preview head"
             )
 
     def _folder(self, sources: list[Path]) -> Any:
@@ -295,9 +298,17 @@ class _Job:
         self.step("generator")
         converted = converted or self._converted(source)
         self.report.unused += [*converted.unused, *source.unused]
-        channels = converted.config["channels"]
-        conv = [converted.state[f"synthesis.convs.{i}.weight"].shape[1] for i in range(2 * len(channels) - 1)]
-        sizes = self._write_generator(StyleGAN2Generator, converted, conv, list(channels), work)
+        channels = list(converted.config["channels"])
+        if converted.architecture == "stylegan3":
+            self._mean(StyleGAN3Generator, converted)
+            asked = self.options.previews or ()
+            previews = fit_previews(converted, f"{self.source}: generator", asked, StyleGAN3Generator)
+            sizes = self._write_generator(StyleGAN3Generator, converted, [4, *channels[:-1]], channels[-1:], work)
+            self.report.parts["generator"]["lines"] += describe_previews(previews)
+        else:
+            self._no_previews()
+            conv = [converted.state[f"synthesis.convs.{i}.weight"].shape[1] for i in range(2 * len(channels) - 1)]
+            sizes = self._write_generator(StyleGAN2Generator, converted, conv, channels, work)
         self.report.notes += [*source.notes, *converted.notes]
         return sizes
 
@@ -308,10 +319,13 @@ class _Job:
         self._mean(cls, converted)
         self._save("generator", cls, converted, work)
         config = converted.config
+        self.report.generator = cls.__name__
         s, rows = sum(conv) + sum(rgb), 2 * config["resolution"].bit_length() - 4
+        if converted.architecture == "stylegan3":
+            rows = len(conv) + len(rgb)
         self.report.parts["generator"]["lines"] += [
             f"spaces z ({config['z_dim']}), w ({config['w_dim']}), w+ ({rows} x {config['w_dim']}), s ({s})",
-            f"noise inputs {'on' if config['use_noise'] else 'off'},"
+            f"noise inputs {'on' if config.get('use_noise') else 'off'},"
             + (f" conv_clamp {config['conv_clamp']}," if "conv_clamp" in config else "")
             + f" truncation {config['truncation_psi']:g}, {config['label_dim'] or 'no'} classes",
         ]
@@ -331,6 +345,19 @@ class _Job:
         shape["num_indicators"] = max(len(sizes["conv_sizes"]), len(sizes["rgb_sizes"])) + 1
         tree = RegionTree(TREE_ROOT, {})
         self._save("fusion", FusionHierarchy, Converted({"tree": tree.to_dict(), **sizes, **shape}, {}), work)
+
+    def _regions(self, sizes: dict[str, list[int]], work: Path) -> None:
+        """Add the nets that this package has for exactly this generator, or else a region tree of one node."""
+        self.companions = find_companions(self.report.sources)
+        if self.companions is None:
+            self._no_fusion(sizes, work)
+            return
+        self.companions.copy_to(work)
+        for part in self.companions.parts:
+            config = read_json(work / part / "config.json")
+            what = f"tree {RegionTree.from_dict(config['tree'])}" if part == "fusion" else "of this package"
+            self.report.parts[part] = {"config": config, "lines": [what]}
+        self.report.notes += self.companions.notes
 
     def _discriminator(self, source: Source, work: Path) -> None:
         self.step("discriminator")
@@ -383,6 +410,7 @@ class _Job:
                 "generator": [kind.__module__, kind.__name__],
                 "segmenter": [None, None],
             }
+            index |= self.companions.index() if self.companions else {}
             write_json(work / "model_index.json", index, indent=2)
         if self.reference is not None:
             how = (self.options.reference_seed, self.options.reference_class)

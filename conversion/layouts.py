@@ -25,11 +25,15 @@ class LayoutError(ValueError):
 
 @dataclass
 class Converted:
-    """A converted model: its config and state dict, the names of unused tensors of the source, notes for the user."""
+    """A converted model: its config and state dict, the names of unused tensors of the source, notes for the user.
+
+    `architecture`: of a generator, "stylegan2", "mobilestylegan" or "stylegan3".
+    """
 
     config: dict
     state: dict[str, torch.Tensor]
     unused: list[str] = field(default_factory=list)
+    architecture: str = "stylegan2"
     notes: list[str] = field(default_factory=list)
 
 

@@ -1,4 +1,4 @@
-"""NVIDIA's PyTorch code, stylegan2-ada-pytorch and stylegan3's StyleGAN2 configurations: tensor names and settings.
+"""NVIDIA's PyTorch code, stylegan2-ada-pytorch and stylegan3: tensor names and settings of its StyleGAN2 networks.
 
 Snapshots store settings as attributes of the modules. A setting that this package's models do not support is an error,
 never a silently different picture.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
+from stylefusion_hf.conversion import stylegan3
 from stylefusion_hf.conversion.layouts import (
     Converted,
     LayoutError,
@@ -29,8 +29,16 @@ WHOLE_BATCH = 2**20  # group size for minibatch standard deviation if the snapsh
 
 
 def convert_generator(modules: ModuleTable, name: str, psi: float) -> Converted:
-    """Convert `G_ema` of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2 configurations."""
-    _refuse_other_generators(modules.tensors, name)
+    """Convert `G_ema` of stylegan2-ada-pytorch or of stylegan3; the alias-free networks are left to `stylegan3.py`."""
+    stylegan3.refuse_stylegan_xl(modules.tensors, modules.classes, name)
+    if stylegan3.looks_like_stylegan3(modules.tensors):
+        _expect_layers(modules, name)
+        return stylegan3.convert_generator(modules, name, psi)
+    if not any(re.match(r"synthesis\.b\d+\.", n) for n in modules.tensors):
+        raise ConversionError(
+            f"{name}: its generator has neither 'synthesis.b4...' nor 'synthesis.L0...' tensors: it is neither a"
+            " StyleGAN2 nor a StyleGAN3"
+        )
     _refuse_fork_arguments(modules, name, "generator")
     _expect(modules, "architecture", "skip", name, "generator")
     _expect_layers(modules, name)
@@ -60,16 +68,6 @@ def convert_discriminator(modules: ModuleTable, name: str) -> Converted:
 def _is_gain(attributes: Mapping[str, Any]) -> bool:
     gain = attributes.get("bias_gain")
     return type(gain) in (int, float) and 1e-6 <= gain <= 1e3
-
-
-def _refuse_other_generators(tensors: Mapping[str, Any], name: str) -> None:
-    if any(n.startswith("synthesis.input.") or re.match(r"synthesis\.L\d+_", n) for n in tensors):
-        raise ConversionError(
-            f"{name}: is a generator of StyleGAN3's own alias-free architecture (stylegan3-t or -r), not a StyleGAN2;"
-            " StyleFusion needs StyleGAN2's style space. Of stylegan3's models only stylegan2-* can be converted"
-        )
-    if not any(re.match(r"synthesis\.b\d+\.", n) for n in tensors):
-        raise ConversionError(f"{name}: its generator has no 'synthesis.b4...' tensors: it is not a StyleGAN2")
 
 
 def clamp_of(modules: ModuleTable, name: str, skip: str = "\0") -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 from stylefusion_hf.core.files import write_text
 
 NVIDIA_NOTICE = (
-    "NVIDIA releases its StyleGAN2 code and models under the Nvidia Source Code License-NC: research and evaluation"
+    "NVIDIA releases its StyleGAN code and models under the Nvidia Source Code License-NC: research and evaluation"
     " only, no commercial use. This also applies to the converted weights."
 )
 LICENSES = {
@@ -51,6 +51,7 @@ class Report:
         notes: messages for the user.
         check: figures of the self-check.
         comparison: comparison with a reference: (quantity, error, tolerance).
+        generator: the class of the generator.
         files: written files -> size in bytes.
         weights: written weight files -> sha256.
     """
@@ -62,6 +63,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     check: dict[str, Any] = field(default_factory=dict)
     comparison: list[tuple[str, float, float]] = field(default_factory=list)
+    generator: str = "StyleGAN2Generator"
     files: dict[str, int] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
 
@@ -140,7 +142,7 @@ def next_step(report: Report, folder: str) -> str:
 def model_card(report: Report, title: str) -> str:
     """Return the converted folder's README.md: its source, how to load it, and its license."""
     noncommercial = report.kind != "directions"
-    architecture = "mobilestylegan" if report.kind == "mobilestylegan" else "stylegan2"
+    architecture = report.generator.removesuffix("Generator").lower()
     front = ["---", "library_name: diffusers", f"tags: [{architecture}, stylefusion, unconditional-image-generation]"]
     if noncommercial:
         front += ["license: other", "license_name: see-the-license-section"]
@@ -170,11 +172,10 @@ def _usage(report: Report) -> list[str]:
             'directions = load_directions("directions.safetensors")  # name -> Direction',
             "# pipe(base=1, edits={region: directions[name](1.5)}), with the generator that they were made for",
         ]
-    generator = "MobileStyleGANGenerator" if report.kind == "mobilestylegan" else "StyleGAN2Generator"
     return [
-        f"from stylefusion_hf import StyleFusionPipeline, {generator}",
+        f"from stylefusion_hf import StyleFusionPipeline, {report.generator}",
         "",
         'pipe = StyleFusionPipeline.from_pretrained("this folder")',
         "pipe(base=1).images[0]",
-        f'generator = {generator}.from_pretrained("this folder", subfolder="generator")',
+        f'generator = {report.generator}.from_pretrained("this folder", subfolder="generator")',
     ]

@@ -36,10 +36,11 @@ from stylefusion_hf.conversion.rosinality import (
     with_noise,
     with_noise_const,
 )
+from stylefusion_hf.conversion.stylegan3 import looks_like_stylegan3, refuse_stylegan_xl, stylegan3_generator
 from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray, Record
 
 KINDS = {
-    "nvidia": "NVIDIA .pkl of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2 configurations",
+    "nvidia": "NVIDIA .pkl of stylegan2-ada-pytorch or stylegan3: StyleGAN2 and StyleGAN3",
     "tensorflow": "NVIDIA .pkl from the TensorFlow repositories: stylegan2, stylegan2-ada",
     "rosinality": "rosinality/stylegan2-pytorch .pt: g_ema, latent_avg, d",
     "e4e": "e4e, pSp, ReStyle or HyperStyle .pt: the generator as decoder.* under state_dict",
@@ -81,7 +82,8 @@ def looks_like_rosinality_discriminator(tensors: Any) -> bool:
 
 
 def looks_like_nvidia(tensors: Any) -> bool:
-    return isinstance(tensors, Mapping) and any(str(n).startswith("synthesis.b4.conv1.") for n in tensors)
+    stylegan2 = isinstance(tensors, Mapping) and any(str(n).startswith("synthesis.b4.conv1.") for n in tensors)
+    return stylegan2 or looks_like_stylegan3(tensors)
 
 
 def read_source(content: Any, name: str, kind: str = "auto") -> Source:
@@ -289,16 +291,21 @@ def _nvidia(content: Mapping[Any, Any], name: str) -> Source:
 def _nvidia_state(content: Mapping[Any, Any], key: str, tensors: Any, name: str, fork: Fork | None = None) -> Source:
     """Read a plain dictionary of tensors with NVIDIA's names, as some ports save them, or those of a fork."""
     own = content.get("D") if isinstance(content.get("D"), Mapping) and fork is None else None
-    notes = _notes_on(fork) or ["a plain dictionary of tensors does not say conv_clamp: none is set"]
+    unknown = "output_scale and conv_clamp: NVIDIA's are assumed" if looks_like_stylegan3(tensors) else ""
+    notes = _notes_on(fork) or [f"a plain dictionary of tensors does not say {unknown or 'conv_clamp: none is set'}"]
 
     def generator(psi: float) -> Converted:
         def make(given: Mapping[str, torch.Tensor]) -> Converted:
+            if looks_like_stylegan3(given):
+                return stylegan3_generator(given, psi)
             renamed, left = fork.rename(given) if fork else (given, [])
             converted = nvidia_generator(with_noise_const(renamed, notes) if fork else renamed, None, psi)
             converted.unused += left
             return converted
 
-        return convert_checked(make, name, check_tensors(tensors, name))
+        found = check_tensors(tensors, name)
+        refuse_stylegan_xl(found, {}, name)
+        return convert_checked(make, name, found)
 
     def discriminator() -> Converted:
         return convert_checked(nvidia_discriminator, name, check_tensors(_without_prefix(own), name))

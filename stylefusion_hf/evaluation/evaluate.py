@@ -185,7 +185,7 @@ def report_head(subject: Subject, settings: Settings) -> dict[str, Any]:
         "measuring size": subject.ruler.size,
         "truncation_psi": subject.pipe.generator.config.truncation_psi,
         "judges": {"folder": describe_judges(subject.judges), "there": list(list_judges(subject.judges))},
-        "features": backbone.name if isinstance(backbone, Backbone) else "the judges'",
+        "features": getattr(backbone, "name", "the judges'"),
         "heads of transfer": subject.heads,
         "versions": {"stylefusion-hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }

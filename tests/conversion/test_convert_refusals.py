@@ -53,13 +53,6 @@ def snapshot(tmp_path, tensors=None, settings=None, **changes):
 # NVIDIA's PyTorch snapshots.
 
 
-def test_alias_free_generators(tmp_path):
-    tensors = {"synthesis.input.freqs": torch.zeros(2), "synthesis.L0_36_512.weight": torch.zeros(2)}
-    content = {"G_ema": checkpoints.module_tree(tensors, {}, "Generator"), "D": None}
-    checkpoints.dump_foreign(content, tmp_path / "t.pkl")
-    refused(tmp_path, tmp_path / "t.pkl", "alias-free architecture")
-
-
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
