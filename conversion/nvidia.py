@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from stylefusion_hf.conversion import stylegan3
@@ -31,6 +32,7 @@ WHOLE_BATCH = 2**20  # group size for minibatch standard deviation if the snapsh
 def convert_generator(modules: ModuleTable, name: str, psi: float) -> Converted:
     """Convert `G_ema` of stylegan2-ada-pytorch or of stylegan3; the alias-free networks are left to `stylegan3.py`."""
     stylegan3.refuse_stylegan_xl(modules.tensors, modules.classes, name)
+    _refuse_fork_arguments(modules, name, "generator")
     if stylegan3.looks_like_stylegan3(modules.tensors):
         _expect_layers(modules, name)
         return stylegan3.convert_generator(modules, name, psi)
@@ -39,7 +41,6 @@ def convert_generator(modules: ModuleTable, name: str, psi: float) -> Converted:
             f"{name}: its generator has neither 'synthesis.b4...' nor 'synthesis.L0...' tensors: it is neither a"
             " StyleGAN2 nor a StyleGAN3"
         )
-    _refuse_fork_arguments(modules, name, "generator")
     _expect(modules, "architecture", "skip", name, "generator")
     _expect_layers(modules, name)
     config = nvidia_generator(modules.tensors, clamp_of(modules, name), psi)
@@ -144,9 +145,10 @@ KNOWN_ATTRIBUTES = KNOWN_ARGUMENTS | {
 
 def _refuse_fork_arguments(modules: ModuleTable, name: str, what: str) -> None:
     """ConversionError for constructor arguments that NVIDIA's code does not have: they may change the picture."""
-    for arguments in modules.arguments.values():
+    for path, arguments in modules.arguments.items():
         for key, value in arguments.items():
-            if key not in KNOWN_ARGUMENTS and not _changes_nothing(key, value):
+            known = key in KNOWN_ARGUMENTS and (key != "size" or path == "synthesis.input")  # elsewhere eps696's
+            if not known and not _changes_nothing(key, value):
                 raise ConversionError(
                     f"{name}: its {what} was built with {short(key, 80)}={short(value)}, an argument of a fork, which"
                     " may change the picture; only NVIDIA's own are supported"
