@@ -68,7 +68,7 @@ def convert_discriminator(modules: ModuleTable, name: str) -> Converted:
 
 def _is_gain(attributes: Mapping[str, Any]) -> bool:
     gain = attributes.get("bias_gain")
-    return type(gain) in (int, float) and 1e-6 <= gain <= 1e3
+    return isinstance(gain, (int, float)) and not isinstance(gain, bool) and 1e-6 <= gain <= 1e3
 
 
 def clamp_of(modules: ModuleTable, name: str, skip: str = "\0") -> float | None:

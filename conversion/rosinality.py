@@ -68,19 +68,10 @@ def rosinality_generator(tensors: Tensors, latent_avg: torch.Tensor | None = Non
 def _refuse_labels(read: Reader) -> None:
     """LayoutError for a conditional model that was exported to this layout, which has no place for its classes."""
     embed = next((name for name in read.tensors if re.search(r"(^|\.|_)(label_?)?embed(ding)?s?(\.|_|$)", name)), None)
-    inputs, w_dim = (read.tensors.get(name) for name in ("style.1.weight", "conv1.conv.modulation.weight"))
-    more = (
-        inputs is not None
-        and w_dim is not None
-        and inputs.ndim == w_dim.ndim == 2
-        and inputs.shape[1] > w_dim.shape[1]
-    )
-    if embed is not None or more:
-        sign = (
-            f"it has {embed[:80]!r}"
-            if embed
-            else f"'style.1.weight' takes {inputs.shape[1]} numbers for codes of {w_dim.shape[1]}"
-        )
+    found = (read.tensors.get(name) for name in ("style.1.weight", "conv1.conv.modulation.weight"))
+    inputs, w_dim = (0 if tensor is None or tensor.ndim != 2 else tensor.shape[1] for tensor in found)
+    if embed is not None or inputs > w_dim > 0:
+        sign = f"it has {embed[:80]!r}" if embed else f"'style.1.weight' takes {inputs} numbers for codes of {w_dim}"
         raise LayoutError(
             f"{read.what}: {sign}: it was exported from a class-conditional model, whose classes this layout does not"
             " hold; convert the .pkl that it was made from"
