@@ -143,18 +143,18 @@ def read_latent_avg(content: Mapping[Any, Any], name: str, notes: list[str]) -> 
     return rows[0]
 
 
-def with_noise(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+def with_noise(tensors: Tensors, notes: list[str]) -> Tensors:
     """Draw the noise images that early rosinality checkpoints do not store, from a fixed seed, and add a note."""
     layers = [n for n in tensors if re.fullmatch(r"(conv1|convs\.\d+)\.noise\.weight", n)]
     if not layers or any(n.startswith("noises.") for n in tensors):
         return tensors
     notes.append(DRAWN)
-    return tensors | {
+    return dict(tensors) | {
         f"noises.noise_{i}": image for i, image in enumerate(_draw_noise(tensors.get("input.input"), len(layers)))
     }
 
 
-def with_noise_const(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+def with_noise_const(tensors: Tensors, notes: list[str]) -> Tensors:
     """The same for tensors with NVIDIA's names."""
     layers = [n for n in tensors if n.endswith(".noise_strength")]
     if not layers or any(n.endswith(".noise_const") for n in tensors):
@@ -164,7 +164,7 @@ def with_noise_const(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict
         f"synthesis.b{4 * 2 ** ((i + 1) // 2)}.conv{0 if i % 2 else 1}.noise_const": image
         for i, image in enumerate(_draw_noise(tensors.get("synthesis.b4.const"), len(layers)))
     }
-    return tensors | drawn
+    return dict(tensors) | drawn
 
 
 def _draw_noise(const: torch.Tensor | None, layers: int) -> Iterator[torch.Tensor]:
