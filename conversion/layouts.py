@@ -47,11 +47,12 @@ def rename_tensors(
     renamed: dict[str, torch.Tensor] = {}
     left = []
     for name, tensor in tensors:
-        fitting = ((match, *rule[1:]) for rule in rules if (match := re.fullmatch(rule[0], name)))
-        match, target, change = next(fitting, (None, None, None))
-        if match is None:
+        rule = next((rule for rule in rules if re.fullmatch(rule[0], name)), None)
+        match = rule and re.fullmatch(rule[0], name)
+        if not rule or not match:
             left.append(name)
             continue
+        _, target, change = rule
         new = target(match) if callable(target) else match.expand(target)
         if new in renamed:
             raise LayoutError(f"{where}: {name[:80]!r} duplicates another tensor")

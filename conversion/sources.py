@@ -139,7 +139,7 @@ def _search_dictionaries(content: Mapping[Any, Any], name: str) -> Source | None
 
 
 # Keys of generators in checkpoints, averaged ones first.
-GENERATORS = ("g_ema", "G_ema", "Gs", "generator_ema", "generator_smooth", "params_ema")
+GENERATORS: tuple[str, ...] = ("g_ema", "G_ema", "Gs", "generator_ema", "generator_smooth", "params_ema")
 GENERATORS += ("generator", "g", "G", "state_dict", "params")
 AVERAGED = (*GENERATORS[:6], "")
 

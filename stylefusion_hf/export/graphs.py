@@ -210,8 +210,8 @@ def export(
         OSError: the folder cannot be written.
     """
     check_packages(form, checked)
-    out, sources = Path(out), [Path(source) for source in sources]
-    check_target(out, overwrite, sources)
+    out, kept = Path(out), [Path(source) for source in sources]
+    check_target(out, overwrite, kept)
     identity = pipe.model_identity()  # of the original weights, before the cast
     for model in pipe.components.values():
         if isinstance(model, nn.Module):
@@ -221,7 +221,7 @@ def export(
     if missing := [name for name in dict.fromkeys(only or ()) if name not in available]:
         raise ValueError(f"this model has no {', '.join(missing)} to export: it has {', '.join(available)}")
     written = []
-    with replace_folder(out, overwrite, sources) as work:
+    with replace_folder(out, overwrite, kept) as work:
         for name in (bar := tqdm(names, disable=not progress, leave=False)):
             bar.set_description(name)
             written.append(_export_one(available[name], work, form, checked))
