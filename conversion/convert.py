@@ -26,6 +26,7 @@ from stylefusion_hf.core.edits import save_directions
 from stylefusion_hf.core.files import sha256_of, write_json, write_text
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.core.sizes import describe_size, size_at
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
@@ -267,6 +268,7 @@ class _Job:
         self.step("generator")
         converted = converted or self._converted(source)
         self.report.unused += [*converted.unused, *source.unused]
+        self.base_size = converted.config.get("base_size")
         channels = converted.config["channels"]
         conv = [converted.state[f"synthesis.convs.{i}.weight"].shape[1] for i in range(2 * len(channels) - 1)]
         sizes = self._write_generator(StyleGAN2Generator, converted, conv, list(channels), work)
@@ -280,7 +282,7 @@ class _Job:
         self._mean(cls, converted)
         self._save("generator", cls, converted, work)
         config = converted.config
-        s, rows = sum(conv) + sum(rgb), 2 * config["resolution"].bit_length() - 4
+        s, rows = sum(conv) + sum(rgb), 2 * (config["resolution"] // config.get("base_size", (4, 4))[0]).bit_length()
         self.report.parts["generator"]["lines"] += [
             f"spaces z ({config['z_dim']}), w ({config['w_dim']}), w+ ({rows} x {config['w_dim']}), s ({s})",
             f"noise inputs {'on' if config['use_noise'] else 'off'},"
@@ -315,6 +317,9 @@ class _Job:
         else:
             converted = source.discriminator()
             self.report.unused += converted.unused
+            if self.base_size is not None:  # only the generator's constant says height and width
+                doublings = len(converted.config["channels"]) - 1
+                converted.config |= {"resolution": self.base_size[0] * 2**doublings, "base_size": self.base_size}
             self._save("discriminator", StyleGAN2Discriminator, converted, work)
 
     def _save(self, part: str, cls: Any, converted: Converted, work: Path) -> None:
@@ -322,7 +327,8 @@ class _Job:
         self.report.notes += save_model(cls, converted, work / part, what, half, self.options.max_shard_size)
         config, lines = converted.config, []
         if "channels" in config:
-            lines.append(f"{config['resolution']} px, channels {'-'.join(map(str, config['channels']))}")
+            size = describe_size(size_at(config["resolution"], config.get("base_size", (1, 1))))
+            lines.append(f"{size}, channels {'-'.join(map(str, config['channels']))}")
         else:
             lines.append(f"tree {RegionTree.from_dict(config['tree'])}")
         count = sum(tensor.numel() for tensor in converted.state.values())

@@ -98,7 +98,9 @@ def with_noise(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, 
         return tensors
     notes.append("the checkpoint stores no noise images: they were drawn from seed 0")
     random, tensors = torch.Generator().manual_seed(0), dict(tensors)
+    const = tensors.get("input.input")
+    base = const.shape[-2:] if const is not None and const.ndim >= 2 else (4, 4)
     for i in range(min(len(layers), 19)):
-        size = 4 * 2 ** ((i + 1) // 2)
-        tensors[f"noises.noise_{i}"] = torch.randn(size, size, generator=random)
+        size = [side * 2 ** ((i + 1) // 2) for side in base]
+        tensors[f"noises.noise_{i}"] = torch.randn(size, generator=random)
     return tensors

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylefusion_hf.core.sizes import size_at
 from stylefusion_hf.imaging.features import map_distance
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ class Objective:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def at_size(self, size: int) -> Objective:
-        """Return this objective for pictures of `size` px: targets and pixel weights are averaged to that size."""
+    def at_height(self, height: int) -> Objective:
+        """Return this objective for pictures of a height: targets and pixel weights are averaged to their size."""
+        size = size_at(height, (self.targets.shape[-2], self.targets.shape[-1]))
         weight = None if self.weight is None else F.adaptive_avg_pool2d(self.weight, size)
         targets = F.adaptive_avg_pool2d(self.targets, size)
         return Objective(self.maps, targets, weight, self.pixel_weight, self.feature_weight)

@@ -51,7 +51,7 @@ def find_preview(
     s = generator.to_style(generator.w_avg[None]).to(generator.dtype)
     picture = generator.synthesis(s, noise_mode=noise_mode).float()
     for size in sorted(sizes, reverse=True):
-        target = F.adaptive_avg_pool2d(picture, size)
+        target = F.adaptive_avg_pool2d(picture, generator.size_at(size))
         error = (generator.synthesis(s, noise_mode=noise_mode, up_to=size).float() - target).square().mean()
         if error <= RESEMBLES * target.var():
             return size
@@ -101,7 +101,7 @@ def optimize_on_previews(
             raise
 
     first = steps - final_steps
-    small = objective.at_size(preview)
+    small = objective.at_height(preview)
     rough = optimize(
         generator, start, space, small, prior, steps=first, learning_rate=learning_rate, up_to=preview,
         **settings | {"on_step": watch},
