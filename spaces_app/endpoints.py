@@ -67,7 +67,7 @@ class Endpoints:
         add(self.sheet, [bases, sources, psi, name], [sheet], long=True)
 
     def about(self, model: str) -> dict[str, Any]:
-        """Describe a model: its regions, their tree, its resolution (height, and height x width) and directions, and the names of all models.
+        """Describe a model: its regions, their tree, its size and directions, and the names of all models.
 
         Args:
             model: name of the model; the default is the first.
