@@ -39,7 +39,8 @@ def test_pictures_labels_films_and_uploads(changes, tmp_path: Path):
     assert opened.mode == mode
     assert model.invert([opened], 1)[1][0].size == (width, height)
     recipe = {"version": 1, "num_images": 1, "base": 1, "truncation_psi": 0.7}
-    with Image.open(jobs.AnimationFolder().write(model, recipe, None, [2], 4, 10.0)) as film:
+    films = jobs.AnimationFolder()
+    with Image.open(films.write(model, recipe, None, [2], 4, 10.0)) as film:
         assert film.size == (width, height) and film.mode == ("RGBA" if mode in ("LA", "RGBA") else "RGB")
     assert jobs.draw_sheet(model, [1], [2], 0.7).mode == "RGB"
 
