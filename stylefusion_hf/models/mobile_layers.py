@@ -35,7 +35,7 @@ class NoisyActivation(nn.Module):
             return None
         drawn = self.noise_const[None, None]
         if mode == "random":
-            drawn = draw_noise((self.resolution, self.resolution), 1, self.bias, generator)
+            drawn = draw_noise(self.resolution, 1, self.bias, generator)
         return drawn.to(self.bias.dtype) * self.noise_strength
 
     def convolve(self, x: Tensor, weight: Tensor, noise: Tensor | None) -> Tensor:

@@ -277,10 +277,10 @@ def check_up_to(up_to: int | None, resolutions: Sequence[int], name: str = "up_t
     return up_to
 
 
-def draw_noise(size: tuple[int, int], batch: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(batch, 1, height, width) of normal numbers for a size (height, width), on the device of `like`."""
+def draw_noise(size: int | tuple[int, int], batch: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(batch, 1, height, width) of normal numbers on the device of `like`, for (height, width) or a square's side."""
     device = like.device if generator is None else generator.device
-    shape = (batch, 1, *size)
+    shape = (batch, 1, *((size, size) if isinstance(size, int) else size))
     return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(like.device)
 
 
