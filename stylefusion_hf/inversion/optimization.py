@@ -76,11 +76,11 @@ class Objective:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def at_height(self, height: int) -> Objective:
-        """Return this objective for pictures of a height: targets and pixel weights are averaged to their size."""
-        size = size_at(height, (self.targets.shape[-2], self.targets.shape[-1]))
-        weight = None if self.weight is None else F.adaptive_avg_pool2d(self.weight, size)
-        targets = F.adaptive_avg_pool2d(self.targets, size)
+    def at_size(self, size: int) -> Objective:
+        """Return this objective for pictures of a height of `size` px, to which targets and weights are averaged."""
+        smaller = size_at(size, (self.targets.shape[-2], self.targets.shape[-1]))
+        weight = None if self.weight is None else F.adaptive_avg_pool2d(self.weight, smaller)
+        targets = F.adaptive_avg_pool2d(self.targets, smaller)
         return Objective(self.maps, targets, weight, self.pixel_weight, self.feature_weight)
 
     def __call__(self, images: Tensor, chosen: Tensor | slice = slice(None)) -> Tensor:

@@ -101,7 +101,7 @@ def optimize_on_previews(
             raise
 
     first = steps - final_steps
-    small = objective.at_height(preview)
+    small = objective.at_size(preview)
     rough = optimize(
         generator, start, space, small, prior, steps=first, learning_rate=learning_rate, up_to=preview,
         **settings | {"on_step": watch},
