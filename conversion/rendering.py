@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from stylefusion_hf.models.layers import to_fast_layout
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator, SynthesisConv
+from stylefusion_hf.models.stylegan3_plan import plan_signals
 from stylefusion_hf.ops import upfirdn2d
 
 WHOLE = 128  # longer side up to which features are computed without tiles
@@ -31,6 +33,12 @@ def render_size(config: Any, tiled: bool = True) -> int:
     base_size = config.get("base_size") or (4, 4)
     first = _whole_blocks(base_size, WHOLE)
     sizes = [config.img_channels * math.prod(side * config.resolution // base_size[0] for side in base_size)]
+    if "margin_size" in config:  # a StyleGAN3, whose maps have a margin, and which has no tiles
+        keys = signature(plan_signals).parameters
+        plan = plan_signals(**{key: config[key] for key in keys})
+        sides = [max(a, b) for a, b in zip(plan.sizes, [plan.sizes[0], *plan.sizes], strict=False)]
+        maps = [width * (side + config.conv_kernel) ** 2 for width, side in zip(config.channels, sides, strict=True)]
+        return max(sizes + maps)
     for k, channels in enumerate(config.channels):
         sides = [side * 2**k for side in base_size]
         if tiled and k >= first:

@@ -154,6 +154,7 @@ class StyleGAN2Generator(StyleGenerator):
         use_noise: whether convolutions have noise inputs; flat artwork is better without.
         conv_clamp: clamp on activations, for half precision (NVIDIA: 256); None for no clamp.
         truncation_psi: the model's default truncation, used by pipelines.
+        label_embed_dim: width of the embedding of labels; None for `w_dim`.
         base_size: (height, width) of the smallest features, which every block doubles. None for 4 x 4, and pictures
             that are squares; [4, 6] with a resolution of 32 makes pictures of 32 x 48 pixels, height x width. The
             resolution is then `base_size[0]` times a power of two. Only configs of such models have this entry.
@@ -183,6 +184,7 @@ class StyleGAN2Generator(StyleGenerator):
         use_noise: bool = True,
         conv_clamp: float | None = None,
         truncation_psi: float = 0.7,
+        label_embed_dim: int | None = None,
         base_size: Sequence[int] | None = None,
     ):
         super().__init__()
@@ -192,7 +194,8 @@ class StyleGAN2Generator(StyleGenerator):
         self.register_to_config(channels=channels, base_size=base_size)
         drop_empty(self, "base_size")  # so that configs of squares stay as they were
         positive(z_dim=z_dim, img_channels=img_channels, conv_clamp=conv_clamp, mapping_width=mapping_width)
-        self.mapping = MappingNetwork(z_dim, label_dim, w_dim, mapping_layers, mapping_width)
+        positive(label_embed_dim=label_embed_dim)
+        self.mapping = MappingNetwork(z_dim, label_dim, w_dim, mapping_layers, mapping_width, label_embed_dim)
         self.synthesis = SynthesisNetwork(channels, img_channels, use_noise, conv_clamp, self.base_size)
         self._add_affine(w_dim, gain=1 / math.sqrt(w_dim))
 
