@@ -7,6 +7,7 @@ style biases are stored without the added 1.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -153,6 +154,21 @@ def variables_of(network: Record, name: str, depth: int = 0) -> dict[str, Any]:
     return variables
 
 
+def square_names(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the scopes of a rectangular network, `5x3/...`, `10x6/...`, as those of squares: `4x4/...`, `8x8/...`.
+
+    The constant's shape says the height and the width. Scopes that do not double from one to the next are kept.
+    """
+    scope = re.compile(r"(^|/)(\d{1,5})x(\d{1,5})(?=/)")
+    found = {(int(m[2]), int(m[3])) for name in variables if (m := scope.search(name))}
+    sizes = sorted(found, key=math.prod)
+    doubled = [(sizes[0][0] * 2**k, sizes[0][1] * 2**k) for k in range(len(sizes))] if sizes else []
+    if sizes != doubled or all(height == width for height, width in sizes):
+        return dict(variables)
+    names = {size: f"{4 * 2**k}x{4 * 2**k}" for k, size in enumerate(sizes)}
+    return {scope.sub(lambda m: m[1] + names[int(m[2]), int(m[3])], name): x for name, x in variables.items()}
+
+
 def _components(network: Record) -> dict[Any, Record]:
     """Return a network's components. Real networks have two; a hostile file could list one any number of times."""
     parts = {k: v for k, v in _entries(network.entries().get("components")).items() if is_network(v)}
@@ -218,7 +234,7 @@ def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str,
 
 def convert_generator(network: Record, name: str, psi: float) -> Converted:
     """Convert `Gs`. ConversionError unless it is a StyleGAN2 of configuration e or f."""
-    variables, settings = variables_of(network, name), settings_of(network)
+    variables, settings = square_names(variables_of(network, name)), settings_of(network)
     _check(settings, variables, name)
     tensors, left = rename_variables(variables, GENERATOR_RULES, name)
     own_psi = _number(settings.get("truncation_psi"))
@@ -229,7 +245,7 @@ def convert_generator(network: Record, name: str, psi: float) -> Converted:
 
 def convert_discriminator(network: Record, name: str) -> Converted:
     """Convert `D`; only the residual architecture is supported."""
-    variables, settings = variables_of(network, name), settings_of(network)
+    variables, settings = square_names(variables_of(network, name)), settings_of(network)
     _check(settings, variables, name, any_rate=True)
     sizes = {match[1] for key in variables if (match := re.match(r"(\d+)x\1/FromRGB/", key))}
     if len(sizes) != 1 or not any(key.endswith("/Skip/weight") for key in variables):

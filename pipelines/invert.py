@@ -155,7 +155,8 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                 earlier.
             num_tuning_steps: number of pivotal tuning steps.
             start: "encoder", "mean", or codes to start from; None for the encoder if there is one, else the mean.
-            fit: how to handle pictures that are not square: "refuse" (an error), "crop" (the middle square) or "pad".
+            fit: how to handle pictures of another aspect ratio than the generator's, mostly those that are not square:
+                "refuse" (an error), "crop" (the middle) or "pad".
                 Align faces with `stylefusion_hf.imaging.faces.align` first.
             masks: (B, H, W), not negative, at the generator's resolution: the weight of each pixel.
             region_weights: weight of each region of the segmenter, such as {"hair": 4, "background": 0}; 1 for the
@@ -194,7 +195,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             OSError: a file cannot be read.
             FloatingPointError: the learning rate is too high.
         """
-        _steps.check_output_type(output_type)
+        _steps.check_output_type(output_type, self.generator.config.img_channels)
         check_flag("return_dict", return_dict)
         num_inference_steps, num_tuning_steps, patience, batch_size = check_settings(
             latent_type, fit, noise_mode, num_inference_steps, num_tuning_steps, patience, batch_size
@@ -212,8 +213,8 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
 
         self._stopped[get_ident()] = False
         device = self._execution_device
-        targets = read_targets(image, self.generator.config, fit).to(device)
-        batch = batch_size or chunk_size(targets.shape[-1], 16)
+        targets = read_targets(image, self.generator, fit).to(device)
+        batch = batch_size or chunk_size(self.generator.mean_side, 16)
         network = self._float(self.generator)
         weight = self._weight(masks, region_weights, targets)
         codes = start_codes(self.generator, self.encoder, start, targets, latent_type, batch)
@@ -334,7 +335,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     raise ValueError(f"region_weights: no region {short(name)}; the segmenter knows {listed}")
                 check_number(f"region_weights[{name!r}]", value, 0, 1e6)
             factors = torch.tensor([float(region_weights.get(name, 1.0)) for name in known], device=targets.device)
-            found = _steps.segment(self._float(self.segmenter), targets, chunk_size(targets.shape[-1], 64))
+            found = _steps.segment(self._float(self.segmenter), targets, chunk_size(self.generator.mean_side, 64))
             by_region = torch.einsum("rbhw,r->bhw", torch.stack([found[n] for n in known]).to(targets), factors)
             weight = by_region if weight is None else weight * by_region
         return weight

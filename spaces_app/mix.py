@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from stylefusion_hf.imaging.images import fit_square
+from stylefusion_hf.imaging.images import fit_picture
+from stylefusion_hf.imaging.modes import keep_transparency
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.jobs import mix_codes
@@ -160,7 +161,7 @@ class Mix:
         given = [i for i, path in enumerate(paths) if path is not None]
         if not given:
             raise ValueError("there is no picture yet: upload one, or pick one below")
-        images = [open_picture(str(paths[i]), f"picture {SLOTS[i]}", model.resolution) for i in given]
+        images = [open_picture(str(paths[i]), f"picture {SLOTS[i]}", model.size, model.channels) for i in given]
         if not model.has_encoder and not steps:
             raise ValueError("this model has no encoder, so a picture needs some steps: move the slider")
         progress(0, desc="Reading the pictures")
@@ -185,7 +186,7 @@ class Mix:
         regions = dict(zip(model.regions, which, strict=False))
         recipe = mix_codes(codes, regions, common, model.psi)
         picture = model.render(recipe)
-        before = fit_square(open_picture(first, "picture A", model.resolution), model.resolution, "crop")
+        before = fit_picture(open_picture(first, "picture A", model.size, model.channels), model.size, "crop")
         parts = [f"{dials.display_name(name).lower()} from {SLOTS[slot]}" for name, slot in regions.items() if slot]
         parts += [f"{dials.display_name(COMMON).lower()} from {SLOTS[common]}"] if common else []
         text = "Picture A" + (" with " + ", ".join(parts) if parts else " as the model sees it")
@@ -224,7 +225,7 @@ def sample_buttons() -> str:
     parts = []
     for number, path in enumerate(SAMPLES):
         with Image.open(path) as picture:
-            uri = data_uri(picture.convert("RGB"))
+            uri = data_uri(keep_transparency(picture))
         label = f"Sample {number + 1}"
         parts.append(
             f'<button type="button" data-sample="{number}" aria-label="{label}"><img src="{uri}" alt=""></button>'

@@ -20,6 +20,7 @@ from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.edits import Direction, load_directions
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.editing.directions import ganspace, sefa
+from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.inversion.previews import find_preview
 from stylefusion_hf.pipelines.steps import synthesize
 from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
@@ -57,9 +58,13 @@ class Model:
     Args:
         pipe: with or without a segmenter and an encoder.
         directions: a file written by `stylefusion directions`; None finds directions when they are first needed.
+
+    Raises:
+        ValueError: a generator whose pictures cannot be images.
     """
 
     def __init__(self, pipe: StyleFusionPipeline, directions: str | None = None):
+        check_viewable(pipe.generator.config.img_channels)
         self.pipe = pipe
         pipe.set_progress_bar_config(disable=True)
         self.tree = pipe.fusion.tree
@@ -68,6 +73,8 @@ class Model:
         self.has_encoder = pipe.encoder is not None
         self.has_segmenter = pipe.segmenter is not None
         self.resolution: int = pipe.generator.config.resolution
+        self.size: tuple[int, int] = pipe.generator.picture_size  # height, width
+        self.channels: int = pipe.generator.config.img_channels
         self.classes: int = pipe.generator.config.label_dim
         self.psi: float = pipe.generator.config.truncation_psi or 1.0
         self.name: str = pipe.model_identity()["name"] or "unnamed"
@@ -202,7 +209,7 @@ class Model:
 
     def _labels(self, masks: Mapping[str, np.ndarray]) -> Image.Image:
         """Merge the masks of leaves into one map of the regions with a dial: the leaf itself or an ancestor."""
-        labels = np.full((self.resolution, self.resolution), NO_REGION, dtype=np.uint8)
+        labels = np.full(self.size, NO_REGION, dtype=np.uint8)
         for leaf, mask in masks.items():
             if leaf not in self.tree.nodes:
                 continue
@@ -219,7 +226,7 @@ class Model:
         """Invert pictures. Returns their codes in a recipe's JSON form, the reconstructions, and the MSEs.
 
         Args:
-            images: checked, of any size; their central squares are used.
+            images: checked, of any size; their middle is used.
             steps: optimization steps; 0 for the encoder's guess.
             report_step: called with the number of each step.
         """
@@ -244,4 +251,4 @@ def _digest(code: Mapping[str, Any]) -> str:
 
 
 def _shrink(image: Image.Image) -> Image.Image:
-    return image.reduce(factor) if (factor := image.width // THUMBNAIL) > 1 else image
+    return image.reduce(factor) if (factor := max(image.size) // THUMBNAIL) > 1 else image

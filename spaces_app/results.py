@@ -55,6 +55,7 @@ def result(model: Model, picture: Picture, caption: str) -> dict[str, Any]:
         "caption": caption,
         "draft": picture.draft,
         "smooth": model.resolution > SMOOTH,
+        "aspect": model.size[1] / model.size[0],
         "recipe": json.dumps(picture.recipe, indent=2),
         "query": link_query(model, picture.recipe),
         "code": snippet(model, picture.recipe),

@@ -3,7 +3,7 @@ const find = (name) => element.querySelector(".sf-" + name);
 const REST = 400; // milliseconds after the last draft until the full picture is asked for
 const NONE = 255; // label of pixels in no region that has a dial
 let labels = null; // one byte per pixel: the index of its region
-let side = 0;
+let across = 0, down = 0; // its columns and rows
 let pointed = NONE;
 let chosen = NONE;
 let resting = null; // the timer of a draft
@@ -28,6 +28,7 @@ function show() {
   find("share").title = value.query ? "A link that makes this picture" : "A link holds seeds only: download the recipe";
   find("link").hidden = true;
   find("frame").title = value.labels ? "" : "This model has no segmenter, so that its regions have no outlines here";
+  find("frame").style.aspectRatio = value.aspect || 1;
   find("frame").style.cursor = value.labels ? "" : "default";
   read(value.labels);
   for (const card of cards()) { // so that screen readers say what "Lock" and "Shuffle" belong to
@@ -47,13 +48,13 @@ function read(uri) {
   const image = new Image();
   image.onload = () => {
     if (!props.value || props.value.labels !== uri) return; // a newer one is loading
-    side = image.naturalWidth;
+    [across, down] = [image.naturalWidth, image.naturalHeight];
     const canvas = document.createElement("canvas");
-    canvas.width = canvas.height = side;
+    [canvas.width, canvas.height] = [across, down];
     const context = canvas.getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0);
-    const pixels = context.getImageData(0, 0, side, side).data;
-    labels = new Uint8Array(side * side);
+    const pixels = context.getImageData(0, 0, across, down).data;
+    labels = new Uint8Array(across * down);
     for (let i = 0; i < labels.length; i++) labels[i] = pixels[4 * i];
     draw();
   };
@@ -63,15 +64,15 @@ function read(uri) {
 // The outline runs between the pixels of the region and its neighbors.
 function draw() {
   const canvas = find("outline");
-  const scale = Math.max(1, Math.round(768 / (side || 64)));
-  canvas.width = canvas.height = (side || 64) * scale;
+  const scale = Math.max(1, Math.round(768 / (Math.max(across, down) || 64)));
+  [canvas.width, canvas.height] = [(across || 64) * scale, (down || 64) * scale];
   const context = canvas.getContext("2d");
   const region = pointed !== NONE ? pointed : chosen;
   if (!labels || region === NONE) return;
-  const inside = (x, y) => x >= 0 && y >= 0 && x < side && y < side && labels[y * side + x] === region;
+  const inside = (x, y) => x >= 0 && y >= 0 && x < across && y < down && labels[y * across + x] === region;
   context.beginPath();
-  for (let y = 0; y < side; y++) {
-    for (let x = 0; x < side; x++) {
+  for (let y = 0; y < down; y++) {
+    for (let x = 0; x < across; x++) {
       if (!inside(x, y)) continue;
       const [l, t, r, b] = [x * scale, y * scale, (x + 1) * scale, (y + 1) * scale];
       if (!inside(x - 1, y)) { context.moveTo(l, t); context.lineTo(l, b); }
@@ -91,9 +92,9 @@ function draw() {
 function under(event) {
   if (!labels) return NONE;
   const box = find("picture").getBoundingClientRect();
-  const x = Math.floor(((event.clientX - box.left) / box.width) * side);
-  const y = Math.floor(((event.clientY - box.top) / box.height) * side);
-  return x >= 0 && y >= 0 && x < side && y < side ? labels[y * side + x] : NONE;
+  const x = Math.floor(((event.clientX - box.left) / box.width) * across);
+  const y = Math.floor(((event.clientY - box.top) / box.height) * down);
+  return x >= 0 && y >= 0 && x < across && y < down ? labels[y * across + x] : NONE;
 }
 
 function point(region) {

@@ -51,7 +51,7 @@ def find_preview(
     s = generator.to_style(generator.w_avg[None]).to(generator.dtype)
     picture = generator.synthesis(s, noise_mode=noise_mode).float()
     for size in sorted(sizes, reverse=True):
-        target = F.adaptive_avg_pool2d(picture, size)
+        target = F.adaptive_avg_pool2d(picture, generator.size_at(size))
         error = (generator.synthesis(s, noise_mode=noise_mode, up_to=size).float() - target).square().mean()
         if error <= RESEMBLES * target.var():
             return size

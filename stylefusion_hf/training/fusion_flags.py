@@ -97,7 +97,7 @@ def add_size_arguments(p: argparse.ArgumentParser) -> None:
         "--train_resolution",
         type=int,
         metavar="R",
-        help="size in pixels of the training pictures; by default the generator's largest up to 256",
+        help="height in pixels of the training pictures; by default the generator's largest up to 256",
     )
     size.add_argument(
         "--full_resolution_steps",
@@ -109,7 +109,7 @@ def add_size_arguments(p: argparse.ArgumentParser) -> None:
         "--segmenter_resolution",
         type=int,
         metavar="R",
-        help="size in pixels at which the segmenter sees training pictures; by default measured",
+        help="height in pixels at which the segmenter sees training pictures; by default measured",
     )
     size.add_argument(
         "--memory_gib",
