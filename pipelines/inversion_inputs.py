@@ -11,8 +11,8 @@ from stylefusion_hf.core.checks import check_count, short
 from stylefusion_hf.core.codes import Code, check_shapes
 from stylefusion_hf.imaging.images import Fit
 from stylefusion_hf.inversion.optimization import SPACES
+from stylefusion_hf.models.latents import encode
 from stylefusion_hf.models.style_generator import StyleGenerator
-from stylefusion_hf.pipelines.steps import onload
 
 TENSOR_INPUTS = ("latents", "losses")  # tensors that a callback may request
 
@@ -85,9 +85,8 @@ def start_codes(
     elif isinstance(start, str) and start == "encoder":
         if encoder is None:
             raise ValueError('start="encoder", but this pipeline has no encoder: load it with encoder=, or "mean"')
-        onload(encoder)
         dtype = getattr(encoder, "dtype", torch.float32)
-        codes = torch.cat([encoder.encode(part.to(dtype)).float() for part in targets.split(batch)])
+        codes = torch.cat([encode(encoder, part.to(dtype)).float() for part in targets.split(batch)])
         given = "w+"
     elif isinstance(start, str) and start == "mean":
         codes, given = generator.w_avg.to(device, torch.float32)[None], "w"
@@ -114,5 +113,4 @@ def to_style(generator: StyleGenerator, codes: torch.Tensor, space: str) -> torc
     """Convert codes in w, w+ or s to style codes (B, style_dim) in float32."""
     if space == "s":
         return codes
-    onload(generator)
     return generator.to_style(codes.to(generator.affine_weight)).float()

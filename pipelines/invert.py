@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from threading import get_ident
@@ -20,6 +19,7 @@ from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.imaging.images import Fit
 from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, tune
 from stylefusion_hf.inversion.previews import find_preview, optimize_on_previews
+from stylefusion_hf.models.hooks import has_hooks, plain_copy
 from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator, check_up_to
 from stylefusion_hf.pipelines import steps as _steps
@@ -47,6 +47,15 @@ def _leave_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
             self._stopped.pop(get_ident(), None)  # the call is over, nothing left to interrupt
 
     return wrapper
+
+
+def _in_place(model: Any, device: torch.device) -> Any:
+    """Return a model whose weights are all on `device` in float32, as optimization needs them: itself, or a copy if it
+    is offloaded, cast layer by layer, or in half precision, which is too coarse."""
+    if not isinstance(model, nn.Module):
+        return model
+    half = getattr(model, "dtype", torch.float32) != torch.float32
+    return plain_copy(model, device, torch.float32) if half or has_hooks(model) else model
 
 
 class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
@@ -214,10 +223,11 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         device = self._execution_device
         targets = read_targets(image, self.generator.config, fit).to(device)
         batch = batch_size or chunk_size(targets.shape[-1], 16)
-        network = self._float(self.generator)
-        weight = self._weight(masks, region_weights, targets)
-        codes = start_codes(self.generator, self.encoder, start, targets, latent_type, batch)
-        maps = extractor(self._float(self.segmenter))
+        # Encoding is one call of its model; the other steps use their models many times, hence these in place.
+        network, segmenter = (_in_place(model, device) for model in (self.generator, self.segmenter))
+        weight = self._weight(masks, region_weights, targets, segmenter)
+        codes = start_codes(network, self.encoder, start, targets, latent_type, batch)
+        maps = extractor(segmenter)
         taken = torch.zeros(len(targets), dtype=torch.long)
         done = 0
 
@@ -266,7 +276,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     if self._interrupt:
                         break
             done = num_inference_steps
-        style = to_style(self.generator, codes, latent_type)
+        style = to_style(network, codes, latent_type)
         tuned = None
         if num_tuning_steps and not self._interrupt:
             seed = 0 if generator is None else _steps.draw_seeds(generator, 1)[0]
@@ -308,16 +318,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------
     # Steps of the call.
 
-    def _float(self, model: Any) -> Any:
-        """Return the model in float32: itself, or a copy if its weights are half precision, too coarse to optimize."""
-        if model is None:
-            return None
-        _steps.onload(model)
-        if getattr(model, "dtype", torch.float32) == torch.float32:
-            return model
-        return copy.deepcopy(model).float()
-
-    def _weight(self, masks: Any, region_weights: Any, targets: torch.Tensor) -> torch.Tensor | None:
+    def _weight(self, masks: Any, region_weights: Any, targets: torch.Tensor, segmenter: Any) -> torch.Tensor | None:
         """Return the pixel weights (B, H, W), or None if all pixels count equally."""
         weight = None
         if masks is not None:
@@ -334,7 +335,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     raise ValueError(f"region_weights: no region {short(name)}; the segmenter knows {listed}")
                 check_number(f"region_weights[{name!r}]", value, 0, 1e6)
             factors = torch.tensor([float(region_weights.get(name, 1.0)) for name in known], device=targets.device)
-            found = _steps.segment(self._float(self.segmenter), targets, chunk_size(targets.shape[-1], 64))
+            found = _steps.segment(segmenter, targets, chunk_size(targets.shape[-1], 64))
             by_region = torch.einsum("rbhw,r->bhw", torch.stack([found[n] for n in known]).to(targets), factors)
             weight = by_region if weight is None else weight * by_region
         return weight
@@ -345,7 +346,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         """Return reconstructions (B, C, H, W), mean squared errors (B,) and feature distances (B,)."""
         made, mse, distances = [], [], []
         for s, target in zip(style.split(batch), targets.split(batch), strict=True):
-            image = network.synthesis(s, noise_mode=noise_mode).clamp(-1, 1)
+            image = network(s, latent_type="s", noise_mode=noise_mode, return_dict=False)[0].clamp(-1, 1)
             made.append(image)
             mse.append((image - target).square().mean(dim=(1, 2, 3)))
             distances.append(map_distance(maps(image), maps(target)))

@@ -10,7 +10,6 @@ Each picture is optimized independently: its code, best step and stopping do not
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylefusion_hf.imaging.features import map_distance
+from stylefusion_hf.models.hooks import plain_copy, run_eagerly
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.style_generator import StyleGenerator
@@ -126,7 +126,8 @@ class CodePrior:
         if config.label_dim:
             labels = F.one_hot(torch.randint(config.label_dim, (samples,), generator=draw), config.label_dim)
             labels = labels.to(generator.w_avg)
-        w = generator.mapping(z.to(generator.w_avg), labels)
+        with run_eagerly(generator):
+            w = generator(z.to(generator.w_avg), labels, output="w", return_dict=False)[0]
         # s is affine in w, so its moments follow from those of w; the codes themselves would take hundreds of MB.
         affine = generator.affine_weight * generator.affine_gain
         s_mean = generator.to_style(w.mean(0, keepdim=True))[0]
@@ -228,8 +229,10 @@ def optimize(
         with torch.inference_mode(False), torch.enable_grad():
             x = x.clone().requires_grad_()
             codes = mean + deviation * x
-            s = codes if space == "s" else generator.to_style(codes)
-            loss = objective(generator.synthesis(s, noise_mode=noise_mode, up_to=up_to), active)
+            with run_eagerly(generator):
+                s = codes if space == "s" else generator.to_style(codes)
+            images = generator(s, latent_type="s", noise_mode=noise_mode, up_to=up_to, return_dict=False)[0]
+            loss = objective(images, active)
             loss = loss + prior_weight * prior.distance(codes, space)
             if not bool(loss.isfinite().all()):
                 raise FloatingPointError(
@@ -307,8 +310,12 @@ def tune(
     Raises:
         FloatingPointError: the loss is not finite.
     """
+
+    def pictures(network: StyleGenerator, s: Tensor) -> Tensor:
+        return network(s, latent_type="s", noise_mode=noise_mode, return_dict=False)[0]
+
     with torch.inference_mode(False), torch.enable_grad():
-        tuned = copy.deepcopy(generator).requires_grad_(False)
+        tuned = plain_copy(generator).requires_grad_(False)
         tuned.synthesis.requires_grad_(True)
         optimizer = torch.optim.Adam(tuned.synthesis.parameters(), lr=learning_rate)
         draw, count = torch.Generator().manual_seed(seed), len(pivots)
@@ -317,14 +324,14 @@ def tune(
         for step in range(steps):
             chosen = (torch.arange(size) + step * size) % count
             chosen = chosen.to(pivots.device)
-            loss = objective(tuned.synthesis(pivots[chosen], noise_mode=noise_mode), chosen)
+            loss = objective(pictures(tuned, pivots[chosen]), chosen)
             total = loss.mean()
             if locality_weight:
                 others = interpolate_randomly(generator, pivots[chosen], draw)
                 with torch.no_grad():
-                    originals = generator.synthesis(others, noise_mode=noise_mode)
+                    originals = pictures(generator, others)
                 locality = Objective(objective.maps, originals, None, objective.pixel_weight, objective.feature_weight)
-                total = total + locality_weight * locality(tuned.synthesis(others, noise_mode=noise_mode)).mean()
+                total = total + locality_weight * locality(pictures(tuned, others)).mean()
             if not bool(total.isfinite()):
                 raise FloatingPointError(
                     f"the loss is not finite after {step} steps of tuning: lower its learning rate, {learning_rate}"
@@ -348,6 +355,7 @@ def interpolate_randomly(generator: StyleGenerator, pivots: Tensor, draw: torch.
     if config.label_dim:
         labels = F.one_hot(torch.randint(config.label_dim, (count,), generator=draw), config.label_dim).to(pivots)
     z = torch.randn(count, config.z_dim, generator=draw).to(pivots)
-    other = generator.to_style(generator.truncate(generator.mapping(z, labels), config.truncation_psi))
+    with run_eagerly(generator):
+        other = generator(z, labels, "z", config.truncation_psi, output="s", return_dict=False)[0]
     share = torch.rand(count, 1, generator=draw).to(pivots)
     return pivots + share * (other - pivots)

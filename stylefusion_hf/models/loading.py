@@ -13,15 +13,15 @@ import math
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import wraps
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import ModelMixin
+from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
@@ -34,6 +34,7 @@ from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.progress import quiet_loading
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.core.tensor_files import write_tensors
+from stylefusion_hf.models.hooks import PREFIX, cast_own_weights, has_hooks, plain_copy, true_tensors
 
 STEM = "diffusion_pytorch_model"  # of the names of weight files
 WRITTEN = re.compile(
@@ -155,21 +156,41 @@ class StrictModelMixin(ModelMixin):
                         " Download, convert or save the model again"
                     )
 
-    @wraps(ModelMixin.save_pretrained)  # pipelines inspect its parameter names
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        given = signature(ModelMixin.save_pretrained).bind(self, save_directory, *args, **kwargs)
-        given.apply_defaults()
-        main, safe, variant = (given.arguments[name] for name in ("is_main_process", "safe_serialization", "variant"))
-        if not main:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_function: Callable[..., Any] | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save as in diffusers: config and weights, of an offloaded, cast or compiled model as of a plain one.
+
+        OSError if the files cannot be written.
+        """
+        if not is_main_process:
             return
-        if given.arguments["push_to_hub"]:
+        kwargs |= {"use_flashpack": True} if use_flashpack else {}
+        if has_hooks(self):
+            # Weights on meta or in another dtype could be saved, but not loaded and used.
+            plain_copy(self, "cpu").save_pretrained(
+                save_directory, True, save_function, safe_serialization, variant, max_shard_size, push_to_hub, **kwargs
+            )
+            return
+        if push_to_hub:
             kwargs.setdefault("repo_id", Path(save_directory).absolute().name)  # not the temporary folder's
         with atomic_folder(save_directory, tidy=remove_other_weights) as work:
             try:
-                super().save_pretrained(work, *args, **kwargs)
+                super().save_pretrained(
+                    work, True, save_function, safe_serialization, variant, max_shard_size, push_to_hub, **kwargs
+                )
             except SafetensorError as error:  # raised for a full disk, for example
                 raise OSError(f"the weights cannot be written to {save_directory}: {error}") from error
-            if safe and not self.state_dict():  # a tree without nets, for which diffusers writes no file
+            if safe_serialization and not self.state_dict():  # a tree without nets, for which diffusers writes no file
                 write_tensors(work / f"{STEM}{f'.{variant}' if variant else ''}.safetensors", {}, {"format": "pt"})
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -181,6 +202,58 @@ class StrictModelMixin(ModelMixin):
         """Upload as in diffusers; one-line OSError if the Hub refuses."""
         with explain_errors(f"cannot upload to {repo_id!r}"):
             return str(super().push_to_hub(repo_id, **kwargs))
+
+    # ------------------------------------------------------------------------------------------------
+    # Compiled parts and layerwise casting.
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As of any module, with the same names where parts are compiled: `model.part = torch.compile(model.part)`."""
+        state = super().state_dict(*args, **kwargs)
+        for name in [name for name in state if PREFIX in name]:
+            state[name.replace(PREFIX, "")] = state.pop(name)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module, from the names of `state_dict`."""
+        names = {name.replace(PREFIX, ""): name for name in super().state_dict()}
+        return super().load_state_dict({names.get(k, k): v for k, v in state_dict.items()}, strict, assign)
+
+    def enable_group_offload(self, onload_device: torch.device | str, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, but for `use_stream=True`, which prefetches layers in the order of the first call.
+
+        ValueError for that: these models' calls use different layers.
+        """
+        given = signature(ModelMixin.enable_group_offload).bind(self, onload_device, *args, **kwargs)
+        if given.arguments.get("use_stream"):
+            raise ValueError(
+                f"{type(self).__name__} cannot be offloaded with use_stream=True, which expects every call to use the"
+                " same layers in the same order: leave it out"
+            )
+        super().enable_group_offload(torch.device(onload_device), *args, **kwargs)
+
+    def enable_layerwise_casting(
+        self,
+        storage_dtype: torch.dtype = torch.float8_e4m3fn,
+        compute_dtype: torch.dtype | None = None,
+        skip_modules_pattern: tuple[str, ...] | None = None,
+        skip_modules_classes: tuple[type[torch.nn.Module], ...] | None = None,
+        non_blocking: bool = False,
+    ) -> None:
+        """Keep weights in `storage_dtype` and compute in `compute_dtype` (None: the model's own), as in diffusers.
+
+        diffusers knows torch's own layers; here the weights of this package's layers are cast too. Biases, noise and
+        filters keep their dtype. Classes and names are skipped as in diffusers.
+        """
+        compute_dtype = self.dtype if compute_dtype is None else compute_dtype
+        given = DEFAULT_SKIP_MODULES_PATTERN if skip_modules_pattern is None else tuple(skip_modules_pattern)
+        patterns = (*given, *(self._keep_in_fp32_modules or ()), *(self._skip_layerwise_casting_patterns or ()))
+        super().enable_layerwise_casting(
+            storage_dtype, compute_dtype, skip_modules_pattern, skip_modules_classes, non_blocking
+        )
+        for name, module in self.named_modules():
+            skipped = skip_modules_classes is not None and isinstance(module, skip_modules_classes)
+            if not skipped and not any(re.search(pattern, name) for pattern in patterns):
+                cast_own_weights(module, storage_dtype, compute_dtype, non_blocking)
 
     @classmethod
     def _describe_missing(cls, model: Any, keys: Sequence[str]) -> str:
@@ -244,7 +317,7 @@ class MetaAllocation(TorchFunctionMode):
 def weights_sha256(model: torch.nn.Module) -> str:
     """Return the SHA-256 of a model's saved tensors: names, dtypes, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(true_tensors(model), key=lambda pair: pair[0]):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
