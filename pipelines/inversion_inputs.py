@@ -48,6 +48,16 @@ def check_callback(callback: Any, requested: Any) -> None:
             raise ValueError(f"{known}, got {short(name)}")
 
 
+def check_generators(generator: Any, pictures: int | None = None) -> None:
+    """Raise ValueError unless this is a `torch.Generator`, None, or a list of one, or of one per picture."""
+    listed = isinstance(generator, (list, tuple))
+    if not all(item is None or isinstance(item, torch.Generator) for item in (generator if listed else [generator])):
+        raise ValueError(f"generator must be a torch.Generator, or a list of one per picture, got {short(generator)}")
+    if listed and (not generator or None in generator or (pictures and len(generator) not in (1, pictures))):
+        count = "pictures" if pictures is None else f"{pictures} pictures"
+        raise ValueError(f"generator is a list of length {len(generator)} for {count}: give one, or one per picture")
+
+
 def replaced_latents(returned: Any, latents: torch.Tensor | None) -> torch.Tensor | None:
     """Return the latents that a callback returned in place of `latents`, or None; ValueError for anything else."""
     if not (returned is None or isinstance(returned, Mapping)):

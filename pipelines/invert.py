@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from threading import get_ident
-from typing import Any
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 from torch import nn
 
 from stylefusion_hf.core.checks import check_count, check_flag, check_number, short
@@ -26,16 +28,19 @@ from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.inversion_inputs import (
     TENSOR_INPUTS,
     check_callback,
+    check_generators,
     check_settings,
     replaced_latents,
     start_codes,
     to_style,
 )
-from stylefusion_hf.pipelines.output import StyleFusionInversionPipelineOutput
+from stylefusion_hf.pipelines.output import OutputType, StyleFusionInversionPipelineOutput
 from stylefusion_hf.pipelines.targets import read_masks, read_targets
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-def _leave_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def _leave_inference_mode(function: F) -> F:
     """Run a method outside inference mode, whose tensors optimization could not differentiate."""
 
     @wraps(function)
@@ -46,7 +51,7 @@ def _leave_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             self._stopped.pop(get_ident(), None)  # the call is over, nothing left to interrupt
 
-    return wrapper
+    return wrapper  # type: ignore[return-value]
 
 
 def _in_place(model: Any, device: torch.device) -> Any:
@@ -56,6 +61,34 @@ def _in_place(model: Any, device: torch.device) -> Any:
         return model
     half = getattr(model, "dtype", torch.float32) != torch.float32
     return plain_copy(model, device, torch.float32) if half or has_hooks(model) else model
+
+
+class _Options(TypedDict, total=False):
+    """The arguments of a call that do not decide about its result's type."""
+
+    latent_type: Literal["w+", "w", "s"]
+    num_inference_steps: int
+    num_tuning_steps: int
+    start: str | Code | None
+    fit: Fit
+    masks: Any
+    region_weights: Mapping[str, float] | None
+    pixel_weight: float
+    feature_weight: float
+    prior_weight: float
+    learning_rate: float
+    tuning_learning_rate: float
+    locality_weight: float
+    tolerance: float
+    patience: int
+    noise_mode: Literal["none", "const"]
+    batch_size: int | None
+    preview_resolution: int | None
+    num_final_steps: int
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    callback_on_step_end: Callable[..., Any] | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
+    return_dict: bool
 
 
 class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
@@ -101,7 +134,13 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             _steps.check_components(generator, fusion, segmenter)
         self.register_modules(generator=generator, fusion=fusion, segmenter=segmenter, encoder=encoder)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
+        self._num_timesteps = 0
         self._stopped: dict[int, bool] = {}  # thread running a call -> whether to stop that call
+
+    @property
+    def num_timesteps(self) -> int:
+        """The steps of optimization and tuning that the current or last call was given."""
+        return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
@@ -120,12 +159,24 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------
     # The call.
 
+    @overload
+    def __call__(
+        self, image: Any, *, output_type: Literal["pil"] = "pil", **options: Unpack[_Options]
+    ) -> StyleFusionInversionPipelineOutput[list[Image.Image]]: ...
+    @overload
+    def __call__(
+        self, image: Any, *, output_type: Literal["np"], **options: Unpack[_Options]
+    ) -> StyleFusionInversionPipelineOutput[np.ndarray]: ...
+    @overload
+    def __call__(
+        self, image: Any, *, output_type: Literal["pt", "latent"], **options: Unpack[_Options]
+    ) -> StyleFusionInversionPipelineOutput[torch.Tensor]: ...
     @_leave_inference_mode
     def __call__(
         self,
         image: Any,
         *,
-        latent_type: str = "w+",
+        latent_type: Literal["w+", "w", "s"] = "w+",
         num_inference_steps: int = 0,
         num_tuning_steps: int = 0,
         start: str | Code | None = None,
@@ -140,16 +191,16 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         locality_weight: float = 0.1,
         tolerance: float = 1e-3,
         patience: int = 25,
-        noise_mode: str = "none",
+        noise_mode: Literal["none", "const"] = "none",
         batch_size: int | None = None,
         preview_resolution: int | None = None,
         num_final_steps: int = 10,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = TENSOR_INPUTS,
-        output_type: str = "pil",
+        output_type: OutputType = "pil",
         return_dict: bool = True,
-    ) -> StyleFusionInversionPipelineOutput:
+    ) -> StyleFusionInversionPipelineOutput[Any]:
         """Find codes that reproduce the given pictures as closely as the generator can.
 
         Without steps, the encoder's guess is returned. `num_inference_steps` improve each picture's code;
@@ -186,8 +237,9 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                 preview up to 256 px that resembles the full picture, if there is one.
             num_final_steps: with previews, the last so many of `num_inference_steps` compare full pictures, at a tenth
                 of the learning rate.
-            generator: source of random numbers for tuning; None for seed 0.
-            callback_on_step_end: called as f(pipe, step, step, {"latents": codes, "losses": (B,)}) after each step;
+            generator: source of random numbers for tuning; None for seed 0. A list has one per picture.
+            callback_on_step_end: called as f(pipe, step, step, {"latents": codes, "losses": (B,)}) after each step,
+                the first being 0; `pipe.num_timesteps` is how many there are at most.
                 "latents" in the returned dict replaces the codes, `pipe.interrupt = True` stops. Tuning steps, which
                 follow the optimization steps, only give the losses of their batch.
             callback_on_step_end_tensor_inputs: which of "latents" and "losses" the dict contains.
@@ -215,13 +267,14 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         numbers |= {"learning_rate": learning_rate, "tuning_learning_rate": tuning_learning_rate}
         for name, number in (numbers | {"locality_weight": locality_weight, "tolerance": tolerance}).items():
             check_number(name, number, 0, 1e6)
-        if not (generator is None or isinstance(generator, torch.Generator)):
-            raise ValueError(f"generator must be a single torch.Generator, for tuning, got {short(generator)}")
+        check_generators(generator)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
         self._stopped[get_ident()] = False
         device = self._execution_device
         targets = read_targets(image, self.generator.config, fit).to(device)
+        check_generators(generator, len(targets))
+        self._num_timesteps = num_inference_steps + num_tuning_steps
         batch = batch_size or chunk_size(targets.shape[-1], 16)
         # Encoding is one call of its model; the other steps use their models many times, hence these in place.
         network, segmenter = (_in_place(model, device) for model in (self.generator, self.segmenter))
@@ -252,7 +305,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
 
                 def on_step(step: int, latents: torch.Tensor, losses: torch.Tensor) -> Any:
                     bar.update()
-                    return run_callback(step, latents=latents, losses=losses)
+                    return run_callback(step - 1, latents=latents, losses=losses)
 
                 for number, part in enumerate(parts):
                     found = optimize_on_previews(
@@ -279,12 +332,16 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         style = to_style(network, codes, latent_type)
         tuned = None
         if num_tuning_steps and not self._interrupt:
-            seed = 0 if generator is None else _steps.draw_seeds(generator, 1)[0]
+            seeds: int | Sequence[int] = 0
+            if isinstance(generator, (list, tuple)) and len(generator) > 1:
+                seeds = _steps.draw_seeds(generator, len(targets))
+            elif generator is not None:
+                seeds = _steps.draw_seeds(generator, 1)[0]
             with self.progress_bar(total=num_tuning_steps) as bar:
 
                 def on_tuning(step: int, losses: torch.Tensor) -> None:
                     bar.update()
-                    run_callback(done + step, losses=losses)
+                    run_callback(done + step - 1, losses=losses)
 
                 tuned = network = tune(
                     network,
@@ -295,7 +352,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     locality_weight=locality_weight,
                     batch_size=min(batch, 4),
                     noise_mode=noise_mode,
-                    seed=seed,
+                    seed=seeds,
                     on_step=on_tuning,
                 )
         made, mse, distances = self._measure(network, style, targets, maps, noise_mode, batch)

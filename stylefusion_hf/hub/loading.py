@@ -25,6 +25,9 @@ from stylefusion_hf.models.loading import StrictModelMixin, remove_other_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
+
+    from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+    from stylefusion_hf.models.style_generator import StyleGenerator
 else:  # not a subclass, since diffusers accepts only one pipeline class in the file of a custom pipeline
     _Pipeline = object
 
@@ -37,6 +40,22 @@ class HubMixin(_Pipeline):
     Folders and Hub ids load without `trust_remote_code`. The small `.py` files in a repository, with which plain
     diffusers can load it, are neither downloaded nor run.
     """
+
+    if TYPE_CHECKING:  # the components; what is assigned may also be compiled, or a component of the caller's own
+
+        @property
+        def generator(self) -> StyleGenerator: ...
+        @generator.setter
+        def generator(self, value: Any) -> None: ...
+        @property
+        def fusion(self) -> FusionHierarchy: ...
+        @fusion.setter
+        def fusion(self, value: Any) -> None: ...
+
+        segmenter: Any
+        encoder: Any
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:

@@ -10,7 +10,7 @@ Each picture is optimized independently: its code, best step and stopping do not
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -288,7 +288,7 @@ def tune(
     locality_weight: float = 0.1,
     batch_size: int = 4,
     noise_mode: str = "none",
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     on_step: Callable[[int, Tensor], Any] | None = None,
 ) -> StyleGenerator:
     """Tune a copy of the generator so that its pictures at the pivots approach their targets: pivotal tuning (Roich et
@@ -304,7 +304,7 @@ def tune(
         objective: objective of the B pictures.
         steps: Adam steps, cycling through the pictures `batch_size` at a time.
         locality_weight: weight of the squared error and feature distance to the original's pictures.
-        seed: seed of the random codes.
+        seed: seed of the random codes; a list has one per pivot, whose draws are then its own.
         on_step: called after each step with its losses.
 
     Raises:
@@ -318,7 +318,9 @@ def tune(
         tuned = plain_copy(generator).requires_grad_(False)
         tuned.synthesis.requires_grad_(True)
         optimizer = torch.optim.Adam(tuned.synthesis.parameters(), lr=learning_rate)
-        draw, count = torch.Generator().manual_seed(seed), len(pivots)
+        count = len(pivots)
+        shared = torch.Generator().manual_seed(seed) if isinstance(seed, int) else None
+        own = [] if isinstance(seed, int) else [torch.Generator().manual_seed(each) for each in seed]
         pivots = pivots.clone()  # they may be inference tensors
         size = min(batch_size, count)
         for step in range(steps):
@@ -327,7 +329,8 @@ def tune(
             loss = objective(pictures(tuned, pivots[chosen]), chosen)
             total = loss.mean()
             if locality_weight:
-                others = interpolate_randomly(generator, pivots[chosen], draw)
+                draws = [own[k] for k in chosen.tolist()] if shared is None else shared
+                others = interpolate_randomly(generator, pivots[chosen], draws)
                 with torch.no_grad():
                     originals = pictures(generator, others)
                 locality = Objective(objective.maps, originals, None, objective.pixel_weight, objective.feature_weight)
@@ -348,14 +351,23 @@ def tune(
 
 
 @torch.no_grad()
-def interpolate_randomly(generator: StyleGenerator, pivots: Tensor, draw: torch.Generator) -> Tensor:
-    """Return style codes (B, S), each at a random position between a pivot and a random code."""
+def interpolate_randomly(
+    generator: StyleGenerator, pivots: Tensor, draw: torch.Generator | Sequence[torch.Generator]
+) -> Tensor:
+    """Return style codes (B, S), each at a random position between a pivot and a random code.
+
+    draw: draws for all of them, or one for each.
+    """
     config, count = generator.config, len(pivots)
-    labels = None
-    if config.label_dim:
-        labels = F.one_hot(torch.randint(config.label_dim, (count,), generator=draw), config.label_dim).to(pivots)
-    z = torch.randn(count, config.z_dim, generator=draw).to(pivots)
+    sources = [(draw, count)] if isinstance(draw, torch.Generator) else [(each, 1) for each in draw]
+    labels, zs, shares = [], [], []
+    for source, n in sources:
+        if config.label_dim:
+            labels.append(torch.randint(config.label_dim, (n,), generator=source))
+        zs.append(torch.randn(n, config.z_dim, generator=source))
+        shares.append(torch.rand(n, 1, generator=source))
+    classes = F.one_hot(torch.cat(labels), config.label_dim).to(pivots) if labels else None
     with run_eagerly(generator):
-        other = generator(z, labels, "z", config.truncation_psi, output="s", return_dict=False)[0]
-    share = torch.rand(count, 1, generator=draw).to(pivots)
-    return pivots + share * (other - pivots)
+        z = torch.cat(zs).to(pivots)
+        other = generator(z, classes, "z", config.truncation_psi, output="s", return_dict=False)[0]
+    return pivots + torch.cat(shares).to(pivots) * (other - pivots)

@@ -8,13 +8,13 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from torch.utils.checkpoint import checkpoint
 
 from stylefusion_hf.core.checks import check_choice, check_path, short
 from stylefusion_hf.core.hub_files import is_hub_id, snapshot, weight_patterns
 from stylefusion_hf.core.region_mapping import RegionMap
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
 from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.segmenter import SegmenterOutput

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from stylefusion_hf.core.checks import check_count
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
 from stylefusion_hf.models.layers import MappingNetwork, block_resolutions, channel_schedule, check_channels
 from stylefusion_hf.models.mobile_synthesis import MobileSynthesis
 from stylefusion_hf.models.preview import fit_heads

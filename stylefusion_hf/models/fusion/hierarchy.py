@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from diffusers import ConfigMixin
-from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.models.config_checks import checked_config
+from stylefusion_hf.models.config_checks import checked_config, register_to_config
 from stylefusion_hf.models.fusion.net import FusionNet
 from stylefusion_hf.models.fusion.open_rows import fuse_open_rows, values_are_final
 from stylefusion_hf.models.fusion.style_rows import FusionSpec, StyleLayout
