@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from stylefusion_hf.core.files import PARTIAL, error_about, flush
+from stylefusion_hf.core.installing import install_command
 
 SUFFIXES = (".gif", ".webp", ".mp4")
 NUMBER = re.compile(r"%(?:0(\d))?d")  # the frame's number in a pattern such as frames/hair-%03d.png
@@ -313,5 +314,5 @@ def _ffmpeg() -> Any:
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise ImportError("MP4 needs imageio-ffmpeg: pip install 'stylefusion-hf[video]', or write .webp") from error
+        raise ImportError(f"MP4 needs imageio-ffmpeg: {install_command('video')}, or write .webp") from error
     return imageio_ffmpeg
