@@ -21,7 +21,7 @@ from stylefusion_hf.core.progress import is_redirected, quiet_loading, tqdm
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.hub.components import PACKAGE, components_of, list_components, load_own_components
 from stylefusion_hf.models.hooks import fingerprint, unwrap
-from stylefusion_hf.models.loading import StrictModelMixin, remove_other_weights, weights_sha256
+from stylefusion_hf.models.loading import StrictModelMixin, check_device_map, remove_other_weights, weights_sha256
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
@@ -66,6 +66,7 @@ class HubMixin(_Pipeline):
             ValueError: valid files that do not fit together, such as a region tree without one of its nets.
         """
         given = check_path(pretrained_model_name_or_path)
+        check_device_map(kwargs.get("device_map"), "dict of components", ("balanced",))
         kwargs.setdefault("use_safetensors", True)
         local = find_model(given)
         folder = local if os.path.isdir(local) else os.fspath(cls.download(given, **kwargs))
@@ -250,13 +251,26 @@ class HubMixin(_Pipeline):
         called, unless they are in `exclude_modules`."""
         given = signature(super().enable_group_offload).bind(onload_device, *args, **kwargs).arguments
         excluded = given.get("exclude_modules") or ()
-        self._refuse_other_modules("enable_group_offload", [excluded] if isinstance(excluded, str) else excluded)
+        excluded = [excluded] if isinstance(excluded, str) else list(excluded)
+        self._refuse_other_modules("enable_group_offload", excluded)
         if given.get("use_stream"):
             raise ValueError(
                 "enable_group_offload(use_stream=True) expects every call of a model to use the same layers in the"
                 " same order, which these models' calls do not: leave use_stream out"
             )
-        super().enable_group_offload(torch.device(onload_device), *args, **kwargs)
+        path = given.get("offload_to_disk_path")
+        if path is None:
+            super().enable_group_offload(torch.device(onload_device), *args, **kwargs)
+            return
+        # diffusers names files by layer, and takes those that it finds for its own: a folder for each model's weights.
+        settings = {key: value for key, value in given.items() if key not in ("onload_device", "exclude_modules")}
+        for name, part in self.components.items():
+            if isinstance(part, torch.nn.Module) and name not in excluded:
+                model: Any = unwrap(part)
+                settings["offload_to_disk_path"] = os.path.join(path, f"{name}-{weights_sha256(model)[:16]}")
+                model.enable_group_offload(torch.device(onload_device), **settings)
+            elif isinstance(part, torch.nn.Module):
+                part.to(onload_device)
 
     def _refuse_other_modules(self, method: str, excluded: Iterable[str]) -> None:
         for name, part in self.components.items():

@@ -160,7 +160,8 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
         return (id(model), *((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors))
     weights = [(id(p), p.dtype, p._version) for p in model.parameters() if not p.is_meta]
     maps = [id(table) for m in model.modules() for hook in _accelerate_hooks(m) if (table := _table(hook)) is not None]
-    buffers = [float(b.float().sum()) for b in model.buffers() if not b.is_meta]
+    on_disk = any((group := _group(m)) is not None and group._is_offloaded_to_disk for m in model.modules())
+    buffers = [float(b.float().sum()) for b in model.buffers() if not b.is_meta and not on_disk]
     return (id(model), *weights, *maps, *buffers)
 
 

@@ -62,6 +62,7 @@ class StrictModelMixin(ModelMixin):
         given, subfolder = find_model(check_path(pretrained_model_name_or_path)), kwargs.pop("subfolder", None) or ""
         where = path = os.path.join(given, subfolder) if subfolder else given
         wants_info = kwargs.pop("output_loading_info", False)
+        check_device_map(kwargs.get("device_map"), "dict of devices")
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True  # otherwise diffusers falls back to pickles
         fetched = bool(given) and not os.path.exists(given) and kwargs["use_safetensors"]
@@ -85,6 +86,11 @@ class StrictModelMixin(ModelMixin):
                 problem = f"its weights are truncated or in another format ({problem})"
             elif named := re.search(r"Error no file named (diffusion_pytorch_model\S*)", problem):
                 problem = f"there is no {named[1]}"
+                if pickles := sorted(file.name for file in Path(path).glob(f"{STEM}*.bin")):
+                    raise OSError(
+                        f"{cls.__name__} cannot be loaded from {where}: {problem}, only {pickles[0]}, a pickle. If you"
+                        " trust where it is from, pass use_safetensors=False, and save the model again"
+                    ) from error
             elif not os.path.isdir(path):
                 raise  # a Hub or network problem, which diffusers explains
             remedy = (
@@ -260,6 +266,20 @@ class StrictModelMixin(ModelMixin):
         """Describe the missing keys to users; models with several parts override it to name those."""
         listed = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         return f"{cls.__name__} lacks {len(keys)} of its weights ({listed})"
+
+
+def check_device_map(device_map: Any, kind: str, strategies: Sequence[str] = ()) -> None:
+    """Raise ValueError for a strategy such as "auto", which would cut models into pieces that cannot be."""
+    if not isinstance(device_map, str) or device_map in strategies:
+        return
+    try:
+        torch.device(device_map)
+    except RuntimeError:
+        known = ", ".join(map(repr, strategies))
+        raise ValueError(
+            f"device_map={short(device_map)} is not supported, only {f'{known}, ' if known else ''}a device or a"
+            f" {kind}: use .to(device), or a pipeline's enable_model_cpu_offload()"
+        ) from None
 
 
 def remove_other_weights(folder: Path, written: set[str]) -> None:
