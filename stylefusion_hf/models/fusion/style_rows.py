@@ -152,10 +152,10 @@ class GatePooling(nn.Module):
     outside: Tensor
     counts: Tensor
 
-    def __init__(self, pooling: str, channels: Sequence[int] | None, groups: Sequence[Sequence[int]]):
+    def __init__(self, pooling: str, channels: Sequence[int] | None, groups: Sequence[list[int]]):
         super().__init__()
         most = max(map(len, groups), default=1)
-        members = [[*group, *group[-1:] * (most - len(group))] for group in groups]
+        members = [group + group[-1:] * (most - len(group)) for group in groups]
         inside = torch.tensor([[True] * len(group) + [False] * (most - len(group)) for group in groups])
         self.pooling = pooling
         self.register_buffer("channels", None if channels is None else index_tensor(channels), persistent=False)
