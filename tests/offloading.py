@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from stylefusion_hf import (
@@ -63,7 +61,6 @@ MODES: dict[str, Callable[[Any], Any]] = {
     "sequential offload": lambda pipe: pipe.enable_sequential_cpu_offload(device="fake"),
     "group offload, leaf": lambda pipe: group(pipe, "leaf_level"),
     "group offload, block": lambda pipe: group(pipe, "block_level"),
-    "group offload, disk": lambda pipe: group(pipe, "leaf_level", offload_to_disk_path=tempfile.mkdtemp()),
     "layerwise casting": cast,
     "casting and group offload": cast_and_group,
 }
@@ -165,18 +162,11 @@ def measure(kind: str, mode: str, expected: dict[str, torch.Tensor]) -> dict[str
     return found
 
 
-def prepare() -> None:
-    """Register the device with torch, and with safetensors, which does not know it."""
-    load_file = safetensors.torch.load_file
-    safetensors.torch.load_file = lambda path, device="cpu": {k: v.to(device) for k, v in load_file(path).items()}
-    install()
-
-
 def run(kinds: list[str], modes: list[str], uses: list[str]) -> dict[str, dict[str, Any]]:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     if torch._C._get_privateuse1_backend_name() != "fake":
-        prepare()
+        install()
     table: dict[str, dict[str, Any]] = {}
     for kind in kinds:
         plain = build(kind)

@@ -21,7 +21,13 @@ from stylefusion_hf.core.progress import is_redirected, quiet_loading, tqdm
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.hub.components import PACKAGE, components_of, list_components, load_own_components
 from stylefusion_hf.models.hooks import fingerprint, unwrap
-from stylefusion_hf.models.loading import StrictModelMixin, check_device_map, remove_other_weights, weights_sha256
+from stylefusion_hf.models.loading import (
+    NO_DISK,
+    StrictModelMixin,
+    check_device_map,
+    remove_other_weights,
+    weights_sha256,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
@@ -247,8 +253,8 @@ class HubMixin(_Pipeline):
         super().enable_sequential_cpu_offload(*args, **kwargs)
 
     def enable_group_offload(self, onload_device: Any, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers, without streams; ValueError for components of other packages, which are used without being
-        called, unless they are in `exclude_modules`."""
+        """As in diffusers, without streams and disks; ValueError for these, and for components of other packages,
+        which are used without being called, unless they are in `exclude_modules`."""
         given = signature(super().enable_group_offload).bind(onload_device, *args, **kwargs).arguments
         excluded = given.get("exclude_modules") or ()
         excluded = [excluded] if isinstance(excluded, str) else list(excluded)
@@ -258,19 +264,9 @@ class HubMixin(_Pipeline):
                 "enable_group_offload(use_stream=True) expects every call of a model to use the same layers in the"
                 " same order, which these models' calls do not: leave use_stream out"
             )
-        path = given.get("offload_to_disk_path")
-        if path is None:
-            super().enable_group_offload(torch.device(onload_device), *args, **kwargs)
-            return
-        # diffusers names files by layer, and takes those that it finds for its own: a folder for each model's weights.
-        settings = {key: value for key, value in given.items() if key not in ("onload_device", "exclude_modules")}
-        for name, part in self.components.items():
-            if isinstance(part, torch.nn.Module) and name not in excluded:
-                model: Any = unwrap(part)
-                settings["offload_to_disk_path"] = os.path.join(path, f"{name}-{weights_sha256(model)[:16]}")
-                model.enable_group_offload(torch.device(onload_device), **settings)
-            elif isinstance(part, torch.nn.Module):
-                part.to(onload_device)
+        if given.get("offload_to_disk_path") is not None:
+            raise ValueError(f"enable_group_offload: {NO_DISK}")
+        super().enable_group_offload(torch.device(onload_device), *args, **kwargs)
 
     def _refuse_other_modules(self, method: str, excluded: Iterable[str]) -> None:
         for name, part in self.components.items():

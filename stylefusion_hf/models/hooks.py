@@ -16,7 +16,7 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
-CASTING, OFFLOADING = "layerwise_casting", "group_offloading"  # diffusers' names of its hooks
+CASTING = "layerwise_casting"  # diffusers' name of its hook
 PREFIX = "_orig_mod."  # torch.compile's, in the names of a compiled module's tensors
 # Attributes that hooks leave on a module instance; `to` and others: accelerate's warnings about dispatched models.
 HOOKED = ("_hf_hook", "_old_forward", "_diffusers_hook", "forward", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa")
@@ -80,19 +80,9 @@ def _accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
 
 
-def _diffusers_hook(module: nn.Module, name: str) -> Any:
-    registry = getattr(module, "_diffusers_hook", None)
-    return None if registry is None else registry.get_hook(name)
-
-
-def _group(module: nn.Module) -> Any:
-    """Return the group that diffusers moves together with this module."""
-    hook = _diffusers_hook(module, OFFLOADING)
-    return None if hook is None else hook.group
-
-
 def _casting(module: nn.Module) -> Any:
-    return _diffusers_hook(module, CASTING)
+    registry = getattr(module, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook(CASTING)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -106,8 +96,6 @@ def true_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     and are not for writing.
     """
     model = unwrap(model)
-    if any((group := _group(m)) is not None and group._is_offloaded_to_disk for m in model.modules()):
-        model = plain_copy(model, "cpu")
     for name, tensor in model.state_dict().items():
         prefix, _, last = name.rpartition(".")
         yield name.replace(PREFIX, ""), _known(model.get_submodule(prefix.replace(PREFIX, "")), last, tensor)
@@ -124,9 +112,6 @@ def plain_copy(model: Any, device: Any = None, dtype: torch.dtype | None = None)
     Only a copy has all weights in place at once, as many steps of an optimization need them.
     """
     model = unwrap(model)
-    groups = [group for m in model.modules() if (group := _group(m)) is not None]
-    for group in groups:  # from disk, if need be
-        group.onload_()
     memo: dict[int, Any] = {}
     for module in model.modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -141,8 +126,6 @@ def plain_copy(model: Any, device: Any = None, dtype: torch.dtype | None = None)
         if "_orig_mod" in module._modules:
             memo[id(module)] = copy.deepcopy(module._orig_mod, memo)
     made = copy.deepcopy(model, memo)
-    for group in groups:  # not earlier: it replaces buffers, whose ids `memo` has
-        group.offload_()
     for module in made.modules():
         for name in HOOKED:
             vars(module).pop(name, None)
@@ -160,8 +143,7 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
         return (id(model), *((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors))
     weights = [(id(p), p.dtype, p._version) for p in model.parameters() if not p.is_meta]
     maps = [id(table) for m in model.modules() for hook in _accelerate_hooks(m) if (table := _table(hook)) is not None]
-    on_disk = any((group := _group(m)) is not None and group._is_offloaded_to_disk for m in model.modules())
-    buffers = [float(b.float().sum()) for b in model.buffers() if not b.is_meta and not on_disk]
+    buffers = [float(b.float().sum()) for b in model.buffers() if not b.is_meta]
     return (id(model), *weights, *maps, *buffers)
 
 

@@ -42,6 +42,7 @@ WRITTEN = re.compile(
 )
 SHARD = re.compile(r"[\w.-]+")  # name of a weight file in the model's own folder; nothing else is opened
 LARGEST_CONFIG = 2**24  # bytes; a typical config has a few hundred
+NO_DISK = "offload_to_disk_path is not supported: leave it out, so that weights are kept in memory"
 _loading = threading.RLock()  # diffusers changes torch's default dtype for all threads while it loads
 
 
@@ -225,9 +226,9 @@ class StrictModelMixin(ModelMixin):
         return super().load_state_dict({names.get(k, k): v for k, v in state_dict.items()}, strict, assign)
 
     def enable_group_offload(self, onload_device: torch.device | str, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers, but for `use_stream=True`, which prefetches layers in the order of the first call.
+        """As in diffusers, without streams, which prefetch layers in the order of the first call, and without disks.
 
-        ValueError for that: these models' calls use different layers.
+        ValueError for these: these models' calls use different layers, and are small.
         """
         given = signature(ModelMixin.enable_group_offload).bind(self, onload_device, *args, **kwargs)
         if given.arguments.get("use_stream"):
@@ -235,6 +236,8 @@ class StrictModelMixin(ModelMixin):
                 f"{type(self).__name__} cannot be offloaded with use_stream=True, which expects every call to use the"
                 " same layers in the same order: leave it out"
             )
+        if given.arguments.get("offload_to_disk_path") is not None:
+            raise ValueError(f"{type(self).__name__} cannot be offloaded so: {NO_DISK}")
         super().enable_group_offload(torch.device(onload_device), *args, **kwargs)
 
     def enable_layerwise_casting(
