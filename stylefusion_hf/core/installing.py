@@ -10,8 +10,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import stylefusion_hf
-
 NAME = "stylefusion-hf"
 
 
@@ -21,7 +19,7 @@ def install_command(*extras: str) -> str:
     It can be pasted into a shell, or cmd on Windows, as it is.
     """
     listed = f"[{','.join(extras)}]" if extras else ""
-    checkout = Path(stylefusion_hf.__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").is_file():
         return f"pip install -e {_quote(f'{checkout}{listed}')}"
     url = _origin()

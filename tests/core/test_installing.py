@@ -18,7 +18,8 @@ ROOT = Path(stylefusion_hf.__file__).resolve().parents[1]
 
 
 def installed_from(monkeypatch, tmp_path, url: dict | None) -> None:
-    monkeypatch.setattr(stylefusion_hf, "__file__", str(tmp_path / "site-packages/stylefusion_hf/__init__.py"))
+    place = tmp_path / "site-packages/stylefusion_hf/core/installing.py"
+    monkeypatch.setattr("stylefusion_hf.core.installing.__file__", str(place))
     text = None if url is None else json.dumps(url)
     found = SimpleNamespace(read_text=lambda name: text)
     monkeypatch.setattr("stylefusion_hf.core.installing.distribution", lambda name: found)
