@@ -31,6 +31,7 @@ from tests.tiny import (
     tiny_mobile_generator,
     tiny_pipeline,
     tiny_segmenter,
+    tiny_stylegan3_generator,
 )
 
 FP8, WIDE = torch.float8_e4m3fn, torch.float32
@@ -115,7 +116,9 @@ def labelled(seed: int = 0) -> StyleGAN2Generator:
 
 
 GENERATORS: dict[str, Callable[[], Any]] = {
-    "StyleGAN2": tiny_generator, "MobileStyleGAN": tiny_mobile_generator, "with labels": labelled
+    "StyleGAN2": tiny_generator, "MobileStyleGAN": tiny_mobile_generator,
+    "StyleGAN3": tiny_stylegan3_generator,
+    "with labels": labelled
 }  # fmt: skip
 
 
@@ -195,7 +198,7 @@ def run_small() -> dict[str, dict[str, Any]]:
     table = run(["StyleGAN2"], list(MODES)[1:], uses)
     modes = ["sequential offload", "group offload, leaf", "group offload, block"]
     table |= run(["MobileStyleGAN"], modes, ["pictures", "random noise", "inversion"])
-    return table | run(["with labels"], modes[:2], ["pictures"])
+    return table | run(["StyleGAN3", "with labels"], modes[:2], ["pictures"])
 
 
 if __name__ == "__main__":

@@ -101,13 +101,13 @@ def test_in_z_a_frame_is_the_picture_of_the_z_there(fuse, pipe):
 @pytest.mark.parametrize("space", SPACES)
 def test_what_is_not_named_keeps_its_code(pipe, space, monkeypatch):
     fused = []
-    fuse_codes = pipe.fusion.fuse
+    forward = pipe.fusion.forward
 
-    def spy(given):
+    def spy(given, **options):
         fused.append(given)
-        return fuse_codes(given)
+        return forward(given, **options)
 
-    monkeypatch.setattr(pipe.fusion, "fuse", spy)
+    monkeypatch.setattr(pipe.fusion, "forward", spy)
     pipe(base=1, regions={"hair": [7, 8], "eyes": 5}, steps=6, batch_size=3, space=space, output_type="latent")
     assert [len(given["hair"]) for given in fused] == [3, 3, 1]
     moving = torch.cat([given["hair"] for given in fused])
