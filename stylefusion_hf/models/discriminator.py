@@ -205,7 +205,8 @@ class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
         block_resolutions(resolution)
         positive(width=width, mbstd_group_size=mbstd_group_size)
         self.frozen = RegionSegmenter(**dict(network or {}))
-        self.frozen.up, self.frozen.head = nn.ModuleList(), nn.Identity()  # features need no decoder
+        self.frozen.up = nn.ModuleList()  # features need no decoder
+        self.frozen.head = nn.Identity()  # type: ignore[assignment]
         turn_into_buffers(self.frozen)
         sizes = {k: resolution >> k for k in range(1, len(self.frozen.down)) if resolution >> k >= 4}
         if not sizes:

@@ -343,7 +343,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
     for name, tensor in sorted(true_tensors(model), key=lambda pair: pair[0]):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))  # type: ignore[arg-type]  # is a buffer
     return digest.hexdigest()
 
 

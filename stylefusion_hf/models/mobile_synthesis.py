@@ -127,7 +127,7 @@ class MobileSynthesis(nn.Module):
             return [layer.noise(mode, generator, s) for layer in layers]
         draws = [[layer.noise(mode, generator, s) for layer in layers] for _ in range(max(s.shape[0], 1))]
         drawn = [[noise.drawn for noise in maps if noise is not None] for maps in zip(*draws, strict=True)]
-        return [Noise(torch.cat(maps)) if maps else None for maps in drawn]  # type: ignore[arg-type]  # all are drawn
+        return [Noise(torch.cat(maps)) if maps else None for maps in drawn]
 
 
 def in_strips(step: Callable, x: Tensor, noises: Sequence[Noise | None], rows: int) -> Tensor:

@@ -364,10 +364,10 @@ def test_a_list_of_generators_tunes_each_picture_as_alone(images: torch.Tensor) 
     alone.set_progress_bar_config(disable=True)
     x = (images + 1) / 2
     draws = [torch.Generator().manual_seed(k) for k in (3, 4)]
-    listed = alone(x, num_tuning_steps=1, generator=draws).generator
-    again = alone(x, num_tuning_steps=1, generator=[torch.Generator().manual_seed(k) for k in (3, 4)]).generator
-    single = alone(x, num_tuning_steps=1, generator=[torch.Generator().manual_seed(3)]).generator
-    plain = alone(x, num_tuning_steps=1, generator=torch.Generator().manual_seed(3)).generator
+    listed = alone(x, num_tuning_steps=2, generator=draws).generator
+    again = alone(x, num_tuning_steps=2, generator=[torch.Generator().manual_seed(k) for k in (3, 4)]).generator
+    single = alone(x, num_tuning_steps=2, generator=[torch.Generator().manual_seed(3)]).generator
+    plain = alone(x, num_tuning_steps=2, generator=torch.Generator().manual_seed(3)).generator
     assert weights_sha256(listed) == weights_sha256(again) != weights_sha256(single) == weights_sha256(plain)
     with pytest.raises(ValueError, match="list of length 3 for 2 pictures"):
         alone(x, num_tuning_steps=1, generator=[torch.Generator()] * 3)

@@ -152,7 +152,12 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         """
         conv, rgb = generator.conv_sizes, generator.rgb_sizes
         count = max(len(conv), len(rgb)) + 1 if config.get("shared_indicators", True) else len(conv) + len(rgb)
-        own = {"conv_sizes": conv, "rgb_sizes": rgb, "padded_width": max(conv + rgb), "num_indicators": count}
+        own: dict[str, Any] = {
+            "conv_sizes": conv,
+            "rgb_sizes": rgb,
+            "padded_width": max(conv + rgb),
+            "num_indicators": count,
+        }
         return cls(tree, **(own | config))
 
     @property

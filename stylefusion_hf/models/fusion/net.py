@@ -282,7 +282,7 @@ def fuse_reference(
         tiled = indicator.repeat(spec.indicator_repeats).expand(len(codes[0]), -1)
         inputs = [seen(x, v) for x in codes] + ([] if extra is None else [extra])
         x = torch.cat([*map(up, inputs), tiled], 1)
-        for layer in blender.layers:
+        for layer in cast("list[FoldedLinear]", list(blender.layers)):
             x = F.linear(x, layer.weight * layer.weight_gain, layer.bias * layer.bias_gain)
             if layer is not blender.layers[-1] or spec.final_activation == "lrelu":
                 x = F.leaky_relu(x, SLOPE) * GAIN
