@@ -108,7 +108,7 @@ class Model:
         ) -> tuple[Any, Any, Any]:
             def on_step(_: Any, step: int, *rest: Any) -> dict[str, Any]:
                 if report_step is not None:
-                    report_step(step)
+                    report_step(step + 1)
                 return {}
 
             inversion = StyleFusionInversionPipeline.from_pipe(pipe)  # one per call, since it holds state

@@ -86,7 +86,8 @@ def invert_pictures(pipe: StyleFusionPipeline, call: dict[str, Any], settings: M
     from stylefusion_hf import StyleFusionInversionPipeline
 
     noise = "none" if call.get("noise_mode") in ("none", "random") else "const"
-    out: Any = StyleFusionInversionPipeline.from_pipe(pipe)(list(found.values()), noise_mode=noise, **settings)
+    inversion: Any = StyleFusionInversionPipeline.from_pipe(pipe)
+    out = inversion(list(found.values()), noise_mode=noise, **settings)
     print(
         f"inverted {len(found)} pictures: MSE {out.mse.mean():.4f}, feature distance {out.feature_distance.mean():.3f}"
     )

@@ -21,6 +21,7 @@ from torch import Tensor
 from stylefusion_hf.core.checks import check_count
 from stylefusion_hf.core.edits import Direction
 from stylefusion_hf.imaging.features import pooled
+from stylefusion_hf.models.hooks import execution_device, true_tensor
 from stylefusion_hf.models.layers import chunk_size
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def sample_w(generator: StyleGenerator, samples: int, seed: int = 0) -> Tensor:
         labels = F.one_hot(torch.from_numpy(random.randint(config.label_dim, size=samples)), config.label_dim).float()
     parts = []
     for k in range(0, samples, 4096):
-        part = None if labels is None else labels[k : k + 4096].to(generator.w_avg)
-        parts.append(generator.mapping(z[k : k + 4096].to(generator.w_avg), part).float().cpu())
+        part = None if labels is None else _on_device(generator, labels[k : k + 4096])
+        w = generator(_on_device(generator, z[k : k + 4096]), part, output="w", return_dict=False)[0]
+        parts.append(w.float().cpu())
     return torch.cat(parts)
 
 
@@ -75,7 +77,7 @@ def sefa(
         ValueError: the generator does not have that many directions or these rows.
     """
     check_count("count", count, generator.w_avg.shape[0])
-    matrix = (generator.affine_weight * generator.affine_gain).detach().cpu().double()
+    matrix = (true_tensor(generator, "affine_weight") * generator.affine_gain).cpu().double()
     rows = _rows(generator, layers)
     if rows is not None:
         matrix = matrix[torch.isin(generator.style_rows.cpu(), torch.tensor(rows))]
@@ -106,7 +108,7 @@ def style_channel(generator: StyleGenerator, name: str, index: int, samples: int
     check_count(f"index: a number of {name}", index, names[name] - 1, least=0)
     one_hot = torch.zeros(1, generator.style_dim)
     generator.split_style(one_hot)[name][0, index] = 1
-    row = generator.affine_weight[one_hot[0] > 0].float().cpu() * generator.affine_gain
+    row = true_tensor(generator, "affine_weight").cpu()[one_hot[0] > 0].float() * generator.affine_gain
     scale = float((sample_w(generator, samples, seed) @ row[0]).std())
     about = {"method": "style channel", "layer": name, "index": index}
     return Direction(f"{name}-{index}", "s", one_hot[0], scale, provenance=about)
@@ -171,10 +173,9 @@ def ganspace(
         vectors, deviations = principal_components(w, count)
     elif space == "features":
         maps = []
-        for part in w.to(generator.w_avg).split(chunk_size(generator.mean_side, BATCH)):
-            style = generator.to_style(part).to(generator.dtype)
-            _, features = generator.synthesis(style, return_features=True, up_to=resolution)
-            maps.append(features[resolution].flatten(1).float().cpu())
+        for part in _on_device(generator, w).split(chunk_size(generator.mean_side, BATCH)):
+            found = generator(part, latent_type="w", return_features=True, up_to=resolution)
+            maps.append(found.features[resolution].flatten(1).float().cpu())
         x = torch.cat(maps)
         del maps
         basis, spreads = principal_components(x, count)
@@ -277,10 +278,10 @@ def measure_regions(
     over the region; height: of the region's center, pointing up. `progress` wraps the loop over batches.
     """
     regions = list(segmenter.config.regions)
-    w = generator.truncate(sample_w(generator, samples, seed).to(generator.w_avg), generator.config.truncation_psi)
+    w = generator.truncate(_on_device(generator, sample_w(generator, samples, seed)), generator.config.truncation_psi)
     rows: dict[str, list[Tensor]] = {statistic: [] for statistic in STATISTICS}
     for part in progress(w.split(chunk_size(generator.mean_side, BATCH))):
-        images = generator.synthesis(generator.to_style(part).to(generator.dtype)).float().clamp(-1, 1)
+        images = generator(part, latent_type="w", return_dict=False)[0].float().clamp(-1, 1)
         mask = segmenter.segment(images.to(segmenter.dtype)).float().softmax(dim=1)
         up = torch.linspace(1, -1, images.shape[2], device=images.device)[:, None].expand(images.shape[2:])
         high, low = images.max(dim=1).values, images.min(dim=1).values
@@ -336,6 +337,11 @@ def boundary_from_regions(
 
 
 # --- Helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _on_device(generator: StyleGenerator, w: Tensor) -> Tensor:
+    """Move codes to the device and dtype in which the generator computes."""
+    return w.to(execution_device(generator), generator.dtype)
 
 
 def _rows(generator: StyleGenerator, layers: Sequence[int] | None) -> tuple[int, ...] | None:

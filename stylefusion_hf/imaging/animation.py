@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from stylefusion_hf.core.files import PARTIAL, error_about, flush
+from stylefusion_hf.core.installing import install_command
 from stylefusion_hf.imaging.modes import MODES, keep_transparency, put_on_white
 
 SUFFIXES = (".gif", ".webp", ".mp4")
@@ -319,5 +320,5 @@ def _ffmpeg() -> Any:
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise ImportError("MP4 needs imageio-ffmpeg: pip install 'stylefusion-hf[video]', or write .webp") from error
+        raise ImportError(f"MP4 needs imageio-ffmpeg: {install_command('video')}, or write .webp") from error
     return imageio_ffmpeg

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
 from stylefusion_hf.core.sizes import size_at
-from stylefusion_hf.models.config_checks import checked_config, drop_empty, positive
+from stylefusion_hf.models.config_checks import checked_config, drop_empty, positive, register_to_config
 from stylefusion_hf.models.layers import (
     EqualizedConv,
     EqualizedLinear,
@@ -213,7 +213,8 @@ class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
         block_resolutions(resolution)
         positive(width=width, mbstd_group_size=mbstd_group_size)
         self.frozen = RegionSegmenter(**dict(network or {}))
-        self.frozen.up, self.frozen.head = nn.ModuleList(), nn.Identity()  # features need no decoder
+        self.frozen.up = nn.ModuleList()  # features need no decoder
+        self.frozen.head = nn.Identity()  # type: ignore[assignment]
         turn_into_buffers(self.frozen)
         sizes = {k: resolution >> k for k in range(1, len(self.frozen.down)) if resolution >> k >= 4}
         if not sizes:

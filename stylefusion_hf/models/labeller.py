@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from stylefusion_hf.core.sizes import size_at
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
+from stylefusion_hf.models.hooks import compute_dtype
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.style_generator import StyleGenerator
 
@@ -134,13 +135,16 @@ class FeatureLabeller(StrictModelMixin, ConfigMixin):
 
         size: their height; None for that of the finest maps that are read. ValueError for maps of another generator.
         """
+        return self(maps, size, return_dict=False)[0]
+
+    def _label(self, maps: Mapping[int, Tensor], size: int | None) -> Tensor:
         x = describe(maps, self.config.resolutions, self.size)
         if x.shape[1] != sum(self.config.channels):
             raise ValueError(
                 f"expected feature maps of {list(self.config.channels)} channels at {list(self.config.resolutions)}"
                 f" pixels, got {[maps[r].shape[1] for r in self.config.resolutions]}: another generator's?"
             )
-        places = self.read(x.flatten(2).to(next(self.parameters()).dtype))
+        places = self.read(x.flatten(2).to(compute_dtype(self.layers[0])))
         found = places.float().exp().mean(dim=1).clamp_min(1e-12).log().unflatten(2, x.shape[2:])
         return _resized(found, size or self.size).to(places.dtype)
 
@@ -148,7 +152,7 @@ class FeatureLabeller(StrictModelMixin, ConfigMixin):
         self, maps: Mapping[int, Tensor], size: int | None = None, return_dict: bool = True
     ) -> LabellerOutput | tuple:
         """`label`, as an output object."""
-        logits = self.label(maps, size)
+        logits = self._label(maps, size)
         return LabellerOutput(logits=logits) if return_dict else (logits,)
 
 

@@ -27,6 +27,8 @@ from stylefusion_hf.core.codes import (
 )
 from stylefusion_hf.imaging.images import Size, array_images, open_image, to_tensor
 from stylefusion_hf.imaging.modes import MODES
+from stylefusion_hf.models.hooks import bring_back, execution_device, run_eagerly, unwrap
+from stylefusion_hf.models.loading import StrictModelMixin
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.style_generator import StyleGenerator
@@ -166,12 +168,23 @@ def encode_images(
         )
     names, pictures = zip(*images.values(), strict=True)
     pixels = to_tensor(pictures, resolution, img_channels, names=names)
-    encoded = encoder.encode(pixels.to(device, getattr(encoder, "dtype", torch.float32)))
+    encoded = encode(encoder, pixels.to(device, getattr(encoder, "dtype", torch.float32)))
     codes = dict(zip(images, Code(encoded, "w+").rows(), strict=True))
     return {
         name: tuple(codes[id(row)] if isinstance(row, Image.Image) else row for row in rows)
         for name, rows in groups.items()
     }
+
+
+def encode(encoder: Any, images: torch.Tensor) -> torch.Tensor:
+    """Return w+ codes (B, num_ws, w_dim) for images (B, C, H, W) in [-1, 1], through the encoder's own call.
+
+    An encoder that is not of this package has only its method `encode`, which hooks do not see.
+    """
+    if isinstance(unwrap(encoder), StrictModelMixin):
+        return encoder(images, return_dict=False)[0]
+    bring_back(encoder)
+    return encoder.encode(images)
 
 
 # --- From rows to style codes ----------------------------------------------------------------------------------------
@@ -199,8 +212,8 @@ def codes_to_style(
     Raises:
         ValueError: a z without a seed needs a class and has none, or style codes are not finite.
     """
-    device = generator.device if device is None else torch.device(device)
-    z_dim = generator.mapping.z_dim
+    device = execution_device(generator) if device is None else torch.device(device)
+    z_dim = generator.config.z_dim
     by_space: dict[str, list[int]] = {space: [] for space in LATENT_SPACES}
     tensors: list[torch.Tensor] = []
     for index, row in enumerate(rows):
@@ -211,19 +224,22 @@ def codes_to_style(
     def gather(space: str) -> torch.Tensor:
         return torch.cat([tensors[index] for index in by_space[space]]).to(device)
 
-    ws: dict[str, list[tuple[list[int], torch.Tensor]]] = {"w": [], "w+": []}
-    if chosen := by_space["z"]:
-        labels = own_labels(generator, [rows[i] for i in chosen]) if class_labels is None else class_labels[chosen]
-        w = generator.mapping(gather("z"), None if labels is None else labels.to(device))
-        if truncation_psi != 1.0:
-            w = generator.truncate(w, truncation_psi, truncation_cutoff)
-        ws["w" if w.ndim == 2 else "w+"].append((chosen, w))
-    for space in ("w", "w+"):
-        if by_space[space]:
-            ws[space].append((by_space[space], gather(space)))
-        if ws[space]:
-            indices = [index for chosen, _ in ws[space] for index in chosen]
-            style[indices] = generator.to_style(torch.cat([w for _, w in ws[space]])).to(style)
+    # A compiled graph for each of these small steps would cost more than it saves.
+    with run_eagerly(generator):
+        ws: dict[str, list[tuple[list[int], torch.Tensor]]] = {"w": [], "w+": []}
+        if chosen := by_space["z"]:
+            labels = own_labels(generator, [rows[i] for i in chosen]) if class_labels is None else class_labels[chosen]
+            labels = None if labels is None else labels.to(device)
+            psi, cutoff = truncation_psi, truncation_cutoff
+            w = generator(gather("z"), labels, "z", psi, cutoff, output="w", return_dict=False)[0]
+            ws["w" if w.ndim == 2 else "w+"].append((chosen, w))
+        for space in ("w", "w+"):
+            if by_space[space]:
+                ws[space].append((by_space[space], gather(space)))
+            if ws[space]:
+                indices = [index for chosen, _ in ws[space] for index in chosen]
+                w = torch.cat([w for _, w in ws[space]])
+                style[indices] = generator(w, latent_type=space, output="s", return_dict=False)[0].to(style)
     if by_space["s"]:
         style[by_space["s"]] = gather("s")
     return check_style(style)

@@ -169,7 +169,8 @@ class MappingNetwork(nn.Module):
                 raise ValueError(
                     f"this model is class-conditional: class_labels must be (batch, {self.label_dim}), got {shape}"
                 )
-            parts.append(normalize_2nd_moment(self.embed(class_labels.to(self.embed.weight.dtype))))
+            dtype = parts[0].dtype if parts else torch.promote_types(class_labels.dtype, torch.float16)
+            parts.append(normalize_2nd_moment(self.embed(class_labels.to(dtype))))
         elif class_labels is not None and class_labels.numel():
             raise ValueError("class_labels were given, but this model was trained without labels")
         x = torch.cat([p.expand(max(q.shape[0] for q in parts), -1) for p in parts], dim=1)

@@ -10,11 +10,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from stylefusion_hf.core.codes import NOISE_MODES
-from stylefusion_hf.models.config_checks import checked_config, drop_empty, positive
+from stylefusion_hf.models.config_checks import checked_config, drop_empty, positive, register_to_config
 from stylefusion_hf.models.layers import (
     MappingNetwork,
     channel_schedule,

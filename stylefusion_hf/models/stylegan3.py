@@ -11,10 +11,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
 from stylefusion_hf.models.layers import MappingNetwork
 from stylefusion_hf.models.preview import PreviewMixin
 from stylefusion_hf.models.style_generator import StyleGenerator, check_style

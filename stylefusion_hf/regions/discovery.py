@@ -315,7 +315,8 @@ def cluster_labeller(
 ) -> FeatureLabeller:
     """Return a labeller whose probability of a region is the sum over its clusters."""
     labeller = FeatureLabeller.of(g, names, layers, classes=owner)
+    layer: Any = labeller.layers[0]
     with torch.no_grad():
-        labeller.layers[0].weight.copy_(centres[..., None] / TEMPERATURE)
-        labeller.layers[0].bias.zero_()
+        layer.weight.copy_(centres[..., None] / TEMPERATURE)
+        layer.bias.zero_()
     return labeller.eval().requires_grad_(False).to(g.device)

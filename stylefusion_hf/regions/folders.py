@@ -200,7 +200,7 @@ def update_regions(folder: str | Path) -> RegionTree:
     for part, kind in NETWORKS.items():
         if not (folder / part).is_dir():  # a segmenter that was distilled has no labeller
             continue
-        network = kind.from_pretrained(folder / part)
+        network = kind.from_pretrained(folder / part)  # type: ignore[attr-defined]
         network.register_to_config(regions=[names.get(n, n) for n in network.config.regions])
         network.save_pretrained(folder / part)
     for key, value in report.items():
