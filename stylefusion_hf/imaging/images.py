@@ -60,7 +60,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif",
 FORMATS = frozenset({"PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF", "PPM"})  # Pillow's names
 MAX_BYTES = 2**29  # of a file; 64 megapixels of 3 x 16 bits, uncompressed, have 384 million bytes
 
-_TURNS = {  # EXIF orientation -> the transpose that makes it upright
+TURNS = {  # EXIF orientation -> the transpose that makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -160,7 +160,7 @@ def check_image(image: Image.Image | np.ndarray, name: str = "the image", channe
     check_picture(image, name)
     try:
         image.load()
-        turn = _TURNS.get(orientation(image, name))
+        turn = TURNS.get(orientation(image, name))
         picture = _to_8_bits(image)
         turned = picture.copy() if turn is None else picture.transpose(turn)
         if turned.has_transparency_data:
