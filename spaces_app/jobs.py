@@ -19,6 +19,7 @@ from stylefusion_hf.core.tensor_files import pick
 from stylefusion_hf.imaging.animation import write_animation
 from stylefusion_hf.imaging.sheets import contact_sheet
 from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.settings import read_seed
 
 MAX_KEYFRAMES, MAX_FRAMES, MAX_ROWS = 8, 120, 8
 MAX_EDIT = 10.0  # standard deviations
@@ -42,6 +43,14 @@ def parse_seeds(text: str, most: int) -> list[int]:
     if not 0 < len(found) <= most:
         raise ValueError(f"give 1 to {most} seeds here, got {len(found)}")
     return found
+
+
+def start_recipe(model: Model, seed: Any) -> dict[str, Any]:
+    """Return the recipe of a picture from one seed, which a visitor typed. ValueError if it is not a seed."""
+    if seed is None:
+        raise ValueError("the picture needs a seed: type a number")
+    base = read_seed(seed, "the picture")
+    return {"version": 1, "num_images": 1, "base": base, "truncation_psi": model.psi}
 
 
 def add_edit(model: Model, recipe: Mapping[str, Any], node: str, direction: str, strength: float) -> dict[str, Any]:

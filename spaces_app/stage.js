@@ -7,6 +7,8 @@ let side = 0;
 let pointed = NONE;
 let chosen = NONE;
 let resting = null; // the timer of a draft
+const SETTLE = 250; // milliseconds after the last full picture until the row of candidates is brought up to date
+let settling = null; // the timer of a full picture
 const cards = () => (props.leads ? [...document.querySelectorAll("[id^='sf-dial-']")] : []);
 
 function show() {
@@ -20,7 +22,10 @@ function show() {
   find("caption").textContent = value.caption;
   // A full picture that arrives late, after a newer draft, must not cancel that draft's timer.
   if (value.draft) { clearTimeout(resting); resting = setTimeout(() => trigger("submit"), REST); }
-  for (const name of ["picture", "before"]) find(name).style.imageRendering = value.smooth ? "auto" : "";
+  clearTimeout(settling);
+  if (props.leads && !value.draft) settling = setTimeout(() => trigger("select"), SETTLE);
+  find("pixels").hidden = !props.leads || value.smooth;
+  for (const button of element.querySelectorAll(".sf-file")) button.hidden = !props.leads;
   if (value.draft) find("png").removeAttribute("href"); else find("png").href = value.png;
   find("json").href = "data:application/json;charset=utf-8," + encodeURIComponent(value.recipe);
   find("code").textContent = value.code;
@@ -111,6 +116,7 @@ function choose(region) {
   for (const card of cards()) card.classList.toggle("sf-chosen", card.id === "sf-dial-" + chosen);
   const card = chosen === NONE ? null : document.getElementById("sf-dial-" + chosen);
   if (props.leads && card) card.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  if (props.leads && chosen !== NONE) document.dispatchEvent(new CustomEvent("sf-region", { detail: chosen }));
   draw();
 }
 
@@ -157,6 +163,65 @@ function tell() {
   find("message").hidden = !props.message;
 }
 
-watch("value", () => { show(); tell(); });
+watch("value", () => { show(); tell(); remember(); });
 watch("message", tell);
 show();
+
+// --- Enlarged pictures and other formats: the server makes them, and the browser saves them. ---
+element.addEventListener("click", (event) => {
+  const button = event.target.closest(".sf-file");
+  if (button) trigger("download", { kind: button.dataset.kind });
+});
+watch("file", () => {
+  if (!props.file) return;
+  const link = document.createElement("a");
+  link.href = props.file.uri;
+  link.download = props.file.name;
+  link.click();
+});
+
+// --- Small pictures are enlarged smoothly, or with their pixels: the same for the whole page. ---
+const PIXELS = "stylefusion-pixels";
+function showPixels(on) {
+  document.documentElement.classList.toggle("sf-show-pixels", on);
+  find("pixels").setAttribute("aria-pressed", String(on));
+}
+if (props.leads) {
+  showPixels(localStorage.getItem(PIXELS) === "yes");
+  find("pixels").addEventListener("click", () => {
+    const on = !document.documentElement.classList.contains("sf-show-pixels");
+    showPixels(on);
+    localStorage.setItem(PIXELS, on ? "yes" : "");
+  });
+}
+
+// --- The picture survives a reload. ---
+const KEPT = "stylefusion-picture", MOST = 900_000; // characters: the server reads requests of at most 1 MB
+function remember() {
+  const value = props.value;
+  if (!props.leads || !value || value.draft) return;
+  const address = new URL(location.href);
+  for (const name of ["model", "recipe"]) address.searchParams.delete(name);
+  for (const [name, text] of new URLSearchParams(value.query)) address.searchParams.set(name, text);
+  history.replaceState(history.state, "", address);
+  try {
+    sessionStorage.removeItem(KEPT);
+    if (!value.query && value.recipe.length < MOST)
+      sessionStorage.setItem(KEPT, JSON.stringify({ model: value.model, recipe: value.recipe }));
+  } catch (error) { /* the storage is full or forbidden: the picture is lost with the page */ }
+}
+if (props.leads && !new URLSearchParams(location.search).has("recipe")) {
+  const kept = sessionStorage.getItem(KEPT);
+  if (kept) setTimeout(() => trigger("upload", JSON.parse(kept)), 300); // after the page's own first events
+}
+
+// --- Undo and redo by keyboard, as in other editors. ---
+if (props.leads) document.addEventListener("keydown", (event) => {
+  const key = event.key.toLowerCase(), again = key === "y" || (key === "z" && event.shiftKey);
+  if (!(event.ctrlKey || event.metaKey) || event.altKey || (key !== "z" && key !== "y")) return;
+  const typing = event.target instanceof Element && event.target.matches("textarea, input[type=text]");
+  if (typing || element.offsetParent === null) return; // in a text, or on another tab
+  event.preventDefault();
+  const button = document.getElementById(again ? "sf-redo" : "sf-undo");
+  if (button && !button.disabled) button.click();
+});
