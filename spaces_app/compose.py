@@ -277,7 +277,7 @@ class Compose:
 
     def _look(self, event: gr.EventData, row: looks.Row, index: int, history: History, *values: Any) -> dict[Any, Any]:
         """Answer a click in the row of candidates: pick one, or show other ones."""
-        model, asked = self.models[index], event._data
+        model, asked = self.models[index], event_data(event)
         shown = read_values(model, values, history)
         if "seed" not in asked:
             return self._show_row(model, shown, looks.moved(model, looks.fitted(model, row), asked))
@@ -297,7 +297,7 @@ class Compose:
         return {self.looks: gr.update(value=value, picked=looks.picked_seed(model, settings, row)), self.row: row}
 
     def _example(self, event: gr.EventData, index: int, history: History, *values: Any) -> dict[Any, Any]:
-        number = event._data.get("example")
+        number = event_data(event).get("example")
         if number not in range(len(dials.EXAMPLES)):
             raise ValueError("there is no such example")
         model = self.models[index]
@@ -319,7 +319,7 @@ class Compose:
 
     def _restore(self, event: gr.EventData, index: int, history: History, *values: Any) -> dict[Any, Any]:
         """Open the picture that the browser kept when the page was loaded again."""
-        text, name = event._data.get("recipe"), event._data.get("model")
+        text, name = (event_data(event).get(name) for name in ("recipe", "model"))
         if not isinstance(text, str):
             raise ValueError("there is no picture to bring back")
         at = next((i for i, model in enumerate(self.models) if model.name == name), index)
@@ -329,7 +329,7 @@ class Compose:
         """Return the present picture as a file of another size or format, for the browser to save."""
         model = self.models[index]
         picture = model.render(to_recipe(history.present, model.regions, model.tree.root))
-        return gr.update(file=picture_file(picture, event._data.get("kind")))
+        return gr.update(file=picture_file(picture, event_data(event).get("kind")))
 
     def _opened(self, text: str, at: int, index: int, history: History, values: Sequence[Any]) -> dict[Any, Any]:
         """Return the updates from a page with model `index` to one with a recipe of model `at`."""
@@ -344,6 +344,11 @@ class Compose:
 def read_values(model: Model, values: Sequence[Any], history: History) -> Settings:
     """Return the settings that the controls show. ValueError names the dial whose value is not a seed."""
     return dials.check_seeds(model, Settings.from_values(values, len(model.regions), history.present.kept))
+
+
+def event_data(event: gr.EventData) -> Mapping[str, Any]:
+    """Return what a script sent with its event; nothing if it is not an object, since anybody may send events."""
+    return event._data if isinstance(event._data, Mapping) else {}
 
 
 def stage_value(model: Model, settings: Settings, draft: bool = False) -> dict[str, Any]:

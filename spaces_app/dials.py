@@ -76,9 +76,9 @@ class Card:
             self.shuffle: {"interactive": free},
         }
         if self.strength is not None:
-            why = "" if free else " (locked)"
-            why = why if code is not None else " (of no use: as the base)"
-            looks[self.strength] = {"interactive": free and code is not None, "label": f"Strength{why}"}
+            name = "Strength" if free else "Strength, locked"
+            name = name if code is not None else "Follows the base"
+            looks[self.strength] = {"interactive": free and code is not None, "label": name}
         if self.reset is not None:
             looks[self.reset] = {"interactive": free and code is not None}
         return looks

@@ -49,8 +49,10 @@ function mark(seed) {
     button.setAttribute("aria-pressed", String(Number(button.dataset.seed) === seed));
 }
 
+const PATIENCE = 8000; // milliseconds: an error shows on the stage, and brings no new row
 function ask(detail) {
   find("looks").dataset.busy = detail.seed === undefined ? "yes" : "";
+  setTimeout(() => { find("looks").dataset.busy = ""; }, PATIENCE);
   trigger("click", detail);
 }
 

@@ -128,9 +128,8 @@ def title(model: Model, place: int) -> str:
     if len(places(model)) == 1:
         return "Eight pictures: click one."
     if name is BASE:
-        return "Eight base pictures, each with the present regions: click one."
-    shown = label(model, place)
-    return f"Eight of {shown.lower()} on this picture: click one."
+        return "Base picture: eight, each with the present regions. Click one."
+    return f"{label(model, place)}: eight looks on this picture. Click one."
 
 
 def label(model: Model, place: int) -> str:

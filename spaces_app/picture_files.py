@@ -10,12 +10,12 @@ from typing import Any
 from PIL import Image
 
 from stylefusion_hf.core.checks import short
+from stylefusion_hf.spaces_app.film_recipes import exif_comment
 from stylefusion_hf.spaces_app.models import Picture
 from stylefusion_hf.spaces_app.results import data_uri
 
 SCALES = {"2x": 2, "4x": 4}
 LARGEST = 4096  # pixels of a side
-USER_COMMENT, EXIF_IFD = 0x9286, 0x8769  # of Exif, which WebP files have in place of PNG's text chunks
 EFFORT = 0  # of the lossless compression: more takes seconds of a large picture, and saves a tenth
 
 
@@ -41,7 +41,6 @@ def picture_file(picture: Picture, kind: Any) -> dict[str, str]:
 
 
 def _webp_uri(picture: Picture) -> str:
-    exif, buffer = Image.Exif(), io.BytesIO()
-    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"ASCII\0\0\0" + json.dumps(picture.recipe).encode("ascii")
+    exif, buffer = exif_comment(json.dumps(picture.recipe).encode("ascii")), io.BytesIO()
     picture.image.save(buffer, format="WEBP", lossless=True, quality=EFFORT, method=EFFORT, exif=exif, exact=True)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -35,10 +35,24 @@ function show() {
   find("frame").title = value.labels ? "" : "This model has no segmenter, so that its regions have no outlines here";
   find("frame").style.cursor = value.labels ? "" : "default";
   read(value.labels);
-  for (const card of cards()) { // so that screen readers say what "Lock" and "Shuffle" belong to
-    card.setAttribute("role", "group");
+}
+
+// What Gradio leaves to be desired for screen readers: a group has its id twice, and pictures in buttons have no name.
+function tidy() {
+  for (const card of cards()) {
+    if (card.parentElement.closest("[id='" + card.id + "']")) { card.removeAttribute("id"); continue; }
+    card.setAttribute("role", "group"); // so that they say what "Lock" and "Shuffle" belong to
     card.setAttribute("aria-label", card.querySelector("label span")?.textContent.trim() || "");
   }
+  for (const frame of document.querySelectorAll("button > .image-frame"))
+    frame.parentElement.setAttribute("aria-label", "The picture");
+  for (const empty of document.querySelectorAll(".empty[aria-label]")) empty.setAttribute("role", "img");
+}
+if (props.leads) {
+  let tidying = 0;
+  const soon = () => { cancelAnimationFrame(tidying); tidying = requestAnimationFrame(tidy); };
+  new MutationObserver(soon).observe(document.body, { childList: true, subtree: true });
+  soon();
 }
 
 // The slider sets how much of the result the picture `before` covers.
@@ -180,6 +194,11 @@ watch("file", () => {
   link.click();
 });
 
+// A browser may forbid storage, as for pages within other sites' pages, and it may be full: then nothing is kept.
+function stored(access) {
+  try { return access(); } catch (error) { return null; }
+}
+
 // --- Small pictures are enlarged smoothly, or with their pixels: the same for the whole page. ---
 const PIXELS = "stylefusion-pixels";
 function showPixels(on) {
@@ -187,11 +206,11 @@ function showPixels(on) {
   find("pixels").setAttribute("aria-pressed", String(on));
 }
 if (props.leads) {
-  showPixels(localStorage.getItem(PIXELS) === "yes");
+  showPixels(stored(() => localStorage.getItem(PIXELS)) === "yes");
   find("pixels").addEventListener("click", () => {
     const on = !document.documentElement.classList.contains("sf-show-pixels");
     showPixels(on);
-    localStorage.setItem(PIXELS, on ? "yes" : "");
+    stored(() => localStorage.setItem(PIXELS, on ? "yes" : ""));
   });
 }
 
@@ -204,14 +223,12 @@ function remember() {
   for (const name of ["model", "recipe"]) address.searchParams.delete(name);
   for (const [name, text] of new URLSearchParams(value.query)) address.searchParams.set(name, text);
   history.replaceState(history.state, "", address);
-  try {
-    sessionStorage.removeItem(KEPT);
-    if (!value.query && value.recipe.length < MOST)
-      sessionStorage.setItem(KEPT, JSON.stringify({ model: value.model, recipe: value.recipe }));
-  } catch (error) { /* the storage is full or forbidden: the picture is lost with the page */ }
+  stored(() => sessionStorage.removeItem(KEPT));
+  if (!value.query && value.recipe.length < MOST)
+    stored(() => sessionStorage.setItem(KEPT, JSON.stringify({ model: value.model, recipe: value.recipe })));
 }
 if (props.leads && !new URLSearchParams(location.search).has("recipe")) {
-  const kept = sessionStorage.getItem(KEPT);
+  const kept = stored(() => sessionStorage.getItem(KEPT));
   if (kept) setTimeout(() => trigger("upload", JSON.parse(kept)), 300); // after the page's own first events
 }
 

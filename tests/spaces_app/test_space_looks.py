@@ -13,10 +13,10 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the Space needs the extra `space`")
 
 from stylefusion_hf.core.files import RECIPE_KEY
-from stylefusion_hf.spaces_app import crops, dials, looks, model_text, picture_files, results, settings
+from stylefusion_hf.spaces_app import crops, dials, film_recipes, looks, model_text, picture_files, results, settings
 from stylefusion_hf.spaces_app.changes import places
 from stylefusion_hf.spaces_app.edit_example import find_example
-from stylefusion_hf.spaces_app.jobs import add_edit, start_recipe
+from stylefusion_hf.spaces_app.jobs import AnimationFolder, add_edit, draw_sheet, start_recipe
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.settings import Dial, Settings, to_recipe
 from tests.tiny import tiny_pipeline
@@ -271,11 +271,48 @@ def test_files_of_a_picture_carry_its_recipe(model: Model) -> None:
         assert np.array_equal(pixels(image), pixels(enlarged))
     webp = opened(picture_files.picture_file(picture, "webp")["uri"])
     assert np.array_equal(pixels(webp), pixels(picture.image))
-    comment = webp.getexif().get_ifd(picture_files.EXIF_IFD)[picture_files.USER_COMMENT]
+    comment = webp.getexif().get_ifd(film_recipes.EXIF_IFD)[film_recipes.USER_COMMENT]
     assert json.loads(comment.removeprefix(b"ASCII\0\0\0")) == picture.recipe
     for kind in ("8x", None, 2, "png"):
         with pytest.raises(ValueError, match="pictures are saved as 2x, 4x or webp"):
             picture_files.picture_file(picture, kind)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_a_film_carries_the_recipe_of_its_keyframes(model: Model, suffix: str) -> None:
+    recipe = model.check({"version": 1, "base": 3, "regions": {"hair": 7}, "strength": {"hair": 0.5}})
+    folder = AnimationFolder()
+    path = folder.write(model, recipe, "hair", [9, 4], 6, 10, suffix)
+    with Image.open(path) as film:
+        assert film.n_frames == 6  # type: ignore[attr-defined]
+        frames = []
+        for number in range(6):
+            film.seek(number)
+            frames.append(pixels(film))
+        if suffix == ".webp":
+            comment = film.getexif().get_ifd(film_recipes.EXIF_IFD)[film_recipes.USER_COMMENT]
+            text = comment.removeprefix(b"ASCII\0\0\0")
+        else:
+            data = path.read_bytes()
+            at, text = data.rindex(b"\x21\xfe") + 2, b""
+            while data[at]:
+                text, at = text + data[at + 1 : at + 1 + data[at]], at + 1 + data[at]
+            assert data[at:] == b"\x00\x3b"
+    found = json.loads(text)
+    assert found["regions"] == {"hair": [7, 9, 4]} and found["num_images"] == 3
+    made = model.pipe.from_recipe(found).images
+    if suffix == ".webp":  # two frames from one keyframe to the next
+        assert all(np.abs(pixels(made[k]).astype(int) - frames[2 * k]).max() <= 1 for k in range(3))
+
+
+def test_a_sheet_carries_the_recipe_of_its_pictures(model: Model) -> None:
+    sheet = draw_sheet(model, [1, 4], [21], 0.5)
+    recipe = json.loads(sheet.info[RECIPE_KEY])
+    made = model.pipe.from_recipe(recipe).images
+    assert len(made) == 2 * len(model.regions)
+    hair = len(model.regions) + model.regions.index("hair")
+    alone = model.pipe(base=4, regions={"hair": 21}, truncation_psi=0.5).images[0]
+    assert np.abs(pixels(made[hair]).astype(int) - pixels(alone)).max() <= 1
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"a": 1}', '{"version": 1}', "3", "no json", '"text"', "null"])
