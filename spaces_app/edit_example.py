@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.spaces_app.models import Model
@@ -43,8 +44,13 @@ def find_example(model: Model, seed: int = 1) -> Example:
         if masks is None or not masks[0].any() or masks[0].all():
             continue
         for name, image in zip(directions, after, strict=True):
-            changed = np.abs(np.asarray(image, dtype=float) - np.asarray(before, dtype=float)).mean(axis=-1)
+            changed = np.abs(_levels(image) - _levels(before)).mean(axis=-1)
             score = changed[masks[0]].mean() - LEAK_WEIGHT * changed[~masks[0]].mean()
             if score > most:
                 most, best = score, Example(start, region, name)
     return best
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    """Return a picture of any mode as (H, W, 3), float."""
+    return np.asarray(image.convert("RGB"), dtype=float)

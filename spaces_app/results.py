@@ -51,10 +51,10 @@ def result(model: Model, picture: Picture, caption: str) -> dict[str, Any]:
         "caption": caption,
         "draft": picture.draft,
         "smooth": model.resolution > SMOOTH,
-        "model": model.name,
         "recipe": json.dumps(picture.recipe, indent=2),
         "query": link_query(model, picture.recipe),
         "code": snippet(model, picture.recipe),
+        "model": model.name,
     }
 
 
