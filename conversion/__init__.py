@@ -1,19 +1,15 @@
-"""Conversion of third-party checkpoints: StyleGAN2, MobileStyleGAN, fusion nets and directions -> our folder format.
+"""Conversion of third-party checkpoints: StyleGAN2, StyleGAN3, MobileStyleGAN, fusion nets and
+directions -> our folder format.
 
-Checkpoints are untrusted: nothing in them is executed, and the memory and time they can cost are bounded. Read it in
-this order:
+Checkpoints are untrusted: `core/untrusted` reads them, which executes nothing and bounds the memory and time that they
+can cost. Read it in this order:
 
     command.py, convert.py              `stylefusion convert`, and the stages of a conversion in order
 
-    safe_pickle.py                      reading untrusted files, and why we do not use torch.load; it builds on
-    inert.py, machine.py, opcodes.py,   the pickle interpreter, its budget, and replacements for what pickles call
-    rebuild.py
-    array_files.py, zip_reader.py       file formats of torch and numpy
-
     sources.py                          which kind of checkpoint it is, and which networks it contains
     modules.py                          pickled modules
-    nvidia.py, tensorflow.py,           tensor names and settings of NVIDIA's two code bases and of rosinality's
-    rosinality.py
+    nvidia.py, stylegan3.py,            tensor names and settings of NVIDIA's two code bases and of rosinality's
+    tensorflow.py, rosinality.py
     layouts.py                          tensors under any names to this package's models
 
     hierarchy.py                        the StyleFusion authors' nets

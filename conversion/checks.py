@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.rendering import LARGEST, render, render_size
-from stylefusion_hf.conversion.safe_pickle import load
-from stylefusion_hf.core.codes import seeds_to_z
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.codes import labels_to_tensor, seeds_to_z
+from stylefusion_hf.core.untrusted.inert import ConversionError
+from stylefusion_hf.core.untrusted.safe_pickle import load
 from stylefusion_hf.imaging.images import opened_image
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.models.stylegan3 import StyleGAN3Generator
 
 HELP = "docs/reference/convert.md"
 CODE_TOLERANCE = 1e-4  # relative to the largest number of a code
@@ -45,7 +47,8 @@ class Comparison:
 
 def is_too_large(generator: StyleGenerator) -> bool:
     """Return whether a picture needs more memory than a check may take."""
-    return render_size(generator.config, tiled=isinstance(generator, StyleGAN2Generator)) > LARGEST
+    most = 2 * LARGEST if isinstance(generator, StyleGAN3Generator) else LARGEST  # 1024 px of configuration R fit
+    return render_size(generator.config, tiled=isinstance(generator, StyleGAN2Generator)) > most
 
 
 def first_label(generator: StyleGenerator, batch: int) -> torch.Tensor | None:
@@ -89,7 +92,9 @@ def check_fusion(generator: StyleGenerator, folder: Path) -> dict[str, float]:
 # --- Comparison with a reference --------------------------------------------------------------------
 
 
-def compare(folder: Path, reference: Path, seed: int | None = None) -> list[Comparison]:
+def compare(
+    folder: Path, reference: Path, seed: int | None = None, class_label: int | None = None
+) -> list[Comparison]:
     """Compare a converted generator with outputs of the original code.
 
     If the name of a reference does not contain its truncation, the usual values are tried, and the line names the one
@@ -100,13 +105,15 @@ def compare(folder: Path, reference: Path, seed: int | None = None) -> list[Comp
         reference: the picture of a seed (.png), or a .safetensors of `z` (B, z_dim), optionally `c` (B, labels) and
             `mean_latent`, and any of `w` or `ws`, `ws_psi{p}[_cutoff{n}]`, `s.conv{i}`, `s.rgb{i}`, `image` or
             `image_const`, `image_none`, `logits`.
-        seed: seed of the picture; by default the last number in its name, as in NVIDIA's seed0085.png.
+        seed: seed of the picture; by default the number after "seed" in its name, as in NVIDIA's seed0085.png,
+            else the last number.
+        class_label: class of the picture; by default the number after "class" in its name.
 
     Raises:
         ConversionError: the reference cannot be read, or belongs to another model.
     """
     try:
-        return _compare(folder, reference, seed)
+        return _compare(folder, reference, seed, class_label)
     except ConversionError:
         raise
     except (RuntimeError, LookupError, ValueError, TypeError) as error:
@@ -114,12 +121,14 @@ def compare(folder: Path, reference: Path, seed: int | None = None) -> list[Comp
         raise ConversionError(f"{reference}: does not fit this generator ({problem}); see {HELP}") from None
 
 
-def _compare(folder: Path, reference: Path, seed: int | None) -> list[Comparison]:
+def _compare(folder: Path, reference: Path, seed: int | None, class_label: int | None) -> list[Comparison]:
     generator = StyleGenerator.from_pretrained(folder / "generator")
     if is_too_large(generator):
         raise ConversionError(f"{reference}: the generator is too large to be rendered for a comparison")
     if reference.suffix.lower() in (".png", ".webp"):
-        return [_compare_picture(generator, reference, seed)]
+        return [_compare_picture(generator, reference, seed, class_label)]
+    if class_label is not None:
+        raise ConversionError(f"{reference}: a class is for the picture of a seed; a .safetensors holds its own, in c")
     data = load(reference)
     if not isinstance(data, Mapping) or not all(isinstance(value, torch.Tensor) for value in data.values()):
         raise ConversionError(f"{reference}: a reference is a .safetensors, or the .png of a seed")
@@ -183,14 +192,21 @@ def _compare_codes(generator: Any, data: Mapping[str, torch.Tensor], z: torch.Te
 
 
 @torch.inference_mode()
-def _compare_picture(generator: Any, path: Path, seed: int | None) -> Comparison:
-    numbers = re.findall(r"\d+", path.stem)
+def _compare_picture(generator: Any, path: Path, seed: int | None, class_label: int | None) -> Comparison:
+    config, in_name = generator.config, re.search(r"class[-_]?(\d{1,9})", path.stem)
+    named = re.findall(r"seed[-_]?(\d+)", path.stem)
+    numbers = named or re.findall(r"\d+", path.stem.replace(in_name[0], "") if in_name else path.stem)
     if seed is None and not numbers:
         raise ConversionError(f"{path}: its name has no seed; rename it like seed0085.png, or give --reference-seed")
     seed = int(numbers[-1]) if seed is None else seed
-    config = generator.config
-    if config.label_dim:
-        raise ConversionError(f"{path}: a picture does not record its class, which this conditional model needs")
+    if class_label is None and in_name and config.label_dim:
+        class_label = int(in_name[1])
+    if config.label_dim and class_label is None:
+        raise ConversionError(
+            f"{path}: a picture does not record its class, which this conditional model needs: give --reference-class,"
+            f" 0 to {config.label_dim - 1}"
+        )
+    labels = None if class_label is None else labels_to_tensor([_check_class(class_label)], config.label_dim)
     try:
         with opened_image(path, ["PNG", "WEBP"]) as picture:
             if picture.size != (config.resolution, config.resolution):
@@ -201,12 +217,39 @@ def _compare_picture(generator: Any, path: Path, seed: int | None) -> Comparison
     except (OSError, ValueError) as error:
         raise ConversionError(f"{path}: cannot be read as a picture ({error})") from None
     expected = levels.permute(2, 0, 1)[None]
-    w = generator.mapping(seeds_to_z([seed], config.z_dim))
-    errors = {}
-    for psi in dict.fromkeys((*USUAL_PSI, config.truncation_psi)):
-        image = render(generator, generator.to_style(generator.truncate(w, psi)))
-        errors[f"psi {psi:g}"] = float(((image * 127.5 + 127.5).clamp(0, 255) - expected).abs().mean())
+    w = generator.mapping(seeds_to_z([seed], config.z_dim), labels)
+
+    def differences(suffix: str = "") -> dict[str, float]:
+        errors = {}
+        for psi in dict.fromkeys((*USUAL_PSI, config.truncation_psi)):
+            image = render(generator, generator.to_style(generator.truncate(w, psi)))
+            errors[f"psi {psi:g}{suffix}"] = float(((image * 127.5 + 127.5).clamp(0, 255) - expected).abs().mean())
+        return errors
+
+    errors = differences()
+    if min(errors.values()) > PIXEL_TOLERANCE and _set_noise_of_seed(generator, seed):
+        errors |= differences(", noise of the seed as TensorFlow's generate.py draws it")
     return _best(f"picture of seed {seed}, mean difference in levels", errors, PIXEL_TOLERANCE)
+
+
+def _check_class(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ConversionError(f"--reference-class is a class, an integer from 0; got {short(value)}")
+    return value
+
+
+def _set_noise_of_seed(generator: Any, seed: int) -> bool:
+    """Set the noise as NVIDIA's TensorFlow scripts do: after z, every layer's from the same random stream.
+
+    Returns whether the generator has noise.
+    """
+    random = np.random.RandomState(seed)
+    random.randn(1, generator.config.z_dim)
+    layers = [layer for layer in getattr(generator.synthesis, "convs", ()) if getattr(layer, "use_noise", False)]
+    for layer in layers:
+        noise = random.randn(*layer.noise_const.shape)
+        layer.noise_const.copy_(torch.from_numpy(noise))
+    return bool(layers)
 
 
 def _best(what: str, errors: Mapping[str, float], tolerance: float) -> Comparison:

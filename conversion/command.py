@@ -1,4 +1,4 @@
-"""Convert a StyleGAN2 or MobileStyleGAN of any known format into a folder that this package and diffusers load.
+"""Convert a StyleGAN2, StyleGAN3 or MobileStyleGAN of any known format into a folder for this package and diffusers.
 
     stylefusion convert ffhq.pkl converted/ffhq --with-discriminator
     stylefusion convert weights/ffhq_weights.json converted/ffhq --generator stylegan2-ffhq-config-f.pt
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_previews,
         metavar="128,256|none",
         help="fit preview heads of these sizes to a MobileStyleGAN, in half a minute (default: 128,256 below its own"
-        " size)",
+        " size), or to a StyleGAN3 (default: none)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DEST if it is not empty")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument(
         "--reference-seed", type=int, metavar="N", help="seed of the .png, if its name does not contain it"
+    )
+    check.add_argument(
+        "--reference-class", type=int, metavar="N", help="class of the .png, for a class-conditional model"
     )
     nets = parser.add_argument_group("fusion nets and directions")
     nets.add_argument(
@@ -72,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.conversion.convert import convert
-    from stylefusion_hf.conversion.report import printable
+    from stylefusion_hf.conversion.report import next_step, printable
 
     report = convert(
         args.source,
@@ -87,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
         layers=_rows(args.layers),
         reference=args.reference,
         reference_seed=args.reference_seed,
+        reference_class=args.reference_class,
         previews=args.previews,
         overwrite=args.overwrite,
         max_shard_size=args.max_shard_size,
@@ -94,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     )
     print(printable(f"converted {args.source} to {args.destination}"))
     print(report.table())
+    print(printable(f"next: {next_step(report, str(args.destination))}"))
     if report.mismatches:
         raise ValueError(
             f"{args.destination} was written, but differs from {args.reference} in {'; '.join(report.mismatches)}"

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 
-from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
-from stylefusion_hf.conversion.safe_pickle import load
 from stylefusion_hf.core.edits import MAX_DIRECTIONS, Direction
+from stylefusion_hf.core.foreign_codes import looks_like_codes
 from stylefusion_hf.core.json_files import read_object
+from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray, Record
+from stylefusion_hf.core.untrusted.safe_pickle import load
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".safetensors")
@@ -59,7 +60,7 @@ def looks_like_directions(content: Any) -> bool:
     if not isinstance(content, Mapping) or not content:
         return False
     names = [str(key) for key in content]
-    if {"lat_comp", "comp"} & set(names):
+    if {"lat_comp", "comp", "eigvec"} & set(names):
         return True
     if any(name.endswith((".weight", ".bias")) for name in names):
         return False
@@ -79,6 +80,15 @@ def _holds_tensors(value: Any) -> bool:
     )
 
 
+def refuse_codes(content: Any, file: Path) -> None:
+    """Raise ConversionError for a file of codes, such as NVIDIA's projected_w.npz: an edit along one is no edit."""
+    if looks_like_codes(content, file.stem):
+        raise ConversionError(
+            f"{file}: holds codes, which are used as they are: --base {file.name} or --region NAME={file.name}; if"
+            " these are directions, --kind directions converts them"
+        )
+
+
 def list_files(path: Path) -> list[Path]:
     """Return a file, or the files of a folder that can contain directions."""
     files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
@@ -88,7 +98,11 @@ def list_files(path: Path) -> list[Path]:
 
 
 def read_directions(
-    path: Path, space: str | None = None, layers: list[int] | None = None, sizes: Mapping[str, Any] | None = None
+    path: Path,
+    space: str | None = None,
+    layers: list[int] | None = None,
+    sizes: Mapping[str, Any] | None = None,
+    with_codes: bool = False,
 ) -> Directions:
     """Read all directions of a file, or of all files in a folder.
 
@@ -96,6 +110,7 @@ def read_directions(
         space: space of all directions; None to infer it from names and shapes.
         layers: the rows of w+ that they apply to.
         sizes: `w_dim`, `num_ws`, `conv_sizes` and `rgb_sizes` of the generator that they must fit.
+        with_codes: also take what looks like a code.
 
     Raises:
         ConversionError: no directions, or some that do not fit.
@@ -105,6 +120,8 @@ def read_directions(
         content = load(file)
         if _looks_like_network(content):
             raise ConversionError(f"{file}: holds a network's weights, not directions; convert it by itself")
+        if not with_codes:
+            refuse_codes(content, file)
         before = len(result.found)
         for name, array, scale, known in _unpack(content, file, result, sizes):
             chosen = space or known or _space_of(file, array, result, sizes)
@@ -170,6 +187,8 @@ def _unpack(
         component = next((key for key in ("lat_comp", "comp") if key in keys), None)
         if component is not None:
             yield from _components(keys, component, file, result)
+        elif "eigvec" in keys:
+            yield from _factors(keys, file, result)
         elif keys and all(re.fullmatch(r"(conv|rgb)\d{1,3}", key) for key in keys):
             ordered = sorted(keys, key=lambda k: (k[0], int(re.sub(r"\D", "", k))))
             arrays = [array.reshape(-1) for key in ordered if (array := _array(keys[key])) is not None]
@@ -197,6 +216,17 @@ def _components(keys: Mapping[str, Any], component: str, file: Path, result: Dir
         yield f"pc{i:03d}", row, float(scales[i]), None
     result.unused += [f"{file.name}/{key}" for key in keys if key not in (component, "lat_stdev", "std")]
     result.notes.append("principal components are assumed to be in w, as with GANSpace's --use_w (else --space z)")
+
+
+def _factors(keys: Mapping[str, Any], file: Path, result: Directions) -> Iterator[tuple]:
+    """Yield the columns of rosinality's factor.pt (closed-form factorization), as its apply_factor.py takes them."""
+    array = _array(keys["eigvec"])
+    if array is None or array.ndim != 2:
+        raise ConversionError(f"{file}: its 'eigvec' is not a matrix of directions")
+    for i in range(array.shape[1]):
+        yield f"factor{i:03d}", array[:, i], 1.0, "w"
+    result.unused += [f"{file.name}/{key}" for key in keys if key not in ("eigvec", "ckpt")]
+    result.notes.append("the columns of eigvec are directions in w, those with the largest effect first")
 
 
 def _pack(vectors: list[np.ndarray], file: Path, sizes: Any) -> np.ndarray:
@@ -232,7 +262,10 @@ def _space_of(file: Path, array: np.ndarray, result: Directions, sizes: Any) -> 
     if len(shape) == 2:
         rows = {sizes["num_ws"]} if sizes else range(4, 21, 2)
         if shape[0] in rows:
-            result.notes.append(f"{file.name}: {shape[0]} rows are assumed to be one direction in w+ (else --space w)")
+            result.notes.append(
+                f"{file.name}: {shape[0]} rows are assumed to be one direction in w+ (else --space"
+                " w; a code needs no conversion: --base takes the file)"
+            )
             return "w+"
     if re.search(r"_w(_|$)", file.stem.lower()):
         return "w"

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylefusion_hf.conversion.inert import ConversionError, MiB
 from stylefusion_hf.conversion.layouts import Converted
-from stylefusion_hf.conversion.safe_pickle import load
 from stylefusion_hf.core.checks import describe_error, shown
 from stylefusion_hf.core.json_files import read_json as read_table
 from stylefusion_hf.core.region_tree import PRESETS, RegionTree
+from stylefusion_hf.core.untrusted.inert import ConversionError, MiB
+from stylefusion_hf.core.untrusted.safe_pickle import load
 from stylefusion_hf.models.fusion.hierarchy import NET_PREFIX
 
 # Domain -> (the resolution of the authors' generator, their truncation).

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from stylefusion_hf.conversion.inert import Budget, ConversionError
 from stylefusion_hf.conversion.ir_network import Network
 from stylefusion_hf.conversion.mobile_graph import is_mapping
 from stylefusion_hf.conversion.openvino_ir import read_graph
 from stylefusion_hf.conversion.report import printable
-from stylefusion_hf.conversion.safe_pickle import map_file
-from stylefusion_hf.conversion.zip_reader import ZipReader
+from stylefusion_hf.core.untrusted.inert import Budget, ConversionError
+from stylefusion_hf.core.untrusted.safe_pickle import map_file
+from stylefusion_hf.core.untrusted.zip_reader import ZipReader
 
 ARCHIVES = (".whl", ".zip")
 MAX_NETWORKS = 32  # in one folder or archive

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.ir_operations import CONSTANT_INPUTS, MAX_NUMBERS, compute
 from stylefusion_hf.conversion.openvino_ir import Graph, Layer, Output, parse_dims
 from stylefusion_hf.conversion.report import printable
+from stylefusion_hf.core.untrusted.inert import ConversionError
 
 MAX_FOLDED = 2**25  # numbers in all results that depend on constants only
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.openvino_ir import Graph, Layer, parse_dims
 from stylefusion_hf.conversion.report import printable
+from stylefusion_hf.core.untrusted.inert import ConversionError
 
 MAX_NUMBERS = 2**27  # in one result: half a gigabyte
 

@@ -5,12 +5,15 @@ name. Reading files safely is the job of `safe_pickle.py`.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 Tensors = Mapping[str, torch.Tensor]
+# (pattern of a whole name, the new name: a template or a function of the match, the change of the tensor)
+Rule = tuple[str, Any, Callable[[torch.Tensor], torch.Tensor]]
 
 # FIR kernels, which the architecture determines. They are checked, not stored.
 FIXED = re.compile(r"(^|\.)(resample_filter|kernel)$")
@@ -22,11 +25,41 @@ class LayoutError(ValueError):
 
 @dataclass
 class Converted:
-    """A converted model: its config and state dict, and the names of unused tensors of the source."""
+    """A converted model: its config and state dict, the names of unused tensors of the source, notes for the user.
+
+    `architecture`: of a generator, "stylegan2", "mobilestylegan" or "stylegan3".
+    """
 
     config: dict
     state: dict[str, torch.Tensor]
     unused: list[str] = field(default_factory=list)
+    architecture: str = "stylegan2"
+    notes: list[str] = field(default_factory=list)
+
+
+def rename_tensors(
+    tensors: Iterable[tuple[str, torch.Tensor]], rules: Sequence[Rule], where: str
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return the tensors under new names, and the names of those that no rule fits.
+
+    LayoutError for two tensors of one name, or a shape that a rule cannot change.
+    """
+    renamed: dict[str, torch.Tensor] = {}
+    left = []
+    for name, tensor in tensors:
+        fitting = ((match, *rule[1:]) for rule in rules if (match := re.fullmatch(rule[0], name)))
+        match, target, change = next(fitting, (None, None, None))
+        if match is None:
+            left.append(name)
+            continue
+        new = target(match) if callable(target) else match.expand(target)
+        if new in renamed:
+            raise LayoutError(f"{where}: {name[:80]!r} duplicates another tensor")
+        try:
+            renamed[new] = change(tensor)
+        except (RuntimeError, IndexError):
+            raise LayoutError(f"{where}: {name[:80]!r} has the wrong shape, {tuple(tensor.shape)}") from None
+    return renamed, left
 
 
 class Reader:
@@ -163,6 +196,7 @@ def build_generator(
         "use_noise": use_noise,
         "conv_clamp": conv_clamp,
         "truncation_psi": psi,
+        "label_embed_dim": embed_dim if embed_dim not in (0, w_dim) else None,
     }
     return Converted(config, state, read.unused())
 
@@ -199,12 +233,18 @@ def build_discriminator(
         for j, name in enumerate(mapping):
             state[f"mapping.layers.{j}.weight"] = read.take(f"{name}.weight")
             state[f"mapping.layers.{j}.bias"] = read.take(f"{name}.bias")
+    projection = state["out.weight"].shape[0] if label_dim else None
+    widths = {}
+    if label_dim:
+        hidden = state["mapping.layers.0.weight"].shape[0] if layers > 1 else projection
+        widths = {"mapping_width": hidden, "mapping_embed_dim": state["mapping.embed.weight"].shape[0]}
     config = {
         "resolution": 4 * 2 ** len(blocks),
         "channels": channels[::-1],
         "label_dim": label_dim,
         "mapping_layers": layers,
-        "label_embed_dim": state["out.weight"].shape[0] if label_dim else None,
+        "label_embed_dim": projection,
+        **{key: width if width != projection else None for key, width in widths.items()},
         "img_channels": state["fromrgb.weight"].shape[1],
         "mbstd_group_size": mbstd_group_size,
         "mbstd_channels": state["conv.weight"].shape[1] - channels[-1],

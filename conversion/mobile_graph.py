@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stylefusion_hf.conversion.inert import Budget
 from stylefusion_hf.conversion.ir_network import Network, run
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.openvino_ir import Output, parse_dims
+from stylefusion_hf.core.untrusted.inert import Budget
 from stylefusion_hf.models.layers import normalize_2nd_moment
 from stylefusion_hf.models.mobile_stylegan import MobileStyleGANGenerator
 from stylefusion_hf.ops.bias_act import SLOPE

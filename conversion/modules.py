@@ -13,20 +13,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError, LazyArray, MiB, Record
+from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray, MiB, Record
 
+# Children of torch.compile, DataParallel, FSDP and activation checkpointing that hold the wrapped module.
+WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 MAX_MODULES = 10_000
 MAX_DEPTH = 32
 MAX_ENTRIES = 500_000  # attributes and tensors of all modules: many modules may share one dictionary
 MAX_PATHS = 64 * MiB  # characters in the names of all tensors: one tensor may be listed a million times
 
 
+class BrokenModule(ConversionError):
+    """A pickled module that cannot be read."""
+
+
 @dataclass
 class ModuleTable:
-    """A network's tensors by state-dict name, and each module's attributes and class by path ("" for the root)."""
+    """A network's tensors by state-dict name, and by path ("" for the root) each module's attributes, class, and
+    keyword arguments where NVIDIA's persistence kept them."""
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    arguments: dict[str, dict[str, Any]] = field(default_factory=dict)
     classes: dict[str, str] = field(default_factory=dict)
 
     def values(self, key: str, skip: str = "\0") -> list[Any]:
@@ -38,12 +46,22 @@ class ModuleTable:
         return found
 
 
+PERSISTENT = "_reconstruct_persistent_obj"
+
+
+def is_persistent(value: Record) -> bool:
+    """Return whether a module was pickled by NVIDIA's torch_utils.persistence."""
+    return value.name.rsplit(".", 1)[-1] == PERSISTENT
+
+
 def module_state(value: Any) -> tuple[str, Mapping[Any, Any]] | None:
     """Return (class name, `__dict__`) if `value` describes a module, else None."""
     if not isinstance(value, Record):
         return None
     name, state = value.name.rsplit(".", 1)[-1], value.state
-    if name == "_reconstruct_persistent_obj" and value.args:
+    if name == "OptimizedModule" and value.args and isinstance(value.args[0], Record):  # of torch.compile
+        return module_state(value.args[0]) if value.args[0].name != value.name else None
+    if name == PERSISTENT and value.args:
         meta = value.args[0]
         meta = meta.view() if isinstance(meta, Record) else meta
         if not isinstance(meta, Mapping):
@@ -63,9 +81,7 @@ def read_modules(value: Any, name: str) -> ModuleTable:
         path, module = pending.pop()
         described = module_state(module)
         if described is None:
-            raise ConversionError(
-                f"{name}: {path[:200] or 'the network'} is not a module; damaged, or of another kind"
-            )
+            raise BrokenModule(f"{name}: {path[:200] or 'the network'} is not a module; damaged, or of another kind")
         table.classes[path], state = described
         groups = [state.get(group) for group in ("_parameters", "_buffers")]
         entries_left -= len(state) + sum(len(group) for group in groups if isinstance(group, dict))
@@ -74,17 +90,42 @@ def read_modules(value: Any, name: str) -> ModuleTable:
             or path.count(".") > MAX_DEPTH
             or entries_left < 0
         ):
-            raise ConversionError(f"{name}: has more modules than any StyleGAN2; it is damaged")
+            raise BrokenModule(f"{name}: has more modules than any StyleGAN2; it is damaged")
         prefix = f"{path}." if path else ""
         for entries in groups:
             for key, tensor in entries.items() if isinstance(entries, dict) else ():
                 if isinstance(tensor, torch.Tensor):
                     table.tensors[f"{prefix}{str(key)[:80]}"] = tensor
         table.attributes[path] = {k: v for k, v in state.items() if is_plain(v)}
+        table.arguments[path] = _flat_arguments(state.get("_init_kwargs"))
         for key, child in reversed(state["_modules"].items()):
             if child is not None:
-                pending.append((f"{prefix}{str(key)[:80]}", child))
+                pending.append((path if key in WRAPPERS else f"{prefix}{str(key)[:80]}", child))
     return table
+
+
+def without_wrappers(tensors: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Drop the parts of names that wrappers of modules add, anywhere in a name: `module._orig_mod.style.1.weight`."""
+    wrapped = [key for key in tensors if type(key) is str and not WRAPPERS.isdisjoint(key.split(".")[:-1])]
+    if not wrapped:
+        return tensors
+    plain = {key: ".".join(part for part in key.split(".") if part not in WRAPPERS) for key in wrapped}
+    renamed = {plain.get(key, key): value for key, value in tensors.items()}
+    return renamed if len(renamed) == len(tensors) else tensors
+
+
+def _flat_arguments(value: Any) -> dict[str, Any]:
+    """Return keyword arguments, those nested in `synthesis_kwargs` and the like under their own names."""
+    found: dict[str, Any] = {}
+    pending = [value]
+    for arguments in pending:  # a file may nest one dictionary in itself
+        arguments = arguments.view() if isinstance(arguments, Record) else arguments
+        for key, inner in arguments.items() if isinstance(arguments, Mapping) and len(arguments) <= 100 else ():
+            if isinstance(inner, (Mapping, Record)):
+                pending += [inner] if len(pending) < 16 else []
+            else:
+                found[str(key)[:80]] = inner
+    return found
 
 
 def is_plain(value: Any) -> bool:

@@ -20,8 +20,8 @@ from xml.parsers import expat
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError, MiB
 from stylefusion_hf.conversion.report import printable
+from stylefusion_hf.core.untrusted.inert import ConversionError, MiB
 
 MAX_XML = 32 * MiB  # published networks have at most half a megabyte
 MAX_LAYERS = 20_000

@@ -7,6 +7,7 @@ border of a few pixels gives the same numbers.
 from __future__ import annotations
 
 import copy
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from stylefusion_hf.models.layers import to_fast_layout
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator, SynthesisConv
+from stylefusion_hf.models.stylegan3_plan import plan_signals
 from stylefusion_hf.ops import upfirdn2d
 
 WHOLE = 128  # resolution up to which features are computed without tiles
@@ -27,6 +29,12 @@ def render_size(config: Any, tiled: bool = True) -> int:
     A small file can describe features of any size, so check this before rendering.
     """
     sizes = [config.img_channels * config.resolution**2]
+    if "margin_size" in config:  # a StyleGAN3, whose maps have a margin, and which has no tiles
+        keys = signature(plan_signals).parameters
+        plan = plan_signals(**{key: config[key] for key in keys})
+        sides = [max(a, b) for a, b in zip(plan.sizes, [plan.sizes[0], *plan.sizes], strict=False)]
+        maps = [width * (side + config.conv_kernel) ** 2 for width, side in zip(config.channels, sides, strict=True)]
+        return max(sizes + maps)
     for k, channels in enumerate(config.channels):
         resolution = 4 * 2**k
         side = resolution if resolution <= WHOLE or not tiled else (TILE + 2 * BORDER) * resolution // WHOLE

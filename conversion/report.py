@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from stylefusion_hf.core.files import write_text
 
 NVIDIA_NOTICE = (
-    "NVIDIA releases its StyleGAN2 code and models under the Nvidia Source Code License-NC: research and evaluation"
+    "NVIDIA releases its StyleGAN code and models under the Nvidia Source Code License-NC: research and evaluation"
     " only, no commercial use. This also applies to the converted weights."
 )
 LICENSES = {
@@ -50,6 +51,7 @@ class Report:
         notes: messages for the user.
         check: figures of the self-check.
         comparison: comparison with a reference: (quantity, error, tolerance).
+        generator: the class of the generator.
         files: written files -> size in bytes.
         weights: written weight files -> sha256.
     """
@@ -61,6 +63,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     check: dict[str, Any] = field(default_factory=dict)
     comparison: list[tuple[str, float, float]] = field(default_factory=list)
+    generator: str = "StyleGAN2Generator"
     files: dict[str, int] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
 
@@ -124,10 +127,22 @@ def group_names(names: Sequence[str], most: int = 12) -> list[str]:
     return [*lines[:most], f"and {rest} more; all are in conversion.json"] if rest > 0 else lines
 
 
+def next_step(report: Report, folder: str) -> str:
+    """Return the command that comes next for a converted folder, its path quoted for the shell."""
+    folder = f"./{folder}" if folder.startswith("-") else folder
+    given = quote(folder)
+    if report.kind == "directions":
+        file = quote(f"{folder}/directions.safetensors")
+        return f"stylefusion directions sheet --file {file} --model MODEL --out directions.png"
+    if report.kind == "stylefusion":
+        return f"stylefusion sheet --model {given} --out sheet.png"
+    return f"stylefusion train fusion --model {given} --regions auto --output_dir {quote(f'{folder}-fused')}"
+
+
 def model_card(report: Report, title: str) -> str:
     """Return the converted folder's README.md: its source, how to load it, and its license."""
     noncommercial = report.kind != "directions"
-    architecture = "mobilestylegan" if report.kind == "mobilestylegan" else "stylegan2"
+    architecture = report.generator.removesuffix("Generator").lower()
     front = ["---", "library_name: diffusers", f"tags: [{architecture}, stylefusion, unconditional-image-generation]"]
     if noncommercial:
         front += ["license: other", "license_name: see-the-license-section"]
@@ -141,6 +156,7 @@ def model_card(report: Report, title: str) -> str:
     if report.check:
         lines.append("| self-check | " + ", ".join(f"{k} {v}" for k, v in report.check.items()) + " |")
     lines += ["", "## Use", "", "```python", *_usage(report), "```", ""]
+    lines += ["Next, in the folder above this one:", "", "```bash", printable(next_step(report, title)), "```", ""]
     lines += ["## License", "", LICENSES[report.kind], ""]
     if report.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in report.notes), ""]
@@ -156,11 +172,10 @@ def _usage(report: Report) -> list[str]:
             'directions = load_directions("directions.safetensors")  # name -> Direction',
             "# pipe(base=1, edits={region: directions[name](1.5)}), with the generator that they were made for",
         ]
-    generator = "MobileStyleGANGenerator" if report.kind == "mobilestylegan" else "StyleGAN2Generator"
     return [
-        f"from stylefusion_hf import StyleFusionPipeline, {generator}",
+        f"from stylefusion_hf import StyleFusionPipeline, {report.generator}",
         "",
         'pipe = StyleFusionPipeline.from_pretrained("this folder")',
         "pipe(base=1).images[0]",
-        f'generator = {generator}.from_pretrained("this folder", subfolder="generator")',
+        f'generator = {report.generator}.from_pretrained("this folder", subfolder="generator")',
     ]

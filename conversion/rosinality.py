@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError, LazyArray
-from stylefusion_hf.conversion.layouts import Converted, Reader, Tensors, build_discriminator, build_generator
+from stylefusion_hf.conversion.layouts import (
+    Converted,
+    LayoutError,
+    Reader,
+    Tensors,
+    build_discriminator,
+    build_generator,
+)
+from stylefusion_hf.conversion.modules import ModuleTable
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray
+
+DRAWN = "the checkpoint stores no noise images: they were drawn from seed 0"
 
 
 def rosinality_generator(tensors: Tensors, latent_avg: torch.Tensor | None = None, psi: float = 0.7) -> Converted:
@@ -36,6 +48,7 @@ def rosinality_generator(tensors: Tensors, latent_avg: torch.Tensor | None = Non
         depth += 1
     if latent_avg is not None and latent_avg.ndim == 2:
         latent_avg = latent_avg[0]
+    _refuse_labels(read)
     return build_generator(
         read,
         const="input.input",
@@ -50,6 +63,54 @@ def rosinality_generator(tensors: Tensors, latent_avg: torch.Tensor | None = Non
         conv_clamp=None,
         psi=psi,
     )
+
+
+def _refuse_labels(read: Reader) -> None:
+    """LayoutError for a conditional model that was exported to this layout, which has no place for its classes."""
+    embed = next((name for name in read.tensors if re.search(r"(^|\.|_)(label_?)?embed(ding)?s?(\.|_|$)", name)), None)
+    inputs, w_dim = (read.tensors.get(name) for name in ("style.1.weight", "conv1.conv.modulation.weight"))
+    more = (
+        inputs is not None
+        and w_dim is not None
+        and inputs.ndim == w_dim.ndim == 2
+        and inputs.shape[1] > w_dim.shape[1]
+    )
+    if embed is not None or more:
+        sign = (
+            f"it has {embed[:80]!r}"
+            if embed
+            else f"'style.1.weight' takes {inputs.shape[1]} numbers for codes of {w_dim.shape[1]}"
+        )
+        raise LayoutError(
+            f"{read.what}: {sign}: it was exported from a class-conditional model, whose classes this layout does not"
+            " hold; convert the .pkl that it was made from"
+        )
+
+
+# Attributes of modules that were pickled whole: (path, attribute, the value that StyleGAN2 has).
+SETTINGS = [
+    (r"style\.\d+", "lr_mul", 0.01),
+    (r"style\.\d+", "activation", "fused_lrelu"),
+    (r".*\.modulation", "lr_mul", 1),
+    (r"(conv1|convs\.\d+)\.conv", "demodulate", True),
+    (r"to_rgb(1|s\.\d+)\.conv", "demodulate", False),
+    (r"(conv1|convs\.\d+)\.activate", "negative_slope", 0.2),
+    (r"(conv1|convs\.\d+)\.activate", "scale", 2**0.5),
+]
+
+
+def check_settings(modules: ModuleTable, name: str) -> None:
+    """ConversionError for a pickled module with settings that this package's models do not have."""
+    for path, attributes in modules.attributes.items():
+        for pattern, key, wanted in SETTINGS:
+            given = attributes.get(key, wanted)
+            if not re.fullmatch(rf"(decoder\.)?{pattern}", path):
+                continue
+            same = (
+                math.isclose(given, wanted, rel_tol=1e-4) if type(given) is type(wanted) is float else given == wanted
+            )
+            if not same:
+                raise ConversionError(f"{name}: {path[:80]} has {key} {short(given)}; only {wanted!r} is supported")
 
 
 def rosinality_discriminator(tensors: Tensors) -> Converted:
@@ -96,9 +157,28 @@ def with_noise(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, 
     layers = [n for n in tensors if re.fullmatch(r"(conv1|convs\.\d+)\.noise\.weight", n)]
     if not layers or any(n.startswith("noises.") for n in tensors):
         return tensors
-    notes.append("the checkpoint stores no noise images: they were drawn from seed 0")
-    random, tensors = torch.Generator().manual_seed(0), dict(tensors)
-    for i in range(min(len(layers), 19)):
-        size = 4 * 2 ** ((i + 1) // 2)
-        tensors[f"noises.noise_{i}"] = torch.randn(size, size, generator=random)
-    return tensors
+    notes.append(DRAWN)
+    return tensors | {
+        f"noises.noise_{i}": image for i, image in enumerate(_draw_noise(tensors.get("input.input"), len(layers)))
+    }
+
+
+def with_noise_const(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+    """The same for tensors with NVIDIA's names."""
+    layers = [n for n in tensors if n.endswith(".noise_strength")]
+    if not layers or any(n.endswith(".noise_const") for n in tensors):
+        return tensors
+    notes.append(DRAWN)
+    drawn = {
+        f"synthesis.b{4 * 2 ** ((i + 1) // 2)}.conv{0 if i % 2 else 1}.noise_const": image
+        for i, image in enumerate(_draw_noise(tensors.get("synthesis.b4.const"), len(layers)))
+    }
+    return tensors | drawn
+
+
+def _draw_noise(const: torch.Tensor | None, layers: int) -> Iterator[torch.Tensor]:
+    """Draw a noise image per convolution of a network whose smallest features have the size of `const`."""
+    random = torch.Generator().manual_seed(0)
+    base = const.shape[-2:] if const is not None and const.ndim >= 2 else (4, 4)
+    for i in range(min(layers, 19)):
+        yield torch.randn([side * 2 ** ((i + 1) // 2) for side in base], generator=random)

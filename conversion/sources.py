@@ -11,19 +11,36 @@ import numpy as np
 import torch
 
 from stylefusion_hf.conversion import nvidia, tensorflow
-from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
+from stylefusion_hf.conversion.forks import (
+    FORKS,
+    Fork,
+    find_fork,
+    flatten_sahlman,
+    refuse_other_architectures,
+)
 from stylefusion_hf.conversion.layouts import Converted, LayoutError
-from stylefusion_hf.conversion.modules import module_state, read_modules, tensor_names
+from stylefusion_hf.conversion.modules import (
+    BrokenModule,
+    is_persistent,
+    module_state,
+    read_modules,
+    tensor_names,
+    without_wrappers,
+)
 from stylefusion_hf.conversion.nvidia import nvidia_discriminator, nvidia_generator
 from stylefusion_hf.conversion.rosinality import (
+    check_settings,
     read_latent_avg,
     rosinality_discriminator,
     rosinality_generator,
     with_noise,
+    with_noise_const,
 )
+from stylefusion_hf.conversion.stylegan3 import looks_like_stylegan3, refuse_stylegan_xl, stylegan3_generator
+from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray, Record
 
 KINDS = {
-    "nvidia": "NVIDIA .pkl of stylegan2-ada-pytorch, or of stylegan3's StyleGAN2 configurations",
+    "nvidia": "NVIDIA .pkl of stylegan2-ada-pytorch or stylegan3: StyleGAN2 and StyleGAN3",
     "tensorflow": "NVIDIA .pkl from the TensorFlow repositories: stylegan2, stylegan2-ada",
     "rosinality": "rosinality/stylegan2-pytorch .pt: g_ema, latent_avg, d",
     "e4e": "e4e, pSp, ReStyle or HyperStyle .pt: the generator as decoder.* under state_dict",
@@ -60,8 +77,13 @@ def looks_like_rosinality(tensors: Any) -> bool:
     return isinstance(tensors, Mapping) and "conv1.conv.weight" in tensors and "to_rgb1.bias" in tensors
 
 
+def looks_like_rosinality_discriminator(tensors: Any) -> bool:
+    return isinstance(tensors, Mapping) and "convs.0.0.weight" in tensors and "final_linear.1.weight" in tensors
+
+
 def looks_like_nvidia(tensors: Any) -> bool:
-    return isinstance(tensors, Mapping) and any(str(n).startswith("synthesis.b4.conv1.") for n in tensors)
+    stylegan2 = isinstance(tensors, Mapping) and any(str(n).startswith("synthesis.b4.conv1.") for n in tensors)
+    return stylegan2 or looks_like_stylegan3(tensors)
 
 
 def read_source(content: Any, name: str, kind: str = "auto") -> Source:
@@ -78,7 +100,7 @@ def read_source(content: Any, name: str, kind: str = "auto") -> Source:
 
 def _recognize(content: Any, name: str) -> Source:
     if isinstance(content, Record):
-        content = content.items or content.entries() if module_state(content) is None else {"G_ema": content}
+        content = content.items or content.entries() if module_state(content) is None else _whole_module(content, name)
     networks = [content] if tensorflow.is_network(content) else content
     if isinstance(networks, (tuple, list)) and networks and all(tensorflow.is_network(x) for x in networks):
         return _tensorflow(networks, name)
@@ -89,7 +111,11 @@ def _recognize(content: Any, name: str) -> Source:
     inside = content.get("state_dict")
     if any(str(key).startswith("blender_") for key in (inside if isinstance(inside, Mapping) else content)):
         raise ConversionError(f"{name}: is one fusion net; give the authors' JSON, node -> file, with --generator")
-    raise ConversionError(f"{name}: holds no StyleGAN2 generator that is known here; it has {_describe(content)}")
+    refuse_other_architectures(tensor_names(content), name)
+    known = f"NVIDIA's, rosinality's and the names of {', '.join(fork.name for fork in FORKS)} are known here"
+    raise ConversionError(
+        f"{name}: holds no StyleGAN2 generator that is known here; it has {_describe(content)}; {known}"
+    )
 
 
 def _search_dictionaries(content: Mapping[Any, Any], name: str) -> Source | None:
@@ -112,7 +138,14 @@ def _search_dictionaries(content: Mapping[Any, Any], name: str) -> Source | None
     return None
 
 
+# Keys of generators in checkpoints, averaged ones first.
+GENERATORS = ("g_ema", "G_ema", "Gs", "generator_ema", "generator_smooth", "params_ema")
+GENERATORS += ("generator", "g", "G", "state_dict", "params")
+AVERAGED = (*GENERATORS[:6], "")
+
+
 def _known_layout(content: Mapping[Any, Any], name: str) -> Source | None:
+    content = {key: _plain(value, name) for key, value in without_wrappers(content).items()}
     if any(isinstance(content.get(key), Record) and module_state(content[key]) for key in ("G_ema", "G")):
         return _nvidia(content, name)
     states = {key: value for key, value in content.items() if isinstance(value, Mapping)}
@@ -120,19 +153,51 @@ def _known_layout(content: Mapping[Any, Any], name: str) -> Source | None:
     if any(str(key).startswith("decoder.") for key in inside):
         return _encoder(content, inside, name)
     for parts in (content, _by_prefix(content)):
-        for key in ("g_ema", "G_ema", "generator", "g", "G", "state_dict", "params_ema"):
-            tensors = _without_prefix(parts.get(key))
-            if looks_like_rosinality(tensors):
-                return _rosinality(parts, key, tensors, name)
-            if looks_like_nvidia(tensors):
-                return _nvidia_state(parts, key, tensors, name)
+        for key in GENERATORS:
+            if (source := _known_tensors(parts, key, _without_prefix(parts.get(key)), name)) is not None:
+                return source
     flat = {key: value for key, value in content.items() if key != "latent_avg"}
-    tensors = _without_prefix(flat)
-    if looks_like_rosinality(tensors):
-        return _rosinality({"": flat, "latent_avg": content.get("latent_avg")}, "", tensors, name)
-    if looks_like_nvidia(tensors):
-        return _nvidia_state({"": flat}, "", tensors, name)
+    return _known_tensors({"": flat, "latent_avg": content.get("latent_avg")}, "", _without_prefix(flat), name)
+
+
+def _known_tensors(parts: Mapping[Any, Any], key: str, tensors: Any, name: str) -> Source | None:
+    """Return the source if `tensors`, which `parts` has under `key`, are a generator's under names that are known."""
+    if isinstance(tensors, Mapping) and (flat := flatten_sahlman(tensors, name)) is not None:
+        tensors = flat
+    fork = find_fork(tensors)
+    if looks_like_rosinality(tensors) or (fork and fork.target == "rosinality"):
+        return _rosinality(parts, key, tensors, name, fork)
+    if looks_like_nvidia(tensors) or fork:
+        return _nvidia_state(parts, key, tensors, name, fork)
     return None
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return a dictionary of tensors for a module that was pickled whole, NVIDIA's aside, and plain names for one."""
+    if isinstance(value, Record) and module_state(value) is not None and not is_persistent(value):
+        try:
+            found = _whole_module(value, name)
+        except BrokenModule:
+            return value  # said where it is needed
+        return value if "G_ema" in found else found
+    return without_wrappers(value) if isinstance(value, Mapping) else value
+
+
+def _whole_module(module: Record, name: str) -> Mapping[Any, Any]:
+    """Return the state dict of rosinality's generator, or an encoder with one, that was pickled whole.
+
+    Other modules are taken for NVIDIA's: they come back as {"G_ema": module}.
+    """
+    if is_persistent(module):
+        return {"G_ema": module}
+    table = read_modules(module, name)
+    if looks_like_rosinality(table.tensors) or any(key.startswith("decoder.conv1.") for key in table.tensors):
+        check_settings(table, name)
+        mean = (module_state(module) or ("", {}))[1].get("latent_avg")
+        return table.tensors | ({"latent_avg": mean} if isinstance(mean, torch.Tensor) else {})
+    if looks_like_rosinality_discriminator(table.tensors) or find_fork(table.tensors) is not None:
+        return table.tensors
+    return {"G_ema": module}
 
 
 def _by_prefix(content: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -158,13 +223,12 @@ def _describe(content: Any) -> str:
 
 
 def _without_prefix(tensors: Any) -> Any:
-    """Strip prefixes that all names share: "module." from data parallelism, "generator." and the like."""
+    """Strip prefixes that all names share: "generator." and the like, and what wrappers of modules add."""
+    tensors = without_wrappers(tensors) if isinstance(tensors, Mapping) else tensors
     for _ in range(MAX_WRAPPING):
         if not isinstance(tensors, Mapping) or not tensors or not all(type(key) is str for key in tensors):
             break
-        shared = [
-            p for p in ("module.", "generator.", "G_ema.", "g_ema.") if all(key.startswith(p) for key in tensors)
-        ]
+        shared = [p for p in ("generator.", "G_ema.", "g_ema.") if all(key.startswith(p) for key in tensors)]
         if not shared:
             break
         tensors = {key.removeprefix(shared[0]): value for key, value in tensors.items()}
@@ -224,13 +288,24 @@ def _nvidia(content: Mapping[Any, Any], name: str) -> Source:
     return Source("nvidia", generator, discriminator if names else None, unused, notes, names)
 
 
-def _nvidia_state(content: Mapping[Any, Any], key: str, tensors: Any, name: str) -> Source:
-    """Read a plain dictionary of tensors with NVIDIA's names, as some ports save them."""
-    own = content.get("D") if isinstance(content.get("D"), Mapping) else None
-    notes = ["a plain dictionary of tensors does not say conv_clamp: none is set"]
+def _nvidia_state(content: Mapping[Any, Any], key: str, tensors: Any, name: str, fork: Fork | None = None) -> Source:
+    """Read a plain dictionary of tensors with NVIDIA's names, as some ports save them, or those of a fork."""
+    own = content.get("D") if isinstance(content.get("D"), Mapping) and fork is None else None
+    unknown = "output_scale and conv_clamp: NVIDIA's are assumed" if looks_like_stylegan3(tensors) else ""
+    notes = _notes_on(fork) or [f"a plain dictionary of tensors does not say {unknown or 'conv_clamp: none is set'}"]
 
     def generator(psi: float) -> Converted:
-        return convert_checked(nvidia_generator, name, check_tensors(tensors, name), None, psi)
+        def make(given: Mapping[str, torch.Tensor]) -> Converted:
+            if looks_like_stylegan3(given):
+                return stylegan3_generator(given, psi)
+            renamed, left = fork.rename(given) if fork else (given, [])
+            converted = nvidia_generator(with_noise_const(renamed, notes) if fork else renamed, None, psi)
+            converted.unused += left
+            return converted
+
+        found = check_tensors(tensors, name)
+        refuse_stylegan_xl(found, {}, name)
+        return convert_checked(make, name, found)
 
     def discriminator() -> Converted:
         return convert_checked(nvidia_discriminator, name, check_tensors(_without_prefix(own), name))
@@ -260,13 +335,25 @@ def _tensorflow(networks: Any, name: str) -> Source:
     return Source("tensorflow", generator, discriminator if discriminators else None, unused, [], converted)
 
 
-def _rosinality(content: Mapping[Any, Any], key: str, tensors: Any, name: str) -> Source:
-    notes: list[str] = [] if key in ("g_ema", "") else [f"there is no g_ema: the generator is {key!r}"]
+def _notes_on(fork: Fork | None) -> list[str]:
+    if fork is None:
+        return []
+    return [f"the tensors have {fork.name}'s names: they were renamed to {fork.target}'s", *filter(None, [fork.note])]
+
+
+def _rosinality(content: Mapping[Any, Any], key: str, tensors: Any, name: str, fork: Fork | None = None) -> Source:
+    notes = _notes_on(fork) + ([] if key in AVERAGED else [f"there is no g_ema: the generator is {key!r}"])
     mean = read_latent_avg(content, name, notes)
     critic = _without_prefix(content.get("d")) if isinstance(content.get("d"), Mapping) else None
 
     def generator(psi: float) -> Converted:
-        return convert_checked(rosinality_generator, name, with_noise(check_tensors(tensors, name), notes), mean, psi)
+        def make(given: Mapping[str, torch.Tensor]) -> Converted:
+            renamed, left = fork.rename(given) if fork else (given, [])
+            converted = rosinality_generator(with_noise(renamed, notes), mean, psi)
+            converted.unused += left
+            return converted
+
+        return convert_checked(make, name, check_tensors(tensors, name))
 
     def discriminator() -> Converted:
         return convert_checked(rosinality_discriminator, name, check_tensors(critic or {}, name))

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError, LazyArray, Record
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.modules import is_plain
 from stylefusion_hf.conversion.nvidia import nvidia_discriminator, nvidia_generator
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray, Record
 
 MIN_VERSION = 4  # the first version of StyleGAN2; StyleGAN and ProGAN wrote 2 and 3
+LR_MULTIPLIER_D = 0.1  # default of the discriminator's mapping
 MAX_COMPONENTS, MAX_DEPTH, MAX_VARIABLES = 8, 2, 10_000
 
 
@@ -171,15 +173,88 @@ def _entries(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str) -> None:
+# Arguments of NVIDIA's functions: what they mean shows in the variables, is checked here, or draws no picture.
+KNOWN_ARGUMENTS = frozenset(
+    [
+        "is_training",
+        "is_validation",
+        "return_dlatents",
+        "is_template_graph",
+        "components",
+        "mapping_func",
+        "synthesis_func",
+        "func_name",
+        "truncation_psi",
+        "truncation_cutoff",
+        "truncation_psi_val",
+        "truncation_cutoff_val",
+        "dlatent_avg_beta",
+        "style_mixing_prob",
+        "latent_size",
+        "label_size",
+        "dlatent_size",
+        "dlatent_broadcast",
+        "mapping_layers",
+        "mapping_fmaps",
+        "mapping_lrmul",
+        "mapping_nonlinearity",
+        "normalize_latents",
+        "label_fmaps",
+        "dtype",
+        "num_channels",
+        "resolution",
+        "fmap_base",
+        "fmap_decay",
+        "fmap_min",
+        "fmap_max",
+        "fmap_const",
+        "use_noise",
+        "randomize_noise",
+        "architecture",
+        "nonlinearity",
+        "act",
+        "num_fp16_res",
+        "conv_clamp",
+        "resample_kernel",
+        "fused_modconv",
+        "demodulate",
+        "force_clean_graph",
+        "mbstd_group_size",
+        "mbstd_num_features",
+        "structure",
+        "lod_in",
+        "init_res",
+        "augment_strength",
+        "use_pagan",
+        "pagan_num",
+        "pagan_fade",
+        "score_size",
+        "score_max",
+        "use_spectral_norm",
+        "adaptive_dropout",
+        "freeze_layers",
+        "verbose",
+    ]
+)
+
+
+def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str, any_rate: bool = False) -> None:
     wanted = {"nonlinearity": "lrelu", "act": "lrelu", "mapping_nonlinearity": "lrelu", "mapping_lrmul": 0.01}
     wanted |= {"resample_kernel": [1, 3, 3, 1], "normalize_latents": True, "demodulate": True}
+    if any_rate:
+        del wanted["mapping_lrmul"]
     for key, value in wanted.items():
         given = settings.get(key, value)
         given = list(given) if type(given) is tuple else given
         if is_plain(given) and given is not None and given != value:
             shown = given[:80] if isinstance(given, str) else given
             raise ConversionError(f"{name}: its networks were built with {key}={shown!r}; only {value!r} is supported")
+    for key, given in settings.items():
+        if key not in KNOWN_ARGUMENTS and given is not None:
+            raise ConversionError(
+                f"{name}: its networks were built with {short(key, 80)}={short(given)}, an argument of a fork that may"
+                " change the picture; only NVIDIA's own are supported"
+            )
     for key in variables:
         if re.search(r"(To|From)RGB_lod\d", key):
             raise ConversionError(f"{name}: is a StyleGAN or ProGAN snapshot ({key[:80]!r}), not a StyleGAN2")
@@ -205,7 +280,7 @@ def convert_generator(network: Record, name: str, psi: float) -> Converted:
 def convert_discriminator(network: Record, name: str) -> Converted:
     """Convert `D`; only the residual architecture is supported."""
     variables, settings = variables_of(network, name), settings_of(network)
-    _check(settings, variables, name)
+    _check(settings, variables, name, any_rate=True)
     sizes = {match[1] for key in variables if (match := re.match(r"(\d+)x\1/FromRGB/", key))}
     if len(sizes) != 1 or not any(key.endswith("/Skip/weight") for key in variables):
         raise ConversionError(f"{name}: its discriminator is not of the 'resnet' architecture; only that is supported")
@@ -217,7 +292,8 @@ def convert_discriminator(network: Record, name: str) -> Converted:
         )
     group = settings.get("mbstd_group_size", 4)
     group = group if type(group) is int and group > 0 else 4
-    converted = nvidia_discriminator(tensors, _number(settings.get("conv_clamp")), group)
+    rate = _number(settings.get("mapping_lrmul")) or LR_MULTIPLIER_D
+    converted = nvidia_discriminator(tensors, _number(settings.get("conv_clamp")), group, rate)
     converted.unused += left
     return converted
 

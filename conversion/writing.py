@@ -19,11 +19,11 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 
-from stylefusion_hf.conversion.inert import ConversionError, MiB
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.rendering import LARGEST
 from stylefusion_hf.core.files import flush, set_modes
 from stylefusion_hf.core.tensor_files import write_tensors
+from stylefusion_hf.core.untrusted.inert import ConversionError, MiB
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -73,7 +73,7 @@ def _untie(state: dict[str, torch.Tensor]) -> None:
         end = max(end, tensor.data_ptr() + tensor.numel() * tensor.itemsize)
 
 
-def save_model(cls: Any, converted: Converted, folder: Path, what: str, half: bool, shard: str) -> list[str]:
+def save_model(cls: Any, converted: Converted, folder: Path, what: str, half: bool, shard: int | str) -> list[str]:
     """Write config.json and float32 weights of a model, and its fp16 variant if `half`.
 
     The state must have exactly the parameters and buffers that the class saves.
@@ -84,7 +84,7 @@ def save_model(cls: Any, converted: Converted, folder: Path, what: str, half: bo
         folder: created if needed.
         what: what errors call the model.
         half: also write the fp16 variant.
-        shard: size above which diffusers splits the weights into several files, such as "5GB".
+        shard: size above which diffusers splits the weights into several files, such as "5GB", or in bytes.
 
     Returns:
         Notes for the user.
@@ -113,7 +113,7 @@ def save_model(cls: Any, converted: Converted, folder: Path, what: str, half: bo
     return notes
 
 
-def _save(model: Any, folder: Path, shard: str, **kwargs: Any) -> None:
+def _save(model: Any, folder: Path, shard: int | str, **kwargs: Any) -> None:
     try:
         model.save_pretrained(folder, safe_serialization=True, max_shard_size=shard, **kwargs)
     except SafetensorError as error:  # e.g. a full disk

@@ -88,6 +88,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         edits: Mapping[str, Any] | None = None,
         truncation_psi: float | None = None,
         truncation_cutoff: int | None = None,
+        translate: Sequence[float] = (0.0, 0.0),
+        rotate: float = 0.0,
         noise_mode: str = "const",
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_images_per_prompt: int = 1,
@@ -120,6 +122,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             truncation_psi: truncation of seeds and z: 1 for none, 0 for the mean picture; None for the model's
                 default.
             truncation_cutoff: number of rows of w+ to truncate; None for all.
+            translate, rotate: move the whole picture, its details included: (right, down) in fractions of the width,
+                and degrees counterclockwise about the middle, before the translation. Only a StyleGAN3 can.
             noise_mode: "const" (the stored noise), "random" (from `generator`) or "none".
             generator: source of random numbers; a list has one per picture, and each picture then equals its single
                 run.
@@ -161,6 +165,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             truncation_cutoff=truncation_cutoff,
             strength=strength,
             noise_mode=noise_mode,
+            translate=translate,  # type: ignore[arg-type]  # the recipe checks it
+            rotate=rotate,
             noise_seeds=_steps.draw_seeds(generator, batch) if noise_mode == "random" else None,
             edits={node: repeat(group) for node, group in edited.items()},
         )

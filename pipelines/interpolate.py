@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from itertools import islice
 from typing import Any
@@ -105,6 +105,8 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         strength: float | Mapping[str, float] = 1.0,
         truncation_psi: float | None = None,
         truncation_cutoff: int | None = None,
+        translate: Sequence[float] = (0.0, 0.0),
+        rotate: float = 0.0,
         noise_mode: str = "const",
         generator: torch.Generator | None = None,
         batch_size: int = 8,
@@ -134,6 +136,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
                 every seed has its own class.
             strength: as in `StyleFusionPipeline`, the same in every frame.
             truncation_psi, truncation_cutoff: as in `StyleFusionPipeline`.
+            translate, rotate: as in `StyleFusionPipeline`, the same in every frame.
             noise_mode: "const" (the stored noise, the same in every frame) or "none".
             generator: draws the base if none is given.
             batch_size: number of frames computed together.
@@ -150,8 +153,8 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         walk = self._plan(
             base, regions, global_code, nodes, frames=frames, steps=steps, loop=loop, space=space, easing=easing,
             latent_type=latent_type, class_labels=class_labels, strength=strength, truncation_psi=truncation_psi,
-            truncation_cutoff=truncation_cutoff, noise_mode=noise_mode, generator=generator, batch_size=batch_size,
-            output_type=output_type,
+            truncation_cutoff=truncation_cutoff, translate=translate, rotate=rotate, noise_mode=noise_mode,
+            generator=generator, batch_size=batch_size, output_type=output_type,
         )  # fmt: skip
         pictures: list[Any] = []
         codes = []
@@ -225,6 +228,8 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         strength: Any,
         truncation_psi: float | None,
         truncation_cutoff: int | None,
+        translate: Any,
+        rotate: float,
         noise_mode: str,
         generator: Any,
         batch_size: int,
@@ -256,6 +261,8 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
             truncation_psi=self.generator.config.truncation_psi if truncation_psi is None else truncation_psi,
             truncation_cutoff=truncation_cutoff,
             strength=strength,
+            translate=translate,
+            rotate=rotate,
             noise_mode=noise_mode,
             model=self.model_identity(),
         )
@@ -270,6 +277,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         try:
             while batch := list(islice(positions, batch_size)):
                 style = _walk.fuse_positions(self.generator, self.fusion, walk, batch, self._execution_device)
+                style = _steps.move(self.generator, style, walk.recipe)
                 pictures: Any = style
                 if output_type != "latent":
                     pictures = _steps.synthesize(self.generator, style, walk.recipe.noise_mode)

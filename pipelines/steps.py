@@ -21,7 +21,7 @@ from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 KINDS = {  # component -> class names for messages, and an attribute that identifies it
-    "generator": ("StyleGAN2Generator or MobileStyleGANGenerator", "conv_sizes"),
+    "generator": ("StyleGAN2Generator, MobileStyleGANGenerator or StyleGAN3Generator", "conv_sizes"),
     "fusion": ("FusionHierarchy", "tree"),
     "segmenter": ("RegionSegmenter or HubSegmenter", "segment"),
 }
@@ -242,6 +242,20 @@ def apply_strength(given: torch.Tensor, base: torch.Tensor | None, strength: flo
 def fuse_recipe(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
     """Return the fused style codes (num_images, S), float32: one mapping batch, one pass of the fusion nets.
 
+    The codes are those of the moved pictures, where the recipe moves them. ValueError for a generator that cannot.
+    """
+    style = fuse_nodes(generator, fusion, recipe, device)
+    return move(generator, style, recipe)
+
+
+def move(generator: StyleGenerator, style: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Return the style codes (B, S) of the pictures moved and rotated as the recipe says."""
+    return generator.move_style(style, recipe.translate, recipe.rotate) if recipe.moves else style
+
+
+def fuse_nodes(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
+    """Return the fused style codes (num_images, S) before any motion.
+
     The recipe's `truncation_psi` must be a number. ValueError for names, shapes and labels that do not fit the models.
     """
     check_shapes(generator, recipe.groups())
@@ -290,7 +304,7 @@ def synthesize(
     Random noise has one seed per picture, so it does not depend on the batch. `up_to` is one of the generator's
     `picture_sizes`, for previews; None for the full size.
     """
-    own_noise = noise_seeds is not None and generator.config.use_noise
+    own_noise = noise_seeds is not None and generator.has_noise
     size = 1 if own_noise else slice_size or len(style)
     onload(generator)
     pictures = []

@@ -73,7 +73,11 @@ class Compose:
                     self.redo = gr.Button("Redo", size="md", min_width=60, interactive=False, elem_id="sf-redo")
                     self.clear = gr.Button("Start over", size="md", min_width=80, elem_id="sf-clear")
                     self.open = gr.UploadButton(
-                        "Open recipe", file_types=[".json", ".png"], size="md", min_width=80, elem_id="sf-open"
+                        "Open recipe or code",
+                        file_types=[".json", ".png", ".npz", ".npy", ".pt", ".pth", ".pkl"],
+                        size="md",
+                        min_width=80,
+                        elem_id="sf-open",
                     )
                     self.open.preprocess = show_errors(own_file)  # type: ignore[method-assign]
                 gr.Markdown("#### Start from an example", elem_classes="sf-heading")
@@ -310,9 +314,9 @@ class Compose:
         return self.updates(model, first, None, values) | {self.examples: example_buttons(model)}
 
     def _open(self, path: str, index: int, history: History, *values: Any) -> dict[Any, Any]:
-        """Open a downloaded recipe, with the model that made it if the Space has that model."""
+        """Open a downloaded recipe, with the model that made it if the Space has it, or another tool's code."""
         if not path:
-            raise ValueError("no recipe was given: choose a .json or .png that was downloaded here")
+            raise ValueError("no recipe was given: choose a .json or .png that was downloaded here, or a code's .npz")
         text = read_recipe(path)
         at = next((i for i in (index, *range(len(self.models))) if fits_model(self.models[i], text)), index)
         return self._opened(text, at, index, history, values)

@@ -168,6 +168,8 @@ def walk_arguments(
         "strength": read.strength,
         "truncation_psi": read.truncation_psi,
         "truncation_cutoff": read.truncation_cutoff,
+        "translate": read.translate,
+        "rotate": read.rotate,
         "easing": "smooth",
     }
     if region is not None:

@@ -12,13 +12,18 @@ from urllib.parse import urlencode
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from stylefusion_hf.core.code_arguments import MAGIC
 from stylefusion_hf.core.files import RECIPE_KEY
+from stylefusion_hf.core.foreign_codes import choose_code
+from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.core.untrusted.safe_pickle import loads
 from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
 from stylefusion_hf.spaces_app.models import EMBEDDED, Model, Picture
 from stylefusion_hf.spaces_app.pictures import open_checked
 from stylefusion_hf.spaces_app.uploads import read_file
 
 MAX_RECIPE = 2**21  # bytes of a recipe file
+CODE_FILE = "the file of codes"  # how errors call it, which show no path
 MAX_PIXELS = 2**24  # pixels of a picture with a recipe
 SMOOTH = 128  # pixels: larger pictures are scaled smoothly by the browser, smaller ones show their pixels
 MAX_LINK = 4000  # characters of a link's query: twenty regions with seeds and strengths of any length
@@ -59,12 +64,14 @@ def result(model: Model, picture: Picture, caption: str) -> dict[str, Any]:
 
 
 def read_recipe(path: str) -> str:
-    """Read the text of a recipe from a JSON file, or from a PNG that contains one.
+    """Read the text of a recipe from a JSON file, from a PNG that contains one, or make one of another tool's code.
 
     Raises:
-        ValueError, OSError: there is no recipe in the file, or it is too large.
+        ValueError, OSError: there is neither a recipe nor one code in the file, or it is too large.
     """
     data = read_file(path)
+    if data.startswith(MAGIC):
+        return json.dumps(Recipe(choose_code(loads(data, CODE_FILE), CODE_FILE).rows(), 1).to_dict())
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         if len(data) > MAX_RECIPE:
             raise ValueError(f"this is not a recipe: it has more than {MAX_RECIPE // 2**20} MB")

@@ -18,6 +18,8 @@ FIELDS = (
     "edits",
     "class_labels",
     "truncation_cutoff",
+    "translate",
+    "rotate",
     "noise_mode",
     "noise_seeds",
 )  # fields of a recipe that are kept

@@ -27,6 +27,7 @@ _HOMES = {
     "StyleFusionPipeline": "stylefusion_hf.pipelines.fuse",
     "StyleGAN2Discriminator": "stylefusion_hf.models.discriminator",
     "StyleGAN2Generator": "stylefusion_hf.models.stylegan2",
+    "StyleGAN3Generator": "stylefusion_hf.models.stylegan3",
     "StyleGenerator": "stylefusion_hf.models.style_generator",
 }
 
@@ -49,6 +50,7 @@ __all__ = [
     "StyleFusionPipeline",
     "StyleGAN2Discriminator",
     "StyleGAN2Generator",
+    "StyleGAN3Generator",
     "StyleGenerator",
     "__version__",
 ]
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from stylefusion_hf.models.segmenter import RegionSegmenter
     from stylefusion_hf.models.style_generator import StyleGenerator
     from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+    from stylefusion_hf.models.stylegan3 import StyleGAN3Generator
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
     from stylefusion_hf.pipelines.interpolate import StyleFusionInterpolationPipeline
     from stylefusion_hf.pipelines.invert import StyleFusionInversionPipeline

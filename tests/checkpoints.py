@@ -338,7 +338,12 @@ def save_tensorflow(
     other, other_mapping, other_synthesis = ([(n, t + 1) for n, t in pairs] for pairs in (own, mapping, synthesis))
     clamp = {} if g.config.conv_clamp is None else {"conv_clamp": g.config.conv_clamp}
     parts = {"mapping": network(mapping), "synthesis": network(synthesis, **clamp)}
-    judge = network(tensorflow_discriminator(d), mbstd_group_size=d.config.mbstd_group_size) if d is not None else None
+    of_d = {"mapping_lrmul": 0.01} | kwargs.get("judge_static", {})  # 0.1 where it is not said
+    judge = (
+        network(tensorflow_discriminator(d), mbstd_group_size=d.config.mbstd_group_size, **of_d)
+        if d is not None
+        else None
+    )
     others = {"mapping": network(other_mapping), "synthesis": network(other_synthesis)}
     content = [network(other, others), *([judge] if judge else []), network(own, parts)]
     dump_foreign(tuple(content), path, protocol)
@@ -356,3 +361,147 @@ def fusion_net(model: Any, node: str) -> dict[str, torch.Tensor]:
         for name, tensor in model.state_dict().items()
         if name.startswith(prefix)
     }
+
+
+# ----------------------------------------------------------------------------------------------------
+# Other projects' names of a StyleGAN2.
+
+
+def _vector(name: str) -> tuple[str, int]:
+    """conv3 -> ("conv", 3)"""
+    kind = name.rstrip("0123456789")
+    return kind, int(name[len(kind) :])
+
+
+def basicsr_generator(model: StyleGAN2Generator) -> dict[str, torch.Tensor]:
+    out = {}
+    for name, tensor in rosinality_generator(model).items():
+        if name.endswith(".kernel"):  # no buffer there
+            continue
+        parts = name.split(".")
+        if parts[0] == "style":
+            parts[0] = "style_mlp"
+        elif parts[0] == "input":
+            parts = ["constant_input", "weight"]
+        elif parts[0] == "noises":
+            parts[1] = parts[1].replace("_", "")
+        elif "noise" in parts:
+            parts.remove("noise")
+        if parts[0] in ("conv1", "convs"):
+            parts[0] = "style_" + parts[0]
+        out[".".join("modulated_conv" if part == "conv" else part for part in parts)] = tensor
+    return out
+
+
+def mmgeneration_generator(model: StyleGAN2Generator) -> dict[str, torch.Tensor]:
+    out = {}
+    for name, tensor in rosinality_generator(model).items():
+        layer, _, part = name.rpartition(".")
+        if layer.startswith("style."):
+            new = f"style_mapping.{layer[6:]}." + ("linear.weight_orig" if part == "weight" else "bias")
+        elif name == "input.input":
+            new = "constant_input.input"
+        elif layer == "noises":
+            new = f"injected_{part}"
+        elif layer.endswith(".modulation"):
+            base = layer.removesuffix("modulation") + "style_modulation."
+            new = base + ("linear.weight_orig" if part == "weight" else "bias")
+        elif layer.endswith(".noise"):
+            new = layer.removesuffix("noise") + "noise_injector.weight"
+        elif layer.endswith(".conv"):
+            new = f"{layer}.weight_orig"
+        else:
+            new = name
+        out[new] = tensor
+    return out
+
+
+def genforce_generator(model: StyleGAN2Generator) -> dict[str, torch.Tensor]:
+    state = model.state_dict()
+    out = {"synthesis.early_layer.const": state["synthesis.const"][None], "truncation.w_avg": state["w_avg"]}
+    for j in range(model.config.mapping_layers):
+        for part in ("weight", "bias"):
+            out[f"mapping.dense{j}.{part}"] = state[f"mapping.layers.{j}.{part}"]
+    for name, (weight, bias) in affine_parts(model).items():
+        kind, i = _vector(name)
+        theirs = f"synthesis.{'layer' if kind == 'conv' else 'output'}{i}"
+        ours = f"synthesis.{kind}s.{i}"
+        up = kind == "conv" and i % 2
+        out[f"{theirs}.weight"] = state[f"{ours}.weight"].flip(2, 3) if up else state[f"{ours}.weight"]
+        out[f"{theirs}.bias"] = state[f"{ours}.bias"]
+        out[f"{theirs}.style.weight"], out[f"{theirs}.style.bias"] = weight, bias - 1
+        if kind == "conv":
+            out[f"{theirs}.noise_strength"] = state[f"{ours}.noise_strength"]
+            out[f"{theirs}.noise"] = state[f"{ours}.noise_const"][None, None]
+        if up:
+            out[f"{theirs}.filter.kernel"] = FIR[None, None] * 4
+    return out | {"synthesis.upsample.kernel": FIR[None, None] * 4}
+
+
+def sahlman_file(model: StyleGAN2Generator, **settings: Any) -> dict[str, Any]:
+    """What `Generator.save()` of adriansahlman/stylegan2_pytorch writes; it leaves the noise images out."""
+    state = model.state_dict()
+    mapping = {}
+    for j in range(model.config.mapping_layers):
+        mapping[f"main.{j}.layer.weight"] = state[f"mapping.layers.{j}.weight"]
+        mapping[f"main.{j}.bias"] = state[f"mapping.layers.{j}.bias"]
+    synthesis = {"const": state["synthesis.const"], "upsample.weight": torch.ones(1, 1, 1, 1)}
+    synthesis["upsample.filter.filter_kernel"] = FIR[None, None] * 4
+    for name, (weight, bias) in affine_parts(model).items():
+        kind, i = _vector(name)
+        block, layer = ((i + 1) // 2, 0 if i % 2 or not i else 1) if kind == "conv" else (i, 0)
+        theirs = f"conv_blocks.{block}.conv_block.{layer}" if kind == "conv" else f"to_data_layers.{block}"
+        inner = f"{theirs}.layer.layer" if kind == "conv" else f"{theirs}.layer"
+        synthesis[f"{theirs}.bias"] = state[f"synthesis.{kind}s.{i}.bias"]
+        synthesis[f"{inner}.weight"] = state[f"synthesis.{kind}s.{i}.weight"]
+        synthesis[f"{inner}.dense.layer.weight"], synthesis[f"{inner}.dense.bias"] = weight, bias
+        if kind == "conv":
+            synthesis[f"{theirs}.layer.weight"] = state[f"synthesis.convs.{i}.noise_strength"].reshape(1)
+        if kind == "conv" and i % 2:
+            synthesis[f"{inner}.filter.filter_kernel"] = FIR[None, None] * 4
+    kwargs = {"latent_size": model.config.w_dim, "channels": list(model.config.channels)[::-1]}
+    parts = {"G_mapping": ("GeneratorMapping", mapping, {"normalize_input": True, "activation": "leaky:0.2"})}
+    parts["G_synthesis"] = ("GeneratorSynthesis", synthesis, kwargs | {"skip": True, "resnet": False} | settings)
+    own = {"name": "Generator", "kwargs": {"dlatent_avg_beta": 0.995}, "state_dict": {"dlatent_avg": state["w_avg"]}}
+    return own | {key: {"name": n, "state_dict": s, "kwargs": k} for key, (n, s, k) in parts.items()}
+
+
+# ----------------------------------------------------------------------------------------------------
+# Whole modules, as torch.save(model) pickles them.
+
+
+class Layer(torch.nn.Module):
+    """A layer of rosinality's model.py."""
+
+
+def as_module(tensors: dict[str, torch.Tensor], settings: dict[str, dict[str, Any]] | None = None) -> torch.nn.Module:
+    """A tree of modules with these tensors; `settings`: path -> attributes of the module there."""
+    root = Layer()
+    for name, tensor in tensors.items():
+        *path, last = name.split(".")
+        module = root
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, Layer())
+            module = module._modules[part]
+        if last == "kernel" or "noises" in path:
+            module.register_buffer(last, tensor.clone())
+        else:
+            module.register_parameter(last, torch.nn.Parameter(tensor.clone()))
+    for path, attributes in (settings or {}).items():
+        vars(root.get_submodule(path)).update(attributes)
+    return root
+
+
+@contextmanager
+def rosinality_code() -> Iterator[None]:
+    """The class is called `model.Layer` while a file is written, as of a model.py that this machine does not have."""
+    before = Layer.__module__
+    sys.modules["model"] = types.ModuleType("model")
+    sys.modules["model"].Layer = Layer  # type: ignore[attr-defined]
+    Layer.__module__ = "model"
+    try:
+        yield
+    finally:
+        Layer.__module__ = before
+        sys.modules.pop("model")

@@ -39,6 +39,15 @@ def parity_file(name: str) -> Path:
     return path
 
 
+def case_file(case: str, name: str) -> Path:
+    """The path of a file of `cases`, the folder beside the one that STYLEFUSION_PARITY names; skips without it."""
+    folder = os.environ.get(VARIABLE)
+    path = Path(folder or ".").resolve().parent / "cases" / case / name
+    if not folder or not path.is_file():
+        pytest.skip(f"{case}/{name} is not here: {VARIABLE} is not set, or has no folder `cases` beside it")
+    return path
+
+
 def load_case(name: str) -> dict[str, Tensor]:
     """The tensors of `{name}.safetensors`."""
     return load_file(parity_file(f"{name}.safetensors"))

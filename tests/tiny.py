@@ -14,6 +14,7 @@ from stylefusion_hf import (
     RegionTree,
     StyleFusionPipeline,
     StyleGAN2Generator,
+    StyleGAN3Generator,
     StyleGenerator,
 )
 
@@ -42,6 +43,17 @@ def tiny_mobile_generator(seed: int = 0, **changes: Any) -> MobileStyleGANGenera
     for name, parameter in generator.named_parameters():
         if name.endswith("noise_strength"):
             torch.nn.init.constant_(parameter, 0.3)
+    return generator.eval()
+
+
+def tiny_stylegan3_generator(seed: int = 0, **changes: Any) -> StyleGAN3Generator:
+    """32 px, 4 layers, 6 rows of w+; an input that moves and a mean w that matter."""
+    torch.manual_seed(seed)
+    config: dict[str, Any] = {"resolution": RESOLUTION, "channels": [8, 8, 8, 8, 6], "z_dim": Z_DIM, "w_dim": W_DIM}
+    generator = StyleGAN3Generator(**(config | {"num_layers": 4} | changes))
+    generator.w_avg.normal_()
+    with torch.no_grad():
+        generator.affine_weight[:4].normal_(std=0.2)
     return generator.eval()
 
 

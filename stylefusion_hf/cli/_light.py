@@ -22,7 +22,14 @@ from typing import Any
 
 PACKAGE = "stylefusion_hf"
 # Classes that need none of the hidden packages.
-OWN = {"FusionHierarchy", "ImageEncoder", "MobileStyleGANGenerator", "RegionSegmenter", "StyleGAN2Generator"}
+OWN = {
+    "FusionHierarchy",
+    "ImageEncoder",
+    "MobileStyleGANGenerator",
+    "RegionSegmenter",
+    "StyleGAN2Generator",
+    "StyleGAN3Generator",
+}
 HIDDEN = ("transformers", "peft", "scipy", "torchvision", "onnxruntime")
 WANTED = (
     "diffusers.image_processor",

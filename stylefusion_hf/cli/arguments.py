@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from stylefusion_hf.core.checks import shown
+from stylefusion_hf.core.code_arguments import names_codes, split_file
 from stylefusion_hf.core.seeds import MAX_SEED
 from stylefusion_hf.imaging.images import open_image
 
@@ -88,17 +89,16 @@ def positive(text: str) -> int:
 
 
 def code(text: str) -> Any:
-    """Convert an argument that is a code: a seed, a picture file, or `CODES.safetensors:NAME` from `invert`.
+    """Convert an argument that is a code: a seed, a picture file, or a code in a file, `FILE` or `FILE:NAME`.
 
-    Picture files are opened, and named codes are read.
+    Picture files are opened, and codes in files are read: `invert`'s CODES.safetensors, and other tools' .npz and .pt.
     """
     if text.strip().isdecimal():
         return seed(text)
     suffix = os.path.splitext(text)[1].lower()
     try:
-        if ".safetensors" in text.lower():
-            file = text if os.path.isfile(text) else text.rpartition(":")[0] or text
-            _check_exists(file, "file of codes")
+        if suffix not in PICTURES and names_codes(text):
+            _check_exists(split_file(text)[0], "file of codes")
 
             from stylefusion_hf.core.code_files import pick_code
 
@@ -112,7 +112,7 @@ def code(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{_quoted(text)} is not a seed: give an integer from 0 to {MAX_SEED}")
     raise argparse.ArgumentTypeError(
         f"{_quoted(text)} is neither a seed (an integer from 0), a picture file, nor a code such as"
-        " codes.safetensors:NAME"
+        " codes.safetensors:NAME or projected_w.npz"
     )
 
 
@@ -134,6 +134,16 @@ def _is_number(text: str) -> bool:
 def codes(text: str) -> list[Any]:
     """Convert an argument that is one code or several: `7,8,9`, `me.png,7`."""
     return [code(part) for part in ([text] if os.path.isfile(text) else text.split(","))]
+
+
+def seed_or_file(text: str) -> Any:
+    """Convert an argument that is a seed, or a file with a code or a picture, to that code."""
+    return code(text) if os.path.isfile(text) or names_codes(text) else seed(text)
+
+
+def seeds_or_files(text: str) -> list[Any]:
+    """Convert an argument that is a list of seeds and files: `1,2,projected_w.npz`."""
+    return [seed_or_file(part) for part in ([text] if os.path.isfile(text) else text.split(","))]
 
 
 def parse_pairs(values: Iterable[str] | None, option: str, convert: Callable[[str], T]) -> dict[str, T]:

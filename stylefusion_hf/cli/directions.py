@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stylefusion_hf.cli.arguments import add_class_argument, add_model_arguments, number, positive, seed
+from stylefusion_hf.cli.arguments import add_class_argument, add_model_arguments, number, positive, seed, seed_or_file
 from stylefusion_hf.cli.checks import check_file
 from stylefusion_hf.cli.loading import check_call, load_pipeline
 from stylefusion_hf.cli.outputs import output_file, report_written, save_png
@@ -52,7 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sheet.add_argument("--file", required=True, metavar="FILE", help="a file of directions")
     sheet.add_argument("--out", default="directions.png", metavar="PNG", help="(default: directions.png)")
     for job in (discover, sheet):
-        job.add_argument("--base", type=seed, default=1, help="seed of the sheet's picture (default: 1)")
+        job.add_argument(
+            "--base",
+            type=seed_or_file,
+            default=1,
+            metavar="CODE",
+            help="the sheet's picture, a seed or a file (default: 1)",
+        )
         job.add_argument(
             "--region", default="all", metavar="NAME", help="the region that the sheet edits (default: everything)"
         )

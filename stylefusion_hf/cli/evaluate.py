@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         metavar="ID",
-        help="vision transformer on the Hub for realism features, such as facebook/dinov2-small (default: the judges'"
-        " own features, which are for avatars)",
+        help="network for realism features: efficientnet-lite0 (from PyPI, works offline) or a vision transformer on"
+        " the Hub such as facebook/dinov2-small (default: the judges' own features, which are for avatars)",
     )
     parser.add_argument("--sections", metavar="A,B", help="only these sections (default: all that apply)")
     parser.add_argument("--methods", metavar="A,B", help="only these methods, including stylefusion (default: all)")
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_call(args)
 
-    from stylefusion_hf.evaluation.backbone import Backbone
+    from stylefusion_hf.evaluation.backbone import load_backbone
     from stylefusion_hf.evaluation.evaluate import Settings, build_subject, evaluate
     from stylefusion_hf.evaluation.judges import load_judges
     from stylefusion_hf.evaluation.realism import check_real
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     avatars = draws_avatars(judges)
     real = args.real or ("avatars" if avatars else "none")
     settings = replace(settings, real=None if real == "none" else real)
-    backbone = Backbone(args.backbone, pipe.device) if args.backbone else None
+    backbone = load_backbone(args.backbone, pipe.device) if args.backbone else None
     subject = build_subject(pipe, judges, args.seed, args.batch_size, backbone, args.measuring_size)
     skipped = [] if avatars else ["calibration"]
     skipped += [] if settings.limit_pairs else ["limits"]

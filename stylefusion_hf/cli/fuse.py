@@ -1,9 +1,10 @@
 """Fuse one picture from a base and a code per region.
 
 A code is a seed, a picture file, which the model's encoder turns into a code (better with --optimize and --tune), or
-CODES:NAME from a file written by `stylefusion invert`. --region, --node and --strength are repeatable. The picture
-contains its recipe, from which --from-recipe makes it again. A recipe with pictures or edits is also written to a file
-next to the picture, together with a tuned generator, where --from-recipe finds both.
+a file with a code: CODES:NAME of `stylefusion invert`, NVIDIA's projected_w.npz, .npy, latents.pt of e4e and PTI, with
+:NUMBER where it holds several. --region, --node and --strength are repeatable. The picture contains its recipe, from
+which --from-recipe makes it again. A recipe with pictures or edits is also written to a file next to the picture,
+together with a tuned generator, where --from-recipe finds both.
 
     stylefusion fuse --base 1 --region hair=7 --region eyes=3 --global 5 --out fused.png
     stylefusion fuse --base 1 --node face=5 --strength 0.7 --masks masks --out fused.png
@@ -49,6 +50,8 @@ CODE_OPTIONS = (
     "class_label",
     "strength",
     "psi",
+    "translate",
+    "rotate",
     "noise_mode",
     "optimize",
     "tune",
@@ -82,6 +85,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how far to go from the base to the codes, 0 to 1 (default: 1)",
     )
     look.add_argument("--psi", type=number, help="truncation (default: the model's own)")
+    look.add_argument(
+        "--translate",
+        nargs=2,
+        type=number,
+        metavar=("X", "Y"),
+        help="move the picture right and down, in fractions of its width (StyleGAN3 only)",
+    )
+    look.add_argument(
+        "--rotate", type=number, metavar="DEGREES", help="turn the picture counterclockwise (StyleGAN3 only)"
+    )
     look.add_argument(
         "--noise-mode", choices=("const", "random", "none"), help="noise of the generator (default: const)"
     )
@@ -129,6 +142,10 @@ def run(args: argparse.Namespace) -> None:
 def _call(args: argparse.Namespace) -> dict[str, Any]:
     """Return the pipeline's arguments."""
     call = call_arguments(args, code) | {"noise_mode": args.noise_mode or "const"}
+    if args.translate is not None:
+        call["translate"] = args.translate
+    if args.rotate is not None:
+        call["rotate"] = args.rotate
     if args.edit:
         call["edits"] = read_edits(args.edit)
     return call

@@ -1,8 +1,9 @@
 """Walk from code to code: an animation in which the chosen regions change and the rest stays.
 
-A list of codes (seeds, picture files, CODES:NAME from `stylefusion invert`) gives the keyframes. All lists must have
-the same length; a single code stays constant. The output depends on the name: .gif, .webp (lossless), .mp4 (extra
-`video`), a pattern such as frames/%03d.png, or a folder for PNG frames. Files are written completely or not at all.
+A list of codes (seeds, picture files, files with a code as `stylefusion fuse` takes them) gives the keyframes. All
+lists must have the same length; a single code stays constant. The output depends on the name: .gif, .webp (lossless),
+.mp4 (extra `video`), a pattern such as frames/%03d.png, or a folder for PNG frames. Files are written whole or not at
+all.
 
     stylefusion interpolate --base 1 --region hair=7,8,9 --frames 60 --loop --out hair.gif
     stylefusion interpolate --base 1,4,6 --steps 24 --space z --out walk.webp

@@ -1,7 +1,7 @@
 """Draw a contact sheet.
 
 Rows are bases; the columns are the base, the source, the base with the source's code in one region at a time, and the
-base with the source's code as the global one.
+base with the source's code as the global one. Bases and sources are seeds, or files with a code or a picture each.
 
     stylefusion sheet --out sheet.png
     stylefusion sheet --bases 1,2,3 --sources 11,12,13 --psi 0.7 --out sheet.png
@@ -12,8 +12,16 @@ from __future__ import annotations
 
 import argparse
 import random
+from typing import Any
 
-from stylefusion_hf.cli.arguments import add_class_argument, add_model_arguments, number, positive, seed, seeds
+from stylefusion_hf.cli.arguments import (
+    add_class_argument,
+    add_model_arguments,
+    number,
+    positive,
+    seed,
+    seeds_or_files,
+)
 from stylefusion_hf.cli.loading import check_call, load_pipeline
 from stylefusion_hf.cli.outputs import output_file, report_written, save_png
 
@@ -22,11 +30,13 @@ BASES, SOURCES = [1, 4, 6, 11], [21, 24, 26, 31]  # rows that show the embedded 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     rows = parser.add_argument_group("rows")
-    rows.add_argument("--bases", type=seeds, metavar="SEEDS", help="one per row, such as 1,2,3 (default: 1,4,6,11)")
+    rows.add_argument(
+        "--bases", type=seeds_or_files, metavar="CODES", help="one per row, such as 1,2,w.npz (default: 1,4,6,11)"
+    )
     rows.add_argument(
         "--sources",
-        type=seeds,
-        metavar="SEEDS",
+        type=seeds_or_files,
+        metavar="CODES",
         help="as many as there are bases, or one for all (default: 21,24,26,31)",
     )
     rows.add_argument("--seed", type=seed, help="draw bases and sources from this seed instead")
@@ -64,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     report_written(out, f"{sheet.width} x {sheet.height} pixels")
 
 
-def _rows(args: argparse.Namespace) -> tuple[list[int], list[int]]:
+def _rows(args: argparse.Namespace) -> tuple[list[Any], list[Any]]:
     """Return the bases and sources that the arguments name, or draw them."""
     if args.seed is None:
         if args.rows is not None:

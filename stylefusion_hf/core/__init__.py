@@ -13,6 +13,7 @@ and, as needed, the utilities under all of it:
 
     checks.py                       argument checks, and quoting untrusted text in error messages
     regular_files.py, json_files.py, tensor_files.py    bounded reading of untrusted files
+    untrusted/                      bounded reading of pickles, torch's and numpy's files, which executes nothing
     files.py                        atomic writes and folder locks
     hub_files.py, hub_errors.py     verified downloads from the Hugging Face Hub, with clear errors
     memory.py, randomness.py        planning a training's memory, and its reproducible random draws

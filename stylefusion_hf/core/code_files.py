@@ -1,4 +1,7 @@
-"""Codes in safetensors files: written by `stylefusion invert`, read by `--region hair=codes.safetensors:NAME`."""
+"""Codes in files: safetensors, written by `stylefusion invert`, and those of other tools (`foreign_codes`).
+
+Both are named alike: `--region hair=codes.safetensors:NAME`, `--base projected_w.npz`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import os
 from collections.abc import Mapping
 
 from stylefusion_hf.core.checks import short, shown
+from stylefusion_hf.core.code_arguments import split_file
 from stylefusion_hf.core.codes import Code
+from stylefusion_hf.core.regular_files import check_regular
 from stylefusion_hf.core.tensor_files import pick, read_tensors, write_tensors
 
 FORMAT, VERSION = "stylefusion-codes", "1"
@@ -41,13 +46,24 @@ def load_codes(path: str | os.PathLike[str]) -> dict[str, Code]:
     return codes
 
 
-def pick_code(argument: str) -> Code:
-    """Read the code of `FILE` or `FILE:NAME`; the name is optional if the file has only one code.
+def pick_code(argument: str | os.PathLike[str]) -> Code:
+    """Read the code of `FILE`, `FILE:NAME`, or of another tool's file also `FILE:NUMBER` or `FILE:NAME:NUMBER`.
 
-    ValueError and FileNotFoundError as from `load_codes`; ValueError for an unknown name or a code of several rows.
+    The name is optional if the file has only one code.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of codes or a damaged one, an unknown name, or several codes of which none is named.
     """
-    where, _, name = argument.rpartition(":") if not os.path.exists(argument) else (argument, "", "")
-    codes = load_codes(where or argument)
+    where, *selectors = split_file(os.fspath(argument))
+    if not os.path.exists(where):
+        raise FileNotFoundError(2, "no such file of codes", where)
+    check_regular(where)
+    if not where.lower().endswith(".safetensors"):
+        from stylefusion_hf.core.foreign_codes import load_foreign_code
+
+        return load_foreign_code(where, tuple(selectors))
+    codes, name = load_codes(where), ":".join(selectors)
     code = pick(codes, name or (next(iter(codes)) if len(codes) == 1 else ""), where, "code")
     if len(code) != 1:
         raise ValueError(f"{shown(where, 400)}: {short(name)} holds {len(code)} codes, expected one")

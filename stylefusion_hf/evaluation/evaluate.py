@@ -121,7 +121,9 @@ def build_subject(
     return Subject(pipe, judges, Ruler(judges.segmenter, judges.portrait, posing, backbone, size), seed, batch)
 
 
-def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Path) -> dict[str, Any]:
+def evaluate(
+    subject: Subject, settings: Settings, names: Sequence[str], out: str | os.PathLike[str]
+) -> dict[str, Any]:
     """Run sections in order, print their tables, and write report.json, report.md and plots into `out`.
 
     The reports are rewritten after every section, so that an interrupted run keeps its results.
@@ -129,6 +131,7 @@ def evaluate(subject: Subject, settings: Settings, names: Sequence[str], out: Pa
     Raises:
         ValueError: an unknown section or method, methods without ours, or static gates that are not constant.
     """
+    out = Path(out)
     if unknown := [n for n in names if n not in SECTIONS]:
         raise ValueError(f"unknown section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     if min(settings.pairs, settings.curve_pairs, settings.validation_pairs, settings.global_pairs) < 2:
@@ -182,7 +185,7 @@ def report_head(subject: Subject, settings: Settings) -> dict[str, Any]:
         "measuring size": subject.ruler.size,
         "truncation_psi": subject.pipe.generator.config.truncation_psi,
         "judges": {"folder": describe_judges(subject.judges), "there": list(list_judges(subject.judges))},
-        "features": backbone.name if isinstance(backbone, Backbone) else "the judges'",
+        "features": getattr(backbone, "name", "the judges'"),
         "heads of transfer": subject.heads,
         "versions": {"stylefusion-hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }

@@ -65,7 +65,7 @@ def describe(
         "label_dim": config.label_dim,
         "style_dim": generator.style_dim,
         "style_sizes": generator.style_sizes,
-        "noise": "constant, in the synthesis graph" if config.use_noise else "none",
+        "noise": "constant, in the synthesis graph" if generator.has_noise else "none",
         "truncation_psi": config.truncation_psi,
         "w_avg": generator.w_avg.tolist(),
         "tree": tree.to_dict(),

@@ -7,6 +7,7 @@ file is read back, run at two batch sizes on inputs that were not traced, and co
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -182,13 +183,13 @@ def latencies(runs: Sequence[Run], inputs: Sequence[Tensor]) -> list[float]:
 @torch.no_grad()
 def export(
     pipe: StyleFusionPipeline,
-    out: Path,
+    out: str | os.PathLike[str],
     form: str = "onnx",
     *,
     only: Iterable[str] | None = None,
     checked: bool = True,
     overwrite: bool = False,
-    sources: Iterable[Path] = (),
+    sources: Iterable[str | os.PathLike[str]] = (),
     progress: bool = False,
 ) -> list[Exported]:
     """Write a pipeline's networks and `export.json` into a folder, which appears complete or not at all.
@@ -209,6 +210,7 @@ def export(
         OSError: the folder cannot be written.
     """
     check_packages(form, checked)
+    out, sources = Path(out), [Path(source) for source in sources]
     check_target(out, overwrite, sources)
     identity = pipe.model_identity()  # of the original weights, before the cast
     for model in pipe.components.values():

@@ -80,7 +80,15 @@ class Picture:
 def kind_of(recipe: Recipe) -> str:
     """Return a key shared by recipes that can form one batch, because they differ in codes only."""
     r = recipe
-    settings = (r.noise_mode, r.truncation_psi, r.truncation_cutoff, r.strength, r.global_code is None)
+    settings = (
+        r.noise_mode,
+        r.truncation_psi,
+        r.truncation_cutoff,
+        r.strength,
+        r.global_code is None,
+        r.translate,
+        r.rotate,
+    )
     names = [sorted(codes) for codes in (r.regions, r.nodes, r.edits)]
     return json.dumps([*settings, *names, r.class_labels is None], sort_keys=True)
 

@@ -30,8 +30,8 @@ MARGIN, GAP, GROUP_GAP, LINE = 16, 6, 20, 18  # GROUP_GAP: between base and sour
 
 def contact_sheet(
     pipe: Any,
-    bases: Sequence[int],
-    sources: Sequence[int],
+    bases: Sequence[Any],
+    sources: Sequence[Any],
     truncation_psi: float | None = None,
     noise_mode: str = "const",
     scale: int | None = None,
@@ -43,8 +43,8 @@ def contact_sheet(
 
     Args:
         pipe: the pipeline; its region tree determines the columns.
-        bases: seeds, one per row; a single seed is repeated.
-        sources: seeds, as many as bases, or a single one.
+        bases: seeds or other single codes that the pipeline takes, one per row; a single one is repeated.
+        sources: likewise, as many as bases, or a single one.
         truncation_psi: None for the model's default.
         noise_mode: as in the pipeline.
         scale: integer factor by which pictures are enlarged; None scales them to about 128 pixels.
@@ -84,7 +84,7 @@ def contact_sheet(
         pictures += found if scale else [to_cell(picture) for picture in found]  # full pictures would pile up
     remaining = iter(pictures)
     rows = [list(islice(remaining, len(columns))) for _ in range(count)]
-    labels = [(f"base {base}", f"source {source}") for base, source in zip(bases, sources, strict=True)]
+    labels = [(_label(BASE, base), _label(SOURCE, source)) for base, source in zip(bases, sources, strict=True)]
     regions = range(2, len(columns) - bool(tree.fused))
     return draw_sheet(columns, labels, rows, scale, regions=regions)
 
@@ -95,16 +95,21 @@ def sheet_columns(tree: RegionTree) -> list[str]:
     return [BASE, SOURCE, *regions, *([GLOBAL] if tree.fused else [])]
 
 
+def _label(kind: str, code: Any) -> str:
+    """Return a row's label: the seed, where the code is one."""
+    return f"{kind} {code}" if isinstance(code, int) else kind
+
+
 def _fused(
     pipe: Any,
     tree: RegionTree,
-    cells: Sequence[tuple[int, int, int, int | None]],
+    cells: Sequence[tuple[int, Any, Any, int | None]],
     **call: Any,
 ) -> list[Image.Image]:
     """Make the pictures of cells (column index, base, source, class) in one call; they differ in codes only."""
 
-    def codes(*swapped: int) -> list[int]:
-        """Return one seed per cell: the source's in the columns `swapped`, the base's elsewhere."""
+    def codes(*swapped: int) -> list[Any]:
+        """Return one code per cell: the source's in the columns `swapped`, the base's elsewhere."""
         return [source if place in swapped else base for place, base, source, _ in cells]
 
     names = sheet_columns(tree)

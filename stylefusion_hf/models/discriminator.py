@@ -68,13 +68,15 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         channels: one count per block, from 4 x 4 up; None for NVIDIA's schedule with `channel_base` 32768, at most
             512.
         label_dim: size of the class-label vector; 0 for an unconditional model.
-        mapping_layers: depth of the MLP that maps labels for the projection (class-conditional models only).
+        mapping_layers: depth of the MLP that maps labels for the projection (class-conditional models only); 0 for
+            the normalized embedding itself.
         label_embed_dim: width of that projection; None for the channels at 4 x 4.
         mbstd_group_size, mbstd_channels: settings of the minibatch standard deviation; 0 channels switch it off, so
             that a sample's logit does not depend on the rest of its batch.
         conv_clamp: clamp on activations, for half precision.
         input_skips: how many of the largest blocks are followed by a fromRGB layer of the image at their output's
             resolution (the "input skips" of the paper's figure 7). Growing to twice the resolution adds one.
+        mapping_width, mapping_embed_dim: widths of that MLP's hidden layers and input; None for the projection's.
 
     Raises:
         ValueError: the resolution is not a power of two, or other numbers do not fit it.
@@ -94,6 +96,8 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         mbstd_channels: int = 1,
         conv_clamp: float | None = None,
         input_skips: int = 0,
+        mapping_width: int | None = None,
+        mapping_embed_dim: int | None = None,
     ):
         super().__init__()
         channels = check_channels(channel_schedule(resolution) if channels is None else channels, resolution)
@@ -105,6 +109,7 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
                 f" positive; got {mbstd_channels=}, {mbstd_group_size=}"
             )
         positive(img_channels=img_channels, conv_clamp=conv_clamp, label_embed_dim=label_embed_dim)
+        positive(mapping_width=mapping_width, mapping_embed_dim=mapping_embed_dim)
         if not 0 <= input_skips <= len(channels) - 1:
             raise ValueError(f"input_skips must be from 0 to {len(channels) - 1} (the blocks), got {input_skips}")
         self.register_to_config(channels=channels)
@@ -117,7 +122,8 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         self.skips = nn.ModuleList(
             EqualizedConv(img_channels, width, 1, clamp=conv_clamp) for width in channels[-2::-1][:input_skips]
         )
-        self.mapping = MappingNetwork(0, label_dim, embed, mapping_layers, embed_dim=embed) if label_dim else None
+        widths = {"width": mapping_width or embed, "embed_dim": mapping_embed_dim or embed}
+        self.mapping = MappingNetwork(0, label_dim, embed, mapping_layers, **widths) if label_dim else None
         self.conv = EqualizedConv(c4 + mbstd_channels, c4, 3, clamp=conv_clamp)
         self.fc = EqualizedLinear(c4 * 16, c4, act="lrelu")
         self.out = EqualizedLinear(c4, embed if label_dim else 1)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from stylefusion_hf.core.checks import describe_error, short, shown
+from stylefusion_hf.core.code_arguments import names_codes
 from stylefusion_hf.core.codes import (
     LARGEST,
     LATENT_SPACES,
@@ -42,8 +43,9 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: 
             these, possibly nested, whose rows are concatenated. A picture is a PIL image, the path of a picture file,
             or an array of one or more pictures: uint8 (H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels, or
             floats in [0, 1] in one of the last two shapes. A float array of three dimensions is a picture in every
-            space except w+, whose codes have three dimensions too. The strings `CODES.safetensors` and
-            `CODES.safetensors:NAME` name a code in a file. Integers in a one-dimensional array are seeds.
+            space except w+, whose codes have three dimensions too. The path of a file of codes is a code as well, with
+            `:NAME` where it has several: safetensors that `stylefusion invert` wrote, and .npz, .npy, .pt and .pkl of
+            other tools. Integers in a one-dimensional array are seeds.
         latent_type: the space of bare tensors.
         name: name of the value in errors.
         depth: nesting depth of the value in lists.
@@ -116,12 +118,12 @@ def _holds_pictures(array: np.ndarray, latent_type: str) -> bool:
 
 
 def _read_file(path: str | os.PathLike[str], name: str) -> tuple[CodeInput, ...]:
-    """Read a picture file, or the code named by `CODES.safetensors` or `CODES.safetensors:NAME`."""
+    """Read a picture file, or a code in a file: `FILE` or `FILE:NAME`, as `code_files.pick_code` takes it."""
     text = os.fspath(path)
     if not isinstance(text, str):
         raise ValueError(f"{name} must be a file path as a string, got {short(text)}")
     try:
-        if ".safetensors" in text[-4096:].lower():
+        if names_codes(text):
             from stylefusion_hf.core.code_files import pick_code
 
             return pick_code(text).rows()

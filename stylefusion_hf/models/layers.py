@@ -107,20 +107,24 @@ def normalize_2nd_moment(x: torch.Tensor) -> torch.Tensor:
 
 
 class MappingNetwork(nn.Module):
-    """z (B, z_dim) and labels (B, label_dim) -> (B, w_dim). The discriminator uses `z_dim=0` (labels only)."""
+    """z (B, z_dim) and labels (B, label_dim) -> (B, w_dim). The discriminator uses `z_dim=0` (labels only).
+
+    Without layers, which only a network of labels may have, the embedding of a label is the result.
+    """
 
     def __init__(
         self, z_dim, label_dim, w_dim, num_layers, width=None, embed_dim=None, lr_multiplier=0.01, equalized=True
     ):
         super().__init__()
         width, embed_dim = width or w_dim, embed_dim or w_dim
-        if num_layers < 1 or w_dim < 1 or z_dim + label_dim < 1:
+        bare = num_layers == 0 and not z_dim and embed_dim == w_dim
+        if (num_layers < 1 and not bare) or w_dim < 1 or z_dim + label_dim < 1:
             raise ValueError(
                 f"a mapping needs layers, w_dim and an input; got {num_layers=}, {w_dim=}, {z_dim=}, {label_dim=}"
             )
         self.z_dim, self.label_dim = z_dim, label_dim
         self.embed = EqualizedLinear(label_dim, embed_dim) if label_dim else None
-        widths = [z_dim + (embed_dim if label_dim else 0)] + [width] * (num_layers - 1) + [w_dim]
+        widths = [z_dim + (embed_dim if label_dim else 0)] + [width] * (num_layers - 1) + [w_dim] * (num_layers > 0)
         self.layers = nn.ModuleList(
             EqualizedLinear(i, o, "lrelu", lr_multiplier, equalized=equalized) for i, o in pairwise(widths)
         )

@@ -8,22 +8,18 @@ styles scale the inputs of layers without demodulation, and one layer makes the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor
 
-from stylefusion_hf.core.checks import check_count
 from stylefusion_hf.models.config_checks import checked_config, positive
 from stylefusion_hf.models.layers import MappingNetwork, block_resolutions, channel_schedule, check_channels
 from stylefusion_hf.models.mobile_synthesis import MobileSynthesis
-from stylefusion_hf.models.preview import fit_heads
-from stylefusion_hf.models.style_generator import StyleGenerator, check_up_to
+from stylefusion_hf.models.preview import PreviewMixin
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 
-class MobileStyleGANGenerator(StyleGenerator):
+class MobileStyleGANGenerator(PreviewMixin, StyleGenerator):
     """MobileStyleGAN generator of any power-of-two resolution and channel schedule.
 
     w+ has as many rows as a StyleGAN2's of the same resolution, so that the codes and directions of the model that it
@@ -121,50 +117,6 @@ class MobileStyleGANGenerator(StyleGenerator):
     def num_ws(self) -> int:
         """Rows of w+: as many as StyleGAN2 has at this resolution."""
         return 2 * len(self.synthesis.resolutions) + 2
-
-    @property
-    def picture_sizes(self) -> list[int]:
-        return [*self.synthesis.preview_resolutions, self.config.resolution]
-
-    @torch.no_grad()
-    def fit_preview(self, resolution: int, samples: int = 32, seed: int = 0) -> float:
-        """Fit a head that gives a picture from the features of `resolution` px, which is then saved with the model.
-
-        A 1 x 1 convolution, by least squares, to full pictures averaged to that size. It shows the same content as the
-        full picture, in slightly other colors, at a fraction of its cost.
-
-        Args:
-            resolution: one of `feature_sizes`.
-            samples: how many pictures to fit; a quarter as many more are drawn to measure.
-            seed: of their z. They are truncated by `truncation_psi`; of a conditional model, classes take turns.
-
-        Returns:
-            The peak signal-to-noise ratio of further samples' previews, in dB.
-        """
-        return self.fit_previews([resolution], samples, seed)[resolution]
-
-    @torch.no_grad()
-    def fit_previews(self, resolutions: Sequence[int], samples: int = 32, seed: int = 0) -> dict[int, float]:
-        """`fit_preview` for several sizes at once, of the same pictures: {resolution: peak signal-to-noise ratio}."""
-        for resolution in resolutions:
-            check_up_to(resolution, self.synthesis.resolutions, "resolution")
-        check_count("samples", samples, 2**16)
-        count = samples + max(1, samples // 4)
-        z = torch.randn(count, self.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(self.affine_weight)
-        labels = None
-        if self.config.label_dim:
-            labels = F.one_hot(torch.arange(count, device=z.device) % self.config.label_dim, self.config.label_dim)
-        s = self.to_style(self.truncate(self.mapping(z, labels), self.config.truncation_psi))
-
-        def pairs(codes: Tensor) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
-            for one in codes.split(1):
-                picture, features = self.synthesis(one, return_features=True)
-                yield features, picture
-
-        heads = {resolution: self.synthesis.add_preview(resolution) for resolution in resolutions}
-        quality = fit_heads(heads, pairs(s[:samples]), pairs(s[samples:]))
-        self.register_to_config(preview_resolutions=self.synthesis.preview_resolutions)
-        return quality
 
 
 # Saved pipelines then record the package, not this file, as the class's home (see stylefusion_hf/__init__.py).

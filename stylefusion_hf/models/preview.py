@@ -1,13 +1,20 @@
-"""Small preview pictures from a generator's intermediate features, by a linear map of each pixel's channels."""
+"""Small preview pictures from a generator's intermediate features, by a linear map of each pixel's channels.
+
+For generators that make one picture, at the end, such as MobileStyleGAN and StyleGAN3.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stylefusion_hf.core.checks import check_count
+from stylefusion_hf.models.style_generator import check_up_to
 
 
 class PreviewHead(nn.Module):
@@ -23,6 +30,62 @@ class PreviewHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype)).contiguous()
+
+
+class PreviewMixin:
+    """What a `StyleGenerator` with preview heads shares; its `synthesis` has `add_preview` and `resolutions`."""
+
+    config: Any
+    synthesis: Any
+    mapping: Any
+    truncate: Any
+    to_style: Any
+    affine_weight: Tensor
+    register_to_config: Any
+
+    @property
+    def picture_sizes(self) -> list[int]:
+        return [*self.synthesis.preview_resolutions, self.config.resolution]
+
+    @torch.no_grad()
+    def fit_preview(self, resolution: int, samples: int = 32, seed: int = 0) -> float:
+        """Fit a head that gives a picture from the features of `resolution` px, which is then saved with the model.
+
+        A 1 x 1 convolution, by least squares, to full pictures averaged to that size. It shows the same content as the
+        full picture, in slightly other colors, at a fraction of its cost.
+
+        Args:
+            resolution: one of `feature_sizes`.
+            samples: how many pictures to fit; a quarter as many more are drawn to measure.
+            seed: of their z. They are truncated by `truncation_psi`; of a conditional model, classes take turns.
+
+        Returns:
+            The peak signal-to-noise ratio of further samples' previews, in dB.
+        """
+        return self.fit_previews([resolution], samples, seed)[resolution]
+
+    @torch.no_grad()
+    def fit_previews(self, resolutions: Sequence[int], samples: int = 32, seed: int = 0) -> dict[int, float]:
+        """`fit_preview` for several sizes at once, of the same pictures: {resolution: peak signal-to-noise ratio}."""
+        for resolution in resolutions:
+            check_up_to(resolution, self.synthesis.resolutions, "resolution")
+        check_count("samples", samples, 2**16)
+        count = samples + max(1, samples // 4)
+        z = torch.randn(count, self.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(self.affine_weight)
+        labels = None
+        if self.config.label_dim:
+            labels = F.one_hot(torch.arange(count, device=z.device) % self.config.label_dim, self.config.label_dim)
+        s = self.to_style(self.truncate(self.mapping(z, labels), self.config.truncation_psi))
+
+        def pairs(codes: Tensor) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
+            for one in codes.split(1):
+                picture, features = self.synthesis(one, return_features=True)
+                yield features, picture
+
+        heads = {resolution: self.synthesis.add_preview(resolution) for resolution in resolutions}
+        quality = fit_heads(heads, pairs(s[:samples]), pairs(s[samples:]))
+        self.register_to_config(preview_resolutions=self.synthesis.preview_resolutions)
+        return quality
 
 
 @torch.no_grad()

@@ -40,8 +40,8 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
     """The interface of generators with a style space, and what they share.
 
     A subclass sets `mapping` and `synthesis`, calls `_add_affine`, and has in its config `resolution`, `channels` (one
-    count for each resolution that has features, from 4 up), `img_channels`, `z_dim`, `w_dim`, `label_dim`, `use_noise`
-    and `truncation_psi`.
+    count for each resolution that has features, from 4 up, unless it overrides `feature_sizes`), `img_channels`,
+    `z_dim`, `w_dim`, `label_dim`, `truncation_psi` and, if it has noise inputs, `use_noise`.
 
     `StyleGenerator.from_pretrained` loads whichever generator a folder or repository holds.
 
@@ -142,6 +142,11 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
         return {4 * 2**k: width for k, width in enumerate(self.config.channels)}
 
     @property
+    def has_noise(self) -> bool:
+        """Whether pictures depend on noise inputs."""
+        return bool(self.config.get("use_noise", False))
+
+    @property
     @abstractmethod
     def picture_sizes(self) -> list[int]:
         """The heights that `synthesis(s, up_to=height)` gives a picture of, the full size last."""
@@ -179,6 +184,22 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
         check_style(s, self.style_dim)
         sizes = self.style_sizes
         return dict(zip(sizes, s.split(list(sizes.values()), dim=1), strict=True))
+
+    def move_style(self, s: Tensor, translate: Sequence[float] = (0.0, 0.0), rotate: float = 0.0) -> Tensor:
+        """Return the style codes (B, S) of rotated and moved pictures.
+
+        Args:
+            s: style codes (B, S).
+            translate: right and down, in fractions of the width.
+            rotate: degrees, counterclockwise, about the middle.
+
+        Raises:
+            ValueError: the architecture has no input that can move.
+        """
+        raise ValueError(
+            f"translate and rotate move the Fourier input of a StyleGAN3; a {type(self).__name__} has none: leave them"
+            " out, or take a StyleGAN3Generator"
+        )
 
     def _check_w(self, w: torch.Tensor) -> None:
         d, n = self.w_avg.shape[0], self.num_ws

@@ -153,6 +153,7 @@ class StyleGAN2Generator(StyleGenerator):
         use_noise: whether convolutions have noise inputs; flat artwork is better without.
         conv_clamp: clamp on activations, for half precision (NVIDIA: 256); None for no clamp.
         truncation_psi: the model's default truncation, used by pipelines.
+        label_embed_dim: width of the embedding of labels; None for `w_dim`.
 
     Raises:
         ValueError: the resolution is not a power of two, or the channels do not fit it.
@@ -173,13 +174,15 @@ class StyleGAN2Generator(StyleGenerator):
         use_noise: bool = True,
         conv_clamp: float | None = None,
         truncation_psi: float = 0.7,
+        label_embed_dim: int | None = None,
     ):
         super().__init__()
         block_resolutions(resolution)
         channels = check_channels(channel_schedule(resolution) if channels is None else channels, resolution)
         self.register_to_config(channels=channels)
         positive(z_dim=z_dim, img_channels=img_channels, conv_clamp=conv_clamp, mapping_width=mapping_width)
-        self.mapping = MappingNetwork(z_dim, label_dim, w_dim, mapping_layers, mapping_width)
+        positive(label_embed_dim=label_embed_dim)
+        self.mapping = MappingNetwork(z_dim, label_dim, w_dim, mapping_layers, mapping_width, label_embed_dim)
         self.synthesis = SynthesisNetwork(channels, img_channels, use_noise, conv_clamp)
         self._add_affine(w_dim, gain=1 / math.sqrt(w_dim))
 

@@ -1,4 +1,4 @@
-"""The low-level operations of StyleGAN2 and MobileStyleGAN, each with a plain reference and a fast path.
+"""The low-level operations of StyleGAN2, MobileStyleGAN and StyleGAN3, each with a plain reference and a fast path.
 
 Fast paths use PyTorch's operators or, if built and enabled, native ones. Read it in this order:
 
@@ -7,6 +7,8 @@ Fast paths use PyTorch's operators or, if built and enabled, native ones. Read i
     modulated_conv.py   modulated convolution, with up- or downsampling; built on the two above
     wavelets.py         the inverse Haar transform of MobileStyleGAN
     separable.py        its depthwise convolution, and a whole block in one pass
+    lowpass.py          design of StyleGAN3's low-pass filters
+    filtered_lrelu.py   its nonlinearity: upsample, activate, downsample
     native/             C++ and CUDA kernels, how they are built, and when they are used
     context.py          whether tracing or function transforms are active, which restricts the fast paths
 """

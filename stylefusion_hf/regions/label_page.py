@@ -10,6 +10,7 @@ import base64
 import io
 import ipaddress
 import json
+import os
 import socket
 import threading
 import webbrowser
@@ -222,7 +223,7 @@ def label(
     generator: StyleGenerator,
     regions: Sequence[str],
     count: int,
-    out: Path,
+    out: str | os.PathLike[str],
     samples: int | None,
     steps: int | None,
     seed: int,
@@ -237,6 +238,7 @@ def label(
         ValueError: as in `PaintFolder.create`.
         OSError: the port is not available; names it.
     """
+    out = Path(out)
     paint = PaintFolder.create(out / "painted", generator, regions, count)
     try:
         server = Server(host, port, PaintSession(generator, paint, out, samples, steps, seed, resolution))

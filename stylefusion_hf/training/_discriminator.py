@@ -38,7 +38,7 @@ def default_channels(resolution: int) -> list[int]:
 @torch.no_grad()
 def plain_samples(g: StyleGenerator, count: int, draw: torch.Generator, batch: int = 64) -> Tensor:
     """Return fresh samples (count, 3, H, W) in [-1, 1], each truncated by its own psi between 0.5 and 1."""
-    if g.config.use_noise:  # noise inputs come from the global random state, which this seed ties to `draw`
+    if g.has_noise:  # noise inputs come from the global random state, which this seed ties to `draw`
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))
     styles = g.to_style(draw_w(g, count, draw, min_psi=0.5))
     return torch.cat([g.synthesis(s, noise_mode="random").clamp(-1, 1) for s in styles.split(batch)])

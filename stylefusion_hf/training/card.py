@@ -36,6 +36,7 @@ MEASURED = """Made by stylefusion-hf without training: each gate is a constant, 
 {pictures} pictures of the generator. A style number goes to the regions that it drives most."""
 MEASURING = ("start_pictures", "train_resolution", "min_psi", "mixed_share", "seed")
 CONVERSION = "conversion.json"  # of `stylefusion convert`
+GENERATORS = ("StyleGAN2Generator", "MobileStyleGANGenerator", "StyleGAN3Generator")
 OBJECTIVES = {
     "composed": "the composed objective, which is this package's own",
     "contrastive": "the contrastive objective, built from the paper's description",
@@ -80,7 +81,7 @@ def model_card(
     if measured:
         how = MEASURED.format(pictures=args.start_pictures)
     kind = source_kind(args.pretrained_model_name_or_path)
-    generator = "MobileStyleGAN" if kind == "mobilestylegan" else "StyleGAN2"
+    generator = source_generator(args.pretrained_model_name_or_path)
     names = {"architecture": generator.lower(), "generator": generator, "how": how}
     lines = [HEAD.format(title=title, tree=tree, leaf=tree.leaves[0], **names)]
     if kind in LICENSES:
@@ -139,6 +140,15 @@ def source_kind(model: str | None) -> str | None:
     except (OSError, ValueError):
         return None
     return kind if isinstance(kind, str) else None
+
+
+def source_generator(model: str | None) -> str:
+    """Return the architecture of a model folder's generator, as its config.json says; "StyleGAN2" if it has none."""
+    try:
+        kind = read_object(Path(find_model(model or ""), "generator", "config.json")).get("_class_name")
+    except (OSError, ValueError):
+        kind = None
+    return kind.removesuffix("Generator") if kind in GENERATORS else "StyleGAN2"
 
 
 def keep_source(model: str | None, folder: Path) -> None:

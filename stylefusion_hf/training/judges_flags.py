@@ -41,6 +41,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--r1_gamma", type=float, default=0.5, help="weight of the discriminator's R1; 0 for none")
     p.add_argument("--r1_interval", type=int, default=16, help="steps between two R1 penalties")
     p.add_argument("--eval_avatars", type=int, default=512, help="number of held-out pictures for the figures")
+    p.add_argument(
+        "--eval_data_dir", help="folder like --train_data_dir with held-out pictures, for the segmenter's IoU"
+    )
     args = p.parse_args(argv)
     given = {k: v for k, v in vars(args).items() if v != p.get_default(k) and k not in ("hub_token", "push_to_hub")}
     given = {"model" if k == "pretrained_model_name_or_path" else k: v for k, v in given.items()}

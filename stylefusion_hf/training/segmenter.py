@@ -1,7 +1,8 @@
 """Train a region segmenter on pictures with exact label maps, so that it works on generated pictures.
 
     accelerate launch -m stylefusion_hf.training.segmenter --output_dir runs/segmenter --avatars 40000
-    accelerate launch -m stylefusion_hf.training.segmenter --output_dir runs/mine --train_data_dir DATASET
+    accelerate launch -m stylefusion_hf.training.segmenter --output_dir runs/mine --train_data_dir DATASET \\
+        --eval_data_dir HELD_OUT
 
 DATASET has the layout that `stylefusion data avatars` writes: images/, labels/, dataset.json. Unlike drawn pictures, a
 generator's are slightly soft, noisy and off in color, so training degrades the drawn ones in these ways at random.
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from stylefusion_hf.core.checks import listed
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import write_json
 from stylefusion_hf.core.randomness import step_generator
@@ -46,21 +48,37 @@ def build_dataset(args: argparse.Namespace, accelerator: Accelerator) -> tuple[A
 
 
 def build_model(args: argparse.Namespace, regions: list[str]) -> RegionSegmenter:
-    """Return a new segmenter, or the one in --model. ValueError if that one has other regions."""
+    """Return a new segmenter, or the one in --model. ValueError if that one has other regions.
+
+    It keeps --resolution in its config, so that larger pictures are averaged down to what it learned to see.
+    """
     if args.pretrained_model_name_or_path:
         model = RegionSegmenter.from_pretrained(
             args.pretrained_model_name_or_path, subfolder="segmenter", revision=args.revision, variant=args.variant
         )
         if list(model.config.regions) != regions:
             raise ValueError(f"the given segmenter knows {list(model.config.regions)}, the data set has {regions}")
+        model.register_to_config(resolution=args.resolution)
         return model
     widths = [int(c) for c in args.channels.split(",")] if args.channels else segmenter_channels(args.resolution)
-    return RegionSegmenter(regions=regions, channels=widths)
+    return RegionSegmenter(regions=regions, channels=widths, resolution=args.resolution)
 
 
-def measure(args: argparse.Namespace, model: RegionSegmenter) -> dict[str, Any]:
-    """Return the IoU of held-out avatars, as drawn and degraded."""
-    held = held_out_avatars(args.eval_avatars, args.resolution, args.data_seed)
+def open_held_out(args: argparse.Namespace, regions: list[str]) -> Any:
+    """Return the pictures of --eval_data_dir, or None without it. ValueError if they have other regions."""
+    if not args.eval_data_dir:
+        return None
+    from stylefusion_hf.data.folders import ImageFolder
+
+    dataset = ImageFolder(args.eval_data_dir, args.resolution)
+    if list(dataset.regions or ()) != regions:
+        found = listed(dataset.regions) if dataset.regions else "no label maps"
+        raise ValueError(f"--eval_data_dir {args.eval_data_dir} has {found}, the training data has {listed(regions)}")
+    return dataset
+
+
+def measure(args: argparse.Namespace, model: RegionSegmenter, held: Any) -> dict[str, Any]:
+    """Return the IoU on held-out pictures, as they are and degraded."""
     items = [held[i] for i in range(len(held))]
     images, labels = torch.stack([i["image"] for i in items]), torch.stack([i["labels"] for i in items])
     draw = step_generator(args.seed, 0, purpose=9)
@@ -72,11 +90,12 @@ def measure(args: argparse.Namespace, model: RegionSegmenter) -> dict[str, Any]:
 
 
 def train(args: argparse.Namespace) -> Path:
-    """Run the training and return the folder that holds segmenter/ and iou.json, its IoU on held-out avatars."""
+    """Run the training and return the folder that holds segmenter/ and iou.json, its IoU on held-out pictures."""
     check_flags(args)
     accelerator = start(args)
     torch.manual_seed(args.seed)
     dataset, regions = build_dataset(args, accelerator)
+    held = open_held_out(args, regions)
     model: Any = build_model(args, regions)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-4)
     schedule = build_schedule(args, optimizer)
@@ -103,8 +122,10 @@ def train(args: argparse.Namespace) -> Path:
         plain = gathered(accelerator, model)
         if accelerator.is_main_process:
             save_model(plain, folder / "segmenter")
-            if args.avatars and args.eval_avatars:
-                report = measure(args, plain)
+            if held is None and args.avatars and args.eval_avatars:
+                held = held_out_avatars(args.eval_avatars, args.resolution, args.data_seed)
+            if held is not None:
+                report = measure(args, plain, held)
                 write_json(folder / "iou.json", report, indent=2)
                 print(json.dumps(report, indent=2))
             push_to_hub(args, folder / "segmenter")

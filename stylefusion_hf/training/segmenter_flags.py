@@ -24,6 +24,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--channels", help="widths of the U-Net's levels, comma-separated; by default from the resolution")
     p.add_argument("--degrade", type=float, default=1.0, help="strength of the random degradation; 0 for none")
     p.add_argument("--eval_avatars", type=int, default=512, help="number of held-out avatars for the reported IoU")
+    p.add_argument(
+        "--eval_data_dir", help="folder like --train_data_dir with held-out pictures, for the reported IoU (iou.json)"
+    )
     return p.parse_args(argv)
 
 

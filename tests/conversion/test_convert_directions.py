@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from stylefusion_hf.conversion.convert import convert
-from stylefusion_hf.conversion.inert import ConversionError
+from stylefusion_hf.core.untrusted.inert import ConversionError
 from tests import checkpoints
 
 QUIET = {"progress": False}

@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, given, settings
 
 from stylefusion_hf.conversion.convert import Options, convert
 from stylefusion_hf.conversion.directions import looks_like_directions
-from stylefusion_hf.conversion.inert import ConversionError
 from stylefusion_hf.conversion.modules import tensor_names
-from stylefusion_hf.conversion.safe_pickle import loads
 from stylefusion_hf.conversion.sources import read_source
 from stylefusion_hf.conversion.writing import plain_weights
+from stylefusion_hf.core.untrusted.inert import ConversionError
+from stylefusion_hf.core.untrusted.safe_pickle import loads
 from tests import checkpoints
 from tests.hostile import RUNNERS, whole
 from tests.parity import parity_file

@@ -16,12 +16,13 @@ import torch
 
 from stylefusion_hf import MobileStyleGANGenerator, StyleFusionPipeline
 from stylefusion_hf.cli import main
-from stylefusion_hf.conversion import ir_network, openvino_ir
+from stylefusion_hf.conversion import companions, ir_network, openvino_ir
 from stylefusion_hf.conversion.convert import convert
-from stylefusion_hf.conversion.inert import ConversionError
+from stylefusion_hf.core.untrusted.inert import ConversionError
 from tests.ir_interpreter import Interpreter
 from tests.openvino_ir import Spec, floats, write_mapping, write_model, write_synthesis
 from tests.parity import parity_file
+from tests.tiny import tiny_fusion, tiny_segmenter
 
 FACES = "STYLEFUSION_FACES_IR"  # the wheel of random-face, or its unpacked data folder
 
@@ -101,6 +102,30 @@ def test_a_converted_model_computes_what_the_graph_does(name: str, tmp_path: Pat
     assert_same(g, tmp_path / "ir/a.xml", tmp_path / "ir/b.xml", psi=1.0, samples=3)
     z = torch.randn(4096, spec.z_dim, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(g.w_avg, g.mapping(z).mean(0))
+
+
+def test_nets_of_this_package_join_their_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path / "ir")
+    report = convert(tmp_path / "ir", tmp_path / "alone", progress=False)
+    g = MobileStyleGANGenerator.from_pretrained(tmp_path / "alone/generator")
+    own = tmp_path / "assets/mine"
+    tiny_fusion(g, "ffhq", padded_width=12).save_pretrained(own / "fusion")
+    tiny_segmenter("ffhq").save_pretrained(own / "segmenter")
+    hashes = {name: report.sources[name]["sha256"] for name in ("a.bin", "b.bin")}
+    about = {"generator": hashes, "notes": ["nets trained on samples of this generator"]}
+    (own / "companions.json").write_text(json.dumps(about))
+    monkeypatch.setattr(companions, "ASSETS", tmp_path / "assets")
+    report = convert(tmp_path / "ir", tmp_path / "fused", progress=False)
+    assert about["notes"][0] in report.notes and "nets trained" in (tmp_path / "fused/README.md").read_text()
+    pipe = StyleFusionPipeline.from_pretrained(tmp_path / "fused")
+    assert pipe.segmenter is not None and "hair" in pipe.fusion.tree.leaves
+    with torch.no_grad():
+        assert pipe(base=1, regions={"hair": 2}).images[0].tobytes() != pipe(base=1).images[0].tobytes()
+    # Another generator of the same sizes gets none.
+    write_model(tmp_path / "other", Spec(seed=9))
+    convert(tmp_path / "other", tmp_path / "plain", progress=False)
+    plain = StyleFusionPipeline.from_pretrained(tmp_path / "plain")
+    assert plain.segmenter is None and [*plain.fusion.tree.leaves] == ["all"]
 
 
 def test_random_noise_has_the_strength_of_the_stored_noise(tmp_path: Path) -> None:

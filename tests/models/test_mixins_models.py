@@ -32,6 +32,7 @@ from tests.tiny import (
     tiny_generator,
     tiny_mobile_generator,
     tiny_segmenter,
+    tiny_stylegan3_generator,
 )
 from tests.tiny_hub import FACE, configs
 
@@ -68,6 +69,7 @@ MODELS = {
     "mobile generator, preview": Specimen(
         lambda: tiny_mobile_generator(preview_resolutions=[8, 16]), lambda n: {"latents": draw(n, Z_DIM)}, (3, 32, 32)
     ),
+    "stylegan3 generator": Specimen(tiny_stylegan3_generator, lambda n: {"latents": draw(n, Z_DIM)}, (3, 32, 32)),
     "discriminator": Specimen(
         # each sample by itself, without the standard deviation over the batch
         seeded(lambda: StyleGAN2Discriminator(resolution=16, channels=[12, 8, 4], mbstd_channels=0)),

@@ -19,7 +19,7 @@ from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.discriminator import ProjectedDiscriminator
 from stylefusion_hf.ops import upfirdn2d
 from stylefusion_hf.regions.agreement import region_iou
-from stylefusion_hf.training import common, gan_validation, generator, growing, segmenter
+from stylefusion_hf.training import common, gan_validation, generator, growing, judges, segmenter
 from stylefusion_hf.training.augment import augment
 from stylefusion_hf.training.checkpoints import list_checkpoints
 from stylefusion_hf.training.choices import parse_augmentations
@@ -151,7 +151,38 @@ def test_segmenter_learns(pictures, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     model = RegionSegmenter.from_pretrained(tmp_path, subfolder="segmenter")
-    assert model.config.regions == ["background", "disc"]
+    assert model.config.regions == ["background", "disc"] and model.config.resolution == 16
+    # A larger picture is seen at that size.
+    large = torch.rand(1, 3, 64, 64)
+    small = torch.nn.functional.avg_pool2d(large, 4)
+    seen = model.segment(large)
+    assert seen.shape == (1, 2, 64, 64)
+    torch.testing.assert_close(torch.nn.functional.interpolate(model.segment(small), size=64, mode="bilinear"), seen)
+
+
+def test_segmenter_reports_the_iou_of_a_held_out_folder(pictures, tmp_path):
+    flags = f"--output_dir {tmp_path} --train_data_dir {pictures} --resolution 16 --channels 8,16 --train_batch_size 8"
+    more = f" --max_train_steps 60 --lr_warmup_steps 0 --eval_data_dir {pictures}"
+    segmenter.train(segmenter.parse_args((flags + more).split()))
+    report = json.loads((tmp_path / "iou.json").read_text())
+    assert set(report["held-out"]) == {"background", "disc", "mean"}
+    assert report["held-out"]["mean"] > 0.6 and report["held-out, degraded"]["mean"] > 0.3
+
+
+@pytest.mark.parametrize("regions", [["disc", "background"], None])
+def test_segmenter_refuses_a_held_out_folder_with_other_regions(pictures, tmp_path, regions):
+    other = shutil.copytree(pictures, tmp_path / "other")
+    (other / "dataset.json").write_text(json.dumps({"regions": regions, "size": 16, "count": 12}))
+    flags = f"--output_dir {tmp_path / 'out'} --train_data_dir {pictures} --resolution 16 --eval_data_dir {other}"
+    with pytest.raises(ValueError, match=r"--eval_data_dir .* has .*, the training data has background, disc"):
+        segmenter.train(segmenter.parse_args(flags.split()))
+
+
+def test_the_judges_segmenter_reports_the_same(pictures, tmp_path):
+    flags = f"--output_dir {tmp_path} --train_data_dir {pictures} --resolution 16 --segmenter_channels 8,16"
+    judges.train(judges.parse_args([*flags.split(), "--max_train_steps", "2", "--eval_data_dir", str(pictures)]))
+    found = json.loads((tmp_path / "judges.json").read_text())["segmenter"]["figures"]["IoU"]
+    assert set(found["held-out"]) == {"background", "disc", "mean"}
 
 
 def test_region_iou_counts_pixels():

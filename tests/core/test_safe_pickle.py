@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from stylefusion_hf.conversion.inert import ConversionError, Global, LazyArray, Record
 from stylefusion_hf.conversion.modules import read_modules, tensor_names
-from stylefusion_hf.conversion.safe_pickle import load, loads
+from stylefusion_hf.core.untrusted.inert import ConversionError, Global, LazyArray, Record
+from stylefusion_hf.core.untrusted.safe_pickle import load, loads
 from tests.hostile import (
     AT_LARGE,
     BOMBS,
@@ -303,8 +303,8 @@ def test_missing_and_unreadable_files(tmp_path):
 # Bombs, in one process that may take only a gigabyte beyond what it has after its imports.
 BOMB_SQUAD = """
 import json, resource, sys, time
-from stylefusion_hf.conversion.inert import ConversionError
-from stylefusion_hf.conversion.safe_pickle import load
+from stylefusion_hf.core.untrusted.inert import ConversionError
+from stylefusion_hf.core.untrusted.safe_pickle import load
 from tests.hostile import AT_LARGE, BOMBS
 from pathlib import Path
 size = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))

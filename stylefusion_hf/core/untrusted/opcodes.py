@@ -7,8 +7,8 @@ import struct
 import warnings
 from typing import Any
 
-from stylefusion_hf.conversion.inert import Global, Record
-from stylefusion_hf.conversion.machine import Machine, Shell, call, opcode
+from stylefusion_hf.core.untrusted.inert import Global, Record
+from stylefusion_hf.core.untrusted.machine import Machine, Shell, call, opcode
 
 MAX_PROTOCOL = 5
 MAX_INTEGER = 256  # bytes; real integers fit into ten

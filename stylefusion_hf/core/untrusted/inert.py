@@ -1,6 +1,7 @@
 """Inert objects for untrusted files: names, records and lazy data, which never execute anything.
 
-Also `ConversionError`, the one error of this sub-package, and `Budget`, which bounds the cost of reading a file.
+Also `ConversionError`, the one error of reading and converting such files, and `Budget`, which bounds what reading
+a file costs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MAX_RATIO = 10  # compression ratio; weights shrink by a tenth, sparse ones to a
 
 
 class ConversionError(ValueError):
-    """A source that cannot be converted: the message names the file, what is wrong with it and what to do.
+    """A file that cannot be read or converted: the message names the file, what is wrong with it and what to do.
 
     The message is reduced to one printable line, whatever the names in it.
     """

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from stylefusion_hf.conversion.inert import Budget, ConversionError, Global, LongText, Record
+from stylefusion_hf.core.untrusted.inert import Budget, ConversionError, Global, LongText, Record
 
 SMALL = 4096  # bytes; longer byte strings stay views of the file
 LONG_TEXT = 256 * 1024  # bytes; longer text is decoded lazily

@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stylefusion_hf.conversion.inert import MAX_RATIO, Budget, MiB
+from stylefusion_hf.core.untrusted.inert import MAX_RATIO, Budget, MiB
 
 MAX_ENTRIES = 100_000
 SLACK = MiB

@@ -23,11 +23,11 @@ from typing import Any
 import safetensors
 import safetensors.torch
 
-from stylefusion_hf.conversion import array_files, opcodes  # noqa: F401  # importing both registers their handlers
-from stylefusion_hf.conversion.array_files import is_legacy, read_legacy, read_npy, read_npz, read_zip
-from stylefusion_hf.conversion.inert import Budget, ConversionError, Global, LazyArray, LongText, Record
-from stylefusion_hf.conversion.machine import Machine
-from stylefusion_hf.conversion.zip_reader import ZipReader
+from stylefusion_hf.core.untrusted import array_files, opcodes  # noqa: F401  # importing both registers their handlers
+from stylefusion_hf.core.untrusted.array_files import is_legacy, read_legacy, read_npy, read_npz, read_zip
+from stylefusion_hf.core.untrusted.inert import Budget, ConversionError, Global, LazyArray, LongText, Record
+from stylefusion_hf.core.untrusted.machine import Machine
+from stylefusion_hf.core.untrusted.zip_reader import ZipReader
 
 __all__ = [
     "Budget",

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from stylefusion_hf.conversion.inert import LazyArray, LongText, Record
-from stylefusion_hf.conversion.machine import CONSTRUCTORS, Machine, Shell
+from stylefusion_hf.core.untrusted.inert import LazyArray, LongText, Record
+from stylefusion_hf.core.untrusted.machine import CONSTRUCTORS, Machine, Shell
 
 MAX_DIMS = 16
 

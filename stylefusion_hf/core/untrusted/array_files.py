@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylefusion_hf.conversion.inert import Budget, Global, Record
-from stylefusion_hf.conversion.machine import CONSTRUCTORS, MAX_ARGUMENTS, Machine
-from stylefusion_hf.conversion.rebuild import check_shape, stands_in_for
-from stylefusion_hf.conversion.zip_reader import ZipReader
+from stylefusion_hf.core.untrusted.inert import Budget, Global, Record
+from stylefusion_hf.core.untrusted.machine import CONSTRUCTORS, MAX_ARGUMENTS, Machine
+from stylefusion_hf.core.untrusted.rebuild import check_shape, stands_in_for
+from stylefusion_hf.core.untrusted.zip_reader import ZipReader
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a legacy file
 VERSION = 1001
@@ -65,7 +65,7 @@ class Storage:
 
 
 def make_tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, kind: Any = None) -> Any:
-    """Build a tensor that views a storage. It must lie inside the storage and not have more numbers than it."""
+    """Build a tensor that views a storage and lies inside it; an expanded one (stride 0) repeats its numbers."""
     if not isinstance(storage, Storage):
         return NotImplemented
     if storage.view is None:
@@ -79,7 +79,7 @@ def make_tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: 
     if len(size) != len(stride) or type(offset) is not int or offset < 0:
         raise machine.damaged("a tensor with impossible dimensions")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if numel > held or (numel and last >= held):
+    if numel and last >= held:
         raise machine.damaged(f"a tensor of shape {size} reaches beyond its storage of {held:,} numbers")
     machine.budget.charge(1000)
     machine.budget.charge_data(numel * kind.itemsize)
@@ -147,6 +147,12 @@ def _storage_id(budget: Budget, key: Any) -> tuple[str, torch.dtype, int, Any]:
     return key[2], kind, key[4], key[5] if len(key) > 5 else None
 
 
+def _module_class(key: Any) -> Global | None:
+    """Return the class's name for a legacy file's id of a module's class, ("module", class, file, source code)."""
+    is_class = type(key) is tuple and len(key) == 4 and key[0] == "module" and isinstance(key[1], Global)
+    return key[1] if is_class else None
+
+
 def read_zip(archive: ZipReader, budget: Budget, nested: int = 0) -> Any:
     """Load a zip file as torch.save writes it since 1.6: data.pkl, and one entry per storage."""
     pickles = [name for name in archive.names if name.endswith("/data.pkl") or name == "data.pkl"]
@@ -194,7 +200,9 @@ def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
     # The object precedes the data it refers to: read it once for the storages' descriptions, then again with the data.
     begin, described = position, {}  # type: ignore[var-annotated]
 
-    def describe(key: Any) -> Storage:
+    def describe(key: Any) -> Storage | Global:
+        if (found := _module_class(key)) is not None:
+            return found
         name, kind, numel, _ = _storage_id(budget, key)
         if described.setdefault(name, (kind, numel)) != (kind, numel):
             raise budget.error(f"damaged (two descriptions of storage {name[:80]!r})")
@@ -215,7 +223,9 @@ def read_legacy(buffer: memoryview, budget: Budget, nested: int = 0) -> Any:
             )
         known[key] = Storage(kind, numel, buffer[start:position], budget)
 
-    def persistent(key: Any) -> Storage:
+    def persistent(key: Any) -> Storage | Global:
+        if (found := _module_class(key)) is not None:
+            return found
         name, kind, _, view = _storage_id(budget, key)
         if name not in known:
             raise budget.error(f"truncated or damaged: the data of storage {name[:80]!r} are missing")

@@ -1,0 +1,41 @@
+"""Texts that name a code in a file, `FILE[:NAME[:NUMBER]]`. Imports no torch: the command line checks them first."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from stylefusion_hf.core.regular_files import open_regular
+
+SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth", ".pkl")
+NAMED = re.compile(r"\.(safetensors|npz|npy|pt|pth|pkl)(:|$)", re.IGNORECASE)
+MAGIC = (b"PK\x03\x04", b"\x93NUMPY", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip, numpy, pickle
+LONGEST = 8192  # characters
+
+
+def names_codes(argument: str) -> bool:
+    """Return whether a text names a file of codes: by its suffix, before `:NAME`, or by the first bytes of a file."""
+    if len(argument) > LONGEST:
+        return False
+    if NAMED.search(argument):
+        return True
+    try:
+        with open_regular(argument) as file:
+            return file.read(8).startswith(MAGIC)
+    except (OSError, ValueError):
+        return False
+
+
+def split_file(argument: str) -> list[str]:
+    """Split `FILE[:NAME[:NUMBER]]`; colons that belong to an existing file's name stay."""
+    rest: list[str] = []
+    text = argument
+    for _ in range(3):
+        if os.path.exists(text):
+            return [text, *rest]
+        text, colon, last = text.rpartition(":")
+        if not colon or not text:
+            break
+        rest.insert(0, last)
+    match = NAMED.search(argument)  # no such file: its name ends with its suffix
+    return [argument[: match.end(1)] if match else argument]
