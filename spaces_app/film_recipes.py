@@ -38,6 +38,8 @@ def keyframe_recipe(call: Mapping[str, Any]) -> dict[str, Any]:
         truncation_psi=call["truncation_psi"],
         truncation_cutoff=call["truncation_cutoff"],
         strength=call["strength"],
+        translate=call["translate"],
+        rotate=call["rotate"],
     ).to_dict()
 
 

@@ -12,8 +12,8 @@ from scipy import signal
 from stylefusion_hf import StyleGAN3Generator, StyleGenerator
 from stylefusion_hf.conversion.modules import read_modules
 from stylefusion_hf.conversion.nvidia import convert_generator
-from stylefusion_hf.core.untrusted.safe_pickle import load
 from stylefusion_hf.conversion.stylegan3 import stylegan3_generator
+from stylefusion_hf.core.untrusted.safe_pickle import load
 from stylefusion_hf.models.stylegan3_plan import plan_signals
 from stylefusion_hf.ops import filtered_lrelu as filtering
 from stylefusion_hf.ops.filtered_lrelu import filtered_lrelu
