@@ -241,9 +241,9 @@ class Compose:
         connect(self.psi.input, unchanged, picture, "psi")
         followers = [card.thumbnail for card in self.cards]  # these may show the base
         for place, card in enumerate(self.cards):
-            own = [*picture, *card.values, *card.others]
+            own = [*picture, self.psi, *card.values, *card.others]
             reach = [*own, *followers[1:]] if place == 0 else own
-            turned = [*picture, card.thumbnail, *(c for c in (card.strength, card.reset) if c)]
+            turned = [*picture, self.psi, card.thumbnail, *(c for c in (card.strength, card.reset) if c)]
             connect(card.seed.input, unchanged, [*turned, *followers[1:]] if place == 0 else turned, f"{place} seed")
             connect(card.lock.input, bind(lock_dial, place), own)
             connect(card.shuffle.click, bind(shuffle, [place]), reach)

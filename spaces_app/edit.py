@@ -36,7 +36,8 @@ class Edit:
         fetch: Callable[..., Any],
         quick: dict[str, Any],
     ):
-        self.models, self._examples = models, dict[int, Example]()
+        self.models = models
+        self._examples: dict[int, Example] = {}
         model, example = models[0], self.example(0)
         start, recipe = gr.State(example.recipe), gr.State(None)
         gr.Markdown(
