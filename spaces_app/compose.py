@@ -10,11 +10,19 @@ import gradio as gr
 
 from stylefusion_hf.spaces_app import dials, looks
 from stylefusion_hf.spaces_app.changes import lock_dial, places, reset_dial, shuffle, surprise, unchanged
+from stylefusion_hf.spaces_app.compose_values import (
+    EXAMPLES_JS,
+    event_data,
+    example_buttons,
+    fits_model,
+    read_values,
+    stage_value,
+)
 from stylefusion_hf.spaces_app.dials import Card
 from stylefusion_hf.spaces_app.errors import show_errors, show_errors_on_stage
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.picture_files import picture_file
-from stylefusion_hf.spaces_app.results import check_recipe_text, data_uri, read_recipe, result
+from stylefusion_hf.spaces_app.results import check_recipe_text, read_recipe
 from stylefusion_hf.spaces_app.settings import (
     BASE,
     COMMON,
@@ -40,13 +48,6 @@ QUICK: dict[str, Any] = LIMITS | {
 # events in its queue.
 TURNING: dict[str, Any] = QUICK | {"queue": False, "concurrency_id": None, "concurrency_limit": "default"}
 Change = Callable[[Model, Settings], Settings]
-
-EXAMPLES_JS = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("button");
-  if (button) trigger("click", { example: Number(button.dataset.example) });
-});
-"""
 
 
 class Compose:
@@ -343,42 +344,3 @@ class Compose:
             return self.open_recipe(model, recipe, history, values)
         first = History([from_recipe(recipe, model.regions, model.tree.root)])
         return self.updates(model, first, None, values) | {self.examples: example_buttons(model), self.chosen: at}
-
-
-def read_values(model: Model, values: Sequence[Any], history: History) -> Settings:
-    """Return the settings that the controls show. ValueError names the dial whose value is not a seed."""
-    return dials.check_seeds(model, Settings.from_values(values, len(model.regions), history.present.kept))
-
-
-def event_data(event: gr.EventData) -> Mapping[str, Any]:
-    """Return what a script sent with its event; nothing if it is not an object, since anybody may send events."""
-    return event._data if isinstance(event._data, Mapping) else {}
-
-
-def stage_value(model: Model, settings: Settings, draft: bool = False) -> dict[str, Any]:
-    """Render the settings; return the value of the stage. `draft`: a preview, if the model has previews."""
-    recipe = to_recipe(settings, model.regions, model.tree.root)
-    picture = model.draft(recipe) if draft else model.render(recipe)
-    return result(model, picture, dials.caption(model, settings))
-
-
-def example_buttons(model: Model) -> str:
-    """Return the HTML of the example pictures, as buttons."""
-    buttons = []
-    for number in range(len(dials.EXAMPLES)):
-        settings = dials.example_settings(model, number)
-        uri = data_uri(model.draft(to_recipe(settings, model.regions, model.tree.root)).image)
-        label = f"Example {number + 1}"
-        buttons.append(
-            f'<button type="button" data-example="{number}" aria-label="{label}"><img src="{uri}" alt=""></button>'
-        )
-    return "".join(buttons)
-
-
-def fits_model(model: Model, text: str) -> bool:
-    """Return whether a recipe is valid for this model."""
-    try:
-        model.check(text)
-    except ValueError:
-        return False
-    return True
