@@ -400,6 +400,7 @@ def test_sheet(client: Client, models: list[Model]) -> None:
     ("endpoint", "call", "message"),
     [
         ("compose", {"base": -1}, "seed is an integer"),
+        ("compose", {"base": 1.5}, "seed is an integer"),
         ("compose", {"regions": {"tail": 1}}, "unknown region 'tail'"),
         ("compose", {"regions": {"hair": "7"}}, "seed"),
         ("compose", {"regions": [1]}, "object"),
