@@ -103,7 +103,7 @@ class Edit:
         before.submit(show_errors(self.render_before), [chosen, start], before, **quick)
         local.submit(show_errors(partial(self.render_edits, draft=False)), inputs, edited, **quick)
         first = (0, example.recipe, example.region, example.direction, example.strength)
-        _, before.value, local.value, everywhere.value = self.render_all(*first, draft=False)
+        recipe.value, before.value, local.value, everywhere.value = self.render_all(*first, draft=False)
 
     def example(self, index: int) -> Example:
         """Return the edit to open with of a model; found when it is first needed."""
