@@ -22,8 +22,8 @@ from benchmarks.space import serving
 
 SIZE = (1280, 860)  # of the browser's window
 MOST = 10**6  # bytes of the file
-PICTURE = "document.querySelector('#sf-compose-stage .sf-picture').src"
-ROW = "document.querySelector('#sf-looks .sf-candidate img').src"
+PICTURE = "document.querySelector('#sf-compose-stage .sf-picture')?.src"
+ROW = "document.querySelector('#sf-looks .sf-candidate img')?.src"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,7 +60,7 @@ def record(url: str) -> Iterator[tuple[bytes, int]]:
         )
         page.set_default_timeout(120_000)
         page.goto(url)
-        page.wait_for_function(f"{PICTURE}.startsWith('data:')")
+        page.wait_for_function(f"{PICTURE}?.startsWith('data:')")
         page.wait_for_timeout(2000)
         yield page.screenshot(), 1200
 
