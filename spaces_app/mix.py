@@ -14,7 +14,7 @@ from stylefusion_hf.imaging.modes import keep_transparency
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.jobs import mix_codes
-from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.models import EMBEDDED, Model
 from stylefusion_hf.spaces_app.pictures import open_picture
 from stylefusion_hf.spaces_app.results import data_uri, result
 from stylefusion_hf.spaces_app.settings import COMMON
@@ -72,7 +72,7 @@ class Mix:
                         )
                     )
                     seen.append(gr.HTML(elem_classes="sf-seen", apply_default_css=False, js_on_load=None))
-        if SAMPLES:
+        with gr.Column(visible=has_samples(model)) as samples:
             gr.Markdown("#### Or pick some", elem_classes="sf-heading")
             picks = gr.HTML(sample_buttons(), elem_classes="sf-examples", apply_default_css=False, js_on_load=PICK_JS)
             picks.click(show_errors(self._pick), pictures, pictures, api_visibility="private", queue=False)
@@ -134,9 +134,10 @@ class Mix:
                 updates.append(gr.update(value=SLOTS[0], **shown))
             care = WITH_ENCODER if model.has_encoder else WITHOUT_ENCODER
             nothing = [None] * len(SLOTS)
-            return [describe_reading(model), care, *updates, list(nothing), *nothing, None, gr.update(visible=False)]
+            picks, hidden = gr.update(visible=has_samples(model)), gr.update(visible=False)
+            return [picks, describe_reading(model), care, *updates, list(nothing), *nothing, None, hidden]
 
-        others = [note, steps, common, *radios, codes, *seen, recipe, mixture]
+        others = [samples, note, steps, common, *radios, codes, *seen, recipe, mixture]
         chosen.change(show_errors(switch), chosen, others, api_visibility="private")
 
     def _pick(self, event: gr.EventData, *paths: str | None) -> list[Any]:
@@ -206,6 +207,11 @@ def upload_component(label: str, **settings: Any) -> gr.Image:
 
     picture.preprocess = show_errors(own_file)  # type: ignore[method-assign]
     return picture
+
+
+def has_samples(model: Model) -> bool:
+    """Return whether the sample pictures are of the kind that a model draws: they are the embedded model's."""
+    return bool(SAMPLES) and model.name == EMBEDDED
 
 
 def describe_reading(model: Model) -> str:

@@ -7,6 +7,8 @@ let across = 0, down = 0; // its columns and rows
 let pointed = NONE;
 let chosen = NONE;
 let resting = null; // the timer of a draft
+const SETTLE = 250; // milliseconds after the last full picture until the row of candidates is brought up to date
+let settling = null; // the timer of a full picture
 const cards = () => (props.leads ? [...document.querySelectorAll("[id^='sf-dial-']")] : []);
 
 function show() {
@@ -20,7 +22,10 @@ function show() {
   find("caption").textContent = value.caption;
   // A full picture that arrives late, after a newer draft, must not cancel that draft's timer.
   if (value.draft) { clearTimeout(resting); resting = setTimeout(() => trigger("submit"), REST); }
-  for (const name of ["picture", "before"]) find(name).style.imageRendering = value.smooth ? "auto" : "";
+  clearTimeout(settling);
+  if (props.leads && !value.draft) settling = setTimeout(() => trigger("select"), SETTLE);
+  find("pixels").hidden = !props.leads || value.smooth;
+  for (const button of element.querySelectorAll(".sf-file")) button.hidden = !props.leads;
   if (value.draft) find("png").removeAttribute("href"); else find("png").href = value.png;
   find("json").href = "data:application/json;charset=utf-8," + encodeURIComponent(value.recipe);
   find("code").textContent = value.code;
@@ -31,10 +36,24 @@ function show() {
   find("frame").style.aspectRatio = value.aspect || 1;
   find("frame").style.cursor = value.labels ? "" : "default";
   read(value.labels);
-  for (const card of cards()) { // so that screen readers say what "Lock" and "Shuffle" belong to
-    card.setAttribute("role", "group");
+}
+
+// What Gradio leaves to be desired for screen readers: a group has its id twice, and pictures in buttons have no name.
+function tidy() {
+  for (const card of cards()) {
+    if (card.parentElement.closest("[id='" + card.id + "']")) { card.removeAttribute("id"); continue; }
+    card.setAttribute("role", "group"); // so that they say what "Lock" and "Shuffle" belong to
     card.setAttribute("aria-label", card.querySelector("label span")?.textContent.trim() || "");
   }
+  for (const frame of document.querySelectorAll("button > .image-frame"))
+    frame.parentElement.setAttribute("aria-label", "The picture");
+  for (const empty of document.querySelectorAll(".empty[aria-label]")) empty.setAttribute("role", "img");
+}
+if (props.leads) {
+  let tidying = 0;
+  const soon = () => { cancelAnimationFrame(tidying); tidying = requestAnimationFrame(tidy); };
+  new MutationObserver(soon).observe(document.body, { childList: true, subtree: true });
+  soon();
 }
 
 // The slider sets how much of the result the picture `before` covers.
@@ -112,6 +131,7 @@ function choose(region) {
   for (const card of cards()) card.classList.toggle("sf-chosen", card.id === "sf-dial-" + chosen);
   const card = chosen === NONE ? null : document.getElementById("sf-dial-" + chosen);
   if (props.leads && card) card.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  if (props.leads && chosen !== NONE) document.dispatchEvent(new CustomEvent("sf-region", { detail: chosen }));
   draw();
 }
 
@@ -158,6 +178,68 @@ function tell() {
   find("message").hidden = !props.message;
 }
 
-watch("value", () => { show(); tell(); });
+watch("value", () => { show(); tell(); remember(); });
 watch("message", tell);
 show();
+
+// --- Enlarged pictures and other formats: the server makes them, and the browser saves them. ---
+element.addEventListener("click", (event) => {
+  const button = event.target.closest(".sf-file");
+  if (button) trigger("download", { kind: button.dataset.kind });
+});
+watch("file", () => {
+  if (!props.file) return;
+  const link = document.createElement("a");
+  link.href = props.file.uri;
+  link.download = props.file.name;
+  link.click();
+});
+
+// A browser may forbid storage, as for pages within other sites' pages, and it may be full: then nothing is kept.
+function stored(access) {
+  try { return access(); } catch (error) { return null; }
+}
+
+// --- Small pictures are enlarged smoothly, or with their pixels: the same for the whole page. ---
+const PIXELS = "stylefusion-pixels";
+function showPixels(on) {
+  document.documentElement.classList.toggle("sf-show-pixels", on);
+  find("pixels").setAttribute("aria-pressed", String(on));
+}
+if (props.leads) {
+  showPixels(stored(() => localStorage.getItem(PIXELS)) === "yes");
+  find("pixels").addEventListener("click", () => {
+    const on = !document.documentElement.classList.contains("sf-show-pixels");
+    showPixels(on);
+    stored(() => localStorage.setItem(PIXELS, on ? "yes" : ""));
+  });
+}
+
+// --- The picture survives a reload. ---
+const KEPT = "stylefusion-picture", MOST = 900_000; // characters: the server reads requests of at most 1 MB
+function remember() {
+  const value = props.value;
+  if (!props.leads || !value || value.draft) return;
+  const address = new URL(location.href);
+  for (const name of ["model", "recipe"]) address.searchParams.delete(name);
+  for (const [name, text] of new URLSearchParams(value.query)) address.searchParams.set(name, text);
+  history.replaceState(history.state, "", address);
+  stored(() => sessionStorage.removeItem(KEPT));
+  if (!value.query && value.recipe.length < MOST)
+    stored(() => sessionStorage.setItem(KEPT, JSON.stringify({ model: value.model, recipe: value.recipe })));
+}
+if (props.leads && !new URLSearchParams(location.search).has("recipe")) {
+  const kept = stored(() => sessionStorage.getItem(KEPT));
+  if (kept) setTimeout(() => trigger("upload", JSON.parse(kept)), 300); // after the page's own first events
+}
+
+// --- Undo and redo by keyboard, as in other editors. ---
+if (props.leads) document.addEventListener("keydown", (event) => {
+  const key = event.key.toLowerCase(), again = key === "y" || (key === "z" && event.shiftKey);
+  if (!(event.ctrlKey || event.metaKey) || event.altKey || (key !== "z" && key !== "y")) return;
+  const typing = event.target instanceof Element && event.target.matches("textarea, input[type=text]");
+  if (typing || element.offsetParent === null) return; // in a text, or on another tab
+  event.preventDefault();
+  const button = document.getElementById(again ? "sf-redo" : "sf-undo");
+  if (button && !button.disabled) button.click();
+});
