@@ -62,7 +62,7 @@ def first_label(generator: StyleGenerator, batch: int) -> torch.Tensor | None:
 
 
 @torch.inference_mode()
-def sample_statistics(generator: StyleGenerator, seed: int = 0) -> dict[str, float]:
+def sample_statistics(generator: StyleGenerator, seed: int = 0) -> dict[str, Any]:
     """Render a sample and return its mean, standard deviation, minimum and maximum.
 
     ConversionError if the sample is constant or not finite.

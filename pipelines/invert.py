@@ -54,7 +54,7 @@ def _leave_inference_mode(function: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
-def _in_place(model: Any, device: torch.device) -> Any:
+def in_place(model: Any, device: torch.device) -> Any:
     """Return a model whose weights are all on `device` in float32, as optimization needs them: itself, or a copy if it
     is offloaded, cast layer by layer, or in half precision, which is too coarse."""
     if not isinstance(model, nn.Module):
@@ -278,7 +278,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         self._num_timesteps = num_inference_steps + num_tuning_steps
         batch = batch_size or chunk_size(self.generator.mean_side, 16)
         # Encoding is one call of its model; the other steps use their models many times, hence these in place.
-        network, segmenter = (_in_place(model, device) for model in (self.generator, self.segmenter))
+        network, segmenter = (in_place(model, device) for model in (self.generator, self.segmenter))
         weight = self._weight(masks, region_weights, targets, segmenter)
         codes = start_codes(network, self.encoder, start, targets, latent_type, batch)
         maps = extractor(segmenter)

@@ -303,7 +303,7 @@ class Compose:
 
     def _example(self, event: gr.EventData, index: int, history: History, *values: Any) -> dict[Any, Any]:
         number = event_data(event).get("example")
-        if number not in range(len(dials.EXAMPLES)):
+        if not isinstance(number, int) or number not in range(len(dials.EXAMPLES)):
             raise ValueError("there is no such example")
         model = self.models[index]
         following = history.push(dials.example_settings(model, number), "", time.monotonic())

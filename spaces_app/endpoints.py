@@ -35,7 +35,7 @@ class Endpoints:
         with gr.Column(visible=False):
             name = gr.Textbox(first.name, label="model")
             base = gr.Number(1, label="base", precision=0)  # an integer in the API's types
-            base.preprocess = _to_int  # type: ignore[method-assign]  # gradio would round 1.5 to 2
+            base.preprocess = _to_int  # type: ignore[method-assign,assignment]  # gradio would round 1.5 to 2
             shared = gr.Textbox("", label="global_code")
             regions, strength = gr.JSON({}, label="regions"), gr.JSON({}, label="strength")
             psi = gr.Number(first.psi, label="psi")

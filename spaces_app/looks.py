@@ -142,7 +142,7 @@ def picked_seed(model: Model, settings: Settings, row: Row) -> int | None:
     return settings.dial(name_at(model, row.place), model.regions).seed
 
 
-def pick(model: Model, settings: Settings, place: int, seed: Any) -> Settings:
+def pick(model: Model, settings: Settings, place: Any, seed: Any) -> Settings:
     """Return the settings with a candidate's seed for its dial.
 
     Raises:

@@ -118,7 +118,8 @@ def _split(card: str) -> tuple[str, str]:
     if not lines or lines[0].strip() != "---":
         return "", card
     end = next((i for i, line in enumerate(lines[1:], 1) if line.strip() == "---"), 0)
-    named = dict(match.groups() for match in map(LICENSE.fullmatch, map(str.strip, lines[1:end])) if match)
+    found = map(LICENSE.fullmatch, map(str.strip, lines[1:end]))
+    named: dict[str, str] = {match[1]: match[2] for match in found if match}
     license_name = named.get("license_name") if named.get("license") in (None, "other") else named["license"]
     return (license_name or "").strip("\"' "), "\n".join(lines[end + 1 :])
 

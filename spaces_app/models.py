@@ -172,7 +172,8 @@ class Model:
     @property
     def small_heights(self) -> list[int | None]:
         """Heights of the small pictures that the generator gives, in ascending order; None for full pictures."""
-        return sorted({size for size in (self._small, self.preview) if size}) or [None]
+        known: list[int | None] = [*sorted({size for size in (self._small, self.preview) if size})]
+        return known or [None]
 
     @contextmanager
     def take_turn(self) -> Iterator[None]:

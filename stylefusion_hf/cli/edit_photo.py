@@ -166,8 +166,9 @@ def _repeat(args: argparse.Namespace, target: Path, extras: dict[str, Path]) -> 
         raise ValueError(f"a recipe is of one photograph, and {len(args.photographs)} were given")
     if "reconstruction" in extras:
         raise ValueError("--reconstruction is of a search, and --from-recipe makes none: leave it out")
+    from stylefusion_hf.core.recipes import MAX_CHARACTERS
     from stylefusion_hf.core.regular_files import open_regular
-    from stylefusion_hf.pipelines.photo_recipes import MAX_CHARACTERS, PhotoRecipe
+    from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
 
     with open_regular(args.from_recipe) as file:
         text = file.read(MAX_CHARACTERS + 1)

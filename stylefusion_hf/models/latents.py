@@ -25,8 +25,9 @@ from stylefusion_hf.core.codes import (
     seed_classes,
     seeds_to_z,
 )
-from stylefusion_hf.imaging.images import Size, array_images, open_image, to_tensor
+from stylefusion_hf.imaging.images import array_images, open_image, to_tensor
 from stylefusion_hf.imaging.modes import MODES
+from stylefusion_hf.imaging.squares import Size
 from stylefusion_hf.models.hooks import bring_back, execution_device, run_eagerly, unwrap
 from stylefusion_hf.models.loading import StrictModelMixin
 
