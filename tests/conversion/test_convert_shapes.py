@@ -11,9 +11,9 @@ from PIL import Image
 from stylefusion_hf import StyleFusionPipeline, StyleGAN2Generator
 from stylefusion_hf.cli import main
 from stylefusion_hf.conversion.convert import convert
-from stylefusion_hf.core.untrusted.inert import ConversionError
 from stylefusion_hf.conversion.rendering import render, render_size
 from stylefusion_hf.conversion.tensorflow import square_names
+from stylefusion_hf.core.untrusted.inert import ConversionError
 from stylefusion_hf.imaging.modes import MODES
 from tests import checkpoints
 from tests.command_line import fails
