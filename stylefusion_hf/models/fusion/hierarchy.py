@@ -201,8 +201,9 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             fused = self._evaluate(self.tree.root, checked, gates)
             if not output_gates:
                 fused = fused.clone()  # it may be a view of a code
-        output = FusionOutput(style_codes=fused, gates=gates if output_gates else None)
-        return output if return_dict else output.to_tuple()
+        if not return_dict:
+            return (fused, gates) if output_gates else (fused,)
+        return FusionOutput(style_codes=fused, gates=gates if output_gates else None)
 
     def fuse(self, codes: Mapping[str, Tensor]) -> Tensor:
         """Fuse the codes of the tree's nodes into one style code.
