@@ -288,7 +288,10 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             here = next(iter(self.nets.parameters())).device
             if here != expected.device and not has_hooks(self):  # these move codes and nets
                 raise ValueError(f"the codes are on {expected.device}, the fusion nets on {here}: move one of them")
-        batch, longest = max([(code.shape[0], name) for name, code in codes.items()])
+        batch, longest = expected.shape[0], first
+        for name, code in codes.items():  # not max(), which torch.compile does not trace for sizes that vary
+            if code.shape[0] > batch or (code.shape[0] == batch and name > longest):
+                batch, longest = code.shape[0], name
         for name, code in codes.items():
             if code.shape[0] not in (1, batch):
                 raise ValueError(
