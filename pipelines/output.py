@@ -7,6 +7,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from stylefusion_hf.core.codes import Code
+from stylefusion_hf.imaging.photographs import Photograph
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 OutputType: TypeAlias = Literal["pil", "np", "pt", "latent"]
@@ -70,4 +71,39 @@ class StyleFusionInversionPipelineOutput(BaseOutput, Generic[Pictures]):
     mse: torch.Tensor
     feature_distance: torch.Tensor
     steps: torch.Tensor
+    generator: StyleGenerator | None = None
+
+
+@dataclass
+class StyleFusionPhotoPipelineOutput(BaseOutput):
+    """Edited photographs, with what was found about the faces in them. N pictures of P photographs.
+
+    Args:
+        images: the N edited photographs, upright: a list of PIL images of the photographs' own modes and sizes; of
+            photographs of one size also an array (N, H, W, C) or a tensor (N, C, H, W) of numbers in [0, 1]; or, with
+            `output_type="latent"`, the fused style codes (N, S).
+        photographs: the same with the metadata of their files: `photographs[0].save("new.jpg")`. None for style codes.
+        masks: N PIL images of mode L: how much of each pixel was replaced; 0 where it kept its value. None for style
+            codes.
+        reconstructions: what the model makes of the P faces without a change, aligned: a list of PIL images.
+        codes: a `Code` with P rows, in the requested space.
+        mse: (P,), mean squared error of the reconstructions, for pixels in [-1, 1].
+        feature_distance: (P,), perceptual distance from the aligned faces: `features.map_distance`.
+        explained: (P,), the share of the variance in the middle of the aligned face that the reconstruction explains:
+            1 for the same picture, 0 for a plain color.
+        landmarks: P arrays (68, 2) or (5, 2), where the faces are.
+        recipes: N recipes, JSON-serializable; `pipe.from_recipe(recipe, photograph)` makes the picture again.
+        generator: the tuned copy of the generator; None without tuning.
+    """
+
+    images: Any  # its type is the caller's choice
+    photographs: list[Photograph] | None
+    masks: list[Any] | None
+    reconstructions: list[Any]
+    codes: Code
+    mse: torch.Tensor
+    feature_distance: torch.Tensor
+    explained: torch.Tensor
+    landmarks: list[Any]
+    recipes: list[dict[str, Any]]
     generator: StyleGenerator | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from stylefusion_hf.core.edits import style_offsets
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.core.seeds import MAX_SEED
+from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.hooks import bring_back, run_eagerly, unwrap
@@ -70,9 +72,11 @@ def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None
             )
 
 
-def check_output_type(output_type: Any) -> None:
-    """Raise ValueError unless it is one of OUTPUT_TYPES."""
+def check_output_type(output_type: Any, img_channels: int) -> None:
+    """Raise ValueError unless it is one of OUTPUT_TYPES that pictures of so many channels can have."""
     check_choice("output_type", output_type, OUTPUT_TYPES)
+    if output_type == "pil":
+        check_viewable(img_channels)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -136,7 +140,7 @@ def read_codes(
     config, device = pipe.generator.config, None
     if any(isinstance(row, Image.Image) for group in given.values() for row in group):
         device = pipe._execution_device
-    rows = latents.encode_images(given, pipe.encoder, config.resolution, config.img_channels, device)
+    rows = latents.encode_images(given, pipe.encoder, pipe.generator.picture_size, config.img_channels, device)
     fields: dict[str, Any] = {
         argument: {node: rows[f"{argument}[{node!r}]"] for node in codes}
         for argument, codes in (("regions", regions), ("nodes", nodes))
@@ -335,7 +339,7 @@ def segment(segmenter: Any, images: torch.Tensor, slice_size: int | None = None)
 
     slice_size: pictures at a time; None for 16, and fewer above 128 pixels.
     """
-    size = slice_size or chunk_size(images.shape[-1], 16)
+    size = slice_size or chunk_size(math.isqrt(images.shape[-2] * images.shape[-1]), 16)
     parts = images.to(getattr(segmenter, "dtype", images.dtype)).split(size)
     labels = torch.cat([logits(segmenter, part).argmax(dim=1) for part in parts])
     return {name: labels == i for i, name in enumerate(segmenter.config.regions)}

@@ -24,6 +24,7 @@ _HOMES = {
     "RegionTree": "stylefusion_hf.core.region_tree",
     "StyleFusionInterpolationPipeline": "stylefusion_hf.pipelines.interpolate",
     "StyleFusionInversionPipeline": "stylefusion_hf.pipelines.invert",
+    "StyleFusionPhotoPipeline": "stylefusion_hf.pipelines.photograph",
     "StyleFusionPipeline": "stylefusion_hf.pipelines.fuse",
     "StyleGAN2Discriminator": "stylefusion_hf.models.discriminator",
     "StyleGAN2Generator": "stylefusion_hf.models.stylegan2",
@@ -47,6 +48,7 @@ __all__ = [
     "RegionTree",
     "StyleFusionInterpolationPipeline",
     "StyleFusionInversionPipeline",
+    "StyleFusionPhotoPipeline",
     "StyleFusionPipeline",
     "StyleGAN2Discriminator",
     "StyleGAN2Generator",
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
     from stylefusion_hf.pipelines.interpolate import StyleFusionInterpolationPipeline
     from stylefusion_hf.pipelines.invert import StyleFusionInversionPipeline
+    from stylefusion_hf.pipelines.photograph import StyleFusionPhotoPipeline
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": ("stylefusion_hf.conversion.command", "turn a StyleGAN2 or StyleFusion checkpoint into a folder"),
     "export": ("stylefusion_hf.cli.export", "write a model as ONNX or torch.export graphs"),
     "edit": ("stylefusion_hf.cli.edit", "change one region along a direction, such as its color or size"),
+    "edit-photo": ("stylefusion_hf.cli.edit_photo", "change regions of the face in a photograph, and keep the rest"),
     "directions": ("stylefusion_hf.cli.directions", "find directions of a generator and draw their effects"),
     "render": ("stylefusion_hf.cli.render", "render many pictures with their masks from a file of recipes"),
     "data": ("stylefusion_hf.cli.data", "make training data: avatars with exact region maps"),

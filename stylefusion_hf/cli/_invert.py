@@ -39,7 +39,7 @@ def add_inversion_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fit",
         choices=("refuse", "crop", "pad"),
-        help="what to do with pictures that are not square (default: refuse); use `stylefusion align` for faces",
+        help="what to do with pictures of another shape (default: refuse); use `stylefusion align` for faces",
     )
     group.add_argument(
         "--prior", type=number, help="weight that keeps codes near the generator's own (default: 0.003)"

@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
             f" {install_command('train')}: only avatars can be drawn with the region of another"
         )
     if "realism" in names and settings.real:
-        check_real(settings.real, pipe.generator.config.resolution, settings.realism_count)
+        check_real(settings.real, pipe.generator, settings.realism_count)
     evaluate(subject, settings, names, out)
     for file in ("report.md", "report.json", "report.png", "limits.png"):
         if (out / file).exists():

@@ -9,6 +9,7 @@ A denotes the matrix of all affine layers: s = A w + b.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -155,7 +156,7 @@ def ganspace(
         samples, seed: number and seed of the w.
         space: "w" for components of w itself; "features" for components of a feature map, each mapped back to w by
             least squares, as the paper does for generators without a w.
-        resolution: resolution of that feature map, in pixels.
+        resolution: height of that feature map, in pixels.
 
     The scale of a component of w is its standard deviation; the scale of a component of features is the step in w for
     one standard deviation of its feature coordinate.
@@ -172,7 +173,7 @@ def ganspace(
         vectors, deviations = principal_components(w, count)
     elif space == "features":
         maps = []
-        for part in _on_device(generator, w).split(chunk_size(generator.config.resolution, BATCH)):
+        for part in _on_device(generator, w).split(chunk_size(generator.mean_side, BATCH)):
             found = generator(part, latent_type="w", return_features=True, up_to=resolution)
             maps.append(found.features[resolution].flatten(1).float().cpu())
         x = torch.cat(maps)
@@ -196,7 +197,7 @@ def _check_features(generator: StyleGenerator, samples: int, resolution: int) ->
     sizes = generator.feature_sizes
     if resolution not in sizes:
         raise ValueError(f"this generator has feature maps of {', '.join(map(str, sizes))} pixels, not {resolution}")
-    size = 4 * sizes[resolution] * resolution**2
+    size = 4 * sizes[resolution] * math.prod(generator.size_at(resolution))
     if samples * size > FEATURE_BYTES:
         raise ValueError(
             f"{samples} feature maps of {resolution} pixels take {samples * size / 2**30:.1f} GiB: use up to"
@@ -279,7 +280,7 @@ def measure_regions(
     regions = list(segmenter.config.regions)
     w = generator.truncate(_on_device(generator, sample_w(generator, samples, seed)), generator.config.truncation_psi)
     rows: dict[str, list[Tensor]] = {statistic: [] for statistic in STATISTICS}
-    for part in progress(w.split(chunk_size(generator.config.resolution, BATCH))):
+    for part in progress(w.split(chunk_size(generator.mean_side, BATCH))):
         images = generator(part, latent_type="w", return_dict=False)[0].float().clamp(-1, 1)
         mask = segmenter.segment(images.to(segmenter.dtype)).float().softmax(dim=1)
         up = torch.linspace(1, -1, images.shape[2], device=images.device)[:, None].expand(images.shape[2:])

@@ -24,7 +24,7 @@ from stylefusion_hf.imaging.images import check_image
 
 Detector: TypeAlias = Callable[[Image.Image], Sequence[Any]]
 GROUP = "stylefusion_hf.landmarks"
-DETECTORS = {"mtcnn": "stylefusion_hf.landmarks:mtcnn"}  # built in; others are entry points
+DETECTORS = {"mtcnn": "stylefusion_hf.imaging.landmarks:mtcnn"}  # built in; others are entry points
 DETECTION_SIDE = 1024  # pixels of the longer side; faces below a fiftieth of it are not found
 
 

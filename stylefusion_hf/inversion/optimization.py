@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylefusion_hf.core.sizes import size_at
 from stylefusion_hf.imaging.features import map_distance
 from stylefusion_hf.models.hooks import plain_copy, run_eagerly
 
@@ -76,9 +77,10 @@ class Objective:
         return len(self.targets)
 
     def at_size(self, size: int) -> Objective:
-        """Return this objective for pictures of `size` px: targets and pixel weights are averaged to that size."""
-        weight = None if self.weight is None else F.adaptive_avg_pool2d(self.weight, size)
-        targets = F.adaptive_avg_pool2d(self.targets, size)
+        """Return this objective for pictures of a height of `size` px, to which targets and weights are averaged."""
+        smaller = size_at(size, (self.targets.shape[-2], self.targets.shape[-1]))
+        weight = None if self.weight is None else F.adaptive_avg_pool2d(self.weight, smaller)
+        targets = F.adaptive_avg_pool2d(self.targets, smaller)
         return Objective(self.maps, targets, weight, self.pixel_weight, self.feature_weight)
 
     def __call__(self, images: Tensor, chosen: Tensor | slice = slice(None)) -> Tensor:

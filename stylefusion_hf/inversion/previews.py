@@ -55,7 +55,7 @@ def find_preview(
 
     picture = draw()
     for size in sorted(sizes, reverse=True):
-        target = F.adaptive_avg_pool2d(picture, size)
+        target = F.adaptive_avg_pool2d(picture, generator.size_at(size))
         error = (draw(size) - target).square().mean()
         if error <= RESEMBLES * target.var():
             return size

@@ -15,6 +15,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from diffusers.configuration_utils import FrozenDict
 
 from stylefusion_hf.core.checks import check_count, check_flag, check_number, short
 
@@ -90,3 +91,9 @@ def positive(**numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and not (number > 0 and math.isfinite(number)):
             raise ValueError(f"{name} must be above 0, got {short(number)}")
+
+
+def drop_empty(model: Any, *names: str) -> None:
+    """Remove entries that are None from a model's config, so that models without them are saved as before."""
+    kept = {name: value for name, value in model.config.items() if name not in names or value is not None}
+    model._internal_dict = FrozenDict(kept)

@@ -26,6 +26,8 @@ from stylefusion_hf.core.codes import (
     seeds_to_z,
 )
 from stylefusion_hf.imaging.images import array_images, open_image, to_tensor
+from stylefusion_hf.imaging.modes import MODES
+from stylefusion_hf.imaging.squares import Size
 from stylefusion_hf.models.hooks import bring_back, execution_device, run_eagerly, unwrap
 from stylefusion_hf.models.loading import StrictModelMixin
 
@@ -43,7 +45,7 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: 
     Args:
         value: a seed, a picture, a tensor or float array in the space `latent_type`, a `Code`, or a list of any of
             these, possibly nested, whose rows are concatenated. A picture is a PIL image, the path of a picture file,
-            or an array of one or more pictures: uint8 (H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels, or
+            or an array of one or more pictures: uint8 (H, W), (H, W, C) or (N, H, W, C) with 1 to 4 channels, or
             floats in [0, 1] in one of the last two shapes. A float array of three dimensions is a picture in every
             space except w+, whose codes have three dimensions too. The path of a file of codes is a code as well, with
             `:NAME` where it has several: safetensors that `stylefusion invert` wrote, and .npz, .npy, .pt and .pkl of
@@ -115,7 +117,7 @@ def _holds_pictures(array: np.ndarray, latent_type: str) -> bool:
     """Return whether an array means one or more pictures rather than seeds or latents."""
     if array.dtype == np.uint8:
         return array.ndim > 1
-    channels = array.ndim in (3, 4) and array.shape[-1] in (1, 3, 4)
+    channels = array.ndim in (3, 4) and array.shape[-1] in MODES
     return array.dtype.kind == "f" and (array.ndim == 4 or (channels and latent_type != "w+"))
 
 
@@ -144,15 +146,16 @@ def _read_file(path: str | os.PathLike[str], name: str) -> tuple[CodeInput, ...]
 
 
 def encode_images(
-    groups: Mapping[str, Sequence[CodeInput]], encoder: Any, resolution: int, img_channels: int, device: Any = None
+    groups: Mapping[str, Sequence[CodeInput]], encoder: Any, resolution: Size, img_channels: int, device: Any = None
 ) -> dict[str, tuple[Row, ...]]:
     """Replace every image in `groups` by its w+ code; all distinct images are encoded in one batch.
 
-    Images must be square; `images.to_tensor` checks them and resizes them to the generator's size.
+    Images have the aspect ratio of `resolution`, the side of a square or (height, width); `images.to_tensor` checks
+    them and resizes them to the generator's size.
 
     Raises:
-        ValueError: there are images but no encoder (names the first group with an image), or an image is not square,
-            too small, animated ... (names its group).
+        ValueError: there are images but no encoder (names the first group with an image), or an image has another
+            aspect ratio, is too small, animated ... (names its group).
         OSError: an image cannot be decoded completely.
     """
     images = {id(row): (name, row) for name, rows in groups.items() for row in rows if isinstance(row, Image.Image)}

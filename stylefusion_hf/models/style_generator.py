@@ -8,6 +8,7 @@ matrix holds all affine layers, so that a code comes from one product.
 from __future__ import annotations
 
 import json
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from stylefusion_hf.core.checks import check_path, short
 from stylefusion_hf.core.codes import NOISE_MODES
 from stylefusion_hf.core.hub_files import snapshot
 from stylefusion_hf.core.named_models import find_model
+from stylefusion_hf.core.sizes import size_at
 from stylefusion_hf.models.layers import MappingNetwork
 from stylefusion_hf.models.loading import StrictModelMixin
 
@@ -54,12 +56,14 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
     count for each resolution that has features, from 4 up, unless it overrides `feature_sizes`), `img_channels`,
     `z_dim`, `w_dim`, `label_dim`, `truncation_psi` and, if it has noise inputs, `use_noise`.
 
+    Pictures may be rectangular. Every resolution is a height; `size_at` gives the height and the width of it.
+
     `StyleGenerator.from_pretrained` loads whichever generator a folder or repository holds.
 
     Attributes:
         mapping: z (B, z_dim), and labels (B, label_dim) if there are any -> w (B, w_dim).
         synthesis: `synthesis(s, noise_mode="const", return_features=False, generator=None, up_to=None)`: style codes
-            (B, S) -> images (B, C, H, W), or (images, {height: features (B, c, height, height)}).
+            (B, S) -> images (B, C, H, W), or (images, {height: features (B, c, height, width)}).
         w_avg: (w_dim,), the mean of w.
         style_rows: (S,), the row of w+ that each number of a style code comes from.
     """
@@ -150,9 +154,35 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
         return sum(self.conv_sizes) + sum(self.rgb_sizes)
 
     @property
+    def base_size(self) -> tuple[int, int]:
+        """(height, width) of the smallest features: 4 x 4, but for rectangular pictures and those of other sizes."""
+        height, width = self.config.get("base_size") or (4, 4)
+        return height, width
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures."""
+        return self.size_at(self.config.resolution)
+
+    @property
+    def aspect(self) -> float:
+        """Width of the pictures divided by their height."""
+        return self.base_size[1] / self.base_size[0]
+
+    @property
+    def mean_side(self) -> int:
+        """Side of the square with as many pixels as a picture, which memory and time go by."""
+        height, width = self.picture_size
+        return height if height == width else math.isqrt(height * width)
+
+    def size_at(self, height: int) -> tuple[int, int]:
+        """(height, width) of pictures and features of that height, in the pictures' aspect ratio."""
+        return size_at(height, self.base_size)
+
+    @property
     def feature_sizes(self) -> dict[int, int]:
         """{height: channels} of the feature maps that `synthesis` returns."""
-        return {4 * 2**k: width for k, width in enumerate(self.config.channels)}
+        return {self.base_size[0] * 2**k: width for k, width in enumerate(self.config.channels)}
 
     @property
     def has_noise(self) -> bool:
@@ -318,10 +348,10 @@ def check_up_to(up_to: int | None, resolutions: Sequence[int], name: str = "up_t
     return up_to
 
 
-def draw_noise(size: int, batch: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(batch, 1, size, size) of normal numbers, on the device of `like`."""
+def draw_noise(size: int | tuple[int, int], batch: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(batch, 1, height, width) of normal numbers on the device of `like`, for (height, width) or a square's side."""
     device = like.device if generator is None else generator.device
-    shape = (batch, 1, size, size)
+    shape = (batch, 1, *((size, size) if isinstance(size, int) else size))
     return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(like.device)
 
 

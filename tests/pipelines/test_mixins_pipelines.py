@@ -22,10 +22,12 @@ from stylefusion_hf import (
     Code,
     StyleFusionInterpolationPipeline,
     StyleFusionInversionPipeline,
+    StyleFusionPhotoPipeline,
     StyleFusionPipeline,
 )
 from stylefusion_hf.hub.loading import HubMixin
 from tests.hub_server import HubServer
+from tests.portraits import FIVE
 from tests.tiny import STYLE_DIM, TinyEncoder, draw, tiny_pipeline
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -45,6 +47,9 @@ class Specimen:
 
 
 PHOTOS = draw(3, 3, 32, 32).sigmoid()  # pictures in [0, 1]
+FACES = [Image.fromarray((p * 255).byte().permute(1, 2, 0).numpy()) for p in PHOTOS]
+WHOLE = 0.16 * (FIVE - FIVE.mean(axis=0)) + [15.5, 16.9]  # landmarks whose square is about the whole picture
+CHANGE = {"regions": {"hair": 7, "background": 3}, "num_inference_steps": 2}
 PIPELINES = {
     "fuse": Specimen(
         StyleFusionPipeline,
@@ -67,6 +72,14 @@ PIPELINES = {
         [{"image": PHOTOS[i : i + 1], "num_inference_steps": 2} for i in range(3)],
         {"image": PHOTOS, "num_tuning_steps": 2},
         unused="fusion",
+    ),
+    "photograph": Specimen(
+        StyleFusionPhotoPipeline,
+        {"image": FACES[0], "landmarks": WHOLE, **CHANGE},
+        {"image": FACES, "landmarks": [WHOLE] * 3, **CHANGE},
+        [{"image": FACES[i], "landmarks": WHOLE, **CHANGE} for i in range(3)],
+        {"image": FACES[0], "landmarks": WHOLE, **CHANGE, "num_inference_steps": 0, "num_tuning_steps": 3},
+        unused="encoder",
     ),
 }
 

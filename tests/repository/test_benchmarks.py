@@ -1,9 +1,12 @@
 """What the benchmark compares with computes the same, and its floors count what they say."""
 
+import json
+
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import speed
+from benchmarks import photographs, speed
 from benchmarks.edits import Bench, at_equal
 from benchmarks.inversion import inverted_subject
 from benchmarks.loops import authors_fusion, nvidia_synthesis
@@ -12,6 +15,7 @@ from stylefusion_hf import FusionHierarchy
 from stylefusion_hf.evaluation.measuring import Subject
 from stylefusion_hf.evaluation.pairs import FITTING_SEED
 from stylefusion_hf.evaluation.statistics import resamples
+from tests.pipelines.test_photograph import POINTS, photograph
 from tests.planted import planted_pipeline
 from tests.tiny import STYLE_DIM, draw, tiny_generator, tiny_pipeline
 
@@ -107,3 +111,17 @@ def test_inverted_pictures_are_paired_two_by_two():
     assert found[0].plain.shape == (2, 3, 32, 32)
     (fitting,) = subject.pairs(2, FITTING_SEED)  # heads are chosen on the samples that all tables share
     assert torch.equal(fitting.base, next(iter(plain.pairs(2, FITTING_SEED))).base)
+
+
+def test_edited_photographs_are_measured(tmp_path, capsys):
+    photograph().save(tmp_path / "me.png")
+    (tmp_path / "points.json").write_text(json.dumps(POINTS.tolist()))
+    tiny_pipeline(segmenter=True).save_pretrained(tmp_path / "model")
+    call = [str(tmp_path / "me.png"), "--model", str(tmp_path / "model"), "--region", "hair=7", "--steps", "1"]
+    photographs.main([*call, "--landmarks", str(tmp_path / "points.json"), "--recipes", str(tmp_path / "r.json")])
+    said = capsys.readouterr().out
+    assert "outside 0," in said and "paste " in said and "edited " in said
+    assert len(json.loads((tmp_path / "r.json").read_text())) == 1
+    flat, half = Image.new("L", (8, 8), 9), Image.new("L", (8, 8))
+    half.paste(255, (4, 0, 8, 8))
+    assert photographs.seam(flat, half) == 0 and photographs.seam(half, half) == 255

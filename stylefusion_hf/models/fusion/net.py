@@ -84,7 +84,8 @@ class Blender(nn.Module):
         super().__init__()
         width, lr = spec.padded_width, spec.lr_multiplier
         inputs = codes * width + spec.num_indicators * spec.indicator_repeats
-        widths = [inputs, *[spec.hidden_width] * spec.hidden_layers, width, width * spec.heads]
+        factor = [spec.output_rank] if spec.output_rank else []  # the last layer as two, with nothing in between
+        widths = [inputs, *[spec.hidden_width] * spec.hidden_layers, width, *factor, width * spec.heads]
         last = len(widths) - 2
         self.layers = nn.ModuleList(
             FoldedLinear(a, b, lr, zero=spec.gate_bias and i == last) for i, (a, b) in enumerate(pairwise(widths))
@@ -95,33 +96,41 @@ class Blender(nn.Module):
         self.gate_novelty = nn.Parameter(torch.zeros(len(rows), width)) if spec.gate_novelty else None
         adaptive = torch.tensor([[float(v in spec.adaptive_rows)] for v in rows])  # (R, 1)
         self.register_buffer("adaptive", None if adaptive.all() else adaptive, persistent=False)
+        self.output_layers = 1 + len(factor)
         self.linear_end = spec.final_activation == "linear"
         self.product = spec.gate_product
         self.indicator_repeats = spec.indicator_repeats
 
     def forward(self, codes: Sequence[Tensor], indicators: Tensor, novelty: Tensor | None = None) -> Tensor:
         """Codes (B, R, P) each, indicators (R, N), `novelty` (B, R, P) -> (B, R, P), in the weights' dtype."""
-        first, *inner, last = cast("list[FoldedLinear]", list(self.layers))
-        dtype = compute_dtype(first)
-        rows = torch.cat([code.to(dtype) for code in codes], -1)  # (B, R, C)
-        # The gain is folded into the product: gain * lrelu(x) = lrelu(gain * x).
-        batch, count, _ = rows.shape
-        x = first(rows.flatten(0, 1), GAIN, indicators, self.indicator_repeats, batch)
-        x = F.leaky_relu_(x, SLOPE)
-        for layer in inner:
-            x = F.leaky_relu_(layer(x, GAIN), SLOPE)
+        x = self.hidden(codes, indicators)
+        *factors, last = cast("list[FoldedLinear]", list(self.layers)[-self.output_layers :])
+        for layer in factors:
+            x = layer(x)
         x = last(x) if self.linear_end else F.leaky_relu_(last(x, GAIN), SLOPE)
 
         # Logit terms, then the gate.
-        x = x.unflatten(0, (batch, count))
+        x = x.unflatten(0, codes[0].shape[:2])
         if self.adaptive is not None:  # the other rows only keep constants and novelty terms
             x = x * self.adaptive.to(x.dtype)
-        logits, *factors = x.split(codes[0].shape[-1], dim=-1)
+        logits, *terms = x.split(codes[0].shape[-1], dim=-1)
         if self.product:
-            logits = logits + factors.pop(0) * signed(*codes[:2]).to(x.dtype)
+            logits = logits + terms.pop(0) * signed(*codes[:2]).to(x.dtype)
         if self.gate_novelty is not None and novelty is not None:
-            logits = logits + (self.gate_novelty + factors.pop(0)) * novelty.to(x.dtype)
+            logits = logits + (self.gate_novelty + terms.pop(0)) * novelty.to(x.dtype)
         return torch.sigmoid(logits if self.gate_bias is None else logits + self.gate_bias)
+
+    def hidden(self, codes: Sequence[Tensor], indicators: Tensor) -> Tensor:
+        """Return what the output layer sees, (B R, P)."""
+        first, *inner = cast("list[FoldedLinear]", list(self.layers)[: -self.output_layers])
+        dtype = compute_dtype(first)
+        rows = torch.cat([code.to(dtype) for code in codes], -1)  # (B, R, C)
+        # The gain is folded into the product: gain * lrelu(x) = lrelu(gain * x).
+        x = first(rows.flatten(0, 1), GAIN, indicators, self.indicator_repeats, rows.shape[0])
+        x = F.leaky_relu_(x, SLOPE)
+        for layer in inner:
+            x = F.leaky_relu_(layer(x, GAIN), SLOPE)
+        return x
 
 
 # Two extra gate inputs that the authors' nets do not have (config: gate_product, gate_novelty).
@@ -282,10 +291,19 @@ def fuse_reference(
         tiled = indicator.repeat(spec.indicator_repeats).expand(len(codes[0]), -1)
         inputs = [seen(x, v) for x in codes] + ([] if extra is None else [extra])
         x = torch.cat([*map(up, inputs), tiled], 1)
-        for layer in cast("list[FoldedLinear]", list(blender.layers)):
-            x = F.linear(x, layer.weight * layer.weight_gain, layer.bias * layer.bias_gain)
-            if layer is not blender.layers[-1] or spec.final_activation == "lrelu":
+
+        def apply(layer: nn.Module, x: Tensor) -> Tensor:
+            folded = cast(FoldedLinear, layer)
+            return F.linear(x, folded.weight * folded.weight_gain, folded.bias * folded.bias_gain)
+
+        *hidden, last = blender.layers
+        for i, layer in enumerate(hidden):
+            x = apply(layer, x)
+            if not spec.output_rank or i < len(hidden) - 1:
                 x = F.leaky_relu(x, SLOPE) * GAIN
+        x = apply(last, x)
+        if spec.final_activation == "lrelu":
+            x = F.leaky_relu(x, SLOPE) * GAIN
         if blender.adaptive is not None:
             x = x * blender.adaptive[row]
         first, second = up(inputs[0]), up(inputs[1])

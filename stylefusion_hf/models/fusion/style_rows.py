@@ -38,6 +38,7 @@ class FusionSpec:
     standardise: bool = False  # show the MLPs each style channel minus its mean, divided by its standard deviation
     adaptive_conv_layers: int | None = None  # number of first vectors of each list whose gates come from an MLP; the
     adaptive_rgb_layers: int | None = None  # others use `gate_bias`, and `gate_novelty` if it is on; None: all
+    output_rank: int | None = None  # rank of the MLPs' last layer, stored as two factors; None: full, one matrix
 
     def __post_init__(self) -> None:
         sizes = (*self.conv_sizes, *self.rgb_sizes)
@@ -55,8 +56,8 @@ class FusionSpec:
                 f"num_indicators={self.num_indicators} is too small for {conv} conv and {rgb} rgb vectors with"
                 f" shared_indicators={self.shared_indicators}: give at least {needed}"
             )
-        for name, least in (("hidden_width", 1), ("hidden_layers", 1), ("indicator_repeats", 1)):
-            if getattr(self, name) < least:
+        for name, least in (("hidden_width", 1), ("hidden_layers", 1), ("indicator_repeats", 1), ("output_rank", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("common_conv_layers", "common_rgb_layers", "adaptive_conv_layers", "adaptive_rgb_layers"):
             if (getattr(self, name) or 0) < 0:
@@ -68,6 +69,8 @@ class FusionSpec:
         for name, choices in (("pooling", ("max", "mean")), ("final_activation", ("lrelu", "linear"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
+        if (self.output_rank or 0) > self.padded_width:
+            raise ValueError(f"output_rank={self.output_rank} must be at most padded_width={self.padded_width}")
         if self.lr_multiplier <= 0:
             raise ValueError(f"lr_multiplier={self.lr_multiplier} must be positive")
 

@@ -1,0 +1,97 @@
+"""Edited photographs: how near the model comes to a face, what is kept, and how well the seam is hidden.
+
+    python -m benchmarks.photographs me.jpg you.jpg --model faces --region hair=7 --landmarks points.json
+
+A line per photograph. `outside` is the largest difference outside the mask. The seam is the mean difference of
+neighboring pixels on both sides of the mask's edge, in levels of 255: in the photograph itself (what is there anyway),
+in a paste of the changed regions, in a paste with soft edges, in OpenCV's `seamlessClone` (where it is installed) and
+in what `StyleFusionPhotoPipeline` gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stylefusion_hf import StyleFusionPhotoPipeline, StyleFusionPipeline
+from stylefusion_hf.cli.arguments import code, parse_pairs
+from stylefusion_hf.imaging import compositing
+from stylefusion_hf.imaging.faces import face_square
+from stylefusion_hf.imaging.landmarks import read_landmarks
+from stylefusion_hf.imaging.photographs import read_photograph
+from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
+
+
+def seam(image: Image.Image, coverage: Image.Image) -> float:
+    """Return the mean difference of neighboring pixels across the edge of the mask."""
+    pixels, inside = np.asarray(image.convert("RGB"), dtype=float), np.asarray(coverage) > 127
+    found = []
+    for axis in (0, 1):
+        edge = np.diff(inside.astype(int), axis=axis) != 0
+        found.append(np.abs(np.diff(pixels, axis=axis)).mean(axis=-1)[edge])
+    return float(np.concatenate(found).mean())
+
+
+def other_blends(
+    image: Image.Image, coverage: Image.Image, corners: np.ndarray, after: torch.Tensor
+) -> dict[str, Any]:
+    """Return the same change blended in other ways: name -> picture."""
+    none, everywhere = torch.zeros(3, 64, 64), torch.ones(64, 64)
+    changed = Image.fromarray(((after + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    whole, _ = compositing.put_back(image, corners, changed, everywhere, none)
+    inside = coverage.point(lambda level: 255 * (level > 127))
+    found = {"paste": Image.composite(whole, image, inside), "soft paste": Image.composite(whole, image, coverage)}
+    try:
+        import cv2
+    except ImportError:
+        return found
+    left, top, right, bottom = inside.getbbox() or (0, 0, 1, 1)
+    middle = ((left + right) // 2, (top + bottom) // 2)
+    pictures = [np.asarray(picture.convert("RGB")) for picture in (whole, image)]
+    found["seamlessClone"] = Image.fromarray(
+        cv2.seamlessClone(*pictures, np.asarray(inside), middle, cv2.NORMAL_CLONE)
+    )
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photographs", nargs="+")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--region", action="append", required=True, metavar="NAME=CODE")
+    parser.add_argument("--landmarks", metavar="JSON", help="default: they are detected")
+    parser.add_argument("--steps", type=int, default=100, help="of the search (default: 100)")
+    parser.add_argument("--recipes", metavar="JSON", help="also write the recipes, a list")
+    args = parser.parse_args(argv)
+    pipe: Any = StyleFusionPhotoPipeline.from_pretrained(args.model)
+    points = read_landmarks(args.landmarks, args.photographs) if args.landmarks else [None] * len(args.photographs)
+    regions, recipes = parse_pairs(args.region, "--region", code), []
+    for file, landmarks in zip(args.photographs, points, strict=True):
+        start = time.process_time()
+        out = pipe(file, regions=regions, landmarks=landmarks, num_inference_steps=args.steps)
+        seconds = time.process_time() - start
+        recipes += out.recipes
+        image, edited, coverage = read_photograph(file).image, out.images[0], out.masks[0]
+        recipe = PhotoRecipe.from_dict(out.recipes[0])
+        _, after = pipe._draw(recipe.fusion, StyleFusionPipeline.from_pipe(pipe))
+        outside = np.abs(np.asarray(image, dtype=int) - np.asarray(edited))[np.asarray(coverage) == 0].max()
+        seams = {"photograph": image, **other_blends(image, coverage, face_square(recipe.landmarks), after)}
+        seams["edited"] = edited
+        print(
+            f"{file}: MSE {out.mse[0]:.4f}, explained {out.explained[0]:.2f}, {seconds:.0f} CPU seconds,"
+            f" {(np.asarray(coverage) > 0).mean():.0%} replaced, outside {outside}, seam: "
+            + ", ".join(f"{name} {seam(picture, coverage):.2f}" for name, picture in seams.items())
+        )
+    if args.recipes:
+        with open(args.recipes, "w") as target:
+            json.dump(recipes, target)
+
+
+if __name__ == "__main__":
+    main()
