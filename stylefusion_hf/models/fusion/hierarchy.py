@@ -205,8 +205,9 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             fused = self._evaluate(self.tree.root, checked, gates)
             if not output_gates:
                 fused = fused.clone()  # it may be a view of a code
-        output = FusionOutput(style_codes=fused, gates=gates if output_gates else None)
-        return output if return_dict else output.to_tuple()
+        if not return_dict:
+            return (fused, gates) if output_gates else (fused,)
+        return FusionOutput(style_codes=fused, gates=gates if output_gates else None)
 
     def fuse(self, codes: Mapping[str, Tensor]) -> Tensor:
         """Fuse the codes of the tree's nodes into one style code.
@@ -291,7 +292,10 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             here = next(iter(self.nets.parameters())).device
             if here != expected.device and not has_hooks(self):  # these move codes and nets
                 raise ValueError(f"the codes are on {expected.device}, the fusion nets on {here}: move one of them")
-        batch, longest = max([(code.shape[0], name) for name, code in codes.items()])
+        batch, longest = expected.shape[0], first
+        for name, code in codes.items():  # not max(), which torch.compile does not trace for sizes that vary
+            if code.shape[0] > batch or (code.shape[0] == batch and name > longest):
+                batch, longest = code.shape[0], name
         for name, code in codes.items():
             if code.shape[0] not in (1, batch):
                 raise ValueError(
