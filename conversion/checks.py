@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from stylefusion_hf.conversion.rendering import LARGEST, render, render_size
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.codes import labels_to_tensor, seeds_to_z
+from stylefusion_hf.core.sizes import describe_size
 from stylefusion_hf.core.untrusted.inert import ConversionError
 from stylefusion_hf.core.untrusted.safe_pickle import load
-from stylefusion_hf.imaging.images import opened_image
+from stylefusion_hf.imaging.images import check_image, opened_image, pixels_to_tensor
+from stylefusion_hf.imaging.modes import ALPHA, MODES
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.style_generator import StyleGenerator
@@ -59,14 +62,14 @@ def first_label(generator: StyleGenerator, batch: int) -> torch.Tensor | None:
 
 
 @torch.inference_mode()
-def sample_statistics(generator: StyleGenerator, seed: int = 0) -> dict[str, float]:
+def sample_statistics(generator: StyleGenerator, seed: int = 0) -> dict[str, Any]:
     """Render a sample and return its mean, standard deviation, minimum and maximum.
 
     ConversionError if the sample is constant or not finite.
     """
     config = generator.config
     if is_too_large(generator):
-        return {"not rendered, too large for a check": config.resolution}
+        return {"not rendered, too large for a check": describe_size(generator.picture_size)}
     w = generator.mapping(seeds_to_z([seed], config.z_dim), first_label(generator, 1))
     image = render(generator, generator.to_style(generator.truncate(w, config.truncation_psi)))
     if not image.isfinite().all() or float(image.std()) == 0:
@@ -182,7 +185,7 @@ def _compare_codes(generator: Any, data: Mapping[str, torch.Tensor], z: torch.Te
     for name, mode in (("image", "const"), ("image_const", "const"), ("image_none", "none")):
         if name in data:
             expected, config = data[name].float(), generator.config
-            if expected.shape != (len(z), config.img_channels, config.resolution, config.resolution):
+            if expected.shape != (len(z), config.img_channels, *generator.picture_size):
                 results.append(Comparison(f"{name}, of another shape", math.inf, IMAGE_TOLERANCE))
                 continue
             pictures = {k: render(generator, s, mode) for k, s in styles.items()}
@@ -209,14 +212,17 @@ def _compare_picture(generator: Any, path: Path, seed: int | None, class_label: 
     labels = None if class_label is None else labels_to_tensor([_check_class(class_label)], config.label_dim)
     try:
         with opened_image(path, ["PNG", "WEBP"]) as picture:
-            if picture.size != (config.resolution, config.resolution):
-                raise ConversionError(f"{path}: has {picture.size} pixels, the generator makes {config.resolution}")
-            levels = torch.from_numpy(np.array(picture.convert("RGB"))).float()
+            if picture.size != generator.picture_size[::-1]:
+                size = f"{picture.height} x {picture.width} pixels"
+                raise ConversionError(
+                    f"{path}: has {size}, the generator makes {describe_size(generator.picture_size)}"
+                )
+            levels = _levels(picture, config.img_channels)
     except ConversionError:
         raise
     except (OSError, ValueError) as error:
         raise ConversionError(f"{path}: cannot be read as a picture ({error})") from None
-    expected = levels.permute(2, 0, 1)[None]
+    expected = levels[None]
     w = generator.mapping(seeds_to_z([seed], config.z_dim), labels)
 
     def differences(suffix: str = "") -> dict[str, float]:
@@ -250,6 +256,20 @@ def _set_noise_of_seed(generator: Any, seed: int) -> bool:
         noise = random.randn(*layer.noise_const.shape)
         layer.noise_const.copy_(torch.from_numpy(noise))
     return bool(layers)
+
+
+def _levels(picture: Image.Image, channels: int) -> torch.Tensor:
+    """Return the picture's levels (channels, H, W), 0 to 255. ConversionError unless it has the model's channels."""
+    if channels not in MODES:
+        raise ConversionError(
+            f"the generator's img_channels is {channels}, as in no picture file: give a .safetensors as --reference"
+        )
+    if channels in ALPHA and not picture.has_transparency_data:
+        raise ConversionError(
+            f"the reference has mode {picture.mode}, the generator's pictures {MODES[channels]}: give one with its"
+            " transparency"
+        )
+    return (pixels_to_tensor(check_image(picture, "the reference", channels)) + 1) * 127.5
 
 
 def _best(what: str, errors: Mapping[str, float], tolerance: float) -> Comparison:

@@ -5,7 +5,8 @@ A folder of `assets` with a `companions.json` belongs to one generator:
     {"generator": {"SynthesisNetwork.bin": "<sha256>", ...}, "license": "...", "notes": ["..."]}
 
 `generator` names the source files that must be there with these hashes. Beside it lie the pipeline's other components,
-fusion/, segmenter/ and perhaps encoder/, each of which `from_pretrained` loads.
+fusion/, segmenter/ and perhaps encoder/, each of which `from_pretrained` loads. evaluation/ has the judges that
+`stylefusion evaluate --judges` takes; it stays where it is, and is in the checkout only.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stylefusion_hf import core
 from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.models.encoder import ImageEncoder
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.segmenter import RegionSegmenter
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
+ASSETS = Path(core.__file__).parents[1] / "assets"  # not of this file, whose folder is a link in a checkout
 CLASSES: dict[str, Any] = {"fusion": FusionHierarchy, "segmenter": RegionSegmenter, "encoder": ImageEncoder}
 
 

@@ -28,6 +28,7 @@ from stylefusion_hf.core.files import sha256_of, write_json, write_text
 from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.core.sizes import describe_size, size_at
 from stylefusion_hf.core.untrusted.inert import ConversionError
 from stylefusion_hf.core.untrusted.safe_pickle import check_ordinary, load_mapped
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
@@ -298,6 +299,7 @@ class _Job:
         self.step("generator")
         converted = converted or self._converted(source)
         self.report.unused += [*converted.unused, *source.unused]
+        self.base_size = converted.config.get("base_size")
         channels = list(converted.config["channels"])
         if converted.architecture == "stylegan3":
             self._mean(StyleGAN3Generator, converted)
@@ -320,7 +322,7 @@ class _Job:
         self._save("generator", cls, converted, work)
         config = converted.config
         self.report.generator = cls.__name__
-        s, rows = sum(conv) + sum(rgb), 2 * config["resolution"].bit_length() - 4
+        s, rows = sum(conv) + sum(rgb), 2 * (config["resolution"] // config.get("base_size", (4, 4))[0]).bit_length()
         if converted.architecture == "stylegan3":
             rows = len(conv) + len(rgb)
         self.report.parts["generator"]["lines"] += [
@@ -370,6 +372,9 @@ class _Job:
         else:
             converted = source.discriminator()
             self.report.unused += converted.unused
+            if self.base_size is not None:  # only the generator's constant says height and width
+                doublings = len(converted.config["channels"]) - 1
+                converted.config |= {"resolution": self.base_size[0] * 2**doublings, "base_size": self.base_size}
             self._save("discriminator", StyleGAN2Discriminator, converted, work)
 
     def _save(self, part: str, cls: Any, converted: Converted, work: Path) -> None:
@@ -377,7 +382,8 @@ class _Job:
         self.report.notes += save_model(cls, converted, work / part, what, half, self.options.max_shard_size)
         config, lines = converted.config, []
         if "channels" in config:
-            lines.append(f"{config['resolution']} px, channels {'-'.join(map(str, config['channels']))}")
+            size = describe_size(size_at(config["resolution"], config.get("base_size", (1, 1))))
+            lines.append(f"{size}, channels {'-'.join(map(str, config['channels']))}")
         else:
             lines.append(f"tree {RegionTree.from_dict(config['tree'])}")
         count = sum(tensor.numel() for tensor in converted.state.values())

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from stylefusion_hf.conversion.layouts import Rule, Tensors, rename_tensors
+from stylefusion_hf.conversion.modules import is_plain
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.untrusted.inert import ConversionError
 
@@ -207,7 +208,8 @@ def flatten_sahlman(content: Mapping[Any, Any], where: str) -> dict[str, Any] | 
 
     ConversionError for arguments with which the pictures are not StyleGAN2's.
     """
-    parts = {"": content, "mapping/": content.get("G_mapping"), "synthesis/": content.get("G_synthesis")}
+    parts: dict[str, Any] = {"": content}
+    parts |= {"mapping/": content.get("G_mapping"), "synthesis/": content.get("G_synthesis")}
     if not all(isinstance(part, Mapping) and isinstance(part.get("state_dict"), Mapping) for part in parts.values()):
         return None
     flat: dict[str, Any] = {}
@@ -215,7 +217,8 @@ def flatten_sahlman(content: Mapping[Any, Any], where: str) -> dict[str, Any] | 
         settings = part.get("kwargs")
         for key, value in settings.items() if isinstance(settings, Mapping) else ():
             value = list(value) if isinstance(value, tuple) else value
-            if key not in SAHLMAN_SIZES and value not in SAHLMAN_SETTINGS.get(str(key), ()):
+            known = is_plain(value) and value in SAHLMAN_SETTINGS.get(str(key), ())
+            if key not in SAHLMAN_SIZES and not known:
                 raise ConversionError(
                     f"{where}: was built with {short(key, 80)}={short(value)}, which is not supported"
                 )

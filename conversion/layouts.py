@@ -47,11 +47,12 @@ def rename_tensors(
     renamed: dict[str, torch.Tensor] = {}
     left = []
     for name, tensor in tensors:
-        fitting = ((match, *rule[1:]) for rule in rules if (match := re.fullmatch(rule[0], name)))
-        match, target, change = next(fitting, (None, None, None))
-        if match is None:
+        rule = next((rule for rule in rules if re.fullmatch(rule[0], name)), None)
+        match = rule and re.fullmatch(rule[0], name)
+        if not rule or not match:
             left.append(name)
             continue
+        _, target, change = rule
         new = target(match) if callable(target) else match.expand(target)
         if new in renamed:
             raise LayoutError(f"{where}: {name[:80]!r} duplicates another tensor")
@@ -136,25 +137,27 @@ def build_generator(
     affine.bias; `noise(i)` and `strength(i)` those of its noise.
     """
     num_convs = 2 * num_blocks - 1
-    first = read.take(const)
-    channels4 = first.shape[-3]
+    base = read.take(const, least=3).shape[-3:]
+    channels4, (base_height, base_width) = base[0], base[1:]
     if not mapping:
         raise LayoutError(f"{read.what}: the checkpoint lacks the layers of the mapping network; it may be truncated")
 
     # Convolutions and noise.
-    state = {"synthesis.const": read.take(const, (channels4, 4, 4))}
+    state = {"synthesis.const": read.take(const, tuple(base))}
     channels, affine_w, affine_b = [], [], []
     w_dim = read.take(conv(0, "affine.weight"), least=2).shape[-1]
     use_noise = read.has(strength(0))
     width = channels4
     for i in range(num_convs):
         out = read.take(conv(i, "weight"), least=4).shape[-4]
-        size = 4 * 2 ** ((i + 1) // 2)
+        doublings = 2 ** ((i + 1) // 2)
         state[f"synthesis.convs.{i}.weight"] = read.take(conv(i, "weight"), (out, width, 3, 3))
         state[f"synthesis.convs.{i}.bias"] = read.take(conv(i, "bias"), (out,))
         if use_noise:
             state[f"synthesis.convs.{i}.noise_strength"] = read.take(strength(i), ())
-            state[f"synthesis.convs.{i}.noise_const"] = read.take(noise(i), (size, size))
+            state[f"synthesis.convs.{i}.noise_const"] = read.take(
+                noise(i), (base_height * doublings, base_width * doublings)
+            )
         affine_w.append(read.take(conv(i, "affine.weight"), (width, w_dim)))
         affine_b.append(read.take(conv(i, "affine.bias"), (width,)))
         width = out
@@ -185,7 +188,7 @@ def build_generator(
             raise LayoutError(f"{read.what}: the stored mean of w has {w_avg.numel()} numbers, w has {w_dim}")
         state["w_avg"] = w_avg.reshape(w_dim)
     config = {
-        "resolution": 4 * 2 ** (num_blocks - 1),
+        "resolution": base_height * 2 ** (num_blocks - 1),
         "channels": channels,
         "z_dim": z_dim,
         "w_dim": w_dim,
@@ -198,6 +201,8 @@ def build_generator(
         "truncation_psi": psi,
         "label_embed_dim": embed_dim if embed_dim not in (0, w_dim) else None,
     }
+    if (base_height, base_width) != (4, 4):  # rectangular pictures, or squares of another size than a power of two
+        config["base_size"] = [base_height, base_width]
     return Converted(config, state, read.unused())
 
 

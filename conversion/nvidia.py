@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from stylefusion_hf.conversion import stylegan3
@@ -31,6 +32,7 @@ WHOLE_BATCH = 2**20  # group size for minibatch standard deviation if the snapsh
 def convert_generator(modules: ModuleTable, name: str, psi: float) -> Converted:
     """Convert `G_ema` of stylegan2-ada-pytorch or of stylegan3; the alias-free networks are left to `stylegan3.py`."""
     stylegan3.refuse_stylegan_xl(modules.tensors, modules.classes, name)
+    _refuse_fork_arguments(modules, name, "generator")
     if stylegan3.looks_like_stylegan3(modules.tensors):
         _expect_layers(modules, name)
         return stylegan3.convert_generator(modules, name, psi)
@@ -39,7 +41,6 @@ def convert_generator(modules: ModuleTable, name: str, psi: float) -> Converted:
             f"{name}: its generator has neither 'synthesis.b4...' nor 'synthesis.L0...' tensors: it is neither a"
             " StyleGAN2 nor a StyleGAN3"
         )
-    _refuse_fork_arguments(modules, name, "generator")
     _expect(modules, "architecture", "skip", name, "generator")
     _expect_layers(modules, name)
     config = nvidia_generator(modules.tensors, clamp_of(modules, name), psi)
@@ -67,7 +68,7 @@ def convert_discriminator(modules: ModuleTable, name: str) -> Converted:
 
 def _is_gain(attributes: Mapping[str, Any]) -> bool:
     gain = attributes.get("bias_gain")
-    return type(gain) in (int, float) and 1e-6 <= gain <= 1e3
+    return isinstance(gain, (int, float)) and not isinstance(gain, bool) and 1e-6 <= gain <= 1e3
 
 
 def clamp_of(modules: ModuleTable, name: str, skip: str = "\0") -> float | None:
@@ -79,61 +80,20 @@ def clamp_of(modules: ModuleTable, name: str, skip: str = "\0") -> float | None:
 
 
 # Constructor arguments of NVIDIA's classes: what they mean shows in the tensors, is checked here, or draws no picture.
-KNOWN_ARGUMENTS = frozenset(
-    [
-        "z_dim",
-        "c_dim",
-        "w_dim",
-        "num_ws",
-        "img_resolution",
-        "img_channels",
-        "mapping_kwargs",
-        "synthesis_kwargs",
-        "block_kwargs",
-        "layer_kwargs",
-        "epilogue_kwargs",
-        "num_layers",
-        "embed_features",
-        "layer_features",
-        "activation",
-        "lr_multiplier",
-        "w_avg_beta",
-        "channel_base",
-        "channel_max",
-        "num_fp16_res",
-        "architecture",
-        "resample_filter",
-        "conv_clamp",
-        "use_fp16",
-        "fp16_channels_last",
-        "channels_last",
-        "fused_modconv_default",
-        "in_channels",
-        "out_channels",
-        "in_features",
-        "out_features",
-        "resolution",
-        "is_last",
-        "kernel_size",
-        "up",
-        "down",
-        "use_noise",
-        "bias",
-        "bias_init",
-        "trainable",
-        "freeze_layers",
-        "cmap_dim",
-        "tmp_channels",
-        "first_layer_idx",
-        "mbstd_group_size",
-        "mbstd_num_channels",
-        "group_size",
-        "num_channels",
-        "init_res",
-        "square",
-        "verbose",
-    ]
-)
+KNOWN_ARGUMENTS = {
+    *("z_dim", "c_dim", "w_dim", "num_ws", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"),
+    *("block_kwargs", "layer_kwargs", "epilogue_kwargs", "num_layers", "embed_features", "layer_features"),
+    *("activation", "lr_multiplier", "w_avg_beta", "channel_base", "channel_max", "num_fp16_res", "architecture"),
+    *("resample_filter", "conv_clamp", "use_fp16", "fp16_channels_last", "channels_last", "fused_modconv_default"),
+    *("in_channels", "out_channels", "in_features", "out_features", "resolution", "is_last", "kernel_size", "up"),
+    *("down", "use_noise", "bias", "bias_init", "trainable", "freeze_layers", "cmap_dim", "tmp_channels"),
+    *("first_layer_idx", "mbstd_group_size", "mbstd_num_channels", "group_size", "num_channels", "init_res"),
+    *("scale_type", "square", "verbose", "channels", "size", "sampling_rate", "bandwidth", "weight_init"),
+    *("is_torgb", "is_critically_sampled", "in_size", "out_size", "in_sampling_rate", "out_sampling_rate"),
+    *("in_cutoff", "out_cutoff", "in_half_width", "out_half_width", "conv_kernel", "filter_size"),
+    *("lrelu_upsampling", "use_radial_filters", "magnitude_ema_beta", "num_critical", "first_cutoff"),
+    *("first_stopband", "last_stopband_rel", "margin_size", "output_scale"),
+}
 # Arguments of forks that change nothing if they have this value (eps696's split frames).
 FORK_ARGUMENTS = {"countHW": [1, 1], "splitfine": 0}
 KNOWN_ATTRIBUTES = KNOWN_ARGUMENTS | {
@@ -144,9 +104,10 @@ KNOWN_ATTRIBUTES = KNOWN_ARGUMENTS | {
 
 def _refuse_fork_arguments(modules: ModuleTable, name: str, what: str) -> None:
     """ConversionError for constructor arguments that NVIDIA's code does not have: they may change the picture."""
-    for arguments in modules.arguments.values():
+    for path, arguments in modules.arguments.items():
         for key, value in arguments.items():
-            if key not in KNOWN_ARGUMENTS and not _changes_nothing(key, value):
+            known = key in KNOWN_ARGUMENTS and (key != "size" or path == "synthesis.input")  # elsewhere eps696's
+            if not known and not _changes_nothing(key, value):
                 raise ConversionError(
                     f"{name}: its {what} was built with {short(key, 80)}={short(value)}, an argument of a fork, which"
                     " may change the picture; only NVIDIA's own are supported"

@@ -134,7 +134,7 @@ def next_step(report: Report, folder: str) -> str:
     if report.kind == "directions":
         file = quote(f"{folder}/directions.safetensors")
         return f"stylefusion directions sheet --file {file} --model MODEL --out directions.png"
-    if report.kind == "stylefusion":
+    if report.kind == "stylefusion" or "segmenter" in report.parts:  # the folder has fusion nets
         return f"stylefusion sheet --model {given} --out sheet.png"
     return f"stylefusion train fusion --model {given} --regions auto --output_dir {quote(f'{folder}-fused')}"
 

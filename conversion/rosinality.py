@@ -68,19 +68,10 @@ def rosinality_generator(tensors: Tensors, latent_avg: torch.Tensor | None = Non
 def _refuse_labels(read: Reader) -> None:
     """LayoutError for a conditional model that was exported to this layout, which has no place for its classes."""
     embed = next((name for name in read.tensors if re.search(r"(^|\.|_)(label_?)?embed(ding)?s?(\.|_|$)", name)), None)
-    inputs, w_dim = (read.tensors.get(name) for name in ("style.1.weight", "conv1.conv.modulation.weight"))
-    more = (
-        inputs is not None
-        and w_dim is not None
-        and inputs.ndim == w_dim.ndim == 2
-        and inputs.shape[1] > w_dim.shape[1]
-    )
-    if embed is not None or more:
-        sign = (
-            f"it has {embed[:80]!r}"
-            if embed
-            else f"'style.1.weight' takes {inputs.shape[1]} numbers for codes of {w_dim.shape[1]}"
-        )
+    found = (read.tensors.get(name) for name in ("style.1.weight", "conv1.conv.modulation.weight"))
+    inputs, w_dim = (0 if tensor is None or tensor.ndim != 2 else tensor.shape[1] for tensor in found)
+    if embed is not None or inputs > w_dim > 0:
+        sign = f"it has {embed[:80]!r}" if embed else f"'style.1.weight' takes {inputs} numbers for codes of {w_dim}"
         raise LayoutError(
             f"{read.what}: {sign}: it was exported from a class-conditional model, whose classes this layout does not"
             " hold; convert the .pkl that it was made from"
@@ -152,18 +143,18 @@ def read_latent_avg(content: Mapping[Any, Any], name: str, notes: list[str]) -> 
     return rows[0]
 
 
-def with_noise(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+def with_noise(tensors: Tensors, notes: list[str]) -> Tensors:
     """Draw the noise images that early rosinality checkpoints do not store, from a fixed seed, and add a note."""
     layers = [n for n in tensors if re.fullmatch(r"(conv1|convs\.\d+)\.noise\.weight", n)]
     if not layers or any(n.startswith("noises.") for n in tensors):
         return tensors
     notes.append(DRAWN)
-    return tensors | {
+    return dict(tensors) | {
         f"noises.noise_{i}": image for i, image in enumerate(_draw_noise(tensors.get("input.input"), len(layers)))
     }
 
 
-def with_noise_const(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+def with_noise_const(tensors: Tensors, notes: list[str]) -> Tensors:
     """The same for tensors with NVIDIA's names."""
     layers = [n for n in tensors if n.endswith(".noise_strength")]
     if not layers or any(n.endswith(".noise_const") for n in tensors):
@@ -173,7 +164,7 @@ def with_noise_const(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict
         f"synthesis.b{4 * 2 ** ((i + 1) // 2)}.conv{0 if i % 2 else 1}.noise_const": image
         for i, image in enumerate(_draw_noise(tensors.get("synthesis.b4.const"), len(layers)))
     }
-    return tensors | drawn
+    return dict(tensors) | drawn
 
 
 def _draw_noise(const: torch.Tensor | None, layers: int) -> Iterator[torch.Tensor]:

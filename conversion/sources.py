@@ -139,7 +139,7 @@ def _search_dictionaries(content: Mapping[Any, Any], name: str) -> Source | None
 
 
 # Keys of generators in checkpoints, averaged ones first.
-GENERATORS = ("g_ema", "G_ema", "Gs", "generator_ema", "generator_smooth", "params_ema")
+GENERATORS: tuple[str, ...] = ("g_ema", "G_ema", "Gs", "generator_ema", "generator_smooth", "params_ema")
 GENERATORS += ("generator", "g", "G", "state_dict", "params")
 AVERAGED = (*GENERATORS[:6], "")
 
@@ -318,7 +318,7 @@ def _tensorflow(networks: Any, name: str) -> Source:
     """Read (G, D, Gs) or some of them, identified by their variables, as their names are free text."""
     variables = [tensorflow.variables_of(network, name) for network in networks]
     generators = [i for i, found in enumerate(variables) if any(v.startswith("synthesis/") for v in found)]
-    discriminators = [i for i, found in enumerate(variables) if any(v.startswith("4x4/") for v in found)]
+    discriminators = [i for i, found in enumerate(variables) if any(re.match(r"\d+x\d+/", v) for v in found)]
     if not generators:
         raise ConversionError(f"{name}: none of its {len(networks)} TensorFlow networks is a StyleGAN2 generator")
     chosen = generators[-1]  # (G, D, Gs): the averaged one comes last

@@ -252,6 +252,10 @@ def _equal(stored: Any, expected: Any) -> bool:
     return isinstance(stored, (int, float)) and math.isclose(stored, expected, rel_tol=1e-6, abs_tol=1e-9)
 
 
+def _differ(stored: torch.Tensor, designed: torch.Tensor) -> bool:
+    return float((stored - designed).abs().max()) > FILTER_ERROR * float(designed.abs().max())
+
+
 def _check_filters(tensors: Tensors, layers: list[str], signals: SignalPlan, plans: list[LayerPlan]) -> None:
     """Raise LayoutError for filters of other frequencies than those assumed, which only a snapshot states."""
     for layer, plan in zip(layers, plans, strict=True):
@@ -259,8 +263,7 @@ def _check_filters(tensors: Tensors, layers: list[str], signals: SignalPlan, pla
             stored = tensors.get(f"synthesis.{layer}.{part}")
             if stored is None:
                 continue
-            fits = designed is not None and stored.shape == designed.shape
-            if not fits or float((stored - designed).abs().max()) > FILTER_ERROR * float(designed.abs().max()):
+            if designed is None or stored.shape != designed.shape or _differ(stored, designed):
                 raise LayoutError(
                     f"StyleGAN3 generator: {layer}.{part} is not the filter of NVIDIA's default frequencies, and"
                     " plain tensors do not state others: convert the .pkl that they were saved from"

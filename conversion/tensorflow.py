@@ -7,6 +7,7 @@ style biases are stored without the added 1.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -153,6 +154,21 @@ def variables_of(network: Record, name: str, depth: int = 0) -> dict[str, Any]:
     return variables
 
 
+def square_names(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the scopes of a rectangular network, `5x3/...`, `10x6/...`, as those of squares: `4x4/...`, `8x8/...`.
+
+    The constant's shape says the height and the width. Scopes that do not double from one to the next are kept.
+    """
+    scope = re.compile(r"(^|/)(\d{1,5})x(\d{1,5})(?=/)")
+    found = {(int(m[2]), int(m[3])) for name in variables if (m := scope.search(name))}
+    sizes = sorted(found, key=math.prod)
+    doubled = [(sizes[0][0] * 2**k, sizes[0][1] * 2**k) for k in range(len(sizes))] if sizes else []
+    if sizes != doubled or all(height == width for height, width in sizes):
+        return dict(variables)
+    names = {size: f"{4 * 2**k}x{4 * 2**k}" for k, size in enumerate(sizes)}
+    return {scope.sub(lambda m: m[1] + names[int(m[2]), int(m[3])], name): x for name, x in variables.items()}
+
+
 def _components(network: Record) -> dict[Any, Record]:
     """Return a network's components. Real networks have two; a hostile file could list one any number of times."""
     parts = {k: v for k, v in _entries(network.entries().get("components")).items() if is_network(v)}
@@ -174,68 +190,18 @@ def _entries(value: Any) -> dict[Any, Any]:
 
 
 # Arguments of NVIDIA's functions: what they mean shows in the variables, is checked here, or draws no picture.
-KNOWN_ARGUMENTS = frozenset(
-    [
-        "is_training",
-        "is_validation",
-        "return_dlatents",
-        "is_template_graph",
-        "components",
-        "mapping_func",
-        "synthesis_func",
-        "func_name",
-        "truncation_psi",
-        "truncation_cutoff",
-        "truncation_psi_val",
-        "truncation_cutoff_val",
-        "dlatent_avg_beta",
-        "style_mixing_prob",
-        "latent_size",
-        "label_size",
-        "dlatent_size",
-        "dlatent_broadcast",
-        "mapping_layers",
-        "mapping_fmaps",
-        "mapping_lrmul",
-        "mapping_nonlinearity",
-        "normalize_latents",
-        "label_fmaps",
-        "dtype",
-        "num_channels",
-        "resolution",
-        "fmap_base",
-        "fmap_decay",
-        "fmap_min",
-        "fmap_max",
-        "fmap_const",
-        "use_noise",
-        "randomize_noise",
-        "architecture",
-        "nonlinearity",
-        "act",
-        "num_fp16_res",
-        "conv_clamp",
-        "resample_kernel",
-        "fused_modconv",
-        "demodulate",
-        "force_clean_graph",
-        "mbstd_group_size",
-        "mbstd_num_features",
-        "structure",
-        "lod_in",
-        "init_res",
-        "augment_strength",
-        "use_pagan",
-        "pagan_num",
-        "pagan_fade",
-        "score_size",
-        "score_max",
-        "use_spectral_norm",
-        "adaptive_dropout",
-        "freeze_layers",
-        "verbose",
-    ]
-)
+KNOWN_ARGUMENTS = {
+    *("is_training", "is_validation", "return_dlatents", "is_template_graph", "components", "mapping_func"),
+    *("synthesis_func", "func_name", "truncation_psi", "truncation_cutoff", "truncation_psi_val"),
+    *("truncation_cutoff_val", "dlatent_avg_beta", "style_mixing_prob", "latent_size", "label_size"),
+    *("dlatent_size", "dlatent_broadcast", "mapping_layers", "mapping_fmaps", "mapping_lrmul"),
+    *("mapping_nonlinearity", "normalize_latents", "label_fmaps", "dtype", "num_channels", "resolution"),
+    *("fmap_base", "fmap_decay", "fmap_min", "fmap_max", "fmap_const", "use_noise", "randomize_noise"),
+    *("architecture", "nonlinearity", "act", "num_fp16_res", "conv_clamp", "resample_kernel", "fused_modconv"),
+    *("demodulate", "force_clean_graph", "mbstd_group_size", "mbstd_num_features", "structure", "lod_in"),
+    *("init_res", "augment_strength", "use_pagan", "pagan_num", "pagan_fade", "score_size", "score_max"),
+    *("use_spectral_norm", "adaptive_dropout", "freeze_layers", "verbose"),
+}
 
 
 def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str, any_rate: bool = False) -> None:
@@ -268,7 +234,7 @@ def _check(settings: Mapping[str, Any], variables: Mapping[str, Any], name: str,
 
 def convert_generator(network: Record, name: str, psi: float) -> Converted:
     """Convert `Gs`. ConversionError unless it is a StyleGAN2 of configuration e or f."""
-    variables, settings = variables_of(network, name), settings_of(network)
+    variables, settings = square_names(variables_of(network, name)), settings_of(network)
     _check(settings, variables, name)
     tensors, left = rename_variables(variables, GENERATOR_RULES, name)
     own_psi = _number(settings.get("truncation_psi"))
@@ -279,7 +245,7 @@ def convert_generator(network: Record, name: str, psi: float) -> Converted:
 
 def convert_discriminator(network: Record, name: str) -> Converted:
     """Convert `D`; only the residual architecture is supported."""
-    variables, settings = variables_of(network, name), settings_of(network)
+    variables, settings = square_names(variables_of(network, name)), settings_of(network)
     _check(settings, variables, name, any_rate=True)
     sizes = {match[1] for key in variables if (match := re.match(r"(\d+)x\1/FromRGB/", key))}
     if len(sizes) != 1 or not any(key.endswith("/Skip/weight") for key in variables):

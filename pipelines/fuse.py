@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 
 from stylefusion_hf.core import edits as editing
 from stylefusion_hf.core.checks import check_choice, check_count, check_flag
-from stylefusion_hf.core.codes import NOISE_MODES, Code, parse_labels
+from stylefusion_hf.core.codes import NOISE_MODES, Code, LatentSpace, NoiseMode, parse_labels
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
@@ -20,7 +22,25 @@ from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
-from stylefusion_hf.pipelines.output import StyleFusionPipelineOutput
+from stylefusion_hf.pipelines.output import OutputType, StyleFusionPipelineOutput
+
+
+class _Options(TypedDict, total=False):
+    """The arguments of a call that do not decide about its result's type."""
+
+    latent_type: LatentSpace
+    class_labels: Any
+    strength: float | Mapping[str, float]
+    edits: Mapping[str, Any] | None
+    truncation_psi: float | None
+    truncation_cutoff: int | None
+    translate: Sequence[float]
+    rotate: float
+    noise_mode: NoiseMode
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    num_images_per_prompt: int
+    output_masks: bool
+    return_dict: bool
 
 
 class StyleFusionPipeline(HubMixin, DiffusionPipeline):
@@ -74,6 +94,39 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------
     # Public calls.
 
+    @overload
+    def __call__(
+        self,
+        base: Any = None,
+        regions: Mapping[str, Any] | None = None,
+        global_code: Any = None,
+        nodes: Mapping[str, Any] | None = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        **options: Unpack[_Options],
+    ) -> StyleFusionPipelineOutput[list[Image.Image]]: ...
+    @overload
+    def __call__(
+        self,
+        base: Any = None,
+        regions: Mapping[str, Any] | None = None,
+        global_code: Any = None,
+        nodes: Mapping[str, Any] | None = None,
+        *,
+        output_type: Literal["np"],
+        **options: Unpack[_Options],
+    ) -> StyleFusionPipelineOutput[np.ndarray]: ...
+    @overload
+    def __call__(
+        self,
+        base: Any = None,
+        regions: Mapping[str, Any] | None = None,
+        global_code: Any = None,
+        nodes: Mapping[str, Any] | None = None,
+        *,
+        output_type: Literal["pt", "latent"],
+        **options: Unpack[_Options],
+    ) -> StyleFusionPipelineOutput[torch.Tensor]: ...
     @torch.no_grad()
     def __call__(
         self,
@@ -82,7 +135,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         global_code: Any = None,
         nodes: Mapping[str, Any] | None = None,
         *,
-        latent_type: str = "z",
+        latent_type: LatentSpace = "z",
         class_labels: Any = None,
         strength: float | Mapping[str, float] = 1.0,
         edits: Mapping[str, Any] | None = None,
@@ -90,20 +143,20 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         truncation_cutoff: int | None = None,
         translate: Sequence[float] = (0.0, 0.0),
         rotate: float = 0.0,
-        noise_mode: str = "const",
+        noise_mode: NoiseMode = "const",
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_images_per_prompt: int = 1,
-        output_type: str = "pil",
+        output_type: OutputType = "pil",
         output_masks: bool = False,
         return_dict: bool = True,
-    ) -> StyleFusionPipelineOutput:
+    ) -> StyleFusionPipelineOutput[Any]:
         """Make pictures in which each region follows its own code.
 
         A code is a seed (int), a picture (if the pipeline has an encoder), a tensor in the space `latent_type`, a
         `Code`, or a list of these. A picture is a PIL image, a file path, or an array (H, W, C) of uint8 or of numbers
         in [0, 1] (see `latents.parse_code`). The longest list sets the batch size; lists of length 1 repeat. Pictures
-        must be square: align photographs first (`faces.align`) or make them square (`images.fit_square`); they are
-        never cropped here.
+        have the generator's aspect ratio, which is mostly a square: align photographs first (`faces.align`) or fit
+        them (`images.fit_picture`); they are never cropped here.
 
         Args:
             base: code of every node that no other argument sets; None draws one seed per picture from `generator`.
@@ -178,10 +231,10 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         recipe: Recipe | Mapping[str, Any] | str,
         *,
         check_model: bool = True,
-        output_type: str = "pil",
+        output_type: OutputType = "pil",
         output_masks: bool = False,
         return_dict: bool = True,
-    ) -> StyleFusionPipelineOutput:
+    ) -> StyleFusionPipelineOutput[Any]:
         """Make the pictures that a recipe describes.
 
         Args:
@@ -247,7 +300,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         return rows
 
     def _check_outputs(self, output_type: str, output_masks: bool, return_dict: bool) -> None:
-        _steps.check_output_type(output_type)
+        _steps.check_output_type(output_type, self.generator.config.img_channels)
         check_flag("output_masks", output_masks)
         check_flag("return_dict", return_dict)
         if output_masks and self.segmenter is None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 
 from stylefusion_hf.core.checks import check_count, check_flag, short
-from stylefusion_hf.core.codes import parse_labels
+from stylefusion_hf.core.codes import LatentSpace, parse_labels
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.hub.loading import HubMixin
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
@@ -22,7 +23,7 @@ from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines import walk as _walk
-from stylefusion_hf.pipelines.output import StyleFusionInterpolationPipelineOutput
+from stylefusion_hf.pipelines.output import OutputType, StyleFusionInterpolationPipelineOutput
 from stylefusion_hf.pipelines.walk import Walk
 
 NOISE_MODES = ("const", "none")
@@ -44,6 +45,27 @@ class FrameStream(Iterator[Any]):
 
     def __next__(self) -> Any:
         return next(self._batches)
+
+
+class _Options(TypedDict, total=False):
+    """The arguments of a call that do not decide about its result's type."""
+
+    frames: int | None
+    steps: int | None
+    loop: bool
+    space: Literal["w", "s", "z"]
+    easing: Literal["linear", "smooth"]
+    latent_type: LatentSpace
+    class_labels: Any
+    strength: float | Mapping[str, float]
+    truncation_psi: float | None
+    truncation_cutoff: int | None
+    translate: Sequence[float]
+    rotate: float
+    noise_mode: Literal["const", "none"]
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    batch_size: int
+    return_dict: bool
 
 
 class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
@@ -88,6 +110,39 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         self.register_modules(generator=generator, fusion=fusion, segmenter=segmenter, encoder=encoder)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
 
+    @overload
+    def __call__(
+        self,
+        base: Any = None,
+        regions: Mapping[str, Any] | None = None,
+        global_code: Any = None,
+        nodes: Mapping[str, Any] | None = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        **options: Unpack[_Options],
+    ) -> StyleFusionInterpolationPipelineOutput[list[Image.Image]]: ...
+    @overload
+    def __call__(
+        self,
+        base: Any = None,
+        regions: Mapping[str, Any] | None = None,
+        global_code: Any = None,
+        nodes: Mapping[str, Any] | None = None,
+        *,
+        output_type: Literal["np"],
+        **options: Unpack[_Options],
+    ) -> StyleFusionInterpolationPipelineOutput[np.ndarray]: ...
+    @overload
+    def __call__(
+        self,
+        base: Any = None,
+        regions: Mapping[str, Any] | None = None,
+        global_code: Any = None,
+        nodes: Mapping[str, Any] | None = None,
+        *,
+        output_type: Literal["pt", "latent"],
+        **options: Unpack[_Options],
+    ) -> StyleFusionInterpolationPipelineOutput[torch.Tensor]: ...
     def __call__(
         self,
         base: Any = None,
@@ -98,24 +153,24 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         frames: int | None = None,
         steps: int | None = None,
         loop: bool = False,
-        space: str = "w",
-        easing: str = "linear",
-        latent_type: str = "z",
+        space: Literal["w", "s", "z"] = "w",
+        easing: Literal["linear", "smooth"] = "linear",
+        latent_type: LatentSpace = "z",
         class_labels: Any = None,
         strength: float | Mapping[str, float] = 1.0,
         truncation_psi: float | None = None,
         truncation_cutoff: int | None = None,
         translate: Sequence[float] = (0.0, 0.0),
         rotate: float = 0.0,
-        noise_mode: str = "const",
-        generator: torch.Generator | None = None,
+        noise_mode: Literal["const", "none"] = "const",
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 8,
-        output_type: str = "pil",
+        output_type: OutputType = "pil",
         return_dict: bool = True,
-    ) -> StyleFusionInterpolationPipelineOutput:
+    ) -> StyleFusionInterpolationPipelineOutput[Any]:
         """Compute all frames of a walk; `stream` yields them without holding all in memory.
 
-        Codes are given as for `StyleFusionPipeline`: a seed, a square PIL image, a tensor, a `Code`. A list of K codes
+        Codes are given as for `StyleFusionPipeline`: a seed, a PIL image, a tensor, a `Code`. A list of K codes
         gives K keyframes; all lists of a call have the same length, and a single code stays fixed. The frame on a
         keyframe is the picture that `StyleFusionPipeline` makes from these codes (bit-exact with `batch_size=1`,
         otherwise within 1/255), and only codes given as lists change from frame to frame.
@@ -138,7 +193,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
             truncation_psi, truncation_cutoff: as in `StyleFusionPipeline`.
             translate, rotate: as in `StyleFusionPipeline`, the same in every frame.
             noise_mode: "const" (the stored noise, the same in every frame) or "none".
-            generator: draws the base if none is given.
+            generator: draws the base if none is given; a list draws one for each keyframe.
             batch_size: number of frames computed together.
             output_type: "pil", "np" (F, H, W, C), "pt" (F, C, H, W), both in [0, 1], or "latent": the style codes.
             return_dict: False returns a plain tuple of the same values (not reflected in the annotated type).
@@ -236,7 +291,7 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         output_type: str,
     ) -> Walk:
         """Check the whole call and map its keyframes."""
-        _steps.check_output_type(output_type)
+        _steps.check_output_type(output_type, self.generator.config.img_channels)
         check_count("batch_size", batch_size, 2**16)
         if not isinstance(space, str) or space not in _walk.SPACES:
             raise ValueError(f"unknown space {short(space)}: a walk goes through {', '.join(_walk.SPACES)}")
@@ -251,11 +306,11 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
         lengths = {name: len(group) for name, group in rows.items()}
         if labels is not None:
             lengths["class_labels"] = len(labels)
-        if isinstance(generator, (list, tuple)):
-            raise ValueError("generator must be a single torch.Generator: it draws one base for all frames")
+        keyframes = _steps.input_batch(lengths, generator, 1)
+        bases = keyframes if isinstance(generator, (list, tuple)) and len(generator) > 1 else 1
         recipe = Recipe(
-            num_images=_steps.input_batch(lengths, generator, 1),
-            base=rows["base"] if "base" in rows else _steps.draw_seeds(generator, 1),
+            num_images=keyframes,
+            base=rows["base"] if "base" in rows else _steps.draw_seeds(generator, bases),
             **fields,
             class_labels=labels,
             truncation_psi=self.generator.config.truncation_psi if truncation_psi is None else truncation_psi,

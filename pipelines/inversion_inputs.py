@@ -11,8 +11,8 @@ from stylefusion_hf.core.checks import check_count, short
 from stylefusion_hf.core.codes import Code, check_shapes
 from stylefusion_hf.imaging.images import Fit
 from stylefusion_hf.inversion.optimization import SPACES
+from stylefusion_hf.models.latents import encode
 from stylefusion_hf.models.style_generator import StyleGenerator
-from stylefusion_hf.pipelines.steps import onload
 
 TENSOR_INPUTS = ("latents", "losses")  # tensors that a callback may request
 
@@ -46,6 +46,16 @@ def check_callback(callback: Any, requested: Any) -> None:
     for name in requested:
         if not isinstance(name, str) or name not in TENSOR_INPUTS:
             raise ValueError(f"{known}, got {short(name)}")
+
+
+def check_generators(generator: Any, pictures: int | None = None) -> None:
+    """Raise ValueError unless this is a `torch.Generator`, None, or a list of one, or of one per picture."""
+    listed = isinstance(generator, (list, tuple))
+    if not all(item is None or isinstance(item, torch.Generator) for item in (generator if listed else [generator])):
+        raise ValueError(f"generator must be a torch.Generator, or a list of one per picture, got {short(generator)}")
+    if listed and (not generator or None in generator or (pictures and len(generator) not in (1, pictures))):
+        count = "pictures" if pictures is None else f"{pictures} pictures"
+        raise ValueError(f"generator is a list of length {len(generator)} for {count}: give one, or one per picture")
 
 
 def replaced_latents(returned: Any, latents: torch.Tensor | None) -> torch.Tensor | None:
@@ -85,9 +95,8 @@ def start_codes(
     elif isinstance(start, str) and start == "encoder":
         if encoder is None:
             raise ValueError('start="encoder", but this pipeline has no encoder: load it with encoder=, or "mean"')
-        onload(encoder)
         dtype = getattr(encoder, "dtype", torch.float32)
-        codes = torch.cat([encoder.encode(part.to(dtype)).float() for part in targets.split(batch)])
+        codes = torch.cat([encode(encoder, part.to(dtype)).float() for part in targets.split(batch)])
         given = "w+"
     elif isinstance(start, str) and start == "mean":
         codes, given = generator.w_avg.to(device, torch.float32)[None], "w"
@@ -114,5 +123,4 @@ def to_style(generator: StyleGenerator, codes: torch.Tensor, space: str) -> torc
     """Convert codes in w, w+ or s to style codes (B, style_dim) in float32."""
     if space == "s":
         return codes
-    onload(generator)
     return generator.to_style(codes.to(generator.affine_weight)).float()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from threading import get_ident
-from typing import Any
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 from torch import nn
 
 from stylefusion_hf.core.checks import check_count, check_flag, check_number, short
@@ -20,22 +21,26 @@ from stylefusion_hf.imaging.features import extractor, map_distance
 from stylefusion_hf.imaging.images import Fit
 from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, tune
 from stylefusion_hf.inversion.previews import find_preview, optimize_on_previews
+from stylefusion_hf.models.hooks import has_hooks, plain_copy
 from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator, check_up_to
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.inversion_inputs import (
     TENSOR_INPUTS,
     check_callback,
+    check_generators,
     check_settings,
     replaced_latents,
     start_codes,
     to_style,
 )
-from stylefusion_hf.pipelines.output import StyleFusionInversionPipelineOutput
+from stylefusion_hf.pipelines.output import OutputType, StyleFusionInversionPipelineOutput
 from stylefusion_hf.pipelines.targets import read_masks, read_targets
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-def _leave_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def _leave_inference_mode(function: F) -> F:
     """Run a method outside inference mode, whose tensors optimization could not differentiate."""
 
     @wraps(function)
@@ -46,7 +51,44 @@ def _leave_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             self._stopped.pop(get_ident(), None)  # the call is over, nothing left to interrupt
 
-    return wrapper
+    return wrapper  # type: ignore[return-value]
+
+
+def in_place(model: Any, device: torch.device) -> Any:
+    """Return a model whose weights are all on `device` in float32, as optimization needs them: itself, or a copy if it
+    is offloaded, cast layer by layer, or in half precision, which is too coarse."""
+    if not isinstance(model, nn.Module):
+        return model
+    half = getattr(model, "dtype", torch.float32) != torch.float32
+    return plain_copy(model, device, torch.float32) if half or has_hooks(model) else model
+
+
+class _Options(TypedDict, total=False):
+    """The arguments of a call that do not decide about its result's type."""
+
+    latent_type: Literal["w+", "w", "s"]
+    num_inference_steps: int
+    num_tuning_steps: int
+    start: str | Code | None
+    fit: Fit
+    masks: Any
+    region_weights: Mapping[str, float] | None
+    pixel_weight: float
+    feature_weight: float
+    prior_weight: float
+    learning_rate: float
+    tuning_learning_rate: float
+    locality_weight: float
+    tolerance: float
+    patience: int
+    noise_mode: Literal["none", "const"]
+    batch_size: int | None
+    preview_resolution: int | None
+    num_final_steps: int
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    callback_on_step_end: Callable[..., Any] | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
+    return_dict: bool
 
 
 class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
@@ -92,7 +134,13 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             _steps.check_components(generator, fusion, segmenter)
         self.register_modules(generator=generator, fusion=fusion, segmenter=segmenter, encoder=encoder)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
+        self._num_timesteps = 0
         self._stopped: dict[int, bool] = {}  # thread running a call -> whether to stop that call
+
+    @property
+    def num_timesteps(self) -> int:
+        """The steps of optimization and tuning that the current or last call was given."""
+        return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
@@ -111,12 +159,24 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------
     # The call.
 
+    @overload
+    def __call__(
+        self, image: Any, *, output_type: Literal["pil"] = "pil", **options: Unpack[_Options]
+    ) -> StyleFusionInversionPipelineOutput[list[Image.Image]]: ...
+    @overload
+    def __call__(
+        self, image: Any, *, output_type: Literal["np"], **options: Unpack[_Options]
+    ) -> StyleFusionInversionPipelineOutput[np.ndarray]: ...
+    @overload
+    def __call__(
+        self, image: Any, *, output_type: Literal["pt", "latent"], **options: Unpack[_Options]
+    ) -> StyleFusionInversionPipelineOutput[torch.Tensor]: ...
     @_leave_inference_mode
     def __call__(
         self,
         image: Any,
         *,
-        latent_type: str = "w+",
+        latent_type: Literal["w+", "w", "s"] = "w+",
         num_inference_steps: int = 0,
         num_tuning_steps: int = 0,
         start: str | Code | None = None,
@@ -131,16 +191,16 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         locality_weight: float = 0.1,
         tolerance: float = 1e-3,
         patience: int = 25,
-        noise_mode: str = "none",
+        noise_mode: Literal["none", "const"] = "none",
         batch_size: int | None = None,
         preview_resolution: int | None = None,
         num_final_steps: int = 10,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = TENSOR_INPUTS,
-        output_type: str = "pil",
+        output_type: OutputType = "pil",
         return_dict: bool = True,
-    ) -> StyleFusionInversionPipelineOutput:
+    ) -> StyleFusionInversionPipelineOutput[Any]:
         """Find codes that reproduce the given pictures as closely as the generator can.
 
         Without steps, the encoder's guess is returned. `num_inference_steps` improve each picture's code;
@@ -155,7 +215,8 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                 earlier.
             num_tuning_steps: number of pivotal tuning steps.
             start: "encoder", "mean", or codes to start from; None for the encoder if there is one, else the mean.
-            fit: how to handle pictures that are not square: "refuse" (an error), "crop" (the middle square) or "pad".
+            fit: how to handle pictures of another aspect ratio than the generator's, mostly those that are not square:
+                "refuse" (an error), "crop" (the middle) or "pad".
                 Align faces with `stylefusion_hf.imaging.faces.align` first.
             masks: (B, H, W), not negative, at the generator's resolution: the weight of each pixel.
             region_weights: weight of each region of the segmenter, such as {"hair": 4, "background": 0}; 1 for the
@@ -177,8 +238,9 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                 preview up to 256 px that resembles the full picture, if there is one.
             num_final_steps: with previews, the last so many of `num_inference_steps` compare full pictures, at a tenth
                 of the learning rate.
-            generator: source of random numbers for tuning; None for seed 0.
-            callback_on_step_end: called as f(pipe, step, step, {"latents": codes, "losses": (B,)}) after each step;
+            generator: source of random numbers for tuning; None for seed 0. A list has one per picture.
+            callback_on_step_end: called as f(pipe, step, step, {"latents": codes, "losses": (B,)}) after each step,
+                the first being 0; `pipe.num_timesteps` is how many there are at most.
                 "latents" in the returned dict replaces the codes, `pipe.interrupt = True` stops. Tuning steps, which
                 follow the optimization steps, only give the losses of their batch.
             callback_on_step_end_tensor_inputs: which of "latents" and "losses" the dict contains.
@@ -194,7 +256,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             OSError: a file cannot be read.
             FloatingPointError: the learning rate is too high.
         """
-        _steps.check_output_type(output_type)
+        _steps.check_output_type(output_type, self.generator.config.img_channels)
         check_flag("return_dict", return_dict)
         num_inference_steps, num_tuning_steps, patience, batch_size = check_settings(
             latent_type, fit, noise_mode, num_inference_steps, num_tuning_steps, patience, batch_size
@@ -206,18 +268,20 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         numbers |= {"learning_rate": learning_rate, "tuning_learning_rate": tuning_learning_rate}
         for name, number in (numbers | {"locality_weight": locality_weight, "tolerance": tolerance}).items():
             check_number(name, number, 0, 1e6)
-        if not (generator is None or isinstance(generator, torch.Generator)):
-            raise ValueError(f"generator must be a single torch.Generator, for tuning, got {short(generator)}")
+        check_generators(generator)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
         self._stopped[get_ident()] = False
         device = self._execution_device
-        targets = read_targets(image, self.generator.config, fit).to(device)
-        batch = batch_size or chunk_size(targets.shape[-1], 16)
-        network = self._float(self.generator)
-        weight = self._weight(masks, region_weights, targets)
-        codes = start_codes(self.generator, self.encoder, start, targets, latent_type, batch)
-        maps = extractor(self._float(self.segmenter))
+        targets = read_targets(image, self.generator, fit).to(device)
+        check_generators(generator, len(targets))
+        self._num_timesteps = num_inference_steps + num_tuning_steps
+        batch = batch_size or chunk_size(self.generator.mean_side, 16)
+        # Encoding is one call of its model; the other steps use their models many times, hence these in place.
+        network, segmenter = (in_place(model, device) for model in (self.generator, self.segmenter))
+        weight = self._weight(masks, region_weights, targets, segmenter)
+        codes = start_codes(network, self.encoder, start, targets, latent_type, batch)
+        maps = extractor(segmenter)
         taken = torch.zeros(len(targets), dtype=torch.long)
         done = 0
 
@@ -242,7 +306,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
 
                 def on_step(step: int, latents: torch.Tensor, losses: torch.Tensor) -> Any:
                     bar.update()
-                    return run_callback(step, latents=latents, losses=losses)
+                    return run_callback(step - 1, latents=latents, losses=losses)
 
                 for number, part in enumerate(parts):
                     found = optimize_on_previews(
@@ -266,15 +330,19 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     if self._interrupt:
                         break
             done = num_inference_steps
-        style = to_style(self.generator, codes, latent_type)
+        style = to_style(network, codes, latent_type)
         tuned = None
         if num_tuning_steps and not self._interrupt:
-            seed = 0 if generator is None else _steps.draw_seeds(generator, 1)[0]
+            seeds: int | Sequence[int] = 0
+            if isinstance(generator, (list, tuple)) and len(generator) > 1:
+                seeds = _steps.draw_seeds(generator, len(targets))
+            elif generator is not None:
+                seeds = _steps.draw_seeds(generator, 1)[0]
             with self.progress_bar(total=num_tuning_steps) as bar:
 
                 def on_tuning(step: int, losses: torch.Tensor) -> None:
                     bar.update()
-                    run_callback(done + step, losses=losses)
+                    run_callback(done + step - 1, losses=losses)
 
                 tuned = network = tune(
                     network,
@@ -285,7 +353,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     locality_weight=locality_weight,
                     batch_size=min(batch, 4),
                     noise_mode=noise_mode,
-                    seed=seed,
+                    seed=seeds,
                     on_step=on_tuning,
                 )
         made, mse, distances = self._measure(network, style, targets, maps, noise_mode, batch)
@@ -308,16 +376,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------
     # Steps of the call.
 
-    def _float(self, model: Any) -> Any:
-        """Return the model in float32: itself, or a copy if its weights are half precision, too coarse to optimize."""
-        if model is None:
-            return None
-        _steps.onload(model)
-        if getattr(model, "dtype", torch.float32) == torch.float32:
-            return model
-        return copy.deepcopy(model).float()
-
-    def _weight(self, masks: Any, region_weights: Any, targets: torch.Tensor) -> torch.Tensor | None:
+    def _weight(self, masks: Any, region_weights: Any, targets: torch.Tensor, segmenter: Any) -> torch.Tensor | None:
         """Return the pixel weights (B, H, W), or None if all pixels count equally."""
         weight = None
         if masks is not None:
@@ -334,7 +393,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     raise ValueError(f"region_weights: no region {short(name)}; the segmenter knows {listed}")
                 check_number(f"region_weights[{name!r}]", value, 0, 1e6)
             factors = torch.tensor([float(region_weights.get(name, 1.0)) for name in known], device=targets.device)
-            found = _steps.segment(self._float(self.segmenter), targets, chunk_size(targets.shape[-1], 64))
+            found = _steps.segment(segmenter, targets, chunk_size(self.generator.mean_side, 64))
             by_region = torch.einsum("rbhw,r->bhw", torch.stack([found[n] for n in known]).to(targets), factors)
             weight = by_region if weight is None else weight * by_region
         return weight
@@ -345,7 +404,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         """Return reconstructions (B, C, H, W), mean squared errors (B,) and feature distances (B,)."""
         made, mse, distances = [], [], []
         for s, target in zip(style.split(batch), targets.split(batch), strict=True):
-            image = network.synthesis(s, noise_mode=noise_mode).clamp(-1, 1)
+            image = network(s, latent_type="s", noise_mode=noise_mode, return_dict=False)[0].clamp(-1, 1)
             made.append(image)
             mse.append((image - target).square().mean(dim=(1, 2, 3)))
             distances.append(map_distance(maps(image), maps(target)))

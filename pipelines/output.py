@@ -1,7 +1,7 @@
 """Output classes of the pipelines."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from diffusers.utils import BaseOutput
@@ -10,9 +10,12 @@ from stylefusion_hf.core.codes import Code
 from stylefusion_hf.imaging.photographs import Photograph
 from stylefusion_hf.models.style_generator import StyleGenerator
 
+OutputType: TypeAlias = Literal["pil", "np", "pt", "latent"]
+Pictures = TypeVar("Pictures")  # list of PIL images, array or tensor, by `output_type`
+
 
 @dataclass
-class StyleFusionPipelineOutput(BaseOutput):
+class StyleFusionPipelineOutput(BaseOutput, Generic[Pictures]):
     """Pictures, with the codes and the recipe they were made from.
 
     Args:
@@ -24,14 +27,14 @@ class StyleFusionPipelineOutput(BaseOutput):
             one region. None unless `output_masks=True`.
     """
 
-    images: Any  # its type is the caller's choice
+    images: Pictures
     style_codes: torch.Tensor
     recipe: dict[str, Any]
     masks: dict[str, torch.Tensor] | None = None
 
 
 @dataclass
-class StyleFusionInterpolationPipelineOutput(BaseOutput):
+class StyleFusionInterpolationPipelineOutput(BaseOutput, Generic[Pictures]):
     """The frames of a walk, with the codes and the recipe they were made from.
 
     Args:
@@ -43,14 +46,14 @@ class StyleFusionInterpolationPipelineOutput(BaseOutput):
             pictures.
     """
 
-    frames: Any  # its type is the caller's choice
+    frames: Pictures
     style_codes: torch.Tensor
     keyframes: list[int]
     recipe: dict[str, Any]
 
 
 @dataclass
-class StyleFusionInversionPipelineOutput(BaseOutput):
+class StyleFusionInversionPipelineOutput(BaseOutput, Generic[Pictures]):
     """Codes found for the given pictures, with the reconstructions and their errors.
 
     Args:
@@ -63,7 +66,7 @@ class StyleFusionInversionPipelineOutput(BaseOutput):
         generator: the tuned copy of the generator; None without tuning.
     """
 
-    images: Any  # its type is the caller's choice
+    images: Pictures
     codes: Code
     mse: torch.Tensor
     feature_distance: torch.Tensor

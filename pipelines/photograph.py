@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from threading import get_ident
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -28,7 +28,7 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.pipelines.inversion_inputs import TENSOR_INPUTS, check_callback
-from stylefusion_hf.pipelines.invert import StyleFusionInversionPipeline
+from stylefusion_hf.pipelines.invert import StyleFusionInversionPipeline, in_place
 from stylefusion_hf.pipelines.output import StyleFusionPhotoPipelineOutput
 from stylefusion_hf.pipelines.photo_inputs import Sources, align_face, find_detector, list_landmarks, list_sources
 from stylefusion_hf.pipelines.photo_outputs import changed_leaves, explained_share, to_output_type
@@ -170,7 +170,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
                 photograph and what to do.
             OSError: a file cannot be read. ImportError: the detector is not installed.
         """
-        _steps.check_output_type(output_type)
+        _steps.check_output_type(output_type, self.generator.config.img_channels)
         check_flag("return_dict", return_dict)
         check_choice("noise_mode", noise_mode, ("none", "const"))
         check_choice("latent_type", latent_type, LATENT_SPACES)
@@ -210,7 +210,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         # Fuse, and put back what changed.
         tuned = {} if inverted.generator is None else {"generator": inverted.generator}
         fuser = StyleFusionPipeline.from_pipe(self, **tuned)
-        fused: Any = fuser(
+        fused: Any = cast(Any, fuser)(
             own, **sources.replaced(borrowed), latent_type=latent_type, class_labels=class_labels, strength=strength,
             edits=edits, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff, noise_mode=noise_mode,
             output_type="latent",
@@ -292,6 +292,11 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
             raise ValueError(
                 f"photographs need a generator of 3 channels (RGB), this one has {self.generator.config.img_channels}"
             )
+        height, width = self.generator.picture_size
+        if height != width:
+            raise ValueError(
+                f"faces are aligned as squares, this generator's pictures are of {width} x {height} pixels"
+            )
 
     def _check_call(self, sources: Sources, strength: Any, edits: Any) -> None:
         """Raise ValueError for a call that changes nothing, or names no node, before the search."""
@@ -313,8 +318,9 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         inverter = StyleFusionInversionPipeline.from_pipe(self)
         inverter._progress_bar_config = getattr(self, "_progress_bar_config", {})
         if settings["preview_resolution"] is None and settings["num_inference_steps"]:
-            _steps.onload(self.generator)
-            small = find_preview(inverter._float(self.generator), None, settings["noise_mode"], most=PREVIEW)
+            small = find_preview(
+                in_place(self.generator, self._execution_device), None, settings["noise_mode"], most=PREVIEW
+            )
             settings = settings | {"preview_resolution": small}
 
         def forward(_: Any, step: int, timestep: int, tensors: dict[str, Any]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +17,12 @@ from stylefusion_hf.core.edits import style_offsets
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.core.seeds import MAX_SEED
+from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.models import latents
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.hooks import bring_back, run_eagerly, unwrap
 from stylefusion_hf.models.layers import chunk_size
+from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 KINDS = {  # component -> class names for messages, and an attribute that identifies it
@@ -67,9 +72,11 @@ def check_components(generator: Any, fusion: Any, segmenter: Any = None) -> None
             )
 
 
-def check_output_type(output_type: Any) -> None:
-    """Raise ValueError unless it is one of OUTPUT_TYPES."""
+def check_output_type(output_type: Any, img_channels: int) -> None:
+    """Raise ValueError unless it is one of OUTPUT_TYPES that pictures of so many channels can have."""
     check_choice("output_type", output_type, OUTPUT_TYPES)
+    if output_type == "pil":
+        check_viewable(img_channels)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -132,9 +139,8 @@ def read_codes(
             given[name] = latents.parse_code(code, latent_type, name)
     config, device = pipe.generator.config, None
     if any(isinstance(row, Image.Image) for group in given.values() for row in group):
-        onload(pipe.encoder)
         device = pipe._execution_device
-    rows = latents.encode_images(given, pipe.encoder, config.resolution, config.img_channels, device)
+    rows = latents.encode_images(given, pipe.encoder, pipe.generator.picture_size, config.img_channels, device)
     fields: dict[str, Any] = {
         argument: {node: rows[f"{argument}[{node!r}]"] for node in codes}
         for argument, codes in (("regions", regions), ("nodes", nodes))
@@ -229,7 +235,6 @@ def style_codes(
     if labels is not None:
         table = labels_to_tensor(labels, generator.config.label_dim)[[label for _, label in distinct]]
     psi = 1.0 if recipe.truncation_psi is None else recipe.truncation_psi
-    onload(generator)
     rows = [row for row, _ in distinct]
     return latents.codes_to_style(generator, rows, table, psi, recipe.truncation_cutoff, device), at, base
 
@@ -267,8 +272,8 @@ def fuse_nodes(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recip
         return codes[at[fusion.tree.root]].expand(batch, -1).clone()  # fusing equal codes gives that code
     start = codes[base] if base else None
     given = {node: apply_strength(codes[at[node]], start, setting.strength) for node, setting in settings.items()}
-    onload(fusion)
-    return fusion.fuse(apply_edits(generator, fusion.tree, recipe, given)).expand(batch, -1).contiguous()
+    edited = apply_edits(generator, fusion.tree, recipe, given)
+    return fusion(edited, return_dict=False)[0].expand(batch, -1).contiguous()
 
 
 def apply_edits(
@@ -306,7 +311,6 @@ def synthesize(
     """
     own_noise = noise_seeds is not None and generator.has_noise
     size = 1 if own_noise else slice_size or len(style)
-    onload(generator)
     pictures = []
     style = style.to(generator.dtype)
     if not bool(style.isfinite().all()):
@@ -316,7 +320,10 @@ def synthesize(
         )
     for k, part in enumerate(style.split(size)):
         noise = torch.Generator().manual_seed(noise_seeds[k % len(noise_seeds)]) if own_noise and noise_seeds else None
-        image = generator.synthesis(part, noise_mode=noise_mode, generator=noise, up_to=up_to)
+        with run_eagerly(generator) if own_noise else nullcontext():  # compiled graphs do not draw from a generator
+            image = generator(
+                part, latent_type="s", noise_mode=noise_mode, generator=noise, up_to=up_to, return_dict=False
+            )[0]
         pictures.append(image.float().clamp(-1, 1))
     made = torch.cat(pictures)
     if not bool(made.isfinite().all()):
@@ -332,15 +339,18 @@ def segment(segmenter: Any, images: torch.Tensor, slice_size: int | None = None)
 
     slice_size: pictures at a time; None for 16, and fewer above 128 pixels.
     """
-    onload(segmenter)
-    size = slice_size or chunk_size(images.shape[-1], 16)
+    size = slice_size or chunk_size(math.isqrt(images.shape[-2] * images.shape[-1]), 16)
     parts = images.to(getattr(segmenter, "dtype", images.dtype)).split(size)
-    labels = torch.cat([segmenter.segment(part).argmax(dim=1) for part in parts])
+    labels = torch.cat([logits(segmenter, part).argmax(dim=1) for part in parts])
     return {name: labels == i for i, name in enumerate(segmenter.config.regions)}
 
 
-def onload(model: Any) -> None:
-    """Bring an offloaded model to its device; accelerate's hooks only do so for `forward`."""
-    hook = getattr(model, "_hf_hook", None)
-    if hook is not None and hasattr(hook, "pre_forward"):
-        hook.pre_forward(model)
+def logits(segmenter: Any, images: torch.Tensor) -> torch.Tensor:
+    """Return logits (B, R, H, W), through the segmenter's own call.
+
+    A segmenter that is not of this package has only its method `segment`, which hooks do not see.
+    """
+    if isinstance(unwrap(segmenter), StrictModelMixin):
+        return segmenter(images, return_dict=False)[0]
+    bring_back(segmenter)
+    return segmenter.segment(images)

@@ -12,22 +12,24 @@ from PIL import Image
 
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.imaging.images import Fit, array_images, open_image, picture_files, picture_name, to_tensor
+from stylefusion_hf.imaging.modes import MODES
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 
-def read_targets(image: Any, config: Any, fit: Fit) -> torch.Tensor:
-    """Read pictures in any form into a tensor (B, C, resolution, resolution) in [-1, 1].
+def read_targets(image: Any, generator: StyleGenerator, fit: Fit) -> torch.Tensor:
+    """Read pictures in any form into a tensor (B, C, H, W) of the generator's size, in [-1, 1].
 
     Args:
         image: a PIL image, a file, a folder, an array (H, W, C) or (B, H, W, C) of uint8 or in [0, 1], a tensor
             (B, C, H, W) in [0, 1] of the model's size, or a list of these.
-        config: the generator's config, with `resolution` and `img_channels`.
-        fit: how to handle pictures that are not square.
+        generator: tells the size and the channels.
+        fit: how to handle pictures of another aspect ratio, for most generators those that are not square.
 
     Raises:
         ValueError: names what was given.
         OSError: a file cannot be read.
     """
-    resolution, channels = config.resolution, config.img_channels
+    size, channels = generator.picture_size, generator.config.img_channels
     items = list(image) if isinstance(image, (list, tuple)) else [image]
     if not items or any(isinstance(item, str) and not item for item in items):  # "" would mean the working folder
         raise ValueError(f"image is an empty {'list' if not items else 'text'}: give at least one picture")
@@ -36,14 +38,14 @@ def read_targets(image: Any, config: Any, fit: Fit) -> torch.Tensor:
         if isinstance(item, (str, os.PathLike)):
             for path in _files(item):
                 opened, name = open_image(path, channels), picture_name(path)
-                parts.append(to_tensor([opened], resolution, channels, fit, [name]))
+                parts.append(to_tensor([opened], size, channels, fit, [name]))
         elif isinstance(item, Image.Image):
-            parts.append(to_tensor([item], resolution, channels, fit, ["image"]))
-        elif isinstance(item, np.ndarray) and (item.dtype == np.uint8 or _other_size(item, resolution)):
+            parts.append(to_tensor([item], size, channels, fit, ["image"]))
+        elif isinstance(item, np.ndarray) and (item.dtype == np.uint8 or _other_size(item, size)):
             pictures = array_images(item, "image")
-            parts.append(to_tensor(pictures, resolution, channels, fit, ["image"] * len(pictures)))
+            parts.append(to_tensor(pictures, size, channels, fit, ["image"] * len(pictures)))
         elif isinstance(item, (np.ndarray, torch.Tensor)):  # already the model's size: keep full precision
-            parts.append(_from_array(item, (channels, resolution, resolution)))
+            parts.append(_from_array(item, (channels, *size)))
         else:
             kind = type(item).__name__
             raise ValueError(
@@ -52,10 +54,10 @@ def read_targets(image: Any, config: Any, fit: Fit) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _other_size(item: np.ndarray, resolution: int) -> bool:
+def _other_size(item: np.ndarray, size: tuple[int, int]) -> bool:
     """Return whether the array holds float pictures of another size than the model's."""
-    pictures = item.dtype.kind == "f" and item.ndim in (3, 4) and item.shape[-1] in (1, 3, 4) and item.size > 0
-    return pictures and item.shape[-3:-1] != (resolution, resolution)
+    pictures = item.dtype.kind == "f" and item.ndim in (3, 4) and item.shape[-1] in MODES and item.size > 0
+    return pictures and item.shape[-3:-1] != size
 
 
 def _files(item: str | os.PathLike[str]) -> list[Path]:

@@ -241,7 +241,7 @@ def plan_walk(
         if id(rows) not in tracks:
             zs = None
             if space == "z" and len(rows) > 1:
-                z_dim = generator.mapping.z_dim
+                z_dim = generator.config.z_dim
                 zs = tuple(row.tensor if isinstance(row, Code) else seeds_to_z([row], z_dim) for row in rows)
             tracks[id(rows)] = Track(torch.cat([keyframe[node] for keyframe in keyframes]), zs)
         return tracks[id(rows)]
@@ -265,7 +265,6 @@ def fuse_positions(
         table = None
         if labels is not None:
             table = labels_to_tensor(labels, generator.config.label_dim).expand(len(rows), -1)
-        _steps.onload(generator)
         cutoff = walk.recipe.truncation_cutoff
         return latents.codes_to_style(generator, rows, table, 1.0 if psi is None else psi, cutoff, device)
 
@@ -277,5 +276,4 @@ def fuse_positions(
     given = {
         node: _steps.apply_strength(codes[id(track)], base, walk.strengths[node]) for node, track in walk.nodes.items()
     }
-    _steps.onload(fusion)
-    return fusion.fuse(given).expand(len(positions), -1).contiguous()
+    return fusion(given, return_dict=False)[0].expand(len(positions), -1).contiguous()

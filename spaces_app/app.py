@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from starlette.middleware import Middleware
 
 from stylefusion_hf import spaces_app
 from stylefusion_hf.cli.loading import load_pipeline
+from stylefusion_hf.core.checks import shown
 from stylefusion_hf.ops import native
 from stylefusion_hf.spaces_app.compose import QUICK, Compose
 from stylefusion_hf.spaces_app.edit import Edit
@@ -29,6 +31,7 @@ from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.guard import Guard, Page, refuse_fields
 from stylefusion_hf.spaces_app.jobs import AnimationFolder
 from stylefusion_hf.spaces_app.mix import Mix
+from stylefusion_hf.spaces_app.model_text import describe_model
 from stylefusion_hf.spaces_app.models import EMBEDDED, Model
 from stylefusion_hf.spaces_app.serving import stop_on_sigterm, temporary_folder, wait_until_stopped
 from stylefusion_hf.spaces_app.uploads import MAX_FILE
@@ -53,6 +56,7 @@ def load_models(sources: Sequence[str], place: str | None = None, directions: st
     """
     models: list[Model] = []
     for source in sources:
+        tell(f"Loading the model {shown(source)}")
         model = None if source == EMBEDDED else source
         pipe = load_pipeline(argparse.Namespace(model=model, generator=None, device=place))
         models.append(Model(pipe, None if models else directions))
@@ -70,7 +74,9 @@ def build(models: Sequence[Model]) -> gr.Blocks:
         raise ValueError(f"a Space needs one or more models with different names; got {', '.join(names) or 'none'}")
     with Page(title="StyleFusion", analytics_enabled=False, delete_cache=CLEANUP, fill_width=True) as page:
         with gr.Row(elem_classes="sf-head"):
-            gr.Markdown("# StyleFusion\nOne dial for every region of a picture, fused into one picture.")
+            gr.Markdown(
+                "# StyleFusion\nOne dial for every region of a picture. License and limits of the model: *About*."
+            )
             chosen = gr.Dropdown(
                 [(model.name, i) for i, model in enumerate(models)],
                 value=0,
@@ -86,11 +92,18 @@ def build(models: Sequence[Model]) -> gr.Blocks:
                 Mix(models, chosen, compose.send, QUICK)
             with gr.Tab("Edit", id="edit"):
                 Edit(models, chosen, compose.send, compose.fetch, QUICK)
-            with gr.Tab("Animate", id="animate"):
-                Walk(models, chosen, compose.fetch, films)
-            with gr.Tab("Compare", id="compare"):
-                Grid(models, chosen)
+            with gr.Tab("Animate", id="animate") as tab:
+                Walk(models, chosen, compose.fetch, films, tab)
+            with gr.Tab("Compare", id="compare") as tab:
+                Grid(models, chosen, tab)
             with gr.Tab("About", id="about"):
+                described = [describe_model(model) for model in models]
+                card = gr.HTML(described[0], elem_id="sf-card", elem_classes="sf-about")
+
+                def describe(index: int) -> str:
+                    return described[index]
+
+                chosen.change(show_errors(describe), chosen, card, api_visibility="private", queue=False)
                 gr.Markdown((HERE / "about.md").read_text(encoding="utf-8"), elem_classes="sf-about")
         Endpoints(models, films)
         inputs = [chosen, compose.history, *compose.values]
@@ -126,10 +139,27 @@ def launch_settings() -> dict[str, Any]:
     }
 
 
+# Tailwind's violet, with a darker middle: white on it, and it on white, have a contrast of 4.5 and more (WCAG AA).
+VIOLET = gr.themes.Color(
+    name="violet",
+    c50="#f5f3ff",
+    c100="#ede9fe",
+    c200="#ddd6fe",
+    c300="#c4b5fd",
+    c400="#a78bfa",
+    c500="#7c3aed",
+    c600="#6d28d9",
+    c700="#5b21b6",
+    c800="#4c1d95",
+    c900="#3b1578",
+    c950="#2e1065",
+)
+
+
 def theme() -> gr.themes.Base:
     """Return the page's theme. It uses system fonts, so that nothing is fetched from other sites."""
     return gr.themes.Soft(
-        primary_hue="violet",
+        primary_hue=VIOLET,
         neutral_hue="slate",
         radius_size="lg",
         font=["ui-sans-serif", "system-ui", "sans-serif"],
@@ -139,6 +169,12 @@ def theme() -> gr.themes.Base:
         block_title_padding="0",
         block_title_text_color="*body_text_color",
         block_title_text_weight="600",
+        body_text_color_subdued="*neutral_600",  # contrast of 4.5 and more with every background (WCAG AA)
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_300",
         block_shadow="none",
         block_border_width="1px",
     )
@@ -148,14 +184,37 @@ def main(sources: Sequence[str], place: str | None = None, directions: str | Non
     """Load the models and serve the page until the server is stopped; leaves no files behind."""
     models = load_models(sources, place, directions)
     with stop_on_sigterm(), temporary_folder():
+        tell("Drawing the first pictures")
         page = build(models)
         try:
-            queued(page).launch(**(launch_settings() | {"prevent_thread_lock": True} | launch))
+            serve(page, **launch)
             if hint := native.build_hint():
                 print(hint, flush=True)
             wait_until_stopped(page)
         finally:
             page.close(verbose=False)
+
+
+def serve(page: gr.Blocks, **launch: Any) -> None:
+    """Start the server, and say where it is.
+
+    Raises:
+        OSError: no port is free.
+    """
+    try:
+        queued(page).launch(**(launch_settings() | {"prevent_thread_lock": True, "quiet": True} | launch))
+    except OSError as error:
+        if "port" not in str(error):  # gradio's message names its own variables and functions
+            raise
+        port = launch.get("server_port") or os.environ.get("GRADIO_SERVER_PORT") or "7860 to 7959"
+        raise OSError(f"port {port} is taken: name a free one with --port, such as --port 8000") from None
+    if page.is_running:
+        print(f"Ready: {page.local_url} (Ctrl-C stops it)", flush=True)
+
+
+def tell(what: str) -> None:
+    """Say on the console what a start is busy with."""
+    print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     stylefusion space --directions directions.safetensors --host 0.0.0.0
 
 Repeat --model to let visitors choose between models. A Space on the Hub reads STYLEFUSION_MODEL and
-STYLEFUSION_DIRECTIONS instead. Requires the extra `space`: pip install 'stylefusion-hf[space]'.
+STYLEFUSION_DIRECTIONS instead. Requires the extra `space`: pip install '.[space]' in a checkout.
 See docs/guides/space.md.
 """
 
@@ -15,6 +15,7 @@ import argparse
 
 from stylefusion_hf.cli.arguments import add_device_argument, positive
 from stylefusion_hf.cli.checks import check_file, check_model, check_named_device, check_port
+from stylefusion_hf.core.installing import install_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,5 +47,5 @@ def run(args: argparse.Namespace) -> None:
     except ImportError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
-        raise ImportError("the Space needs gradio: pip install 'stylefusion-hf[space]'") from error
+        raise ImportError(f"the Space needs gradio: {install_command('space')}") from error
     app.main(args.model or [EMBEDDED], args.device, args.directions, server_name=args.host, server_port=args.port)

@@ -8,12 +8,21 @@ from typing import Any
 
 import gradio as gr
 
-from stylefusion_hf.spaces_app import dials
-from stylefusion_hf.spaces_app.changes import lock_dial, reset_dial, shuffle, shuffle_unlocked, unchanged
+from stylefusion_hf.spaces_app import dials, looks
+from stylefusion_hf.spaces_app.changes import lock_dial, places, reset_dial, shuffle, surprise, unchanged
+from stylefusion_hf.spaces_app.compose_values import (
+    EXAMPLES_JS,
+    event_data,
+    example_buttons,
+    fits_model,
+    read_values,
+    stage_value,
+)
 from stylefusion_hf.spaces_app.dials import Card
 from stylefusion_hf.spaces_app.errors import show_errors, show_errors_on_stage
 from stylefusion_hf.spaces_app.models import Model
-from stylefusion_hf.spaces_app.results import data_uri, read_recipe, result
+from stylefusion_hf.spaces_app.picture_files import picture_file
+from stylefusion_hf.spaces_app.results import check_recipe_text, read_recipe
 from stylefusion_hf.spaces_app.settings import (
     BASE,
     COMMON,
@@ -34,17 +43,11 @@ QUICK: dict[str, Any] = LIMITS | {
     "api_visibility": "private",
     "js": dials.EMPTY_TO_NONE,
 }
-# For dials that are being turned: gradio's queue would take as long as the picture itself. `Model.take_turn` limits
-# how many events wait instead, and the stage shows errors, which gradio does only for events in its queue.
+# For dials that are being turned, and buttons that change them: gradio's queue would take as long as the picture
+# itself. `Model.take_turn` limits how many events wait instead, and the stage shows errors, which gradio does only for
+# events in its queue.
 TURNING: dict[str, Any] = QUICK | {"queue": False, "concurrency_id": None, "concurrency_limit": "default"}
 Change = Callable[[Model, Settings], Settings]
-
-EXAMPLES_JS = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("button");
-  if (button) trigger("click", { example: Number(button.dataset.example) });
-});
-"""
 
 
 class Compose:
@@ -83,13 +86,16 @@ class Compose:
                     example_buttons(model), elem_classes="sf-examples", apply_default_css=False, js_on_load=EXAMPLES_JS
                 )
             with gr.Column(scale=7, min_width=280, elem_classes="sf-right"):
+                row, shown = looks.render_row(model, start, looks.first_row(model))
+                self.row = gr.State(row, time_to_live=HISTORY_SECONDS)
+                self.looks = looks.looks(shown, looks.picked_seed(model, start, row), elem_id="sf-looks")
                 self.psi = gr.Slider(
                     0,
                     1.5,
                     start.psi,
                     step=0.01,
                     label="Variety",
-                    info="How far from the average picture (truncation psi); the thumbnails keep the model's own",
+                    info=dials.explain_psi(start),
                     elem_id="sf-psi",
                     buttons=[],
                 )
@@ -137,6 +143,8 @@ class Compose:
         for control, old, new in zip(self.values, values, settings.values(), strict=False):
             if old != new:
                 changed.setdefault(control, {})["value"] = new
+        if was is None or dials.explain_psi(was) != dials.explain_psi(settings):
+            changed.setdefault(self.psi, {})["info"] = dials.explain_psi(settings)
         updates: dict[Any, Any] = {control: gr.update(**properties) for control, properties in changed.items()}
         return updates | {
             self.stage: gr.update(value=shown, message=""),
@@ -188,7 +196,7 @@ class Compose:
         for control, value in zip(self.values, settings.values(), strict=False):
             made.setdefault(control, {})["value"] = value
         for i, card in enumerate(self.cards[2:]):
-            has = i < len(model.regions)
+            has = i + 2 in places(model)
             made[card.group] = {"visible": has}
             if has:
                 made[card.seed]["label"] = dials.display_name(model.regions[i])
@@ -208,28 +216,25 @@ class Compose:
 
         # Each event lists only the outputs that it can change: the browser processes every output of every event,
         # which is most of what turning a dial costs there.
-        picture = [self.stage, self.history, self.undo, self.redo]
+        picture = [self.stage, self.history, self.undo, self.redo, self.cards[0].note]
 
         def connect(event: Callable[..., Any], change: Change, outputs: list[Any], control: str = "") -> None:
             """Connect an event; `control` names the dial that is turned, "" for a button."""
 
             def step(index: int, history: History, *values: Any) -> dict[Any, Any]:
                 model = self.models[index]
-                shown = Settings.from_values(values, len(model.regions), history.present.kept)
+                shown = read_values(model, values, history)
                 following = history.push(change(model, shown), control, time.monotonic())
                 updates = self.updates(model, following, history.present, values)
                 return {component: update for component, update in updates.items() if component in outputs}
 
-            if control:
-                event(show_errors_on_stage(step, self.stage), inputs, outputs, **TURNING)
-            else:
-                event(show_errors(step), inputs, outputs, **QUICK)
+            event(show_errors_on_stage(step, self.stage), inputs, outputs, **TURNING)
 
         def move(by: int) -> Callable[..., Any]:
             def step(index: int, history: History, *values: Any) -> dict[Any, Any]:
                 return self.updates(self.models[index], history.move(by), history.present, values)
 
-            return show_errors(step)
+            return show_errors_on_stage(step, self.stage)
 
         def bind(change: Callable[..., Settings], *arguments: Any) -> Change:
             return lambda model, settings: change(model, settings, *arguments)
@@ -237,9 +242,9 @@ class Compose:
         connect(self.psi.input, unchanged, picture, "psi")
         followers = [card.thumbnail for card in self.cards]  # these may show the base
         for place, card in enumerate(self.cards):
-            own = [*picture, *card.values, *card.others]
+            own = [*picture, self.psi, *card.values, *card.others]
             reach = [*own, *followers[1:]] if place == 0 else own
-            turned = [*picture, card.thumbnail, *(c for c in (card.strength, card.reset) if c)]
+            turned = [*picture, self.psi, card.thumbnail, *(c for c in (card.strength, card.reset) if c)]
             connect(card.seed.input, unchanged, [*turned, *followers[1:]] if place == 0 else turned, f"{place} seed")
             connect(card.lock.input, bind(lock_dial, place), own)
             connect(card.shuffle.click, bind(shuffle, [place]), reach)
@@ -252,27 +257,53 @@ class Compose:
             model = self.models[index]
             if label != dials.OWN and label not in range(model.classes):
                 raise ValueError("this model has no such class")
-            shown = Settings.from_values(values, len(model.regions), history.present.kept)
+            shown = read_values(model, values, history)
             changed = with_class(shown, None if label == dials.OWN else label)
             return self.updates(model, history.push(changed, "", time.monotonic()), history.present, values)
 
-        self.label.input(show_errors(step), [self.label, *inputs], self.page, **QUICK)
-        connect(self.surprise.click, shuffle_unlocked, self.page)
+        self.label.input(show_errors_on_stage(step, self.stage), [self.label, *inputs], self.page, **TURNING)
+        connect(self.surprise.click, surprise, self.page)
         connect(self.clear.click, lambda model, settings: dials.blank_settings(model, 1), self.page)
-        self.undo.click(move(-1), inputs, self.page, **QUICK)
-        self.redo.click(move(1), inputs, self.page, **QUICK)
-        self.examples.click(show_errors(self._example), inputs, self.page, **QUICK)
+        self.undo.click(move(-1), inputs, self.page, **TURNING)
+        self.redo.click(move(1), inputs, self.page, **TURNING)
+        self.examples.click(show_errors_on_stage(self._example, self.stage), inputs, self.page, **TURNING)
         self.open.upload(show_errors(self._open), [self.open, *inputs], [*self.page, self.chosen], **QUICK)
         self.chosen.input(show_errors(self._switch), inputs, self.page, **QUICK)
+        picked = [*self.page, self.looks, self.row]
+        self.looks.click(show_errors_on_stage(self._look, self.stage), [self.row, *inputs], picked, **TURNING)
+        self.stage.select(show_errors(self._look_again), [self.row, *inputs[:2]], [self.looks, self.row], **QUICK)
+        self.stage.upload(show_errors(self._restore), inputs, [*self.page, self.chosen], **QUICK)
+        self.stage.download(show_errors(self._file), [self.chosen, self.history], self.stage, **QUICK)
         self.stage.submit(show_errors(self.rest), [self.chosen, self.history], self.stage, **QUICK)
 
     def rest(self, index: int, history: History) -> dict[str, Any]:
         """Render the present settings at full size, after a draft."""
         return stage_value(self.models[index], history.present)
 
+    def _look(self, event: gr.EventData, row: looks.Row, index: int, history: History, *values: Any) -> dict[Any, Any]:
+        """Answer a click in the row of candidates: pick one, or show other ones."""
+        model, asked = self.models[index], event_data(event)
+        shown = read_values(model, values, history)
+        if "seed" not in asked:
+            return self._show_row(model, shown, looks.moved(model, looks.fitted(model, row), asked))
+        following = history.push(looks.pick(model, shown, asked.get("place"), asked["seed"]), "", time.monotonic())
+        return self.updates(model, following, history.present, values)
+
+    def _look_again(self, row: looks.Row, index: int, history: History) -> dict[Any, Any]:
+        """Render the candidates on a picture that has changed elsewhere than in their own dial."""
+        model, settings = self.models[index], history.present
+        row = looks.fitted(model, row)
+        if looks.key_of(model, settings, row) != row.key:
+            return self._show_row(model, settings, row)
+        return {self.looks: gr.update(picked=looks.picked_seed(model, settings, row))}
+
+    def _show_row(self, model: Model, settings: Settings, row: looks.Row) -> dict[Any, Any]:
+        row, value = looks.render_row(model, settings, row)
+        return {self.looks: gr.update(value=value, picked=looks.picked_seed(model, settings, row)), self.row: row}
+
     def _example(self, event: gr.EventData, index: int, history: History, *values: Any) -> dict[Any, Any]:
-        number = event._data.get("example")
-        if number not in range(len(dials.EXAMPLES)):
+        number = event_data(event).get("example")
+        if not isinstance(number, int) or number not in range(len(dials.EXAMPLES)):
             raise ValueError("there is no such example")
         model = self.models[index]
         following = history.push(dials.example_settings(model, number), "", time.monotonic())
@@ -291,40 +322,25 @@ class Compose:
         at = next((i for i in (index, *range(len(self.models))) if fits_model(self.models[i], text)), index)
         return self._opened(text, at, index, history, values)
 
+    def _restore(self, event: gr.EventData, index: int, history: History, *values: Any) -> dict[Any, Any]:
+        """Open the picture that the browser kept when the page was loaded again."""
+        text, name = (event_data(event).get(name) for name in ("recipe", "model"))
+        if not isinstance(text, str):
+            raise ValueError("there is no picture to bring back")
+        at = next((i for i, model in enumerate(self.models) if model.name == name), index)
+        return self._opened(text, at, index, history, values)
+
+    def _file(self, event: gr.EventData, index: int, history: History) -> dict[str, Any]:
+        """Return the present picture as a file of another size or format, for the browser to save."""
+        model = self.models[index]
+        picture = model.render(to_recipe(history.present, model.regions, model.tree.root))
+        return gr.update(file=picture_file(picture, event_data(event).get("kind")))
+
     def _opened(self, text: str, at: int, index: int, history: History, values: Sequence[Any]) -> dict[Any, Any]:
         """Return the updates from a page with model `index` to one with a recipe of model `at`."""
         model = self.models[at]
-        recipe = model.check(text)
+        recipe = model.check(check_recipe_text(text))
         if at == index:
             return self.open_recipe(model, recipe, history, values)
         first = History([from_recipe(recipe, model.regions, model.tree.root)])
         return self.updates(model, first, None, values) | {self.examples: example_buttons(model), self.chosen: at}
-
-
-def stage_value(model: Model, settings: Settings, draft: bool = False) -> dict[str, Any]:
-    """Render the settings; return the value of the stage. `draft`: a preview, if the model has previews."""
-    recipe = to_recipe(settings, model.regions, model.tree.root)
-    picture = model.draft(recipe) if draft else model.render(recipe)
-    return result(model, picture, dials.caption(model, settings))
-
-
-def example_buttons(model: Model) -> str:
-    """Return the HTML of the example pictures, as buttons."""
-    buttons = []
-    for number in range(len(dials.EXAMPLES)):
-        settings = dials.example_settings(model, number)
-        uri = data_uri(model.draft(to_recipe(settings, model.regions, model.tree.root)).image)
-        label = f"Example {number + 1}"
-        buttons.append(
-            f'<button type="button" data-example="{number}" aria-label="{label}"><img src="{uri}" alt=""></button>'
-        )
-    return "".join(buttons)
-
-
-def fits_model(model: Model, text: str) -> bool:
-    """Return whether a recipe is valid for this model."""
-    try:
-        model.check(text)
-    except ValueError:
-        return False
-    return True

@@ -8,9 +8,11 @@ from typing import Any
 
 import gradio as gr
 
+from stylefusion_hf.spaces_app.changes import places
+from stylefusion_hf.spaces_app.model_text import how_to_get_dials
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.results import data_uri, title
-from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, RecipeField, Settings, source
+from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, RecipeField, Settings, read_seed, source
 
 OWN = -1  # value of the class control: each seed has its own class
 # Gradio shows a number whose initial value is None as 0. It therefore starts as an empty text, which EMPTY_TO_NONE
@@ -37,11 +39,11 @@ class Card:
     """
 
     def __init__(self, number: int | str, label: str, visible: bool = True, full: bool = True):
-        self.strength = self.reset = None
+        self.strength = self.reset = self.note = None
         with gr.Group(elem_id=f"sf-dial-{number}", elem_classes="sf-dial", visible=visible) as self.group:
             self.thumbnail = gr.HTML(elem_classes="sf-thumbnail", apply_default_css=False, js_on_load=None)
             hint = "as the base" if full else "a seed"
-            self.seed = gr.Number(label=label, precision=0, placeholder=hint, elem_classes="sf-seed")
+            self.seed = gr.Number(label=label, placeholder=hint, elem_classes="sf-seed")
             with gr.Row(elem_classes="sf-buttons"):
                 self.shuffle = gr.Button("Shuffle", size="sm", min_width=50)
                 if full:
@@ -50,6 +52,8 @@ class Card:
             self.seed.value = EMPTY
             if full:
                 self.strength = gr.Slider(0, 1, 1, step=0.01, label="Strength", elem_classes="sf-strength", buttons=[])
+            else:
+                self.note = gr.HTML(elem_classes="sf-note", apply_default_css=False, js_on_load=None, visible=False)
 
     @property
     def values(self) -> list[Any]:
@@ -59,34 +63,73 @@ class Card:
     @property
     def others(self) -> list[Any]:
         """The other controls whose properties change."""
-        return [self.group, self.thumbnail, self.shuffle, *([self.reset] if self.reset else [])]
+        return [self.group, self.thumbnail, self.shuffle, *(each for each in (self.reset, self.note) if each)]
 
     def properties(self, code: Any, dial: Dial) -> dict[Any, dict[str, Any]]:
-        """Return {control: its properties}; `code` is the dial's own code, None if it follows the base."""
+        """Return {control: its properties}; `code` is the dial's own code, None if it follows the base.
+
+        A control that does nothing says why.
+        """
         free = not dial.locked
         looks: dict[Any, dict[str, Any]] = {
             self.seed: {"interactive": free},
             self.shuffle: {"interactive": free},
         }
         if self.strength is not None:
-            looks[self.strength] = {"interactive": free and code is not None}
+            name = "Strength" if free else "Strength, locked"
+            name = name if code is not None else "Follows the base"
+            looks[self.strength] = {"interactive": free and code is not None, "label": name}
         if self.reset is not None:
             looks[self.reset] = {"interactive": free and code is not None}
         return looks
 
-    def picture(self, model: Model, label: str, code: Any, follows: Any, kind_of_all: Any = None) -> str:
-        """Return the thumbnail's HTML.
+    def picture(self, model: Model, name: str, code: Any, follows: Any, kind_of_all: Any = None) -> str:
+        """Return the thumbnail's HTML: of a region, what of the source's picture it is.
 
         Args:
             model: the model in use.
-            label: the dial's name, for the alternative text.
+            name: the dial's name: a region, `BASE` or `COMMON`.
             code: the dial's own code; None if it follows the base.
             follows: the base's code.
             kind_of_all: the class of all seeds; None for each seed's own.
         """
-        image = model.thumbnails([follows if code is None else code], kind_of_all)[0]
-        kind = "sf-follows" if code is None else "sf-own"
-        return f'<img class="{kind}" src="{data_uri(image)}" alt="{escape(label)}: {escape(describe_code(code))}">'
+        region = None if isinstance(name, RecipeField) else name
+        image = model.thumbnails([follows if code is None else code], kind_of_all, region)[0]
+        kind, alt = "sf-follows" if code is None else "sf-own", f"{display_name(name)}: {describe_code(code)}"
+        return f'<img class="{kind}" src="{data_uri(image)}" alt="{escape(alt)}">'
+
+
+def check_seeds(model: Model, settings: Settings) -> Settings:
+    """Return the settings, or raise a ValueError that names the first dial with something else than a seed."""
+    for name in (BASE, COMMON, *model.regions):
+        seed = settings.dial(name, model.regions).seed
+        if seed is not None:
+            read_seed(seed, display_name(name))
+    return settings
+
+
+def explain_base(model: Model, settings: Settings) -> str:
+    """Say why the base changes little or nothing in the present picture, or why it has the only dial; else ""."""
+    if places(model) == [0]:
+        return how_to_get_dials(model)
+
+    def is_own(name: str) -> bool:
+        dial = settings.dial(name, model.regions)
+        return source(settings, name, dial) is not None and dial.strength == 1
+
+    if not all(is_own(name) for name in model.regions):
+        return ""
+    if model.has_common and not is_own(COMMON):
+        return f"Sets {display_name(COMMON).lower()} only: every region has a code of its own. Reset one of them."
+    return "Changes nothing now: everything has a code of its own. Reset one of the other dials."
+
+
+def explain_psi(settings: Settings) -> str:
+    """Describe the slider of the truncation; where it changes nothing, say why."""
+    codes = [settings.base, settings.common, *settings.regions]
+    if all(dial.seed is None for dial in codes):
+        return "Changes nothing now: no part of this picture comes from a seed"
+    return "How far from the average picture (truncation psi); the thumbnails keep the model's own"
 
 
 def describe_code(code: Any) -> str:
@@ -140,6 +183,8 @@ def example_settings(model: Model, index: int) -> Settings:
     """Return the settings of one of EXAMPLES."""
     base, seeds = EXAMPLES[index]
     settings = blank_settings(model, base)
+    if places(model) == [0]:
+        return settings
     for name, seed in zip(model.regions, seeds, strict=False):
         if seed is not None:
             settings = settings.with_dial(name, model.regions, Dial(seed))
@@ -173,5 +218,8 @@ def changed_properties(
             now = (code, follows if code is None else None, label)
             if now == (code_before, follows_before if code_before is None else None, was.kept.get("class_labels")):
                 continue
-        changed[card.thumbnail] = {"value": card.picture(model, display_name(name), code, follows, label)}
+        changed[card.thumbnail] = {"value": card.picture(model, name, code, follows, label)}
+    note = explain_base(model, settings)
+    if cards[0].note is not None and (was is None or note != explain_base(model, was)):
+        changed[cards[0].note] = {"value": escape(note), "visible": bool(note)}
     return changed

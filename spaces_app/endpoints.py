@@ -34,7 +34,8 @@ class Endpoints:
         first = models[0]
         with gr.Column(visible=False):
             name = gr.Textbox(first.name, label="model")
-            base = gr.Number(1, label="base", precision=0)
+            base = gr.Number(1, label="base", precision=0)  # an integer in the API's types
+            base.preprocess = _to_int  # type: ignore[method-assign,assignment]  # gradio would round 1.5 to 2
             shared = gr.Textbox("", label="global_code")
             regions, strength = gr.JSON({}, label="regions"), gr.JSON({}, label="strength")
             psi = gr.Number(first.psi, label="psi")
@@ -67,7 +68,7 @@ class Endpoints:
         add(self.sheet, [bases, sources, psi, name], [sheet], long=True)
 
     def about(self, model: str) -> dict[str, Any]:
-        """Describe a model: its regions, their tree, its resolution and directions, and the names of all models.
+        """Describe a model: its regions, their tree, its size and directions, and the names of all models.
 
         Args:
             model: name of the model; the default is the first.
@@ -78,6 +79,7 @@ class Endpoints:
             "regions": list(found.regions),
             "tree": str(found.tree),
             "resolution": found.resolution,
+            "picture_size": list(found.size),
             "classes": found.classes,
             "truncation_psi": found.psi,
             "encoder": found.has_encoder,
@@ -144,7 +146,7 @@ class Endpoints:
         """Reconstruct a picture with the model; the recipe's `base` is the picture's code.
 
         Args:
-            picture: a file with a picture of the kind that the model draws; its central square is used.
+            picture: a file with a picture of the kind that the model draws; its middle is used.
             steps: optimization steps, at most 200; 0 for the encoder's guess.
             model: name of the model.
         """
@@ -155,7 +157,7 @@ class Endpoints:
             raise ValueError(f"steps must be 0 to {MAX_STEPS}, got {steps}")
         if not steps and not found.has_encoder:
             raise ValueError("this model has no encoder, so that a picture needs some steps of optimization")
-        opened = open_picture(picture, "the picture", found.resolution)
+        opened = open_picture(picture, "the picture", found.size, found.channels)
         codes, _, _ = found.invert([opened], int(steps), lambda step: progress((step, steps)))
         return self._render(model, jobs.mix_codes(codes, {}, None, found.psi))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,11 +15,14 @@ from PIL import Image
 
 from stylefusion_hf.core.checks import check_count, check_number, short
 from stylefusion_hf.core.codes import check_seed
+from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.tensor_files import pick
 from stylefusion_hf.imaging.animation import write_animation
 from stylefusion_hf.imaging.sheets import contact_sheet
+from stylefusion_hf.spaces_app.film_recipes import add_to_film, keyframe_recipe, sheet_recipe
 from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.settings import read_seed
 
 MAX_KEYFRAMES, MAX_FRAMES, MAX_ROWS = 8, 120, 8
 MAX_EDIT = 10.0  # standard deviations
@@ -42,6 +46,14 @@ def parse_seeds(text: str, most: int) -> list[int]:
     if not 0 < len(found) <= most:
         raise ValueError(f"give 1 to {most} seeds here, got {len(found)}")
     return found
+
+
+def start_recipe(model: Model, seed: Any) -> dict[str, Any]:
+    """Return the recipe of a picture from one seed, which a visitor typed. ValueError if it is not a seed."""
+    if seed is None:
+        raise ValueError("the picture needs a seed: type a number")
+    base = read_seed(seed, "the picture")
+    return {"version": 1, "num_images": 1, "base": base, "truncation_psi": model.psi}
 
 
 def add_edit(model: Model, recipe: Mapping[str, Any], node: str, direction: str, strength: float) -> dict[str, Any]:
@@ -115,7 +127,8 @@ class AnimationFolder:
             raise ValueError(
                 f"the suffix of an animation must be {' or '.join(ANIMATION_SUFFIXES)}, got {short(suffix)}"
             )
-        stream = model.walk(walk_arguments(model, recipe, region, through) | {"frames": frames, "loop": True})
+        call = walk_arguments(model, recipe, region, through)
+        stream = model.walk(call | {"frames": frames, "loop": True})
 
         def pictures() -> Iterator[Image.Image]:
             count = 0
@@ -131,6 +144,7 @@ class AnimationFolder:
                 old.unlink(missing_ok=True)
         path = folder / f"stylefusion-{uuid4().hex[:12]}{suffix}"
         write_animation(path, pictures(), fps)
+        add_to_film(path, keyframe_recipe(call) | {"model": model.pipe.model_identity()})
         return path
 
 
@@ -164,7 +178,10 @@ def walk_arguments(
 
 
 def draw_sheet(model: Model, bases: Sequence[int], sources: Sequence[int], psi: float | None = None) -> Image.Image:
-    """Draw a contact sheet of a few rows; see `stylefusion_hf.imaging.sheets.contact_sheet`."""
+    """Draw a contact sheet of a few rows, with a recipe in its `info`; see `imaging.sheets.contact_sheet`."""
     check_count("rows of the sheet", max(len(bases), len(sources)), MAX_ROWS)
     with model.take_turn():
-        return contact_sheet(model.pipe, bases, sources, truncation_psi=psi, max_batch=16)
+        sheet = contact_sheet(model.pipe, bases, sources, truncation_psi=psi, max_batch=16)
+    recipe = sheet_recipe(model.regions, bases, sources, psi) | {"model": model.pipe.model_identity()}
+    sheet.info[RECIPE_KEY] = json.dumps(recipe)  # gradio writes it into the PNG
+    return sheet

@@ -9,11 +9,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from stylefusion_hf.imaging.images import fit_square
+from stylefusion_hf.imaging.images import fit_picture
+from stylefusion_hf.imaging.modes import keep_transparency
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.jobs import mix_codes
-from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.models import EMBEDDED, Model
 from stylefusion_hf.spaces_app.pictures import open_picture
 from stylefusion_hf.spaces_app.results import data_uri, result
 from stylefusion_hf.spaces_app.settings import COMMON
@@ -71,7 +72,7 @@ class Mix:
                         )
                     )
                     seen.append(gr.HTML(elem_classes="sf-seen", apply_default_css=False, js_on_load=None))
-        if SAMPLES:
+        with gr.Column(visible=has_samples(model)) as samples:
             gr.Markdown("#### Or pick some", elem_classes="sf-heading")
             picks = gr.HTML(sample_buttons(), elem_classes="sf-examples", apply_default_css=False, js_on_load=PICK_JS)
             picks.click(show_errors(self._pick), pictures, pictures, api_visibility="private", queue=False)
@@ -133,9 +134,10 @@ class Mix:
                 updates.append(gr.update(value=SLOTS[0], **shown))
             care = WITH_ENCODER if model.has_encoder else WITHOUT_ENCODER
             nothing = [None] * len(SLOTS)
-            return [describe_reading(model), care, *updates, list(nothing), *nothing, None, gr.update(visible=False)]
+            picks, hidden = gr.update(visible=has_samples(model)), gr.update(visible=False)
+            return [picks, describe_reading(model), care, *updates, list(nothing), *nothing, None, hidden]
 
-        others = [note, steps, common, *radios, codes, *seen, recipe, mixture]
+        others = [samples, note, steps, common, *radios, codes, *seen, recipe, mixture]
         chosen.change(show_errors(switch), chosen, others, api_visibility="private")
 
     def _pick(self, event: gr.EventData, *paths: str | None) -> list[Any]:
@@ -160,7 +162,7 @@ class Mix:
         given = [i for i, path in enumerate(paths) if path is not None]
         if not given:
             raise ValueError("there is no picture yet: upload one, or pick one below")
-        images = [open_picture(str(paths[i]), f"picture {SLOTS[i]}", model.resolution) for i in given]
+        images = [open_picture(str(paths[i]), f"picture {SLOTS[i]}", model.size, model.channels) for i in given]
         if not model.has_encoder and not steps:
             raise ValueError("this model has no encoder, so a picture needs some steps: move the slider")
         progress(0, desc="Reading the pictures")
@@ -185,7 +187,7 @@ class Mix:
         regions = dict(zip(model.regions, which, strict=False))
         recipe = mix_codes(codes, regions, common, model.psi)
         picture = model.render(recipe)
-        before = fit_square(open_picture(first, "picture A", model.resolution), model.resolution, "crop")
+        before = fit_picture(open_picture(first, "picture A", model.size, model.channels), model.size, "crop")
         parts = [f"{dials.display_name(name).lower()} from {SLOTS[slot]}" for name, slot in regions.items() if slot]
         parts += [f"{dials.display_name(COMMON).lower()} from {SLOTS[common]}"] if common else []
         text = "Picture A" + (" with " + ", ".join(parts) if parts else " as the model sees it")
@@ -207,6 +209,11 @@ def upload_component(label: str, **settings: Any) -> gr.Image:
     return picture
 
 
+def has_samples(model: Model) -> bool:
+    """Return whether the sample pictures are of the kind that a model draws: they are the embedded model's."""
+    return bool(SAMPLES) and model.name == EMBEDDED
+
+
 def describe_reading(model: Model) -> str:
     """Describe for visitors how the model reads pictures."""
     if model.has_encoder:
@@ -224,7 +231,7 @@ def sample_buttons() -> str:
     parts = []
     for number, path in enumerate(SAMPLES):
         with Image.open(path) as picture:
-            uri = data_uri(picture.convert("RGB"))
+            uri = data_uri(keep_transparency(picture))
         label = f"Sample {number + 1}"
         parts.append(
             f'<button type="button" data-sample="{number}" aria-label="{label}"><img src="{uri}" alt=""></button>'

@@ -20,9 +20,11 @@ from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.edits import Direction, load_directions
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.editing.directions import ganspace, sefa
+from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.inversion.previews import find_preview
-from stylefusion_hf.pipelines.steps import synthesize
+from stylefusion_hf.pipelines.steps import segment, synthesize
 from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
+from stylefusion_hf.spaces_app.crops import crop, region_box
 from stylefusion_hf.spaces_app.device import on_gpu
 
 EMBEDDED = "embedded"
@@ -57,9 +59,13 @@ class Model:
     Args:
         pipe: with or without a segmenter and an encoder.
         directions: a file written by `stylefusion directions`; None finds directions when they are first needed.
+
+    Raises:
+        ValueError: a generator whose pictures cannot be images.
     """
 
     def __init__(self, pipe: StyleFusionPipeline, directions: str | None = None):
+        check_viewable(pipe.generator.config.img_channels)
         self.pipe = pipe
         pipe.set_progress_bar_config(disable=True)
         self.tree = pipe.fusion.tree
@@ -68,6 +74,8 @@ class Model:
         self.has_encoder = pipe.encoder is not None
         self.has_segmenter = pipe.segmenter is not None
         self.resolution: int = pipe.generator.config.resolution
+        self.size: tuple[int, int] = pipe.generator.picture_size  # height, width
+        self.channels: int = pipe.generator.config.img_channels
         self.classes: int = pipe.generator.config.label_dim
         self.psi: float = pipe.generator.config.truncation_psi or 1.0
         self.name: str = pipe.model_identity()["name"] or "unnamed"
@@ -83,25 +91,28 @@ class Model:
         # Functions rather than methods: on ZeroGPU they run in another process, and their arguments are pickled.
         def fuse(recipe: dict[str, Any], masks: bool, up_to: int | None) -> tuple[Any, Any, dict[str, Any]]:
             if up_to is not None:
-                return preview(recipe, up_to)
+                return preview(recipe, masks, up_to)
             out = pipe.from_recipe(recipe, check_model=False, output_masks=masks)
-            found = {name: mask[0].cpu().numpy() for name, mask in out.masks.items()} if out.masks else None
-            return out.images, found, out.recipe
+            return out.images, to_arrays(out.masks), out.recipe
 
-        def preview(recipe: dict[str, Any], up_to: int) -> tuple[Any, Any, dict[str, Any]]:
+        def preview(recipe: dict[str, Any], masks: bool, up_to: int) -> tuple[Any, Any, dict[str, Any]]:
             out = pipe.from_recipe(recipe, check_model=False, output_type="latent")
             made = Recipe.from_dict(out.recipe)
             with torch.no_grad():
                 style: Any = out.style_codes
                 pictures = synthesize(pipe.generator, style, made.noise_mode, made.noise_seeds, up_to=up_to)
-            return pipe.image_processor.postprocess(pictures, output_type="pil"), None, out.recipe
+                found = segment(pipe.segmenter, pictures) if masks else None
+            return pipe.image_processor.postprocess(pictures, output_type="pil"), to_arrays(found), out.recipe
+
+        def to_arrays(masks: Mapping[str, torch.Tensor] | None) -> dict[str, np.ndarray] | None:
+            return {name: mask.cpu().numpy() for name, mask in masks.items()} if masks else None
 
         def invert(
             images: list[Image.Image], steps: int, report_step: Callable[[int], None] | None
         ) -> tuple[Any, Any, Any]:
             def on_step(_: Any, step: int, *rest: Any) -> dict[str, Any]:
                 if report_step is not None:
-                    report_step(step)
+                    report_step(step + 1)
                 return {}
 
             inversion = StyleFusionInversionPipeline.from_pipe(pipe)  # one per call, since it holds state
@@ -126,7 +137,8 @@ class Model:
         """Render a recipe of one picture. ValueError names what is wrong with it."""
         with self.take_turn():
             images, masks, made = self._fuse(dict(recipe), self.has_segmenter, None)
-        return Picture(images[0], None if masks is None else self._labels(masks), made)
+        labels = None if masks is None else self._labels({name: mask[0] for name, mask in masks.items()})
+        return Picture(images[0], labels, made)
 
     def draft(self, recipe: Mapping[str, Any]) -> Picture:
         """Render a preview of a recipe's picture, without labels; the picture itself where there are no previews."""
@@ -135,6 +147,33 @@ class Model:
         with self.take_turn():
             images, _, made = self._fuse(dict(recipe), False, self.preview)
         return Picture(images[0], None, made, draft=True)
+
+    def render_small(
+        self, recipe: Mapping[str, Any], region: str | None = None, height: int | None = None
+    ) -> tuple[list[Image.Image], np.ndarray | None]:
+        """Render a batch of small pictures.
+
+        Args:
+            recipe: of any number of pictures.
+            region: one of `regions`; None for no masks.
+            height: of the pictures, one of `small_heights`; None for the smallest.
+
+        Returns:
+            The pictures, and the region's masks (B, H, W); None without a segmenter or a region.
+        """
+        wanted = region is not None and self.has_segmenter
+        with self.take_turn():
+            images, masks, _ = self._fuse(dict(recipe), wanted, height or self.small_heights[0])
+        if region is None or masks is None:
+            return images, None
+        own = [mask for leaf, mask in masks.items() if self._region_of(leaf) == region]
+        return images, np.any(own, axis=0) if own else None
+
+    @property
+    def small_heights(self) -> list[int | None]:
+        """Heights of the small pictures that the generator gives, in ascending order; None for full pictures."""
+        known: list[int | None] = [*sorted({size for size in (self._small, self.preview) if size})]
+        return known or [None]
 
     @contextmanager
     def take_turn(self) -> Iterator[None]:
@@ -177,23 +216,26 @@ class Model:
         mine = self.pipe.model_identity()["sha256"]
         return all(mine.get(name, digits) == digits for name, digits in hashes.items())
 
-    def thumbnails(self, codes: Sequence[Any], label: Any = None) -> list[Image.Image]:
+    def thumbnails(self, codes: Sequence[Any], label: Any = None, region: str | None = None) -> list[Image.Image]:
         """Render small pictures at the model's own truncation.
 
         Args:
             codes: seeds, or codes in a recipe's JSON form.
             label: the class of all seeds, in a recipe's JSON form; None for each seed's own.
+            region: one of `regions`, to which the pictures are cropped where it is small; None for whole pictures.
         """
         keys = [str(code) if isinstance(code, int) else _digest(code) for code in codes]
         keys = keys if label is None else [f"{key} {label}" for key in keys]
+        keys = keys if region is None else [f"{key} in {region}" for key in keys]
         missing = {key: code for key, code in zip(keys, codes, strict=True) if key not in self._thumbnails}
         made = {}
         if missing:
-            with self.take_turn():
-                recipe = {"version": 1, "base": list(missing.values()), "truncation_psi": self.psi}
-                recipe |= {} if label is None else {"class_labels": label}
-                images = self._fuse(recipe, False, self._small)[0]
-            made = {key: _shrink(image) for key, image in zip(missing, images, strict=True)}
+            recipe = {"version": 1, "base": list(missing.values()), "truncation_psi": self.psi}
+            recipe |= {} if label is None else {"class_labels": label}
+            images, masks = self.render_small(recipe, region, self._small)
+            boxes = [None] * len(images) if masks is None else [region_box(mask) for mask in masks]
+            cropped = [crop(image, box) for image, box in zip(images, boxes, strict=True)]
+            made = {key: _shrink(image) for key, image in zip(missing, cropped, strict=True)}
         found = [made[key] if key in made else self._thumbnails[key] for key in keys]
         self._thumbnails.update(made)
         while len(self._thumbnails) > MAX_THUMBNAILS:
@@ -202,13 +244,18 @@ class Model:
 
     def _labels(self, masks: Mapping[str, np.ndarray]) -> Image.Image:
         """Merge the masks of leaves into one map of the regions with a dial: the leaf itself or an ancestor."""
-        labels = np.full((self.resolution, self.resolution), NO_REGION, dtype=np.uint8)
+        labels = np.full(self.size, NO_REGION, dtype=np.uint8)
         for leaf, mask in masks.items():
-            if leaf not in self.tree.nodes:
-                continue
-            above = (leaf, *self.tree.ancestors(leaf))
-            labels[mask] = next((self.regions.index(name) for name in above if name in self.regions), NO_REGION)
+            if leaf in self.tree.nodes:
+                region = self._region_of(leaf)
+                labels[mask] = NO_REGION if region is None else self.regions.index(region)
         return Image.fromarray(labels)
+
+    def _region_of(self, leaf: str) -> str | None:
+        """Return the region with a dial that a leaf belongs to: the leaf itself or an ancestor."""
+        if leaf not in self.tree.nodes:
+            return None
+        return next((name for name in (leaf, *self.tree.ancestors(leaf)) if name in self.regions), None)
 
     # ------------------------------------------------------------------------------------------------
     # Long operations. They do not take turns, so that dials keep working in the meantime.
@@ -219,7 +266,7 @@ class Model:
         """Invert pictures. Returns their codes in a recipe's JSON form, the reconstructions, and the MSEs.
 
         Args:
-            images: checked, of any size; their central squares are used.
+            images: checked, of any size; their middle is used.
             steps: optimization steps; 0 for the encoder's guess.
             report_step: called with the number of each step.
         """
@@ -244,4 +291,4 @@ def _digest(code: Mapping[str, Any]) -> str:
 
 
 def _shrink(image: Image.Image) -> Image.Image:
-    return image.reduce(factor) if (factor := image.width // THUMBNAIL) > 1 else image
+    return image.reduce(factor) if (factor := max(image.size) // THUMBNAIL) > 1 else image

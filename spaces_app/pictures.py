@@ -11,10 +11,11 @@ from collections import OrderedDict
 from PIL import Image
 
 from stylefusion_hf.imaging.images import MAX_PIXELS, check_image
+from stylefusion_hf.imaging.squares import Size, as_size
 from stylefusion_hf.spaces_app.uploads import read_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # what browsers show; Pillow reads many more, some with external programs
-LEAST_KEPT = 512  # minimum side in pixels of the square kept of a larger picture, else twice the model's resolution
+LEAST_KEPT = 512  # minimum shorter side in pixels of what is kept of a larger picture, else twice the model's
 MAX_KEPT = 16  # decoded pictures in the cache
 
 _lock = threading.Lock()
@@ -25,24 +26,26 @@ class UnreadablePicture(ValueError):
     """A file that is not a picture, is truncated or is forged."""
 
 
-def open_picture(path: str, name: str, resolution: int) -> Image.Image:
-    """Open an uploaded picture in mode RGB, as `images.open_image` does; a large one is cropped and downscaled.
+def open_picture(path: str, name: str, resolution: Size, channels: int = 3) -> Image.Image:
+    """Open an uploaded picture as `images.open_image` does; a large one is cropped and downscaled.
 
     Args:
         path: already checked to be the visitor's own file.
         name: how errors call the picture; they never show its path.
-        resolution: resolution of the model.
+        resolution: side of the model's pictures, or (height, width).
+        channels: of the model's pictures, 1 to 4.
 
     Raises:
         ValueError: not a file, not a picture that browsers show, too large, too small, or with several frames.
     """
-    side = max(LEAST_KEPT, 2 * resolution)
+    size = as_size(resolution)
+    side, ratio = max(LEAST_KEPT, 2 * min(size)), max(size) / min(size)
     try:
         found = os.lstat(path)
-        key = (path, found.st_mtime_ns, found.st_size, side)
+        key = (path, found.st_mtime_ns, found.st_size, side, ratio, channels)
         with _lock:
             if key not in _kept:
-                _kept[key] = decode(read_file(path), name, side)
+                _kept[key] = decode(read_file(path), name, side, ratio, channels)
                 while len(_kept) > MAX_KEPT:
                     _kept.popitem(last=False)
             _kept.move_to_end(key)
@@ -51,8 +54,16 @@ def open_picture(path: str, name: str, resolution: int) -> Image.Image:
         raise ValueError(f"cannot read {name}: {error.strerror or 'it is no longer here'}, upload it again") from None
 
 
-def decode(data: bytes, name: str, side: int) -> Image.Image:
-    """Decode a file; a picture of more than 2 * `side`**2 pixels is cropped to its central square and downscaled.
+def decode(data: bytes, name: str, side: int, ratio: float = 1.0, channels: int = 3) -> Image.Image:
+    """Decode a file; a picture of more than 2 * `side`**2 pixels is cropped in the middle and downscaled.
+
+    Args:
+        data: the file's content.
+        name: how errors call the picture.
+        side: the shorter side of what is kept of a large picture.
+        ratio: the longer side of what is kept is at most that many times the shorter; 1 keeps a square. It is the same
+            for upright pictures and for those that are to be turned by a quarter.
+        channels: as in `check_image`.
 
     Raises:
         ValueError: as in `open_picture`.
@@ -61,10 +72,10 @@ def decode(data: bytes, name: str, side: int) -> Image.Image:
     with picture:
         try:
             if picture.width * picture.height <= 2 * side**2:
-                return check_image(picture, name)
+                return check_image(picture, name, channels)
             if min(picture.size) > side:
                 picture.draft(None, (side, side))  # a JPEG is decoded at a half, a quarter or an eighth of its size
-            return check_image(_crop_and_shrink(picture, name, side), name)
+            return check_image(_crop_and_shrink(picture, name, side, ratio, channels), name, channels)
         except OSError as error:
             raise UnreadablePicture(str(error)) from None
 
@@ -100,17 +111,19 @@ def _has_frames(picture: Image.Image) -> bool:
         return True
 
 
-def _crop_and_shrink(picture: Image.Image, name: str, side: int) -> Image.Image:
-    """Return the central square of a picture, at most `side` pixels wide; keeps its `info` (orientation)."""
+def _crop_and_shrink(picture: Image.Image, name: str, side: int, ratio: float, channels: int) -> Image.Image:
+    """Return the middle of a picture as in `decode`; keeps its `info` (orientation)."""
     try:
         picture.load()
         if picture.mode.startswith("I"):  # 16 bits, which the resampling filters do not support
-            picture = check_image(picture, name)
+            picture = check_image(picture, name, channels)
         elif picture.mode not in ("L", "RGB", "RGBA", "LA", "CMYK"):
             picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     except Exception as error:  # decoders may raise anything for a damaged file
         raise UnreadablePicture(f"cannot read {name}: the file is damaged") from error
     edge = min(picture.size)
-    left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
-    size = min(edge, side)
-    return picture.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + edge, top + edge), reducing_gap=2)
+    width, height = (min(whole, round(edge * ratio)) for whole in picture.size)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    scale = min(1.0, side / edge)
+    size, box = (round(width * scale), round(height * scale)), (left, top, left + width, top + height)
+    return picture.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=2)

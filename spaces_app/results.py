@@ -17,6 +17,7 @@ from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.core.foreign_codes import choose_code
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.untrusted.safe_pickle import loads
+from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
 from stylefusion_hf.spaces_app.models import EMBEDDED, Model, Picture
 from stylefusion_hf.spaces_app.pictures import open_checked
 from stylefusion_hf.spaces_app.uploads import read_file
@@ -25,7 +26,7 @@ MAX_RECIPE = 2**21  # bytes of a recipe file
 CODE_FILE = "the file of codes"  # how errors call it, which show no path
 MAX_PIXELS = 2**24  # pixels of a picture with a recipe
 SMOOTH = 128  # pixels: larger pictures are scaled smoothly by the browser, smaller ones show their pixels
-MAX_LINK = 1500  # characters of a link's query; messengers break longer ones
+MAX_LINK = 4000  # characters of a link's query: twenty regions with seeds and strengths of any length
 
 
 def encode_png(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> bytes:
@@ -55,9 +56,11 @@ def result(model: Model, picture: Picture, caption: str) -> dict[str, Any]:
         "caption": caption,
         "draft": picture.draft,
         "smooth": model.resolution > SMOOTH,
+        "aspect": model.size[1] / model.size[0],
         "recipe": json.dumps(picture.recipe, indent=2),
         "query": link_query(model, picture.recipe),
         "code": snippet(model, picture.recipe),
+        "model": model.name,
     }
 
 
@@ -91,6 +94,19 @@ def read_recipe(path: str) -> str:
         raise ValueError(f"this is not a recipe: it has more than {MAX_RECIPE // 2**20} MB")
     if not isinstance(text, str):
         raise ValueError("this picture carries no recipe: it was not made here, or another program removed it")
+    return text
+
+
+def check_recipe_text(text: str) -> str:
+    """Return a text that is a recipe by its form, or raise a ValueError: `Model.check` reads its content."""
+    try:
+        data = read_json(text)
+    except TooLarge as error:
+        raise ValueError(f"the recipe cannot be read: {error}") from None
+    except ValueError:
+        data = None
+    if not isinstance(data, dict) or not {"version", "base"} <= data.keys():
+        raise ValueError("this is not a recipe of this app: open a .json or .png that was downloaded here")
     return text
 
 

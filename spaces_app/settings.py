@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from stylefusion_hf.core.checks import short
+from stylefusion_hf.core.seeds import MAX_SEED
+
 FIELDS = (
     "nodes",
     "edits",
@@ -103,8 +106,18 @@ class Settings:
         return replace(self, kept=kept, regions=(*self.regions[:at], dial, *self.regions[at + 1 :]))
 
 
-def _to_int(seed: Any) -> int | None:
-    return None if seed is None else int(seed)
+def _to_int(seed: Any) -> Any:
+    """Convert a whole number to an int; others stay as they are, for `read_seed` to refuse."""
+    return int(seed) if isinstance(seed, float) and seed.is_integer() else seed
+
+
+def read_seed(value: Any, name: str) -> int:
+    """Return the seed that a visitor typed, or raise a ValueError that begins with `name`."""
+    seed = _to_int(value)
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        shown = short(seed if isinstance(seed, str) else str(seed))
+        raise ValueError(f"{name}: {shown} is not a seed: give an integer from 0 to {MAX_SEED}")
+    return seed
 
 
 def source(settings: Settings, name: str, dial: Dial) -> Any:

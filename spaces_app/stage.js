@@ -3,10 +3,12 @@ const find = (name) => element.querySelector(".sf-" + name);
 const REST = 400; // milliseconds after the last draft until the full picture is asked for
 const NONE = 255; // label of pixels in no region that has a dial
 let labels = null; // one byte per pixel: the index of its region
-let side = 0;
+let across = 0, down = 0; // its columns and rows
 let pointed = NONE;
 let chosen = NONE;
 let resting = null; // the timer of a draft
+const SETTLE = 250; // milliseconds after the last full picture until the row of candidates is brought up to date
+let settling = null; // the timer of a full picture
 const cards = () => (props.leads ? [...document.querySelectorAll("[id^='sf-dial-']")] : []);
 
 function show() {
@@ -20,7 +22,10 @@ function show() {
   find("caption").textContent = value.caption;
   // A full picture that arrives late, after a newer draft, must not cancel that draft's timer.
   if (value.draft) { clearTimeout(resting); resting = setTimeout(() => trigger("submit"), REST); }
-  for (const name of ["picture", "before"]) find(name).style.imageRendering = value.smooth ? "auto" : "";
+  clearTimeout(settling);
+  if (props.leads && !value.draft) settling = setTimeout(() => trigger("select"), SETTLE);
+  find("pixels").hidden = !props.leads || value.smooth;
+  for (const button of element.querySelectorAll(".sf-file")) button.hidden = !props.leads;
   if (value.draft) find("png").removeAttribute("href"); else find("png").href = value.png;
   find("json").href = "data:application/json;charset=utf-8," + encodeURIComponent(value.recipe);
   find("code").textContent = value.code;
@@ -28,12 +33,27 @@ function show() {
   find("share").title = value.query ? "A link that makes this picture" : "A link holds seeds only: download the recipe";
   find("link").hidden = true;
   find("frame").title = value.labels ? "" : "This model has no segmenter, so that its regions have no outlines here";
+  find("frame").style.aspectRatio = value.aspect || 1;
   find("frame").style.cursor = value.labels ? "" : "default";
   read(value.labels);
-  for (const card of cards()) { // so that screen readers say what "Lock" and "Shuffle" belong to
-    card.setAttribute("role", "group");
+}
+
+// What Gradio leaves to be desired for screen readers: a group has its id twice, and pictures in buttons have no name.
+function tidy() {
+  for (const card of cards()) {
+    if (card.parentElement.closest("[id='" + card.id + "']")) { card.removeAttribute("id"); continue; }
+    card.setAttribute("role", "group"); // so that they say what "Lock" and "Shuffle" belong to
     card.setAttribute("aria-label", card.querySelector("label span")?.textContent.trim() || "");
   }
+  for (const frame of document.querySelectorAll("button > .image-frame"))
+    frame.parentElement.setAttribute("aria-label", "The picture");
+  for (const empty of document.querySelectorAll(".empty[aria-label]")) empty.setAttribute("role", "img");
+}
+if (props.leads) {
+  let tidying = 0;
+  const soon = () => { cancelAnimationFrame(tidying); tidying = requestAnimationFrame(tidy); };
+  new MutationObserver(soon).observe(document.body, { childList: true, subtree: true });
+  soon();
 }
 
 // The slider sets how much of the result the picture `before` covers.
@@ -47,13 +67,13 @@ function read(uri) {
   const image = new Image();
   image.onload = () => {
     if (!props.value || props.value.labels !== uri) return; // a newer one is loading
-    side = image.naturalWidth;
+    [across, down] = [image.naturalWidth, image.naturalHeight];
     const canvas = document.createElement("canvas");
-    canvas.width = canvas.height = side;
+    [canvas.width, canvas.height] = [across, down];
     const context = canvas.getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0);
-    const pixels = context.getImageData(0, 0, side, side).data;
-    labels = new Uint8Array(side * side);
+    const pixels = context.getImageData(0, 0, across, down).data;
+    labels = new Uint8Array(across * down);
     for (let i = 0; i < labels.length; i++) labels[i] = pixels[4 * i];
     draw();
   };
@@ -63,15 +83,15 @@ function read(uri) {
 // The outline runs between the pixels of the region and its neighbors.
 function draw() {
   const canvas = find("outline");
-  const scale = Math.max(1, Math.round(768 / (side || 64)));
-  canvas.width = canvas.height = (side || 64) * scale;
+  const scale = Math.max(1, Math.round(768 / (Math.max(across, down) || 64)));
+  [canvas.width, canvas.height] = [(across || 64) * scale, (down || 64) * scale];
   const context = canvas.getContext("2d");
   const region = pointed !== NONE ? pointed : chosen;
   if (!labels || region === NONE) return;
-  const inside = (x, y) => x >= 0 && y >= 0 && x < side && y < side && labels[y * side + x] === region;
+  const inside = (x, y) => x >= 0 && y >= 0 && x < across && y < down && labels[y * across + x] === region;
   context.beginPath();
-  for (let y = 0; y < side; y++) {
-    for (let x = 0; x < side; x++) {
+  for (let y = 0; y < down; y++) {
+    for (let x = 0; x < across; x++) {
       if (!inside(x, y)) continue;
       const [l, t, r, b] = [x * scale, y * scale, (x + 1) * scale, (y + 1) * scale];
       if (!inside(x - 1, y)) { context.moveTo(l, t); context.lineTo(l, b); }
@@ -91,9 +111,9 @@ function draw() {
 function under(event) {
   if (!labels) return NONE;
   const box = find("picture").getBoundingClientRect();
-  const x = Math.floor(((event.clientX - box.left) / box.width) * side);
-  const y = Math.floor(((event.clientY - box.top) / box.height) * side);
-  return x >= 0 && y >= 0 && x < side && y < side ? labels[y * side + x] : NONE;
+  const x = Math.floor(((event.clientX - box.left) / box.width) * across);
+  const y = Math.floor(((event.clientY - box.top) / box.height) * down);
+  return x >= 0 && y >= 0 && x < across && y < down ? labels[y * across + x] : NONE;
 }
 
 function point(region) {
@@ -111,6 +131,7 @@ function choose(region) {
   for (const card of cards()) card.classList.toggle("sf-chosen", card.id === "sf-dial-" + chosen);
   const card = chosen === NONE ? null : document.getElementById("sf-dial-" + chosen);
   if (props.leads && card) card.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  if (props.leads && chosen !== NONE) document.dispatchEvent(new CustomEvent("sf-region", { detail: chosen }));
   draw();
 }
 
@@ -157,6 +178,68 @@ function tell() {
   find("message").hidden = !props.message;
 }
 
-watch("value", () => { show(); tell(); });
+watch("value", () => { show(); tell(); remember(); });
 watch("message", tell);
 show();
+
+// --- Enlarged pictures and other formats: the server makes them, and the browser saves them. ---
+element.addEventListener("click", (event) => {
+  const button = event.target.closest(".sf-file");
+  if (button) trigger("download", { kind: button.dataset.kind });
+});
+watch("file", () => {
+  if (!props.file) return;
+  const link = document.createElement("a");
+  link.href = props.file.uri;
+  link.download = props.file.name;
+  link.click();
+});
+
+// A browser may forbid storage, as for pages within other sites' pages, and it may be full: then nothing is kept.
+function stored(access) {
+  try { return access(); } catch (error) { return null; }
+}
+
+// --- Small pictures are enlarged smoothly, or with their pixels: the same for the whole page. ---
+const PIXELS = "stylefusion-pixels";
+function showPixels(on) {
+  document.documentElement.classList.toggle("sf-show-pixels", on);
+  find("pixels").setAttribute("aria-pressed", String(on));
+}
+if (props.leads) {
+  showPixels(stored(() => localStorage.getItem(PIXELS)) === "yes");
+  find("pixels").addEventListener("click", () => {
+    const on = !document.documentElement.classList.contains("sf-show-pixels");
+    showPixels(on);
+    stored(() => localStorage.setItem(PIXELS, on ? "yes" : ""));
+  });
+}
+
+// --- The picture survives a reload. ---
+const KEPT = "stylefusion-picture", MOST = 900_000; // characters: the server reads requests of at most 1 MB
+function remember() {
+  const value = props.value;
+  if (!props.leads || !value || value.draft) return;
+  const address = new URL(location.href);
+  for (const name of ["model", "recipe"]) address.searchParams.delete(name);
+  for (const [name, text] of new URLSearchParams(value.query)) address.searchParams.set(name, text);
+  history.replaceState(history.state, "", address);
+  stored(() => sessionStorage.removeItem(KEPT));
+  if (!value.query && value.recipe.length < MOST)
+    stored(() => sessionStorage.setItem(KEPT, JSON.stringify({ model: value.model, recipe: value.recipe })));
+}
+if (props.leads && !new URLSearchParams(location.search).has("recipe")) {
+  const kept = stored(() => sessionStorage.getItem(KEPT));
+  if (kept) setTimeout(() => trigger("upload", JSON.parse(kept)), 300); // after the page's own first events
+}
+
+// --- Undo and redo by keyboard, as in other editors. ---
+if (props.leads) document.addEventListener("keydown", (event) => {
+  const key = event.key.toLowerCase(), again = key === "y" || (key === "z" && event.shiftKey);
+  if (!(event.ctrlKey || event.metaKey) || event.altKey || (key !== "z" && key !== "y")) return;
+  const typing = event.target instanceof Element && event.target.matches("textarea, input[type=text]");
+  if (typing || element.offsetParent === null) return; // in a text, or on another tab
+  event.preventDefault();
+  const button = document.getElementById(again ? "sf-redo" : "sf-undo");
+  if (button && !button.disabled) button.click();
+});

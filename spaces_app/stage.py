@@ -1,6 +1,9 @@
 """The stage: a component that shows a picture with its downloads, outlines the region under the pointer, and goes to
 a region's dial on a click.
 
+The leading stage, that of the tab Compose, also keeps the picture over a reload of the page: in its address, or in the
+browser's storage for the tab if it has codes that are not seeds. It undoes and redoes by keyboard.
+
 With a picture `before`, a slider wipes from it to the result. Pictures are data URIs: the browser gets the exact PNG
 with its recipe, and the server writes no file for it.
 """
@@ -28,9 +31,13 @@ TEMPLATE = """
   <figcaption class="sf-caption" aria-live="polite"></figcaption>
   <div class="sf-actions">
     <a class="sf-action sf-png" download="stylefusion.png" title="The exact picture, with its recipe inside">PNG</a>
+    <button type="button" class="sf-action sf-file" data-kind="2x" title="Enlarged two times (Lanczos)">2x</button>
+    <button type="button" class="sf-action sf-file" data-kind="4x" title="Enlarged four times (Lanczos)">4x</button>
+    <button type="button" class="sf-action sf-file" data-kind="webp" title="The exact picture as WebP">WebP</button>
     <a class="sf-action sf-json" download="stylefusion.json" title="Makes this picture again">Recipe</a>
     <button type="button" class="sf-action sf-share">Copy link</button>
     <button type="button" class="sf-action sf-copy">Copy Python</button>
+    <button type="button" class="sf-action sf-pixels" aria-pressed="false" hidden>Show pixels</button>
   </div>
   <input class="sf-link" type="text" readonly hidden aria-label="Link to this picture">
   <details class="sf-details"><summary>The same picture with Python</summary><pre class="sf-code"></pre></details>
@@ -54,5 +61,6 @@ def stage(value: Any = None, leads: bool = False, **settings: Any) -> gr.HTML:
         apply_default_css=False,
         leads=leads,
         message="",
+        file=None,  # {"name", "uri"} of an enlarged or converted picture, which the browser saves
         **settings,
     )

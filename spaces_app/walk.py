@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from stylefusion_hf.core.seeds import MAX_SEED
 from stylefusion_hf.spaces_app import jobs
 from stylefusion_hf.spaces_app.edit import region_choices
 from stylefusion_hf.spaces_app.errors import show_errors
@@ -16,13 +15,19 @@ from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.results import load_line
 
 EVERYTHING = ""  # the dropdown's value if the base walks
+LARGE, FIRST_FRAMES = 256, (24, 12)  # frames of the animation to open with, and of models of more pixels than LARGE
 
 
 class Walk:
-    """The Animate tab; arguments as for `Edit`, and the folder for its files."""
+    """The Animate tab; arguments as for `Edit`, the folder for its files, and the tab: it opens with an animation."""
 
     def __init__(
-        self, models: Sequence[Model], chosen: gr.Dropdown, fetch: Callable[..., Any], films: jobs.AnimationFolder
+        self,
+        models: Sequence[Model],
+        chosen: gr.Dropdown,
+        fetch: Callable[..., Any],
+        films: jobs.AnimationFolder,
+        tab: gr.Tab,
     ):
         self.models, self.films = models, films
         model = models[0]
@@ -34,7 +39,7 @@ class Walk:
         with gr.Row(elem_classes="sf-compose"):
             with gr.Column(scale=5, min_width=280):
                 with gr.Row(elem_classes="sf-from"):
-                    seed = gr.Number(label="Picture (seed)", value=1, precision=0, minimum=0, maximum=MAX_SEED)
+                    seed = gr.Number(label="Picture (seed)", value=1)
                     take = gr.Button("Take the one from Compose")
                 region = gr.Dropdown(
                     walk_choices(model), value=model.regions[-1], label="What walks", elem_id="sf-walk-region"
@@ -57,26 +62,30 @@ class Walk:
                 code = gr.Code(label="The same with Python", language="python", visible=False)
 
         def seed_recipe(index: int, value: int | None) -> dict[str, Any]:
-            if value is None:
-                raise ValueError("the picture needs a seed: type a number")
-            return {"version": 1, "num_images": 1, "base": int(value), "truncation_psi": models[index].psi}
+            return jobs.start_recipe(models[index], value)
 
         seed.input(show_errors(seed_recipe), [chosen, seed], start, api_visibility="private", queue=False)
         fetch(take, start)
-        make.click(
-            show_errors(self._make),
-            [chosen, start, region, through, frames, fps, suffix],
-            [film, download, code],
-            show_progress_on=[film],
-            **LONG,
-        )
+        inputs, outputs = [chosen, start, region, through, frames, fps, suffix], [film, download, code]
+        make.click(show_errors(self._make), inputs, outputs, show_progress_on=[film], **LONG)
+        opened = gr.State(False)  # whether there is an animation of this model
+        tab.select(show_errors(self._open), [opened, *inputs], [opened, *outputs], show_progress_on=[film], **LONG)
 
         def switch(index: int) -> list[Any]:
             model = models[index]
             fresh = {"version": 1, "num_images": 1, "base": 1, "truncation_psi": model.psi}
-            return [fresh, gr.update(choices=walk_choices(model), value=model.regions[-1])]
+            choices = gr.update(choices=walk_choices(model), value=model.regions[-1])
+            return [fresh, choices, False, None, gr.update(interactive=False), gr.update(visible=False)]
 
-        chosen.change(show_errors(switch), chosen, [start, region], api_visibility="private")
+        chosen.change(show_errors(switch), chosen, [start, region, opened, *outputs], api_visibility="private")
+
+    def _open(self, opened: bool, index: int, start: dict[str, Any], *others: Any) -> Any:
+        """Make a short animation when the tab is opened for the first time."""
+        if opened:
+            return gr.skip()
+        region, through, _, *rest = others
+        frames = FIRST_FRAMES[self.models[index].resolution > LARGE]
+        return True, *self._make(index, start, region, through, frames, *rest)
 
     def _make(
         self,
@@ -146,9 +155,14 @@ def walk_snippet(
 
 
 class Grid:
-    """The Compare tab; constructing it adds its controls to the current gradio context."""
+    """The Compare tab; constructing it adds its controls to the current gradio context.
 
-    def __init__(self, models: Sequence[Model], chosen: gr.Dropdown):
+    Args:
+        models, chosen: as in `Mix`.
+        tab: the tab, which opens with a sheet.
+    """
+
+    def __init__(self, models: Sequence[Model], chosen: gr.Dropdown, tab: gr.Tab):
         gr.Markdown(
             "Each row is a picture and a source. From left to right, one region at a time is taken from the source.",
             elem_classes="sf-lead",
@@ -169,7 +183,17 @@ class Grid:
             image = jobs.draw_sheet(models[index], rows, others, psi)
             return image, gr.update(value=sheet_snippet(models[index], rows, others, psi), visible=True)
 
-        make.click(show_errors(draw), [chosen, bases, sources, psi], [drawn, code], show_progress_on=[drawn], **LONG)
+        def draw_first(opened: bool, index: int, base: str, source: str, psi: float) -> Any:
+            return gr.skip() if opened else (True, *draw(index, base, source, psi))
+
+        def switch(index: int) -> list[Any]:
+            return [False, gr.update(value=models[index].psi), None, gr.update(visible=False)]
+
+        inputs, opened = [chosen, bases, sources, psi], gr.State(False)
+        make.click(show_errors(draw), inputs, [drawn, code], show_progress_on=[drawn], **LONG)
+        first = [opened, drawn, code]
+        tab.select(show_errors(draw_first), [opened, *inputs], first, show_progress_on=[drawn], **LONG)
+        chosen.change(show_errors(switch), chosen, [opened, psi, drawn, code], api_visibility="private")
 
 
 def sheet_snippet(model: Model, bases: Sequence[int], sources: Sequence[int], psi: float) -> str:

@@ -140,7 +140,7 @@ def nvidia_generator(model: StyleGAN2Generator) -> dict[str, torch.Tensor]:
 
 def nvidia_discriminator(model: StyleGAN2Discriminator) -> dict[str, torch.Tensor]:
     state, out = model.state_dict(), {}
-    sizes = [model.config.resolution // 2**j for j in range(len(model.blocks))]
+    sizes = [4 * 2 ** (len(model.blocks) - j) for j in range(len(model.blocks))]  # in the names, also of rectangles
     out[f"b{sizes[0]}.fromrgb.weight"], out[f"b{sizes[0]}.fromrgb.bias"] = (
         state["fromrgb.weight"],
         state["fromrgb.bias"],
@@ -295,7 +295,7 @@ def tensorflow_generator(model: StyleGAN2Generator) -> tuple[list, list, list]:
 
 def tensorflow_discriminator(model: StyleGAN2Discriminator) -> list:
     state, out = model.state_dict(), []
-    r = model.config.resolution
+    r = 4 * 2 ** len(model.blocks)
     out += [
         (f"{r}x{r}/FromRGB/weight", state["fromrgb.weight"].permute(2, 3, 1, 0)),
         (f"{r}x{r}/FromRGB/bias", state["fromrgb.bias"]),

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,7 +94,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> HubServer:
     return HUB
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     if HUB.total:
         terminalreporter.write_line(f"Hub: {HUB.total} requests answered, {HUB.injected} faults injected")
     refusals = sys.modules.get("tests.refusals")

@@ -39,7 +39,7 @@ def add_inversion_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fit",
         choices=("refuse", "crop", "pad"),
-        help="what to do with pictures that are not square (default: refuse); use `stylefusion align` for faces",
+        help="what to do with pictures of another shape (default: refuse); use `stylefusion align` for faces",
     )
     group.add_argument(
         "--prior", type=number, help="weight that keeps codes near the generator's own (default: 0.003)"
@@ -86,7 +86,8 @@ def invert_pictures(pipe: StyleFusionPipeline, call: dict[str, Any], settings: M
     from stylefusion_hf import StyleFusionInversionPipeline
 
     noise = "none" if call.get("noise_mode") in ("none", "random") else "const"
-    out: Any = StyleFusionInversionPipeline.from_pipe(pipe)(list(found.values()), noise_mode=noise, **settings)
+    inversion: Any = StyleFusionInversionPipeline.from_pipe(pipe)
+    out = inversion(list(found.values()), noise_mode=noise, **settings)
     print(
         f"inverted {len(found)} pictures: MSE {out.mse.mean():.4f}, feature distance {out.feature_distance.mean():.3f}"
     )

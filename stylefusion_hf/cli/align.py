@@ -8,7 +8,7 @@ names; for a single picture, the list alone is enough. Each list has 68 points i
 or 5 points: left eye, right eye, nose, left and right corner of the mouth, with left as seen in the picture.
 Coordinates are pixels of the upright picture.
 
-A detector is `mtcnn` (pip install 'stylefusion-hf[faces]'), one provided by an installed package (entry point group
+A detector is `mtcnn` (pip install '.[faces]' in a checkout), one provided by an installed package (entry point group
 stylefusion_hf.landmarks), or module:callable, which takes a PIL image and returns such a list for each face.
 """
 

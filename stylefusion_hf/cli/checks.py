@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import socket
@@ -119,4 +120,5 @@ def check_port(host: str, port: int | None) -> None:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not a host name"
         where = f"--port {port} of {shown(host)}" if port else f"--host {shown(host)}"
-        raise OSError(f"{where} is not available: {reason}") from error
+        advice = ": choose another with --port" if port and getattr(error, "errno", None) == errno.EADDRINUSE else ""
+        raise OSError(f"{where} is not available: {reason}{advice}") from error

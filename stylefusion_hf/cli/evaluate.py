@@ -22,6 +22,7 @@ from pathlib import Path
 from stylefusion_hf.cli.arguments import add_model_arguments, number, positive, seed
 from stylefusion_hf.cli.loading import check_call, load_pipeline
 from stylefusion_hf.cli.outputs import output_folder, report_written
+from stylefusion_hf.core.installing import install_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     for package in ("scipy", "matplotlib"):
         if importlib.util.find_spec(package) is None:
-            raise ImportError(f"evaluation needs {package}: pip install stylefusion-hf[evaluation]")
+            raise ImportError(f"evaluation needs {package}: {install_command('evaluation')}")
 
     check_call(args)
 
@@ -127,11 +128,11 @@ def run(args: argparse.Namespace) -> None:
     names = split_list(args.sections) if args.sections else [n for n in SECTIONS if n not in skipped]
     if "calibration" in names and not avatars:
         raise ValueError(
-            "the section calibration needs judges with a portrait judge for avatars, and pip install"
-            " stylefusion-hf[train]: only avatars can be drawn with the region of another"
+            "the section calibration needs judges with a portrait judge for avatars, and"
+            f" {install_command('train')}: only avatars can be drawn with the region of another"
         )
     if "realism" in names and settings.real:
-        check_real(settings.real, pipe.generator.config.resolution, settings.realism_count)
+        check_real(settings.real, pipe.generator, settings.realism_count)
     evaluate(subject, settings, names, out)
     for file in ("report.md", "report.json", "report.png", "limits.png"):
         if (out / file).exists():

@@ -110,8 +110,8 @@ def run(args: argparse.Namespace) -> None:
 
         count = write_animation(out, frames(), fps)
     save_tuned_generator(fuser, out.parent, settings)
-    side = pipe.generator.config.resolution
-    report_written(out, f"{count} frames of {side} x {side} pixels" + (f", {count / fps:g} s" if film else ""))
+    height, width = pipe.generator.picture_size
+    report_written(out, f"{count} frames of {width} x {height} pixels" + (f", {count / fps:g} s" if film else ""))
 
 
 def _call(args: argparse.Namespace) -> dict[str, Any]:

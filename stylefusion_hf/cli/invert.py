@@ -1,7 +1,8 @@
 """Find the codes of given pictures, so that they can be fused, edited and animated.
 
 An encoder guesses each code in one pass; --optimize improves the codes, and --tune a copy of the generator. Pictures
-must be square, like the generator's: use `stylefusion align` for photographs of faces, or --fit to crop or pad.
+must have the generator's aspect ratio, mostly a square: use `stylefusion align` for photographs of faces, or --fit to
+crop or pad.
 
 Writes codes.safetensors, a reconstruction of each picture with its recipe, figures.json, and the tuned generator to
 --out. Other commands accept these codes as CODES:NAME.
@@ -67,14 +68,14 @@ def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.core.memory import chunk_size
     from stylefusion_hf.pipelines.targets import read_targets
 
-    masks = read_mask(args.mask, pipe.generator.config.resolution) if args.mask else None
-    resolution = pipe.generator.config.resolution
+    height, width = pipe.generator.picture_size
+    masks = read_mask(args.mask, (height, width)) if args.mask else None
     call = {"latent_type": args.space, "start": args.start, "masks": masks, "region_weights": weights}
     call |= {"batch_size": args.batch_size, **settings}
     # Tuning has one generator for all pictures. Without it they are independent, and need not fit in memory together.
-    most = len(files) if args.tune else chunk_size(resolution**2, PIXELS, len(files))
+    most = len(files) if args.tune else chunk_size(height * width, PIXELS, len(files))
     for file in files if most < len(files) else ():  # a bad picture is found before the first is inverted
-        read_targets(str(file), pipe.generator.config, args.fit or "refuse")
+        read_targets(str(file), pipe.generator, args.fit or "refuse")
     codes: dict[str, Any] = {}
     figures: dict[str, dict[str, float]] = {}
     for first in range(0, len(files), most):
@@ -117,12 +118,12 @@ def unique_names(files: list[Path]) -> list[str]:
     return names
 
 
-def read_mask(path: str, resolution: int) -> Any:
-    """Read a mask as a tensor (1, resolution, resolution) with values from 0 to 1."""
+def read_mask(path: str, size: tuple[int, int]) -> Any:
+    """Read a mask as a tensor (1, height, width) with values from 0 to 1."""
     from stylefusion_hf.imaging.images import open_image, to_tensor
 
     opened = open_image(path, channels=1)
-    return (to_tensor([opened], resolution, 1, "refuse", [f"the mask {path}"])[:, 0] + 1) / 2
+    return (to_tensor([opened], size, 1, "refuse", [f"the mask {path}"])[:, 0] + 1) / 2
 
 
 def reconstruction_recipe(pipe: Any, row: Any, tuned: dict[str, Any]) -> str | None:

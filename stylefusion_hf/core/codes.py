@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from stylefusion_hf.core.seeds import MAX_SEED
 if TYPE_CHECKING:
     from stylefusion_hf.core.latent_spaces import LatentSpaces
 
-LATENT_SPACES = ("z", "w", "w+", "s")
-NOISE_MODES = ("const", "random", "none")
+LatentSpace: TypeAlias = Literal["z", "w", "w+", "s"]
+NoiseMode: TypeAlias = Literal["const", "random", "none"]
+LATENT_SPACES: tuple[str, ...] = get_args(LatentSpace)
+NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)
 MAX_CODES = 2**16  # in one argument; a call takes 1024 (recipes.MAX_IMAGES), this only bounds the parsing
 MAX_NESTING = 8  # levels of nested lists
 LARGEST = 1e12  # absolute value in a code; beyond it float32 overflows when demodulation squares the styles

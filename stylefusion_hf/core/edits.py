@@ -181,7 +181,7 @@ class Edit:
         device = code.tensor.device
         code = Code(code.tensor.float(), code.space)
         if code.space != "z" and offset.space == "s":  # the code, unlike the offset, includes the affine layers' bias
-            style = code.tensor if code.space == "s" else generator.to_style(code.tensor.to(generator.device))
+            style = code.tensor if code.space == "s" else generator.to_style(_to_device_of(generator, code.tensor))
             return Code(style.float().to(device) + offset.tensor.to(device), "s")
         return _sum(generator, code, Code(offset.tensor.to(device), offset.space))
 
@@ -264,10 +264,18 @@ def style_offsets(generator: LatentSpaces, displacements: Iterable[Code], device
     for code in displacements:
         tensor = code.tensor.to(device, torch.float32)
         if code.space != "s":
-            bias = generator.affine_bias.to(device, torch.float32)
-            tensor = generator.to_style(tensor.to(generator.device)).to(device) - bias
+            tensor = _to_device_of(generator, tensor)
+            bias = generator.affine_bias
+            if bias.is_meta:  # offloaded
+                bias = generator.to_style(torch.zeros_like(generator.w_avg, device=tensor.device)[None])[0]
+            tensor = generator.to_style(tensor).to(device) - bias.to(device, torch.float32)
         offsets.append(tensor)
     return torch.cat(offsets)
+
+
+def _to_device_of(generator: LatentSpaces, tensor: Tensor) -> Tensor:
+    """Move a tensor to a generator's device; one that is offloaded to meta fetches its inputs itself."""
+    return tensor if torch.device(generator.device).type == "meta" else tensor.to(generator.device)
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -46,23 +46,23 @@ def even_parts(count: int, most: int) -> list[int]:
     return [count // parts + (i < count % parts) for i in range(parts)]
 
 
-def forward_bytes(channels: dict[int, int], resolution: int) -> int:
+def forward_bytes(channels: dict[int, int], resolution: int, aspect: float = 1.0) -> int:
     """Estimate the bytes to render a picture without gradients: all feature maps, and copies of the largest.
 
-    channels: {height: channels} of the generator's feature maps.
+    channels: {height: channels} of the generator's feature maps; aspect: their width divided by their height.
     """
-    maps = [4 * c * h * h for h, c in channels.items() if h <= resolution]
+    maps = [round(4 * c * h * h * aspect) for h, c in channels.items() if h <= resolution]
     return sum(maps) + 6 * max(maps)
 
 
-def pool_picture_bytes(resolution: int, regions: int) -> int:
+def pool_picture_bytes(resolution: int, regions: int, aspect: float = 1.0) -> int:
     """Return the bytes of a picture in the pool: 8-bit colors, half-precision probabilities, 8-bit labels."""
-    return resolution**2 * (3 + 2 * regions + 1)
+    return round(resolution**2 * aspect) * (3 + 2 * regions + 1)
 
 
-def reference_bytes(resolution: int, regions: int) -> int:
+def reference_bytes(resolution: int, regions: int, aspect: float = 1.0) -> int:
     """Estimate the bytes to compose a sample's target: a warped picture, masks and sampling grids per region."""
-    return regions * resolution**2 * 4 * 24
+    return regions * round(resolution**2 * aspect) * 4 * 24
 
 
 class SavedBytes:
@@ -111,7 +111,7 @@ class MemoryPlan:
 
     Attributes:
         budget: bytes.
-        resolution: side of the training pictures.
+        resolution: height of the training pictures.
         pool_size, pool_device, pool_bytes: number of pictures in the pool, their device, and their total size.
         render: pictures rendered together without gradients.
         references: samples whose references are composed together.
@@ -141,7 +141,14 @@ class MemoryPlan:
 
 
 def plan_pool(
-    budget: int, device: str, resolution: int, regions: int, batch: int, forward: int, wanted: int | None = None
+    budget: int,
+    device: str,
+    resolution: int,
+    regions: int,
+    batch: int,
+    forward: int,
+    wanted: int | None = None,
+    aspect: float = 1.0,
 ) -> MemoryPlan:
     """Plan the pool, before the memory of a step is known.
 
@@ -152,15 +159,16 @@ def plan_pool(
         device: device of the training: "cpu", "cuda", ...
         forward: bytes to render a picture.
         wanted: --pool_size.
+        aspect: the pictures' width divided by their height.
     """
-    picture, share = pool_picture_bytes(resolution, regions), int(budget * POOL_SHARE)
+    picture, share = pool_picture_bytes(resolution, regions, aspect), int(budget * POOL_SHARE)
     most = wanted or POOL_MOST
     fits = most * picture <= share
     place = device if fits or device == "cpu" else "cpu"
     room = share if place == device else max(share, CPU_BUDGET // 2)
     size = wanted or max(POOL_LEAST, min(most, room // picture))
     render = chunk_size(forward, budget * RENDER_SHARE, 64)
-    references = chunk_size(reference_bytes(resolution, regions), budget * RENDER_SHARE, 64)
+    references = chunk_size(reference_bytes(resolution, regions, aspect), budget * RENDER_SHARE, 64)
     return MemoryPlan(budget, resolution, size, place, size * picture, render, references, batch)
 
 

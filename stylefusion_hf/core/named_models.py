@@ -1,7 +1,4 @@
-"""Models with a short name: `--model faces` is the folder that `make demo` left in a cache.
-
-A folder NAME-gates, with region nets, goes before the folder NAME of the generator alone.
-"""
+"""Models with a short name: `--model faces` is the folder that `make demo` left in a cache."""
 
 from __future__ import annotations
 
@@ -40,9 +37,8 @@ def find_model(given: str) -> str:
     if given not in HOW_TO_GET or os.path.isdir(given):
         return given
     for folder in cache_folders():
-        for name in (f"{given}-gates", given):
-            if (folder / name / "model_index.json").is_file():
-                return str(folder / name)
+        if (folder / given / "model_index.json").is_file():
+            return str(folder / given)
     target = cache_folders()[-1] / given
     raise FileNotFoundError(
         f"the model {given!r} is not on this machine: {HOW_TO_GET[given].format(folder=target)}; then --model {given}"

@@ -60,6 +60,10 @@ class RegionTree:
         branches = {name: tuple(self.branches[name]) for name in order if name in self.branches}
         object.__setattr__(self, "branches", branches)
         object.__setattr__(self, "fused", fused)
+        # Now, and not at first use: that may be in torch.compile, which cannot trace the lock of cached_property.
+        for name, member in vars(type(self)).items():
+            if isinstance(member, cached_property):
+                getattr(self, name)
 
     def __hash__(self) -> int:
         return hash(str(self))

@@ -23,6 +23,8 @@ from importlib import util
 from pathlib import Path
 from xml.etree import ElementTree
 
+from stylefusion_hf.core.installing import install_command
+
 SVG = "{http://www.w3.org/2000/svg}"
 HREF = "{http://www.w3.org/1999/xlink}href"
 BLUSH = "{http://design.blush}color"
@@ -73,7 +75,7 @@ def parts_folder() -> Path:
     # find_spec does not import the package: we only read its files.
     spec = util.find_spec("python_avatars")
     if spec is None or spec.origin is None or util.find_spec("resvg_py") is None:
-        raise ImportError("drawing avatars needs python-avatars and resvg-py: pip install stylefusion-hf[train]")
+        raise ImportError(f"drawing avatars needs python-avatars and resvg-py: {install_command('train')}")
     return Path(spec.origin).parent / "avatar_parts"
 
 

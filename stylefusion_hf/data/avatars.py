@@ -1,7 +1,7 @@
 """Drawn portraits with exact region maps, on which the embedded models are trained and evaluated.
 
 The drawings are "Avataaars" by Pablo Stanley (free for personal and commercial use), composed from python-avatars
-(MIT) and rasterized with resvg. The extra `train` installs both packages: ``pip install stylefusion-hf[train]``.
+(MIT) and rasterized with resvg. The extra `train` installs both packages: ``pip install '.[train]'`` in a checkout.
 
     image, labels = render_avatar(avatar_spec(7), size=128)
     other = render_avatar(swap_region(avatar_spec(7), avatar_spec(8), "hair"))[0]  # the ground-truth swap

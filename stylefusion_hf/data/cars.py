@@ -3,11 +3,12 @@
     image, labels = render_car(car_spec(7), size=128)
     other = render_car(swap_region(car_spec(7), car_spec(8), "wheels"))[0]  # the ground-truth swap
 
-They are rasterized with resvg, which the extra `train` installs: ``pip install stylefusion-hf[train]``.
+They are rasterized with resvg, which the extra `train` installs: ``pip install '.[train]'`` in a checkout.
 """
 
 from importlib.util import find_spec
 
+from stylefusion_hf.core.installing import install_command
 from stylefusion_hf.data.artwork import Artwork
 from stylefusion_hf.data.car_render import render_car
 from stylefusion_hf.data.car_spec import REGION_FIELDS, REGIONS, CarSpec, car_spec, swap_region
@@ -17,7 +18,7 @@ __all__ = ["CARS", "REGIONS", "REGION_FIELDS", "CarSpec", "car_spec", "render_ca
 
 def _parts() -> str:
     if find_spec("resvg_py") is None:
-        raise ImportError("drawing cars needs resvg-py: pip install stylefusion-hf[train]")
+        raise ImportError(f"drawing cars needs resvg-py: {install_command('train')}")
     return "our own"
 
 

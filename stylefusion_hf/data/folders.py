@@ -20,23 +20,25 @@ from stylefusion_hf.imaging.images import (
     pixels_to_tensor,
     resize_middle,
 )
+from stylefusion_hf.imaging.modes import MODES
+from stylefusion_hf.imaging.squares import Size, as_size
 
 
 class ImageFolder(Dataset[dict[str, torch.Tensor]]):
-    """All pictures below a folder, sorted by path, as square tensors.
+    """All pictures below a folder, sorted by path, as tensors of one size.
 
-    Items are {"image": float (channels, resolution, resolution) in [-1, 1]}. If the folder has the layout of
+    Items are {"image": float (channels, height, width) in [-1, 1]}. If the folder has the layout of
     `write_dataset` (``images/`` and ``labels/`` with .png files of the same names), items also have {"labels": long
-    (resolution, resolution)}, resized by nearest neighbor.
+    (height, width)}, resized by nearest neighbor.
 
     The constructor reads sizes from the files' headers, so that a picture of a wrong size is an error before training
     starts. A picture that is truncated further down is an OSError that names it when its item is read.
 
     Args:
         root: the folder, searched recursively; hidden files and folders are skipped.
-        resolution: side of the items in pixels.
-        crop: "center" crops the largest centered square; "none" accepts square pictures only.
-        channels: 3 for color, 1 for gray. Transparent pictures are put on white.
+        resolution: side of the items in pixels, or (height, width).
+        crop: "center" crops the largest centered box of that aspect ratio; "none" accepts such pictures only.
+        channels: 3 for color, 1 for gray, 4 or 2 with transparency, without which pictures are put on white.
         mirror: add the mirror image of every picture: item i + n/2 mirrors item i.
         upscale: accept pictures smaller than `resolution`.
         skip_broken: skip unusable pictures (`skipped` lists them) instead of raising; reads all pictures once.
@@ -50,7 +52,7 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
     def __init__(
         self,
         root: str | os.PathLike[str],
-        resolution: int,
+        resolution: Size,
         crop: Literal["center", "none"] = "center",
         channels: int = 3,
         mirror: bool = False,
@@ -58,14 +60,16 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
         skip_broken: bool = False,
         progress: bool = True,
     ) -> None:
-        if resolution < 1:
+        if min(as_size(resolution)) < 1:
             raise ValueError(f"resolution must be at least 1, got {resolution}")
         if crop not in ("center", "none"):
             raise ValueError(f'crop must be "center" or "none", got {crop!r}')
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 3 (color) or 1 (gray), got {channels}")
+        if channels not in MODES:
+            raise ValueError(
+                f"channels must be 3 (color), 1 (gray), 4 (color and alpha) or 2 (gray and alpha), got {channels}"
+            )
         self.root = Path(root)
-        self.resolution, self.crop, self.channels, self.mirror = resolution, crop, channels, mirror
+        self.size, self.crop, self.channels, self.mirror = as_size(resolution), crop, channels, mirror
         has_labels = (self.root / "images").is_dir() and (self.root / "labels").is_dir()
         pictures = self.root / "images" if has_labels else self.root
         self.paths = picture_files(pictures)
@@ -95,7 +99,7 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
         item %= len(self)
         number, flip = item % len(self.paths), item >= len(self.paths)
         picture = _read(self.paths[number], self.channels)
-        image = pixels_to_tensor(resize_middle(picture, self.resolution, Image.Resampling.LANCZOS))
+        image = pixels_to_tensor(resize_middle(picture, self.size, Image.Resampling.LANCZOS))
         result = {"image": (image.flip(-1) if flip else image).contiguous()}
         if self.label_paths is not None:
             labels = self._labels(number)
@@ -109,28 +113,30 @@ class ImageFolder(Dataset[dict[str, torch.Tensor]]):
         if found.shape != size[::-1]:
             height, width = found.shape
             raise ValueError(f"{path} is {width} x {height}, its picture {size[0]} x {size[1]}")
-        labels = resize_middle(Image.fromarray(found), self.resolution, Image.Resampling.NEAREST)
+        labels = resize_middle(Image.fromarray(found), self.size, Image.Resampling.NEAREST)
         ids = np.array(labels, dtype=np.int64)
         if self.regions is not None and ids.max() >= len(self.regions):
             raise ValueError(f"{path} has label {ids.max()}, but the dataset's regions are {listed(self.regions)}")
         return torch.from_numpy(ids)
 
     def _check_sizes(self, upscale: bool) -> None:
-        small, oblong = [], []
+        small, oblong, (tall, wide) = [], [], self.size
         for path in self.paths:
             width, height = _size(path)
-            if min(width, height) < self.resolution:
+            if width < wide or height < tall:
                 small.append(f"{path} ({width} x {height})")
-            if width != height:
+            if width * tall != height * wide:
                 oblong.append(f"{path} ({width} x {height})")
+        least = f"{tall}" if tall == wide else f"{wide} x {tall}"
         if small and not upscale:
             raise ValueError(
-                f"{len(small)} of {len(self.paths)} pictures are smaller than {self.resolution} pixels, first "
+                f"{len(small)} of {len(self.paths)} pictures are smaller than {least} pixels, first "
                 f"{small[0]}: leave them out, lower the resolution, or allow upscale=True"
             )
         if oblong and self.crop == "none":
+            shape = "square" if tall == wide else f"of the shape of {least}"
             raise ValueError(
-                f'{len(oblong)} of {len(self.paths)} pictures are not square, first {oblong[0]}: use crop="center"'
+                f'{len(oblong)} of {len(self.paths)} pictures are not {shape}, first {oblong[0]}: use crop="center"'
             )
 
 

@@ -9,6 +9,7 @@ A denotes the matrix of all affine layers: s = A w + b.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from stylefusion_hf.core.checks import check_count
 from stylefusion_hf.core.edits import Direction
 from stylefusion_hf.imaging.features import pooled
+from stylefusion_hf.models.hooks import execution_device, true_tensor
 from stylefusion_hf.models.layers import chunk_size
 
 if TYPE_CHECKING:
@@ -44,8 +46,9 @@ def sample_w(generator: StyleGenerator, samples: int, seed: int = 0) -> Tensor:
         labels = F.one_hot(torch.from_numpy(random.randint(config.label_dim, size=samples)), config.label_dim).float()
     parts = []
     for k in range(0, samples, 4096):
-        part = None if labels is None else labels[k : k + 4096].to(generator.w_avg)
-        parts.append(generator.mapping(z[k : k + 4096].to(generator.w_avg), part).float().cpu())
+        part = None if labels is None else _on_device(generator, labels[k : k + 4096])
+        w = generator(_on_device(generator, z[k : k + 4096]), part, output="w", return_dict=False)[0]
+        parts.append(w.float().cpu())
     return torch.cat(parts)
 
 
@@ -74,7 +77,7 @@ def sefa(
         ValueError: the generator does not have that many directions or these rows.
     """
     check_count("count", count, generator.w_avg.shape[0])
-    matrix = (generator.affine_weight * generator.affine_gain).detach().cpu().double()
+    matrix = (true_tensor(generator, "affine_weight") * generator.affine_gain).cpu().double()
     rows = _rows(generator, layers)
     if rows is not None:
         matrix = matrix[torch.isin(generator.style_rows.cpu(), torch.tensor(rows))]
@@ -105,7 +108,7 @@ def style_channel(generator: StyleGenerator, name: str, index: int, samples: int
     check_count(f"index: a number of {name}", index, names[name] - 1, least=0)
     one_hot = torch.zeros(1, generator.style_dim)
     generator.split_style(one_hot)[name][0, index] = 1
-    row = generator.affine_weight[one_hot[0] > 0].float().cpu() * generator.affine_gain
+    row = true_tensor(generator, "affine_weight").cpu()[one_hot[0] > 0].float() * generator.affine_gain
     scale = float((sample_w(generator, samples, seed) @ row[0]).std())
     about = {"method": "style channel", "layer": name, "index": index}
     return Direction(f"{name}-{index}", "s", one_hot[0], scale, provenance=about)
@@ -153,7 +156,7 @@ def ganspace(
         samples, seed: number and seed of the w.
         space: "w" for components of w itself; "features" for components of a feature map, each mapped back to w by
             least squares, as the paper does for generators without a w.
-        resolution: resolution of that feature map, in pixels.
+        resolution: height of that feature map, in pixels.
 
     The scale of a component of w is its standard deviation; the scale of a component of features is the step in w for
     one standard deviation of its feature coordinate.
@@ -170,10 +173,9 @@ def ganspace(
         vectors, deviations = principal_components(w, count)
     elif space == "features":
         maps = []
-        for part in w.to(generator.w_avg).split(chunk_size(generator.config.resolution, BATCH)):
-            style = generator.to_style(part).to(generator.dtype)
-            _, features = generator.synthesis(style, return_features=True, up_to=resolution)
-            maps.append(features[resolution].flatten(1).float().cpu())
+        for part in _on_device(generator, w).split(chunk_size(generator.mean_side, BATCH)):
+            found = generator(part, latent_type="w", return_features=True, up_to=resolution)
+            maps.append(found.features[resolution].flatten(1).float().cpu())
         x = torch.cat(maps)
         del maps
         basis, spreads = principal_components(x, count)
@@ -195,7 +197,7 @@ def _check_features(generator: StyleGenerator, samples: int, resolution: int) ->
     sizes = generator.feature_sizes
     if resolution not in sizes:
         raise ValueError(f"this generator has feature maps of {', '.join(map(str, sizes))} pixels, not {resolution}")
-    size = 4 * sizes[resolution] * resolution**2
+    size = 4 * sizes[resolution] * math.prod(generator.size_at(resolution))
     if samples * size > FEATURE_BYTES:
         raise ValueError(
             f"{samples} feature maps of {resolution} pixels take {samples * size / 2**30:.1f} GiB: use up to"
@@ -276,10 +278,10 @@ def measure_regions(
     over the region; height: of the region's center, pointing up. `progress` wraps the loop over batches.
     """
     regions = list(segmenter.config.regions)
-    w = generator.truncate(sample_w(generator, samples, seed).to(generator.w_avg), generator.config.truncation_psi)
+    w = generator.truncate(_on_device(generator, sample_w(generator, samples, seed)), generator.config.truncation_psi)
     rows: dict[str, list[Tensor]] = {statistic: [] for statistic in STATISTICS}
-    for part in progress(w.split(chunk_size(generator.config.resolution, BATCH))):
-        images = generator.synthesis(generator.to_style(part).to(generator.dtype)).float().clamp(-1, 1)
+    for part in progress(w.split(chunk_size(generator.mean_side, BATCH))):
+        images = generator(part, latent_type="w", return_dict=False)[0].float().clamp(-1, 1)
         mask = segmenter.segment(images.to(segmenter.dtype)).float().softmax(dim=1)
         up = torch.linspace(1, -1, images.shape[2], device=images.device)[:, None].expand(images.shape[2:])
         high, low = images.max(dim=1).values, images.min(dim=1).values
@@ -335,6 +337,11 @@ def boundary_from_regions(
 
 
 # --- Helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _on_device(generator: StyleGenerator, w: Tensor) -> Tensor:
+    """Move codes to the device and dtype in which the generator computes."""
+    return w.to(execution_device(generator), generator.dtype)
 
 
 def _rows(generator: StyleGenerator, layers: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylefusion_hf.core.installing import install_command
+
 # ImageNet's statistics, which DINOv2 (Oquab et al., arXiv 2304.07193) and most such models were trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -75,7 +77,7 @@ class TransformerBackbone:
         try:
             from transformers import AutoModel
         except ImportError as error:
-            raise ImportError("a backbone needs transformers: pip install stylefusion-hf[evaluation]") from error
+            raise ImportError(f"a backbone needs transformers: {install_command('evaluation')}") from error
         self.name, self.size = name, size
         self.model = AutoModel.from_pretrained(name).eval().requires_grad_(False).to(device)
         patch = getattr(self.model.config, "patch_size", None)

@@ -15,7 +15,7 @@ from stylefusion_hf.models.layers import chunk_size
 
 def fitting_batch(pipe, most: int, batch: int | None) -> int:
     """Return the batch size for fitting: `batch` if given, else what `chunk_size` allows; never above `most`."""
-    size = getattr(getattr(pipe.generator, "config", None), "resolution", 128)
+    size = getattr(pipe.generator, "mean_side", 128)
     return min(most, chunk_size(size, most) if batch is None else batch)
 
 

@@ -25,6 +25,7 @@ from stylefusion_hf.evaluation.report import draw, to_json_types, write_json
 from stylefusion_hf.evaluation.ruler import Ruler
 from stylefusion_hf.evaluation.run import SECTIONS, Run, points_of
 from stylefusion_hf.models.layers import chunk_size
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 LARGEST_BATCH = 32  # pairs at once; of pictures above 128 pixels fewer, so that memory does not grow with them
 MAX_SEED = 200  # of `measuring.SEED_STRIDE` each, below 2^32
@@ -63,7 +64,7 @@ class Settings:
 
 
 def measuring_size(resolution: int, judges: Judges, wanted: int | None = None) -> int:
-    """Return the measuring size: `wanted`, or the smallest of the model's resolution, the judges' and 256.
+    """Return the measuring size, a height: `wanted`, or the smallest of the model's resolution, the judges' and 256.
 
     ValueError if the judges' resolution exceeds the model's, or if the size is above the model's or below 16.
     """
@@ -79,6 +80,25 @@ def measuring_size(resolution: int, judges: Judges, wanted: int | None = None) -
             f"pictures of {resolution} pixels are measured at {least} to {resolution} pixels, not at {wanted}"
         )
     return wanted or min(resolution, LARGEST_SIZE, *known)
+
+
+def check_pictures(generator: StyleGenerator, judges: Judges) -> None:
+    """Raise ValueError unless the judges see pictures of the generator's channels and aspect ratio."""
+    channels, folder = generator.config.img_channels, judges.folder
+    known = {"segmenter": getattr(judges.segmenter.config, "img_channels", 3)}
+    known |= {} if judges.portrait is None else {"portrait": 3}
+    if judges.discriminator is not None:
+        known["discriminator"] = judges.discriminator.config.img_channels
+        if (base := tuple(judges.discriminator.config.get("base_size") or (4, 4))) != generator.base_size:
+            raise ValueError(
+                f"the discriminator in {folder} judges pictures that grow from {base[0]} x {base[1]} pixels, this"
+                f" model's grow from {generator.base_size[0]} x {generator.base_size[1]}: use judges without it"
+            )
+    if wrong := [name for name, seen in known.items() if seen != channels]:
+        raise ValueError(
+            f"this model's pictures have {channels} channels (img_channels), the {wrong[0]} in {folder} sees"
+            f" {known[wrong[0]]}: judges that fit come with `stylefusion regions discover`"
+        )
 
 
 def build_subject(
@@ -114,9 +134,9 @@ def build_subject(
                 f"the {name} knows {', '.join(known)}, not the tree's {', '.join(missing)}: make judges for these"
                 " regions with `stylefusion train judges` and name their folder with --judges"
             )
-    resolution = pipe.generator.config.resolution
-    size = measuring_size(resolution, judges, size)
-    batch = batch or chunk_size(resolution, LARGEST_BATCH)
+    check_pictures(pipe.generator, judges)
+    size = measuring_size(pipe.generator.config.resolution, judges, size)
+    batch = batch or chunk_size(pipe.generator.mean_side, LARGEST_BATCH)
     posing = [n for n in tree.subtree(tree.children(tree.root)[0]) if n in tree.leaves]
     return Subject(pipe, judges, Ruler(judges.segmenter, judges.portrait, posing, backbone, size), seed, batch)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from stylefusion_hf.evaluation.methods import TENTHS, move, region_index
 from stylefusion_hf.evaluation.pairs import Pairs, render, segment
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
-from stylefusion_hf.models.fusion.net import Blender
+from stylefusion_hf.models.fusion.net import Blender, FoldedLinear
 
 
 class StyleFusionSwap:
@@ -142,4 +143,8 @@ def is_constant(fusion: FusionHierarchy) -> bool:
             net = fusion.net(name)
             yield from (net.blender_segments, net.blender_common)
 
-    return all(b.gate_bias is not None and not any(p.any() for p in b.layers[-1].parameters()) for b in blenders())
+    def adds_nothing(blender: Blender) -> bool:
+        layers = cast("list[FoldedLinear]", list(blender.layers)[-blender.output_layers :])
+        return not layers[-1].bias.any() and any(not layer.weight.any() for layer in layers)
+
+    return all(b.gate_bias is not None and adds_nothing(b) for b in blenders())

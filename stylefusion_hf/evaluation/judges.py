@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from stylefusion_hf.models.config_checks import register_to_config
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.layers import to_fast_layout
 from stylefusion_hf.models.loading import StrictModelMixin

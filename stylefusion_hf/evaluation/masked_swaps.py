@@ -51,11 +51,12 @@ def blend_features(pipe, base: Tensor, source: Tensor, mask: Tensor, resolution:
         raise ValueError(
             f"feature blending needs StyleGAN2 blocks, which {type(pipe.generator).__name__} does not have"
         )
-    block = resolution.bit_length() - 3  # 4 px is block 0
-    if resolution != 4 * 2**block or not 0 <= block < len(net.rgbs):
-        sizes = ", ".join(str(4 * 2**k) for k in range(len(net.rgbs)))
+    heights = list(pipe.generator.feature_sizes)
+    if resolution not in heights:
+        sizes = ", ".join(map(str, heights))
         raise ValueError(f"no block of this generator has {resolution} pixels: choose from {sizes}")
-    m = F.interpolate(mask[:, None], size=(resolution, resolution), mode="area")
+    block = heights.index(resolution)
+    m = F.interpolate(mask[:, None], size=pipe.generator.size_at(resolution), mode="area")
     skip: list[Tensor] = []  # accumulated pictures of bases and sources
 
     def blended(x: Tensor) -> Tensor:

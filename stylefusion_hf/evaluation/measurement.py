@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylefusion_hf.core.sizes import size_at
 from stylefusion_hf.imaging.alignment import pose_between
 from stylefusion_hf.imaging.features import layout
 
@@ -42,10 +43,11 @@ def border_width(width: int) -> int:
 
 
 def at_measuring_size(images: Tensor, size: int | None) -> Tensor:
-    """Downsample images (B, C, H, W) to `size` pixels; smaller ones are returned as they are, as are all if None."""
-    if size is None or images.shape[-1] <= size:
+    """Downsample images (B, C, H, W) to a height of `size`; smaller ones, and all if it is None, stay."""
+    if size is None or images.shape[-2] <= size:
         return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    smaller = size_at(size, (images.shape[-2], images.shape[-1]))
+    return F.interpolate(images, size=smaller, mode="bilinear", align_corners=False, antialias=True)
 
 
 # --- Regions ---------------------------------------------------------------------------------------------------------

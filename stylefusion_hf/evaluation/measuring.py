@@ -175,5 +175,5 @@ def agreement(subject: Subject, own: Tensor, labels: Tensor) -> Tensor:
     names = list(subject.pipe.segmenter.config.regions)
     order = [names.index(n) if n in names else -1 for n in subject.ruler.regions]
     judged = torch.tensor(order, device=labels.device)[labels]
-    own = at_measuring_size(own, labels.shape[-1])
+    own = at_measuring_size(own, labels.shape[-2])
     return (own.argmax(dim=1) == judged).float().mean(dim=(1, 2)).cpu()

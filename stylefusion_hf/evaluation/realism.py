@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.core.sizes import describe_size, size_at
 from stylefusion_hf.evaluation.judged import JudgedImages
 from stylefusion_hf.evaluation.measurement import at_measuring_size
 from stylefusion_hf.evaluation.measuring import Subject
@@ -37,6 +38,7 @@ from stylefusion_hf.evaluation.statistics import (
     resamples,
     share_on_manifold,
 )
+from stylefusion_hf.models.style_generator import StyleGenerator
 
 PLAIN_SEED, REAL_START, MAX_COUNT = 6_000_000, 2_000_000, 100_000
 SECOND_DRAW = 60  # of plain samples, beyond those of all regions
@@ -80,31 +82,39 @@ def number_of_kinds(kinds: dict[str, Tensor]) -> Estimate:
     return Estimate.of(torch.stack(logs).mean(dim=0).exp(), counts.shape[1])
 
 
-def real_pictures(source: str, size: int, count: int) -> Callable[[range], Tensor]:
+def real_pictures(source: str, size: tuple[int, int], channels: int, count: int) -> Callable[[range], Tensor]:
     """Return a function from numbers to pictures: rendered `"avatars"`, or a folder that `data.folders` can read.
 
+    size: (height, width).
+
     Raises:
-        ValueError: the folder holds fewer than `count` pictures. ImportError: the extra `train` is not installed.
+        ValueError: the folder holds fewer than `count` pictures, or avatars are to be other than color and square.
+            ImportError: the extra `train` is not installed.
     """
     if source == "avatars":
+        if size[0] != size[1] or channels != 3:
+            raise ValueError(
+                f"--real avatars are squares of 3 channels, this model's pictures {describe_size(size)} of {channels}:"
+                " name a folder, or none"
+            )
         from stylefusion_hf.data.avatars import render_arrays
 
-        arrays, _ = render_arrays(count, size, start=REAL_START)
+        arrays, _ = render_arrays(count, size[0], start=REAL_START)
         return lambda numbers: torch.from_numpy(arrays[list(numbers)]).permute(0, 3, 1, 2).float().div(127.5).sub(1)
     from stylefusion_hf.data.folders import ImageFolder
 
-    folder = ImageFolder(Path(source), size)
+    folder = ImageFolder(Path(source), size, channels=channels)
     if len(folder) < count:
         raise ValueError(f"--real {source} holds {len(folder)} pictures, fewer than --realism-count {count}")
     return lambda numbers: torch.stack([folder[i]["image"] for i in numbers])
 
 
-def check_real(source: str, size: int, count: int) -> None:
+def check_real(source: str, generator: StyleGenerator, count: int) -> None:
     """Raise the errors of `real_pictures` and `realism_rows` before long computations start."""
     if not 10 <= count <= MAX_COUNT:
         raise ValueError(f"realism needs 10 to {MAX_COUNT} pictures per set, got {count}")
     if source != "avatars":
-        real_pictures(source, size, count)
+        real_pictures(source, generator.picture_size, generator.config.img_channels, count)
 
 
 @dataclass
@@ -133,13 +143,14 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
     Raises:
         ValueError: fewer than 10 pictures, or more than 100 000.
     """
-    size = subject.pipe.generator.config.resolution
-    check_real(real or "avatars", size, count)
+    generator = subject.pipe.generator
+    size, channels = generator.picture_size, generator.config.img_channels
+    check_real(real or "avatars", generator, count)
     rendered = real == "avatars"  # of which there is a second set: it shows what equal distributions read
     if rendered:  # all of them are kept in memory
-        size = min(size, subject.ruler.size or size)
+        size = size_at(min(size[0], subject.ruler.size or size[0]), size)
     sets = fused_sets(subject)
-    pictures = real_pictures(real, size, count * (1 + rendered)) if real else plain_set(subject, SECOND_DRAW)
+    pictures = real_pictures(real, size, channels, count * (1 + rendered)) if real else plain_set(subject, SECOND_DRAW)
     if rendered:
         sets["other real pictures"] = lambda numbers: pictures(range(count + numbers.start, count + numbers.stop))
     opinions = judge_pictures(subject, pictures, count, "real")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stylefusion_hf.core import files
+from stylefusion_hf.core.installing import install_command
 from stylefusion_hf.evaluation.statistics import Estimate
 
 # --- Tables ----------------------------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def draw(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("the report's plots need matplotlib: pip install stylefusion-hf[evaluation]") from error
+        raise ImportError(f"the report's plots need matplotlib: {install_command('evaluation')}") from error
     regions = list(swaps or (next(iter(curves.values())) if curves else ()))
     panels = len(regions) * len(axes) * bool(curves) + 2 * bool(swaps) + bool(poses)
     columns = min(3, panels)

@@ -30,6 +30,7 @@ from stylefusion_hf.evaluation.figures import HEADS
 from stylefusion_hf.evaluation.judged import JudgedImages, JudgedPairs, RegionDescription
 from stylefusion_hf.evaluation.measurement import LEAST_DIFFERENCE, MIN_PIXELS, dilate
 from stylefusion_hf.imaging.alignment import (
+    aspect_of,
     fit_similarity,
     inside,
     region_axes,
@@ -92,12 +93,17 @@ class Ruler:
         major axes (which give position, tilt and size). Regions below a thousandth of the picture are left out.
         """
         if one.points is not None and other.points is not None:
-            return (one.points - other.points).norm(dim=-1).mean(dim=1) / 2
+            return self.picture_widths(one.points - other.points, one.images).mean(dim=1)
         ends = [region_axes(x.labels, len(self.regions))[:, self.posing] for x in (one, other)]
         areas = [region_centroids(x.labels, len(self.regions))[1][:, self.posing] for x in (one, other)]
-        either = [(ends[0] - e).norm(dim=-1).mean(dim=-1) for e in (ends[1], ends[1].flip(2))]
-        gap = torch.minimum(*either) / 2
+        either = [self.picture_widths(ends[0] - e, one.labels).mean(dim=-1) for e in (ends[1], ends[1].flip(2))]
+        gap = torch.minimum(*either)
         return gap.masked_fill(torch.minimum(*areas) <= 1e-3, torch.nan).nanmean(dim=1)
+
+    @staticmethod
+    def picture_widths(difference: Tensor, pictures: Tensor) -> Tensor:
+        """Return the length of differences (..., 2) in `affine_grid`'s units as a share of the pictures' width."""
+        return (difference / difference.new_tensor([1.0, aspect_of(pictures)])).norm(dim=-1) / 2
 
     @torch.no_grad()
     def compare(self, base: JudgedImages, source: JudgedImages) -> JudgedPairs:
@@ -113,7 +119,8 @@ class Ruler:
         """Return the warps (B, 2, 3) that align the sources with the targets' poses."""
         if target.points is not None and source.points is not None:
             weight = torch.ones(target.points.shape[:2], device=target.points.device)
-            theta = fit_similarity(target.points, source.points, weight, scale_limit=1.5)
+            wide = aspect_of(target.images)
+            theta = fit_similarity(target.points, source.points, weight, scale_limit=1.5, aspect=wide)
         else:
             theta = core.poses_onto(target.labels, source.labels, self.posing, len(self.regions))
         return theta.to(target.images)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from stylefusion_hf.core.sizes import nearest_heights
 from stylefusion_hf.evaluation import measurement as core
 from stylefusion_hf.evaluation.measurement import distance
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, draw_pairs, style_codes
@@ -141,7 +142,7 @@ class TrainingScore:
         pose: regions that pose is estimated from; None: the moving leaves of the root's first child.
         static: regions that do not move with the pose; None: names that begin with bg or background.
         samples: number of samples for the statistics of the maps and the choice of heads.
-        resolutions: resolutions of the maps.
+        resolutions: resolutions of the maps, or those nearest to them.
         batch: batch size without gradients; None: what `chunk_size` allows, at most 32.
         size: measuring size, to which larger pictures are downsampled; None: `measurement.LARGEST_SIZE`.
 
@@ -162,7 +163,7 @@ class TrainingScore:
         if pipe.segmenter is None:
             raise ValueError("this model has no segmenter, which evaluation needs to locate regions: add segmenter/")
         self.pipe, self.size = pipe, size or core.LARGEST_SIZE
-        self.batch = batch or chunk_size(pipe.generator.config.resolution, 32)
+        self.batch = batch or chunk_size(pipe.generator.mean_side, 32)
         self.regions = list(pipe.segmenter.config.regions)
         tree = pipe.fusion.tree
         if static is None:
@@ -173,6 +174,7 @@ class TrainingScore:
             raise ValueError(f"unknown region {unknown[0]!r}: the segmenter knows {', '.join(self.regions)}")
         self.pose = [self.regions.index(name) for name in pose]
         self.static = torch.tensor([name in static for name in self.regions], device=pipe.generator.device)
+        resolutions = nearest_heights(resolutions, pipe.generator.feature_sizes)
         self.pooled_maps = PooledMaps(self._sample_maps(samples, resolutions), resolutions)
         self.head_weights = self._weigh_heads(samples)  # (R, 3), rows sum to 1
 

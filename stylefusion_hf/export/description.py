@@ -60,6 +60,7 @@ def describe(
         "dtype": "float32",
         "graphs": graphs,
         "resolution": config.resolution,
+        "picture_size": list(generator.picture_size),  # height, width
         "img_channels": config.img_channels,
         "z_dim": config.z_dim,
         "label_dim": config.label_dim,

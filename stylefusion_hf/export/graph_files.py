@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stylefusion_hf.core.installing import install_command
+
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 OPSET = 20  # of ONNX
 FOLDING_LIMIT = 2**31  # bytes of a folded constant
@@ -60,11 +62,10 @@ def check_packages(form: str, checked: bool) -> None:
     if form != "onnx":
         return
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
-        raise ImportError(f"exporting to ONNX needs {' and '.join(missing)}: pip install stylefusion-hf[export]")
+        raise ImportError(f"exporting to ONNX needs {' and '.join(missing)}: {install_command('export')}")
     if checked and importlib.util.find_spec("onnxruntime") is None:
         raise ImportError(
-            "checking the graphs needs onnxruntime: pip install stylefusion-hf[export], or skip the check with"
-            " --no-check"
+            f"checking the graphs needs onnxruntime: {install_command('export')}, or skip the check with --no-check"
         )
 
 

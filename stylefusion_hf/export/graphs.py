@@ -63,9 +63,10 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
     """Return the exportable graphs of a pipeline in float32 on the CPU, by name."""
     generator, fusion, segmenter = pipe.generator, pipe.fusion, pipe.segmenter
     config, nodes, width = generator.config, fusion.tree.nodes, generator.style_dim
-    size = config.resolution
     code = Port("style", (None, width), "packed style codes")
-    images = Port("images", (None, config.img_channels, size, size), "about -1 to 1: clip; channels RGB where three")
+    images = Port(
+        "images", (None, config.img_channels, *generator.picture_size), "about -1 to 1: clip; channels RGB where three"
+    )
 
     def inputs(batch: int) -> tuple[Tensor, ...]:
         labels = torch.eye(config.label_dim or 1)[torch.arange(batch) % (config.label_dim or 1)]
@@ -128,7 +129,11 @@ def graphs(pipe: StyleFusionPipeline) -> dict[str, Graph]:
             "segmenter",
             GraphModule(segmenter.segment, segmenter=segmenter),
             (replace(images, meaning="-1 to 1"),),
-            Port("logits", (None, len(regions), size, size), "a map for each of `regions`; a pixel is the largest's"),
+            Port(
+                "logits",
+                (None, len(regions), *generator.picture_size),
+                "a map for each of `regions`; a pixel is the largest's",
+            ),
             segmenter.segment,
             lambda batch: (generator.synthesis(codes(batch)),),
         )
@@ -210,8 +215,8 @@ def export(
         OSError: the folder cannot be written.
     """
     check_packages(form, checked)
-    out, sources = Path(out), [Path(source) for source in sources]
-    check_target(out, overwrite, sources)
+    out, kept = Path(out), [Path(source) for source in sources]
+    check_target(out, overwrite, kept)
     identity = pipe.model_identity()  # of the original weights, before the cast
     for model in pipe.components.values():
         if isinstance(model, nn.Module):
@@ -221,7 +226,7 @@ def export(
     if missing := [name for name in dict.fromkeys(only or ()) if name not in available]:
         raise ValueError(f"this model has no {', '.join(missing)} to export: it has {', '.join(available)}")
     written = []
-    with replace_folder(out, overwrite, sources) as work:
+    with replace_folder(out, overwrite, kept) as work:
         for name in (bar := tqdm(names, disable=not progress, leave=False)):
             bar.set_description(name)
             written.append(_export_one(available[name], work, form, checked))

@@ -32,6 +32,7 @@ from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.export.recipe_sources import RandomRecipes, RecipeFile, Source
 from stylefusion_hf.export.shards import check_format, shard_path, write_shard
+from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.pipelines.steps import node_settings
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ def render(
         OSError: a file cannot be read or written.
     """
     check_format(kind)
+    check_viewable(pipe.generator.config.img_channels)
     if masks and pipe.segmenter is None:
         raise ValueError("masks need a segmenter, and this model has none: skip them with --no-masks")
     out, identity = Path(out), pipe.model_identity()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stylefusion_hf.core.files import atomic_path
+from stylefusion_hf.core.installing import install_command
 from stylefusion_hf.core.processes import one_line
 
 FORMATS = {"tar": "webdataset", "parquet": "pyarrow"}  # format -> package that writes it
@@ -30,7 +31,7 @@ def check_format(kind: str) -> None:
         __import__(FORMATS[kind])
     except ImportError as error:
         raise ImportError(
-            f"the format {kind} needs the package {FORMATS[kind]}: pip install stylefusion-hf[render]"
+            f"the format {kind} needs the package {FORMATS[kind]}: {install_command('render')}"
         ) from error
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
+from collections.abc import Iterable
 from importlib.resources import as_file, files
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
@@ -19,10 +20,20 @@ from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.progress import is_redirected, quiet_loading, tqdm
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.hub.components import PACKAGE, components_of, list_components, load_own_components
-from stylefusion_hf.models.loading import remove_other_weights, weights_sha256
+from stylefusion_hf.models.hooks import fingerprint, unwrap
+from stylefusion_hf.models.loading import (
+    NO_DISK,
+    StrictModelMixin,
+    check_device_map,
+    remove_other_weights,
+    weights_sha256,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
+
+    from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+    from stylefusion_hf.models.style_generator import StyleGenerator
 else:  # not a subclass, since diffusers accepts only one pipeline class in the file of a custom pipeline
     _Pipeline = object
 
@@ -36,6 +47,22 @@ class HubMixin(_Pipeline):
     diffusers can load it, are neither downloaded nor run.
     """
 
+    if TYPE_CHECKING:  # the components; what is assigned may also be compiled, or a component of the caller's own
+
+        @property
+        def generator(self) -> StyleGenerator: ...
+        @generator.setter
+        def generator(self, value: Any) -> None: ...
+        @property
+        def fusion(self) -> FusionHierarchy: ...
+        @fusion.setter
+        def fusion(self, value: Any) -> None: ...
+
+        segmenter: Any
+        encoder: Any
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """Load a pipeline from a folder or a Hub id; arguments as in diffusers, with safetensors by default.
@@ -45,6 +72,7 @@ class HubMixin(_Pipeline):
             ValueError: valid files that do not fit together, such as a region tree without one of its nets.
         """
         given = check_path(pretrained_model_name_or_path)
+        check_device_map(kwargs.get("device_map"), "dict of components", ("balanced",))
         kwargs.setdefault("use_safetensors", True)
         local = find_model(given)
         folder = local if os.path.isdir(local) else os.fspath(cls.download(given, **kwargs))
@@ -157,7 +185,7 @@ class HubMixin(_Pipeline):
         With `push_to_hub=True` the folder is then uploaded by `publishing.publish` to `repo_id=`, by default a
         repository with the folder's name; further keyword arguments are passed to that function.
         """
-        models = [getattr(module, "_orig_mod", module) for module in self.components.values()]
+        models = [unwrap(module) for module in self.components.values()]
         further = {} if push_to_hub else kwargs
         with without_paths([self, *models]), atomic_folder(save_directory, tidy=remove_other_weights) as work:
             super().save_pretrained(work, safe_serialization, variant, max_shard_size, **further)
@@ -216,6 +244,39 @@ class HubMixin(_Pipeline):
             return tqdm(iterable, total=total, disable=True)
         return super().progress_bar(iterable, total)
 
+    # ------------------------------------------------------------------------------------------------
+    # Offloading.
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; ValueError for components of other packages, which are used without being called."""
+        self._refuse_other_modules("enable_sequential_cpu_offload", ())
+        super().enable_sequential_cpu_offload(*args, **kwargs)
+
+    def enable_group_offload(self, onload_device: Any, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, without streams and disks; ValueError for these, and for components of other packages,
+        which are used without being called, unless they are in `exclude_modules`."""
+        given = signature(super().enable_group_offload).bind(onload_device, *args, **kwargs).arguments
+        excluded = given.get("exclude_modules") or ()
+        excluded = [excluded] if isinstance(excluded, str) else list(excluded)
+        self._refuse_other_modules("enable_group_offload", excluded)
+        if given.get("use_stream"):
+            raise ValueError(
+                "enable_group_offload(use_stream=True) expects every call of a model to use the same layers in the"
+                " same order, which these models' calls do not: leave use_stream out"
+            )
+        if given.get("offload_to_disk_path") is not None:
+            raise ValueError(f"enable_group_offload: {NO_DISK}")
+        super().enable_group_offload(torch.device(onload_device), *args, **kwargs)
+
+    def _refuse_other_modules(self, method: str, excluded: Iterable[str]) -> None:
+        for name, part in self.components.items():
+            is_other = isinstance(part, torch.nn.Module) and not isinstance(unwrap(part), StrictModelMixin)
+            if is_other and name not in excluded:
+                raise ValueError(
+                    f"{method}: the {name} is a {type(part).__name__}, of which only a method is used, and"
+                    " offloading layer by layer acts on calls alone: use enable_model_cpu_offload"
+                )
+
     @property
     def device(self) -> torch.device:
         """The generator's device. (diffusers would use the first component by name, which need not be a module.)"""
@@ -241,11 +302,7 @@ class HubMixin(_Pipeline):
             model: Any = getattr(self, name, None)
             if model is None:
                 continue
-            model = getattr(model, "_orig_mod", model)
-            tensors = list(itertools.chain(model.parameters(), model.buffers()))
-            if any(tensor.is_meta for tensor in tensors):
-                continue  # offloaded, so the weights are not available
-            state = (id(model), *((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors))
+            state = fingerprint(model)
             if name not in known or known[name][0] != state:
                 known[name] = (state, weights_sha256(model))
             hashes[name] = known[name][1]

@@ -18,7 +18,7 @@ FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL 
 
 BODY = """# {name}
 
-[StyleFusion](https://arxiv.org/abs/2107.07437) pictures of {size} x {size} pixels: one latent code for each region
+[StyleFusion](https://arxiv.org/abs/2107.07437) pictures of {width} x {height} pixels: one latent code for each region
 ({leaves}), fused into one harmonious picture by a {generator}.
 
 ![A contact sheet: one region at a time taken from another code]({picture})
@@ -68,7 +68,8 @@ def write_body(pipe: Any, repo: str, report: Mapping[str, Any] | None) -> str:
     ]
     text = BODY.format(
         name=repo.rpartition("/")[2],
-        size=config.resolution,
+        width=pipe.generator.picture_size[1],
+        height=pipe.generator.picture_size[0],
         generator=type(pipe.generator).__name__.removesuffix("Generator"),
         leaves=", ".join(tree.leaves),
         picture=PICTURE,

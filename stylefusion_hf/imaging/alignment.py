@@ -2,6 +2,9 @@
 
 All functions are pure and batched. Label maps are (B, H, W) integers, images (B, 3, H, W) in [-1, 1]; coordinates are
 in `affine_grid`'s units, -1 to 1 from edge to edge.
+
+In a rectangle these units are longer on one axis than on the other, where a rotation of the picture is none of the
+coordinates. `aspect`, the width divided by the height, says by how much.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -57,25 +60,31 @@ def region_axes(labels: Tensor, num_regions: int) -> Tensor:
     products = torch.stack([grid[:, 0] ** 2, grid[:, 1] ** 2, grid[:, 0] * grid[:, 1]], dim=1)
     mean = torch.einsum("bpr,pc->brc", masks, products) / masks.sum(dim=1).clamp_min(1)[..., None]
     x, y = centroid.unbind(dim=-1)
-    xx, yy, xy = mean[..., 0] - x * x, mean[..., 1] - y * y, mean[..., 2] - x * y
+    wide = aspect_of(labels)  # the axes are those of the picture, not of its coordinates
+    xx, yy, xy = (mean[..., 0] - x * x) * wide**2, mean[..., 1] - y * y, (mean[..., 2] - x * y) * wide
     angle = torch.atan2(2 * xy, xx - yy) / 2
     longest = (xx + yy) / 2 + torch.hypot((xx - yy) / 2, xy)
-    half = torch.stack([angle.cos(), angle.sin()], dim=-1) * longest.clamp_min(0).sqrt()[..., None]
+    half = torch.stack([angle.cos() / wide, angle.sin()], dim=-1) * longest.clamp_min(0).sqrt()[..., None]
     return torch.stack([centroid - half, centroid + half], dim=2)
 
 
-def fit_similarity(target: Tensor, source: Tensor, weight: Tensor, scale_limit: float = 1.15) -> Tensor:
+def fit_similarity(
+    target: Tensor, source: Tensor, weight: Tensor, scale_limit: float = 1.15, aspect: float = 1.0
+) -> Tensor:
     """Similarities that take points of `target` to those of `source`, by least squares (Umeyama, 1991, in 2-D).
 
     Args:
         target, source: (B, P, 2).
         weight: (B, P), not negative; a point without weight counts for nothing.
         scale_limit: scales are kept between 1 / limit and limit.
+        aspect: of the pictures.
 
     Returns:
         (B, 2, 3) matrices as `F.affine_grid` takes them: they sample the source's image at the target's place. With
         one point or none with weight a translation or the identity.
     """
+    square = target.new_tensor([aspect, 1.0])  # brings both axes to one unit
+    target, source = target * square, source * square
     total = weight.sum(dim=1, keepdim=True).clamp_min(1e-8)[..., None]
     w = weight[..., None]
     mean_t, mean_s = (w * target).sum(1, keepdim=True) / total, (w * source).sum(1, keepdim=True) / total
@@ -92,21 +101,30 @@ def fit_similarity(target: Tensor, source: Tensor, weight: Tensor, scale_limit: 
     a, b = real * factor, imag * factor
     rotation = torch.stack([torch.stack([a, -b], -1), torch.stack([b, a], -1)], dim=1)
     shift = mean_s.squeeze(1) - torch.einsum("bij,bj->bi", rotation, mean_t.squeeze(1))
-    return torch.cat([rotation, shift[..., None]], dim=2)
+    rotation = rotation * square / square[:, None]
+    return torch.cat([rotation, (shift / square)[..., None]], dim=2)
 
 
 def pose_between(target_labels: Tensor, source_labels: Tensor, pose_regions: list[int], num_regions: int) -> Tensor:
     """(B, 2, 3): how to sample the sources so that their `pose_regions` lie where the targets' do."""
     target, source = (region_centroids(labels, num_regions) for labels in (target_labels, source_labels))
-    return pose_between_centroids(*target, *source, pose_regions)
+    return pose_between_centroids(*target, *source, pose_regions, aspect_of(target_labels))
 
 
-def pose_between_centroids(ct: Tensor, at: Tensor, cs: Tensor, as_: Tensor, pose_regions: Sequence[int]) -> Tensor:
+def aspect_of(pictures: Tensor) -> float:
+    """Width divided by height of pictures or maps (..., H, W)."""
+    return pictures.shape[-1] / pictures.shape[-2]
+
+
+def pose_between_centroids(
+    ct: Tensor, at: Tensor, cs: Tensor, as_: Tensor, pose_regions: Sequence[int], aspect: float = 1.0
+) -> Tensor:
     """`pose_between` for centroids (B, R, 2) and areas (B, R) that are known already: targets', then sources'."""
     # A small region's centroid says where it is; a large one's also says what hides part of it. Fewer than a
     # thousandth of the pixels say nothing.
     seen, area = torch.minimum(at, as_)[:, pose_regions] > 1e-3, torch.maximum(at, as_)[:, pose_regions]
-    return fit_similarity(ct[:, pose_regions], cs[:, pose_regions], seen / area.clamp_min(1e-3))
+    weight = seen / area.clamp_min(1e-3)
+    return fit_similarity(ct[:, pose_regions], cs[:, pose_regions], weight, aspect=aspect)
 
 
 def warp(x: Tensor, theta: Tensor, mode: str = "bilinear") -> Tensor:

@@ -21,6 +21,8 @@ import numpy as np
 from PIL import Image
 
 from stylefusion_hf.core.files import PARTIAL, error_about, flush
+from stylefusion_hf.core.installing import install_command
+from stylefusion_hf.imaging.modes import MODES, keep_transparency, put_on_white
 
 SUFFIXES = (".gif", ".webp", ".mp4")
 NUMBER = re.compile(r"%(?:0(\d))?d")  # the frame's number in a pattern such as frames/hair-%03d.png
@@ -44,7 +46,8 @@ def write_animation(path: str | os.PathLike[str], frames: Iterable[Image.Image],
     Args:
         path: `.gif` (256 colors per frame), `.webp` (lossless), `.mp4` (H.264; needs the extra `video`), a folder for
             0000.png, 0001.png, ..., or a pattern of PNG files such as `frames/hair-%03d.png`.
-        frames: pictures of the same size, at least one.
+        frames: pictures of the same size, at least one. PNG and WebP keep their transparency; GIF and MP4 have none,
+            so there they are put on white.
         fps: frames per second, 0.1 to 120, in a GIF up to 50; ignored for PNG files. GIF and WebP loop forever.
 
     Returns:
@@ -63,7 +66,7 @@ def write_animation(path: str | os.PathLike[str], frames: Iterable[Image.Image],
             for frame in frames:
                 if frame.size != (size := size or frame.size):
                     raise ValueError(f"frame {count} has {frame.size} pixels, those before it {size}: use one size")
-                writer.add(frame.convert("RGB"))
+                writer.add(frame)
                 count += 1
         finally:
             writer.close()
@@ -185,6 +188,7 @@ class PngWriter:
 
     def add(self, frame: Image.Image) -> None:
         """Write a frame."""
+        frame = frame if frame.mode in MODES.values() else keep_transparency(frame)
         name = NUMBER.sub(lambda found: str(self.count).zfill(int(found[1] or 0)), self.pattern.name)
         frame.save(self.pattern.parent / name, compress_level=1 if is_large(frame) else 6)
         self.count += 1
@@ -202,7 +206,7 @@ class GifWriter:
     def add(self, frame: Image.Image) -> None:
         """Write a frame, which replaces the one before."""
         # No dithering, which would flicker in still areas; no interlacing, which would reorder the rows.
-        colours = frame.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        colours = put_on_white(frame).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         buffer = io.BytesIO()
         colours.save(buffer, format="GIF", optimize=False, interlace=0)
         table, pixels = _gif_parts(buffer.getvalue())
@@ -246,28 +250,31 @@ class WebPWriter:
 
     def __init__(self, path: Path, fps: float):
         self.file: BinaryIO = path.open("wb")
-        self.fps, self.count = fps, 0
+        self.fps, self.count, self.transparent = fps, 0, False
 
     def add(self, frame: Image.Image) -> None:
         """Write a frame, which replaces the one before."""
-        buffer = io.BytesIO()
+        buffer, frame = io.BytesIO(), keep_transparency(frame)
+        self.transparent |= frame.mode == "RGBA"
         effort = {"method": 0, "quality": 0} if is_large(frame) else {}  # of the compression: all are lossless
-        frame.save(buffer, format="WEBP", lossless=True, **effort)
+        frame.save(buffer, format="WEBP", lossless=True, exact=True, **effort)  # exact: under transparency too
         size = b"".join((side - 1).to_bytes(3, "little") for side in frame.size)
         if self.count == 0:
             self.file.write(b"RIFF\x00\x00\x00\x00WEBP")  # the length is filled in by close()
-            self._chunk(b"VP8X", b"\x02\x00\x00\x00" + size)  # an animation, without transparency
+            self._chunk(b"VP8X", b"\x02\x00\x00\x00" + size)  # an animation
             self._chunk(b"ANIM", bytes(6))  # no background, loop forever
         time = _time(self.count, self.fps, 1000).to_bytes(3, "little")
         self._chunk(b"ANMF", bytes(6) + size + time + b"\x02" + _webp_picture(buffer.getvalue()))  # 2: do not blend
         self.count += 1
 
     def close(self) -> None:
-        """Write the file's length into its header."""
+        """Write the file's length, and whether it has transparency, into its header."""
         length = self.file.tell() - 8
         if self.count:
             self.file.seek(4)
             self.file.write(struct.pack("<I", length))
+            self.file.seek(20)
+            self.file.write(b"\x12" if self.transparent else b"\x02")
         self.file.close()
 
     def _chunk(self, name: bytes, content: bytes) -> None:
@@ -293,7 +300,7 @@ class Mp4Writer:
 
     def add(self, frame: Image.Image) -> None:
         """Send a frame to ffmpeg; odd sides get one more row or column, since H.264 subsamples colors by two."""
-        pixels = np.asarray(frame)
+        pixels = np.asarray(put_on_white(frame))
         pixels = np.pad(pixels, ((0, frame.height % 2), (0, frame.width % 2), (0, 0)), mode="edge")
         if self.sink is None:
             size = (pixels.shape[1], pixels.shape[0])
@@ -313,5 +320,5 @@ def _ffmpeg() -> Any:
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise ImportError("MP4 needs imageio-ffmpeg: pip install 'stylefusion-hf[video]', or write .webp") from error
+        raise ImportError(f"MP4 needs imageio-ffmpeg: {install_command('video')}, or write .webp") from error
     return imageio_ffmpeg

@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from stylefusion_hf.imaging.modes import MODES, to_picture
 from stylefusion_hf.imaging.picture_headers import MAX_PIXELS, TOO_LARGE
 
 if TYPE_CHECKING:
     import torch
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> mode
-
 
 def array_images(array: Any, name: str = "the image") -> list[Image.Image]:
-    """Convert an array of one or more pictures to PIL images of mode L, RGB or RGBA.
+    """Convert an array of one or more pictures to PIL images of mode L, LA, RGB or RGBA.
 
     Args:
-        array: uint8, or floats in [0, 1], which are rounded to 8 bits; (H, W), (H, W, C) or (N, H, W, C) with 1, 3 or
-            4 channels.
+        array: uint8, or floats in [0, 1], which are rounded to 8 bits; (H, W), (H, W, C) or (N, H, W, C) with 1 to 4
+            channels.
         name: its name in errors.
 
     Raises:
@@ -40,7 +39,7 @@ def array_images(array: Any, name: str = "the image") -> list[Image.Image]:
     batch = flat[None] if flat.ndim == 3 else flat
     if batch.ndim != 4 or batch.shape[-1] not in MODES or not batch.size or not (floats or array.dtype == np.uint8):
         raise ValueError(
-            f"{name}: a picture as an array has the shape (height, width, 3), or 1 or 4 channels, or none, and the"
+            f"{name}: a picture as an array has the shape (height, width, 3), or 1, 2 or 4 channels, or none, and the"
             f" type uint8, or float with numbers from 0 to 1; got {shape} of {array.dtype}"
         )
     if batch[0].size > 4 * MAX_PIXELS:
@@ -53,11 +52,11 @@ def array_images(array: Any, name: str = "the image") -> list[Image.Image]:
                 f" {largest:.3g}: convert -1 to 1 with (x + 1) / 2, bytes with x / 255"
             )
         batch = np.round(batch * 255).astype(np.uint8)
-    return [Image.fromarray(np.ascontiguousarray(p[..., 0] if p.shape[-1] == 1 else p)) for p in np.asarray(batch)]
+    return [to_picture(pixels) for pixels in np.asarray(batch)]
 
 
 def pixels_to_tensor(image: Image.Image) -> torch.Tensor:
-    """Convert an image of mode RGB, L or RGBA to (channels, height, width), float32 in [-1, 1]."""
+    """Convert an image of mode RGB, L, RGBA or LA to (channels, height, width), float32 in [-1, 1]."""
     import numpy as np
     import torch
 

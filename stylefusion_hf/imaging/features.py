@@ -55,7 +55,7 @@ def texture(images: Tensor, weight: Tensor, cells: int = 8, floor: float = 0.05,
     x, w = images, weight.to(images.dtype)[:, None]
     taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=x.device, dtype=x.dtype) / 16
     blur = torch.outer(taps, taps).expand(x.shape[1], 1, 5, 5)
-    for level in range(max(1, (x.shape[-1] // smallest).bit_length())):
+    for level in range(max(1, (min(x.shape[-2:]) // smallest).bit_length())):
         if level:
             x, w = F.avg_pool2d(x, 2), F.avg_pool2d(w, 2)
         inner = core(w[:, 0])[:, None]
@@ -74,8 +74,10 @@ def layout(weight: Tensor, cells: int = 8) -> Tensor:
 
     The cells are twice as wide as their distance, so that a small shift changes little.
     """
-    side = max(1, weight.shape[-1] // cells)
-    soft = F.avg_pool2d(weight.float(), 2 * side, stride=side, padding=side // 2, count_include_pad=False)
+    down, across = (max(1, side // cells) for side in weight.shape[-2:])
+    soft = F.avg_pool2d(
+        weight.float(), (2 * down, 2 * across), (down, across), (down // 2, across // 2), count_include_pad=False
+    )
     return soft.flatten(-2)
 
 

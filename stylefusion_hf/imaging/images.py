@@ -18,7 +18,8 @@ from PIL import Image, UnidentifiedImageError
 
 from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.regular_files import open_regular
-from stylefusion_hf.imaging.arrays import MODES, array_images, pixels_to_tensor
+from stylefusion_hf.imaging.arrays import array_images, pixels_to_tensor
+from stylefusion_hf.imaging.modes import ALPHA, MODES, put_on_white
 from stylefusion_hf.imaging.picture_headers import (
     MAX_PIXELS,
     MIN_SIDE,
@@ -29,7 +30,7 @@ from stylefusion_hf.imaging.picture_headers import (
     is_16_bit,
     orientation,
 )
-from stylefusion_hf.imaging.squares import MAX_UPSCALING, Fit, fit_square, resize_middle
+from stylefusion_hf.imaging.squares import MAX_UPSCALING, Fit, Size, fit_picture, fit_square, resize_middle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ __all__ = [
     "Fit",
     "array_images",
     "check_image",
+    "fit_picture",
     "fit_square",
     "image_size",
     "open_image",
@@ -77,7 +79,7 @@ def open_image(path: str | os.PathLike[str], channels: int = 3) -> Image.Image:
 
     Args:
         path: a PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or PPM file (HEIF with a Pillow plug-in).
-        channels: 3 for mode RGB, 1 for L, 4 for RGBA.
+        channels: 3 for mode RGB, 1 for L, 4 for RGBA, 2 for LA.
 
     Returns:
         An image as from `check_image`.
@@ -132,13 +134,13 @@ def open_labels(path: str | os.PathLike[str], shape: tuple[int, int] | None = No
 def check_image(image: Image.Image | np.ndarray, name: str = "the image", channels: int = 3) -> Image.Image:
     """Return an upright image with 8 bits per channel.
 
-    The EXIF orientation is applied. Transparent pixels are composited on white, unless 4 channels are requested;
-    16-bit gray is scaled to 8 bits; palette, gray, 1-bit, CMYK, YCbCr and HSV are converted.
+    The EXIF orientation is applied. Transparent pixels are composited on white, unless 2 or 4 channels are
+    requested; 16-bit gray is scaled to 8 bits; palette, gray, 1-bit, CMYK, YCbCr and HSV are converted.
 
     Args:
         image: any PIL image, decoded or not (it is not modified), or an array of one picture as in `array_images`.
         name: its name in errors.
-        channels: 3 for mode RGB, 1 for L, 4 for RGBA.
+        channels: 3 for mode RGB, 1 for L, 4 for RGBA, 2 for LA.
 
     Raises:
         ValueError: several frames or pages, more than MAX_PIXELS (known from the header, before decoding), a side
@@ -146,7 +148,10 @@ def check_image(image: Image.Image | np.ndarray, name: str = "the image", channe
         OSError: it cannot be decoded completely.
     """
     if channels not in MODES:
-        raise ValueError(f"channels must be 3 (color), 1 (gray) or 4 (color and alpha), got {channels}")
+        raise ValueError(
+            f"channels must be 3 (color), 1 (gray), 4 (color and alpha) or 2 (gray and alpha), got {channels}: a model"
+            " with other img_channels takes no image files, only tensors"
+        )
     if not isinstance(image, Image.Image):
         images = array_images(image, name)
         if len(images) != 1:
@@ -159,9 +164,7 @@ def check_image(image: Image.Image | np.ndarray, name: str = "the image", channe
         picture = _to_8_bits(image)
         turned = picture.copy() if turn is None else picture.transpose(turn)
         if turned.has_transparency_data:
-            turned = turned.convert("RGBA")
-            if channels != 4:
-                turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
+            turned = turned.convert("RGBA") if channels in ALPHA else put_on_white(turned)
         picture = turned.convert(MODES[channels])
         for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):  # stale orientation
             picture.info.pop(key, None)
@@ -245,22 +248,22 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 def to_tensor(
     images: Sequence[Image.Image],
-    resolution: int,
+    resolution: Size,
     channels: int = 3,
     fit: Fit = "refuse",
     names: Sequence[str] | None = None,
 ) -> torch.Tensor:
-    """Convert PIL images to a batch (B, channels, resolution, resolution), float32 in [-1, 1].
+    """Convert PIL images to a batch (B, channels, height, width), float32 in [-1, 1].
 
     Args:
-        images: at least one; `check_image` and `fit_square` are applied to each.
-        resolution: the model's resolution in pixels.
-        channels: 3, 1 or 4.
-        fit: as in `fit_square`.
+        images: at least one; `check_image` and `fit_picture` are applied to each.
+        resolution: side of the model's pictures in pixels, or (height, width).
+        channels: 3, 1, 4 or 2.
+        fit: as in `fit_picture`.
         names: their names in errors, one per image; None for `images[0]`, `images[1]`, ...
 
     Raises:
-        ValueError, OSError: as in `check_image` and `fit_square`; also no image, or another number of names.
+        ValueError, OSError: as in `check_image` and `fit_picture`; also no image, or another number of names.
 
     Example:
         >>> from PIL import Image
@@ -277,7 +280,7 @@ def to_tensor(
         raise ValueError(f"{len(names)} names were given for {len(images)} images: give one per image")
     batch = []
     for image, name in zip(images, names, strict=True):
-        fitted = fit_square(check_image(image, name, channels), resolution, fit, name)
+        fitted = fit_picture(check_image(image, name, channels), resolution, fit, name)
         batch.append(pixels_to_tensor(fitted))
     return torch.stack(batch)
 

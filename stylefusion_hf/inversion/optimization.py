@@ -10,8 +10,7 @@ Each picture is optimized independently: its code, best step and stopping do not
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylefusion_hf.core.sizes import size_at
 from stylefusion_hf.imaging.features import map_distance
+from stylefusion_hf.models.hooks import plain_copy, run_eagerly
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.style_generator import StyleGenerator
@@ -76,9 +77,10 @@ class Objective:
         return len(self.targets)
 
     def at_size(self, size: int) -> Objective:
-        """Return this objective for pictures of `size` px: targets and pixel weights are averaged to that size."""
-        weight = None if self.weight is None else F.adaptive_avg_pool2d(self.weight, size)
-        targets = F.adaptive_avg_pool2d(self.targets, size)
+        """Return this objective for pictures of a height of `size` px, to which targets and weights are averaged."""
+        smaller = size_at(size, (self.targets.shape[-2], self.targets.shape[-1]))
+        weight = None if self.weight is None else F.adaptive_avg_pool2d(self.weight, smaller)
+        targets = F.adaptive_avg_pool2d(self.targets, smaller)
         return Objective(self.maps, targets, weight, self.pixel_weight, self.feature_weight)
 
     def __call__(self, images: Tensor, chosen: Tensor | slice = slice(None)) -> Tensor:
@@ -126,7 +128,8 @@ class CodePrior:
         if config.label_dim:
             labels = F.one_hot(torch.randint(config.label_dim, (samples,), generator=draw), config.label_dim)
             labels = labels.to(generator.w_avg)
-        w = generator.mapping(z.to(generator.w_avg), labels)
+        with run_eagerly(generator):
+            w = generator(z.to(generator.w_avg), labels, output="w", return_dict=False)[0]
         # s is affine in w, so its moments follow from those of w; the codes themselves would take hundreds of MB.
         affine = generator.affine_weight * generator.affine_gain
         s_mean = generator.to_style(w.mean(0, keepdim=True))[0]
@@ -228,8 +231,10 @@ def optimize(
         with torch.inference_mode(False), torch.enable_grad():
             x = x.clone().requires_grad_()
             codes = mean + deviation * x
-            s = codes if space == "s" else generator.to_style(codes)
-            loss = objective(generator.synthesis(s, noise_mode=noise_mode, up_to=up_to), active)
+            with run_eagerly(generator):
+                s = codes if space == "s" else generator.to_style(codes)
+            images = generator(s, latent_type="s", noise_mode=noise_mode, up_to=up_to, return_dict=False)[0]
+            loss = objective(images, active)
             loss = loss + prior_weight * prior.distance(codes, space)
             if not bool(loss.isfinite().all()):
                 raise FloatingPointError(
@@ -285,7 +290,7 @@ def tune(
     locality_weight: float = 0.1,
     batch_size: int = 4,
     noise_mode: str = "none",
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     on_step: Callable[[int, Tensor], Any] | None = None,
 ) -> StyleGenerator:
     """Tune a copy of the generator so that its pictures at the pivots approach their targets: pivotal tuning (Roich et
@@ -301,30 +306,37 @@ def tune(
         objective: objective of the B pictures.
         steps: Adam steps, cycling through the pictures `batch_size` at a time.
         locality_weight: weight of the squared error and feature distance to the original's pictures.
-        seed: seed of the random codes.
+        seed: seed of the random codes; a list has one per pivot, whose draws are then its own.
         on_step: called after each step with its losses.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
+
+    def pictures(network: StyleGenerator, s: Tensor) -> Tensor:
+        return network(s, latent_type="s", noise_mode=noise_mode, return_dict=False)[0]
+
     with torch.inference_mode(False), torch.enable_grad():
-        tuned = copy.deepcopy(generator).requires_grad_(False)
+        tuned = plain_copy(generator).requires_grad_(False)
         tuned.synthesis.requires_grad_(True)
         optimizer = torch.optim.Adam(tuned.synthesis.parameters(), lr=learning_rate)
-        draw, count = torch.Generator().manual_seed(seed), len(pivots)
+        count = len(pivots)
+        shared = torch.Generator().manual_seed(seed) if isinstance(seed, int) else None
+        own = [] if isinstance(seed, int) else [torch.Generator().manual_seed(each) for each in seed]
         pivots = pivots.clone()  # they may be inference tensors
         size = min(batch_size, count)
         for step in range(steps):
             chosen = (torch.arange(size) + step * size) % count
             chosen = chosen.to(pivots.device)
-            loss = objective(tuned.synthesis(pivots[chosen], noise_mode=noise_mode), chosen)
+            loss = objective(pictures(tuned, pivots[chosen]), chosen)
             total = loss.mean()
             if locality_weight:
-                others = interpolate_randomly(generator, pivots[chosen], draw)
+                draws = [own[k] for k in chosen.tolist()] if shared is None else shared
+                others = interpolate_randomly(generator, pivots[chosen], draws)
                 with torch.no_grad():
-                    originals = generator.synthesis(others, noise_mode=noise_mode)
+                    originals = pictures(generator, others)
                 locality = Objective(objective.maps, originals, None, objective.pixel_weight, objective.feature_weight)
-                total = total + locality_weight * locality(tuned.synthesis(others, noise_mode=noise_mode)).mean()
+                total = total + locality_weight * locality(pictures(tuned, others)).mean()
             if not bool(total.isfinite()):
                 raise FloatingPointError(
                     f"the loss is not finite after {step} steps of tuning: lower its learning rate, {learning_rate}"
@@ -341,13 +353,23 @@ def tune(
 
 
 @torch.no_grad()
-def interpolate_randomly(generator: StyleGenerator, pivots: Tensor, draw: torch.Generator) -> Tensor:
-    """Return style codes (B, S), each at a random position between a pivot and a random code."""
+def interpolate_randomly(
+    generator: StyleGenerator, pivots: Tensor, draw: torch.Generator | Sequence[torch.Generator]
+) -> Tensor:
+    """Return style codes (B, S), each at a random position between a pivot and a random code.
+
+    draw: draws for all of them, or one for each.
+    """
     config, count = generator.config, len(pivots)
-    labels = None
-    if config.label_dim:
-        labels = F.one_hot(torch.randint(config.label_dim, (count,), generator=draw), config.label_dim).to(pivots)
-    z = torch.randn(count, config.z_dim, generator=draw).to(pivots)
-    other = generator.to_style(generator.truncate(generator.mapping(z, labels), config.truncation_psi))
-    share = torch.rand(count, 1, generator=draw).to(pivots)
-    return pivots + share * (other - pivots)
+    sources = [(draw, count)] if isinstance(draw, torch.Generator) else [(each, 1) for each in draw]
+    labels, zs, shares = [], [], []
+    for source, n in sources:
+        if config.label_dim:
+            labels.append(torch.randint(config.label_dim, (n,), generator=source))
+        zs.append(torch.randn(n, config.z_dim, generator=source))
+        shares.append(torch.rand(n, 1, generator=source))
+    classes = F.one_hot(torch.cat(labels), config.label_dim).to(pivots) if labels else None
+    with run_eagerly(generator):
+        z = torch.cat(zs).to(pivots)
+        other = generator(z, classes, "z", config.truncation_psi, output="s", return_dict=False)[0]
+    return pivots + torch.cat(shares).to(pivots) * (other - pivots)

@@ -49,10 +49,14 @@ def find_preview(
     if not sizes:
         return None
     s = generator.to_style(generator.w_avg[None]).to(generator.dtype)
-    picture = generator.synthesis(s, noise_mode=noise_mode).float()
+
+    def draw(size: int | None = None) -> Tensor:
+        return generator(s, latent_type="s", noise_mode=noise_mode, up_to=size, return_dict=False)[0].float()
+
+    picture = draw()
     for size in sorted(sizes, reverse=True):
-        target = F.adaptive_avg_pool2d(picture, size)
-        error = (generator.synthesis(s, noise_mode=noise_mode, up_to=size).float() - target).square().mean()
+        target = F.adaptive_avg_pool2d(picture, generator.size_at(size))
+        error = (draw(size) - target).square().mean()
         if error <= RESEMBLES * target.var():
             return size
     return None
@@ -125,5 +129,5 @@ def full_loss(
 ) -> Tensor:
     """Return the objective (B,) of the codes' full pictures, made one at a time."""
     style = codes if space == "s" else generator.to_style(codes)
-    images = (generator.synthesis(s, noise_mode=noise_mode) for s in style.split(1))
+    images = (generator(s, latent_type="s", noise_mode=noise_mode, return_dict=False)[0] for s in style.split(1))
     return torch.cat([objective(image, slice(k, k + 1)) for k, image in enumerate(images)])

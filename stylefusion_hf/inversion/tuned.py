@@ -20,7 +20,7 @@ DIGITS = 16  # of the sha256, in a folder's name
 def save_tuned(generator: StyleGenerator, folder: str | os.PathLike[str]) -> Path:
     """Save a tuned generator below `folder` and return its folder; an existing one is written again."""
     path = Path(folder, f"generator-{weights_sha256(generator)[:DIGITS]}")
-    generator.save_pretrained(path)  # type: ignore[call-arg, arg-type]  # mypy does not see through its wraps
+    generator.save_pretrained(path)
     return path
 
 

@@ -1,7 +1,8 @@
 """Checks of untrusted model configs: every value is validated before a layer is built from it.
 
 A model's config is its constructor's arguments, so both are checked in one place against the constructor's
-annotations: put `@checked_config` under diffusers' `@register_to_config`.
+annotations: put `@checked_config` under diffusers' `@register_to_config`, which is here with a type that keeps the
+constructor's.
 """
 
 from __future__ import annotations
@@ -11,13 +12,22 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from diffusers.configuration_utils import FrozenDict
 
 from stylefusion_hf.core.checks import check_count, check_flag, check_number, short
 
+__all__ = ["checked_config", "positive", "register_to_config"]
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+if TYPE_CHECKING:
+
+    def register_to_config(init: F) -> F: ...
+else:
+    from diffusers.configuration_utils import register_to_config
 
 MAX_SIZE = 2**16  # of a width or another size
 MAX_LAYERS = 1024  # of a count: layers, repetitions, list entries
@@ -81,3 +91,9 @@ def positive(**numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and not (number > 0 and math.isfinite(number)):
             raise ValueError(f"{name} must be above 0, got {short(number)}")
+
+
+def drop_empty(model: Any, *names: str) -> None:
+    """Remove entries that are None from a model's config, so that models without them are saved as before."""
+    kept = {name: value for name, value in model.config.items() if name not in names or value is not None}
+    model._internal_dict = FrozenDict(kept)

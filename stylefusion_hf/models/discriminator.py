@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.core.sizes import size_at
+from stylefusion_hf.models.config_checks import checked_config, drop_empty, positive, register_to_config
 from stylefusion_hf.models.layers import (
     EqualizedConv,
     EqualizedLinear,
@@ -64,7 +65,7 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
     """Images (B, C, H, W) in [-1, 1] -> logits (B, 1).
 
     Args:
-        resolution: a power of two from 8.
+        resolution: height of the images, and their width unless `base_size` says otherwise; a power of two from 8.
         channels: one count per block, from 4 x 4 up; None for NVIDIA's schedule with `channel_base` 32768, at most
             512.
         label_dim: size of the class-label vector; 0 for an unconditional model.
@@ -77,9 +78,10 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         input_skips: how many of the largest blocks are followed by a fromRGB layer of the image at their output's
             resolution (the "input skips" of the paper's figure 7). Growing to twice the resolution adds one.
         mapping_width, mapping_embed_dim: widths of that MLP's hidden layers and input; None for the projection's.
+        base_size: (height, width) of the smallest features, as in `StyleGAN2Generator`; None for 4 x 4.
 
     Raises:
-        ValueError: the resolution is not a power of two, or other numbers do not fit it.
+        ValueError: the resolution is not a power of two (times the base's height), or other numbers do not fit it.
     """
 
     @register_to_config
@@ -98,11 +100,15 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         input_skips: int = 0,
         mapping_width: int | None = None,
         mapping_embed_dim: int | None = None,
+        base_size: Sequence[int] | None = None,
     ):
         super().__init__()
-        channels = check_channels(channel_schedule(resolution) if channels is None else channels, resolution)
-        if resolution < 8:
-            raise ValueError(f"a discriminator needs a resolution of at least 8, got {resolution}")
+        base_size = None if list(base_size or ()) == [4, 4] else base_size
+        schedule = channel_schedule(resolution, base_size=base_size) if channels is None else channels
+        channels = check_channels(schedule, resolution, base_size)
+        if len(channels) < 2:
+            least = 2 * (base_size or (4,))[0]
+            raise ValueError(f"a discriminator needs a resolution of at least {least}, got {resolution}")
         if mbstd_channels < 0 or mbstd_group_size < 1 or (mbstd_channels and channels[0] % mbstd_channels):
             raise ValueError(
                 f"mbstd_channels must be 0 or divide the {channels[0]} channels at 4 x 4, and mbstd_group_size must be"
@@ -112,7 +118,8 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         positive(mapping_width=mapping_width, mapping_embed_dim=mapping_embed_dim)
         if not 0 <= input_skips <= len(channels) - 1:
             raise ValueError(f"input_skips must be from 0 to {len(channels) - 1} (the blocks), got {input_skips}")
-        self.register_to_config(channels=channels)
+        self.register_to_config(channels=channels, base_size=base_size)
+        drop_empty(self, "base_size")  # so that configs of squares stay as they were
         c4 = channels[0]
         embed = label_embed_dim or c4
         self.fromrgb = EqualizedConv(img_channels, channels[-1], 1, clamp=conv_clamp)
@@ -125,14 +132,15 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         widths = {"width": mapping_width or embed, "embed_dim": mapping_embed_dim or embed}
         self.mapping = MappingNetwork(0, label_dim, embed, mapping_layers, **widths) if label_dim else None
         self.conv = EqualizedConv(c4 + mbstd_channels, c4, 3, clamp=conv_clamp)
-        self.fc = EqualizedLinear(c4 * 16, c4, act="lrelu")
+        self.fc = EqualizedLinear(c4 * math.prod(base_size or (4, 4)), c4, act="lrelu")
         self.out = EqualizedLinear(c4, embed if label_dim else 1)
 
     def forward(
         self, images: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
     ) -> DiscriminatorOutput | tuple:
         """`logits` (B, 1). ValueError if the images have another shape than the model's."""
-        expected = (self.config.img_channels, self.config.resolution, self.config.resolution)
+        size = size_at(self.config.resolution, self.config.get("base_size") or (4, 4))
+        expected = (self.config.img_channels, *size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
@@ -205,7 +213,8 @@ class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
         block_resolutions(resolution)
         positive(width=width, mbstd_group_size=mbstd_group_size)
         self.frozen = RegionSegmenter(**dict(network or {}))
-        self.frozen.up, self.frozen.head = nn.ModuleList(), nn.Identity()  # features need no decoder
+        self.frozen.up = nn.ModuleList()  # features need no decoder
+        self.frozen.head = nn.Identity()  # type: ignore[assignment]
         turn_into_buffers(self.frozen)
         sizes = {k: resolution >> k for k in range(1, len(self.frozen.down)) if resolution >> k >= 4}
         if not sizes:

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
 from stylefusion_hf.models.layers import to_fast_layout
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.segmenter import ConvBlock
@@ -85,6 +85,9 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return w+ codes (B, num_ws, w_dim) for images (B, 3, H, W) in [-1, 1]; ValueError for other shapes."""
+        return self(images, return_dict=False)[0]
+
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
         config = self.config
         if images.ndim != 4 or images.shape[1] != config.img_channels:
             raise ValueError(f"expected images (batch, {config.img_channels}, H, W), got {tuple(images.shape)}")
@@ -107,7 +110,7 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
 
     def forward(self, images: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple:
         """Return `latents`: w+ (B, num_ws, w_dim) of images (B, 3, H, W) in [-1, 1]."""
-        latents = self.encode(images)
+        latents = self._encode(images)
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
 

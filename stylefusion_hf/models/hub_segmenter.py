@@ -8,13 +8,13 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from torch.utils.checkpoint import checkpoint
 
 from stylefusion_hf.core.checks import check_choice, check_path, short
 from stylefusion_hf.core.hub_files import is_hub_id, snapshot, weight_patterns
 from stylefusion_hf.core.region_mapping import RegionMap
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
 from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.segmenter import SegmenterOutput
@@ -151,6 +151,9 @@ class HubSegmenter(StrictModelMixin, ConfigMixin):
 
     def segment(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (B, R, H, W); large batches are split into parts that fit into memory."""
+        return self(images, return_dict=False)[0]
+
+    def _segment(self, images: torch.Tensor) -> torch.Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected images (batch, 3, H, W), got {tuple(images.shape)}")
         size = input_size(images.shape[-2], images.shape[-1], self.config.size, self.config.multiple)
@@ -172,7 +175,7 @@ class HubSegmenter(StrictModelMixin, ConfigMixin):
 
     def forward(self, images: torch.Tensor, return_dict: bool = True) -> SegmenterOutput | tuple:
         """Return `logits` (B, R, H, W) of images (B, 3, H, W) in [-1, 1]."""
-        logits = self.segment(images)
+        logits = self._segment(images)
         return SegmenterOutput(logits=logits) if return_dict else (logits,)
 
     @classmethod

@@ -14,18 +14,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.core.sizes import size_at
+from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
+from stylefusion_hf.models.hooks import compute_dtype
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 
 @dataclass
 class LabellerOutput(BaseOutput):
-    """`logits`: (B, R, size, size), one map per region in the order of `config.regions`."""
+    """`logits`: (B, R, H, W), one map per region in the order of `config.regions`."""
 
     logits: Tensor
 
@@ -37,7 +39,7 @@ def readable_layers(generator: StyleGenerator, finest: int) -> list[int]:
 
 
 def describe(maps: Mapping[int, Tensor], resolutions: Sequence[int], size: int) -> Tensor:
-    """Feature maps {h: (B, C_h, h, h)} as one, (B, sum of C_h, size, size), of unit length at every place.
+    """Feature maps {h: (B, C_h, h, w)} as one, (B, sum of C_h, size, width), of unit length at every place.
 
     Each map has unit length of its own first, so that no layer outweighs the others by its scale. ValueError for a
     resolution that is not among the maps.
@@ -49,10 +51,11 @@ def describe(maps: Mapping[int, Tensor], resolutions: Sequence[int], size: int) 
     return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
-def _resized(x: Tensor, size: int) -> Tensor:
-    if x.shape[-1] >= size:
+def _resized(x: Tensor, height: int) -> Tensor:
+    size = size_at(height, (x.shape[-2], x.shape[-1]))
+    if x.shape[-2] >= height:
         return F.adaptive_avg_pool2d(x, size)
-    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 class FeatureLabeller(StrictModelMixin, ConfigMixin):
@@ -111,7 +114,7 @@ class FeatureLabeller(StrictModelMixin, ConfigMixin):
 
     @property
     def size(self) -> int:
-        """Of the maps before they are enlarged: the finest one's."""
+        """Height of the maps before they are enlarged: the finest one's."""
         return int(max(self.config.resolutions))
 
     def read(self, features: Tensor) -> Tensor:
@@ -128,25 +131,28 @@ class FeatureLabeller(StrictModelMixin, ConfigMixin):
         return (x.exp().transpose(2, 3) @ owner).transpose(2, 3).clamp_min(1e-12).log()
 
     def label(self, maps: Mapping[int, Tensor], size: int | None = None) -> Tensor:
-        """Logits (B, R, size, size) from feature maps as of `generator.synthesis(..., return_features=True)`.
+        """Logits (B, R, size, width) from feature maps as of `generator.synthesis(..., return_features=True)`.
 
-        size: None for that of the finest maps that are read. ValueError for maps of another generator.
+        size: their height; None for that of the finest maps that are read. ValueError for maps of another generator.
         """
+        return self(maps, size, return_dict=False)[0]
+
+    def _label(self, maps: Mapping[int, Tensor], size: int | None) -> Tensor:
         x = describe(maps, self.config.resolutions, self.size)
         if x.shape[1] != sum(self.config.channels):
             raise ValueError(
                 f"expected feature maps of {list(self.config.channels)} channels at {list(self.config.resolutions)}"
                 f" pixels, got {[maps[r].shape[1] for r in self.config.resolutions]}: another generator's?"
             )
-        places = self.read(x.flatten(2).to(next(self.parameters()).dtype))
-        found = places.float().exp().mean(dim=1).clamp_min(1e-12).log().unflatten(2, (self.size, self.size))
+        places = self.read(x.flatten(2).to(compute_dtype(self.layers[0])))
+        found = places.float().exp().mean(dim=1).clamp_min(1e-12).log().unflatten(2, x.shape[2:])
         return _resized(found, size or self.size).to(places.dtype)
 
     def forward(
         self, maps: Mapping[int, Tensor], size: int | None = None, return_dict: bool = True
     ) -> LabellerOutput | tuple:
         """`label`, as an output object."""
-        logits = self.label(maps, size)
+        logits = self._label(maps, size)
         return LabellerOutput(logits=logits) if return_dict else (logits,)
 
 

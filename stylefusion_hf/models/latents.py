@@ -26,6 +26,10 @@ from stylefusion_hf.core.codes import (
     seeds_to_z,
 )
 from stylefusion_hf.imaging.images import array_images, open_image, to_tensor
+from stylefusion_hf.imaging.modes import MODES
+from stylefusion_hf.imaging.squares import Size
+from stylefusion_hf.models.hooks import bring_back, execution_device, run_eagerly, unwrap
+from stylefusion_hf.models.loading import StrictModelMixin
 
 if TYPE_CHECKING:
     from stylefusion_hf.models.style_generator import StyleGenerator
@@ -41,7 +45,7 @@ def parse_code(value: Any, latent_type: str = "z", name: str = "a code", depth: 
     Args:
         value: a seed, a picture, a tensor or float array in the space `latent_type`, a `Code`, or a list of any of
             these, possibly nested, whose rows are concatenated. A picture is a PIL image, the path of a picture file,
-            or an array of one or more pictures: uint8 (H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels, or
+            or an array of one or more pictures: uint8 (H, W), (H, W, C) or (N, H, W, C) with 1 to 4 channels, or
             floats in [0, 1] in one of the last two shapes. A float array of three dimensions is a picture in every
             space except w+, whose codes have three dimensions too. The path of a file of codes is a code as well, with
             `:NAME` where it has several: safetensors that `stylefusion invert` wrote, and .npz, .npy, .pt and .pkl of
@@ -113,7 +117,7 @@ def _holds_pictures(array: np.ndarray, latent_type: str) -> bool:
     """Return whether an array means one or more pictures rather than seeds or latents."""
     if array.dtype == np.uint8:
         return array.ndim > 1
-    channels = array.ndim in (3, 4) and array.shape[-1] in (1, 3, 4)
+    channels = array.ndim in (3, 4) and array.shape[-1] in MODES
     return array.dtype.kind == "f" and (array.ndim == 4 or (channels and latent_type != "w+"))
 
 
@@ -142,15 +146,16 @@ def _read_file(path: str | os.PathLike[str], name: str) -> tuple[CodeInput, ...]
 
 
 def encode_images(
-    groups: Mapping[str, Sequence[CodeInput]], encoder: Any, resolution: int, img_channels: int, device: Any = None
+    groups: Mapping[str, Sequence[CodeInput]], encoder: Any, resolution: Size, img_channels: int, device: Any = None
 ) -> dict[str, tuple[Row, ...]]:
     """Replace every image in `groups` by its w+ code; all distinct images are encoded in one batch.
 
-    Images must be square; `images.to_tensor` checks them and resizes them to the generator's size.
+    Images have the aspect ratio of `resolution`, the side of a square or (height, width); `images.to_tensor` checks
+    them and resizes them to the generator's size.
 
     Raises:
-        ValueError: there are images but no encoder (names the first group with an image), or an image is not square,
-            too small, animated ... (names its group).
+        ValueError: there are images but no encoder (names the first group with an image), or an image has another
+            aspect ratio, is too small, animated ... (names its group).
         OSError: an image cannot be decoded completely.
     """
     images = {id(row): (name, row) for name, rows in groups.items() for row in rows if isinstance(row, Image.Image)}
@@ -164,12 +169,23 @@ def encode_images(
         )
     names, pictures = zip(*images.values(), strict=True)
     pixels = to_tensor(pictures, resolution, img_channels, names=names)
-    encoded = encoder.encode(pixels.to(device, getattr(encoder, "dtype", torch.float32)))
+    encoded = encode(encoder, pixels.to(device, getattr(encoder, "dtype", torch.float32)))
     codes = dict(zip(images, Code(encoded, "w+").rows(), strict=True))
     return {
         name: tuple(codes[id(row)] if isinstance(row, Image.Image) else row for row in rows)
         for name, rows in groups.items()
     }
+
+
+def encode(encoder: Any, images: torch.Tensor) -> torch.Tensor:
+    """Return w+ codes (B, num_ws, w_dim) for images (B, C, H, W) in [-1, 1], through the encoder's own call.
+
+    An encoder that is not of this package has only its method `encode`, which hooks do not see.
+    """
+    if isinstance(unwrap(encoder), StrictModelMixin):
+        return encoder(images, return_dict=False)[0]
+    bring_back(encoder)
+    return encoder.encode(images)
 
 
 # --- From rows to style codes ----------------------------------------------------------------------------------------
@@ -197,8 +213,8 @@ def codes_to_style(
     Raises:
         ValueError: a z without a seed needs a class and has none, or style codes are not finite.
     """
-    device = generator.device if device is None else torch.device(device)
-    z_dim = generator.mapping.z_dim
+    device = execution_device(generator) if device is None else torch.device(device)
+    z_dim = generator.config.z_dim
     by_space: dict[str, list[int]] = {space: [] for space in LATENT_SPACES}
     tensors: list[torch.Tensor] = []
     for index, row in enumerate(rows):
@@ -209,19 +225,22 @@ def codes_to_style(
     def gather(space: str) -> torch.Tensor:
         return torch.cat([tensors[index] for index in by_space[space]]).to(device)
 
-    ws: dict[str, list[tuple[list[int], torch.Tensor]]] = {"w": [], "w+": []}
-    if chosen := by_space["z"]:
-        labels = own_labels(generator, [rows[i] for i in chosen]) if class_labels is None else class_labels[chosen]
-        w = generator.mapping(gather("z"), None if labels is None else labels.to(device))
-        if truncation_psi != 1.0:
-            w = generator.truncate(w, truncation_psi, truncation_cutoff)
-        ws["w" if w.ndim == 2 else "w+"].append((chosen, w))
-    for space in ("w", "w+"):
-        if by_space[space]:
-            ws[space].append((by_space[space], gather(space)))
-        if ws[space]:
-            indices = [index for chosen, _ in ws[space] for index in chosen]
-            style[indices] = generator.to_style(torch.cat([w for _, w in ws[space]])).to(style)
+    # A compiled graph for each of these small steps would cost more than it saves.
+    with run_eagerly(generator):
+        ws: dict[str, list[tuple[list[int], torch.Tensor]]] = {"w": [], "w+": []}
+        if chosen := by_space["z"]:
+            labels = own_labels(generator, [rows[i] for i in chosen]) if class_labels is None else class_labels[chosen]
+            labels = None if labels is None else labels.to(device)
+            psi, cutoff = truncation_psi, truncation_cutoff
+            w = generator(gather("z"), labels, "z", psi, cutoff, output="w", return_dict=False)[0]
+            ws["w" if w.ndim == 2 else "w+"].append((chosen, w))
+        for space in ("w", "w+"):
+            if by_space[space]:
+                ws[space].append((by_space[space], gather(space)))
+            if ws[space]:
+                indices = [index for chosen, _ in ws[space] for index in chosen]
+                w = torch.cat([w for _, w in ws[space]])
+                style[indices] = generator(w, latent_type=space, output="s", return_dict=False)[0].to(style)
     if by_space["s"]:
         style[by_space["s"]] = gather("s")
     return check_style(style)

@@ -1,12 +1,14 @@
 """Layers shared by StyleGAN2's networks: equalized learning rate, the mapping MLP, the channel schedule."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stylefusion_hf.core.checks import short
 from stylefusion_hf.ops import bias_act, conv2d_resample, setup_filter
 
 FIR_TAPS = (1, 3, 3, 1)
@@ -19,19 +21,45 @@ def block_resolutions(resolution: int) -> list[int]:
     return [2**i for i in range(2, resolution.bit_length())]
 
 
+def block_heights(resolution: int, base_size: Sequence[int] | None = None) -> list[int]:
+    """Return the heights of the blocks of a network whose smallest features have `base_size` (height, width).
+
+    None means 4 x 4, which gives `block_resolutions`. ValueError unless `resolution` is the base's height times a
+    power of two and no side exceeds 16384 pixels.
+    """
+    if base_size is None:
+        return block_resolutions(resolution)
+    if len(base_size) != 2 or not all(isinstance(side, int) and side > 0 for side in base_size):
+        raise ValueError(f"base_size is a height and a width, such as [4, 6]; got {short(base_size)}")
+    height, width = base_size
+    doublings, rest = divmod(resolution, height)
+    if rest or doublings < 1 or doublings & (doublings - 1) or max(resolution, width * doublings) > 2**14:
+        raise ValueError(
+            f"resolution must be {height} (the height of base_size {short(list(base_size))}) times a power of two,"
+            f" with no side above {2**14} pixels; got {resolution!r}"
+        )
+    return [height * 2**k for k in range(doublings.bit_length())]
+
+
 def chunk_size(resolution: int, most: int) -> int:
     """Return the batch size for computation without gradients: `most` up to 128 pixels, less at larger sizes."""
     return max(1, min(most, most * 128**2 // resolution**2))
 
 
-def channel_schedule(resolution: int, channel_base: int = 32768, channel_max: int = 512) -> list[int]:
-    """Return the channels at 4, 8, ..., resolution as in NVIDIA's configurations: min(base / resolution, max)."""
-    return [max(min(channel_base // r, channel_max), 1) for r in block_resolutions(resolution)]
+def channel_schedule(
+    resolution: int, channel_base: int = 32768, channel_max: int = 512, base_size: Sequence[int] | None = None
+) -> list[int]:
+    """Return the channels at 4, 8, ..., resolution as in NVIDIA's configurations: min(base / resolution, max).
+
+    Blocks that start from another size than 4 x 4 have the channels of their number.
+    """
+    blocks = len(block_heights(resolution, base_size))
+    return [max(min(channel_base // (4 * 2**k), channel_max), 1) for k in range(blocks)]
 
 
-def check_channels(channels, resolution: int) -> list[int]:
-    """Return the channel counts as a list, one per block from 4 x 4 up; ValueError if they do not fit."""
-    blocks = block_resolutions(resolution)
+def check_channels(channels, resolution: int, base_size: Sequence[int] | None = None) -> list[int]:
+    """Return the channel counts as a list, one per block from the smallest up; ValueError if they do not fit."""
+    blocks = block_heights(resolution, base_size)
     channels = list(channels)
     if len(channels) != len(blocks) or not all(isinstance(c, int) and c > 0 for c in channels):
         raise ValueError(
@@ -141,7 +169,8 @@ class MappingNetwork(nn.Module):
                 raise ValueError(
                     f"this model is class-conditional: class_labels must be (batch, {self.label_dim}), got {shape}"
                 )
-            parts.append(normalize_2nd_moment(self.embed(class_labels.to(self.embed.weight.dtype))))
+            dtype = parts[0].dtype if parts else torch.promote_types(class_labels.dtype, torch.float16)
+            parts.append(normalize_2nd_moment(self.embed(class_labels.to(dtype))))
         elif class_labels is not None and class_labels.numel():
             raise ValueError("class_labels were given, but this model was trained without labels")
         x = torch.cat([p.expand(max(q.shape[0] for q in parts), -1) for p in parts], dim=1)

@@ -13,15 +13,15 @@ import math
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import wraps
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import ModelMixin
+from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
@@ -34,6 +34,7 @@ from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.progress import quiet_loading
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.core.tensor_files import write_tensors
+from stylefusion_hf.models.hooks import PREFIX, cast_own_weights, has_hooks, plain_copy, true_tensors
 
 STEM = "diffusion_pytorch_model"  # of the names of weight files
 WRITTEN = re.compile(
@@ -41,6 +42,7 @@ WRITTEN = re.compile(
 )
 SHARD = re.compile(r"[\w.-]+")  # name of a weight file in the model's own folder; nothing else is opened
 LARGEST_CONFIG = 2**24  # bytes; a typical config has a few hundred
+NO_DISK = "offload_to_disk_path is not supported: leave it out, so that weights are kept in memory"
 _loading = threading.RLock()  # diffusers changes torch's default dtype for all threads while it loads
 
 
@@ -61,6 +63,7 @@ class StrictModelMixin(ModelMixin):
         given, subfolder = find_model(check_path(pretrained_model_name_or_path)), kwargs.pop("subfolder", None) or ""
         where = path = os.path.join(given, subfolder) if subfolder else given
         wants_info = kwargs.pop("output_loading_info", False)
+        check_device_map(kwargs.get("device_map"), "dict of devices")
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True  # otherwise diffusers falls back to pickles
         fetched = bool(given) and not os.path.exists(given) and kwargs["use_safetensors"]
@@ -84,6 +87,11 @@ class StrictModelMixin(ModelMixin):
                 problem = f"its weights are truncated or in another format ({problem})"
             elif named := re.search(r"Error no file named (diffusion_pytorch_model\S*)", problem):
                 problem = f"there is no {named[1]}"
+                if pickles := sorted(file.name for file in Path(path).glob(f"{STEM}*.bin")):
+                    raise OSError(
+                        f"{cls.__name__} cannot be loaded from {where}: {problem}, only {pickles[0]}, a pickle. If you"
+                        " trust where it is from, pass use_safetensors=False, and save the model again"
+                    ) from error
             elif not os.path.isdir(path):
                 raise  # a Hub or network problem, which diffusers explains
             remedy = (
@@ -155,21 +163,41 @@ class StrictModelMixin(ModelMixin):
                         " Download, convert or save the model again"
                     )
 
-    @wraps(ModelMixin.save_pretrained)  # pipelines inspect its parameter names
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        given = signature(ModelMixin.save_pretrained).bind(self, save_directory, *args, **kwargs)
-        given.apply_defaults()
-        main, safe, variant = (given.arguments[name] for name in ("is_main_process", "safe_serialization", "variant"))
-        if not main:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_function: Callable[..., Any] | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save as in diffusers: config and weights, of an offloaded, cast or compiled model as of a plain one.
+
+        OSError if the files cannot be written.
+        """
+        if not is_main_process:
             return
-        if given.arguments["push_to_hub"]:
+        kwargs |= {"use_flashpack": True} if use_flashpack else {}
+        if has_hooks(self):
+            # Weights on meta or in another dtype could be saved, but not loaded and used.
+            plain_copy(self, "cpu").save_pretrained(
+                save_directory, True, save_function, safe_serialization, variant, max_shard_size, push_to_hub, **kwargs
+            )
+            return
+        if push_to_hub:
             kwargs.setdefault("repo_id", Path(save_directory).absolute().name)  # not the temporary folder's
         with atomic_folder(save_directory, tidy=remove_other_weights) as work:
             try:
-                super().save_pretrained(work, *args, **kwargs)
+                super().save_pretrained(
+                    work, True, save_function, safe_serialization, variant, max_shard_size, push_to_hub, **kwargs
+                )
             except SafetensorError as error:  # raised for a full disk, for example
                 raise OSError(f"the weights cannot be written to {save_directory}: {error}") from error
-            if safe and not self.state_dict():  # a tree without nets, for which diffusers writes no file
+            if safe_serialization and not self.state_dict():  # a tree without nets, for which diffusers writes no file
                 write_tensors(work / f"{STEM}{f'.{variant}' if variant else ''}.safetensors", {}, {"format": "pt"})
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -182,11 +210,79 @@ class StrictModelMixin(ModelMixin):
         with explain_errors(f"cannot upload to {repo_id!r}"):
             return str(super().push_to_hub(repo_id, **kwargs))
 
+    # ------------------------------------------------------------------------------------------------
+    # Compiled parts and layerwise casting.
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As of any module, with the same names where parts are compiled: `model.part = torch.compile(model.part)`."""
+        state = super().state_dict(*args, **kwargs)
+        for name in [name for name in state if PREFIX in name]:
+            state[name.replace(PREFIX, "")] = state.pop(name)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module, from the names of `state_dict`."""
+        names = {name.replace(PREFIX, ""): name for name in super().state_dict()}
+        return super().load_state_dict({names.get(k, k): v for k, v in state_dict.items()}, strict, assign)
+
+    def enable_group_offload(self, onload_device: torch.device | str, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, without streams, which prefetch layers in the order of the first call, and without disks.
+
+        ValueError for these: these models' calls use different layers, and are small.
+        """
+        given = signature(ModelMixin.enable_group_offload).bind(self, onload_device, *args, **kwargs)
+        if given.arguments.get("use_stream"):
+            raise ValueError(
+                f"{type(self).__name__} cannot be offloaded with use_stream=True, which expects every call to use the"
+                " same layers in the same order: leave it out"
+            )
+        if given.arguments.get("offload_to_disk_path") is not None:
+            raise ValueError(f"{type(self).__name__} cannot be offloaded so: {NO_DISK}")
+        super().enable_group_offload(torch.device(onload_device), *args, **kwargs)
+
+    def enable_layerwise_casting(
+        self,
+        storage_dtype: torch.dtype = torch.float8_e4m3fn,
+        compute_dtype: torch.dtype | None = None,
+        skip_modules_pattern: tuple[str, ...] | None = None,
+        skip_modules_classes: tuple[type[torch.nn.Module], ...] | None = None,
+        non_blocking: bool = False,
+    ) -> None:
+        """Keep weights in `storage_dtype` and compute in `compute_dtype` (None: the model's own), as in diffusers.
+
+        diffusers knows torch's own layers; here the weights of this package's layers are cast too. Biases, noise and
+        filters keep their dtype. Classes and names are skipped as in diffusers.
+        """
+        compute_dtype = self.dtype if compute_dtype is None else compute_dtype
+        given = DEFAULT_SKIP_MODULES_PATTERN if skip_modules_pattern is None else tuple(skip_modules_pattern)
+        patterns = (*given, *(self._keep_in_fp32_modules or ()), *(self._skip_layerwise_casting_patterns or ()))
+        super().enable_layerwise_casting(
+            storage_dtype, compute_dtype, skip_modules_pattern, skip_modules_classes, non_blocking
+        )
+        for name, module in self.named_modules():
+            skipped = skip_modules_classes is not None and isinstance(module, skip_modules_classes)
+            if not skipped and not any(re.search(pattern, name) for pattern in patterns):
+                cast_own_weights(module, storage_dtype, compute_dtype, non_blocking)
+
     @classmethod
     def _describe_missing(cls, model: Any, keys: Sequence[str]) -> str:
         """Describe the missing keys to users; models with several parts override it to name those."""
         listed = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         return f"{cls.__name__} lacks {len(keys)} of its weights ({listed})"
+
+
+def check_device_map(device_map: Any, kind: str, strategies: Sequence[str] = ()) -> None:
+    """Raise ValueError for a strategy such as "auto", which would cut models into pieces that cannot be."""
+    if not isinstance(device_map, str) or device_map in strategies:
+        return
+    try:
+        torch.device(device_map)
+    except RuntimeError:
+        known = ", ".join(map(repr, strategies))
+        raise ValueError(
+            f"device_map={short(device_map)} is not supported, only {f'{known}, ' if known else ''}a device or a"
+            f" {kind}: use .to(device), or a pipeline's enable_model_cpu_offload()"
+        ) from None
 
 
 def remove_other_weights(folder: Path, written: set[str]) -> None:
@@ -244,10 +340,10 @@ class MetaAllocation(TorchFunctionMode):
 def weights_sha256(model: torch.nn.Module) -> str:
     """Return the SHA-256 of a model's saved tensors: names, dtypes, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(true_tensors(model), key=lambda pair: pair[0]):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))  # type: ignore[arg-type]  # is a buffer
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,16 @@ from stylefusion_hf.ops import bias_act
 from stylefusion_hf.ops.bias_act import SLOPE
 from stylefusion_hf.ops.separable import Separable, depthwise_conv2d, has_wavelet_block, wavelet_block
 from stylefusion_hf.ops.wavelets import HAAR, inverse_haar, is_eager, is_native
+
+
+class Noise(NamedTuple):
+    """Noise for a layer. Only the layer itself scales it, so that its tensors are used in its own call.
+
+    `drawn`: (B, 1, resolution, resolution), or None for the layer's stored noise. `rows`: which of its rows.
+    """
+
+    drawn: Tensor | None
+    rows: slice = slice(None)
 
 
 class NoisyActivation(nn.Module):
@@ -29,18 +40,22 @@ class NoisyActivation(nn.Module):
             self.noise_strength = nn.Parameter(torch.zeros([]))
             self.register_buffer("noise_const", torch.randn(resolution, resolution))
 
-    def noise(self, mode: str, generator: torch.Generator | None) -> Tensor | None:
-        """(1, 1, resolution, resolution), or None."""
+    def noise(self, mode: str, generator: torch.Generator | None, like: Tensor) -> Noise | None:
+        """The noise of one picture, on the device of `like`, or None."""
         if not self.use_noise or mode == "none":
             return None
-        drawn = self.noise_const[None, None]
-        if mode == "random":
-            drawn = draw_noise(self.resolution, 1, self.bias, generator)
-        return drawn.to(self.bias.dtype) * self.noise_strength
+        return Noise(draw_noise(self.resolution, 1, like, generator) if mode == "random" else None)
 
-    def convolve(self, x: Tensor, weight: Tensor, noise: Tensor | None) -> Tensor:
+    def scaled(self, noise: Noise | None) -> Tensor | None:
+        """(B, 1, rows, resolution), or None."""
+        if noise is None:
+            return None
+        maps = self.noise_const[None, None] if noise.drawn is None else noise.drawn
+        return maps[:, :, noise.rows].to(self.bias.dtype) * self.noise_strength
+
+    def convolve(self, x: Tensor, weight: Tensor, given: Noise | None) -> Tensor:
         """Convolve (B, in, H, W) at its size, then add noise and bias and activate."""
-        weight, padding = weight.to(x.dtype), weight.shape[-1] // 2
+        weight, padding, noise = weight.to(x.dtype), weight.shape[-1] // 2, self.scaled(given)
         if is_native(x):  # a product over channels-last pixels, and one pass over the maps
             if padding:
                 x = F.conv2d(x, weight, padding=padding)
@@ -59,7 +74,7 @@ class StyledConv(NoisyActivation):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.gain = 1 / math.sqrt(9 * in_channels)
 
-    def forward(self, x: Tensor, style: Tensor, noise: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor, noise: Noise | None) -> Tensor:
         return self.convolve(x * (style * self.gain)[:, :, None, None], self.weight, noise)
 
 
@@ -72,12 +87,12 @@ class SeparableConv(NoisyActivation):
         self.depthwise = nn.Parameter(torch.randn(in_channels, 1, 3, 3) * math.sqrt(in_channels))
         self.pointwise = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1) / math.sqrt(in_channels))
 
-    def forward(self, x: Tensor, style: Tensor | None, noise: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor | None, noise: Noise | None) -> Tensor:
         """`style` (B, in) with the gain, or None where the input is scaled already."""
         return self.convolve(depthwise_conv2d(x, self.depthwise, style), self.pointwise, noise)
 
-    def with_noise(self, noise: Tensor | None) -> Separable:
-        return Separable(self.depthwise, self.pointwise, self.bias, noise)
+    def with_noise(self, noise: Noise | None) -> Separable:
+        return Separable(self.depthwise, self.pointwise, self.bias, self.scaled(noise))
 
 
 class Block(nn.Module):
@@ -93,7 +108,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         styles: Sequence[Tensor],
-        noises: Sequence[Tensor | None],
+        noises: Sequence[Noise | None],
         to_image: ToImage | None = None,
         image_style: Tensor | None = None,
     ) -> Tensor:
@@ -102,7 +117,8 @@ class Block(nn.Module):
         # The first convolution's style scales what the transform gives: it can as well scale the bands that it takes.
         first, second = first * self.conv1.gain, second * self.conv2.gain
         up = up * torch.cat([first, first.repeat_interleave(3, dim=1)], dim=1)
-        if has_wavelet_block(x, up, second, *self.parameters(), *(noises if noises[0] is not None else ())):
+        weights = [*self.parameters(), *(() if to_image is None else to_image.parameters())]
+        if has_wavelet_block(x, up, second, *weights):
             image = None if to_image is None or image_style is None else to_image.fold(image_style)
             convs = self.conv1.with_noise(noises[0]), self.conv2.with_noise(noises[1])
             return wavelet_block(x, up, *convs, second, image)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from diffusers.configuration_utils import register_to_config
-
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
 from stylefusion_hf.models.layers import MappingNetwork, block_resolutions, channel_schedule, check_channels
 from stylefusion_hf.models.mobile_synthesis import MobileSynthesis
 from stylefusion_hf.models.preview import PreviewMixin

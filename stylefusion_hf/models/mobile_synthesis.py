@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stylefusion_hf.models.layers import chunk_size, to_fast_layout
-from stylefusion_hf.models.mobile_layers import Block, NoisyActivation, StyledConv, ToImage
+from stylefusion_hf.models.mobile_layers import Block, Noise, NoisyActivation, StyledConv, ToImage
 from stylefusion_hf.models.preview import PreviewHead
 from stylefusion_hf.models.style_generator import check_noise_mode, check_style, check_up_to
 from stylefusion_hf.ops.separable import has_wavelet_block
@@ -93,7 +93,7 @@ class MobileSynthesis(nn.Module):
     ) -> tuple[Tensor | None, dict[int, Tensor]]:
         """The picture of `size` px, and the features by height: the last alone unless all are to be kept."""
         styles = iter(s.split(self.sizes, dim=1))
-        noises = iter(self._noises(s.shape[0], mode, generator, size))
+        noises = iter(self._noises(s, mode, generator, size))
         x = to_fast_layout(self.const.to(s.dtype).expand(s.shape[0], -1, -1, -1))
         x = self.conv(x, next(styles), next(noises))
         features = {4: x}
@@ -118,17 +118,19 @@ class MobileSynthesis(nn.Module):
             image = self.to_image(x, next(styles))
         return image, features
 
-    def _noises(self, batch: int, mode: str, generator: torch.Generator | None, size: int) -> list[Tensor | None]:
+    def _noises(self, s: Tensor, mode: str, generator: torch.Generator | None, size: int) -> list[Noise | None]:
         """A map for each layer up to `size` px. Random ones are drawn sample by sample, as single runs would."""
         layers: list[NoisyActivation] = [self.conv]
         layers += [conv for block in self.blocks for conv in (block.conv1, block.conv2)]
         layers = [layer for layer in layers if layer.resolution <= size]
-        count = max(batch, 1) if mode == "random" else 1
-        draws = [[layer.noise(mode, generator) for layer in layers] for _ in range(count)]
-        return [None if maps[0] is None else torch.cat(maps) for maps in zip(*draws, strict=True)]
+        if mode != "random":
+            return [layer.noise(mode, generator, s) for layer in layers]
+        draws = [[layer.noise(mode, generator, s) for layer in layers] for _ in range(max(s.shape[0], 1))]
+        drawn = [[noise.drawn for noise in maps if noise is not None] for maps in zip(*draws, strict=True)]
+        return [Noise(torch.cat(maps)) if maps else None for maps in drawn]
 
 
-def in_strips(step: Callable, x: Tensor, noises: Sequence[Tensor | None], rows: int) -> Tensor:
+def in_strips(step: Callable, x: Tensor, noises: Sequence[Noise | None], rows: int) -> Tensor:
     """Compute a block, `rows` rows of `x` at a time: in little memory, which is reused and stays in the caches.
 
     A block's two 3 x 3 convolutions look two rows far at the doubled size, one row of `x`.
@@ -138,7 +140,8 @@ def in_strips(step: Callable, x: Tensor, noises: Sequence[Tensor | None], rows: 
         return step(x, noises=noises)
     for top in range(0, height, rows):
         first, last = max(0, top - 1), min(height, top + rows + 1)
-        parts = [None if noise is None else noise[:, :, 2 * first : 2 * last] for noise in noises]
+        inside = slice(2 * first, 2 * last)
+        parts = [None if noise is None else noise._replace(rows=inside) for noise in noises]
         y = step(x[:, :, first:last], noises=parts)
         scale = y.shape[3] // x.shape[3]
         if result is None:

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
 from stylefusion_hf.models.layers import to_fast_layout
 from stylefusion_hf.models.loading import StrictModelMixin
 
@@ -103,7 +103,7 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The levels' features of images (B, 3, H, W) on the way down: [(B, channels[k], h_k, w_k)]."""
-        return self._levels(self._reduce(images))
+        return list(self(images, return_dict=False, output="features"))
 
     def _reduce(self, images: torch.Tensor) -> torch.Tensor:
         """Average images that are larger than `resolution` down to it, keeping their aspect ratio."""
@@ -128,6 +128,11 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
 
     def segment(self, images: torch.Tensor, return_features: bool = False):
         """Logits (B, R, H, W); with `return_features` also the features of the lowest level, (B, C, h, w)."""
+        if return_features:
+            return self(images, return_dict=False, output="both")
+        return self(images, return_dict=False)[0]
+
+    def _segment(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         seen = self._reduce(images)
         *skips, features = self._levels(seen)
         x = features
@@ -137,11 +142,22 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
         if seen is not images:
             size = (images.shape[-2], images.shape[-1])
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        return (logits, features) if return_features else logits
+        return logits, features
 
-    def forward(self, images: torch.Tensor, return_dict: bool = True) -> SegmenterOutput | tuple:
-        """`logits` (B, R, H, W) of images (B, 3, H, W) in [-1, 1]."""
-        logits = self.segment(images)
+    def forward(
+        self, images: torch.Tensor, return_dict: bool = True, *, output: str = "logits"
+    ) -> SegmenterOutput | tuple:
+        """`logits` (B, R, H, W) of images (B, 3, H, W) in [-1, 1].
+
+        output: "logits"; "features", a tuple of what `feature_maps` lists; or "both", a tuple of logits and the lowest
+            level's features. The other methods pass through this call too, since offloading, layerwise casting and
+            torch.compile act on calls.
+        """
+        if output == "features":
+            return tuple(self._levels(self._reduce(images)))
+        logits, features = self._segment(images)
+        if output == "both":
+            return logits, features
         return SegmenterOutput(logits=logits) if return_dict else (logits,)
 
 

@@ -8,6 +8,7 @@ matrix holds all affine layers, so that a code comes from one product.
 from __future__ import annotations
 
 import json
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -24,16 +25,28 @@ from stylefusion_hf.core.checks import check_path, short
 from stylefusion_hf.core.codes import NOISE_MODES
 from stylefusion_hf.core.hub_files import snapshot
 from stylefusion_hf.core.named_models import find_model
+from stylefusion_hf.core.sizes import size_at
 from stylefusion_hf.models.layers import MappingNetwork
 from stylefusion_hf.models.loading import StrictModelMixin
+
+OUTPUTS = ("w", "s", "picture")  # of a generator's call
 
 
 @dataclass
 class GeneratorOutput(BaseOutput):
-    """`sample`: images (B, C, H, W), about [-1, 1]. `style_codes`: the packed codes (B, S) they were made from."""
+    """What a generator's call gives.
 
-    sample: torch.Tensor
-    style_codes: torch.Tensor
+    Args:
+        sample: images (B, C, H, W), about [-1, 1].
+        style_codes: the packed codes (B, S) that they were made from.
+        features: {height: (B, c, height, height)}, if requested.
+        latents: with `output="w"`, the codes in w (B, w_dim) or w+ (B, num_ws, w_dim), and nothing else.
+    """
+
+    sample: torch.Tensor = None  # type: ignore[assignment]  # is there unless `output` says otherwise
+    style_codes: torch.Tensor = None  # type: ignore[assignment]  # likewise
+    features: dict[int, torch.Tensor] | None = None
+    latents: torch.Tensor | None = None
 
 
 class StyleGenerator(StrictModelMixin, ConfigMixin):
@@ -43,15 +56,19 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
     count for each resolution that has features, from 4 up, unless it overrides `feature_sizes`), `img_channels`,
     `z_dim`, `w_dim`, `label_dim`, `truncation_psi` and, if it has noise inputs, `use_noise`.
 
+    Pictures may be rectangular. Every resolution is a height; `size_at` gives the height and the width of it.
+
     `StyleGenerator.from_pretrained` loads whichever generator a folder or repository holds.
 
     Attributes:
         mapping: z (B, z_dim), and labels (B, label_dim) if there are any -> w (B, w_dim).
         synthesis: `synthesis(s, noise_mode="const", return_features=False, generator=None, up_to=None)`: style codes
-            (B, S) -> images (B, C, H, W), or (images, {height: features (B, c, height, height)}).
+            (B, S) -> images (B, C, H, W), or (images, {height: features (B, c, height, width)}).
         w_avg: (w_dim,), the mean of w.
         style_rows: (S,), the row of w+ that each number of a style code comes from.
     """
+
+    _group_offload_block_modules = ("mapping", "synthesis")  # whose blocks are moved one by one
 
     config: Any
     mapping: MappingNetwork
@@ -137,9 +154,35 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
         return sum(self.conv_sizes) + sum(self.rgb_sizes)
 
     @property
+    def base_size(self) -> tuple[int, int]:
+        """(height, width) of the smallest features: 4 x 4, but for rectangular pictures and those of other sizes."""
+        height, width = self.config.get("base_size") or (4, 4)
+        return height, width
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures."""
+        return self.size_at(self.config.resolution)
+
+    @property
+    def aspect(self) -> float:
+        """Width of the pictures divided by their height."""
+        return self.base_size[1] / self.base_size[0]
+
+    @property
+    def mean_side(self) -> int:
+        """Side of the square with as many pixels as a picture, which memory and time go by."""
+        height, width = self.picture_size
+        return height if height == width else math.isqrt(height * width)
+
+    def size_at(self, height: int) -> tuple[int, int]:
+        """(height, width) of pictures and features of that height, in the pictures' aspect ratio."""
+        return size_at(height, self.base_size)
+
+    @property
     def feature_sizes(self) -> dict[int, int]:
         """{height: channels} of the feature maps that `synthesis` returns."""
-        return {4 * 2**k: width for k, width in enumerate(self.config.channels)}
+        return {self.base_size[0] * 2**k: width for k, width in enumerate(self.config.channels)}
 
     @property
     def has_noise(self) -> bool:
@@ -161,6 +204,9 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
             psi: 1 leaves w alone, 0 gives the mean; a number, or a tensor of one.
             cutoff: truncate only the first so many rows; the result is then always w+.
         """
+        return self(w, None, "w", psi, cutoff, return_dict=False, output="w")[0]
+
+    def _truncate(self, w: torch.Tensor, psi: float | torch.Tensor, cutoff: int | None) -> torch.Tensor:
         self._check_w(w)
         mean = self.w_avg.to(w)
         if cutoff is None:
@@ -172,6 +218,9 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
 
     def to_style(self, w: torch.Tensor) -> torch.Tensor:
         """w (B, w_dim) or w+ (B, num_ws, w_dim) -> packed style codes (B, S)."""
+        return self(w, latent_type="w", return_dict=False, output="s")[0]
+
+    def _to_style(self, w: torch.Tensor) -> torch.Tensor:
         self._check_w(w)
         weight, bias = (self.affine_weight * self.affine_gain).to(w.dtype), self.affine_bias.to(w.dtype)
         if w.ndim == 2:
@@ -218,30 +267,61 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
         self.w_avg.copy_(w.float().mean(dim=0))
         return self.w_avg
 
+    # --- The call: what hooks and compilers see ----------------------------------------------------------------------
+
     def forward(
         self,
         latents: torch.Tensor,
         class_labels: torch.Tensor | None = None,
         latent_type: str = "z",
-        truncation_psi: float = 1.0,
+        truncation_psi: float | torch.Tensor = 1.0,
         truncation_cutoff: int | None = None,
         noise_mode: str = "const",
         return_dict: bool = True,
+        *,
+        output: str = "picture",
+        return_features: bool = False,
+        generator: torch.Generator | None = None,
+        up_to: int | None = None,
     ) -> GeneratorOutput | tuple:
         """Images from latents of any space: z (B, z_dim), w (B, w_dim), w+ (B, num_ws, w_dim) or s (B, S).
 
-        Truncation applies to z only. ValueError for an unknown `latent_type` or a wrong shape.
+        Every use of the weights passes through this call, that of `to_style` and `truncate` too: offloading, layerwise
+        casting and torch.compile act on calls.
+
+        Args:
+            truncation_psi, truncation_cutoff: apply to z, and to w and w+ with `output="w"`.
+            output: how far to go: "w" (mapped and truncated), "s" (style codes) or "picture".
+            return_features, generator, up_to: as in `synthesis`.
+            return_dict: False gives (images, style codes) and the features, if requested; with `output` "w" or "s" a
+                tuple of that alone.
+
+        Raises:
+            ValueError: an unknown `latent_type` or `output`, or a wrong shape.
         """
         if latent_type not in ("z", "w", "w+", "s"):
             raise ValueError(f"unknown latent_type {latent_type!r}; choose from z, w, w+, s")
-        s = latents
+        if output not in OUTPUTS or (output == "w" and latent_type == "s"):
+            raise ValueError(f"unknown output {short(output)} of latents in {latent_type}; choose from w, s, picture")
+        w = s = latents
         if latent_type == "z":
-            s = self.mapping(latents, class_labels)
-            if truncation_psi != 1.0:
-                s = self.truncate(s, truncation_psi, truncation_cutoff)
+            w = self.mapping(latents, class_labels)
+            if isinstance(truncation_psi, torch.Tensor) or truncation_psi != 1.0:
+                w = self._truncate(w, truncation_psi, truncation_cutoff)
+        elif output == "w":
+            w = self._truncate(w, truncation_psi, truncation_cutoff)
+        if output == "w":
+            return GeneratorOutput(latents=w) if return_dict else (w,)
         if latent_type != "s":
-            s = self.to_style(s)
-        image = self.synthesis(s, noise_mode=noise_mode)
+            s = self._to_style(w)
+        if output == "s":
+            return GeneratorOutput(style_codes=s) if return_dict else (s,)
+        options = {"noise_mode": noise_mode, "generator": generator, "up_to": up_to}
+        if return_features:
+            image, features = self.synthesis(s, return_features=True, **options)
+            made = GeneratorOutput(sample=image, style_codes=s, features=features)
+            return made if return_dict else (image, s, features)
+        image = self.synthesis(s, **options)
         return GeneratorOutput(sample=image, style_codes=s) if return_dict else (image, s)
 
 
@@ -268,10 +348,10 @@ def check_up_to(up_to: int | None, resolutions: Sequence[int], name: str = "up_t
     return up_to
 
 
-def draw_noise(size: int, batch: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(batch, 1, size, size) of normal numbers, on the device of `like`."""
+def draw_noise(size: int | tuple[int, int], batch: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(batch, 1, height, width) of normal numbers on the device of `like`, for (height, width) or a square's side."""
     device = like.device if generator is None else generator.device
-    shape = (batch, 1, size, size)
+    shape = (batch, 1, *((size, size) if isinstance(size, int) else size))
     return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(like.device)
 
 

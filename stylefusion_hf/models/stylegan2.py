@@ -10,14 +10,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from stylefusion_hf.core.codes import NOISE_MODES
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.config_checks import checked_config, drop_empty, positive, register_to_config
 from stylefusion_hf.models.layers import (
     MappingNetwork,
-    block_resolutions,
     channel_schedule,
     check_channels,
     register_fir,
@@ -44,14 +42,14 @@ class SynthesisConv(nn.Module):
     fir: torch.Tensor
     noise_const: torch.Tensor
 
-    def __init__(self, in_channels, out_channels, resolution, up=1, use_noise=True, clamp=None):
+    def __init__(self, in_channels, out_channels, size, up=1, use_noise=True, clamp=None):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.use_noise, self.up, self.clamp, self.resolution = use_noise, up, clamp, resolution
+        self.use_noise, self.up, self.clamp, self.size = use_noise, up, clamp, size  # (height, width) of what it gives
         if use_noise:
             self.noise_strength = nn.Parameter(torch.zeros([]))
-            self.register_buffer("noise_const", torch.randn(resolution, resolution))
+            self.register_buffer("noise_const", torch.randn(*size))
         register_fir(self)
 
     def forward(self, x, style, noise_mode, generator=None):
@@ -59,7 +57,7 @@ class SynthesisConv(nn.Module):
         if self.use_noise and noise_mode != "none":
             noise = self.noise_const.expand(1, 1, -1, -1)
             if noise_mode == "random":
-                noise = draw_noise(self.resolution, x.shape[0], x, generator)
+                noise = draw_noise(self.size, x.shape[0], x, generator)
             noise = noise.to(self.bias.dtype) * self.noise_strength
         return modulated_conv2d_act(x, self.weight, style, self.bias, noise, self.clamp, self.fir, self.up)
 
@@ -80,18 +78,20 @@ class ToRGB(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """s (B, S) -> images (B, img_channels, resolution, resolution)."""
+    """s (B, S) -> images (B, img_channels, H, W); `base_size` is the (height, width) of the constant."""
 
     fir: torch.Tensor
 
-    def __init__(self, channels, img_channels, use_noise, conv_clamp):
+    def __init__(self, channels, img_channels, use_noise, conv_clamp, base_size=(4, 4)):
         super().__init__()
-        self.const = nn.Parameter(torch.randn(channels[0], 4, 4))
+        self.const = nn.Parameter(torch.randn(channels[0], *base_size))
         self.convs, self.rgbs = nn.ModuleList(), nn.ModuleList()
+        self.heights: list[int] = [base_size[0] * 2**k for k in range(len(channels))]
         for k, c in enumerate(channels):
+            size = (self.heights[k], base_size[1] * 2**k)
             if k > 0:
-                self.convs.append(SynthesisConv(channels[k - 1], c, 4 * 2**k, 2, use_noise, conv_clamp))
-            self.convs.append(SynthesisConv(c, c, 4 * 2**k, 1, use_noise, conv_clamp))
+                self.convs.append(SynthesisConv(channels[k - 1], c, size, 2, use_noise, conv_clamp))
+            self.convs.append(SynthesisConv(c, c, size, 1, use_noise, conv_clamp))
             self.rgbs.append(ToRGB(c, img_channels, conv_clamp))
         register_fir(self)
         self.sizes: list[int] = [layer.weight.shape[1] for layer in (*self.convs, *self.rgbs)]
@@ -109,15 +109,15 @@ class SynthesisNetwork(nn.Module):
         Args:
             s: style codes (B, S).
             noise_mode: `"const"` (the stored noise), `"random"` (drawn from `generator`) or `"none"`.
-            return_features: also return {height: (B, C, height, height)}, the last feature map of each block.
-            up_to: stop at this resolution; the images then have this size and sum the toRGB layers so far.
+            return_features: also return {height: (B, C, height, width)}, the last feature map of each block.
+            up_to: stop at this height; the images then have it and sum the toRGB layers so far.
 
         Returns:
             images (B, C, H, W), or (images, features).
         """
         check_noise_mode(noise_mode)
         check_style(s, sum(self.sizes))
-        up_to = check_up_to(up_to, [4 * 2**k for k in range(len(self.rgbs))])
+        up_to = check_up_to(up_to, self.heights)
         styles = s.split(self.sizes, dim=1)
         conv_styles, rgb_styles = iter(styles[: len(self.convs)]), iter(styles[len(self.convs) :])
         convs = iter(self.convs)
@@ -128,10 +128,10 @@ class SynthesisNetwork(nn.Module):
                 x = next(convs)(x, next(conv_styles), noise_mode, generator)
             rgb = to_rgb(x, next(rgb_styles))
             image = rgb if image is None else rgb + upfirdn2d(image, self.fir, up=2, padding=(2, 1, 2, 1), gain=4.0)
-            features[x.shape[-1]] = x
-            if x.shape[-1] == up_to:
+            features[self.heights[k]] = x
+            if self.heights[k] == up_to:
                 break
-        assert image is not None  # every generator has a block of 4 pixels
+        assert image is not None  # every generator has a block
         image = image.contiguous()  # features may be channels-last; callers get images in the default layout
         return (image, features) if return_features else image
 
@@ -143,7 +143,7 @@ class StyleGAN2Generator(StyleGenerator):
     """StyleGAN2 generator of any power-of-two resolution, channel schedule, mapping depth and label size.
 
     Args:
-        resolution: height and width of the images, a power of two from 4.
+        resolution: height of the images, and their width unless `base_size` says otherwise; a power of two from 4.
         channels: one count per block, from 4 x 4 up; None for NVIDIA's schedule with `channel_base` 32768, at most
             512.
         z_dim, w_dim: sizes of the latent spaces.
@@ -154,9 +154,18 @@ class StyleGAN2Generator(StyleGenerator):
         conv_clamp: clamp on activations, for half precision (NVIDIA: 256); None for no clamp.
         truncation_psi: the model's default truncation, used by pipelines.
         label_embed_dim: width of the embedding of labels; None for `w_dim`.
+        base_size: (height, width) of the smallest features, which every block doubles. None for 4 x 4, and pictures
+            that are squares; [4, 6] with a resolution of 32 makes pictures of 32 x 48 pixels, height x width. The
+            resolution is then `base_size[0]` times a power of two. Only configs of such models have this entry.
 
     Raises:
-        ValueError: the resolution is not a power of two, or the channels do not fit it.
+        ValueError: the resolution is not a power of two (times the base's height), or the channels do not fit it.
+
+    Example:
+        >>> from stylefusion_hf import StyleGAN2Generator
+        >>> wide = StyleGAN2Generator(resolution=32, channels=[8, 8, 8, 8], base_size=[4, 6], z_dim=8, w_dim=8)
+        >>> wide.picture_size, wide.picture_sizes
+        ((32, 48), [4, 8, 16, 32])
     """
 
     @register_to_config
@@ -175,15 +184,18 @@ class StyleGAN2Generator(StyleGenerator):
         conv_clamp: float | None = None,
         truncation_psi: float = 0.7,
         label_embed_dim: int | None = None,
+        base_size: Sequence[int] | None = None,
     ):
         super().__init__()
-        block_resolutions(resolution)
-        channels = check_channels(channel_schedule(resolution) if channels is None else channels, resolution)
-        self.register_to_config(channels=channels)
+        base_size = None if list(base_size or ()) == [4, 4] else base_size
+        schedule = channel_schedule(resolution, base_size=base_size) if channels is None else channels
+        channels = check_channels(schedule, resolution, base_size)
+        self.register_to_config(channels=channels, base_size=base_size)
+        drop_empty(self, "base_size")  # so that configs of squares stay as they were
         positive(z_dim=z_dim, img_channels=img_channels, conv_clamp=conv_clamp, mapping_width=mapping_width)
         positive(label_embed_dim=label_embed_dim)
         self.mapping = MappingNetwork(z_dim, label_dim, w_dim, mapping_layers, mapping_width, label_embed_dim)
-        self.synthesis = SynthesisNetwork(channels, img_channels, use_noise, conv_clamp)
+        self.synthesis = SynthesisNetwork(channels, img_channels, use_noise, conv_clamp, self.base_size)
         self._add_affine(w_dim, gain=1 / math.sqrt(w_dim))
 
     @property
@@ -198,11 +210,11 @@ class StyleGAN2Generator(StyleGenerator):
 
     @property
     def conv_resolutions(self) -> list[int]:
-        return [4 * 2 ** ((i + 1) // 2) for i in range(len(self.synthesis.convs))]
+        return [self.synthesis.heights[(i + 1) // 2] for i in range(len(self.synthesis.convs))]
 
     @property
     def rgb_resolutions(self) -> list[int]:
-        return [4 * 2**k for k in range(len(self.synthesis.rgbs))]
+        return list(self.synthesis.heights)
 
     # Row i of w+ drives convolution i, row 2k + 1 drives toRGB k (as in the authors' and NVIDIA's synthesis).
 

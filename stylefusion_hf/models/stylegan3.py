@@ -11,10 +11,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from stylefusion_hf.models.config_checks import checked_config, positive
+from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
 from stylefusion_hf.models.layers import MappingNetwork
 from stylefusion_hf.models.preview import PreviewMixin
 from stylefusion_hf.models.style_generator import StyleGenerator, check_style
@@ -123,13 +122,16 @@ class StyleGAN3Generator(PreviewMixin, StyleGenerator):
         """Width of the style vector of the picture's layer."""
         return self.synthesis.sizes[-1:]
 
+    # By the cutoffs, not by the sampling rates, which exceed what coarse layers hold.
+
     @property
     def conv_resolutions(self) -> list[int]:
-        return [self.synthesis.heights[0], *self.synthesis.heights[:-1]]
+        """For the input and each layer, the height of the smallest picture that holds its frequencies."""
+        return [self.synthesis.details[0], *self.synthesis.details[:-1]]
 
     @property
     def rgb_resolutions(self) -> list[int]:
-        return self.synthesis.heights[-2:-1]
+        return self.synthesis.details[-2:-1]
 
     @property
     def _conv_rows(self) -> list[int]:

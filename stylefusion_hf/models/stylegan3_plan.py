@@ -39,6 +39,11 @@ class SignalPlan:
     sizes: list[int]
     heights: list[int]
 
+    @property
+    def details(self) -> list[int]:
+        """The height, a power of two up to the picture's, of the smallest picture that holds the frequencies."""
+        return [min(2 ** math.ceil(math.log2(max(2 * cutoff, 4)) - 1e-6), self.sizes[-1]) for cutoff in self.cutoffs]
+
 
 def plan_signals(
     resolution: int,

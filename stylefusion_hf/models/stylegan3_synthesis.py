@@ -24,6 +24,7 @@ class AliasFreeSynthesis(nn.Module):
     Attributes:
         sizes: widths of the style vectors: the input's, of 4, then those of all layers.
         heights: for each layer, the height of the part of its maps that the picture shows.
+        details: for each layer, the height of the smallest picture that holds its frequencies.
         resolutions: heights of features below the picture's, in ascending order.
         channels: {height: channels} of the features, the picture's height last.
     """
@@ -47,6 +48,7 @@ class AliasFreeSynthesis(nn.Module):
         self.previews = nn.ModuleDict()
         self.img_channels, self.output_scale = img_channels, output_scale
         self.resolution, self.heights = plan.sizes[-1], plan.heights
+        self.details = plan.details
         self.channels = dict(zip(plan.heights[:-1], channels[1:], strict=True))
         self.resolutions = [height for height in self.channels if height < self.resolution]
         self.sizes: list[int] = [4, *channels]

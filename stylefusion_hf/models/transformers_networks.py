@@ -20,6 +20,7 @@ from torch import nn
 
 from stylefusion_hf.core.checks import check_flag, check_number, short
 from stylefusion_hf.core.hub_files import weight_patterns
+from stylefusion_hf.core.installing import install_command
 from stylefusion_hf.core.json_files import read_object
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.models.config_checks import MAX_LAYERS, MAX_NAME
@@ -43,8 +44,7 @@ def require_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ImportError(
-            f"a segmenter from the Hub needs transformers ({short(str(error), 100)}):"
-            " pip install stylefusion-hf[segmenter]"
+            f"a segmenter from the Hub needs transformers ({short(str(error), 100)}): {install_command('segmenter')}"
         ) from error
     return transformers
 

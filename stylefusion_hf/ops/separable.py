@@ -85,9 +85,13 @@ def wavelet_block_ref(
 
 
 def has_wavelet_block(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Return whether `wavelet_block` has a native implementation for this input, which has no gradients."""
+    """Return whether `wavelet_block` has a native implementation for this input, which has no gradients.
+
+    The parameters must be in place, on the input's device and in its dtype, which hooks may only see to later.
+    """
     wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters))
-    return x.dtype == torch.float32 and not wants_gradient and is_native(x)
+    in_place = all(t is None or (t.dtype == x.dtype and t.device == x.device) for t in parameters)
+    return x.dtype == torch.float32 and in_place and not wants_gradient and is_native(x)
 
 
 def wavelet_block(

@@ -65,14 +65,14 @@ class Discovery:
 
 @dataclass(frozen=True)
 class Places:
-    """Features of N pictures at G x G places, (N G^2, D), and the colors there, (N, G^2, 3).
+    """Features of N pictures at P places each, (N P, D), and the colors there, (N, P, channels).
 
-    `basis`: orthonormal rows (D, full width) if the features are projections.
+    `grid`: rows and columns of the places. `basis`: orthonormal rows (D, full width) if the features are projections.
     """
 
     features: Tensor
     colours: Tensor
-    grid: int
+    grid: tuple[int, int]
     basis: Tensor | None = None
 
     @property
@@ -80,7 +80,7 @@ class Places:
         return len(self.colours)
 
     def of(self, chosen: Tensor) -> Tensor:
-        """Features of some pictures (n,), (n G^2, D)."""
+        """Features of some pictures (n,), (n P, D)."""
         return self.features.unflatten(0, (self.pictures, -1))[chosen].flatten(0, 1)
 
 
@@ -144,7 +144,7 @@ def discover(
     merge = merge_alternatives(*occupancy(mine.view(places.pictures, -1), clusters), nodes)
     picked = choose_regions(joins, stability, area >= min_area, num_regions, max_regions, merge)
     owner = assign_clusters(picked, nodes, similarity(places, mine, centres))
-    labels = owner[mine].view(places.pictures, places.grid, places.grid)
+    labels = owner[mine].view(places.pictures, *places.grid)
     tree, names = named_tree(labels, len(picked))
     order = sorted(range(len(picked)), key=lambda i: tree.leaves.index(names[i]))
     rank = torch.tensor([order.index(i) for i in range(len(picked))])
@@ -190,7 +190,7 @@ def sample_codes(g: StyleGenerator, count: int, draw: torch.Generator) -> Tensor
 
 @torch.no_grad()
 def describe_samples(g: StyleGenerator, codes: Tensor, layers: Sequence[int], size: int | None = None) -> Places:
-    """Return the features and colors of style codes (N, S) on a grid of GRID x GRID places, or the layers' size.
+    """Return the features and colors of style codes (N, S) on a grid of places, GRID or the layers' height high.
 
     Long features are projected to their principal directions: the time and memory of clustering are proportional to
     their length, and cosines hardly change.
@@ -198,20 +198,20 @@ def describe_samples(g: StyleGenerator, codes: Tensor, layers: Sequence[int], si
     size: of the pictures; None for full ones.
     """
     size = size or g.config.resolution
-    grid, basis = min(GRID, max(layers)), None
+    grid, basis = g.size_at(min(GRID, max(layers))), None
     width = sum(g.feature_sizes[layer] for layer in layers)
     # The maps of a picture, some megabytes each, matter as much as its pixels.
     most = chunk_size(size, 64) if width <= MOST_DIMENSIONS else chunk_size(size, 8)
     features, colours = [], []
     for s in codes.split(most):
         image, maps = g.synthesis(s, return_features=True, up_to=size)
-        x = describe(maps, layers, grid).flatten(2).transpose(1, 2).flatten(0, 1)
+        x = describe(maps, layers, grid[0]).flatten(2).transpose(1, 2).flatten(0, 1)
         if width > MOST_DIMENSIONS:
             # The first few pictures have thousands of places, enough for a basis.
             basis = principal_directions(x, KEPT_DIMENSIONS) if basis is None else basis
             x = x @ basis.t()
         features.append(x.cpu())
-        pixels = F.adaptive_avg_pool2d(image.float().clamp(-1, 1), min(grid, image.shape[-1]))
+        pixels = F.adaptive_avg_pool2d(image.float().clamp(-1, 1), grid)
         colours.append(pixels.flatten(2).transpose(1, 2).cpu())
     return Places(torch.cat(features), torch.cat(colours), grid, None if basis is None else basis.cpu())
 
@@ -315,7 +315,8 @@ def cluster_labeller(
 ) -> FeatureLabeller:
     """Return a labeller whose probability of a region is the sum over its clusters."""
     labeller = FeatureLabeller.of(g, names, layers, classes=owner)
+    layer: Any = labeller.layers[0]
     with torch.no_grad():
-        labeller.layers[0].weight.copy_(centres[..., None] / TEMPERATURE)
-        labeller.layers[0].bias.zero_()
+        layer.weight.copy_(centres[..., None] / TEMPERATURE)
+        layer.bias.zero_()
     return labeller.eval().requires_grad_(False).to(g.device)

@@ -43,7 +43,7 @@ PREVIEW_CHANNELS = (8, 16, 32, 64, 96)  # narrow at the top, where most of the t
 
 def labeller_teacher(labeller: FeatureLabeller) -> Teacher:
     """A labeller as a teacher."""
-    return lambda images, maps: labeller.label(maps, images.shape[-1])
+    return lambda images, maps: labeller.label(maps, images.shape[-2])
 
 
 def distil(
@@ -76,8 +76,8 @@ def distil(
         learning_rate: at first; it falls to 0 along a cosine.
         seed: of samples, weights and degradation.
         memory_gib: what may be used; the device's own memory, or 8 GiB on a CPU, if left out.
-        resolution: of the pictures that the student sees, the generator's own of that size; full ones if left out.
-        teacher_resolution: of the pictures and feature maps that the teacher sees; full ones if left out.
+        resolution: height of the pictures that the student sees, the generator's own; full ones if left out.
+        teacher_resolution: height of the pictures and feature maps that the teacher sees; full ones if left out.
         labelled: what `label_samples` gave, for several students of the same pictures.
 
     Returns:
@@ -107,13 +107,14 @@ def distil(
     # Model.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        usual = PREVIEW_CHANNELS if size < full else segmenter_channels(size)
+        longer = max(generator.size_at(size))
+        usual = PREVIEW_CHANNELS if size < full else segmenter_channels(longer)
         widths = list(usual if channels is None else channels)
         student = RegionSegmenter(
             regions=list(regions),
             channels=widths,
             img_channels=pictures.shape[1],
-            resolution=size if size < full else None,
+            resolution=longer if size < full else None,
         )
     student = student.to(device).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=1e-4)
@@ -167,13 +168,19 @@ def label_samples(
     progress: bool = True,
     budget: int | None = None,
 ) -> LabelledSamples:
-    """Render samples at `size` px and have the teacher label them; in the host's memory. Arguments as in `distil`."""
+    """Render samples of a height of `size` px and have the teacher label them; in the host's memory.
+
+    Arguments as in `distil`.
+    """
     full = generator.config.resolution
     seen = teacher_resolution or full
     budget = memory_budget(generator.device) if budget is None else budget
-    render = chunk_size(forward_bytes(generator.feature_sizes, max(seen, size)), budget * RENDER_SHARE, 64)
+    render = chunk_size(
+        forward_bytes(generator.feature_sizes, max(seen, size), generator.aspect), budget * RENDER_SHARE, 64
+    )
+    height, width = generator.size_at(size)
     held = min(HELD_OUT, max(1, samples // 8))
-    count = max(held + 1, min(samples + held, int(budget * POOL_SHARE) // (4 * size**2)))
+    count = max(held + 1, min(samples + held, int(budget * POOL_SHARE) // (4 * height * width)))
     parts: list[Tensor] = []
     marks: list[Tensor] = []
     codes = draw_codes(generator, count, step_generator(seed, 0, purpose=5), 0.5, 0.2)
@@ -181,10 +188,10 @@ def label_samples(
         picture, maps = generator.synthesis(s, return_features=True, up_to=seen)
         picture = picture.clamp(-1, 1)
         probs = teacher(picture, maps)
-        if probs.shape[-1] > size:
-            probs = F.adaptive_avg_pool2d(probs, size)
-        elif probs.shape[-1] < size:
-            probs = F.interpolate(probs, size=(size, size), mode="bilinear", align_corners=False)
+        if probs.shape[-2] > size:
+            probs = F.adaptive_avg_pool2d(probs, (height, width))
+        elif probs.shape[-2] < size:
+            probs = F.interpolate(probs, size=(height, width), mode="bilinear", align_corners=False)
         if size != seen:
             picture = generator.synthesis(s, up_to=size).clamp(-1, 1)
         parts.append(picture.add(1).mul(127.5).round().to(torch.uint8).cpu())
@@ -196,7 +203,7 @@ def label_samples(
 def _check_full(generator: StyleGenerator, student: RegionSegmenter, labelled: LabelledSamples) -> float:
     """Return the mean IoU of a student of previews with its labels, on full pictures of held-out samples."""
     chosen = slice(0, min(labelled.held, CHECKED))
-    size = labelled.pictures.shape[-1]
+    size = (labelled.pictures.shape[-2], labelled.pictures.shape[-1])
     pictures = [
         F.adaptive_avg_pool2d(generator.synthesis(s).clamp(-1, 1), size) for s in labelled.codes[chosen].split(1)
     ]

@@ -28,6 +28,7 @@ from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.pairs import style_codes
 from stylefusion_hf.imaging.images import open_labels
+from stylefusion_hf.imaging.modes import check_viewable, to_picture
 from stylefusion_hf.models.labeller import FeatureLabeller, describe, readable_layers
 from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator
@@ -71,8 +72,10 @@ class PaintFolder:
         least as many samples is used as it is.
 
         Raises:
-            ValueError: the folder has samples of other regions, or other files.
+            ValueError: the folder has samples of other regions, or other files; or the generator's pictures cannot be
+                images.
         """
+        check_viewable(generator.config.img_channels)
         folder = Path(root)
         if (folder / "dataset.json").is_file():
             found = cls(folder)
@@ -89,10 +92,9 @@ class PaintFolder:
         about = {"regions": list(regions), "seeds": list(range(count)), "unpainted": UNPAINTED}
         write_json(folder / "dataset.json", about)
         found = cls(folder)
-        size = generator.config.resolution
         for seed, image in zip(found.seeds, sample_images(generator, found.seeds), strict=True):
-            save_image(to_picture(image), found.image_file(seed), sync=False)
-            found.paint(seed, np.full((size, size), UNPAINTED, np.uint8))
+            save_image(as_picture(image), found.image_file(seed), sync=False)
+            found.paint(seed, np.full(generator.picture_size, UNPAINTED, np.uint8))
         return found
 
     def image_file(self, seed: int) -> Path:
@@ -131,14 +133,13 @@ class PaintFolder:
 @torch.no_grad()
 def sample_images(generator: StyleGenerator, seeds: Sequence[int]) -> Tensor:
     """Generate images (N, C, H, W) in [-1, 1] from seeds."""
-    parts = style_codes(generator, seeds).split(chunk_size(generator.config.resolution, 16))
+    parts = style_codes(generator, seeds).split(chunk_size(generator.mean_side, 16))
     return torch.cat([generator.synthesis(s).float().clamp(-1, 1).cpu() for s in parts])
 
 
-def to_picture(image: Tensor) -> Image.Image:
-    """Convert (3, H, W), or gray (1, H, W), in [-1, 1] to a PIL image."""
-    pixels = image.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+def as_picture(image: Tensor) -> Image.Image:
+    """Convert (C, H, W), of 1 to 4 channels, in [-1, 1] to a PIL image."""
+    return to_picture(image.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 @torch.no_grad()
@@ -150,8 +151,8 @@ def painted_places(generator: StyleGenerator, codes: Tensor, labels: Sequence[np
     for n, (code, label) in enumerate(zip(codes, labels, strict=True)):
         known = torch.from_numpy(label.astype(np.int64))
         votes = torch.stack([known == r for r in range(regions)])[None].float()
-        if votes.shape[-1] != size:
-            votes = F.adaptive_avg_pool2d(votes, size)
+        if votes.shape[-2] != size:
+            votes = F.adaptive_avg_pool2d(votes, generator.size_at(size))
         votes = votes[0].flatten(1)
         painted = votes.amax(0) > 0
         _, maps = generator.synthesis(code[None], return_features=True, up_to=seen)
@@ -213,11 +214,11 @@ def learn(
     missing = [n for i, n in enumerate(paint.regions) if not any((label == i).any() for label in labels)]
     if missing:
         raise ValueError(f"nothing is painted for {', '.join(missing)} yet: a stroke in one or two samples will do")
-    size = generator.config.resolution
+    height, width = generator.picture_size
     for s, label in zip(seeds, labels, strict=True):
-        if label.shape != (size, size):
+        if label.shape != (height, width):
             raise ValueError(
-                f"{paint.label_file(s)} is {label.shape[1]} x {label.shape[0]}, its sample {size} x {size}"
+                f"{paint.label_file(s)} is {label.shape[1]} x {label.shape[0]}, its sample {width} x {height}"
             )
     x, y, picture = painted_places(generator, style_codes(generator, seeds), labels, len(paint.regions))
     head = fit_head(generator, x, y, paint.regions, seed=seed)
@@ -236,7 +237,7 @@ def learn(
 def predict_labels(
     generator: StyleGenerator, labeller: FeatureLabeller, codes: Tensor, size: int | None = None
 ) -> Tensor:
-    """Predict label maps (N, size, size) for style codes (N, S), on the CPU; size: None for full pictures'."""
+    """Predict label maps (N, size, width) for style codes (N, S), on the CPU; size: None for full pictures' height."""
     size, seen = size or generator.config.resolution, working_size(generator, layers=labeller.config.resolutions)
     found = []
     for s in codes.split(chunk_size(max(size, seen), 16)):

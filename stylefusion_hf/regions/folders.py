@@ -26,6 +26,7 @@ from stylefusion_hf.core.files import save_image, write_json, write_text
 from stylefusion_hf.core.json_files import read_json, read_object
 from stylefusion_hf.core.region_tree import LARGEST_TREE, RegionTree
 from stylefusion_hf.imaging.images import open_image, pixels_to_tensor
+from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.labeller import FeatureLabeller
 from stylefusion_hf.models.layers import chunk_size
@@ -52,7 +53,11 @@ def find_regions(
     resolution: int | None = None,
     **how: Any,
 ) -> Path:
-    """Discover regions, distil them, and write the folder; `how` goes to `discover`."""
+    """Discover regions, distil them, and write the folder; `how` goes to `discover`.
+
+    ValueError for a generator whose pictures cannot be images, since the folder shows some.
+    """
+    check_viewable(generator.config.img_channels)
     found = discover(generator, seed=seed, progress=progress, resolution=resolution, **how)
     return write_found(folder, generator, found, samples, steps, seed, progress, resolution)
 
@@ -104,6 +109,7 @@ def write_regions(
         teacher_resolution: of the pictures and feature maps that the teacher sees; None for full ones.
     """
     folder, report = Path(folder), dict(report)
+    check_viewable(generator.config.img_channels)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "regions.json").unlink(missing_ok=True)
     size = working_size(generator, resolution)
@@ -135,12 +141,12 @@ def write_regions(
 def tree_by_looking(generator: StyleGenerator, segmenter: Any, seed: int = 0, samples: int = 64) -> RegionTree:
     """A tree of a segmenter's regions, by what they touch and move with in samples."""
     codes = sample_codes(generator, samples, torch.Generator().manual_seed(seed))
-    parts = codes.split(chunk_size(generator.config.resolution, 16))
+    parts = codes.split(chunk_size(generator.mean_side, 16))
     maps = []
     for s in parts:
         labels = segmenter.segment(generator.synthesis(s).clamp(-1, 1))
-        if labels.shape[-1] > LARGEST:  # a tree needs no finer maps
-            labels = F.adaptive_avg_pool2d(labels, LARGEST)
+        if labels.shape[-2] > LARGEST:  # a tree needs no finer maps
+            labels = F.adaptive_avg_pool2d(labels, generator.size_at(LARGEST))
         maps.append(labels.argmax(1).cpu())
     names = list(segmenter.config.regions)
     return named_tree(torch.cat(maps), len(names), names)[0]
@@ -194,7 +200,7 @@ def update_regions(folder: str | Path) -> RegionTree:
     for part, kind in NETWORKS.items():
         if not (folder / part).is_dir():  # a segmenter that was distilled has no labeller
             continue
-        network = kind.from_pretrained(folder / part)
+        network = kind.from_pretrained(folder / part)  # type: ignore[attr-defined]
         network.register_to_config(regions=[names.get(n, n) for n in network.config.regions])
         network.save_pretrained(folder / part)
     for key, value in report.items():
@@ -222,18 +228,18 @@ def sample_strip(generator: StyleGenerator, count: int, seed: int) -> Image.Imag
     labels = random_labels(generator.config.label_dim, count, draw)
     w = generator.mapping(z, None if labels is None else labels.to(z))
     s = generator.to_style(generator.truncate(w, generator.config.truncation_psi))
-    pictures = [generator.synthesis(part).cpu() for part in s.split(chunk_size(generator.config.resolution, 4))]
-    if pictures[0].shape[-1] > LARGEST:  # the strip is for looking at, a full one would take megabytes
-        pictures = [F.adaptive_avg_pool2d(x, LARGEST) for x in pictures]
+    pictures = [generator.synthesis(part).cpu() for part in s.split(chunk_size(generator.mean_side, 4))]
+    if pictures[0].shape[-2] > LARGEST:  # the strip is for looking at, a full one would take megabytes
+        pictures = [F.adaptive_avg_pool2d(x, generator.size_at(LARGEST)) for x in pictures]
     return image_grid(torch.cat(pictures), count)
 
 
 def _finish(folder: Path, tree: RegionTree, report: Mapping[str, Any]) -> None:
     """Draw regions.png and write regions.json."""
     segmenter = RegionSegmenter.from_pretrained(folder, subfolder="segmenter").eval()
-    strip = open_image(folder / "samples.png", 1 if segmenter.config.img_channels == 1 else 3)
-    side = strip.height
-    pictures = [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
+    strip = open_image(folder / "samples.png", segmenter.config.img_channels)
+    side = strip.width // SHOWN
+    pictures = [strip.crop((x, 0, x + side, strip.height)) for x in range(0, strip.width, side)]
     with torch.no_grad():
         x = torch.stack([pixels_to_tensor(p) for p in pictures])
         labels = segmenter.segment(x).argmax(1).numpy().astype(np.uint8)

@@ -10,6 +10,7 @@ import base64
 import io
 import ipaddress
 import json
+import math
 import os
 import socket
 import threading
@@ -57,11 +58,14 @@ class PaintSession:
         self.generator, self.paint, self.out = generator, paint, out
         self.samples, self.steps, self.seed, self.resolution = samples, steps, seed, resolution
         self.colours = region_colours(len(paint.regions))
-        self.size: int = generator.config.resolution
+        self.size: tuple[int, int] = generator.picture_size
         self.lock = threading.Lock()
 
     def about(self) -> dict[str, Any]:
-        """Return the page's initial content: regions with colors, and each sample's picture and paint."""
+        """Return the page's initial content: regions with colors, and each sample's picture and paint.
+
+        `size` is the pictures' height.
+        """
         hexes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in self.colours]
         samples = [
             {
@@ -71,18 +75,19 @@ class PaintSession:
             }
             for seed in self.paint.seeds
         ]
-        return {"size": self.size, "regions": self.paint.regions, "colours": hexes, "samples": samples}
+        height, width = self.size
+        return {"size": height, "width": width, "regions": self.paint.regions, "colours": hexes, "samples": samples}
 
     def keep(self, seed: int, labels: bytes) -> dict[str, Any]:
         """Save a sample's paint, one byte per pixel, row by row; ValueError for an unknown sample, size or value."""
         if seed not in self.paint.seeds:
             raise ValueError(f"there is no sample of seed {seed}")
         found = np.frombuffer(labels, np.uint8)
-        if found.size != self.size**2:
-            raise ValueError(f"expected {self.size**2} labels, got {found.size}")
+        if found.size != math.prod(self.size):
+            raise ValueError(f"expected {math.prod(self.size)} labels, got {found.size}")
         if ((found >= len(self.paint.regions)) & (found != 255)).any():
             raise ValueError(f"labels must be 0 to {len(self.paint.regions) - 1}, or 255")
-        self.paint.paint(seed, found.reshape(self.size, self.size).copy())
+        self.paint.paint(seed, found.reshape(self.size).copy())
         return {"said": ""}
 
     def learn(self) -> dict[str, Any]:
@@ -141,7 +146,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         work, length = self.server.work, self.headers.get("Content-Length", "0")
         # Pages of other sites can send requests here, but not with this header.
-        if self.headers.get("X-Stylefusion") != "label" or not length.isdecimal() or int(length) > work.size**2:
+        if (
+            self.headers.get("X-Stylefusion") != "label"
+            or not length.isdecimal()
+            or int(length) > math.prod(work.size)
+        ):
             self._send(400, b"not a request of this page", "text/plain")
             return
         body = self.rfile.read(int(length))

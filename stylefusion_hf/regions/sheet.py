@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.imaging.modes import put_on_white
 from stylefusion_hf.imaging.sheets import GAP, INK, LABEL_SIZE, LINE, MARGIN, PAPER, QUIET, RULE
 
-CELL, COLUMNS = 96, 8
+CELL, COLUMNS = 96, 8  # the longer side of a picture in pixels, and pictures in a row
 TINT = 0.62  # opacity of a region's color over the picture
 INDENT = 26  # pixels between a node and its children
 
@@ -27,7 +28,7 @@ def region_colours(count: int) -> list[tuple[int, int, int]]:
 
 def tinted(picture: Image.Image, labels: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> Image.Image:
     """Tint a gray version of a picture with the colors of its regions: `labels` (H, W) index `colours`."""
-    grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
+    grey = np.asarray(put_on_white(picture).convert("L").convert("RGB"), np.float32)
     shade = Image.fromarray(np.array(colours, np.uint8)[labels]).resize(picture.size, Image.Resampling.NEAREST)
     return Image.fromarray((grey + TINT * (np.asarray(shade, np.float32) - grey)).astype(np.uint8))
 
@@ -42,7 +43,7 @@ def region_sheet(
     """Draw pictures above their tinted copies, eight per row, and below them the tree with its leaves in color.
 
     Args:
-        pictures: N square pictures.
+        pictures: N pictures of one size.
         labels: (N, H, W), the region number of every pixel.
         regions: names of the regions by number; include the tree's leaves.
         tree: drawn as an outline, one line per node.
@@ -53,17 +54,18 @@ def region_sheet(
     font = ImageFont.load_default(LABEL_SIZE)
     rows = -(-len(pictures) // COLUMNS)
     nodes = tree.nodes
-    top = MARGIN + rows * (2 * (CELL + 2) + GAP)
-    width = 2 * MARGIN + COLUMNS * (CELL + GAP) - GAP
+    wide, tall = (max(1, round(CELL * side / max(pictures[0].size))) for side in pictures[0].size)
+    top = MARGIN + rows * (2 * (tall + 2) + GAP)
+    width = 2 * MARGIN + COLUMNS * (wide + GAP) - GAP
     sheet = Image.new("RGB", (width, top + len(nodes) * LINE + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     for n, picture in enumerate(pictures):
-        x, y = MARGIN + n % COLUMNS * (CELL + GAP), MARGIN + n // COLUMNS * (2 * (CELL + 2) + GAP)
-        plain = picture.convert("RGB")
-        for part, at in ((plain, y), (tinted(plain, labels[n], colours), y + CELL + 2)):
-            small = part.width <= CELL
+        x, y = MARGIN + n % COLUMNS * (wide + GAP), MARGIN + n // COLUMNS * (2 * (tall + 2) + GAP)
+        plain = put_on_white(picture)
+        for part, at in ((plain, y), (tinted(plain, labels[n], colours), y + tall + 2)):
+            small = part.width <= wide
             how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
-            sheet.paste(part.resize((CELL, CELL), how), (x, at))
+            sheet.paste(part.resize((wide, tall), how), (x, at))
     depth = {tree.root: 0}
     for row, name in enumerate(nodes):
         above = tree.parent(name)

@@ -17,10 +17,10 @@ LARGEST = 256  # generators up to this size work on their full pictures
 
 
 def working_size(generator: StyleGenerator, asked: int | None = None, layers: Sequence[int] = ()) -> int:
-    """Return the size to work at, one of `generator.picture_sizes`; a preview head is fitted where one is missing.
+    """Return the height to work at, one of `generator.picture_sizes`; a preview head is fitted where one is missing.
 
     Args:
-        asked: that size; None for `PREVIEW` px, or for full pictures of generators of up to `LARGEST` px.
+        asked: that height; None for `PREVIEW` px or the next below, or for full pictures of up to `LARGEST` px.
         layers: feature maps that are read, none of which may be larger.
 
     Raises:
@@ -36,7 +36,8 @@ def working_size(generator: StyleGenerator, asked: int | None = None, layers: Se
             raise ValueError(f"a working size of {asked} px: choose from {known}{reason}")
         size = asked
     else:
-        size = full if full <= LARGEST else max(PREVIEW, least)
+        previews = [size for size in sizes if least <= size <= PREVIEW]
+        size = full if full <= LARGEST else max(previews, default=least)
     if size not in generator.picture_sizes:
         logger.info("fitting previews of %d px to the generator's pictures", size)
         generator.fit_preview(size)

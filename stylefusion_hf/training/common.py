@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ from stylefusion_hf.training.checkpoints import explain_write_errors, flags_of, 
 from stylefusion_hf.training.flags import check_arguments
 from stylefusion_hf.training.inputs import digests_of_inputs, forget_inputs
 from stylefusion_hf.training.resuming import find_checkpoint
+
+_made: set[str] = set()  # output folders that did not exist before their run
 
 logger = logging.getLogger("stylefusion_hf")
 
@@ -60,6 +64,8 @@ def start(args: argparse.Namespace, least_steps: int = 1) -> Accelerator:
         forget_inputs(args)
         digests_of_inputs(args)  # of the files as they are when the run begins
         find_checkpoint(args, accelerator.num_processes)  # refuses what does not fit; `resume` loads it later
+        if not output.exists():
+            _made.add(os.path.realpath(output))
         output.mkdir(parents=True, exist_ok=True)
         lock_output(output)
         with explain_write_errors(output / "arguments.json"):
@@ -99,17 +105,33 @@ def check_shared(output: Path, flags: dict[str, Any], patience: float = 60.0) ->
 def finishing(accelerator: Accelerator, end_processes: bool = True) -> Iterator[None]:
     """Unlock the output folder and close the trackers on exit, also after an error.
 
+    A run that is refused before it has written anything leaves no folder behind.
+
     end_processes: also destroy the process group, after which no other run can start in this process.
     """
     try:
         yield
+    except (ImportError, OSError, ValueError):
+        if accelerator.is_main_process:
+            _remove_unused(accelerator.project_dir)
+        raise
     finally:
         unlock_output(accelerator.project_dir)
+        _made.discard(os.path.realpath(accelerator.project_dir))
         if end_processes:
             accelerator.end_training()
         else:
             for tracker in accelerator.trackers:
                 tracker.finish()
+
+
+def _remove_unused(output: str) -> None:
+    """Remove an output folder that this run made and that holds nothing but its flags and empty logs."""
+    if os.path.realpath(output) not in _made:
+        return
+    files = [path for path in Path(output).rglob("*") if not path.is_dir()]
+    if all(path.name == "arguments.json" or path.name.startswith("events.out.") for path in files):
+        shutil.rmtree(output, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -58,12 +58,20 @@ def cell_features(images: Tensor) -> Tensor:
 
     Returns (B, C or 2 C, h, w).
     """
-    side = max(1, images.shape[-1] // CELLS)
+    side = cell_side(images.shape[-2], images.shape[-1])
     if side == 1:
         return images
     mean = F.avg_pool2d(images, side)
     detail = F.avg_pool2d((images - F.interpolate(mean, scale_factor=side, mode="nearest")).abs(), side)
     return torch.cat([mean, detail], dim=1)
+
+
+def cell_side(height: int, width: int) -> int:
+    """Return the side of a cell in pixels, a power of two that divides both: CELLS or more cells are across."""
+    side = 1
+    while 2 * side <= width // CELLS and height % (2 * side) == 0 and width % (2 * side) == 0:
+        side *= 2
+    return side
 
 
 def masked_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -76,7 +84,7 @@ def masked_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     sums: list[Tensor] = []
     while True:
         sums.append(difference.abs().sum(dim=(1, 2, 3)) * 4 ** len(sums))
-        if difference.shape[-1] <= CELLS // 4:
+        if difference.shape[-1] <= CELLS // 4 or min(difference.shape[-2:]) < 2:
             return torch.stack(sums).mean(dim=0)
         difference = F.avg_pool2d(difference, 2)
 

@@ -65,6 +65,6 @@ def contrastive_terms(c, sample, references, found, weight: Tensor) -> dict[str,
     frame = c.pool.feature_maps(sample.frame)
     each = []
     for r, refs in references.maps.items():
-        inner = (F.adaptive_avg_pool2d(both.float(), r) > 0.99).float()
+        inner = (F.adaptive_avg_pool2d(both.float(), (refs.shape[-2], refs.shape[-1])) > 0.99).float()
         each.append(spatial_contrast(found.maps[r], refs, inner, frame[r][:, None].float(), c.temperature))
     return {"spatial": (torch.stack(each).mean(dim=0), None)}

@@ -73,7 +73,7 @@ class Criterion:
         columns = {name: i for i, name in enumerate(tree.nodes)}
         groups = [columns[n] for n, _, _ in roles.groups]
         self.group_columns = torch.tensor(groups, device=pool.codes.device, dtype=torch.long)
-        self.border = border_width(networks.resolution)
+        self.border = border_width(networks.size[1])
         self.references = ReferenceMaker(
             tree,
             roles,

@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from stylefusion_hf.core.sizes import describe_size
+from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training.common import one_process_first
 
 FIRST_HELD_OUT = 1_000_000  # avatars from here on are far beyond any training index
@@ -44,6 +46,16 @@ def load_avatars(args: argparse.Namespace, accelerator: Accelerator, resolution:
 
     with one_process_first(accelerator):
         return cached_arrays(cache_folder(args), args.avatars, resolution, args.data_seed)
+
+
+def check_avatars_fit(g: StyleGenerator) -> None:
+    """Raise ValueError unless the generator's pictures are like avatars: square, and of 3 channels."""
+    height, width = g.picture_size
+    if height != width or height & (height - 1) or g.config.img_channels != 3:
+        raise ValueError(
+            f"avatars are squares of 3 channels, the generator's pictures {describe_size((height, width))} of"
+            f" {g.config.img_channels}: train on a folder of pictures, --train_data_dir"
+        )
 
 
 def held_out_avatars(count: int, resolution: int, data_seed: int) -> ArrayDataset:

@@ -25,6 +25,7 @@ from stylefusion_hf.core.files import save_image, write_json
 from stylefusion_hf.core.memory import RENDER_SHARE, chunk_size, forward_bytes, memory_budget
 from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.imaging.features import extractor, map_distance
+from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.inversion.optimization import CodePrior
 from stylefusion_hf.models.encoder import ImageEncoder, encoder_channels
@@ -41,7 +42,7 @@ from stylefusion_hf.training.common import (
     save_model,
     start,
 )
-from stylefusion_hf.training.datasets import ArrayDataset, held_out_avatars, load_avatars
+from stylefusion_hf.training.datasets import ArrayDataset, check_avatars_fit, held_out_avatars, load_avatars
 from stylefusion_hf.training.encoder_flags import check_flags, parse_args, weights_of
 from stylefusion_hf.training.loop import MicroBatch, Phase, fit
 from stylefusion_hf.training.reports import Log
@@ -87,15 +88,16 @@ def encoder_loss(
 # --- Models and data -------------------------------------------------------------------------------------------------
 
 
-def build_dataset(args: argparse.Namespace, accelerator: Accelerator, resolution: int) -> Any:
-    """Return the real pictures that the flags ask for, or None."""
+def build_dataset(args: argparse.Namespace, accelerator: Accelerator, g: StyleGenerator) -> Any:
+    """Return the real pictures that the flags ask for, of the generator's size and channels, or None."""
     if args.train_data_dir:
         from stylefusion_hf.data.folders import ImageFolder
 
-        return ImageFolder(args.train_data_dir, resolution, mirror=True)
+        return ImageFolder(args.train_data_dir, g.picture_size, channels=g.config.img_channels, mirror=True)
     if not args.avatars:
         return None
-    return ArrayDataset(load_avatars(args, accelerator, resolution)[0])
+    check_avatars_fit(g)
+    return ArrayDataset(load_avatars(args, accelerator, g.config.resolution)[0])
 
 
 def load_frozen(args: argparse.Namespace, accelerator: Accelerator) -> tuple[StyleGenerator, Any]:
@@ -111,6 +113,7 @@ def load_frozen(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Sty
     g = load(StyleGenerator, "generator")
     if args.resolution not in (None, g.config.resolution):
         raise ValueError(f"--resolution {args.resolution}: the generator in --model makes {g.config.resolution} px")
+    check_viewable(g.config.img_channels)  # training draws sheets
     try:
         segmenter = own_segmenter(args.pretrained_model_name_or_path, "segmenter", **where)
         segmenter = segmenter.eval().requires_grad_(False).to(accelerator.device)
@@ -126,6 +129,8 @@ def new_encoder(args: argparse.Namespace, g: StyleGenerator) -> ImageEncoder:
     try:
         resolution = g.config.resolution
         channels = [int(c) for c in args.channels.split(",")] if args.channels else encoder_channels(resolution)
+        step = 2 ** (len(channels) - 1)
+        resolution = -(-resolution // step) * step  # it resizes pictures, also rectangles, to squares of this side
         model = ImageEncoder(
             num_ws=g.num_ws,
             w_dim=g.w_avg.shape[0],
@@ -146,7 +151,7 @@ def new_encoder(args: argparse.Namespace, g: StyleGenerator) -> ImageEncoder:
 
 def batch_size(g: StyleGenerator) -> int:
     """Return how many pictures fit into memory without gradients."""
-    per_picture = forward_bytes(g.feature_sizes, g.config.resolution)
+    per_picture = forward_bytes(g.feature_sizes, g.config.resolution, g.aspect)
     return chunk_size(per_picture, memory_budget(g.device) * RENDER_SHARE, 32)
 
 
@@ -208,7 +213,7 @@ class EncoderTraining:
         # Models: a frozen generator, its features, a new encoder and its average.
         self.generator, segmenter = load_frozen(args, accelerator)
         self.maps, self.prior = extractor(segmenter), CodePrior.of(self.generator)
-        self.dataset = build_dataset(args, accelerator, self.generator.config.resolution)
+        self.dataset = build_dataset(args, accelerator, self.generator)
         encoder = new_encoder(args, self.generator)
         self.average = copy.deepcopy(encoder).requires_grad_(False).to(accelerator.device)
         optimizer = torch.optim.Adam(encoder.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))

@@ -25,6 +25,7 @@ from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.fusion.low_rank import factor_outputs
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.training._regions import take_regions
 from stylefusion_hf.training.card import keep_source, model_card
@@ -49,6 +50,7 @@ from stylefusion_hf.training.reports import Log
 
 __all__ = ["main", "parse_args", "train"]
 logger = logging.getLogger("stylefusion_hf")
+FACTORED_MIXES = 256  # mixes of codes that the output layers of --output_rank are fitted to
 
 
 def train(args: argparse.Namespace) -> Path:
@@ -212,12 +214,28 @@ class FusionTraining:
 
     def finish(self, seconds: float) -> None:
         """Save the pipeline and its card, and upload them if that is asked for."""
+        if self.args.output_rank:
+            self.factor_outputs(self.args.output_rank)
         self.guard.check(self.average.fuse, self.args.max_train_steps)
         self.pipe.save_pretrained(self.folder)
         card = model_card(self.args, self.tree, self.figures or self.measure(), seconds, self.guard.dead)
         write_text(self.folder / "README.md", card)
         keep_source(self.args.pretrained_model_name_or_path, self.folder)
         push_to_hub(self.args, self.folder)
+
+    @torch.no_grad()
+    def factor_outputs(self, rank: int) -> None:
+        """Replace the averaged nets by smaller ones, whose output layers have that rank on mixes of the pool."""
+        draw = step_generator(self.args.seed, 0, purpose=10)
+        parts = [self.criterion.codes(self.criterion.draw(FACTORED_MIXES, draw, self.shares)) for _ in range(2)]
+        before, smaller = self.average, factor_outputs(self.average, parts[0], rank)
+        whole = before.fuse(parts[1])
+        error = (smaller.fuse(parts[1]) - whole).square().mean() / (whole - parts[1][self.tree.root]).square().mean()
+        logger.info(
+            "output layers of rank %d change fused codes by %.1f %% of what fusing does", rank, 100 * error**0.5
+        )
+        self.average, self.figures = smaller.requires_grad_(False).eval(), {}
+        self.pipe.register_modules(fusion=self.average)
 
 
 def parameters_of(fusion: FusionHierarchy) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:

@@ -97,7 +97,7 @@ def add_size_arguments(p: argparse.ArgumentParser) -> None:
         "--train_resolution",
         type=int,
         metavar="R",
-        help="size in pixels of the training pictures; by default the generator's largest up to 256",
+        help="height in pixels of the training pictures; by default the generator's largest up to 256",
     )
     size.add_argument(
         "--full_resolution_steps",
@@ -109,7 +109,7 @@ def add_size_arguments(p: argparse.ArgumentParser) -> None:
         "--segmenter_resolution",
         type=int,
         metavar="R",
-        help="size in pixels at which the segmenter sees training pictures; by default measured",
+        help="height in pixels at which the segmenter sees training pictures; by default measured",
     )
     size.add_argument(
         "--memory_gib",
@@ -184,6 +184,12 @@ def add_net_arguments(p: argparse.ArgumentParser) -> None:
     )
     nets.add_argument("--hidden_width", type=int, help="width of the gating MLPs; by default 192")
     nets.add_argument("--hidden_layers", type=int, help="hidden layers of the gating MLPs; by default 2")
+    nets.add_argument(
+        "--output_rank",
+        type=int,
+        metavar="R",
+        help="when done, store the gating MLPs' output layers as two factors of this rank: 32 halves the file",
+    )
     nets.add_argument(
         "--common_resolution",
         type=int,
@@ -277,6 +283,8 @@ def check_objective(args: argparse.Namespace) -> None:
     for name, least in (("hidden_width", 1), ("hidden_layers", 1), ("static_steps", 0), ("validation_pairs", 0)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if args.output_rank is not None and args.output_rank < 1:
+        raise ValueError(f"--output_rank must be at least 1, got {args.output_rank}")
     for name in ("gate_learning_rate", "discriminator_learning_rate"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")

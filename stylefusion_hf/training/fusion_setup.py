@@ -24,6 +24,7 @@ from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges, load_judges
+from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.sampling import draw_codes
@@ -94,6 +95,7 @@ def load_frozen(
         return model.eval().requires_grad_(False).to(accelerator.device)
 
     g = frozen(load(StyleGenerator, "generator"))
+    check_viewable(g.config.img_channels)  # training draws sheets
     if not args.realism_weight:
         return g, None
     return g, frozen(without_batch_statistics(load(StyleGAN2Discriminator, "discriminator")))
@@ -170,10 +172,10 @@ def plan_memory(args: argparse.Namespace, g: Any, size: int, regions: int, pool_
     """Plan the pool's share of --memory_gib for pictures of `size` px."""
     device = g.device
     budget = memory_budget(device, args.memory_gib)
-    forward = forward_bytes(g.feature_sizes, size)
+    forward = forward_bytes(g.feature_sizes, size, g.aspect)
     if pool_size is None and device.type == "cpu" and g.config.resolution > LARGEST:
         pool_size = POOL_OF_PREVIEWS  # what memory holds would take a core many minutes to render
-    return plan_pool(budget, device.type, size, regions, args.train_batch_size, forward, pool_size)
+    return plan_pool(budget, device.type, size, regions, args.train_batch_size, forward, pool_size, g.aspect)
 
 
 def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks, codes: torch.Tensor) -> None:
@@ -188,7 +190,7 @@ def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks,
             raise ValueError(f"--segmenter_resolution must be at least 16, got {args.segmenter_resolution}")
         networks.segmenter_resolution = args.segmenter_resolution
         return
-    if networks.segmenter.config.get("resolution") == size:
+    if networks.segmenter.config.get("resolution") == max(networks.size):
         return  # it was made for these pictures
     agreement = networks.choose_segmenter_resolution(codes)
     found = f"IoU {agreement:.2f} with its labels of full ones"
@@ -232,7 +234,7 @@ def measure_step(criterion: Criterion, fusion: FusionHierarchy, sample: Sample) 
         found = networks(fusion(criterion.codes(sample)).style_codes)
         criterion.total(criterion(sample, references, found)[0])
 
-    extra = reference_bytes(networks.resolution, len(criterion.roles.names))
+    extra = reference_bytes(networks.resolution, len(criterion.roles.names), networks.generator.aspect)
     criterion.plan = plan_step(plan, backward_bytes(forward, known) // len(sample) + extra)
 
 

@@ -87,7 +87,7 @@ class GeneratorTraining:
         )
 
         # Data: real images, and the moving averages of what the generator makes.
-        self.dataset = build_dataset(args, accelerator)
+        self.dataset = build_dataset(args, accelerator, self.generator)
         self.policy = parse_augmentations(args.augment)
         self.path_mean = RunningMean().to(accelerator.device)
         self.mean_ws: list[Tensor] = []  # of the step's micro-batches

@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator
 
 from stylefusion_hf.evaluation.judges import PortraitJudge
+from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.models.discriminator import ProjectedDiscriminator, StyleGAN2Discriminator
 from stylefusion_hf.models.layers import check_channels
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
-from stylefusion_hf.training.datasets import ArrayDataset, cache_folder, load_avatars
+from stylefusion_hf.training.datasets import ArrayDataset, cache_folder, check_avatars_fit, load_avatars
 from stylefusion_hf.training.gan_validation import REAL_START, SampleJudge
 from stylefusion_hf.training.growing import grow_models, own_config
 
@@ -66,6 +67,7 @@ def load_models(args: argparse.Namespace, projected: bool) -> tuple[StyleGAN2Gen
         )
     if g.config.label_dim:
         raise ValueError("this trainer is for unconditional models, but the given generator expects class labels")
+    check_viewable(g.config.img_channels)  # training draws sheets
     return g, d
 
 
@@ -99,12 +101,16 @@ def default_channels(resolution: int) -> list[int]:
 # --- Pictures --------------------------------------------------------------------------------------------------------
 
 
-def build_dataset(args: argparse.Namespace, accelerator: Accelerator) -> Any:
-    """Return the pictures to train on: those of a folder, or avatars, which are rendered first if needed."""
+def build_dataset(args: argparse.Namespace, accelerator: Accelerator, g: StyleGAN2Generator) -> Any:
+    """Return the pictures to train on: those of a folder, or avatars, which are rendered first if needed.
+
+    They have the generator's size and channels. ValueError for avatars that cannot.
+    """
     if args.train_data_dir:
         from stylefusion_hf.data.folders import ImageFolder
 
-        return ImageFolder(args.train_data_dir, args.resolution)
+        return ImageFolder(args.train_data_dir, g.picture_size, channels=g.config.img_channels)
+    check_avatars_fit(g)
     return ArrayDataset(load_avatars(args, accelerator, args.resolution)[0])
 
 

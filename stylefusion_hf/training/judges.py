@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import remove_partials, write_json
 from stylefusion_hf.core.randomness import step_generator
+from stylefusion_hf.core.sizes import describe_size
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
@@ -154,6 +155,12 @@ def load_generator(args: argparse.Namespace) -> StyleGenerator:
     if g.config.resolution != args.resolution:
         raise ValueError(
             f"--resolution is {args.resolution}, but the generator in --model makes {g.config.resolution} px images"
+        )
+    if g.config.img_channels != 3 or g.base_size != (4, 4):
+        raise ValueError(
+            "judges are trained on squares of 3 channels, the generator in --model makes pictures of"
+            f" {describe_size(g.picture_size)} and {g.config.img_channels} channels: `stylefusion regions discover`"
+            " writes a segmenter that judges these"
         )
     return g.eval().requires_grad_(False)
 

@@ -91,7 +91,7 @@ def frozen_networks(
         order=[known.index(name) for name in roles.names],
         resolution=size,
         features=(),
-        batch=chunk_size(forward_bytes(generator.feature_sizes, size), budget, 64),
+        batch=chunk_size(forward_bytes(generator.feature_sizes, size, generator.aspect), budget, 64),
     )
     if size < networks.full_resolution:
         set_segmenter_resolution(args, networks, codes[:32])

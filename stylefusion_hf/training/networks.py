@@ -1,6 +1,7 @@
 """The frozen generator and segmenter of a fusion training, and the looks and positions of regions that they give.
 
 Everything happens at the training resolution: pictures are the generator's own of that size (`synthesis(up_to=R)`).
+Resolutions are heights; widths follow from the generator's aspect ratio.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylefusion_hf.core.sizes import nearest_heights
 from stylefusion_hf.imaging.alignment import pixel_places
 from stylefusion_hf.imaging.features import PooledMaps, colour, texture
 from stylefusion_hf.training.choices import FEATURES
@@ -64,15 +66,16 @@ class FrozenNetworks:
     Args:
         order: the segmenter's channel of each region. Its other channels are ignored: each pixel belongs to the most
             probable region among these.
-        resolution: of pictures, masks and losses; by default the generator's.
+        resolution: height of pictures, masks and losses; by default the generator's.
         features: the looks besides color, from `FEATURES`.
-        map_resolutions: of the generator's feature maps to use.
+        map_resolutions: of the generator's feature maps to use, or those nearest to them.
         keep_maps: whether descriptions include the maps themselves, for the spatial contrast.
         batch: pictures to render at once without gradients.
         precision: context of rendering and segmenting, such as `accelerator.autocast`.
 
     Attributes:
-        segmenter_resolution: the size at which the segmenter sees pictures, set by `choose_segmenter_resolution`.
+        size: (height, width) of pictures, masks and losses.
+        segmenter_resolution: the height at which the segmenter sees pictures, set by `choose_segmenter_resolution`.
     """
 
     def __init__(
@@ -92,8 +95,9 @@ class FrozenNetworks:
         self.generator, self.segmenter, self.order, self.features = generator, segmenter, order, tuple(features)
         self.full_resolution = generator.config.resolution
         self.resolution = resolution or self.full_resolution
-        self.segmenter_resolution = self.resolution
-        self.map_resolutions, self.keep_maps, self.batch, self.precision = map_resolutions, keep_maps, batch, precision
+        self.segmenter_resolution, self.size = self.resolution, generator.size_at(self.resolution)
+        self.map_resolutions = nearest_heights(map_resolutions, generator.feature_sizes)
+        self.keep_maps, self.batch, self.precision = keep_maps, batch, precision
         self.pooled: PooledMaps | None = None
 
     # --- Preparation ---
@@ -110,7 +114,7 @@ class FrozenNetworks:
             self.pooled = PooledMaps(maps, self.map_resolutions)
         elif "maps" in self.features or self.keep_maps:
             raise ValueError(
-                f"a generator of {self.resolution} px has no maps of {list(self.map_resolutions)} px: train with"
+                f"pictures of {self.resolution} px have no maps of 16 or 32 px: train with"
                 " --features texture and without --spatial_weight"
             )
 
@@ -133,7 +137,7 @@ class FrozenNetworks:
         counts = torch.zeros(len(sizes), len(self.order), 2)  # intersection, union
         for s in codes.split(max(1, self.batch * self.resolution**2 // self.full_resolution**2)):
             full = self._segment(self.generator.synthesis(s).clamp(-1, 1), self.full_resolution)
-            truth = F.adaptive_avg_pool2d(full, self.resolution).argmax(dim=1)
+            truth = F.adaptive_avg_pool2d(full, self.size).argmax(dim=1)
             small = self.generator.synthesis(s, up_to=self.resolution).clamp(-1, 1)
             for i, size in enumerate(sizes):
                 guess = self._segment(small, size).argmax(dim=1)
@@ -159,12 +163,12 @@ class FrozenNetworks:
         return self._segment(images, self.segmenter_resolution)
 
     def _segment(self, images: Tensor, size: int) -> Tensor:
-        """Return probabilities at the pictures' size, segmented at `size` px."""
-        if size == images.shape[-1]:
+        """Return probabilities at the pictures' size, segmented at a height of `size` px."""
+        if size == images.shape[-2]:
             with self.precision():
                 return self.segmenter.segment(images)[:, self.order].float().softmax(dim=1)
-        large = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
-        return F.adaptive_avg_pool2d(self._segment(large, size), images.shape[-1])
+        large = F.interpolate(images, size=self.generator.size_at(size), mode="bilinear", align_corners=False)
+        return F.adaptive_avg_pool2d(self._segment(large, size), (images.shape[-2], images.shape[-1]))
 
     def describe(self, images: Tensor, maps: Mapping[int, Tensor], probs: Tensor) -> Description:
         """Describe rendered pictures; differentiable except for the masks."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
-from stylefusion_hf.imaging.alignment import pose_between_centroids, region_centroids, warp
+from stylefusion_hf.imaging.alignment import aspect_of, pose_between_centroids, region_centroids, warp
 from stylefusion_hf.training.networks import FrozenNetworks
 
 LARGE = ("images", "probs", "labels", "maps")  # may be stored in host memory
@@ -108,7 +108,10 @@ class RenderedPool:
         Both are indices. As `alignment.pose_between`, but from stored centroids.
         """
         a, b = target.flatten(), source.flatten()
-        poses = pose_between_centroids(self.centroids[a], self.areas[a], self.centroids[b], self.areas[b], regions)
+        wide = aspect_of(self.labels)
+        poses = pose_between_centroids(
+            self.centroids[a], self.areas[a], self.centroids[b], self.areas[b], regions, wide
+        )
         return poses.unflatten(0, target.shape)
 
 

@@ -43,6 +43,8 @@ REPORTS = {
     "validation_judges",
     "validation_samples",
     "eval_avatars",
+    "eval_data_dir",
+    "output_rank",  # of the nets that are saved at the end, not of those that learn
     "judges",
     "push_to_hub",
     "hub_model_id",

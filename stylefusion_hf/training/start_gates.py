@@ -86,7 +86,7 @@ def gradient_batches(generator: StyleGenerator, size: int, budget: float) -> tup
     """Return how many pictures of `size` px, and how many full ones, are differentiated at once in `budget` bytes."""
     # Gradients keep every map and its copies: about four times the memory of rendering.
     small, full = (
-        chunk_size(4 * forward_bytes(generator.feature_sizes, r), budget * RENDER_SHARE, 64)
+        chunk_size(4 * forward_bytes(generator.feature_sizes, r, generator.aspect), budget * RENDER_SHARE, 64)
         for r in (size, generator.config.resolution)
     )
     return small, full

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylefusion_hf import MobileStyleGANGenerator, StyleFusionPipeline
+from stylefusion_hf import FusionHierarchy, MobileStyleGANGenerator, RegionSegmenter, StyleFusionPipeline
 from stylefusion_hf.cli import main
 from stylefusion_hf.conversion import companions, ir_network, openvino_ir
 from stylefusion_hf.conversion.convert import convert
@@ -126,6 +126,20 @@ def test_nets_of_this_package_join_their_generator(tmp_path: Path, monkeypatch: 
     convert(tmp_path / "other", tmp_path / "plain", progress=False)
     plain = StyleFusionPipeline.from_pretrained(tmp_path / "plain")
     assert plain.segmenter is None and [*plain.fusion.tree.leaves] == ["all"]
+
+
+def test_the_nets_for_the_published_network() -> None:
+    """Recognized by the hashes of its files alone; they load, fit its style code, and are small."""
+    hashes = json.loads((companions.ASSETS / "faces/companions.json").read_text())["generator"]
+    found = companions.find_companions({name: {"sha256": digest} for name, digest in hashes.items()})
+    assert found is not None and found.parts == ["fusion", "segmenter"]
+    assert companions.find_companions({name: {"sha256": "0" * 64} for name in hashes}) is None
+    nets = FusionHierarchy.from_pretrained(found.folder / "fusion")
+    segmenter = RegionSegmenter.from_pretrained(found.folder / "segmenter")
+    assert nets.style_width == 6752 and set(nets.tree.leaves) == set(segmenter.config.regions)
+    assert sum(path.stat().st_size for path in found.folder.glob("[!e]*/*.safetensors")) < 12e6
+    card = (found.folder / "README.md").read_text()
+    assert "research and other non-commercial use" in card
 
 
 def test_random_noise_has_the_strength_of_the_stored_noise(tmp_path: Path) -> None:

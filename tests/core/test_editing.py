@@ -140,8 +140,8 @@ def test_what_an_edit_refuses(g):
 @pytest.mark.parametrize("kind", DIRECTIONS)
 def test_an_edit_enters_the_regions_own_code_alone(pipe, monkeypatch, kind):
     given: list[dict[str, torch.Tensor]] = []
-    fuse = pipe.fusion.fuse
-    monkeypatch.setattr(pipe.fusion, "fuse", lambda codes: given.append(dict(codes)) or fuse(codes))
+    fuse = pipe.fusion.forward
+    monkeypatch.setattr(pipe.fusion, "forward", lambda codes, **o: given.append(dict(codes)) or fuse(codes, **o))
     call: dict[str, Any] = {"base": 1, "regions": {"eyes": 4}, "strength": 0.5}
     style(pipe, **call)
     style(pipe, **call, edits={"hair": DIRECTIONS[kind](1.5)})
@@ -153,8 +153,8 @@ def test_an_edit_enters_the_regions_own_code_alone(pipe, monkeypatch, kind):
 
 def test_an_inner_node_edits_its_subtree_and_edits_add_up(pipe, monkeypatch):
     given: list[dict[str, torch.Tensor]] = []
-    fuse = pipe.fusion.fuse
-    monkeypatch.setattr(pipe.fusion, "fuse", lambda codes: given.append(dict(codes)) or fuse(codes))
+    fuse = pipe.fusion.forward
+    monkeypatch.setattr(pipe.fusion, "forward", lambda codes, **o: given.append(dict(codes)) or fuse(codes, **o))
     a, b = DIRECTIONS["w"], DIRECTIONS["s"]
     style(pipe, base=1, edits={"face": (a, 2), "eyes": b})
     step_a = 2 * (a(1.0)(Code(given[0]["hair"], "s"), pipe.generator).tensor - given[0]["hair"])

@@ -34,12 +34,6 @@ def test_a_training_finds_its_segmenter_there_and_asks_no_hub(monkeypatch: pytes
     assert _segmenters.saved_class("faces", "segmenter", None) == "RegionSegmenter"
 
 
-def test_the_model_with_region_nets_goes_first() -> None:
-    for place in (".cache/faces", ".cache/faces-gates"):
-        tiny_pipeline().save_pretrained(place)
-    assert Path(find_model("faces")) == Path(".cache/faces-gates")
-
-
 def test_a_folder_of_that_name_goes_first() -> None:
     Path("faces").mkdir()
     assert find_model("faces") == "faces"

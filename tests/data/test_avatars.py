@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("python_avatars", reason="avatars need the extra `train`")
 pytest.importorskip("resvg_py", reason="avatars need the extra `train`")
 
+from stylefusion_hf.core.installing import install_command
 from stylefusion_hf.data import avatar_choices as choices
 from stylefusion_hf.data import raster as _raster
 from stylefusion_hf.data.avatar_parts import load_part
@@ -300,4 +301,4 @@ def test_missing_packages_are_named() -> None:
         "except ImportError as error:\n    print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install stylefusion-hf[train]" in result.stdout
+    assert install_command("train") in result.stdout

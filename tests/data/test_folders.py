@@ -86,7 +86,7 @@ def test_unusable_folders_and_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='crop must be "center" or "none", got \'left\''):
         ImageFolder(tmp_path, 16, crop="left")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="channels must be 3"):
-        ImageFolder(tmp_path, 16, channels=4)
+        ImageFolder(tmp_path, 16, channels=5)
 
 
 def test_small_pictures_need_permission(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_methods_are_fitted_in_the_batches_of_the_command(pipe):
     fitted = registry.build_methods(pipe, ["editing-in-style", "retrieve-in-style", "local-channels"], 3).values()
     assert all(method.batch == 3 for method in fitted)
     assert registry.build_methods(pipe, ["static-gates"], 3)["static-gates"].chunk_size == 3
-    large = SimpleNamespace(generator=SimpleNamespace(config=SimpleNamespace(resolution=256)))
+    large = SimpleNamespace(generator=SimpleNamespace(mean_side=256))
     assert [fitting_batch(large, 32, batch) for batch in (None, 3, 100)] == [8, 3, 32]
 
 

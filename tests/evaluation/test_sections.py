@@ -212,7 +212,8 @@ def test_layers_are_mixed_at_ten_strengths(subject):
 @pytest.mark.parametrize(("resolution", "batch"), [(64, 32), (128, 32), (256, 8), (1024, 1)])
 def test_large_pictures_are_measured_few_at_a_time(subject, resolution, batch):
     # 32 pairs of 1024 px, their swaps and their masks take 7 GB.
-    generator = SimpleNamespace(config=SimpleNamespace(resolution=resolution))
+    config = SimpleNamespace(resolution=resolution, img_channels=3)
+    generator = SimpleNamespace(config=config, mean_side=resolution, base_size=(4, 4))
     pipe = SimpleNamespace(generator=generator, fusion=subject.pipe.fusion, segmenter=subject.pipe.segmenter)
     assert build_subject(pipe, subject.judges).batch == batch
     assert build_subject(pipe, subject.judges, batch=5).batch == 5

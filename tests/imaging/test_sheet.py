@@ -20,7 +20,7 @@ class Recorder:
 
     def __init__(self, tree: str, size: int = 8) -> None:
         self.fusion, self.size = SimpleNamespace(tree=RegionTree.of(tree)), size
-        self.generator = SimpleNamespace(config=SimpleNamespace(resolution=size))
+        self.generator = SimpleNamespace(picture_size=(size, size))
         self.calls: list[dict[str, Any]] = []
 
     def __call__(self, **call: Any) -> Any:

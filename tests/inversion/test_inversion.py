@@ -345,17 +345,32 @@ def test_callbacks_see_steps_and_can_stop(pipe: Any, images: torch.Tensor) -> No
 
     def watch(p: Any, step: int, timestep: int, given: dict) -> dict:
         seen.append((step, sorted(given)))
-        if step == 3:
+        assert p.num_timesteps == (15 if len(seen) and sorted(given) == ["latents", "losses"] else 2)
+        if step == 2:
             p.interrupt = True
         return given
 
     out = pipe((images[:1] + 1) / 2, num_inference_steps=10, num_tuning_steps=5, callback_on_step_end=watch)
-    assert seen == [(k, ["latents", "losses"]) for k in (1, 2, 3)]
+    assert seen == [(k, ["latents", "losses"]) for k in (0, 1, 2)]
     assert out.generator is None and len(out.images) == 1
     seen.clear()
     call: dict[str, Any] = {"callback_on_step_end": watch, "callback_on_step_end_tensor_inputs": ["losses"]}
     pipe((images[:1] + 1) / 2, num_inference_steps=1, num_tuning_steps=1, **call)
-    assert seen == [(1, ["losses"]), (2, ["losses"])]
+    assert seen == [(0, ["losses"]), (1, ["losses"])]
+
+
+def test_a_list_of_generators_tunes_each_picture_as_alone(images: torch.Tensor) -> None:
+    alone = StyleFusionInversionPipeline(tiny_generator())
+    alone.set_progress_bar_config(disable=True)
+    x = (images + 1) / 2
+    draws = [torch.Generator().manual_seed(k) for k in (3, 4)]
+    listed = alone(x, num_tuning_steps=2, generator=draws).generator
+    again = alone(x, num_tuning_steps=2, generator=[torch.Generator().manual_seed(k) for k in (3, 4)]).generator
+    single = alone(x, num_tuning_steps=2, generator=[torch.Generator().manual_seed(3)]).generator
+    plain = alone(x, num_tuning_steps=2, generator=torch.Generator().manual_seed(3)).generator
+    assert weights_sha256(listed) == weights_sha256(again) != weights_sha256(single) == weights_sha256(plain)
+    with pytest.raises(ValueError, match="list of length 3 for 2 pictures"):
+        alone(x, num_tuning_steps=1, generator=[torch.Generator()] * 3)
 
 
 def test_outputs_come_in_every_form(pipe: Any, images: torch.Tensor) -> None:
@@ -510,7 +525,7 @@ def test_previews_are_compared_first_and_full_pictures_last(large: Any, monkeypa
     settings: dict[str, Any] = {"preview_resolution": 64, "num_final_steps": 3}
     out = inverter(target, num_inference_steps=9, **settings, callback_on_step_end=note)
     assert sizes == [64] * 7 + [512] * 4  # a further round of each evaluates only
-    assert seen == list(range(1, 10)) and out.steps.tolist() == [9]
+    assert seen == list(range(9)) and out.steps.tolist() == [9]
     assert out.images[0].size == (512, 512)
 
 

@@ -6,9 +6,11 @@ from accelerate import init_empty_weights
 
 from stylefusion_hf.conversion.hierarchy import rename_fusion_net
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.fusion.low_rank import factor_outputs
 from stylefusion_hf.models.fusion.net import company, fuse_reference, novelty, signed
 from tests.parity import PlainStyles, draw_weights, load_case, manifest, relative_error, style_vectors
 
+BLENDERS = ("blender_segments", "blender_common")
 SMALL = {"conv_sizes": [8, 8, 8, 4, 2], "rgb_sizes": [8, 4, 2], "padded_width": 8, "hidden_width": 24}
 SMALL |= {
     "num_indicators": 8,
@@ -126,6 +128,8 @@ def test_renaming_rejects_what_is_no_fusion_net():
         {"gate_product": True, "final_activation": "linear"},
         ODD | {"gate_novelty": True, "standardise": True, "gate_bias": True},
         {"gate_product": True, "gate_novelty": True, "final_activation": "linear", "pooling": "mean"},
+        {"gate_product": True, "gate_bias": True, "final_activation": "linear", "output_rank": 3},
+        {"output_rank": 2},
     ],
     ids=str,
 )
@@ -329,6 +333,30 @@ def test_constant_gates():
         small("all*(a, b)").set_constant_gates("all", common=0.5)
 
 
+def test_output_layers_of_low_rank():
+    fusion = small(gate_product=True, gate_novelty=True, gate_bias=True, final_activation="linear", standardise=True)
+    fusion.set_statistics(torch.randn(9, fusion.style_width))
+    codes = draw_codes(fusion, batch=64)
+    whole = fusion.fuse(codes)
+    # At full rank nothing is lost, and the less the higher the rank.
+    with torch.no_grad():
+        ranks = [factor_outputs(fusion, codes, rank) for rank in (1, 4, 8)]
+        errors = [float((nets.fuse(codes) - whole).square().mean()) for nets in ranks]
+    assert errors[0] > 2 * errors[1] > 0 and errors[2] < 1e-9
+    # The layer's inputs count: it is exact at the rank that they have.
+    for blender in (fusion.net(name).get_submodule(b) for name in fusion.tree.fused for b in BLENDERS):
+        blender.layers[-2].weight.data[2:] = 0
+        blender.layers[-2].bias.data[2:] = 0
+    smaller = factor_outputs(fusion, codes, 2)
+    torch.testing.assert_close(smaller.fuse(codes), fusion.fuse(codes))
+    torch.testing.assert_close(smaller.fuse(draw_codes(fusion, seed=5)), fusion.fuse(draw_codes(fusion, seed=5)))
+    assert smaller.num_parameters() < fusion.num_parameters()
+    with pytest.raises(ValueError, match="output_rank=2 already"):
+        factor_outputs(smaller, codes, 1)
+    with pytest.raises(ValueError, match="output_rank=99 must be at most padded_width=8"):
+        factor_outputs(fusion, codes, 99)
+
+
 # ----------------------------------------------------------------------------------------------------
 # Bad input: one clear error each.
 
@@ -342,6 +370,8 @@ def test_constant_gates():
         ({"num_indicators": 7, "shared_indicators": False}, "at least 8"),
         ({"hidden_layers": 0}, "hidden_layers=0 must be at least 1"),
         ({"common_conv_layers": -1}, "common_conv_layers is an integer from 0 to 1024, got -1"),
+        ({"output_rank": 9}, "output_rank=9 must be at most padded_width=8"),
+        ({"output_rank": 0}, "output_rank=0 must be at least 1"),
         ({"final_activation": "relu"}, "final_activation='relu' must be one of lrelu, linear"),
         ({"lr_multiplier": 0}, "lr_multiplier=0 must be positive"),
         ({"tree": "all*(a*, b)"}, "the leaf 'a' cannot be fused"),

@@ -12,8 +12,8 @@ from scipy import signal
 from stylefusion_hf import StyleGAN3Generator, StyleGenerator
 from stylefusion_hf.conversion.modules import read_modules
 from stylefusion_hf.conversion.nvidia import convert_generator
-from stylefusion_hf.core.untrusted.safe_pickle import load
 from stylefusion_hf.conversion.stylegan3 import stylegan3_generator
+from stylefusion_hf.core.untrusted.safe_pickle import load
 from stylefusion_hf.models.stylegan3_plan import plan_signals
 from stylefusion_hf.ops import filtered_lrelu as filtering
 from stylefusion_hf.ops.filtered_lrelu import filtered_lrelu
@@ -186,7 +186,14 @@ def test_the_plan_of_published_networks() -> None:
     """stylegan3-t at 1024 px: names of its layers are L{i}_{size}_{channels}."""
     plan = plan_signals(1024, 14, 2, 2.0, 2**2.1, 2**0.3, 10)
     assert plan.sizes == [36, 36, 52, 52, 84, 148, 148, 276, 276, 532, 1044, 1044, 1044, 1024, 1024]
+    assert plan.details == [4, 8, 16, 16, 32, 64, 64, 128, 256, 256, 512, 1024, 1024, 1024, 1024]
     assert plan.heights == [16, 16, 32, 32, 64, 128, 128, 256, 256, 512, 1024, 1024, 1024, 1024, 1024]
+
+
+def test_layers_are_as_coarse_as_their_frequencies() -> None:
+    g = tiny_stylegan3_generator()
+    expected = {"conv0": 4, "conv1": 4, "conv2": 16, "conv3": 32, "conv4": 32, "rgb0": 32}
+    assert g.style_resolutions == expected
 
 
 def test_features_are_the_part_that_the_picture_shows() -> None:

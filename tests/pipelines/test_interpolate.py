@@ -101,13 +101,13 @@ def test_in_z_a_frame_is_the_picture_of_the_z_there(fuse, pipe):
 @pytest.mark.parametrize("space", SPACES)
 def test_what_is_not_named_keeps_its_code(pipe, space, monkeypatch):
     fused = []
-    fuse_codes = pipe.fusion.fuse
+    forward = pipe.fusion.forward
 
-    def spy(given):
+    def spy(given, **options):
         fused.append(given)
-        return fuse_codes(given)
+        return forward(given, **options)
 
-    monkeypatch.setattr(pipe.fusion, "fuse", spy)
+    monkeypatch.setattr(pipe.fusion, "forward", spy)
     pipe(base=1, regions={"hair": [7, 8], "eyes": 5}, steps=6, batch_size=3, space=space, output_type="latent")
     assert [len(given["hair"]) for given in fused] == [3, 3, 1]
     moving = torch.cat([given["hair"] for given in fused])
@@ -283,6 +283,16 @@ def test_a_stream_has_the_frames_of_the_call(pipe):
     assert torch.equal(codes, out.style_codes)
 
 
+def test_a_list_of_generators_draws_a_base_for_each_keyframe(pipe):
+    draws = [torch.Generator().manual_seed(k) for k in (1, 2)]
+    walk = pipe(regions={"hair": [7, 8]}, steps=2, generator=draws, output_type="latent")
+    first, second = walk.recipe["base"]
+    assert first != second
+    one = pipe(regions={"hair": [7, 8]}, steps=2, generator=[torch.Generator().manual_seed(1)], output_type="latent")
+    assert one.recipe["base"] == [first] or one.recipe["base"] == first
+    assert torch.equal(one.style_codes[0], walk.style_codes[0])
+
+
 def test_a_base_is_drawn_once(pipe):
     call: dict[str, Any] = {"regions": {"hair": [7, 8]}, "frames": 3}
     a = pipe(**call, generator=torch.Generator().manual_seed(5))
@@ -314,7 +324,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "region": ({"base": 1, "regions": {"hare": [1, 2]}}, "hair"),
     "shape": ({"base": torch.zeros(2, 3)}, r"base has the shape \(batch, 3\)"),
     "image": ({"base": Image.new("RGB", (8, 8))}, "no encoder"),
-    "generators": ({"regions": {"hair": [1, 2]}, "generator": [torch.Generator()]}, "a single torch.Generator"),
+    "generators": ({"regions": {"hair": [1, 2]}, "generator": [torch.Generator()] * 3}, "generator"),
 }
 
 

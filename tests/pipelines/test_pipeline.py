@@ -2,7 +2,6 @@
 
 import doctest
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -370,15 +369,6 @@ def test_trees_with_nodes_that_own_no_net():
 
 # ----------------------------------------------------------------------------------------------------
 # The rest.
-
-
-def test_offloaded_models_are_brought_back_before_each_step():
-    pipe, brought = tiny_pipeline(segmenter=True), []
-    for name in ("generator", "fusion", "segmenter"):  # as accelerate's hooks are, which act before `forward` alone
-        hook = SimpleNamespace(execution_device="cpu", pre_forward=lambda _, name=name: brought.append(name))
-        pipe.components[name]._hf_hook = hook
-    pipe(base=1, regions={"hair": 7}, output_masks=True)
-    assert brought == ["generator", "fusion", "generator", "segmenter"]
 
 
 @pytest.mark.parametrize("module", [codes, latents, recipes, fuse])

@@ -71,7 +71,7 @@ def test_an_interruption_stops_its_own_call_only(pipes):
 
     def run(k: int) -> int:
         def watch(pipe: Any, step: int, *rest: Any) -> None:
-            if step == 1:
+            if step == 0:
                 seen.wait(timeout=60)  # both are under way
                 pipe.interrupt = k == 0
                 seen.wait(timeout=60)

@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,18 +190,50 @@ def test_history_takes_a_turning_dial_for_one_step() -> None:
     assert history.move(-1).move(1).present == states[4]
 
 
-def test_locks_hold_against_a_surprise_and_another_base(models: list[Model]) -> None:
+def test_locks_hold_against_another_base(models: list[Model]) -> None:
     model = models[0]
     settings = dials.blank_settings(model, 4).with_dial("hair", model.regions, Dial(locked=True))
     settings = changes.lock_dial(model, settings, 2 + model.regions.index("hair"))
     assert settings.dial("hair", model.regions) == Dial(4, locked=True)  # the base's look is its own now
-    surprised = changes.shuffle_unlocked(model, settings)
-    assert surprised.dial("hair", model.regions) == Dial(4, locked=True)
-    others = [surprised.dial(name, model.regions).seed for name in model.regions if name != "hair"]
-    assert None not in others
-    assert len(set(others)) > 1
     before, after = (to_recipe(state, model.regions, "all") for state in (dials.blank_settings(model, 4), settings))
     assert np.array_equal(pixels(model.render(before).image), pixels(model.render(after).image))
+
+
+def test_a_surprise_changes_the_base_and_one_or_two_regions(models: list[Model]) -> None:
+    model = models[0]
+    settings = dials.example_settings(model, 3).with_dial("hair", model.regions, Dial(4, locked=True))
+    for _ in range(20):
+        surprised = changes.surprise(model, settings)
+        own = [name for name in model.regions if surprised.dial(name, model.regions).seed is not None]
+        assert surprised.dial("hair", model.regions) == Dial(4, locked=True)
+        assert 2 <= len(own) <= 3
+        assert surprised.base != settings.base
+        assert dials.explain_base(model, surprised) == ""  # the base has an effect
+
+    fixed = replace(settings, base=replace(settings.base, locked=True))
+    surprised = changes.surprise(model, fixed)
+    assert surprised.base == fixed.base
+    changed = [a != b for a, b in zip(surprised.regions, fixed.regions, strict=True)]
+    assert 1 <= sum(changed) <= 2
+    locked = replace(fixed, common=Dial(locked=True), regions=tuple(Dial(1, locked=True) for _ in model.regions))
+    with pytest.raises(ValueError, match="all dials are locked"):
+        changes.surprise(model, locked)
+
+
+def test_a_control_without_effect_says_so(models: list[Model]) -> None:
+    model = models[0]
+    every = replace(dials.blank_settings(model, 4), regions=tuple(Dial(i) for i in range(len(model.regions))))
+    assert dials.explain_base(model, every).startswith("Sets pose and layout only")
+    nothing = replace(every, common=Dial(3))
+    assert dials.explain_base(model, nothing).startswith("Changes nothing now")
+    pictures = [
+        model.render(to_recipe(replace(nothing, base=Dial(seed)), model.regions, "all")).image for seed in (4, 5)
+    ]
+    assert np.array_equal(*map(pixels, pictures))  # it is true
+    assert dials.explain_base(model, replace(nothing, common=Dial(3, 0.5))).startswith("Sets pose")
+    assert "thumbnails" in dials.explain_psi(every)
+    photograph = Settings(Dial(), Dial(), tuple(Dial() for _ in model.regions), 0.7, {"base": {"space": "w"}})
+    assert dials.explain_psi(photograph).startswith("Changes nothing now")
 
 
 def test_the_map_of_regions_has_every_leaf_below_its_dial(models: list[Model]) -> None:
@@ -367,6 +400,7 @@ def test_sheet(client: Client, models: list[Model]) -> None:
     ("endpoint", "call", "message"),
     [
         ("compose", {"base": -1}, "seed is an integer"),
+        ("compose", {"base": 1.5}, "seed is an integer"),
         ("compose", {"regions": {"tail": 1}}, "unknown region 'tail'"),
         ("compose", {"regions": {"hair": "7"}}, "seed"),
         ("compose", {"regions": [1]}, "object"),

@@ -161,7 +161,7 @@ def test_a_lock_holds(visit: Visit) -> None:
     after = visit.recipe
     assert after["regions"]["hair"] == before["regions"]["hair"] == int(seed)
     assert after["base"] != before["base"]
-    assert sorted(after["regions"]) == sorted(REGIONS)
+    assert 2 <= len(after["regions"]) <= 3  # hair, and one or two others
 
 
 def test_of_a_burst_the_last_is_shown(visit: Visit) -> None:
@@ -185,8 +185,11 @@ def test_an_error_of_a_dial_is_told_and_goes_away(visit: Visit) -> None:
     api.expect(message).to_have_text("The base picture needs a seed: type a number, or press Shuffle")
     assert visit.source == before
     visit.page.locator("#sf-dial-base .sf-seed input").fill("99999999999")
-    api.expect(message).to_have_text("Base: a seed is an integer from 0 to 4294967295, got 99999999999")
-    visit.turn(lambda: visit.page.locator("#sf-dial-base .sf-seed input").fill("5"))
+    api.expect(message).to_have_text("Base picture: '99999999999' is not a seed: give an integer from 0 to 4294967295")
+    visit.seed("hair").fill("1.5")
+    visit.page.locator("#sf-dial-base .sf-seed input").fill("5")
+    api.expect(message).to_have_text("Hair: '1.5' is not a seed: give an integer from 0 to 4294967295")
+    visit.turn(lambda: visit.seed("hair").fill("5"))
     api.expect(message).to_be_hidden()
 
 
@@ -234,7 +237,7 @@ def test_export_and_import(visit: Visit, tmp_path: Path) -> None:
 
     (tmp_path / "no.json").write_text("[]")
     choose(tmp_path / "no.json")
-    api.expect(page.get_by_text("A recipe is a JSON object")).to_be_visible()
+    api.expect(page.get_by_text("This is not a recipe of this app")).to_be_visible()
 
 
 def test_a_link_brings_the_picture(visit: Visit, context: Any) -> None:
@@ -309,20 +312,92 @@ def test_a_bad_upload_is_a_message(visit: Visit, tmp_path: Path) -> None:
     assert str(tmp_path.name) not in visit.page.content()
 
 
+def test_choosing_by_looking(visit: Visit, pipe: StyleFusionPipeline) -> None:
+    page, rows = visit.page, visit.page.locator("#sf-looks .sf-candidate")
+    api.expect(rows).to_have_count(8)
+    page.locator("#sf-looks .sf-place", has_text="Eyes").click()
+    api.expect(page.locator("#sf-looks .sf-looks-title")).to_have_text("Eyes: eight looks on this picture. Click one.")
+    seed = int(rows.nth(2).get_attribute("data-seed"))
+    recipe = visit.recipe
+    visit.turn(lambda: rows.nth(2).click())
+    recipe["regions"]["eyes"] = seed
+    assert visit.recipe == recipe
+    api.expect(visit.seed("eyes")).to_have_value(str(seed))
+    api.expect(rows.nth(2)).to_have_attribute("aria-pressed", "true")
+    assert np.array_equal(visit.pixels, np.array(pipe.from_recipe(recipe).images[0]))
+
+    pictures = rows.first.locator("img")
+    before = pictures.get_attribute("src")
+    page.locator("#sf-looks .sf-more").click()
+    api.expect(pictures).not_to_have_attribute("src", before)
+    assert int(rows.nth(2).get_attribute("data-seed")) != seed
+    before = pictures.get_attribute("src")
+    visit.turn(lambda: visit.seed("hair").fill("9"))  # the candidates follow the rest of the picture
+    api.expect(pictures).not_to_have_attribute("src", before)
+    visit.dial("hair").locator(".sf-thumbnail img").click()
+    api.expect(page.locator("#sf-looks .sf-looks-title")).to_contain_text("Hair: ")
+
+
+def test_undo_by_keyboard_and_a_reload(visit: Visit) -> None:
+    page, start = visit.page, visit.recipe
+    visit.turn(lambda: visit.seed("hair").fill("77"))
+    changed = visit.source
+    api.expect(page.locator("#sf-undo")).to_be_enabled()
+    visit.turn(lambda: page.keyboard.press("Control+z"))
+    assert visit.recipe == start
+    api.expect(page.locator("#sf-redo")).to_be_enabled()
+    visit.turn(lambda: page.keyboard.press("Control+Shift+Z"))
+    assert visit.source == changed
+    page.reload()
+    same = "src => document.querySelector('#sf-compose-stage .sf-picture')?.src === src"
+    page.wait_for_function(same, arg=changed)
+    api.expect(visit.seed("hair")).to_have_value("77")
+
+    visit.open("Edit")  # codes that are no seeds do not fit into the address: the browser keeps them
+    visit.turn(lambda: page.get_by_role("button", name="Go on in Compose").last.click())
+    api.expect(page.locator("#sf-compose-stage")).to_be_visible()
+    edited = visit.source
+    assert visit.recipe["edits"]
+    assert "recipe=" not in page.url
+    page.reload()
+    page.wait_for_function(same, arg=edited)
+
+
+def test_pixels_and_larger_files(visit: Visit, tmp_path: Path) -> None:
+    page, toggle = visit.page, visit.page.locator("#sf-compose-stage .sf-pixels")
+    rendering = "getComputedStyle(document.querySelector('#sf-compose-stage .sf-picture')).imageRendering"
+    assert page.evaluate(rendering) == "auto"
+    toggle.click()
+    assert page.evaluate(rendering) == "pixelated"
+    toggle.click()
+    assert page.evaluate(rendering) == "auto"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="4x").first.click()
+    download.value.save_as(tmp_path / "4x.png")
+    with Image.open(tmp_path / "4x.png") as image:
+        assert image.size == (256, 256)
+        assert json.loads(image.info[RECIPE_KEY]) == visit.recipe
+
+
 def test_edit_animate_and_compare(visit: Visit, tmp_path: Path) -> None:
     page = visit.page
     visit.open("Edit")
+    api.expect(page.locator("#sf-edit-before .sf-caption")).to_have_text("as it is")
+    direction = page.locator("#sf-edit-direction input").input_value()
     local, everywhere = page.locator("#sf-edit-local .sf-picture"), page.locator("#sf-edit-global .sf-picture")
     before = local.get_attribute("src"), everywhere.get_attribute("src")
     assert before[0] != before[1]
     page.locator("#sf-edit-strength input[type=range]").fill("-3")
-    api.expect(page.locator("#sf-edit-global .sf-caption")).to_have_text("sefa-0 by -3: everything")
+    api.expect(page.locator("#sf-edit-global .sf-caption")).to_have_text(f"{direction} by -3: everything")
     api.expect(local).not_to_have_attribute("src", before[0])
 
     visit.open("Animate")
+    api.expect(page.locator("#sf-walk-film img")).to_be_visible()  # it opens with an animation
+    api.expect(page.locator("#sf-walk-download")).to_be_enabled()
+    opening = page.locator("#sf-walk-film img").get_attribute("src")
     page.locator("#sf-walk-seeds textarea, #sf-walk-seeds input").first.fill("7")
     page.locator("#sf-walk-make").click()
-    api.expect(page.locator("#sf-walk-download")).to_be_enabled()
+    api.expect(page.locator("#sf-walk-film img")).not_to_have_attribute("src", opening)
     with page.expect_download() as download:
         page.locator("#sf-walk-download").click()
     download.value.save_as(tmp_path / "walk.webp")
@@ -330,8 +405,7 @@ def test_edit_animate_and_compare(visit: Visit, tmp_path: Path) -> None:
         assert (film.n_frames, film.size) == (48, (64, 64))
     assert page.locator("#sf-walk-film img").bounding_box()["width"] > 300
 
-    visit.open("Compare")
-    page.locator("#sf-grid-make").click()
+    visit.open("Compare")  # it opens with a sheet
     api.expect(page.locator("#sf-grid-sheet img")).to_be_visible()
     api.expect(page.locator("#sf-grid-code")).to_contain_text("contact_sheet(pipe, [1, 4, 6], [21, 24, 26]")
 

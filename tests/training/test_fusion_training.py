@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -133,6 +134,22 @@ def test_the_contrastive_objective_with_plain_gates_resumes_to_the_bit(base, tmp
     assert (nets.config.pooling, nets.config.final_activation, nets.config.gate_novelty) == ("max", "lrelu", False)
     card = (tmp_path / "whole" / "README.md").read_text()
     assert "the contrastive objective" in card and "| `--gates` | plain |" in card
+
+
+def test_a_finished_training_stores_smaller_nets(base, tmp_path, caplog):
+    flags = ("--max_train_steps", "2", "--static_steps", "0", "--hidden_width", "8", "--checkpointing_steps", "2")
+    caplog.set_level("INFO", logger="stylefusion_hf")
+    fusion.train(fusion_args(base, tmp_path / "out", *flags))
+    whole = StyleFusionPipeline.from_pretrained(tmp_path / "out")
+    again = (*flags, "--resume_from_checkpoint", "latest", "--output_rank", "2")
+    fusion.train(fusion_args(base, tmp_path / "out", *again))
+    pipe = StyleFusionPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.fusion.config.output_rank == 2 and "output layers of rank 2 change fused codes by" in caplog.text
+    assert pipe.fusion.num_parameters() < whole.fusion.num_parameters()
+    a, b = (np.asarray(p(base=1, regions={"hair": 2}).images[0], dtype=float) for p in (pipe, whole))
+    assert abs(a - b).mean() < 2
+    with pytest.raises(ValueError, match="--output_rank must be at least 1, got 0"):
+        fusion.train(fusion_args(base, tmp_path / "no", "--output_rank", "0"))
 
 
 def test_the_ruler_watches_the_training(base, tmp_path):

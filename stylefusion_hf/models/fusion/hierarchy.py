@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 from diffusers import ConfigMixin
-from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from stylefusion_hf.core.region_tree import RegionTree
-from stylefusion_hf.models.config_checks import checked_config
+from stylefusion_hf.models.config_checks import checked_config, register_to_config
 from stylefusion_hf.models.fusion.net import FusionNet
 from stylefusion_hf.models.fusion.open_rows import fuse_open_rows, values_are_final
 from stylefusion_hf.models.fusion.style_rows import FusionSpec, StyleLayout
+from stylefusion_hf.models.hooks import has_hooks
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.style_generator import StyleGenerator
 
@@ -73,6 +73,8 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         adaptive_conv_layers: number of conv vectors, from the first, whose gates come from an MLP. The others have
             constant gates, or gates that only depend on novelty if `gate_novelty` is on; needs `gate_bias`. None: all.
         adaptive_rgb_layers: the same for toRGB vectors.
+        output_rank: rank of the gating MLPs' last layer, which is then stored as two factors (see
+            `low_rank.factor_outputs`). None: a full matrix.
 
     Raises:
         ValueError: the shapes do not fit together, or the tree is invalid.
@@ -112,6 +114,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         standardise: bool = False,
         adaptive_conv_layers: int | None = None,
         adaptive_rgb_layers: int | None = None,
+        output_rank: int | None = None,
     ):
         super().__init__()
         self.tree = RegionTree.of(tree)
@@ -136,6 +139,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             standardise=standardise,
             adaptive_conv_layers=adaptive_conv_layers,
             adaptive_rgb_layers=adaptive_rgb_layers,
+            output_rank=output_rank,
         )
         self.layout = StyleLayout(spec)
         self.nets = nn.ModuleDict({NET_PREFIX + name: FusionNet(spec) for name in self.tree.fused})
@@ -152,7 +156,12 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         """
         conv, rgb = generator.conv_sizes, generator.rgb_sizes
         count = max(len(conv), len(rgb)) + 1 if config.get("shared_indicators", True) else len(conv) + len(rgb)
-        own = {"conv_sizes": conv, "rgb_sizes": rgb, "padded_width": max(conv + rgb), "num_indicators": count}
+        own: dict[str, Any] = {
+            "conv_sizes": conv,
+            "rgb_sizes": rgb,
+            "padded_width": max(conv + rgb),
+            "num_indicators": count,
+        }
         return cls(tree, **(own | config))
 
     @property
@@ -175,12 +184,30 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
     # Fusing.
 
     def forward(
-        self, codes: Mapping[str, Tensor], output_gates: bool = False, return_dict: bool = True
+        self, codes: Mapping[str, Tensor], output_gates: bool = False, return_dict: bool = True, *, net: str = ""
     ) -> FusionOutput | tuple[Any, ...]:
-        """Return `fuse` (and `gates`, with `output_gates`) as an output class or a tuple."""
-        fused, gates = self.fuse_with_gates(codes)
-        output = FusionOutput(style_codes=fused, gates=gates if output_gates else None)
-        return output if return_dict else output.to_tuple()
+        """Return `fuse` (and `gates`, with `output_gates`) as an output class or a tuple.
+
+        Every use of the weights passes through this call, that of the other methods too: offloading, layerwise casting
+        and torch.compile act on calls.
+
+        Args:
+            net: a node whose net alone is applied to the codes "s0" and, if given, "s1" and "common": see `blend`.
+        """
+        gates: dict[str, Tensor] | None = {} if output_gates else None
+        if net:
+            checked = self._broadcast(codes)
+            fused = self.net(net)(self.layout, checked["s0"], checked.get("s1"), checked.get("common"))[0]
+        else:
+            checked = self._check_codes(codes)
+            if gates is None and not values_are_final(chain(self.parameters(), checked.values())):
+                gates = {}  # compute every row
+            fused = self._evaluate(self.tree.root, checked, gates)
+            if not output_gates:
+                fused = fused.clone()  # it may be a view of a code
+        if not return_dict:
+            return (fused, gates) if output_gates else (fused,)
+        return FusionOutput(style_codes=fused, gates=gates if output_gates else None)
 
     def fuse(self, codes: Mapping[str, Tensor]) -> Tensor:
         """Fuse the codes of the tree's nodes into one style code.
@@ -198,9 +225,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         Raises:
             ValueError: unknown nodes, wrong shapes, mixed dtypes, devices or batch sizes, or a missing code.
         """
-        checked = self._check_codes(codes)
-        final = values_are_final(chain(self.parameters(), checked.values()))
-        return self._evaluate(self.tree.root, checked, None if final else {}).clone()  # it may be a view of a code
+        return self(codes, return_dict=False)[0]
 
     def gates(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return node -> gate of its segments blender, (B, S) in (0, 1): 0 keeps the first child, 1 the second.
@@ -211,8 +236,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
 
     def fuse_with_gates(self, codes: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return `fuse` and `gates` in one pass, for training and diagnostics."""
-        gates: dict[str, Tensor] = {}
-        return self._evaluate(self.tree.root, self._check_codes(codes), gates), gates
+        return self(codes, output_gates=True, return_dict=False)
 
     def blend(self, name: str, s0: Tensor, s1: Tensor | None, common: Tensor | None) -> Tensor:
         """Apply a single net to codes (B, S): children s0 and s1 and their common code.
@@ -221,8 +245,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         authors' "only common" and "only segments".
         """
         given = {"s0": s0, "s1": s1, "common": common}
-        checked = self._broadcast({key: code for key, code in given.items() if code is not None})
-        return self.net(name)(self.layout, checked["s0"], checked.get("s1"), checked.get("common"))[0]
+        return self({key: code for key, code in given.items() if code is not None}, return_dict=False, net=name)[0]
 
     def _evaluate(self, name: str, codes: Mapping[str, Tensor], gates: dict[str, Tensor] | None) -> Tensor:
         """Return the code of a node. Without a dict for gates, rows with a known result are not computed."""
@@ -252,7 +275,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
 
     def _broadcast(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Check every code against the model and the first code, and expand all to one batch size."""
-        reference, (first, expected) = next(self.parameters(), None), next(iter(codes.items()))
+        first, expected = next(iter(codes.items()))
         for name, code in codes.items():
             if code.ndim != 2 or code.shape[1] != self.style_width:
                 raise ValueError(
@@ -265,11 +288,14 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
                 )
         if not expected.is_floating_point():
             raise ValueError(f"the code of {first!r} is {expected.dtype}; expected a floating-point dtype")
-        if reference is not None and reference.device != expected.device:
-            raise ValueError(
-                f"the codes are on {expected.device}, the fusion nets on {reference.device}: move one of them"
-            )
-        batch, longest = max([(code.shape[0], name) for name, code in codes.items()])
+        if not torch.compiler.is_compiling() and self.tree.fused:
+            here = next(iter(self.nets.parameters())).device
+            if here != expected.device and not has_hooks(self):  # these move codes and nets
+                raise ValueError(f"the codes are on {expected.device}, the fusion nets on {here}: move one of them")
+        batch, longest = expected.shape[0], first
+        for name, code in codes.items():  # not max(), which torch.compile does not trace for sizes that vary
+            if code.shape[0] > batch or (code.shape[0] == batch and name > longest):
+                batch, longest = code.shape[0], name
         for name, code in codes.items():
             if code.shape[0] not in (1, batch):
                 raise ValueError(

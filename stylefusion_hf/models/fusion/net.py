@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylefusion_hf.models.fusion.style_rows import FusionSpec, StyleLayout, StyleRows
+from stylefusion_hf.models.hooks import compute_dtype
 
 SLOPE = 0.2  # of the leaky ReLU
 GAIN = math.sqrt(2)  # of the leaky ReLU
@@ -40,16 +41,32 @@ class FoldedLinear(nn.Module):
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
         self.bias_gain = lr_multiplier
 
-    def product(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """Return gain * (W x + b) for x (rows, C); C may omit the last inputs. Both gains are folded into the product.
+    def forward(
+        self, x: Tensor, gain: float = 1.0, indicators: Tensor | None = None, repeats: int = 1, batch: int = 1
+    ) -> Tensor:
+        """Return gain * (W x + b) for x (rows, C). Both gains are folded into the product.
 
         Computed as (W x^T)^T: with few rows, CPU libraries are about 20% faster with the large factor on the left.
-        """
-        bias, weight = self.bias[:, None], self.weight[:, : x.shape[1]]
-        return torch.addmm(bias, weight, x.t(), beta=self.bias_gain * gain, alpha=self.weight_gain * gain).t()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        Args:
+            indicators: (rows / batch, N), the last inputs, tiled `repeats` times: the same for all of the batch, so
+                they are not part of `x` but a bias per row.
+        """
+        width = x.shape[1]
+        y = torch.addmm(
+            self.bias[:, None],
+            self.weight[:, :width],
+            x.t(),
+            beta=self.bias_gain * gain,
+            alpha=self.weight_gain * gain,
+        ).t()
+        if indicators is None:
+            return y
+        tiles = self.weight[:, width:]  # (hidden, N * repeats)
+        if repeats > 1:
+            tiles = tiles.unflatten(1, (repeats, -1)).sum(1)
+        row_bias = indicators.to(tiles.dtype) @ tiles.t() * (self.weight_gain * gain)  # (rows / batch, hidden)
+        return y + row_bias.repeat(batch, 1)
 
 
 class Blender(nn.Module):
@@ -67,7 +84,8 @@ class Blender(nn.Module):
         super().__init__()
         width, lr = spec.padded_width, spec.lr_multiplier
         inputs = codes * width + spec.num_indicators * spec.indicator_repeats
-        widths = [inputs, *[spec.hidden_width] * spec.hidden_layers, width, width * spec.heads]
+        factor = [spec.output_rank] if spec.output_rank else []  # the last layer as two, with nothing in between
+        widths = [inputs, *[spec.hidden_width] * spec.hidden_layers, width, *factor, width * spec.heads]
         last = len(widths) - 2
         self.layers = nn.ModuleList(
             FoldedLinear(a, b, lr, zero=spec.gate_bias and i == last) for i, (a, b) in enumerate(pairwise(widths))
@@ -78,38 +96,41 @@ class Blender(nn.Module):
         self.gate_novelty = nn.Parameter(torch.zeros(len(rows), width)) if spec.gate_novelty else None
         adaptive = torch.tensor([[float(v in spec.adaptive_rows)] for v in rows])  # (R, 1)
         self.register_buffer("adaptive", None if adaptive.all() else adaptive, persistent=False)
+        self.output_layers = 1 + len(factor)
         self.linear_end = spec.final_activation == "linear"
         self.product = spec.gate_product
         self.indicator_repeats = spec.indicator_repeats
 
     def forward(self, codes: Sequence[Tensor], indicators: Tensor, novelty: Tensor | None = None) -> Tensor:
         """Codes (B, R, P) each, indicators (R, N), `novelty` (B, R, P) -> (B, R, P), in the weights' dtype."""
-        first, *inner, last = cast("list[FoldedLinear]", list(self.layers))
-        rows = torch.cat([code.to(first.weight.dtype) for code in codes], -1)  # (B, R, C)
-        batch, count, width = rows.shape
-        # First layer. The tiled indicator contributes the same to the whole batch: a bias per row.
-        tiles = first.weight[:, width:]  # (hidden, N * indicator_repeats)
-        if self.indicator_repeats > 1:
-            tiles = tiles.unflatten(1, (self.indicator_repeats, -1)).sum(1)
-        row_bias = indicators.to(tiles.dtype) @ tiles.t() * (first.weight_gain * GAIN)  # (R, hidden)
-        x = first.product(rows.flatten(0, 1), GAIN) + row_bias.repeat(batch, 1)
-        x = F.leaky_relu_(x, SLOPE)  # the gain is folded into the product: gain * lrelu(x) = lrelu(gain * x)
-
-        # Remaining layers.
-        for layer in inner:
-            x = F.leaky_relu_(layer.product(x, GAIN), SLOPE)
-        x = last.product(x) if self.linear_end else F.leaky_relu_(last.product(x, GAIN), SLOPE)
+        x = self.hidden(codes, indicators)
+        *factors, last = cast("list[FoldedLinear]", list(self.layers)[-self.output_layers :])
+        for layer in factors:
+            x = layer(x)
+        x = last(x) if self.linear_end else F.leaky_relu_(last(x, GAIN), SLOPE)
 
         # Logit terms, then the gate.
-        x = x.unflatten(0, (batch, count))
+        x = x.unflatten(0, codes[0].shape[:2])
         if self.adaptive is not None:  # the other rows only keep constants and novelty terms
             x = x * self.adaptive.to(x.dtype)
-        logits, *factors = x.split(codes[0].shape[-1], dim=-1)
+        logits, *terms = x.split(codes[0].shape[-1], dim=-1)
         if self.product:
-            logits = logits + factors.pop(0) * signed(*codes[:2]).to(x.dtype)
+            logits = logits + terms.pop(0) * signed(*codes[:2]).to(x.dtype)
         if self.gate_novelty is not None and novelty is not None:
-            logits = logits + (self.gate_novelty + factors.pop(0)) * novelty.to(x.dtype)
+            logits = logits + (self.gate_novelty + terms.pop(0)) * novelty.to(x.dtype)
         return torch.sigmoid(logits if self.gate_bias is None else logits + self.gate_bias)
+
+    def hidden(self, codes: Sequence[Tensor], indicators: Tensor) -> Tensor:
+        """Return what the output layer sees, (B R, P)."""
+        first, *inner = cast("list[FoldedLinear]", list(self.layers)[: -self.output_layers])
+        dtype = compute_dtype(first)
+        rows = torch.cat([code.to(dtype) for code in codes], -1)  # (B, R, C)
+        # The gain is folded into the product: gain * lrelu(x) = lrelu(gain * x).
+        x = first(rows.flatten(0, 1), GAIN, indicators, self.indicator_repeats, rows.shape[0])
+        x = F.leaky_relu_(x, SLOPE)
+        for layer in inner:
+            x = F.leaky_relu_(layer(x, GAIN), SLOPE)
+        return x
 
 
 # Two extra gate inputs that the authors' nets do not have (config: gate_product, gate_novelty).
@@ -187,7 +208,7 @@ class FusionNet(nn.Module):
             s0, s1 = both[: s0.shape[0]], both[s0.shape[0] :]
             # The segments blender sees the common code in the aligned rows only.
             shared = layout.all.expand(layout.seen(sc))
-            extra = torch.where(layout.is_common, shared, torch.zeros_like(shared))
+            extra = layout.only_common(shared)
         # Fuse the aligned children.
         a, b = (layout.all.expand(layout.seen(s)) for s in (s0, s1))
         if sc is not None and self.blender_segments.gate_novelty is not None:
@@ -270,10 +291,19 @@ def fuse_reference(
         tiled = indicator.repeat(spec.indicator_repeats).expand(len(codes[0]), -1)
         inputs = [seen(x, v) for x in codes] + ([] if extra is None else [extra])
         x = torch.cat([*map(up, inputs), tiled], 1)
-        for layer in blender.layers:
-            x = layer(x)
-            if layer is not blender.layers[-1] or spec.final_activation == "lrelu":
+
+        def apply(layer: nn.Module, x: Tensor) -> Tensor:
+            folded = cast(FoldedLinear, layer)
+            return F.linear(x, folded.weight * folded.weight_gain, folded.bias * folded.bias_gain)
+
+        *hidden, last = blender.layers
+        for i, layer in enumerate(hidden):
+            x = apply(layer, x)
+            if not spec.output_rank or i < len(hidden) - 1:
                 x = F.leaky_relu(x, SLOPE) * GAIN
+        x = apply(last, x)
+        if spec.final_activation == "lrelu":
+            x = F.leaky_relu(x, SLOPE) * GAIN
         if blender.adaptive is not None:
             x = x * blender.adaptive[row]
         first, second = up(inputs[0]), up(inputs[1])

@@ -38,6 +38,7 @@ class FusionSpec:
     standardise: bool = False  # show the MLPs each style channel minus its mean, divided by its standard deviation
     adaptive_conv_layers: int | None = None  # number of first vectors of each list whose gates come from an MLP; the
     adaptive_rgb_layers: int | None = None  # others use `gate_bias`, and `gate_novelty` if it is on; None: all
+    output_rank: int | None = None  # rank of the MLPs' last layer, stored as two factors; None: full, one matrix
 
     def __post_init__(self) -> None:
         sizes = (*self.conv_sizes, *self.rgb_sizes)
@@ -55,8 +56,8 @@ class FusionSpec:
                 f"num_indicators={self.num_indicators} is too small for {conv} conv and {rgb} rgb vectors with"
                 f" shared_indicators={self.shared_indicators}: give at least {needed}"
             )
-        for name, least in (("hidden_width", 1), ("hidden_layers", 1), ("indicator_repeats", 1)):
-            if getattr(self, name) < least:
+        for name, least in (("hidden_width", 1), ("hidden_layers", 1), ("indicator_repeats", 1), ("output_rank", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("common_conv_layers", "common_rgb_layers", "adaptive_conv_layers", "adaptive_rgb_layers"):
             if (getattr(self, name) or 0) < 0:
@@ -68,6 +69,8 @@ class FusionSpec:
         for name, choices in (("pooling", ("max", "mean")), ("final_activation", ("lrelu", "linear"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
+        if (self.output_rank or 0) > self.padded_width:
+            raise ValueError(f"output_rank={self.output_rank} must be at most padded_width={self.padded_width}")
         if self.lr_multiplier <= 0:
             raise ValueError(f"lr_multiplier={self.lr_multiplier} must be positive")
 
@@ -129,47 +132,41 @@ def index_tensor(values: Sequence) -> Tensor:
     return torch.tensor(values, dtype=torch.long)
 
 
-class StyleRows(nn.Module):
-    """Expands selected vectors of a packed style code (B, S) to rows (B, R, P), and pools gates (B, R, P) to (B, S).
+class RowExpansion(nn.Module):
+    """Packed style codes (B, S) -> selected vectors as rows (B, R, P)."""
 
-    Args:
-        spec: the configuration of the nets.
-        rows: the selected vectors, as indices into `spec.sizes`.
-    """
+    index: Tensor | None
 
-    up: Tensor | None
+    def __init__(self, index: Sequence[int] | None, rows: int, width: int):
+        super().__init__()
+        self.rows, self.width = rows, width
+        self.register_buffer("index", None if index is None else index_tensor(index), persistent=False)
+
+    def forward(self, code: Tensor) -> Tensor:
+        code = code if self.index is None else code.index_select(1, self.index)
+        return code.unflatten(1, (self.rows, self.width))
+
+
+class GatePooling(nn.Module):
+    """Gates (B, R, P) -> one per channel (B, S), given b - a (B, S); 0 in vectors that are not selected."""
+
     channels: Tensor | None
     members: Tensor | None
     outside: Tensor
     counts: Tensor
 
-    def __init__(self, spec: FusionSpec, rows: Sequence[int]):
+    def __init__(self, pooling: str, channels: Sequence[int] | None, groups: Sequence[list[int]]):
         super().__init__()
-        width = spec.padded_width
-        starts = [0, *accumulate(spec.sizes)]
-        up = [starts[v] + i * spec.sizes[v] // width for v in rows for i in range(width)]  # R*P, ascending
-        channels = sorted(set(up))
-        groups: dict[int, list[int]] = {channel: [] for channel in channels}
-        for position, channel in enumerate(up):
-            groups[channel].append(position)
-        most = max(map(len, groups.values()), default=1)
-        members = [group + group[-1:] * (most - len(group)) for group in groups.values()]
-        inside = [[True] * len(group) + [False] * (most - len(group)) for group in groups.values()]
-        everything = len(channels) == spec.style_width
-        self.pooling, self.rows, self.width = spec.pooling, len(rows), width
-        self.register_buffer("up", None if everything and most == 1 else index_tensor(up), persistent=False)
-        self.register_buffer("channels", None if everything else index_tensor(channels), persistent=False)
+        most = max(map(len, groups), default=1)
+        members = [group + group[-1:] * (most - len(group)) for group in groups]
+        inside = torch.tensor([[True] * len(group) + [False] * (most - len(group)) for group in groups])
+        self.pooling = pooling
+        self.register_buffer("channels", None if channels is None else index_tensor(channels), persistent=False)
         self.register_buffer("members", None if most == 1 else index_tensor(members), persistent=False)
-        self.register_buffer("outside", ~torch.tensor(inside, dtype=torch.bool), persistent=False)
-        self.register_buffer("counts", torch.tensor(inside, dtype=torch.bool).sum(-1), persistent=False)
+        self.register_buffer("outside", ~inside.bool(), persistent=False)
+        self.register_buffer("counts", inside.bool().sum(-1), persistent=False)
 
-    def expand(self, code: Tensor) -> Tensor:
-        """Expand (B, S) to (B, R, P)."""
-        code = code if self.up is None else code.index_select(1, self.up)
-        return code.unflatten(1, (self.rows, self.width))
-
-    def pool(self, gate: Tensor, difference: Tensor) -> Tensor:
-        """Pool gates (B, R, P) to one per channel (B, S), given b - a (B, S); 0 in vectors that are not selected."""
+    def forward(self, gate: Tensor, difference: Tensor) -> Tensor:
         gate = gate.flatten(1)
         if self.members is not None:
             groups = gate.index_select(1, self.members.flatten()).unflatten(1, self.members.shape)  # (B, channels, G)
@@ -183,13 +180,50 @@ class StyleRows(nn.Module):
         return gate.new_zeros(difference.shape).index_copy(1, self.channels, gate)
 
 
+class StyleRows(nn.Module):
+    """Selected vectors of a packed style code (B, S): `expand` gives rows (B, R, P), `pool` gates (B, R, P) -> (B, S).
+
+    Args:
+        spec: the configuration of the nets.
+        rows: the selected vectors, as indices into `spec.sizes`.
+    """
+
+    def __init__(self, spec: FusionSpec, rows: Sequence[int]):
+        super().__init__()
+        width = spec.padded_width
+        starts = [0, *accumulate(spec.sizes)]
+        up = [starts[v] + i * spec.sizes[v] // width for v in rows for i in range(width)]  # R*P, ascending
+        channels = sorted(set(up))
+        groups: dict[int, list[int]] = {channel: [] for channel in channels}
+        for position, channel in enumerate(up):
+            groups[channel].append(position)
+        everything = len(channels) == spec.style_width
+        as_it_is = everything and all(len(group) == 1 for group in groups.values())
+        self.rows = len(rows)
+        self.expand = RowExpansion(None if as_it_is else up, len(rows), width)
+        self.pool = GatePooling(spec.pooling, None if everything else channels, list(groups.values()))
+
+
+class CommonRowsOnly(nn.Module):
+    """Rows (B, R, P) -> the same, zero in those that are not aligned to the common code."""
+
+    is_common: Tensor
+
+    def __init__(self, spec: FusionSpec):
+        super().__init__()
+        is_common = torch.tensor([[v in spec.common_rows] for v in range(len(spec.sizes))])  # (R, 1)
+        self.register_buffer("is_common", is_common, persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.where(self.is_common, rows, torch.zeros_like(rows))
+
+
 class StyleLayout(nn.Module):
     """Index tables shared by all nets of a hierarchy, and the statistics for standardizing style codes."""
 
     indicators: Tensor
     common_indicators: Tensor
     only_common_indicators: Tensor
-    is_common: Tensor
     mean: Tensor | None
     deviation: Tensor | None
 
@@ -199,15 +233,19 @@ class StyleLayout(nn.Module):
         rows = range(len(spec.sizes))
         self.all = StyleRows(spec, rows)
         self.common = StyleRows(spec, spec.common_rows)
+        self.only_common = CommonRowsOnly(spec)
+        # Blenders get these as arguments, which hooks move to their device.
         self.register_buffer("indicators", spec.indicators(rows), persistent=False)
         self.register_buffer("common_indicators", spec.indicators(spec.common_rows), persistent=False)
         only_common = spec.indicators(spec.common_rows, only_common=True)
         self.register_buffer("only_common_indicators", only_common, persistent=False)
-        is_common = torch.tensor([[v in spec.common_rows] for v in rows])  # (R, 1)
-        self.register_buffer("is_common", is_common, persistent=False)
         self.register_buffer("mean", torch.zeros(spec.style_width) if spec.standardise else None)
         self.register_buffer("deviation", torch.ones(spec.style_width) if spec.standardise else None)
 
     def seen(self, code: Tensor) -> Tensor:
         """Return a code (B, S) as the MLPs see it, standardized if configured."""
-        return code if self.mean is None else (code - self.mean.to(code)) / self.deviation.to(code)  # type: ignore[union-attr]
+        return code if self.mean is None else self(code)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """`seen`, where there are statistics."""
+        return (code - self.mean.to(code)) / self.deviation.to(code)  # type: ignore[union-attr]

@@ -1,0 +1,59 @@
+"""What the Compose tab shows and reads: the stage's value, example buttons, the values of its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from stylefusion_hf.spaces_app import dials
+from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.results import data_uri, result
+from stylefusion_hf.spaces_app.settings import History, Settings, to_recipe
+
+EXAMPLES_JS = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button) trigger("click", { example: Number(button.dataset.example) });
+});
+"""
+
+
+def read_values(model: Model, values: Sequence[Any], history: History) -> Settings:
+    """Return the settings that the controls show. ValueError names the dial whose value is not a seed."""
+    return dials.check_seeds(model, Settings.from_values(values, len(model.regions), history.present.kept))
+
+
+def event_data(event: gr.EventData) -> Mapping[str, Any]:
+    """Return what a script sent with its event; nothing if it is not an object, since anybody may send events."""
+    return event._data if isinstance(event._data, Mapping) else {}
+
+
+def stage_value(model: Model, settings: Settings, draft: bool = False) -> dict[str, Any]:
+    """Render the settings; return the value of the stage. `draft`: a preview, if the model has previews."""
+    recipe = to_recipe(settings, model.regions, model.tree.root)
+    picture = model.draft(recipe) if draft else model.render(recipe)
+    return result(model, picture, dials.caption(model, settings))
+
+
+def example_buttons(model: Model) -> str:
+    """Return the HTML of the example pictures, as buttons."""
+    buttons = []
+    for number in range(len(dials.EXAMPLES)):
+        settings = dials.example_settings(model, number)
+        uri = data_uri(model.draft(to_recipe(settings, model.regions, model.tree.root)).image)
+        label = f"Example {number + 1}"
+        buttons.append(
+            f'<button type="button" data-example="{number}" aria-label="{label}"><img src="{uri}" alt=""></button>'
+        )
+    return "".join(buttons)
+
+
+def fits_model(model: Model, text: str) -> bool:
+    """Return whether a recipe is valid for this model."""
+    try:
+        model.check(text)
+    except ValueError:
+        return False
+    return True
