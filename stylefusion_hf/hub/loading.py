@@ -30,7 +30,7 @@ from stylefusion_hf.models.loading import (
 )
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline as _Pipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline as _Pipeline
 
     from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
     from stylefusion_hf.models.style_generator import StyleGenerator

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import ModelMixin
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
+from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
