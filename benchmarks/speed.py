@@ -94,7 +94,7 @@ def synthesis_floor(g: StyleGAN2Generator, machine: Machine) -> float:
     """Seconds of a picture's convolutions. An upsampling one does its products at the lower resolution."""
     seconds = 0.0
     for conv in g.synthesis.convs:
-        (c_out, c_in), size = conv.weight.shape[:2], conv.resolution // conv.up
+        (c_out, c_in), size = conv.weight.shape[:2], conv.size[0] // conv.up
         seconds += 2 * 9 * c_in * c_out * size**2 / machine.conv_rate(c_in, c_out, size)
     return seconds
 

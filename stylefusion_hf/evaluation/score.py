@@ -174,7 +174,11 @@ class TrainingScore:
             raise ValueError(f"unknown region {unknown[0]!r}: the segmenter knows {', '.join(self.regions)}")
         self.pose = [self.regions.index(name) for name in pose]
         self.static = torch.tensor([name in static for name in self.regions], device=pipe.generator.device)
-        resolutions = nearest_heights(resolutions, pipe.generator.feature_sizes)
+        found = nearest_heights(resolutions, pipe.generator.feature_sizes)
+        if not found:
+            known = sorted(pipe.generator.feature_sizes)
+            raise ValueError(f"no feature maps of {list(resolutions)} pixels; there are {known}")
+        resolutions = found
         self.pooled_maps = PooledMaps(self._sample_maps(samples, resolutions), resolutions)
         self.head_weights = self._weigh_heads(samples)  # (R, 3), rows sum to 1
 

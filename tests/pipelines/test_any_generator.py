@@ -248,5 +248,5 @@ def test_a_segmenter_of_other_channels_is_refused(tmp_path: Path) -> None:
 
 
 def test_maps_of_a_generator_that_has_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a generator of 8 px has no maps .*: train with --features texture"):
+    with pytest.raises(ValueError, match=r"pictures of 8 px have no maps of 16 or 32 px: train with --features"):
         train(tmp_path, "all*(a, b)", "--features", "maps", resolution=8, channels=[8, 8])

@@ -149,7 +149,12 @@ def test_the_same_each_time(specimen, pipe):
 
 def test_a_sample_equals_its_single_run(specimen, pipe):
     found = torch.cat([run(pipe, single) for single in specimen.singles])
-    torch.testing.assert_close(found, run(pipe, specimen.batch), rtol=0, atol=1e-4)
+    batch = run(pipe, specimen.batch)
+    if specimen.kind is StyleFusionPhotoPipeline:  # of whole levels: a rounding moves a pixel by one of them
+        assert ((found - batch).abs() > 1e-4).float().mean() < 1e-3
+        torch.testing.assert_close(found, batch, rtol=0, atol=1.01 / 255)
+        return
+    torch.testing.assert_close(found, batch, rtol=0, atol=1e-4)
 
 
 def test_tuple_equals_output_class(specimen, pipe):

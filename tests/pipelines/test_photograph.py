@@ -336,7 +336,7 @@ def test_progress_and_stopping(pipe: Any) -> None:
 
     call = {"regions": {"hair": 7}, "landmarks": POINTS}
     pipe(photograph(), num_inference_steps=4, callback_on_step_end=watch, **call)
-    assert seen == [1, 2, 3, 4] and not pipe.interrupt
+    assert seen == [0, 1, 2, 3] and not pipe.interrupt
 
     def stop(given: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
         seen.append(step)
@@ -345,7 +345,7 @@ def test_progress_and_stopping(pipe: Any) -> None:
 
     seen.clear()
     out = pipe(photograph(), num_inference_steps=50, callback_on_step_end=stop, **call)
-    assert seen == [1, 2] and len(out.images) == 1
+    assert seen == [0, 1, 2] and len(out.images) == 1
     assert not pipe.interrupt and not pipe._searching
 
 

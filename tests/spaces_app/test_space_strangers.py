@@ -376,12 +376,12 @@ def test_large_pictures_are_decoded_once_smaller_and_one_at_a_time(
     at_once: list[int] = []
     true = pictures.decode
 
-    def counting(data: bytes, name: str, side: int) -> Image.Image:
+    def counting(data: bytes, name: str, side: int, *more: Any) -> Image.Image:
         at_once.append(1)
         asked.append(len(at_once))
         time.sleep(0.05)
         try:
-            return true(data, name, side)
+            return true(data, name, side, *more)
         finally:
             at_once.pop()
 
