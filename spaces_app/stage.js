@@ -51,7 +51,7 @@ function tidy() {
 }
 if (props.leads) {
   let tidying = 0;
-  const soon = () => { cancelAnimationFrame(tidying); tidying = requestAnimationFrame(tidy); };
+  const soon = () => { tidying ||= requestAnimationFrame(() => { tidying = 0; tidy(); }); };
   new MutationObserver(soon).observe(document.body, { childList: true, subtree: true });
   soon();
 }
