@@ -66,20 +66,20 @@ def _second_moments(fusion: FusionHierarchy, codes: Mapping[str, Tensor]) -> dic
     """Return {blender: E[x x'], float64} of what the output layers see in adaptive rows while the codes are fused."""
     found: dict[str, Tensor] = {}
 
-    def record(name: str, blender: Blender, *args: Any) -> Tensor:
-        x = Blender.hidden(blender, *args)
-        rows = x.double().unflatten(0, (-1, args[0][0].shape[1]))
-        rows = rows if blender.adaptive is None else rows[:, blender.adaptive.flatten() > 0]
-        rows = rows.flatten(0, 1)
+    def record(name: str, adaptive: Tensor | None, _: Any, args: tuple[Any, ...]) -> None:
+        rows = args[0].double()
+        if adaptive is not None:
+            rows = rows.unflatten(0, (-1, len(adaptive)))[:, adaptive.flatten() > 0].flatten(0, 1)
         found[name] = found.get(name, 0) + rows.t() @ rows
-        return x
 
-    blenders = {name: module for name, module in fusion.named_modules() if isinstance(module, Blender)}
-    for name, blender in blenders.items():
-        blender.hidden = partial(record, name, blender)  # type: ignore[method-assign]
+    hooks = [
+        module.layers[-1].register_forward_pre_hook(partial(record, name, module.adaptive))
+        for name, module in fusion.named_modules()
+        if isinstance(module, Blender)
+    ]
     try:
         fusion.fuse(codes)
     finally:
-        for blender in blenders.values():
-            del blender.hidden
+        for hook in hooks:
+            hook.remove()
     return found

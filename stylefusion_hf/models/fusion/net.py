@@ -103,14 +103,22 @@ class Blender(nn.Module):
 
     def forward(self, codes: Sequence[Tensor], indicators: Tensor, novelty: Tensor | None = None) -> Tensor:
         """Codes (B, R, P) each, indicators (R, N), `novelty` (B, R, P) -> (B, R, P), in the weights' dtype."""
-        x = self.hidden(codes, indicators)
-        *factors, last = cast("list[FoldedLinear]", list(self.layers)[-self.output_layers :])
-        for layer in factors:
+        layers = cast("list[FoldedLinear]", list(self.layers))
+        (first, *inner), (*factors, last) = layers[: -self.output_layers], layers[-self.output_layers :]
+        dtype = compute_dtype(first)
+        rows = torch.cat([code.to(dtype) for code in codes], -1)  # (B, R, C)
+        # The gain is folded into the product: gain * lrelu(x) = lrelu(gain * x).
+        batch, count, _ = rows.shape
+        x = first(rows.flatten(0, 1), GAIN, indicators, self.indicator_repeats, batch)
+        x = F.leaky_relu_(x, SLOPE)
+        for layer in inner:
+            x = F.leaky_relu_(layer(x, GAIN), SLOPE)
+        for layer in factors:  # of the output layer: nothing comes between them
             x = layer(x)
         x = last(x) if self.linear_end else F.leaky_relu_(last(x, GAIN), SLOPE)
 
         # Logit terms, then the gate.
-        x = x.unflatten(0, codes[0].shape[:2])
+        x = x.unflatten(0, (batch, count))
         if self.adaptive is not None:  # the other rows only keep constants and novelty terms
             x = x * self.adaptive.to(x.dtype)
         logits, *terms = x.split(codes[0].shape[-1], dim=-1)
@@ -119,18 +127,6 @@ class Blender(nn.Module):
         if self.gate_novelty is not None and novelty is not None:
             logits = logits + (self.gate_novelty + terms.pop(0)) * novelty.to(x.dtype)
         return torch.sigmoid(logits if self.gate_bias is None else logits + self.gate_bias)
-
-    def hidden(self, codes: Sequence[Tensor], indicators: Tensor) -> Tensor:
-        """Return what the output layer sees, (B R, P)."""
-        first, *inner = cast("list[FoldedLinear]", list(self.layers)[: -self.output_layers])
-        dtype = compute_dtype(first)
-        rows = torch.cat([code.to(dtype) for code in codes], -1)  # (B, R, C)
-        # The gain is folded into the product: gain * lrelu(x) = lrelu(gain * x).
-        x = first(rows.flatten(0, 1), GAIN, indicators, self.indicator_repeats, rows.shape[0])
-        x = F.leaky_relu_(x, SLOPE)
-        for layer in inner:
-            x = F.leaky_relu_(layer(x, GAIN), SLOPE)
-        return x
 
 
 # Two extra gate inputs that the authors' nets do not have (config: gate_product, gate_novelty).
