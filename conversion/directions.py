@@ -81,7 +81,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def refuse_codes(content: Any, file: Path) -> None:
-    """Raise ConversionError for a file of codes, such as NVIDIA's projected_w.npz: an edit along one is no edit."""
+    """Raise ConversionError for a file of codes, such as NVIDIA's projected_w.npz: it is not a direction."""
     if looks_like_codes(content, file.stem):
         raise ConversionError(
             f"{file}: holds codes, which are used as they are: --base {file.name} or --region NAME={file.name}; if"

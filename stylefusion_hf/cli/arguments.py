@@ -70,6 +70,17 @@ def add_class_argument(group: Any, what: str = "of every seed", metavar: str = "
     )
 
 
+def add_code_arguments(group: Any) -> None:
+    """Add the codes of regions and of what they share, and edits."""
+    group.add_argument("--region", action="append", metavar="NAME=CODE", help="code of a region or a whole subtree")
+    group.add_argument("--node", action="append", metavar="NAME=CODE", help="code of this node of the tree only")
+    group.add_argument("--global", metavar="CODE", help="code of what the regions share: pose and layout")
+    add_class_argument(group)
+    group.add_argument(
+        "--edit", action="append", metavar="NAME=FILE:DIRECTION[=STRENGTH]", help="change a region along a direction"
+    )
+
+
 def number(text: str) -> float:
     """Convert an argument that is a finite number."""
     try:

@@ -22,7 +22,7 @@ from typing import Any
 
 from stylefusion_hf.cli._edits import read_edits
 from stylefusion_hf.cli._invert import count
-from stylefusion_hf.cli.arguments import add_class_argument, add_model_arguments, call_arguments, code, number
+from stylefusion_hf.cli.arguments import add_code_arguments, add_model_arguments, call_arguments, code, number
 from stylefusion_hf.cli.loading import check_call, load_pipeline
 from stylefusion_hf.cli.outputs import output_file, output_folder, report_written, save_png
 from stylefusion_hf.core.checks import shown
@@ -51,13 +51,7 @@ CALL_OPTIONS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photographs", nargs="+", metavar="PHOTOGRAPH", help="a picture file")
     codes = parser.add_argument_group("codes")
-    codes.add_argument("--region", action="append", metavar="NAME=CODE", help="code of a region or a whole subtree")
-    codes.add_argument("--node", action="append", metavar="NAME=CODE", help="code of this node of the tree only")
-    codes.add_argument("--global", metavar="CODE", help="code of what the regions share: pose and layout")
-    add_class_argument(codes)
-    codes.add_argument(
-        "--edit", action="append", metavar="NAME=FILE:DIRECTION[=STRENGTH]", help="change a region along a direction"
-    )
+    add_code_arguments(codes)
     codes.add_argument(
         "--strength",
         action="append",

@@ -30,7 +30,7 @@ from stylefusion_hf.cli._invert import (
     invert_pictures,
     save_tuned_generator,
 )
-from stylefusion_hf.cli.arguments import add_class_argument, add_model_arguments, call_arguments, code, number
+from stylefusion_hf.cli.arguments import add_code_arguments, add_model_arguments, call_arguments, code, number
 from stylefusion_hf.cli.loading import check_call, load_pipeline
 from stylefusion_hf.cli.outputs import output_file, output_folder, report_written, save_png
 from stylefusion_hf.core.checks import shown
@@ -65,13 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     codes.add_argument(
         "--base", metavar="CODE", help="code of every node that is not set otherwise (default: a random seed)"
     )
-    codes.add_argument("--region", action="append", metavar="NAME=CODE", help="code of a region or a whole subtree")
-    codes.add_argument("--node", action="append", metavar="NAME=CODE", help="code of this node of the tree only")
-    codes.add_argument("--global", metavar="CODE", help="code of what the regions share: pose and layout")
-    add_class_argument(codes)
-    codes.add_argument(
-        "--edit", action="append", metavar="NAME=FILE:DIRECTION[=STRENGTH]", help="change a region along a direction"
-    )
+    add_code_arguments(codes)
     codes.add_argument(
         "--from-recipe", metavar="FILE", help="read all of this from a recipe, or from a picture that contains one"
     )

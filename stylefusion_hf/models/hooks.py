@@ -2,7 +2,7 @@
 
 Hooks bring weights to a device (offloading) or to a dtype (layerwise casting) for the duration of a module's own call.
 So everything here follows two rules: a model is used through `model(...)` alone, and a module touches its own tensors
-in its own `forward` alone. `tests/models/test_offloading.py` holds every model to both.
+in its own `forward` alone. `tests/pipelines/test_offloading.py` holds every model to both.
 """
 
 from __future__ import annotations

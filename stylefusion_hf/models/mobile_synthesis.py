@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from stylefusion_hf.models.layers import chunk_size, to_fast_layout
 from stylefusion_hf.models.mobile_layers import Block, Noise, NoisyActivation, StyledConv, ToImage
-from stylefusion_hf.models.preview import PreviewHead
-from stylefusion_hf.models.style_generator import check_noise_mode, check_style, check_up_to
+from stylefusion_hf.models.preview import PreviewSynthesis, Rendered, join_parts
+from stylefusion_hf.models.style_generator import check_noise_mode, check_style
 from stylefusion_hf.ops.separable import has_wavelet_block
 from stylefusion_hf.ops.wavelets import is_eager
 
@@ -20,7 +20,7 @@ BATCH = 16  # pictures at once without gradients, up to 128 px
 STRIP = 2**24  # bytes of a strip of feature maps: larger tensors come fresh from the system each time
 
 
-class MobileSynthesis(nn.Module):
+class MobileSynthesis(PreviewSynthesis):
     """s (B, S) -> images (B, img_channels, resolution, resolution)."""
 
     blocks: Any  # a ModuleList of `Block`
@@ -35,20 +35,10 @@ class MobileSynthesis(nn.Module):
         self.to_image = ToImage(channels[-1], img_channels)
         self.previews = nn.ModuleDict()
         self.channels = dict(zip(resolutions, channels, strict=True))
-        self.resolutions, self.img_channels = resolutions, img_channels
+        self.resolutions, self.resolution, self.img_channels = resolutions, 2 * resolutions[-1], img_channels
         for resolution in previews:
             self.add_preview(resolution)
         self.sizes: list[int] = [channels[0], *(size for block in self.blocks for size in block.sizes), channels[-1]]
-
-    def add_preview(self, resolution: int) -> PreviewHead:
-        """A head for the features of that resolution, which gives black pictures until it is fitted."""
-        head = PreviewHead(self.channels[resolution], self.img_channels)
-        self.previews[str(resolution)] = head.to(self.const.device, self.const.dtype)
-        return head
-
-    @property
-    def preview_resolutions(self) -> list[int]:
-        return sorted(map(int, self.previews))
 
     def forward(
         self,
@@ -72,25 +62,16 @@ class MobileSynthesis(nn.Module):
         """
         check_noise_mode(noise_mode)
         check_style(s, sum(self.sizes))
-        size = check_up_to(up_to, [*self.resolutions, 2 * self.resolutions[-1]])
-        if size in self.channels and not return_features and str(size) not in self.previews:
-            sizes = ", ".join(map(str, [*self.preview_resolutions, 2 * self.resolutions[-1]]))
-            raise ValueError(
-                f"this generator has no preview head of {size} px, only pictures of {sizes}: fit one with"
-                f" generator.fit_preview({size}), or take the features with return_features=True"
-            )
+        size = self.check_size(up_to, return_features)
         frugal = is_eager() and s.device.type == "cpu" and s.shape[0] > 0
         parts = s.split(chunk_size(size, BATCH)) if frugal else (s,)
         done = [self._render(part, noise_mode, return_features, generator, size, frugal) for part in parts]
-        image, features = done[0]
-        if len(done) > 1:
-            image = None if image is None else torch.cat([part for part, _ in done if part is not None])
-            features = {height: torch.cat([maps[height] for _, maps in done]) for height in features}
+        image, features = join_parts(done)
         return (image, features) if return_features else image
 
     def _render(
         self, s: Tensor, mode: str, keep: bool, generator: torch.Generator | None, size: int, frugal: bool
-    ) -> tuple[Tensor | None, dict[int, Tensor]]:
+    ) -> Rendered:
         """The picture of `size` px, and the features by height: the last alone unless all are to be kept."""
         styles = iter(s.split(self.sizes, dim=1))
         noises = iter(self._noises(s, mode, generator, size))

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from stylefusion_hf.core.checks import check_count
 from stylefusion_hf.models.style_generator import check_up_to
 
+Rendered = tuple[Tensor | None, dict[int, Tensor]]  # pictures, if there are any, and features by height
+
 
 class PreviewHead(nn.Module):
     """1 x 1 convolution from a block's features to the picture, downsampled to their size; fitted, not trained."""
@@ -32,8 +34,55 @@ class PreviewHead(nn.Module):
         return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype)).contiguous()
 
 
+class PreviewSynthesis(nn.Module):
+    """What synthesis networks with preview heads share.
+
+    Attributes:
+        previews: {str(size): `PreviewHead`}.
+        resolution: of the pictures.
+        resolutions: heights of features below the picture's, in ascending order.
+        channels: {height: channels} of the features.
+    """
+
+    previews: nn.ModuleDict
+    img_channels: int
+    resolution: int
+    resolutions: list[int]
+    channels: dict[int, int]
+
+    def add_preview(self, resolution: int) -> PreviewHead:
+        """Add a head for the features of that resolution, which gives black pictures until it is fitted."""
+        head = PreviewHead(self.channels[resolution], self.img_channels)
+        self.previews[str(resolution)] = head.to(next(self.parameters()))
+        return head
+
+    @property
+    def preview_resolutions(self) -> list[int]:
+        return sorted(map(int, self.previews))
+
+    def check_size(self, up_to: int | None, return_features: bool) -> int:
+        """Return the resolution to stop at. ValueError for one of which there are neither features nor a picture."""
+        size = check_up_to(up_to, [*self.resolutions, self.resolution])
+        if size < self.resolution and not return_features and str(size) not in self.previews:
+            sizes = ", ".join(map(str, [*self.preview_resolutions, self.resolution]))
+            raise ValueError(
+                f"this generator has no preview head of {size} px, only pictures of {sizes}: fit one with"
+                f" generator.fit_preview({size}), or take the features with return_features=True"
+            )
+        return size
+
+
+def join_parts(done: Sequence[Rendered]) -> Rendered:
+    """Concatenate what consecutive parts of a batch gave."""
+    image, features = done[0]
+    if len(done) > 1:
+        image = None if image is None else torch.cat([part for part, _ in done if part is not None])
+        features = {height: torch.cat([maps[height] for _, maps in done]) for height in features}
+    return image, features
+
+
 class PreviewMixin:
-    """What a `StyleGenerator` with preview heads shares; its `synthesis` has `add_preview` and `resolutions`."""
+    """What a `StyleGenerator` with preview heads shares; its `synthesis` is a `PreviewSynthesis`."""
 
     config: Any
     synthesis: Any

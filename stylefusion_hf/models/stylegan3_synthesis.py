@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from stylefusion_hf.models.layers import chunk_size
-from stylefusion_hf.models.preview import PreviewHead
-from stylefusion_hf.models.style_generator import check_noise_mode, check_style, check_up_to
+from stylefusion_hf.models.preview import PreviewSynthesis, Rendered, join_parts
+from stylefusion_hf.models.style_generator import check_noise_mode, check_style
 from stylefusion_hf.models.stylegan3_layers import AliasFreeLayer, FourierInput
 from stylefusion_hf.models.stylegan3_plan import LayerPlan, SignalPlan
 from stylefusion_hf.ops.wavelets import is_eager
@@ -18,14 +18,13 @@ from stylefusion_hf.ops.wavelets import is_eager
 BATCH = 16  # pictures at once without gradients, up to 128 px
 
 
-class AliasFreeSynthesis(nn.Module):
+class AliasFreeSynthesis(PreviewSynthesis):
     """s (B, S) -> images (B, img_channels, resolution, resolution).
 
     Attributes:
         sizes: widths of the style vectors: the input's, of 4, then those of all layers.
         heights: for each layer, the height of the part of its maps that the picture shows.
         details: for each layer, the height of the smallest picture that holds its frequencies.
-        resolutions: heights of features below the picture's, in ascending order.
         channels: {height: channels} of the features, the picture's height last.
     """
 
@@ -55,16 +54,6 @@ class AliasFreeSynthesis(nn.Module):
         for resolution in previews:
             self.add_preview(resolution)
 
-    def add_preview(self, resolution: int) -> PreviewHead:
-        """Add a head for the features of that resolution, which gives black pictures until it is fitted."""
-        head = PreviewHead(self.channels[resolution], self.img_channels)
-        self.previews[str(resolution)] = head.to(self.input.weight.device, self.input.weight.dtype)
-        return head
-
-    @property
-    def preview_resolutions(self) -> list[int]:
-        return sorted(map(int, self.previews))
-
     def forward(
         self,
         s: Tensor,
@@ -91,23 +80,14 @@ class AliasFreeSynthesis(nn.Module):
         """
         check_noise_mode(noise_mode)
         check_style(s, sum(self.sizes))
-        size = check_up_to(up_to, [*self.resolutions, self.resolution])
-        if size < self.resolution and not return_features and str(size) not in self.previews:
-            sizes = ", ".join(map(str, [*self.preview_resolutions, self.resolution]))
-            raise ValueError(
-                f"this generator has no preview head of {size} px, only pictures of {sizes}: fit one with"
-                f" generator.fit_preview({size}), or take the features with return_features=True"
-            )
+        size = self.check_size(up_to, return_features)
         frugal = is_eager() and s.device.type == "cpu" and s.shape[0] > 0
         parts = s.split(chunk_size(self.resolution, BATCH)) if frugal else (s,)
         done = [self._render(part, return_features, size, impl) for part in parts]
-        image, features = done[0]
-        if len(done) > 1:
-            image = None if image is None else torch.cat([part for part, _ in done if part is not None])
-            features = {height: torch.cat([maps[height] for _, maps in done]) for height in features}
+        image, features = join_parts(done)
         return (image, features) if return_features else image
 
-    def _render(self, s: Tensor, keep: bool, size: int, impl: str) -> tuple[Tensor | None, dict[int, Tensor]]:
+    def _render(self, s: Tensor, keep: bool, size: int, impl: str) -> Rendered:
         """Return the picture of `size` px, and the features by height if they are to be kept."""
         input_style, *styles = s.split(self.sizes, dim=1)
         x = self.input(input_style)
