@@ -73,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="downscale larger pictures to this size (default: the smallest of the model's, the judges' and 256)",
     )
     parser.add_argument(
+        "--picture-size",
+        type=positive,
+        metavar="PIXELS",
+        help="measure the generator's own smaller pictures of this size (previews): several times faster at 1024"
+        " pixels (default: full pictures)",
+    )
+    parser.add_argument(
         "--batch-size",
         type=positive,
         help="pairs per batch, also for fitting methods (default: 32, fewer above 128 pixels)",
@@ -93,6 +100,7 @@ def run(args: argparse.Namespace) -> None:
     from stylefusion_hf.evaluation.backbone import load_backbone
     from stylefusion_hf.evaluation.evaluate import Settings, build_subject, evaluate
     from stylefusion_hf.evaluation.judges import load_judges
+    from stylefusion_hf.evaluation.pairs import draw_smaller
     from stylefusion_hf.evaluation.realism import check_real
     from stylefusion_hf.evaluation.run import SECTIONS
 
@@ -112,6 +120,8 @@ def run(args: argparse.Namespace) -> None:
         settings = replace(settings, methods=tuple(dict.fromkeys(split_list(args.methods))))
     out = output_folder(args.out)
     pipe = load_pipeline(args)
+    if args.picture_size is not None:
+        draw_smaller(pipe.generator, args.picture_size)
     if args.psi is not None:
         if not args.psi > 0:
             raise ValueError(f"--psi {args.psi}: give a truncation above 0; at 0 all pictures are the same")

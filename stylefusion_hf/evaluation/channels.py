@@ -54,7 +54,7 @@ def activation_energies(pipe, s: Tensor, masks: Tensor) -> list[Tensor]:
 
     hooks = [layer.register_forward_pre_hook(keep(i)) for i, layer in enumerate(layers)]
     try:
-        net(s.to(pipe.generator.dtype))
+        net(s.to(pipe.generator.dtype), up_to=None)  # all layers, even if smaller pictures are measured
     finally:
         for hook in hooks:
             hook.remove()

@@ -203,6 +203,7 @@ def report_head(subject: Subject, settings: Settings) -> dict[str, Any]:
     return {
         "settings": asdict(replace(settings, model=model, real=real, static_gates=static_gates)),
         "measuring size": subject.ruler.size,
+        "picture size": subject.pipe.generator.config.resolution,
         "truncation_psi": subject.pipe.generator.config.truncation_psi,
         "judges": {"folder": describe_judges(subject.judges), "there": list(list_judges(subject.judges))},
         "features": getattr(backbone, "name", "the judges'"),

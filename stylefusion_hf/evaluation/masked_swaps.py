@@ -26,7 +26,7 @@ class FeatureBlending:
 
     def __init__(self, pipe):
         self.pipe = pipe
-        resolutions = list(pipe.generator.feature_sizes)
+        resolutions = [r for r in pipe.generator.feature_sizes if r <= pipe.generator.config.resolution]
         self.settings = list(product((0.5, 1.0), (0.0, 1 / 32), resolutions))
         self.strengths = tuple(map(float, range(len(self.settings))))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,6 +52,18 @@ def style_codes(generator, seeds: Sequence[int]) -> Tensor:
     labels = own_labels(generator, seeds)
     w = generator.mapping(z, None if labels is None else labels.to(z))
     return generator.to_style(generator.truncate(w, generator.config.truncation_psi))
+
+
+def draw_smaller(generator, height: int) -> None:
+    """Make a generator draw its own smaller pictures from now on: previews, or the sum of its first toRGB layers.
+
+    ValueError if it has none of that height.
+    """
+    if height not in generator.picture_sizes:
+        sizes = ", ".join(map(str, generator.picture_sizes))
+        raise ValueError(f"--picture-size {height}: this generator draws pictures of {sizes} pixels")
+    generator.synthesis.forward = partial(generator.synthesis.forward, up_to=height)
+    generator.register_to_config(resolution=height)
 
 
 def render(pipe, s: Tensor) -> Tensor:

@@ -10,7 +10,19 @@ from dataclasses import dataclass
 
 LOSSES = ("logistic", "relativistic")
 AUGMENTATIONS = ("color", "translation", "cutout")
-TERMS = ("outside", "looks", "locality", "transfer", "regions", "pooled", "spatial", "pose", "layout", "realism")
+TERMS = (
+    "outside",
+    "leak",
+    "looks",
+    "locality",
+    "transfer",
+    "regions",
+    "pooled",
+    "spatial",
+    "pose",
+    "layout",
+    "realism",
+)
 FEATURES = ("maps", "texture")
 REFERENCES = ("warped", "aligned", "unaligned")
 COMPOSED_WEIGHTS = {"locality": 1.0, "transfer": 1.5, "regions": 0.3, "pose": 0.5, "layout": 0.05}

@@ -141,6 +141,7 @@ class Criterion:
             "pose": sample.frame != sample.base,
             "layout": sample.nodes[:, self.group_columns] != sample.base[:, None],
             "outside": sample.changed.any(dim=1),
+            "leak": sample.changed.any(dim=1),
         }
         return {name: x.sum().clamp_min(1) for name, x in chosen.items()}
 

@@ -39,6 +39,7 @@ from stylefusion_hf.training.fusion_setup import (
     find_judges,
     fit_preview,
     load_frozen,
+    load_initial_fusion,
     measure_step,
     set_start_gates,
 )
@@ -86,7 +87,10 @@ class FusionTraining:
         fit_preview(args, self.generator)
         regions = take_regions(args, accelerator, self.generator)
         self.tree, self.segmenter = regions.tree, regions.segmenter
-        self.fusion = build_fusion(args, self.tree, self.generator).to(device)
+        self.fusion = build_fusion(args, self.tree, self.generator)
+        if args.initial_fusion:
+            self.fusion = load_initial_fusion(args, self.fusion)
+        self.fusion.to(device).train().requires_grad_(True)
         self.average = FusionHierarchy.from_config(self.fusion.config).to(device).requires_grad_(False).eval()
         self.pipe = StyleFusionPipeline(self.generator, self.average, self.segmenter)
         self.judges = find_judges(args, self.pipe, regions.judges) if accelerator.is_main_process else None
@@ -94,9 +98,10 @@ class FusionTraining:
         # Data: a pool of plain pictures, whose codes are mixed. Loss: the criterion of these mixes.
         self.criterion = self.new_criterion()
         self.full_criterion: Criterion | None = None  # of the last steps, made when they begin
-        if args.standardise:
+        if args.standardise and not args.initial_fusion:
             self.fusion.set_statistics(self.criterion.pool.codes)
-        set_start_gates(args, self.fusion, self.criterion)
+        if not args.initial_fusion:
+            set_start_gates(args, self.fusion, self.criterion)
         self.average.load_state_dict(self.fusion.state_dict())
         self.guard = CollapseGuard(self.criterion)
 
@@ -134,6 +139,7 @@ class FusionTraining:
             self.discriminator,
             resolution,
             self.accelerator.autocast,
+            torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None,
         )
         measure_step(found, self.fusion, found.draw(1, step_generator(self.args.seed, 0, purpose=8), self.shares))
         if self.accelerator.is_main_process:

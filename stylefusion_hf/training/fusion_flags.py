@@ -63,6 +63,7 @@ GATES: dict[str, dict[str, Any]] = {
     "plain": {**dict.fromkeys(SWITCHES, False), "pooling": "max", "final_activation": "lrelu"},
 }
 # Of the gating MLPs and of validation: with training, and without (--max_train_steps 0), where no MLP takes part.
+STATIC_STEPS = 100
 TRAINED: dict[str, Any] = {"hidden_width": 192, "hidden_layers": 2, "validation_pairs": 32}
 MEASURED: dict[str, Any] = {"hidden_width": 1, "hidden_layers": 1, "validation_pairs": 0, "gate_product": False}
 
@@ -185,6 +186,11 @@ def add_net_arguments(p: argparse.ArgumentParser) -> None:
     nets.add_argument("--hidden_width", type=int, help="width of the gating MLPs; by default 192")
     nets.add_argument("--hidden_layers", type=int, help="hidden layers of the gating MLPs; by default 2")
     nets.add_argument(
+        "--initial_fusion",
+        metavar="ID_OR_FOLDER",
+        help="model whose fusion nets to start from, of the same tree and layers, instead of new ones",
+    )
+    nets.add_argument(
         "--output_rank",
         type=int,
         metavar="R",
@@ -231,7 +237,11 @@ def add_sample_arguments(p: argparse.ArgumentParser) -> None:
         default=SHARES.twin,
         help="share of mixes followed by a twin that differs in one leaf",
     )
-    how.add_argument("--static_steps", type=int, default=100, help="number of first steps in which no MLP learns")
+    how.add_argument(
+        "--static_steps",
+        type=int,
+        help="number of first steps in which no MLP learns; by default 100, or 0 with --initial_fusion",
+    )
     how.add_argument("--gate_learning_rate", type=float, default=0.1, help="rate of the constant part of the gates")
     how.add_argument("--ema_decay", type=float, default=0.995)
     how.add_argument(
@@ -253,6 +263,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         for name, value in preset.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
+    if args.static_steps is None:
+        args.static_steps = 0 if args.initial_fusion else STATIC_STEPS
     if args.config != config:  # argparse accepts abbreviations, `config_of` does not
         parser.error("write --config in full")
     return args
@@ -298,6 +310,8 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError(f"--temperature must be positive, got {args.temperature}")
     if args.start_pictures < 2:
         raise ValueError(f"--start_pictures must be at least 2, got {args.start_pictures}")
+    if args.max_train_steps == 0 and args.initial_fusion:
+        raise ValueError("--max_train_steps 0 measures constant gates: leave --initial_fusion out")
     if args.max_train_steps == 0 and args.resume_from_checkpoint:
         raise ValueError("--max_train_steps 0 trains nothing: leave --resume_from_checkpoint out")
     if not 0 <= args.full_resolution_steps <= max(0, args.max_train_steps):

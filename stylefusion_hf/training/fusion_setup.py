@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 
+from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.memory import (
     MemoryPlan,
     backward_bytes,
@@ -80,6 +81,27 @@ def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) 
     )
 
 
+def load_initial_fusion(args: argparse.Namespace, expected: FusionHierarchy) -> FusionHierarchy:
+    """Return the nets of --initial_fusion.
+
+    ValueError unless their tree, layers and inputs are those of the `expected` nets.
+    """
+    found = FusionHierarchy.from_pretrained(args.initial_fusion, subfolder="fusion")
+    if found.config.get("output_rank"):
+        raise ValueError(
+            f"--initial_fusion {args.initial_fusion} holds nets of output_rank {found.config['output_rank']}, which"
+            " were made smaller after their training: start from a checkpoint's model or train without --output_rank"
+        )
+    known = {**expected.config} | {"tree": expected.tree.to_dict()}
+    own = {**found.config} | {"tree": found.tree.to_dict()}
+    if differ := [k for k in known if not k.startswith("_") and known[k] != own.get(k)]:
+        what = "; ".join(
+            f"{name} is {shown(str(own.get(name)))}, not {shown(str(known[name]))}" for name in differ[:3]
+        )
+        raise ValueError(f"--initial_fusion {args.initial_fusion} does not fit the flags and --model: {what}")
+    return found
+
+
 def load_frozen(
     args: argparse.Namespace, accelerator: Accelerator
 ) -> tuple[StyleGenerator, StyleGAN2Discriminator | None]:
@@ -136,6 +158,7 @@ def build_criterion(
     discriminator: StyleGAN2Discriminator | None,
     resolution: int | None = None,
     precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    dtype: torch.dtype | None = None,
 ) -> Criterion:
     """Return the objective of the flags, with its pool, at `resolution` or by default at --train_resolution."""
     weights = {name: getattr(args, f"{name}_weight") for name in TERMS}
@@ -158,6 +181,7 @@ def build_criterion(
         keep_maps=args.spatial_weight > 0,
         batch=plan.render,
         precision=precision,
+        dtype=dtype,
     )
     codes = draw_codes(g, plan.pool_size, step_generator(args.seed, 0, purpose=2), args.min_psi, args.mixed_share)
     networks.calibrate(codes[:256])

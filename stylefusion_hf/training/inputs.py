@@ -55,6 +55,8 @@ def _files(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
             yield from _weights("--model", model, part, given.get("revision"), given.get("variant"))
     if segmenter:
         yield from _weights("--segmenter", segmenter, "", given.get("segmenter_revision"), None)
+    if given.get("initial_fusion"):
+        yield from _weights("--initial_fusion", given["initial_fusion"], "fusion", None, None)
     if regions:
         yield from _weights("--regions", regions, "segmenter", None, None)
         if (tree := Path(regions, "tree.json")).is_file():

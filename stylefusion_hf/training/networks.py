@@ -7,9 +7,11 @@ Resolutions are heights; widths follow from the generator's aspect ratio.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +74,9 @@ class FrozenNetworks:
         keep_maps: whether descriptions include the maps themselves, for the spatial contrast.
         batch: pictures to render at once without gradients.
         precision: context of rendering and segmenting, such as `accelerator.autocast`.
+        dtype: of the weights that the pictures of a training step are drawn and segmented with. Autocast alone would
+            cast frozen weights again in each step, and native operators take the dtype that they are given. Everything
+            that is measured once (the pool, start gates) keeps the networks' own dtype.
 
     Attributes:
         size: (height, width) of pictures, masks and losses.
@@ -89,6 +94,7 @@ class FrozenNetworks:
         keep_maps: bool = False,
         batch: int = 64,
         precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        dtype: torch.dtype | None = None,
     ):
         if unknown := [name for name in features if name not in FEATURES]:
             raise ValueError(f"unknown features {unknown[0]!r}: choose from {', '.join(FEATURES)}")
@@ -98,6 +104,8 @@ class FrozenNetworks:
         self.segmenter_resolution, self.size = self.resolution, generator.size_at(self.resolution)
         self.map_resolutions = nearest_heights(map_resolutions, generator.feature_sizes)
         self.keep_maps, self.batch, self.precision = keep_maps, batch, precision
+        self.dtype = None if dtype == generator.dtype else dtype
+        self._cast: dict[str, Any] = {}
         self.pooled: PooledMaps | None = None
 
     # --- Preparation ---
@@ -153,8 +161,9 @@ class FrozenNetworks:
 
     def render(self, codes: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """Return images in [-1, 1] and feature maps of style codes (B, S)."""
+        generator = self._in_dtype("generator", codes)
         with self.precision():
-            image, maps = self.generator.synthesis(codes, return_features=True, up_to=self.resolution)
+            image, maps = generator.synthesis(codes.to(generator.dtype), return_features=True, up_to=self.resolution)
         wanted = self.pooled.resolutions if self.pooled else ()
         return image.float().clamp(-1, 1), {r: maps[r].float() for r in wanted}
 
@@ -165,10 +174,22 @@ class FrozenNetworks:
     def _segment(self, images: Tensor, size: int) -> Tensor:
         """Return probabilities at the pictures' size, segmented at a height of `size` px."""
         if size == images.shape[-2]:
+            segmenter = self._in_dtype("segmenter", images)
             with self.precision():
-                return self.segmenter.segment(images)[:, self.order].float().softmax(dim=1)
+                x = images.to(getattr(segmenter, "dtype", images.dtype))
+                return segmenter.segment(x)[:, self.order].float().softmax(dim=1)
         large = F.interpolate(images, size=self.generator.size_at(size), mode="bilinear", align_corners=False)
         return F.adaptive_avg_pool2d(self._segment(large, size), (images.shape[-2], images.shape[-1]))
+
+    def _in_dtype(self, name: str, inputs: Tensor) -> Any:
+        """Return a network; where gradients flow to the inputs, its copy of the asked dtype."""
+        network = getattr(self, name)
+        if self.dtype is None or not inputs.requires_grad or not isinstance(network, torch.nn.Module):
+            return network
+        if name not in self._cast:
+            # diffusers' own `to` warns of modules that should stay in float32, of which these have none
+            self._cast[name] = torch.nn.Module.to(copy.deepcopy(network), dtype=self.dtype)
+        return self._cast[name]
 
     def describe(self, images: Tensor, maps: Mapping[int, Tensor], probs: Tensor) -> Description:
         """Describe rendered pictures; differentiable except for the masks."""

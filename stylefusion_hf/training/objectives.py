@@ -59,10 +59,12 @@ def outside_change(image: Tensor, reference: Tensor, changed: Tensor, power: flo
     return ((image - reference).abs().pow(power) * ~changed[:, None]).sum(dim=(1, 2, 3))
 
 
-def outside_term(c, sample, found) -> tuple[Tensor, Tensor]:
+def outside_terms(c, sample, found) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the change (B,) outside the regions that differ from the reference, and a mask (B,) of samples with one.
 
-    The reference is the base or, for a twin, its partner.
+    The reference is the base or, for a twin, its partner. "outside" divides by the change outside these regions when
+    the whole picture is swapped (the ruler's O), "leak" by that inside them: small regions may change as small a part
+    of what is around them as they are small themselves.
     """
     is_twin = (sample.twin >= 0)[:, None, None, None]
     partner = torch.where(sample.twin >= 0, sample.twin, torch.arange(len(sample.base), device=sample.base.device))
@@ -73,8 +75,10 @@ def outside_term(c, sample, found) -> tuple[Tensor, Tensor]:
     chosen = sample.changed[..., None, None]
     area = changed_area((before & chosen).any(dim=1), (masks & chosen).any(dim=1))
     change = outside_change(found.images, reference, area, c.power)
-    scale = (sample.changed * c.scales.outside).sum(dim=1) / sample.changed.sum(dim=1).clamp_min(1)
-    return change / scale.clamp_min(1e-6), sample.changed.any(dim=1)
+    outside = (sample.changed * c.scales.outside).sum(dim=1) / sample.changed.sum(dim=1).clamp_min(1)
+    inside = (sample.changed * c.scales.inside).sum(dim=1)
+    scales = {"outside": outside, "leak": inside}
+    return {name: (change / scale.clamp_min(1e-6), sample.changed.any(dim=1)) for name, scale in scales.items()}
 
 
 # --- Realism and balance ---------------------------------------------------------------------------------------------
@@ -101,8 +105,8 @@ def research_terms(c, sample, references, found, weight: Tensor) -> dict[str, tu
         "looks": ((share * left).sum(dim=1), None),
         "looks left": (left, None),
     }
-    if c.weights["outside"]:
-        terms["outside"] = outside_term(c, sample, found)
+    if c.weights["outside"] or c.weights["leak"]:
+        terms |= {name: term for name, term in outside_terms(c, sample, found).items() if c.weights[name]}
     if c.weights["pooled"]:
         some = torch.arange(min(c.negatives, len(c.pool)), device=c.ids.device)
         pick = (sample.first + some) % len(c.pool)

@@ -61,6 +61,7 @@ PATHS = {
     "feature_network",
     "train_data_dir",
     "segmenter",
+    "initial_fusion",
     "region_map",
     "regions",
 }

@@ -23,7 +23,7 @@ class UnrelatedScales:
         heads: names of the looks.
         whole: (R, heads), the distances between looks.
         head_weights: (R, heads), rows sum to 1, or to 0.
-        outside: (R,), the change outside each region when the entire picture is swapped.
+        outside, inside: (R,), the change outside and inside each region when the entire picture is swapped.
         pose: a number.
         layout: (groups,), or None if there are no groups.
     """
@@ -56,8 +56,10 @@ class UnrelatedScales:
                 sums.setdefault(h, []).append(torch.where(sample.counted, distance(x, goals[h]), torch.nan))
             change = (pool.pictures(other) - pool.pictures(base)).abs().pow(power).sum(dim=1)
             masks = [pool.label_maps(i)[:, None] == source.ids[:, None, None] for i in (base, other)]
-            out = (~changed_area(*masks)).float()
-            sums.setdefault("outside", []).append(torch.einsum("brhw,bhw->br", out, change))
+            area, shown = changed_area(*masks), (masks[0] | masks[1]).any(dim=(2, 3))
+            outside, inside = (torch.einsum("brhw,bhw->br", x.float(), change) for x in (~area, area))
+            sums.setdefault("outside", []).append(outside)
+            sums.setdefault("inside", []).append(torch.where(shown, inside, torch.nan))
             near, far = (pool.centers[i][:, roles.pose] for i in (base, other))
             sums.setdefault("pose", []).append(pose_error(near, far, self.pose_weight(base))[:, None])
             if roles.groups:
@@ -70,7 +72,8 @@ class UnrelatedScales:
         typical = {h: found[h].nanmedian(dim=0).values for h in self.heads}
         sizes = {h: mean[f"size {h}"] for h in self.heads}
         self.head_weights = head_weights(differing_heads(typical, sizes).values())
-        self.outside, self.pose, self.layout = mean["outside"], mean["pose"], mean.get("layout")
+        self.outside, self.inside = mean["outside"], mean["inside"]
+        self.pose, self.layout = mean["pose"], mean.get("layout")
 
     def pose_weight(self, index: Tensor) -> Tensor:
         """Return the weights (B, P) of pose regions, higher for small ones: occlusion shifts a large one's center."""

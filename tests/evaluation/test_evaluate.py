@@ -73,6 +73,7 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys, monkeypatc
         (["--validation-pairs", "1"], "at least two pairs"),
         (["--measuring-size", "64"], "pictures of 32 pixels are measured at 16 to 32 pixels, not at 64"),
         (["--sections", "curves", "--static-gates", "nowhere"], "nowhere"),
+        (["--picture-size", "24"], "--picture-size 24: this generator draws pictures of 4, 8, 16, 32 pixels"),
     ],
 )
 def test_one_line_for_bad_input(folders, tmp_path, capsys, monkeypatch, more, message):
@@ -81,6 +82,18 @@ def test_one_line_for_bad_input(folders, tmp_path, capsys, monkeypatch, more, me
     args = ["evaluate", "--model", model, "--device", "cpu", "--quick", "--curve-pairs", "2", "--realism-count", "10"]
     given = args if "--judges" in more else [*args, "--judges", judges]
     assert message in fails(capsys, *given, *more)
+
+
+def test_smaller_pictures_of_the_generator_can_be_measured(folders, tmp_path):
+    model, judges = folders
+    sizes = {}
+    for size in (32, 16):
+        out = tmp_path / str(size)
+        few = ["--quick", "--sections", "swaps,curves", "--pairs", "2", "--curve-pairs", "2", "--device", "cpu"]
+        main(["evaluate", "--model", model, "--judges", judges, "--picture-size", str(size), "--out", str(out), *few])
+        sizes[size] = json.loads((out / "report.json").read_text())
+        assert sizes[size]["picture size"] == sizes[size]["measuring size"] == size
+    assert sizes[16]["swaps"] != sizes[32]["swaps"]
 
 
 def test_judges_of_other_regions_are_refused(folders, tmp_path, capsys):

@@ -88,6 +88,9 @@ def test_a_swap_is_measured_from_0_to_1(pipe, features):
     assert nothing["looks"] == pytest.approx(1, abs=0.25)  # relative to a mean over other pairs
     assert nothing["transfer"] == pytest.approx(1, abs=0.15)
     assert everything["outside"] == pytest.approx(1, abs=0.3)
+    around = float(c.scales.outside[0] / c.scales.inside[0])  # what is around the region, in units of what is in it
+    assert around > 1 and nothing["leak"] == pytest.approx(0, abs=0.05 * around)
+    assert everything["leak"] == pytest.approx(around, rel=0.3)
     assert everything["looks"] < 0.4  # not 0: only codes of the same pose would look the same
     assert everything["transfer"] < 0.3
     assert everything["locality"] == pytest.approx(1, abs=0.15)

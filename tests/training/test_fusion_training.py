@@ -152,6 +152,31 @@ def test_a_finished_training_stores_smaller_nets(base, tmp_path, caplog):
         fusion.train(fusion_args(base, tmp_path / "no", "--output_rank", "0"))
 
 
+def test_training_goes_on_from_other_nets(base, tmp_path):
+    few = ("--max_train_steps", "1", "--hidden_width", "8")
+    fusion.train(fusion_args(base, tmp_path / "first", *few, "--static_steps", "0"))
+    first = FusionHierarchy.from_pretrained(tmp_path / "first", subfolder="fusion")
+    start = ("--initial_fusion", str(tmp_path / "first"))
+    args = fusion_args(
+        base, tmp_path / "second", *few, *start, "--learning_rate", "1e-12", "--gate_learning_rate", "0"
+    )
+    assert args.static_steps == 0
+    fusion.train(args)
+    same = FusionHierarchy.from_pretrained(tmp_path / "second", subfolder="fusion").state_dict()
+    assert all(torch.allclose(x, same[name], atol=1e-9) for name, x in first.state_dict().items())
+    fusion.train(fusion_args(base, tmp_path / "third", *few, *start))
+    third = FusionHierarchy.from_pretrained(tmp_path / "third", subfolder="fusion").state_dict()
+    assert any(not torch.equal(x, third[name]) for name, x in first.state_dict().items() if ".layers." in name)
+    with pytest.raises(ValueError, match="does not fit the flags and --model: hidden_width is 8, not 16"):
+        fusion.train(fusion_args(base, tmp_path / "no", "--hidden_width", "16", *start))
+    with pytest.raises(ValueError, match="leave --initial_fusion out"):
+        fusion.train(fusion_args(base, tmp_path / "no", "--max_train_steps", "0", *start))
+    small = ("--resume_from_checkpoint", "latest", "--output_rank", "2")
+    fusion.train(fusion_args(base, tmp_path / "third", *few, *start, *small))
+    with pytest.raises(ValueError, match="holds nets of output_rank 2"):
+        fusion.train(fusion_args(base, tmp_path / "no", *few, "--initial_fusion", str(tmp_path / "third")))
+
+
 def test_the_ruler_watches_the_training(base, tmp_path):
     tiny_segmenter(seed=1).save_pretrained(tmp_path / "judges" / "segmenter")
     flags = ("--max_train_steps", "2", "--validation_pairs", "4", "--judges", str(tmp_path / "judges"))

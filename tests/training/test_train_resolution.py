@@ -6,6 +6,7 @@ from accelerate.state import AcceleratorState
 
 from stylefusion_hf import FusionHierarchy, RegionSegmenter, StyleFusionPipeline
 from stylefusion_hf.models.fusion.net import fuse_reference
+from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.models.segmenter import receptive_field, segmenter_channels
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.regions import distillation
@@ -226,6 +227,20 @@ def test_bf16_trains(base, tmp_path):
     fusion.train(fusion_args(base, tmp_path / "half", *flags))
     nets = FusionHierarchy.from_pretrained(tmp_path / "half", subfolder="fusion")
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in nets.parameters())
+
+
+def test_training_pictures_are_drawn_in_the_asked_precision():
+    g = tiny_generator(resolution=32).requires_grad_(False)
+    networks = FrozenNetworks(g, tiny_segmenter(), order=[0, 1, 2], resolution=32, dtype=torch.bfloat16)
+    networks.calibrate(codes := draw_codes(g, 4, torch.Generator().manual_seed(0), 0.5, 0.2))
+    exact, _ = networks.render(codes)
+    low, maps = networks.render(s := codes.clone().requires_grad_())
+    assert 1e-4 < (low - exact).abs().max() < 0.1  # not the same numbers, and the same pictures
+    probs = networks.segment(low)
+    assert low.dtype == probs.dtype == maps[16].dtype == torch.float32
+    probs.square().sum().backward()
+    assert s.grad.isfinite().all() and s.grad.abs().sum() > 0
+    assert {p.dtype for p in g.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
