@@ -15,7 +15,7 @@ from typing import Any
 
 from diffusers import __version__ as diffusers_version
 
-from stylefusion_hf.conversion import checks, directions, hierarchy, ir_files, mobile_graph
+from stylefusion_hf.conversion import checks, direction_files, directions, hierarchy, ir_files, mobile_graph
 from stylefusion_hf.conversion.companions import Companions, find_companions
 from stylefusion_hf.conversion.layouts import Converted
 from stylefusion_hf.conversion.previews import describe_previews, fit_previews
@@ -167,8 +167,8 @@ class _Job:
         self.step("reading")
         content, buffer = load_mapped(self.source)
         if self.options.kind == "auto":
-            directions.refuse_codes(content, self.source)
-            if directions.looks_like_directions(content):
+            direction_files.refuse_codes(content, self.source)
+            if direction_files.looks_like_directions(content):
                 del content
                 self.directions()
                 return
