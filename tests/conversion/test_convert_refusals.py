@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stylefusion_hf.conversion import command
-from stylefusion_hf.conversion import convert as convert_module
+from stylefusion_hf.conversion import command, job
 from stylefusion_hf.conversion.convert import convert
 from stylefusion_hf.core.untrusted.inert import ConversionError
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
@@ -435,7 +434,7 @@ def test_nothing_is_lost_on_failure(tmp_path, monkeypatch, problem, step):
     def fail(*args, **kwargs):
         raise problem
 
-    monkeypatch.setattr(convert_module, step, fail)
+    monkeypatch.setattr(job, step, fail)
     for target in (out, tmp_path / "new"):
         with pytest.raises(type(problem)):
             convert(source, target, overwrite=True, **QUIET)
