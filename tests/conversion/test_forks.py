@@ -3,6 +3,7 @@
 import shlex
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
