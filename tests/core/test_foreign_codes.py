@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from stylefusion_hf import Code, StyleFusionInterpolationPipeline
+from stylefusion_hf import Code, Direction, StyleFusionInterpolationPipeline
 from stylefusion_hf.cli import main
 from stylefusion_hf.conversion.convert import convert
 from stylefusion_hf.core.code_arguments import names_codes
 from stylefusion_hf.core.code_files import pick_code, save_codes
+from stylefusion_hf.core.edits import save_directions
 from stylefusion_hf.imaging.sheets import contact_sheet
 from tests.command_line import fails
 from tests.parity import case_file
@@ -77,6 +79,8 @@ def test_containers() -> None:
     Path("g.pkl").write_bytes(pickle.dumps({"latent": ONE, "loss": 0.5}))
     torch.save([tensor], "h.pt")
     torch.save(tensor[:, :1].expand(-1, NUM_WS, -1), "i.pt")  # stride 0
+    save_file({"latents": tensor, "loss": torch.ones(2)}, "j.safetensors")
+    save_file({"w": tensor}, "k.safetensors", metadata={"format": "pt"})
     Path("no suffix").write_bytes(Path("a.npz").read_bytes())
     for file in (*sorted(Path().glob("?.*")), Path("no suffix")):
         assert names_codes(str(file))
@@ -85,6 +89,15 @@ def test_containers() -> None:
         assert torch.equal(code.tensor, expected.get(file.name, tensor)), file
     assert not names_codes("me.png")
     assert not names_codes("face")
+
+
+def test_safetensors_of_this_package_are_what_they_say() -> None:
+    save_directions("d.safetensors", [Direction("x", "w", torch.ones(W_DIM))])
+    with pytest.raises(ValueError, match="is not a file of codes"):
+        pick_code("d.safetensors")
+    save_file({"g.weight": torch.ones(2), "g.bias": torch.ones(2)}, "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="holds a network's weights, not codes"):
+        pick_code("model.safetensors")
 
 
 def test_names_and_numbers() -> None:
