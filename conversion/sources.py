@@ -67,12 +67,12 @@ def _recognize(content: Any, name: str) -> Source:
         return tensorflow_networks(networks, name)
     if not isinstance(content, Mapping):
         raise ConversionError(f"{name}: holds a {_describe(content)}, not the networks of a StyleGAN2")
+    refuse_other_architectures(tensor_names(content), name)  # parts of which look like a generator
     if (source := _search_dictionaries(content, name)) is not None:
         return source
     inside = content.get("state_dict")
     if any(str(key).startswith("blender_") for key in (inside if isinstance(inside, Mapping) else content)):
         raise ConversionError(f"{name}: is one fusion net; give the authors' JSON, node -> file, with --generator")
-    refuse_other_architectures(tensor_names(content), name)
     known = f"NVIDIA's, rosinality's and the names of {', '.join(fork.name for fork in FORKS)} are known here"
     raise ConversionError(
         f"{name}: holds no StyleGAN2 generator that is known here; it has {_describe(content)}; {known}"
