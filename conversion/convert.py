@@ -74,6 +74,7 @@ class _Conversion(Job):
                 self.directions()
                 return
         source = read_source(content, str(self.paths.source), self.options.kind)
+        self.refuse_options("generator", "tree", "space", "layers")
         del content
         self.report.kind = source.kind
         with self.new_folder([self.paths.source]) as work:
@@ -89,6 +90,7 @@ class _Conversion(Job):
     def openvino(self) -> None:
         """Convert the two networks of a MobileStyleGAN in OpenVINO's format."""
         self.report.kind = "mobilestylegan"
+        self.refuse_options("generator", "tree", "space", "layers")
         self.step("reading")
         if self.options.with_discriminator:
             raise ConversionError(f"{self.paths.source}: has no discriminator; convert without --with-discriminator")
@@ -114,7 +116,7 @@ class _Conversion(Job):
     def fusion_nets(self) -> None:
         """Convert the authors' JSON of fusion nets together with a generator."""
         self.report.kind = "stylefusion"
-        self.refuse_previews()
+        self.refuse_options("previews", "space", "layers")
         self.step("reading")
         files = hierarchy.read_json(self.paths.source)
         path = self.paths.generator or files.generator
@@ -149,7 +151,7 @@ class _Conversion(Job):
     def directions(self) -> None:
         """Convert files of directions into one safetensors file."""
         self.report.kind = "directions"
-        self.refuse_previews()
+        self.refuse_options("previews", "tree")
         if self.paths.reference is not None:
             raise ConversionError(f"{self.paths.reference}: directions have nothing to compare with a reference")
         sizes = directions.generator_sizes(self.paths.generator)

@@ -47,7 +47,7 @@ class Directions:
             raise ConversionError(f"{source}: holds more than {MAX_DIRECTIONS:,} directions")
         if not torch.isfinite(vector).all() or not math.isfinite(scale) or not vector.any():
             raise ConversionError(f"{source}: the direction {name!r} is zero, or not finite")
-        rows = None if layers is None else tuple(layers)
+        rows: Any = tuple(layers) if isinstance(layers, list) else layers
         try:
             self.found[name] = Direction(name, space, vector, scale, rows, {"source": source})
         except ValueError as error:

@@ -30,6 +30,13 @@ from stylefusion_hf.models.stylegan3 import StyleGAN3Generator
 
 PSI = 0.7  # default truncation if the source does not specify one
 MEAN_SAMPLES = 4096  # to estimate the mean of w, as many as the StyleFusion authors draw
+OPTION_OF = {
+    "generator": "fusion nets and directions",
+    "tree": "fusion nets",
+    "space": "directions",
+    "layers": "directions",
+    "previews": "a MobileStyleGAN or a StyleGAN3 (a StyleGAN2 makes pictures of any of its sizes without a head)",
+}
 TREE_ROOT = "all"  # the only region of a generator without fusion nets
 
 
@@ -47,13 +54,11 @@ class Job:
         self.bar.set_description(what)
         self.bar.update()
 
-    def refuse_previews(self) -> None:
-        """ConversionError if previews are asked for that this kind of source does not have."""
-        if self.options.previews:
-            raise ConversionError(
-                f"{self.paths.source}: --previews is for a MobileStyleGAN or a StyleGAN3; a StyleGAN2 makes pictures"
-                " of any of its sizes without a preview head"
-            )
+    def refuse_options(self, *names: str) -> None:
+        """ConversionError if options are given that this kind of source does not have."""
+        for name in names:
+            if getattr(self.options, name):
+                raise ConversionError(f"{self.paths.source}: --{name} is for {OPTION_OF[name]}: leave it out")
 
     def new_folder(self, sources: list[Path]) -> Any:
         given = [path for path in (self.paths.generator, self.paths.reference) if path is not None]
@@ -89,7 +94,7 @@ class Job:
             sizes = self.write_generator(StyleGAN3Generator, converted, [4, *channels[:-1]], channels[-1:], work)
             self.report.parts["generator"]["lines"] += describe_previews(previews)
         else:
-            self.refuse_previews()
+            self.refuse_options("previews")
             conv = [converted.state[f"synthesis.convs.{i}.weight"].shape[1] for i in range(2 * len(channels) - 1)]
             sizes = self.write_generator(StyleGAN2Generator, converted, conv, channels, work)
         self.report.notes += [*source.notes, *converted.notes]

@@ -74,8 +74,9 @@ def check_options(source: Any, destination: Any, options: Options) -> Paths:
     if options.kind not in ("auto", *KINDS) or options.dtype not in ("fp32", "fp16"):
         got = f"{options.kind!r}, {options.dtype!r}"
         raise ConversionError(f"kind is auto or one of {', '.join(KINDS)}, dtype is fp32 or fp16; got {got}")
-    if options.truncation_psi is not None and not 0 <= options.truncation_psi <= 2:
-        raise ConversionError(f"truncation_psi is between 0 and 2, got {options.truncation_psi}")
+    psi = options.truncation_psi
+    if psi is not None and (type(psi) not in (int, float) or not 0 <= psi <= 2):
+        raise ConversionError(f"truncation_psi is between 0 and 2, got {short(psi)}")
     size = options.max_shard_size
     sound = size > 0 if type(size) is int else type(size) is str and re.fullmatch(SIZE, size.upper()) is not None
     if not sound:
