@@ -130,6 +130,8 @@ def _compare(folder: Path, reference: Path, seed: int | None, class_label: int |
         raise ConversionError(f"{reference}: the generator is too large to be rendered for a comparison")
     if reference.suffix.lower() in (".png", ".webp"):
         return [_compare_picture(generator, reference, seed, class_label)]
+    if reference.suffix.lower() in (".jpg", ".jpeg"):
+        raise ConversionError(f"{reference}: a JPEG has lost too much for a comparison; give the .png of a seed")
     if class_label is not None:
         raise ConversionError(f"{reference}: a class is for the picture of a seed; a .safetensors holds its own, in c")
     data = load(reference)

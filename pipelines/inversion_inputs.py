@@ -1,9 +1,9 @@
-"""Checks of an inversion's settings and callback, and the codes that it starts from."""
+"""An inversion's arguments: their types, checks of settings and callback, and the codes that it starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
@@ -15,6 +15,34 @@ from stylefusion_hf.models.latents import encode
 from stylefusion_hf.models.style_generator import StyleGenerator
 
 TENSOR_INPUTS = ("latents", "losses")  # tensors that a callback may request
+
+
+class InversionOptions(TypedDict, total=False):
+    """The arguments of a call that do not decide about its result's type."""
+
+    latent_type: Literal["w+", "w", "s"]
+    num_inference_steps: int
+    num_tuning_steps: int
+    start: str | Code | None
+    fit: Fit
+    masks: Any
+    region_weights: Mapping[str, float] | None
+    pixel_weight: float
+    feature_weight: float
+    prior_weight: float
+    learning_rate: float
+    tuning_learning_rate: float
+    locality_weight: float
+    tolerance: float
+    patience: int
+    noise_mode: Literal["none", "const"]
+    batch_size: int | None
+    preview_resolution: int | None
+    num_final_steps: int
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    callback_on_step_end: Callable[..., Any] | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
+    return_dict: bool
 
 
 def check_settings(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
 from threading import get_ident
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import torch
@@ -14,19 +13,19 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import nn
 
-from stylefusion_hf.core.checks import check_count, check_flag, check_number, short
+from stylefusion_hf.core.checks import check_count, check_flag, check_number
 from stylefusion_hf.core.codes import Code
 from stylefusion_hf.hub.loading import HubMixin
-from stylefusion_hf.imaging.features import extractor, map_distance
+from stylefusion_hf.imaging.features import extractor
 from stylefusion_hf.imaging.images import Fit
 from stylefusion_hf.inversion.optimization import CodePrior, Interrupted, Objective, tune
 from stylefusion_hf.inversion.previews import find_preview, optimize_on_previews
-from stylefusion_hf.models.hooks import has_hooks, plain_copy
 from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator, check_up_to
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.inversion_inputs import (
     TENSOR_INPUTS,
+    InversionOptions,
     check_callback,
     check_generators,
     check_settings,
@@ -34,61 +33,9 @@ from stylefusion_hf.pipelines.inversion_inputs import (
     start_codes,
     to_style,
 )
+from stylefusion_hf.pipelines.inversion_steps import in_place, leave_inference_mode, measure, pixel_weights
 from stylefusion_hf.pipelines.output import OutputType, StyleFusionInversionPipelineOutput
-from stylefusion_hf.pipelines.targets import read_masks, read_targets
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _leave_inference_mode(function: F) -> F:
-    """Run a method outside inference mode, whose tensors optimization could not differentiate."""
-
-    @wraps(function)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                return function(self, *args, **kwargs)
-        finally:
-            self._stopped.pop(get_ident(), None)  # the call is over, nothing left to interrupt
-
-    return wrapper  # type: ignore[return-value]
-
-
-def in_place(model: Any, device: torch.device) -> Any:
-    """Return a model whose weights are all on `device` in float32, as optimization needs them: itself, or a copy if it
-    is offloaded, cast layer by layer, or in half precision, which is too coarse."""
-    if not isinstance(model, nn.Module):
-        return model
-    half = getattr(model, "dtype", torch.float32) != torch.float32
-    return plain_copy(model, device, torch.float32) if half or has_hooks(model) else model
-
-
-class _Options(TypedDict, total=False):
-    """The arguments of a call that do not decide about its result's type."""
-
-    latent_type: Literal["w+", "w", "s"]
-    num_inference_steps: int
-    num_tuning_steps: int
-    start: str | Code | None
-    fit: Fit
-    masks: Any
-    region_weights: Mapping[str, float] | None
-    pixel_weight: float
-    feature_weight: float
-    prior_weight: float
-    learning_rate: float
-    tuning_learning_rate: float
-    locality_weight: float
-    tolerance: float
-    patience: int
-    noise_mode: Literal["none", "const"]
-    batch_size: int | None
-    preview_resolution: int | None
-    num_final_steps: int
-    generator: torch.Generator | Sequence[torch.Generator] | None
-    callback_on_step_end: Callable[..., Any] | None
-    callback_on_step_end_tensor_inputs: Sequence[str]
-    return_dict: bool
+from stylefusion_hf.pipelines.targets import read_targets
 
 
 class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
@@ -161,17 +108,17 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
 
     @overload
     def __call__(
-        self, image: Any, *, output_type: Literal["pil"] = "pil", **options: Unpack[_Options]
+        self, image: Any, *, output_type: Literal["pil"] = "pil", **options: Unpack[InversionOptions]
     ) -> StyleFusionInversionPipelineOutput[list[Image.Image]]: ...
     @overload
     def __call__(
-        self, image: Any, *, output_type: Literal["np"], **options: Unpack[_Options]
+        self, image: Any, *, output_type: Literal["np"], **options: Unpack[InversionOptions]
     ) -> StyleFusionInversionPipelineOutput[np.ndarray]: ...
     @overload
     def __call__(
-        self, image: Any, *, output_type: Literal["pt", "latent"], **options: Unpack[_Options]
+        self, image: Any, *, output_type: Literal["pt", "latent"], **options: Unpack[InversionOptions]
     ) -> StyleFusionInversionPipelineOutput[torch.Tensor]: ...
-    @_leave_inference_mode
+    @leave_inference_mode
     def __call__(
         self,
         image: Any,
@@ -279,7 +226,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
         batch = batch_size or chunk_size(self.generator.mean_side, 16)
         # Encoding is one call of its model; the other steps use their models many times, hence these in place.
         network, segmenter = (in_place(model, device) for model in (self.generator, self.segmenter))
-        weight = self._weight(masks, region_weights, targets, segmenter)
+        weight = pixel_weights(masks, region_weights, targets, segmenter, chunk_size(self.generator.mean_side, 64))
         codes = start_codes(network, self.encoder, start, targets, latent_type, batch)
         maps = extractor(segmenter)
         taken = torch.zeros(len(targets), dtype=torch.long)
@@ -356,7 +303,7 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
                     seed=seeds,
                     on_step=on_tuning,
                 )
-        made, mse, distances = self._measure(network, style, targets, maps, noise_mode, batch)
+        made, mse, distances = measure(network, style, targets, maps, noise_mode, batch)
         images: Any = style
         if output_type != "latent":
             images = self.image_processor.postprocess(made, output_type=output_type)
@@ -372,40 +319,3 @@ class StyleFusionInversionPipeline(HubMixin, DiffusionPipeline):
             generator=tuned,
         )
         return output if return_dict else output.to_tuple()
-
-    # ------------------------------------------------------------------------------------------------
-    # Steps of the call.
-
-    def _weight(self, masks: Any, region_weights: Any, targets: torch.Tensor, segmenter: Any) -> torch.Tensor | None:
-        """Return the pixel weights (B, H, W), or None if all pixels count equally."""
-        weight = None
-        if masks is not None:
-            weight = read_masks(masks, targets)
-        if not (region_weights is None or isinstance(region_weights, Mapping)):
-            raise ValueError(f"region_weights must be a dict, region -> number, got {short(region_weights)}")
-        if region_weights:
-            if self.segmenter is None:
-                raise ValueError("region_weights need a segmenter, and this pipeline has none: give masks=")
-            known = list(self.segmenter.config.regions)
-            for name, value in region_weights.items():
-                if name not in known:
-                    listed = ", ".join(known)
-                    raise ValueError(f"region_weights: no region {short(name)}; the segmenter knows {listed}")
-                check_number(f"region_weights[{name!r}]", value, 0, 1e6)
-            factors = torch.tensor([float(region_weights.get(name, 1.0)) for name in known], device=targets.device)
-            found = _steps.segment(segmenter, targets, chunk_size(self.generator.mean_side, 64))
-            by_region = torch.einsum("rbhw,r->bhw", torch.stack([found[n] for n in known]).to(targets), factors)
-            weight = by_region if weight is None else weight * by_region
-        return weight
-
-    def _measure(
-        self, network: Any, style: torch.Tensor, targets: torch.Tensor, maps: Any, noise_mode: str, batch: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return reconstructions (B, C, H, W), mean squared errors (B,) and feature distances (B,)."""
-        made, mse, distances = [], [], []
-        for s, target in zip(style.split(batch), targets.split(batch), strict=True):
-            image = network(s, latent_type="s", noise_mode=noise_mode, return_dict=False)[0].clamp(-1, 1)
-            made.append(image)
-            mse.append((image - target).square().mean(dim=(1, 2, 3)))
-            distances.append(map_distance(maps(image), maps(target)))
-        return torch.cat(made), torch.cat(mse).cpu(), torch.cat(distances).cpu()

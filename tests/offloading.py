@@ -13,16 +13,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 
 from stylefusion_hf import (
     Direction,
     StyleFusionInterpolationPipeline,
     StyleFusionInversionPipeline,
+    StyleFusionPhotoPipeline,
     StyleGAN2Generator,
 )
 from stylefusion_hf.models.hooks import plain_copy
 from stylefusion_hf.models.loading import weights_sha256
 from tests.fake_device import install
+from tests.portraits import FIVE
 from tests.tiny import (
     W_DIM,
     tiny_encoder,
@@ -36,6 +39,8 @@ from tests.tiny import (
 
 FP8, WIDE = torch.float8_e4m3fn, torch.float32
 PICTURE = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+PHOTOGRAPH = Image.fromarray((PICTURE[0].permute(1, 2, 0) * 255).byte().numpy())
+WHOLE = 0.16 * (FIVE - FIVE.mean(axis=0)) + [15.5, 16.9]  # landmarks whose square is about the whole picture
 STEPS: dict[str, Any] = {"num_inference_steps": 3, "preview_resolution": 32}
 
 # ----------------------------------------------------------------------------------------------------
@@ -72,11 +77,17 @@ def direction(space: str, pipe: Any) -> Direction:
     return Direction("x", space, torch.nn.functional.one_hot(torch.tensor(2), shape).float(), 1.0)
 
 
-def invert(pipe: Any, **settings: Any) -> torch.Tensor:
-    maker = StyleFusionInversionPipeline.from_pipe(pipe)
+def converted(kind: Any, pipe: Any) -> Any:
+    """Another pipeline of the same components, offloaded as they are."""
+    maker = kind.from_pipe(pipe)
     maker._all_hooks = getattr(pipe, "_all_hooks", [])
     maker._offload_device = getattr(pipe, "_offload_device", None)
     maker.set_progress_bar_config(disable=True)
+    return maker
+
+
+def invert(pipe: Any, **settings: Any) -> torch.Tensor:
+    maker = converted(StyleFusionInversionPipeline, pipe)
     out = maker(PICTURE, output_type="pt", **settings)
     if settings.get("num_tuning_steps"):
         assert weights_sha256(out.generator) != weights_sha256(pipe.generator), "nothing was tuned"
@@ -87,6 +98,12 @@ def walk(pipe: Any, **settings: Any) -> torch.Tensor:
     maker = StyleFusionInterpolationPipeline.from_pipe(pipe)
     maker.set_progress_bar_config(disable=True)
     return maker(base=1, regions={"hair": [2, 3]}, steps=3, output_type="pt", **settings).frames.cpu()
+
+
+def photograph(pipe: Any) -> torch.Tensor:
+    maker = converted(StyleFusionPhotoPipeline, pipe)
+    change = {"regions": {"hair": 7}, "num_inference_steps": 2, "num_tuning_steps": 1}
+    return maker(PHOTOGRAPH, landmarks=WHOLE, **change, output_type="pt").images.cpu()
 
 
 def draw(pipe: Any, **settings: Any) -> torch.Tensor:
@@ -108,6 +125,7 @@ USES: dict[str, Callable[[Any], torch.Tensor]] = {
     "inversion": lambda pipe: invert(pipe, **STEPS),
     "inversion in s": lambda pipe: invert(pipe, **STEPS, latent_type="s", start="mean", region_weights={"hair": 3}),
     "tuning": lambda pipe: invert(pipe, **STEPS, num_tuning_steps=2),
+    "photograph": photograph,
 }
 
 

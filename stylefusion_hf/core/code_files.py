@@ -13,7 +13,7 @@ from stylefusion_hf.core.checks import short, shown
 from stylefusion_hf.core.code_arguments import split_file
 from stylefusion_hf.core.codes import Code
 from stylefusion_hf.core.regular_files import check_regular
-from stylefusion_hf.core.tensor_files import pick, read_tensors, write_tensors
+from stylefusion_hf.core.tensor_files import pick, read_tensors, says_nothing, write_tensors
 
 FORMAT, VERSION = "stylefusion-codes", "1"
 
@@ -49,7 +49,8 @@ def load_codes(path: str | os.PathLike[str]) -> dict[str, Code]:
 def pick_code(argument: str | os.PathLike[str]) -> Code:
     """Read the code of `FILE`, `FILE:NAME`, or of another tool's file also `FILE:NUMBER` or `FILE:NAME:NUMBER`.
 
-    The name is optional if the file has only one code.
+    Safetensors are another tool's where their metadata do not name a format of this package. The name is optional
+    if the file has only one code.
 
     Raises:
         FileNotFoundError: no such file.
@@ -59,7 +60,7 @@ def pick_code(argument: str | os.PathLike[str]) -> Code:
     if not os.path.exists(where):
         raise FileNotFoundError(2, "no such file of codes", where)
     check_regular(where)
-    if not where.lower().endswith(".safetensors"):
+    if not where.lower().endswith(".safetensors") or says_nothing(where):
         from stylefusion_hf.core.foreign_codes import load_foreign_code
 
         return load_foreign_code(where, tuple(selectors))

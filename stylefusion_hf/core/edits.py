@@ -89,7 +89,8 @@ class Direction:
         object.__setattr__(self, "tensor", tensor)
         if self.layers is not None:
             rows = self.layers
-            sound = isinstance(rows, Sequence) and all(type(row) is int and 0 <= row < 1024 for row in rows)
+            most = len(tensor) if self.space == "w+" else 1024
+            sound = isinstance(rows, Sequence) and all(type(row) is int and 0 <= row < most for row in rows)
             if not sound or not rows or self.space == "z":
                 raise ValueError(f"direction {name!r}: its layers are rows of w+, in w, w+ or s; got {short(rows)}")
             object.__setattr__(self, "layers", tuple(rows))

@@ -27,7 +27,9 @@ CODE_NAME = re.compile(
     r"(_?\d+)?"
 )
 Z_NAME = re.compile(r"(projected_|d?latent_)?z(_?\d+)?")
+DIRECTION_FILE = re.compile(r"boundar(y|ies)|direction")  # in the name of a file
 DIRECTION_NAMES = {"boundary", "direction", "directions", "lat_comp", "comp", "eigvec"}
+DIRECTIONS_HINT = "holds directions, not codes: `stylefusion convert` makes a file for --edit of them"
 
 Array = np.ndarray | LazyArray | torch.Tensor
 
@@ -51,6 +53,8 @@ def choose_code(content: Any, path: str, selectors: tuple[str, ...] = ()) -> Cod
     arrays = find_codes(content)
     if not arrays:
         raise ValueError(f"{where} {_problem(content)}")
+    if DIRECTION_FILE.search(stem) and not any(CODE_NAME.fullmatch(key.lower()) for key in arrays):
+        raise ValueError(f"{where} {DIRECTIONS_HINT}")
     left = list(selectors)
     named = len(left) == 2 or (len(left) == 1 and (left[0] in arrays or not left[0].isdecimal() or len(arrays) > 1))
     if named and "" in arrays:
@@ -96,7 +100,7 @@ def find_codes(content: Any) -> dict[str, Array]:
 def looks_like_codes(content: Any, stem: str) -> bool:
     """Return whether a file holds codes rather than directions: by its keys, its name, or arrays per picture."""
     arrays = find_codes(content)
-    if re.search(r"boundar|direction", stem.lower()):
+    if DIRECTION_FILE.search(stem.lower()):
         return False
     if any(CODE_NAME.fullmatch((name or stem).lower()) for name in arrays):
         return True
@@ -166,7 +170,7 @@ def _problem(content: Any) -> str:
     if isinstance(content, Mapping):
         keys = {str(key) for key in content}
         if DIRECTION_NAMES & keys:
-            return "holds directions, not codes: `stylefusion convert` makes a file for --edit of them"
+            return DIRECTIONS_HINT
         if holds_weights(content):
             return "holds a network's weights, not codes: `stylefusion convert` makes a model of them"
         return f"holds no codes, which are arrays of numbers: its keys are {listed(keys) or 'none'}"

@@ -64,6 +64,15 @@ def read_tensors(
     return tensors, entries
 
 
+def says_nothing(path: str) -> bool:
+    """Return whether this is a sound safetensors file whose metadata name no format, or only the library's own."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format") in (None, "pt", "np")
+    except (SafetensorError, OSError):
+        return False
+
+
 def pick(entries: Mapping[str, T], name: str, where: str, kind: str = "direction") -> T:
     """Return the entry called `name`. ValueError otherwise, listing some entries of `where` and the closest match."""
     if name not in entries:

@@ -360,19 +360,24 @@ def draw_noise(size: int | tuple[int, int], batch: int, like: Tensor, generator:
 
 def _saved_class(path: str, options: dict[str, Any]) -> type[StyleGenerator]:
     """The class that a saved generator's config names; StyleGAN2's where it names none, for its errors."""
-    package = import_module("stylefusion_hf")  # which knows every class by its public name
     name = f"{options.get('subfolder') or ''}/{StyleGenerator.config_name}".lstrip("/")
     if os.path.exists(path):
         saved = _class_name(os.path.join(path, name))
     else:
         with snapshot(path, name, options.get("revision"), options) as (folder, _):
             saved = _class_name(os.path.join(folder, name))
+    return generator_class(saved, f"{path} holds no generator of this package: its {name}")
+
+
+def generator_class(saved: str | None, what: str) -> type[StyleGenerator]:
+    """The class of a config's `_class_name`; ValueError, which begins with `what`, if it is no generator's."""
+    package = import_module("stylefusion_hf")  # which knows every class by its public name
     found = getattr(package, str(saved), None) if saved in package.__all__ else None
     if isinstance(found, type) and issubclass(found, StyleGenerator) and found is not StyleGenerator:
         return found
     if saved is None:
         return package.StyleGAN2Generator
-    raise ValueError(f"{path} holds no generator of this package: its {name} is of a {short(saved)}")
+    raise ValueError(f"{what} is of a {short(saved)}")
 
 
 def _class_name(path: str) -> str | None:

@@ -263,13 +263,18 @@ def choose_regions(
         used = {child for join in joins[:made] for child in (join.a, join.b)}
         return merge([node for node in range(k + made) if node not in used and good[node]])
 
+    def possible() -> str:
+        """The numbers of regions that can be asked for, in words."""
+        numbers = sorted({len(remaining(made)) for made in range(k)} - {0, 1})
+        return f"{', '.join(map(str, numbers))} can be found" if numbers else "none can be found"
+
     if number is not None:
         for made in range(k - 1, -1, -1):
             if len(remaining(made)) == number:
                 return remaining(made)
         raise ValueError(
             f"there are no {number} regions that are large enough and found again in other samples: ask for another"
-            " number, for more clusters, or allow a smaller min_area"
+            f" number ({possible()}), for more clusters, or allow a smaller min_area"
         )
     made = sum(join.similarity >= ALIKE for join in joins)
     while made < k - 1 and len(remaining(made)) > most:
@@ -277,8 +282,8 @@ def choose_regions(
     found = remaining(made)
     if len(found) < 2:
         raise ValueError(
-            "nothing stable is found in this generator's features. Is it trained? Ask for a number of regions, paint"
-            " some samples (`stylefusion regions label`), or bring a segmenter"
+            "nothing stable is found in this generator's features. Is it trained? Ask for a number of regions"
+            f" ({possible()}), paint some samples (`stylefusion regions label`), or bring a segmenter"
         )
     return found
 

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from stylefusion_hf.conversion.convert import convert
 from stylefusion_hf.core.untrusted.inert import ConversionError
 from tests import checkpoints
+from tests.tiny import tiny_generator, tiny_mobile_generator, tiny_stylegan3_generator
 
 QUIET = {"progress": False}
 RANDOM = np.random.RandomState(0)
@@ -194,3 +195,20 @@ def test_nothing_to_be_found(tmp_path):
     np.save(folder / "Age.npy", RANDOM.randn(4))
     np.save(folder / "age_.npy", RANDOM.randn(4))
     refused(tmp_path, folder, "two directions 'age'")
+
+
+@pytest.mark.parametrize("make", [tiny_generator, tiny_mobile_generator, tiny_stylegan3_generator])
+def test_directions_are_held_against_any_generator(tmp_path, make):
+    g = make()
+    g.save_pretrained(tmp_path / "model" / "generator")
+    np.save(tmp_path / "x.npy", RANDOM.randn(g.num_ws, g.config.w_dim))
+    _, table, _ = converted(tmp_path, tmp_path / "x.npy", generator=tmp_path / "model")
+    assert table["x"]["space"] == "w+"
+    np.save(tmp_path / "y.npy", RANDOM.randn(g.num_ws + 1, g.config.w_dim + 1))
+    refused(
+        tmp_path,
+        tmp_path / "y.npy",
+        "a direction in w of this generator",
+        generator=tmp_path / "model",
+        overwrite=True,
+    )

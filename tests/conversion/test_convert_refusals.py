@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stylefusion_hf.conversion import command
-from stylefusion_hf.conversion import convert as convert_module
+from stylefusion_hf.conversion import command, job
 from stylefusion_hf.conversion.convert import convert
 from stylefusion_hf.core.untrusted.inert import ConversionError
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
@@ -435,7 +434,7 @@ def test_nothing_is_lost_on_failure(tmp_path, monkeypatch, problem, step):
     def fail(*args, **kwargs):
         raise problem
 
-    monkeypatch.setattr(convert_module, step, fail)
+    monkeypatch.setattr(job, step, fail)
     for target in (out, tmp_path / "new"):
         with pytest.raises(type(problem)):
             convert(source, target, overwrite=True, **QUIET)
@@ -536,3 +535,29 @@ def test_rows_that_are_none(tmp_path, text):
 def test_help_needs_no_torch():
     code = "import sys, stylefusion_hf.conversion.command; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"generator": "x.pkl"}, "--generator is for fusion nets and directions: leave it out"),
+        ({"tree": "all"}, "--tree is for fusion nets: leave it out"),
+        ({"space": "w"}, "--space is for directions: leave it out"),
+        ({"layers": [1]}, "--layers is for directions: leave it out"),
+        ({"previews": (8,)}, "--previews is for a MobileStyleGAN or a StyleGAN3"),
+        ({"truncation_psi": "a"}, "truncation_psi is between 0 and 2, got 'a'"),
+        ({"truncation_psi": True}, "truncation_psi is between 0 and 2, got True"),
+        ({"reference": "seed3.jpg"}, r"seed3\.jpg: a JPEG has lost too much for a comparison; give the \.png"),
+    ],
+)
+def test_options_that_would_do_nothing(tmp_path, monkeypatch, options, match):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seed3.jpg").write_bytes(b"\xff\xd8\xff")
+    refused(tmp_path, snapshot(tmp_path), match, **options)
+
+
+def test_options_of_directions(tmp_path):
+    np.save(tmp_path / "pose.npy", np.ones((6, 9)))
+    refused(tmp_path, tmp_path / "pose.npy", "--tree is for fusion nets", tree="all")
+    refused(tmp_path, tmp_path / "pose.npy", r"its layers are rows of w\+", layers=[7], space="w+")
+    refused(tmp_path, tmp_path / "pose.npy", r"its layers are rows of w\+.*got 5", layers=5, space="w+")

@@ -3,6 +3,7 @@
 import shlex
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,9 @@ def test_other_architectures_are_named_with_the_next_step(tmp_path: Path) -> Non
 # Wrapped and whole modules.
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "inside"])
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "ema_model._orig_mod.", "inside"]
+)
 def test_prefixes_of_wrappers(tmp_path: Path, prefix: str) -> None:
     g, d = checkpoints.generator(), checkpoints.discriminator()
 
@@ -125,6 +128,41 @@ def test_prefixes_of_wrappers(tmp_path: Path, prefix: str) -> None:
     torch.save(wrap(checkpoints.nvidia_generator(g)), tmp_path / "nv.pt")
     convert(tmp_path / "nv.pt", tmp_path / "nv", **QUIET)
     same_weights(loaded(tmp_path / "nv"), g)
+
+
+@pytest.mark.parametrize(
+    "layout", ["lightning", "two flat networks", "other names", "averaged last", "running", "state inside"]
+)
+def test_networks_under_other_names(tmp_path: Path, layout: str) -> None:
+    """The averaged generator is taken, and the mean of w from wherever it stands around it."""
+    g, other = checkpoints.generator(), checkpoints.rosinality_generator(checkpoints.generator(5))
+    weights, judge = (
+        checkpoints.rosinality_generator(g),
+        checkpoints.rosinality_discriminator(checkpoints.discriminator()),
+    )
+
+    def prefixed(prefix: str, state: dict) -> dict:
+        return {prefix + name: tensor for name, tensor in state.items()}
+
+    content: dict[str, Any] = {
+        "lightning": {"state_dict": {**prefixed("g_ema._orig_mod.", weights), **prefixed("d.", judge)}, "epoch": 3},
+        "two flat networks": {**prefixed("netG.", weights), **prefixed("netD.", judge)},
+        "other names": {"net": {"weights": weights}, "step": 7},
+        "averaged last": {"netG": other, "netG_ema": weights},
+        "running": {"G": other, "G_running": weights},
+        "state inside": {"state_dict": {**prefixed("net.", other), **prefixed("net_avg.", weights)}},
+    }[layout]
+    torch.save(content | {"latent_avg": g.w_avg}, tmp_path / "x.pt")
+    report = convert(tmp_path / "x.pt", tmp_path / "out", **QUIET)
+    same_weights(loaded(tmp_path / "out"), g)
+    assert "latent_avg" not in report.unused
+    assert not [note for note in report.notes if "mean of w" in note]
+
+
+@pytest.mark.parametrize("part", ["mapping.", "synthesis."])
+def test_a_part_of_a_network_is_not_taken_for_a_prefix(tmp_path: Path, part: str) -> None:
+    weights = checkpoints.nvidia_generator(checkpoints.generator())
+    refused(tmp_path, {name: tensor for name, tensor in weights.items() if name.startswith(part)}, "lacks|holds no")
 
 
 @pytest.mark.parametrize("layout", ["bare", "legacy", "checkpoint", "data parallel", "encoder"])

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from stylefusion_hf import Code, StyleFusionInterpolationPipeline
+from stylefusion_hf import Code, Direction, StyleFusionInterpolationPipeline
 from stylefusion_hf.cli import main
 from stylefusion_hf.conversion.convert import convert
 from stylefusion_hf.core.code_arguments import names_codes
 from stylefusion_hf.core.code_files import pick_code, save_codes
+from stylefusion_hf.core.edits import save_directions
 from stylefusion_hf.imaging.sheets import contact_sheet
 from tests.command_line import fails
 from tests.parity import case_file
@@ -77,6 +79,8 @@ def test_containers() -> None:
     Path("g.pkl").write_bytes(pickle.dumps({"latent": ONE, "loss": 0.5}))
     torch.save([tensor], "h.pt")
     torch.save(tensor[:, :1].expand(-1, NUM_WS, -1), "i.pt")  # stride 0
+    save_file({"latents": tensor, "loss": torch.ones(2)}, "j.safetensors")
+    save_file({"w": tensor}, "k.safetensors", metadata={"format": "pt"})
     Path("no suffix").write_bytes(Path("a.npz").read_bytes())
     for file in (*sorted(Path().glob("?.*")), Path("no suffix")):
         assert names_codes(str(file))
@@ -85,6 +89,15 @@ def test_containers() -> None:
         assert torch.equal(code.tensor, expected.get(file.name, tensor)), file
     assert not names_codes("me.png")
     assert not names_codes("face")
+
+
+def test_safetensors_of_this_package_are_what_they_say() -> None:
+    save_directions("d.safetensors", [Direction("x", "w", torch.ones(W_DIM))])
+    with pytest.raises(ValueError, match="is not a file of codes"):
+        pick_code("d.safetensors")
+    save_file({"g.weight": torch.ones(2), "g.bias": torch.ones(2)}, "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="holds a network's weights, not codes"):
+        pick_code("model.safetensors")
 
 
 def test_names_and_numbers() -> None:
@@ -273,9 +286,84 @@ def test_converting_a_code_is_refused() -> None:
         assert not os.path.exists("out")
     report = convert("latent.npy", "out", kind="directions", progress=False)  # who says so, knows
     assert report.kind == "directions"
-    np.save("pose.npy", RANDOM.randn(18, 512))
-    notes = convert("pose.npy", "pose", progress=False).notes
-    assert any("a code needs no conversion: --base takes the file" in note for note in notes)
+
+
+UNTOLD = {
+    "thing.npy": RANDOM.randn(18, 512),
+    "me.npy": RANDOM.randn(1, 512),
+    "hair.npy": RANDOM.randn(512),
+    "seed7.npy": np.repeat(RANDOM.randn(1, 512), 16, axis=0),  # one row for each layer
+    "several.npy": RANDOM.randn(3, 512),
+    "styles.npy": RANDOM.randn(6048),
+    "people.npz": {"anna": RANDOM.randn(512), "ben": RANDOM.randn(512)},
+    "half.npz": {"smile": RANDOM.randn(512), "ben": RANDOM.randn(512)},
+    "one.pt": {"x": torch.randn(512)},
+    "image.pickle.pkl": [RANDOM.randn(8), RANDOM.randn(8), RANDOM.randn(8)],
+}
+
+
+def write_arrays(file: str, content: Any) -> None:
+    if file.endswith(".npy"):
+        np.save(file, content)
+    elif file.endswith(".npz"):
+        np.savez(file, **content)
+    elif file.endswith(".pt"):
+        torch.save(content, file)
+    else:
+        Path(file).write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("file", UNTOLD)
+def test_what_nothing_tells_from_a_code_is_asked_for(file: str) -> None:
+    write_arrays(file, UNTOLD[file])
+    os.makedirs("all of them")
+    write_arrays(f"all of them/{file}", UNTOLD[file])
+    for source in (file, "all of them"):
+        with pytest.raises(
+            ValueError, match=r"may be a direction or a code, .* --kind directions .* --base "
+        ) as error:
+            convert(source, "out", progress=False)
+        assert "\n" not in str(error.value)
+        assert not os.path.exists("out")
+    assert convert(file, "out", kind="directions", progress=False).kind == "directions"
+
+
+@pytest.mark.parametrize("options", [{"space": "w"}, {"layers": [0, 1]}, {"space": "w+"}])
+def test_who_says_more_of_a_direction_means_one(options: dict[str, Any]) -> None:
+    np.save("thing.npy", RANDOM.randn(8, 512))
+    assert convert("thing.npy", "out", progress=False, **options).kind == "directions"
+
+
+def test_names_keys_and_numbers_tell_directions() -> None:
+    unit = RANDOM.randn(18, 512)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    some = np.where(np.arange(18)[:, None] < 4, unit, 0)
+    files = {
+        "rows.npy": unit,
+        "rows4.npy": some,
+        "whole.npy": unit / np.linalg.norm(unit),
+        "a.npy": unit[:1],
+        "stylegan2_ffhq_Smiling.npy": RANDOM.randn(512),
+        "yaw+.npy": RANDOM.randn(18, 512),
+        "named.npz": {"Age": RANDOM.randn(512), "eyeglasses": RANDOM.randn(18, 512)},
+        "x.npz": {"direction": RANDOM.randn(512)},
+        "my_directions.npz": {"ben": RANDOM.randn(512)},
+        "parts.npz": {"lat_comp": RANDOM.randn(3, 512)},
+        "factor.pt": {"eigvec": torch.randn(8, 8)},
+    }
+    for file, content in files.items():
+        write_arrays(file, content)
+        assert convert(file, f"{file} out", progress=False).kind == "directions", file
+    os.makedirs("Boundaries")
+    write_arrays("Boundaries/thing.npy", RANDOM.randn(512))
+    assert convert("Boundaries", "out", progress=False).kind == "directions"
+
+
+@pytest.mark.parametrize("file", ["stylegan_ffhq_x_boundary.npy", "directions.npz", "my_direction.pt"])
+def test_directions_are_no_codes(file: str) -> None:
+    write_arrays(file, {"a": RANDOM.randn(512)} if file.endswith("z") else torch.randn(512).numpy())
+    with pytest.raises(ValueError, match="holds directions, not codes: `stylefusion convert`"):
+        pick_code(file)
 
 
 def test_a_generator_with_a_mean_per_row_is_no_code() -> None:

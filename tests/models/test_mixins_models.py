@@ -21,6 +21,7 @@ from stylefusion_hf import FeatureLabeller, HubSegmenter, StyleGAN2Discriminator
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.models.discriminator import ProjectedDiscriminator
 from stylefusion_hf.models.loading import StrictModelMixin
+from tests.devices import from_device, same, to_device
 from tests.tiny import (
     NUM_WS,
     STYLE_DIM,
@@ -132,9 +133,11 @@ def model(specimen: Specimen) -> Any:
 
 
 def run(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """The first output."""
+    """The first output, computed on the device of the tests; the model comes back."""
     with torch.no_grad():
-        return model(**inputs, return_dict=False)[0]
+        found = from_device(to_device(model)(**to_device(inputs), return_dict=False)[0])
+    model.to("cpu")
+    return found
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
@@ -174,8 +177,8 @@ def test_output_of_the_right_shape_and_the_same_each_time(specimen, model):
     first = run(model, inputs)
     assert first.shape == (3, *specimen.shape)
     assert first.isfinite().all()
-    assert torch.equal(run(model, inputs), first)
-    assert torch.equal(run(specimen.build(), inputs), first)
+    assert same(run(model, inputs), first)
+    assert same(run(specimen.build(), inputs), first)
 
 
 def test_a_sample_equals_its_single_run(specimen, model):
@@ -308,7 +311,7 @@ def test_save_and_load(specimen, model, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", WEIGHTS}
     loaded = type(model).from_pretrained(tmp_path)
     assert same_weights(loaded, model)
-    assert torch.equal(run(loaded, specimen.inputs(2)), run(model, specimen.inputs(2)))
+    assert same(run(loaded, specimen.inputs(2)), run(model, specimen.inputs(2)))
     loaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "config.json").read_text()
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / WEIGHTS).read_bytes()
@@ -338,7 +341,7 @@ def test_load_in_a_dtype(specimen, model, tmp_path, dtype):
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert same_weights(loaded, model.to(dtype))
     assert torch.get_default_dtype() == torch.float32
-    assert torch.equal(run(loaded, cast(specimen.inputs(2), dtype)), run(model, cast(specimen.inputs(2), dtype)))
+    assert same(run(loaded, cast(specimen.inputs(2), dtype)), run(model, cast(specimen.inputs(2), dtype)))
 
 
 def test_variants(model, tmp_path):
@@ -419,12 +422,12 @@ def test_pickles_are_not_read_unless_asked_for(model, tmp_path):
 
 def test_copies_and_counts(specimen, model, tmp_path):
     twin = copy.deepcopy(model)
-    assert torch.equal(run(twin, specimen.inputs(1)), run(model, specimen.inputs(1)))
+    assert same(run(twin, specimen.inputs(1)), run(model, specimen.inputs(1)))
     assert model.num_parameters() == sum(p.numel() for p in model.parameters())
     assert type(model).__doc__ and type(model).forward.__doc__
     loaded = type(model)(**{k: v for k, v in model.config.items() if not k.startswith("_")})
     loaded.load_state_dict(model.state_dict())
-    assert torch.equal(run(loaded.eval(), specimen.inputs(1)), run(model, specimen.inputs(1)))
+    assert same(run(loaded.eval(), specimen.inputs(1)), run(model, specimen.inputs(1)))
 
 
 def test_a_hierarchy_without_nets_can_be_saved(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from stylefusion_hf import (
     StyleFusionPipeline,
 )
 from stylefusion_hf.hub.loading import HubMixin
+from tests.devices import from_device, same, to_device
 from tests.hub_server import HubServer
 from tests.portraits import FIVE
 from tests.tiny import STYLE_DIM, TinyEncoder, draw, tiny_pipeline
@@ -102,7 +103,7 @@ def build(specimen: Specimen) -> Any:
 
 def run(pipe: Any, call: dict[str, Any], output_type: str = "pt") -> Any:
     """The first output: pictures."""
-    return pipe(**call, output_type=output_type, return_dict=False)[0]
+    return from_device(to_device(pipe)(**call, output_type=output_type, return_dict=False)[0])
 
 
 def same_weights(a: Any, b: Any) -> bool:
@@ -137,14 +138,14 @@ def test_output_types(specimen, pipe):
 
 def test_the_same_each_time(specimen, pipe):
     first = run(pipe, specimen.call)
-    assert torch.equal(run(pipe, specimen.call), first)
-    assert torch.equal(run(build(specimen), specimen.call), first)
+    assert same(run(pipe, specimen.call), first)
+    assert same(run(build(specimen), specimen.call), first)
 
     def drawn(seed: int) -> torch.Tensor:
         return run(pipe, specimen.drawn | {"generator": torch.Generator().manual_seed(seed)})
 
-    assert torch.equal(drawn(0), drawn(0))
-    assert not torch.equal(drawn(0), drawn(1))
+    assert same(drawn(0), drawn(0))
+    assert not same(drawn(0), drawn(1))
 
 
 def test_a_sample_equals_its_single_run(specimen, pipe):
@@ -183,7 +184,7 @@ def test_nothing_is_differentiated_or_switched(specimen, pipe):
     assert torch.is_grad_enabled()
     assert all(torch.equal(before[name], p) for name, p in pipe.generator.state_dict().items())
     with torch.inference_mode():
-        assert torch.equal(run(pipe, specimen.call), run(pipe, specimen.call))
+        assert same(run(pipe, specimen.call), run(pipe, specimen.call))
 
 
 def test_a_progress_bar_can_be_switched_off(specimen, pipe, capfd):
@@ -200,7 +201,7 @@ def test_components(specimen, pipe):
     assert set(pipe.components) == names
     again = specimen.kind(**pipe.components)
     assert all(again.components[name] is part for name, part in pipe.components.items())
-    assert torch.equal(run(again, specimen.call), run(pipe, specimen.call))
+    assert same(run(again, specimen.call), run(pipe, specimen.call))
     assert set(specimen.kind._optional_components) <= names
     assert set(specimen.kind.model_cpu_offload_seq.split("->")) == names
 
@@ -212,7 +213,7 @@ def test_optional_components(specimen, pipe, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"model_index.json", *required}
     loaded = specimen.kind.from_pretrained(tmp_path)
     assert all(loaded.components[name] is None for name in pipe._optional_components)
-    assert torch.equal(run(loaded, specimen.call), run(bare, specimen.call))
+    assert same(run(loaded, specimen.call), run(bare, specimen.call))
     for name in required:
         with pytest.raises(ValueError, match=f"{name} must be a "):
             specimen.kind(**required | {name: None})
@@ -231,7 +232,7 @@ def test_one_pipeline_from_another(one, other, tmp_path):
     unused = PIPELINES[one].unused
     back = type(pipe).from_pipe(made, **{unused: None})
     assert back.components[unused] is None and back.generator is pipe.generator
-    assert torch.equal(run(back, PIPELINES[one].call), run(pipe, PIPELINES[one].call))
+    assert same(run(back, PIPELINES[one].call), run(pipe, PIPELINES[one].call))
     pipe.save_pretrained(tmp_path)  # either loads what the other saved
     loaded = kind.from_pretrained(tmp_path)
     assert same_weights(loaded.fusion, pipe.fusion)
@@ -274,7 +275,7 @@ def test_save_and_load(specimen, pipe, tmp_path):
     assert index["encoder"] == [None, None]
     loaded = specimen.kind.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
-    assert torch.equal(run(loaded, specimen.call), run(pipe, specimen.call))
+    assert same(run(loaded, specimen.call), run(pipe, specimen.call))
     assert not any(loaded.components[name].training for name in PARTS)
     again = tmp_path / "again"
     loaded.save_pretrained(again)
@@ -289,7 +290,7 @@ def test_load_in_a_dtype(specimen, pipe, tmp_path, dtype):
     pipe.save_pretrained(tmp_path)
     loaded = specimen.kind.from_pretrained(tmp_path, dtype=dtype)
     assert {part.dtype for part in loaded.components.values() if part is not None} == {dtype}
-    assert torch.equal(run(loaded, specimen.call), run(pipe.to(dtype), specimen.call))
+    assert same(run(loaded, specimen.call), run(pipe.to(dtype), specimen.call))
     mixed = specimen.kind.from_pretrained(tmp_path, dtype={"fusion": dtype, "default": torch.float32})
     assert (mixed.fusion.dtype, mixed.generator.dtype) == (dtype, torch.float32)
 
@@ -315,13 +316,13 @@ def test_compiled_components_are_saved_as_they_were(specimen, pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = specimen.kind.from_pretrained(tmp_path)
     assert type(loaded.generator) is stylefusion_hf.StyleGAN2Generator
-    assert torch.equal(run(loaded, specimen.call), expected)
+    assert same(run(loaded, specimen.call), expected)
 
 
 def test_through_the_hub(hub: HubServer, specimen, pipe, tmp_path: Path):
     pipe.push_to_hub("me/pipe")
     loaded = specimen.kind.from_pretrained("me/pipe", cache_dir=tmp_path)
-    assert torch.equal(run(loaded, specimen.call), run(pipe, specimen.call))
+    assert same(run(loaded, specimen.call), run(pipe, specimen.call))
     trusted = DiffusionPipeline.from_pretrained("me/pipe", cache_dir=tmp_path, trust_remote_code=True)
     assert type(trusted) is specimen.kind
-    assert torch.equal(run(trusted, specimen.call), run(pipe, specimen.call))
+    assert same(run(trusted, specimen.call), run(pipe, specimen.call))

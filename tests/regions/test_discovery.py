@@ -111,10 +111,13 @@ def test_small_and_unstable_nodes_are_no_regions():
     stable[apart[0][0]] = 0.3
     assert apart[0] not in discovery.choose_regions(joins, stable, large, None, 12, alone)
     large[apart[1][0]] = False
-    with pytest.raises(ValueError, match="nothing stable is found"):
+    with pytest.raises(ValueError, match=r"nothing stable is found .* number of regions \(2, 4 can be found\)"):
         discovery.choose_regions(joins, stable, large, None, 12, alone)
-    with pytest.raises(ValueError, match="there are no 9 regions"):
+    assert len(discovery.choose_regions(joins, stable, large, 4, 12, alone)) == 4
+    with pytest.raises(ValueError, match=r"there are no 9 regions .* another number \(2, 4 can be found\)"):
         discovery.choose_regions(joins, stable, large, 9, 12, alone)
+    with pytest.raises(ValueError, match=r"\(none can be found\)"):
+        discovery.choose_regions(joins, torch.zeros(9), large, None, 12, alone)
 
 
 # --- The tree --------------------------------------------------------------------------------------------------------
