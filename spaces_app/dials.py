@@ -11,7 +11,7 @@ import gradio as gr
 from stylefusion_hf.spaces_app.changes import places
 from stylefusion_hf.spaces_app.model_text import how_to_get_dials
 from stylefusion_hf.spaces_app.models import Model
-from stylefusion_hf.spaces_app.results import data_uri, title
+from stylefusion_hf.spaces_app.results import title, view_uri
 from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, RecipeField, Settings, read_seed, source
 
 OWN = -1  # value of the class control: each seed has its own class
@@ -96,7 +96,7 @@ class Card:
         region = None if isinstance(name, RecipeField) else name
         image = model.thumbnails([follows if code is None else code], kind_of_all, region)[0]
         kind, alt = "sf-follows" if code is None else "sf-own", f"{display_name(name)}: {describe_code(code)}"
-        return f'<img class="{kind}" src="{data_uri(image)}" alt="{escape(alt)}">'
+        return f'<img class="{kind}" src="{view_uri(model, image)}" alt="{escape(alt)}">'
 
 
 def check_seeds(model: Model, settings: Settings) -> Settings:

@@ -12,6 +12,7 @@ from PIL import Image
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.spaces_app.models import Model
 
+FIRST_SEED = 1
 STRENGTH = 2.5  # standard deviations
 MAX_DIRECTIONS, MAX_REGIONS = 6, 8  # that are tried
 LEAK_WEIGHT = 4.0  # a change outside of the region counts as much more than one within
@@ -27,7 +28,7 @@ class Example:
     strength: float = STRENGTH
 
 
-def find_example(model: Model, seed: int = 1) -> Example:
+def find_example(model: Model, seed: int = FIRST_SEED) -> Example:
     """Return the edit of this seed's picture that changes a region most, compared with what it changes elsewhere."""
     start = {"version": 1, "num_images": 1, "base": seed, "truncation_psi": model.psi}
     directions = dict(islice(model.directions().items(), MAX_DIRECTIONS))

@@ -19,7 +19,7 @@ from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.changes import MAX_DRAWN_SEED, name_at, places
 from stylefusion_hf.spaces_app.crops import crop, region_box, scale_box
 from stylefusion_hf.spaces_app.models import Model
-from stylefusion_hf.spaces_app.results import data_uri
+from stylefusion_hf.spaces_app.results import view_uri
 from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, Settings, source, to_recipe
 
 HERE = Path(__file__).parent
@@ -117,7 +117,7 @@ def render_row(model: Model, settings: Settings, row: Row) -> tuple[Row, dict[st
         "place": row.place,
         "places": [[place, label(model, place)] for place in places(model)],
         "locked": settings.dial(name, model.regions).locked,
-        "looks": [[seed, data_uri(crop(image, box))] for seed, image in zip(seeds, images, strict=True)],
+        "looks": [[seed, view_uri(model, crop(image, box))] for seed, image in zip(seeds, images, strict=True)],
     }
     return replace(row, key=key_of(model, settings, row)), value
 

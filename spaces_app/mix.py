@@ -11,10 +11,10 @@ from PIL import Image
 
 from stylefusion_hf.imaging.images import fit_picture
 from stylefusion_hf.imaging.modes import keep_transparency
-from stylefusion_hf.spaces_app import dials
+from stylefusion_hf.spaces_app import EMBEDDED, dials
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.jobs import mix_codes
-from stylefusion_hf.spaces_app.models import EMBEDDED, Model
+from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.pictures import open_picture
 from stylefusion_hf.spaces_app.results import data_uri, result
 from stylefusion_hf.spaces_app.settings import COMMON

@@ -578,7 +578,7 @@ def test_another_model_brings_its_own_dials(models: list[Model]) -> None:
             tab = compose.Compose(models, chosen, tabs)
     assert page.config
     values = tab.history.value.present.values()
-    updates = tab._switch(1, tab.history.value, *values)
+    updates = tab.events.switch(1, tab.history.value, *values)
     shown = [updates[card.group]["visible"] for card in tab.cards[2:]]
     assert shown == [True, True, False, False, False, False]
     assert updates[tab.cards[2].seed]["label"] == "Sky"
@@ -677,6 +677,54 @@ def test_the_page_asks_for_the_full_picture_when_the_dials_rest(large: Model) ->
     assert not value["draft"] and opened(value["png"]).width == 512
     script = (app.HERE / "stage.js").read_text(encoding="utf-8")
     assert 'trigger("submit")' in script
+
+
+def test_a_page_begins_with_previews(large: Model) -> None:
+    page = app.build([large])
+    shown = {block.elem_id: block for block in page.blocks.values() if getattr(block, "elem_id", None)}
+    value = shown["sf-compose-stage"].value
+    assert value["draft"] and value["png"].startswith("data:image/webp")
+    assert opened(value["png"]).width == 256
+    for name in ("sf-edit-before", "sf-edit-local", "sf-edit-global"):
+        assert not shown[name].value, name  # made when the tab is opened
+    inlined = [text for block in page.blocks.values() for text in re.findall(r"data:image/[^\"' ]+", str(block.value))
+               if hasattr(block, "value")]  # fmt: skip
+    assert inlined and sum(map(len, inlined)) < 400_000
+
+
+def test_a_walk_of_previews_and_its_python(large: Model, tmp_path: Path) -> None:
+    from stylefusion_hf.spaces_app.walk import size_choices, walk_snippet
+
+    assert size_choices(large)["choices"] == [("256 px, quick", 256), ("64 px, quick", 64), ("512 px", 0)]
+    recipe = large.check({"version": 1, "base": 4})
+    folder = jobs.AnimationFolder()
+    with Image.open(folder.write(large, recipe, None, [7], 4, 20.0, ".webp", height=256)) as film:
+        assert (film.size, film.n_frames) == ((256, 256), 4)  # type: ignore[attr-defined]
+        frames = []
+        for number in range(4):
+            film.seek(number)
+            frames.append(pixels(film.convert("RGB")))
+    text = walk_snippet(large, recipe, None, [7], 4, 20.0, ".webp", 256)
+    written: dict[str, Any] = {}
+    walker = StyleFusionInterpolationPipeline.from_pipe(large.pipe)
+    lines = [line for line in text.splitlines() if not line.startswith(("from", "pipe ="))]
+    exec("\n".join(lines), {"pipe": walker, "write_animation": lambda name, made, fps: written.update({name: made})})
+    assert all(np.array_equal(pixels(a), b) for a, b in zip(written["walk.webp"], frames, strict=True))
+    for height in (100, 512, True, "256"):
+        with pytest.raises(ValueError, match="has no previews of"):
+            folder.write(large, recipe, None, [7], 4, 20.0, ".webp", height=height)  # type: ignore[arg-type]
+
+
+def test_a_sheet_of_previews_renders_no_full_picture(large: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = jobs.draw_sheet(large, [1], [2], 0.5)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a full picture was rendered")
+
+    monkeypatch.setattr(type(large.pipe), "__call__", lambda pipe, *args, **kwargs: refuse())
+    draft = jobs.draw_sheet(large, [1], [2], 0.5, draft=True)
+    assert json.loads(draft.info[RECIPE_KEY]) == json.loads(full.info[RECIPE_KEY])
+    assert draft.width < full.width
 
 
 def test_thumbnails_and_drafts_of_large_models_do_not_render_full_pictures(
