@@ -126,9 +126,10 @@ class Compose:
         """
         settings = history.present
         shown = stage_value(model, settings, draft=True)
-        changed = dials.changed_properties(model, self.cards, was, settings)
+        quick = model.preview is None  # else thumbnails take longer than the preview, and come after the full picture
+        changed = dials.changed_properties(model, self.cards, was, settings, quick)
         if was is None:
-            changed |= self._all_properties(model, settings)
+            changed |= self._all_properties(model, settings, quick)
         elif dials.class_of(was) != dials.class_of(settings):
             changed[self.label] = {"value": dials.class_of(settings)}
         for control, old, new in zip(self.values, values, settings.values(), strict=False):
@@ -178,7 +179,7 @@ class Compose:
         start = dials.example_settings(model, 0)
         stage_value(model, start)
         self.example_buttons(index)
-        dials.changed_properties(model, self.cards, None, start)
+        dials.thumbnail_values(model, self.cards, start)
 
     def example_buttons(self, index: int) -> str:
         """Return the HTML of a model's example pictures, which are drawn once."""
@@ -196,9 +197,9 @@ class Compose:
         at = next((i for i, model in enumerate(self.models) if model.name == name), index)
         return self.opened(text, at, index, history, values)
 
-    def _all_properties(self, model: Model, settings: Settings) -> dict[Any, dict[str, Any]]:
+    def _all_properties(self, model: Model, settings: Settings, thumbnails: bool = True) -> dict[Any, dict[str, Any]]:
         """Return {control: its properties} for everything that depends on the model and the settings."""
-        made: dict[Any, dict[str, Any]] = dials.changed_properties(model, self.cards, None, settings)
+        made: dict[Any, dict[str, Any]] = dials.changed_properties(model, self.cards, None, settings, thumbnails)
         for control, value in zip(self.values, settings.values(), strict=False):
             made.setdefault(control, {})["value"] = value
         for i, card in enumerate(self.cards[2:]):

@@ -107,7 +107,8 @@ class ComposeEvents:
         tab.chosen.input(show_errors(self.switch), inputs, tab.page, **QUICK | busy)
         picked = [*tab.page, tab.looks, tab.row]
         tab.looks.click(show_errors_on_stage(self._look, tab.stage), [tab.row, *inputs], picked, **TURNING)
-        tab.stage.select(show_errors(self._look_again), [tab.row, *inputs[:2]], [tab.looks, tab.row], **QUICK)
+        resting = [tab.looks, tab.row, *followers]
+        tab.stage.select(show_errors(self._look_again), [tab.row, *inputs[:2]], resting, **QUICK)
         tab.stage.upload(show_errors(self._restore), inputs, [*tab.page, tab.chosen], **QUICK)
         tab.stage.download(show_errors(self._file), [tab.chosen, tab.history], tab.stage, **QUICK)
         tab.stage.submit(show_errors_on_stage(self.rest, tab.stage), [tab.chosen, tab.history], tab.stage, **TURNING)
@@ -126,12 +127,13 @@ class ComposeEvents:
         return self.tab.updates(model, following, history.present, values)
 
     def _look_again(self, row: looks.Row, index: int, history: History) -> dict[Any, Any]:
-        """Render the candidates on a picture that has changed elsewhere than in their own dial."""
+        """Render what waits until the dials rest: thumbnails, and candidates if the rest of the picture has changed."""
         model, settings = self.tab.models[index], history.present
         row = looks.fitted(model, row)
+        late = {} if model.preview is None else dials.thumbnail_values(model, self.tab.cards, settings)
         if looks.key_of(model, settings, row) != row.key:
-            return self._show_row(model, settings, row)
-        return {self.tab.looks: gr.update(picked=looks.picked_seed(model, settings, row))}
+            return late | self._show_row(model, settings, row)
+        return late | {self.tab.looks: gr.update(picked=looks.picked_seed(model, settings, row))}
 
     def _show_row(self, model: Model, settings: Settings, row: looks.Row) -> dict[Any, Any]:
         row, value = looks.render_row(model, settings, row)

@@ -8,7 +8,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
 from stylefusion_hf.spaces_app.device import on_gpu
 from stylefusion_hf.spaces_app.model_files import DIRECTIONS, find_file, read_directions
 from stylefusion_hf.spaces_app.thumbnails import Thumbnails
+from stylefusion_hf.spaces_app.turns import DIAL, PICTURE, ROW, Turns
 
 SMALL = 128  # largest side in pixels of the previews that thumbnails are made from
 KEPT_PIXELS = 2**24  # of full pictures in the cache: 16 of 1024 px, which take 64 MB with their maps of regions
@@ -88,7 +89,7 @@ class Model:
         self._thumbnails = Thumbnails(self)
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
         self._kept = min(MAX_KEPT, max(1, KEPT_PIXELS // math.prod(self.size)))
-        self._drawing, self._waiting = threading.Lock(), threading.Semaphore(MAX_WAITING)
+        self._turns = Turns(MAX_WAITING)
         self._finding = threading.Lock()
 
         # Heights of the previews that are shown while a dial turns, and of thumbnails; None for full pictures.
@@ -145,7 +146,7 @@ class Model:
         key = digest(recipe)
         if (found := self._pictures.get(key)) is not None:  # also what every visitor sees first
             return found
-        with self.take_turn():
+        with self.take_turn(PICTURE):
             images, masks, made = self._fuse(dict(recipe), self.has_segmenter, None)
             labels = None if masks is None else self._labels({name: mask[0] for name, mask in masks.items()})
             picture = Picture(images[0], labels, made)
@@ -158,7 +159,7 @@ class Model:
         """Render a preview of a recipe's picture, without labels; the picture itself where there are no previews."""
         if self.preview is None:
             return self.render(recipe)
-        with self.take_turn():
+        with self.take_turn(DIAL):
             images, _, made = self._fuse(dict(recipe), False, self.preview)
         return Picture(images[0], None, made, draft=True)
 
@@ -170,14 +171,15 @@ class Model:
         Args:
             recipe: of any number of pictures.
             region: one of `regions`; None for no masks.
-            height: of the pictures, one of `small_heights`; None for the smallest.
+            height: of the pictures, one of `small_heights`; None for the smallest, or with masks for the largest,
+                since segmenters miss small regions such as eyes in the smallest.
 
         Returns:
             The pictures, and the region's masks (B, H, W); None without a segmenter or a region.
         """
         wanted = region is not None and self.has_segmenter
         with self.take_turn():
-            images, masks, _ = self._fuse(dict(recipe), wanted, height or self.small_heights[0])
+            images, masks, _ = self._fuse(dict(recipe), wanted, height or self.small_heights[-1 if wanted else 0])
         if region is None or masks is None:
             return images, None
         own = [mask for leaf, mask in masks.items() if self._region_of(leaf) == region]
@@ -189,19 +191,9 @@ class Model:
         known: list[int | None] = [*sorted({size for size in (self._small, self.preview) if size})]
         return known or [None]
 
-    @contextmanager
-    def take_turn(self) -> Iterator[None]:
-        """Wait until no other picture is being rendered: two at a time would only slow each other down.
-
-        ValueError if too many are waiting.
-        """
-        if not self._waiting.acquire(blocking=False):
-            raise ValueError("many people are turning dials just now: try again in a moment")
-        try:
-            with self._drawing:
-                yield
-        finally:
-            self._waiting.release()
+    def take_turn(self, patience: float = ROW) -> AbstractContextManager[None]:
+        """Wait until no other picture is being rendered, which would only slow both down; see `Turns.take`."""
+        return self._turns.take(patience)
 
     def check(self, recipe: Mapping[str, Any] | str) -> dict[str, Any]:
         """Check an untrusted recipe; return the complete recipe of its first picture.

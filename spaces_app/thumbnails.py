@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from stylefusion_hf.spaces_app.crops import crop, region_box
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 SIDE = 64  # approximate pixels
 MOST = 512  # size of the cache; some 6 kB each
 SHADE = (226, 232, 240)  # what surrounds a region fades to: a light gray that is the page's own
-FADE = 0.72  # how far
+FADE = 0.6  # how far
+SOFTNESS = 1 / 48  # standard deviation of the fading edge, as a share of the picture's longer side
 
 
 class Thumbnails:
@@ -70,7 +71,8 @@ def focus(image: Image.Image, mask: np.ndarray) -> Image.Image:
     box, inside = region_box(mask), Image.fromarray(mask)
     mode = "RGBA" if image.has_transparency_data else "RGB"
     shown, shade = image.convert(mode), Image.new(mode, image.size, SHADE)
-    return crop(Image.composite(shown, Image.blend(shown, shade, FADE), inside), box)
+    soft = inside.convert("L").filter(ImageFilter.GaussianBlur(SOFTNESS * max(image.size)))
+    return crop(Image.composite(shown, Image.blend(shown, shade, FADE), soft), box)
 
 
 def _shrink(image: Image.Image) -> Image.Image:
