@@ -127,7 +127,7 @@ class ComposeEvents:
         return self.tab.updates(model, following, history.present, values)
 
     def _look_again(self, row: looks.Row, index: int, history: History) -> dict[Any, Any]:
-        """Render what waits until the dials rest: thumbnails, and candidates if the rest of the picture has changed."""
+        """Render what waits until the dials rest: thumbnails, and candidates where the rest of the picture changed."""
         model, settings = self.tab.models[index], history.present
         row = looks.fitted(model, row)
         late = {} if model.preview is None else dials.thumbnail_values(model, self.tab.cards, settings)
