@@ -215,8 +215,9 @@ def serve(page: gr.Blocks, **launch: Any) -> None:
     except OSError as error:
         if "port" not in str(error):  # gradio's message names its own variables and functions
             raise
-        port = launch.get("server_port") or os.environ.get("GRADIO_SERVER_PORT") or "7860 to 7959"
-        raise OSError(f"port {port} is taken: name a free one with --port, such as --port 8000") from None
+        port = launch.get("server_port") or os.environ.get("GRADIO_SERVER_PORT")
+        taken = f"port {port} is taken" if port else "ports 7860 to 7959 are taken"
+        raise OSError(f"{taken}: name a free one with --port, such as --port 8000") from None
     if page.is_running:
         print(f"Ready: {page.local_url} (Ctrl-C stops it)", flush=True)
 

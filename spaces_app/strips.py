@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -20,6 +21,9 @@ HERE = Path(__file__).parent
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # standard deviations
 MOST = 24  # directions that are drawn; the dropdown has all
 KEPT = 8  # pictures whose strips are kept, of each model
+
+FOUND = re.compile(r"(sefa-|pc)(\d+)")  # the names of directions that were found in a model and mean nothing yet
+METHODS = {"sefa-": "SeFa", "pc": "PCA"}
 
 # strips.js inserts all strings as text.
 TEMPLATE = """
@@ -85,4 +89,6 @@ class StripDrawer:
 
 def direction_name(name: str) -> str:
     """Return the name under which the page shows a direction."""
+    if found := FOUND.fullmatch(name):
+        return f"{METHODS[found[1]]} {int(found[2])}"
     return title(name.replace("-", " "))

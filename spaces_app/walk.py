@@ -161,7 +161,8 @@ def walk_snippet(
 ) -> str:
     """Return Python code that makes the same animation; `size` is the height of previews, 0 for full pictures."""
     call = jobs.walk_arguments(model, recipe, region, through)
-    given = {name: value for name, value in call.items() if value not in (None, {}, 1.0)}
+    default: dict[str, Any] = {"strength": 1.0, "translate": (0.0, 0.0), "rotate": 0.0}
+    given = {name: value for name, value in call.items() if value not in (None, {}) and value != default.get(name)}
     given = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in given.items()}
     if "regions" in given:
         given["regions"] = {k: v[0] if len(v) == 1 else v for k, v in given["regions"].items()}

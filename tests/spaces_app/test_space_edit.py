@@ -51,7 +51,7 @@ def test_directions_of_the_models_folder_are_shown_by_name(model: Model) -> None
 def test_a_model_without_a_file_gets_found_directions() -> None:
     names = list(tiny_model().directions())
     assert names[:2] == ["sefa-0", "sefa-1"] and len(names) == 12
-    assert strips.direction_name("sefa-0") == "Sefa 0"
+    assert [strips.direction_name(name) for name in ("sefa-0", "pc003", "eye-size")] == ["SeFa 0", "PCA 3", "Eye size"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no directions", b"\x08\0\0\0\0\0\0\0{}      "])
