@@ -190,7 +190,7 @@ class Endpoints:
             seeds: keyframes, such as "7, 8, 9".
             frames: 2 to 120.
             fps: frames per second.
-            suffix: ".webp" (exact) or ".gif".
+            suffix: ".webp" (exact), ".gif", or ".mp4" where the Space has imageio-ffmpeg.
             model: name of the model.
         """
         found = self._model(model)
