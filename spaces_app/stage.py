@@ -37,6 +37,8 @@ TEMPLATE = """
     <a class="sf-action sf-json" download="stylefusion.json" title="Makes this picture again">Recipe</a>
     <button type="button" class="sf-action sf-share">Copy link</button>
     <button type="button" class="sf-action sf-copy">Copy Python</button>
+    <button type="button" class="sf-action sf-cutout" aria-pressed="false" hidden
+      title="Save the picture without its background, which the segmenter finds">No background</button>
     <button type="button" class="sf-action sf-pixels" aria-pressed="false" hidden>Show pixels</button>
   </div>
   <input class="sf-link" type="text" readonly hidden aria-label="Link to this picture">
