@@ -17,6 +17,8 @@ and compares the picture of only one code of a batch, the others' codes alone.
 import argparse
 import copy
 import json
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -224,17 +226,20 @@ class EncoderTraining:
             )
         if args.degrade and self.generator.config.img_channels != 3:
             raise ValueError(f"--degrade is for pictures of 3 channels, not {self.generator.config.img_channels}")
-        self.pool = self.render_pool() if args.pool_size else None
+        self.pool = self.load_pool() if args.pool_size or args.sample_dir else None
         watch = args.eval_images and accelerator.is_main_process
         self.held_out = held_out(args, self.generator, self.size) if watch else {}
 
-    def render_pool(self) -> SamplePool:
-        """Render the samples of --pool_size, or read those that a run before this one rendered."""
+    def load_pool(self) -> SamplePool:
+        """Read the samples of --sample_dir, and render those of --pool_size or read what an earlier run rendered."""
         args, g = self.args, self.generator
         settings = {"seed": args.seed, "min_psi": args.min_psi, "mixed_share": args.mixed_share}
         settings |= {"up_to": self.size, "batch": batch_size(g, self.size)}
-        with one_process_first(self.accelerator):
-            return SamplePool.render(g, args.pool_size, self.folder / "pool", **settings)
+        pools = [SamplePool.read(folder, g, self.size) for folder in args.sample_dir or ()]
+        if args.pool_size:
+            with one_process_first(self.accelerator):
+                pools.append(SamplePool.render(g, args.pool_size, self.folder / "pool", **settings))
+        return reduce(add, pools)
 
     def draw_samples(self, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return codes of samples and their pictures."""

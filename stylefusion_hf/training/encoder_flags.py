@@ -43,6 +43,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="number of samples to render once, into --output_dir/pool; 0 renders new ones in every step",
     )
     p.add_argument(
+        "--sample_dir",
+        action="append",
+        metavar="FOLDER",
+        help="samples drawn before: pictures, and codes.safetensors with each one's code by its name; may be repeated",
+    )
+    p.add_argument(
         "--picture_batch",
         type=int,
         help="how many of a batch's codes are rendered and compared with their pictures; by default all",
