@@ -29,7 +29,6 @@ from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.files import write_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-RESEMBLES = 0.7  # share of the middle's variance that a reconstruction of a face explains at least
 CALL_OPTIONS = (
     "region",
     "node",
@@ -123,11 +122,10 @@ def run(args: argparse.Namespace) -> None:
 
 def describe_reconstruction(result: Any, at: int) -> str:
     """Return one line on how near the model comes to a face, with a warning if that is not near."""
+    from stylefusion_hf.pipelines.photo_outputs import describe_likeness
+
     share, mse = float(result.explained[at]), float(result.mse[at])
-    said = f"reconstruction: MSE {mse:.4f}, {max(0.0, share):.0%} of the face's variance explained"
-    if share < RESEMBLES:
-        said += "; this model does not draw such a picture: what changed will not fit the rest"
-    return said
+    return f"reconstruction: MSE {mse:.4f}; {describe_likeness(share)}"
 
 
 def _call(args: argparse.Namespace) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class SamplePool:
 
     @classmethod
     def read(cls, folder: str | Path, g: StyleGenerator, size: int) -> SamplePool:
-        """Read samples of a folder: pictures, there or in images/, and codes.safetensors with the code of each by name.
+        """Read samples of a folder: pictures, there or in images/, and codes.safetensors with each one's code.
 
         Args:
             g: the generator that drew them; its codes have the shapes of those in the file, w or w+.

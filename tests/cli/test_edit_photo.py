@@ -89,8 +89,8 @@ def test_a_reconstruction_that_is_no_face_is_said_to_be_none() -> None:
         explained, mse = [0.95, 0.4, -3.0], [0.01, 0.1, 0.5]
 
     good, poor, worse = (describe_reconstruction(Result, k) for k in range(3))
-    assert "95% of the face's variance" in good and "does not draw" not in good
-    assert "40%" in poor and "this model does not draw such a picture" in poor
+    assert "explains 95% of this face" in good and "does not draw" not in good
+    assert "40%" in poor and "it does not draw such a picture" in poor
     assert " 0%" in worse and "does not draw" in worse
 
 
