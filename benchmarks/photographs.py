@@ -5,11 +5,12 @@
     python -m benchmarks.photographs PHOTOS/*.jpg --model faces --table likeness --steps 40 --others lion.jpg
     python -m benchmarks.photographs PHOTOS/*.jpg --model faces --table leak --region hair --region mouth --steps 40
 
-By default, a line per photograph. `outside` is the largest difference outside the mask. The seam is the mean difference
-of neighboring pixels on both sides of the mask's edge, in levels of 255: in the photograph itself (what is there
-anyway), in a paste of the changed regions, in a paste with soft edges, in OpenCV's `seamlessClone` (where it is
-installed) and in what `StyleFusionPhotoPipeline` gives. The other tables are those of `photograph_tables.py`: how near each stage of
-the search comes, how much of a face it explains and of what is none, and the leak of dials on photographs and samples.
+By default, a line per photograph. `outside` is the largest difference outside the mask. The seam is the mean
+difference of neighboring pixels on both sides of the mask's edge, in levels of 255: in the photograph itself (what is
+there anyway), in a paste of the changed regions, in a paste with soft edges, in OpenCV's `seamlessClone` (where it is
+installed) and in what `StyleFusionPhotoPipeline` gives. The other tables are those of `photograph_tables.py`: how near
+each stage of the search comes, how much of a face it explains and of what is none, and the leak of dials on
+photographs and on samples.
 """
 
 from __future__ import annotations

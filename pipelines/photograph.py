@@ -34,6 +34,7 @@ from stylefusion_hf.pipelines.photo_inputs import Sources, align_face, find_dete
 from stylefusion_hf.pipelines.photo_outputs import changed_leaves, describe_faces, to_output_type
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
 
+FROM_ENCODER, FROM_MEAN = 50, 100  # default steps of the search, by what it starts from
 PREVIEW = 128  # pixels of the previews that the search compares, where the generator has any
 
 
@@ -124,7 +125,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         truncation_cutoff: int | None = None,
         noise_mode: str = "none",
         code_space: str = "w+",
-        num_inference_steps: int = 100,
+        num_inference_steps: int | None = None,
         num_tuning_steps: int = 0,
         start: str | Code | None = None,
         prior_weight: float = 0.003,
@@ -157,7 +158,8 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
             code_space: the space of the photographs' codes: "w+", "w" or "s".
             num_inference_steps, num_tuning_steps, start, prior_weight, num_final_steps, batch_size: of the search, as
                 in `StyleFusionInversionPipeline`. To change other regions of the same photograph without a search:
-                `start=out.codes, landmarks=out.landmarks, num_inference_steps=0`.
+                `start=out.codes, landmarks=out.landmarks, num_inference_steps=0`. Without a number, the search takes
+                50 steps from an encoder's guess or given codes, 100 from the mean face.
             preview_resolution: likewise; None for the largest preview up to 128 px that resembles the full picture.
             generator: source of random numbers for tuning; None for seed 0.
             callback_on_step_end, callback_on_step_end_tensor_inputs: likewise; `pipe.interrupt = True` stops it.
@@ -240,7 +242,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         face: int | None = None,
         noise_mode: str = "none",
         code_space: str = "w+",
-        num_inference_steps: int = 100,
+        num_inference_steps: int | None = None,
         num_tuning_steps: int = 0,
         start: str | Code | None = None,
         prior_weight: float = 0.003,
@@ -362,6 +364,9 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         start = settings["start"]
         if isinstance(start, Code) and others:
             raise ValueError("start: codes are for photographs alone; give codes in regions instead of pictures, too")
+        if settings["num_inference_steps"] is None:
+            from_mean = start == "mean" or (start is None and self.encoder is None)
+            settings = settings | {"num_inference_steps": FROM_MEAN if from_mean else FROM_ENCODER}
         inverter = StyleFusionInversionPipeline.from_pipe(self)
         inverter._progress_bar_config = getattr(self, "_progress_bar_config", {})
         if settings["preview_resolution"] is None and settings["num_inference_steps"]:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from stylefusion_hf.pipelines.photograph import FROM_ENCODER, FROM_MEAN
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, upload_component
@@ -22,8 +23,6 @@ from stylefusion_hf.spaces_app.photo_editor import (
 )
 from stylefusion_hf.spaces_app.photo_view import photo_view
 from stylefusion_hf.spaces_app.results import data_uri
-
-WITH_ENCODER, WITHOUT_ENCODER = 40, 100  # default steps, starting from the encoder's guess or the mean face
 
 
 class Photo:
@@ -188,7 +187,7 @@ class Photo:
 
 def default_steps(model: Model) -> int:
     """Return how many steps the search takes unless a visitor asks for more or fewer."""
-    return WITH_ENCODER if model.has_encoder else WITHOUT_ENCODER
+    return FROM_ENCODER if model.has_encoder else FROM_MEAN
 
 
 def compare(reading: Reading) -> str:
