@@ -81,7 +81,13 @@ class Photo:
                 strength = gr.Slider(0, 1, 1, step=0.05, label="How far", elem_id="sf-photo-strength", buttons=[])
                 change = gr.Button("Change the photograph", interactive=False, elem_id="sf-photo-change")
                 view = photo_view(visible=False, elem_id="sf-photo-view")
-                files = gr.File(label="The whole photograph, and its recipe", visible=False, elem_id="sf-photo-files")
+                files = gr.File(
+                    label="The whole photograph, and its recipe",
+                    file_count="multiple",
+                    interactive=False,
+                    visible=False,
+                    elem_id="sf-photo-files",
+                )
 
         # A new photograph, face or model closes what followed from the one before.
         results = [reading, seen, change, view, files]
