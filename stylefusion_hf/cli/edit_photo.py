@@ -30,6 +30,7 @@ from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.files import write_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SEARCH = ("detector", "face", "num_inference_steps", "num_tuning_steps", "prior_weight")  # arguments of `invert`
 ONLY_CHANGES = ("strength", "psi", "class_label", "source_face", "mask")  # say how something changes
 CALL_OPTIONS = (
     "region",
@@ -115,6 +116,8 @@ def run(args: argparse.Namespace) -> None:
     call = _call(args)
     pipe: Any = load_pipeline(args, "StyleFusionPhotoPipeline", light=True)
     points, total = call.pop("landmarks"), len(args.photographs)
+    if only_codes:
+        call = {name: value for name, value in call.items() if name in SEARCH}
     found: dict[str, Any] = {}
     # Tuning has one generator for all photographs; without it they are edited one at a time.
     groups = [range(total)] if args.tune else [range(k, k + 1) for k in range(total)]
