@@ -70,7 +70,7 @@ class SamplePool:
         for name, code in zip(names, rows, strict=True):
             if code.space not in ("w", "w+") or len(code) != 1:
                 raise ValueError(f"{Path(folder, CODES)}: {name} is not one code in w or w+")
-            check_shapes(g, {name: [code]})
+            check_shapes(g, {f"{Path(folder, CODES)}: {name}": [code]})
         codes = [code.tensor[:, None].expand(-1, g.num_ws, -1) if code.space == "w" else code.tensor for code in rows]
         pixels = [dataset[k]["image"].add(1).mul(127.5).round().to(torch.uint8) for k in range(len(dataset))]
         return cls(torch.cat(codes).to(g.w_avg), torch.stack(pixels))

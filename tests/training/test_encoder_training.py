@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylefusion_hf import ImageEncoder, StyleFusionInversionPipeline
+from stylefusion_hf import Code, ImageEncoder, StyleFusionInversionPipeline
+from stylefusion_hf.core.code_files import save_codes
 from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.imaging.degradation import compress, occlude
 from stylefusion_hf.inversion.optimization import CodePrior
@@ -148,6 +149,43 @@ def test_the_pool_is_rendered_again_for_other_samples_and_after_damage(tmp_path)
     assert torch.equal(SamplePool.render(g, 3, tmp_path, **settings).images, first.images)
     other = SamplePool.render(g, 3, tmp_path, **settings | {"seed": 1})
     assert not torch.equal(other.images, first.images)
+
+
+def write_samples(folder: Path, count: int = 5, **changes) -> torch.Tensor:
+    """A folder of samples of the tiny generator, with codes in w; returns the codes."""
+    g = tiny_mobile_generator()
+    w = draw_rows(g, count, step_generator(5, 0), 0.7, 0.0)[:, 0]
+    (folder / "images").mkdir(parents=True)
+    with torch.no_grad():
+        for k, picture in enumerate(g.synthesis(g.to_style(w), noise_mode="none")):
+            pil(picture).save(folder / f"images/{k}.png")
+    save_codes(folder / "codes.safetensors", {str(k): Code(row[None], "w") for k, row in enumerate(w)})
+    return w
+
+
+def test_samples_drawn_before_are_read(large, tmp_path):
+    w = write_samples(tmp_path / "samples")
+    pool = SamplePool.read(tmp_path / "samples", tiny_mobile_generator(), RESOLUTION)
+    assert torch.equal(pool.codes, w[:, None].expand(-1, NUM_WS, -1)) and pool.images.shape == (5, 3, 32, 32)
+    g = tiny_mobile_generator()
+    made = g.synthesis(g.to_style(pool.codes), noise_mode="none").clamp(-1, 1)
+    assert (made - (pool.images / 127.5 - 1)).abs().max() < 0.01
+    assert SamplePool.read(tmp_path / "samples", g, 16).images.shape[-1] == 16
+
+    flags = ["--sample_dir", str(tmp_path / "samples"), "--train_resolution", "16", "--picture_batch", "0"]
+    encoder.train(arguments(large, tmp_path / "out", "--max_train_steps", "2", *flags))
+    lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    assert lines[0]["pixel"] == 0 and lines[0]["code"] > 0
+
+    pil(draw(3, 32, 32)).save(tmp_path / "samples/images/stranger.png")
+    with pytest.raises(ValueError, match="has no code of the picture stranger"):
+        SamplePool.read(tmp_path / "samples", g, 16)
+    (tmp_path / "samples/codes.safetensors").unlink()
+    with pytest.raises(OSError, match="codes"):
+        SamplePool.read(tmp_path / "samples", g, 16)
+    write_samples(tmp_path / "samples2")
+    with pytest.raises(ValueError, match="samples2"):
+        SamplePool.read(tmp_path / "samples2", tiny_mobile_generator(w_dim=8), 16)
 
 
 def test_an_encoder_is_trained_further(large, tmp_path):
