@@ -6,7 +6,8 @@
 The parser is a tool: a tflite file with CelebAMask-HQ's 19 classes, (1, H, W, 3) RGB in [-1, 1] -> (1, H, W) class
 ids. Its classes become the regions of the tree `ffhq` by the region map `face`. Pictures are drawn with psi uniform in
 `--psi`, in an order fixed by `--seed`; if interrupted, the same command continues. The folder has the layout of
-`stylefusion data avatars`: images/, labels/ and dataset.json.
+`stylefusion data avatars`: images/, labels/ and dataset.json; codes.safetensors has the code of each picture, for
+`stylefusion train encoder --sample_dir`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stylefusion_hf import StyleFusionPipeline
+from stylefusion_hf.core.code_files import save_codes
+from stylefusion_hf.core.codes import Code
 from stylefusion_hf.core.files import save_image, write_json
 from stylefusion_hf.core.json_files import read_json
 from stylefusion_hf.core.region_mapping import RegionMap
@@ -80,12 +83,13 @@ def palette() -> list[int]:
     return [value for color in colors for value in color]
 
 
-def sample(generator, index: int, seed: int, low: float, high: float) -> Tensor:
-    """Sample `index`: its picture (3, H, W) in [-1, 1]."""
+def sample_code(generator, index: int, seed: int, low: float, high: float) -> Tensor:
+    """Sample `index`: its code in w, (1, w_dim)."""
     draw = torch.Generator().manual_seed(seed * 1_000_003 + index)
     z = torch.randn(1, generator.config.z_dim, generator=draw)
     psi = low + (high - low) * float(torch.rand(1, generator=draw))
-    return generator.synthesis(generator.to_style(generator.truncate(generator.mapping(z), psi)))[0]
+    w = generator.mapping(z)
+    return generator.w_avg + psi * (w - generator.w_avg)
 
 
 def save_labels(path: Path, labels: Tensor) -> None:
@@ -126,11 +130,15 @@ def main() -> None:
         if photographs:
             image = pixels_to_tensor(open_image(photographs[index]))
         else:
-            image = sample(generator, index, args.seed, *args.psi)
+            code = sample_code(generator, index, args.seed, *args.psi)
+            image = generator.synthesis(generator.to_style(code))[0]
         small = F.interpolate(image[None], size=(args.size,) * 2, mode="bilinear", antialias=True)[0]
         pixels = ((small.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         save_image(Image.fromarray(pixels), args.out / "images" / name)
         save_labels(args.out / "labels" / name, parser.labels(image, args.size))
+    if generator is not None:
+        codes = (Code(sample_code(generator, index, args.seed, *args.psi), "w") for index in range(count))
+        save_codes(args.out / "codes.safetensors", {f"{index:06d}": code for index, code in enumerate(codes)})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
 """Edited photographs: how near the model comes to a face, what is kept, and how well the seam is hidden.
 
     python -m benchmarks.photographs me.jpg you.jpg --model faces --region hair=7 --landmarks points.json
+    python -m benchmarks.photographs PHOTOS/*.jpg --model faces --table stages --steps 40 --backbone efficientnet-lite0
+    python -m benchmarks.photographs PHOTOS/*.jpg --model faces --table likeness --steps 40 --others lion.jpg
+    python -m benchmarks.photographs PHOTOS/*.jpg --model faces --table leak --region hair --region mouth --steps 40
 
-A line per photograph. `outside` is the largest difference outside the mask. The seam is the mean difference of
-neighboring pixels on both sides of the mask's edge, in levels of 255: in the photograph itself (what is there anyway),
-in a paste of the changed regions, in a paste with soft edges, in OpenCV's `seamlessClone` (where it is installed) and
-in what `StyleFusionPhotoPipeline` gives.
+By default, a line per photograph. `outside` is the largest difference outside the mask. The seam is the mean
+difference of neighboring pixels on both sides of the mask's edge, in levels of 255: in the photograph itself (what is
+there anyway), in a paste of the changed regions, in a paste with soft edges, in OpenCV's `seamlessClone` (where it is
+installed) and in what `StyleFusionPhotoPipeline` gives. The other tables are those of `photograph_tables.py`: how near
+each stage of the search comes, how much of a face it explains and of what is none, and the leak of dials on
+photographs and on samples.
 """
 
 from __future__ import annotations
@@ -13,17 +18,22 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import photograph_tables as tables
 from stylefusion_hf import StyleFusionPhotoPipeline, StyleFusionPipeline
 from stylefusion_hf.cli.arguments import code, parse_pairs
+from stylefusion_hf.evaluation.backbone import load_backbone
+from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.imaging import compositing
 from stylefusion_hf.imaging.faces import face_square
-from stylefusion_hf.imaging.landmarks import read_landmarks
+from stylefusion_hf.imaging.images import fit_square, open_image
+from stylefusion_hf.imaging.landmarks import find_landmarks, load_detector, read_landmarks
 from stylefusion_hf.imaging.photographs import read_photograph
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
 
@@ -60,21 +70,12 @@ def other_blends(
     return found
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photographs", nargs="+")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--region", action="append", required=True, metavar="NAME=CODE")
-    parser.add_argument("--landmarks", metavar="JSON", help="default: they are detected")
-    parser.add_argument("--steps", type=int, default=100, help="of the search (default: 100)")
-    parser.add_argument("--recipes", metavar="JSON", help="also write the recipes, a list")
-    args = parser.parse_args(argv)
-    pipe: Any = StyleFusionPhotoPipeline.from_pretrained(args.model)
-    points = read_landmarks(args.landmarks, args.photographs) if args.landmarks else [None] * len(args.photographs)
+def measure_seams(args: argparse.Namespace, pipe: Any, points: list[Any]) -> None:
+    """Print a line per photograph; write the recipes if that is asked for."""
     regions, recipes = parse_pairs(args.region, "--region", code), []
     for file, landmarks in zip(args.photographs, points, strict=True):
         start = time.process_time()
-        out = pipe(file, regions=regions, landmarks=landmarks, num_inference_steps=args.steps)
+        out = pipe(file, regions=regions, landmarks=landmarks, num_inference_steps=args.steps[-1])
         seconds = time.process_time() - start
         recipes += out.recipes
         image, edited, coverage = read_photograph(file).image, out.images[0], out.masks[0]
@@ -91,6 +92,59 @@ def main(argv: list[str] | None = None) -> None:
     if args.recipes:
         with open(args.recipes, "w") as target:
             json.dump(recipes, target)
+
+
+def find_points(args: argparse.Namespace) -> list[Any]:
+    """Return the landmarks of the photographs, from --landmarks or detected; of several faces, the largest."""
+    if args.landmarks:
+        return list(read_landmarks(args.landmarks, args.photographs))
+    detector = load_detector("mtcnn")
+    return [find_landmarks(read_photograph(f).rgb(), detector, f, face=0) for f in args.photographs]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photographs", nargs="+")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--table", choices=("seams", "stages", "likeness", "leak"), default="seams")
+    parser.add_argument("--region", action="append", metavar="NAME=CODE", help="of the seams; NAME alone of the leak")
+    parser.add_argument("--landmarks", metavar="JSON", help="default: they are detected")
+    parser.add_argument("--steps", type=int, nargs="+", default=[100], help="of the search (default: 100)")
+    parser.add_argument("--tune", type=int, default=0, metavar="STEPS", help="of tuning, a last row of the stages")
+    parser.add_argument("--others", nargs="*", default=[], metavar="FILE", help="squares that are no faces (likeness)")
+    parser.add_argument("--backbone", help="of the stages' likeness: efficientnet-lite0, or a transformer")
+    parser.add_argument("--judges", metavar="FOLDER", help="of the stages' regions and of the leak")
+    parser.add_argument("--rows", metavar="FILE", help="JSON file (leak: folder) that keeps what was measured")
+    parser.add_argument("--recipes", metavar="JSON", help="also write the seams' recipes, a list")
+    args = parser.parse_args(argv)
+    if args.table in ("seams", "leak") and not args.region:
+        parser.error(f"--table {args.table} needs --region")
+    pipe: Any = StyleFusionPhotoPipeline.from_pretrained(args.model)
+    pipe.set_progress_bar_config(disable=True)
+    points = find_points(args)
+    if args.table == "seams":
+        return measure_seams(args, pipe, points)
+    print(measure_table(args, pipe, points))
+
+
+def measure_table(args: argparse.Namespace, pipe: Any, points: list[Any]) -> str:
+    """Return the table that the flags ask for."""
+    if args.table == "leak":
+        folder = args.rows or "inverted"
+        settings = {"num_inference_steps": args.steps[-1]}
+        codes = dict(tables.inverted_codes(pipe, args.photographs, points, settings, folder))
+        cache = tables.Cache(f"{folder}/rows.json")
+        return tables.measure_leak(StyleFusionPipeline.from_pipe(pipe), codes, args.region, args.judges, cache)
+    cache = tables.Cache(args.rows)
+    if args.table == "likeness":
+        faces = {Path(f).stem: (f, place) for f, place in zip(args.photographs, points, strict=True)}
+        squares = {Path(f).stem: fit_square(open_image(f), 256, fit="crop") for f in args.others}
+        others = {**tables.draw_others(), **squares}
+        return tables.measure_likeness(pipe, faces, others, args.steps[-1], cache)
+    features = load_backbone(args.backbone) if args.backbone else None
+    segmenter = load_judges(args.judges).segmenter if args.judges else None
+    stages = tables.stage_settings(pipe.encoder is not None, args.steps, args.tune)
+    return tables.measure_stages(pipe, args.photographs, points, stages, features, cache, segmenter)
 
 
 if __name__ == "__main__":

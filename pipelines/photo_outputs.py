@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stylefusion_hf.core.codes import Code
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.imaging.images import to_tensor
 from stylefusion_hf.imaging.photographs import Photograph
 
+RESEMBLES = 0.7  # `explained` below which the model does not draw such a picture
 FACE_RADIUS = 0.35  # of the disc in the middle of an aligned face over which `explained` is measured
 
 
@@ -32,6 +34,28 @@ def explained_share(face: Image.Image, made: Image.Image) -> torch.Tensor:
     spread = (target - (target * disc).sum(dim=(1, 2), keepdim=True) / disc.sum()).square()
     error = (found - target).square()
     return 1 - (error * disc).sum() / (spread * disc).sum().clamp_min(1e-6)
+
+
+def describe_likeness(explained: float) -> str:
+    """Return a sentence on how much of a face a reconstruction explains, with a warning if that is little."""
+    said = f"the model explains {max(0.0, explained):.0%} of this face"
+    if explained < RESEMBLES:
+        said += "; it does not draw such a picture: what changes will not fit the rest"
+    return said
+
+
+def describe_faces(squares: list[Image.Image], landmarks: list[Any], inverted: Any) -> dict[str, Any]:
+    """Return what an output says about the faces in photographs: the first of an inversion's pictures."""
+    count, found = len(squares), inverted.images[: len(squares)]
+    return {
+        "reconstructions": found,
+        "codes": Code(inverted.codes.tensor[:count], inverted.codes.space),
+        "mse": inverted.mse[:count],
+        "feature_distance": inverted.feature_distance[:count],
+        "explained": torch.stack([explained_share(a, b) for a, b in zip(squares, found, strict=True)]),
+        "landmarks": landmarks,
+        "generator": inverted.generator,
+    }
 
 
 def to_output_type(edited: list[Photograph], output_type: str) -> Any:

@@ -31,9 +31,10 @@ from stylefusion_hf.pipelines.inversion_inputs import TENSOR_INPUTS, check_callb
 from stylefusion_hf.pipelines.invert import StyleFusionInversionPipeline, in_place
 from stylefusion_hf.pipelines.output import StyleFusionPhotoPipelineOutput
 from stylefusion_hf.pipelines.photo_inputs import Sources, align_face, find_detector, list_landmarks, list_sources
-from stylefusion_hf.pipelines.photo_outputs import changed_leaves, explained_share, to_output_type
+from stylefusion_hf.pipelines.photo_outputs import changed_leaves, describe_faces, to_output_type
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
 
+FROM_ENCODER, FROM_MEAN = 50, 100  # default steps of the search, by what it starts from
 PREVIEW = 128  # pixels of the previews that the search compares, where the generator has any
 
 
@@ -124,7 +125,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         truncation_cutoff: int | None = None,
         noise_mode: str = "none",
         code_space: str = "w+",
-        num_inference_steps: int = 100,
+        num_inference_steps: int | None = None,
         num_tuning_steps: int = 0,
         start: str | Code | None = None,
         prior_weight: float = 0.003,
@@ -157,7 +158,8 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
             code_space: the space of the photographs' codes: "w+", "w" or "s".
             num_inference_steps, num_tuning_steps, start, prior_weight, num_final_steps, batch_size: of the search, as
                 in `StyleFusionInversionPipeline`. To change other regions of the same photograph without a search:
-                `start=out.codes, landmarks=out.landmarks, num_inference_steps=0`.
+                `start=out.codes, landmarks=out.landmarks, num_inference_steps=0`. Without a number, the search takes
+                50 steps from an encoder's guess or given codes, 100 from the mean face.
             preview_resolution: likewise; None for the largest preview up to 128 px that resembles the full picture.
             generator: source of random numbers for tuning; None for seed 0.
             callback_on_step_end, callback_on_step_end_tensor_inputs: likewise; `pipe.interrupt = True` stops it.
@@ -186,16 +188,8 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         self._check_call(sources, strength, edits)
 
         # Find and align the faces.
-        resolution = self.generator.config.resolution
-        squares: list[Image.Image] = []
-        for k, item in enumerate(items):
-            photograph = read_photograph(item, "image" if len(items) == 1 else f"image[{k}]")
-            picture, name = photograph.rgb(), photograph.name
-            place = points[k]
-            if place is None:
-                place = points[k] = find_landmarks(picture, find_detector(detector), name, face)
-            squares.append(align_face(picture, place, resolution, name))
-        others = sources.align(detector, source_face, resolution)
+        squares = self._align(items, points, detector, face)
+        others = sources.align(detector, source_face, self.generator.config.resolution)
 
         # Search their codes.
         settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "num_tuning_steps": num_tuning_steps}
@@ -228,23 +222,67 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
                 picture, mask = self._edit(photograph, recipe, fuser, squares[at])
                 edited.append(photograph.with_image(picture))
                 masks.append(mask)
-        count = len(items)
-        shown = inverted.images[:count]
         self.maybe_free_model_hooks()
         output = StyleFusionPhotoPipelineOutput(
             images=fused.style_codes if output_type == "latent" else to_output_type(edited, output_type),
             photographs=None if output_type == "latent" else edited,
             masks=None if output_type == "latent" else masks,
-            reconstructions=shown,
-            codes=Code(inverted.codes.tensor[:count], code_space),
-            mse=inverted.mse[:count],
-            feature_distance=inverted.feature_distance[:count],
-            explained=torch.stack([explained_share(a, b) for a, b in zip(squares, shown, strict=True)]),
-            landmarks=points,
+            **describe_faces(squares, points, inverted),
             recipes=recipes,
-            generator=inverted.generator,
         )
         return output if return_dict else output.to_tuple()
+
+    @torch.no_grad()
+    def invert(
+        self,
+        image: Any,
+        *,
+        landmarks: Any = None,
+        detector: Any = "mtcnn",
+        face: int | None = None,
+        noise_mode: str = "none",
+        code_space: str = "w+",
+        num_inference_steps: int | None = None,
+        num_tuning_steps: int = 0,
+        start: str | Code | None = None,
+        prior_weight: float = 0.003,
+        preview_resolution: int | None = None,
+        num_final_steps: int = 4,
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSOR_INPUTS,
+    ) -> StyleFusionPhotoPipelineOutput:
+        """Find the face in a photograph and search its code, without changing anything: what a call does first.
+
+        A call with `start=out.codes, landmarks=out.landmarks, num_inference_steps=0` goes on from there.
+
+        Args:
+            image and the others: as in a call.
+
+        Returns:
+            `images` are the aligned faces, `reconstructions` what the model makes of them; `photographs` and `masks`
+            are None, `recipes` is empty.
+
+        Raises:
+            ValueError, OSError, ImportError: as in a call.
+        """
+        check_choice("noise_mode", noise_mode, ("none", "const"))
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        face = face if face is None else check_count("face", face, 10**6, least=0)
+        self._check_channels()
+        items = list_sources(image)
+        points = list_landmarks(landmarks, len(items))
+        squares = self._align(items, points, detector, face)
+        settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "num_tuning_steps": num_tuning_steps}
+        settings |= {"prior_weight": prior_weight, "num_final_steps": num_final_steps, "batch_size": batch_size}
+        settings |= {"latent_type": code_space, "noise_mode": noise_mode, "generator": generator}
+        settings |= {"start": start, "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs}
+        settings["preview_resolution"] = preview_resolution
+        inverted = self._invert(squares, [], settings, callback_on_step_end)
+        self.maybe_free_model_hooks()
+        faces = describe_faces(squares, points, inverted)
+        return StyleFusionPhotoPipelineOutput(images=squares, photographs=None, masks=None, **faces, recipes=[])
 
     @torch.no_grad()
     def from_recipe(
@@ -308,6 +346,17 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         if not sources.rows and not edits:
             raise ValueError("nothing to change: give codes in regions, nodes or global_code, or edits")
 
+    def _align(self, items: list[Any], points: list[Any], detector: Any, face: int | None) -> list[Image.Image]:
+        """Return the aligned face of each photograph; adds the landmarks that are missing in `points`."""
+        squares = []
+        for k, item in enumerate(items):
+            photograph = read_photograph(item, "image" if len(items) == 1 else f"image[{k}]")
+            picture, name = photograph.rgb(), photograph.name
+            if points[k] is None:
+                points[k] = find_landmarks(picture, find_detector(detector), name, face)
+            squares.append(align_face(picture, points[k], self.generator.config.resolution, name))
+        return squares
+
     def _invert(
         self, squares: list[Image.Image], others: list[Image.Image], settings: dict[str, Any], callback: Any
     ) -> Any:
@@ -315,6 +364,9 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         start = settings["start"]
         if isinstance(start, Code) and others:
             raise ValueError("start: codes are for photographs alone; give codes in regions instead of pictures, too")
+        if settings["num_inference_steps"] is None:
+            from_mean = start == "mean" or (start is None and self.encoder is None)
+            settings = settings | {"num_inference_steps": FROM_MEAN if from_mean else FROM_ENCODER}
         inverter = StyleFusionInversionPipeline.from_pipe(self)
         inverter._progress_bar_config = getattr(self, "_progress_bar_config", {})
         if settings["preview_resolution"] is None and settings["num_inference_steps"]:

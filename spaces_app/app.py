@@ -36,7 +36,8 @@ from stylefusion_hf.spaces_app.guard import Guard, Page, refuse_fields
 from stylefusion_hf.spaces_app.jobs import AnimationFolder
 from stylefusion_hf.spaces_app.mix import Mix
 from stylefusion_hf.spaces_app.model_text import describe_model
-from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.models import EMBEDDED, Model
+from stylefusion_hf.spaces_app.photo import Photo
 from stylefusion_hf.spaces_app.serving import stop_on_sigterm, temporary_folder, wait_until_stopped
 from stylefusion_hf.spaces_app.uploads import MAX_FILE
 from stylefusion_hf.spaces_app.walk import Grid, Walk
@@ -96,6 +97,8 @@ def build(models: Sequence[Model]) -> Page:
                 compose = Compose(models, chosen, tabs)
             with gr.Tab("Mix pictures", id="mix"):
                 Mix(models, chosen, compose.send, QUICK)
+            with gr.Tab("Your photograph", id="photo"):
+                Photo(models, chosen, QUICK)
             with gr.Tab("Edit", id="edit") as tab:
                 edit = Edit(models, chosen, compose.send, compose.fetch, tab, QUICK)
             with gr.Tab("Animate", id="animate") as tab:

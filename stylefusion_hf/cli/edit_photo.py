@@ -9,6 +9,7 @@ recipe is written next to the picture; with it and the photograph, --from-recipe
     stylefusion edit-photo me.jpg --model faces --region hair=you.jpg --region mouth=3 --out new.jpg
     stylefusion edit-photo group.jpg --face 1 --edit mouth=directions.safetensors:smile=2 --out new.png
     stylefusion edit-photo me.jpg you.jpg --region hair=7 --out edited
+    stylefusion edit-photo me.jpg you.jpg --codes faces.safetensors
     stylefusion edit-photo me.jpg --from-recipe new.json --out again.jpg
 """
 
@@ -29,7 +30,8 @@ from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.files import write_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-RESEMBLES = 0.7  # share of the middle's variance that a reconstruction of a face explains at least
+SEARCH = ("detector", "face", "num_inference_steps", "num_tuning_steps", "prior_weight")  # arguments of `invert`
+ONLY_CHANGES = ("strength", "psi", "class_label", "source_face", "mask")  # say how something changes
 CALL_OPTIONS = (
     "region",
     "node",
@@ -69,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     faces.add_argument("--face", type=count, metavar="N", help="which of several faces; 0 is the largest")
     faces.add_argument("--source-face", type=count, metavar="N", help="the same in photographs given as codes")
     search = parser.add_argument_group("search of the face's code")
-    search.add_argument("--optimize", type=count, metavar="STEPS", help="steps of optimization (default: 100)")
+    search.add_argument(
+        "--optimize", type=count, metavar="STEPS", help="steps of optimization (default: 50, without an encoder 100)"
+    )
     search.add_argument("--tune", type=count, metavar="STEPS", help="steps of tuning a copy of the generator")
     search.add_argument("--prior", type=number, help="weight that keeps codes near the generator's own")
     files = parser.add_argument_group("files")
@@ -79,35 +83,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|FOLDER",
         help="a .png, .jpg or .webp file, or a folder for several photographs (default: edited.png)",
     )
+    files.add_argument(
+        "--codes",
+        metavar="SAFETENSORS",
+        help="also write the faces' codes, named as the files, for `interpolate`, `fuse` and `edit`; with nothing to"
+        " change, write only these",
+    )
     files.add_argument("--mask", metavar="PNG", help="also write how much of each pixel was replaced")
     files.add_argument("--reconstruction", metavar="PNG", help="also write what the model makes of the face unchanged")
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    from stylefusion_hf.core.code_files import save_codes
     from stylefusion_hf.imaging.photographs import read_photograph
 
     check_call(args)
-    targets = _targets(args)
-    for file, target in zip(args.photographs, targets, strict=True):  # a bad one is found before the first is edited
-        read_photograph(file).check_target(target)
+    _check_photographs(args)
+    only_codes = bool(args.codes) and not args.from_recipe and not _changes(args)
+    targets = [] if only_codes else _targets(args)
+    for k, file in enumerate(args.photographs):  # a bad one is found before the first is edited
+        photograph = read_photograph(file)
+        if not only_codes:
+            photograph.check_target(targets[k])
     extras = {name: output_file(path, [".png"]) for name in ("mask", "reconstruction") if (path := vars(args)[name])}
-    if extras and len(targets) > 1:
-        raise ValueError(f"--{next(iter(extras))} names one picture, and {len(targets)} photographs were given")
+    if extras and (total := len(args.photographs)) > 1:
+        raise ValueError(f"--{next(iter(extras))} names one picture, and {total} photographs were given")
     if args.from_recipe:
         return _repeat(args, targets[0], extras)
 
+    codes = output_file(args.codes, [".safetensors"]) if args.codes else None
     call = _call(args)
     pipe: Any = load_pipeline(args, "StyleFusionPhotoPipeline", light=True)
-    points = call.pop("landmarks")
+    points, total = call.pop("landmarks"), len(args.photographs)
+    if only_codes:
+        call = {name: value for name, value in call.items() if name in SEARCH}
+    found: dict[str, Any] = {}
     # Tuning has one generator for all photographs; without it they are edited one at a time.
-    groups = [range(len(targets))] if args.tune else [range(k, k + 1) for k in range(len(targets))]
+    groups = [range(total)] if args.tune else [range(k, k + 1) for k in range(total)]
     for group in groups:
         given = None if points is None else [points[k] for k in group]
-        result = pipe([args.photographs[k] for k in group], landmarks=given, **call)
+        edit = pipe.invert if only_codes else pipe
+        result = edit([args.photographs[k] for k in group], landmarks=given, **call)
         for at, k in enumerate(group):
-            _write(targets[k], result.photographs[at], result.recipes[at])
+            if not only_codes:
+                _write(targets[k], result.photographs[at], result.recipes[at])
             print(describe_reconstruction(result, at))
+            found[Path(args.photographs[k]).stem] = result.codes.rows()[at]
+    if codes is not None:
+        save_codes(codes, found)
+        report_written(codes, f"the codes of {', '.join(found)}")
     if "mask" in extras:
         save_png(result.masks[0], extras["mask"])
         report_written(extras["mask"], "how much of each pixel was replaced")
@@ -117,17 +142,16 @@ def run(args: argparse.Namespace) -> None:
     if result.generator is not None:
         from stylefusion_hf.inversion.tuned import save_tuned
 
-        folder = save_tuned(result.generator, targets[0].parent)
+        folder = save_tuned(result.generator, (targets[0] if targets else codes or Path()).parent)
         report_written(folder, "the tuned generator, which the recipes need")
 
 
 def describe_reconstruction(result: Any, at: int) -> str:
     """Return one line on how near the model comes to a face, with a warning if that is not near."""
+    from stylefusion_hf.pipelines.photo_outputs import describe_likeness
+
     share, mse = float(result.explained[at]), float(result.mse[at])
-    said = f"reconstruction: MSE {mse:.4f}, {max(0.0, share):.0%} of the face's variance explained"
-    if share < RESEMBLES:
-        said += "; this model does not draw such a picture: what changed will not fit the rest"
-    return said
+    return f"reconstruction: MSE {mse:.4f}; {describe_likeness(share)}"
 
 
 def _call(args: argparse.Namespace) -> dict[str, Any]:
@@ -138,8 +162,10 @@ def _call(args: argparse.Namespace) -> dict[str, Any]:
     call = {name: value for name, value in call_arguments(given, code).items() if name != "base"}
     if args.edit:
         call["edits"] = read_edits(args.edit)
-    if not (args.region or args.node or args.edit or vars(args)["global"]):
-        raise ValueError("nothing to change: give --region NAME=CODE, --node, --global or --edit")
+    if not _changes(args) and not args.codes:
+        raise ValueError("nothing to change: give --region NAME=CODE, --node, --global or --edit, or --codes FILE")
+    if not _changes(args) and (given := [name for name in ONLY_CHANGES if vars(args)[name] is not None]):
+        raise ValueError(f"--{given[0].replace('_', '-')} needs something to change: give --region NAME=CODE, ...")
     if args.landmarks and args.face is not None:
         raise ValueError("--face chooses among faces that a detector finds: leave it out with --landmarks")
     call["landmarks"] = read_landmarks(args.landmarks, args.photographs) if args.landmarks else None
@@ -151,6 +177,11 @@ def _call(args: argparse.Namespace) -> dict[str, Any]:
     return call | {name: vars(args)[flag] for flag, name in named.items() if vars(args)[flag] is not None}
 
 
+def _changes(args: argparse.Namespace) -> bool:
+    """Return whether anything is to change."""
+    return bool(args.region or args.node or args.edit or vars(args)["global"])
+
+
 def _repeat(args: argparse.Namespace, target: Path, extras: dict[str, Path]) -> None:
     """Make an edited photograph again from its recipe."""
     if others := [name for name in CALL_OPTIONS if vars(args)[name] is not None]:
@@ -158,6 +189,8 @@ def _repeat(args: argparse.Namespace, target: Path, extras: dict[str, Path]) -> 
         raise ValueError(f"--from-recipe determines the whole picture: leave out {flags}")
     if len(args.photographs) > 1:
         raise ValueError(f"a recipe is of one photograph, and {len(args.photographs)} were given")
+    if args.codes:
+        raise ValueError("--codes are those of a search, and --from-recipe makes none: leave it out")
     if "reconstruction" in extras:
         raise ValueError("--reconstruction is of a search, and --from-recipe makes none: leave it out")
     from stylefusion_hf.core.recipes import MAX_CHARACTERS
@@ -198,14 +231,22 @@ def _write(target: Path, photograph: Any, recipe: Any = None) -> None:
         report_written(target.with_suffix(".json"), "the recipe")
 
 
+def _check_photographs(args: argparse.Namespace) -> None:
+    """Raise OSError for a photograph that is no file, ValueError for two whose codes would have the same name."""
+    stems: dict[str, str] = {}
+    for file in args.photographs:
+        if os.path.isdir(file):
+            raise IsADirectoryError(f"{shown(file, 200)} is a folder: name a picture file")
+        if not os.path.exists(file):
+            raise FileNotFoundError(f"there is no picture file {shown(file, 200)}")
+        if args.codes and Path(file).stem in stems:
+            raise ValueError(f"the codes of {stems[Path(file).stem]} and {file} would have one name: rename one")
+        stems[Path(file).stem] = file
+
+
 def _targets(args: argparse.Namespace) -> list[Path]:
     """Return each photograph's output file; ValueError if two share one, or a photograph would be overwritten."""
     files = [Path(file) for file in args.photographs]
-    for file in files:
-        if file.is_dir():
-            raise IsADirectoryError(f"{shown(str(file), 200)} is a folder: name a picture file")
-        if not file.exists():
-            raise FileNotFoundError(f"there is no picture file {shown(str(file), 200)}")
     if len(files) == 1 and not os.path.isdir(args.out):
         targets = [output_file(args.out, SUFFIXES)]
     else:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 
 def degrade(x: torch.Tensor, draw: torch.Generator, strength: float = 1.0) -> torch.Tensor:
@@ -30,3 +34,29 @@ def degrade(x: torch.Tensor, draw: torch.Generator, strength: float = 1.0) -> to
     x = x + normal(1.0, 3, h, w) * uniform(0.08)
     clumps = F.interpolate(normal(1.0, 3, -(-h // 2), -(-w // 2)), scale_factor=2, mode="bilinear")[..., :h, :w]
     return (x + clumps * uniform(0.08)).clamp(-1.2, 1.2)
+
+
+def occlude(x: torch.Tensor, draw: torch.Generator, share: float = 0.5) -> torch.Tensor:
+    """Hide a part of some images (B, C, H, W) in [-1, 1] behind an ellipse of one color; `share`: of the images."""
+    b, c, h, w = x.shape
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return (torch.rand(b, *shape, generator=draw) * (high - low) + low).to(x)
+
+    y, x_center = uniform(0, 1, 1, 1), uniform(0, 1, 1, 1)
+    height, width = uniform(0.05, 0.3, 1, 1), uniform(0.05, 0.3, 1, 1)
+    color, hit = uniform(-1, 1, c, 1, 1), uniform(0, 1, 1, 1, 1) < share
+    rows, columns = (torch.arange(n, device=x.device).add(0.5).div(n) for n in (h, w))
+    inside = ((rows[:, None] - y) / height).square() + ((columns - x_center) / width).square() < 1
+    return torch.where(hit & inside[:, None], color, x)
+
+
+def compress(x: torch.Tensor, draw: torch.Generator, share: float = 0.5) -> torch.Tensor:
+    """Give some images (B, 3, H, W) in [-1, 1] the blocks and rings of a JPEG file of quality 15 to 80."""
+    out, quality = x.clone(), torch.randint(15, 81, (len(x),), generator=draw).tolist()
+    for k in (torch.rand(len(x), generator=draw) < share).nonzero()[:, 0].tolist():
+        pixels = x[k].clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality[k])
+        out[k] = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).to(x).div(127.5).sub(1)
+    return out

@@ -89,6 +89,26 @@ def load_detector(name: str) -> Detector:
     return detector
 
 
+def find_faces(image: Image.Image, detector: Detector, name: str = "the image") -> list[np.ndarray]:
+    """Detect the landmarks of all faces in a picture, the largest first.
+
+    Args:
+        image, detector, name: as in `find_landmarks`.
+
+    Returns:
+        Arrays (68, 2) or (5, 2), in pixels of the upright picture; none where no face is found.
+
+    Raises:
+        ValueError: a detector result that is not landmarks; also as in `check_image`.
+        OSError: the image cannot be decoded.
+    """
+    found = detector(check_image(image, name))
+    if not isinstance(found, (list, tuple, np.ndarray)):
+        raise ValueError(f"the detector returned {type(found).__name__}: expected a list with one array per face")
+    faces = [check_landmarks(points, f"the detector's landmarks of {name}") for points in found]
+    return sorted(faces, key=lambda points: -np.hypot(*np.subtract(*face_square(points)[[3, 0]])))
+
+
 def find_landmarks(
     image: Image.Image, detector: Detector, name: str = "the image", face: int | None = None
 ) -> np.ndarray:
@@ -108,13 +128,9 @@ def find_landmarks(
             also as in `check_image`.
         OSError: the image cannot be decoded.
     """
-    found = detector(check_image(image, name))
-    if not isinstance(found, (list, tuple, np.ndarray)):
-        raise ValueError(f"the detector returned {type(found).__name__}: expected a list with one array per face")
-    faces = [check_landmarks(points, f"the detector's landmarks of {name}") for points in found]
+    faces = find_faces(image, detector, name)
     if not faces:
         raise ValueError(f"no face was found in {name}: give its landmarks, or try another detector")
-    faces.sort(key=lambda points: -np.hypot(*np.subtract(*face_square(points)[[3, 0]])))
     if face is None and len(faces) > 1:
         middles = [points.mean(axis=0) for points in faces[:4]]
         places = ", ".join(f"{i} at ({x:.0f}, {y:.0f})" for i, (x, y) in enumerate(middles))

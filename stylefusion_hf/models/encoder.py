@@ -10,7 +10,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
+from stylefusion_hf.models.config_checks import checked_config, drop_empty, positive, register_to_config
 from stylefusion_hf.models.layers import to_fast_layout
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.segmenter import ConvBlock
@@ -36,6 +36,8 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
         channels: widths at 1/2 of the resolution (before and after its convolutions), 1/4, 1/8, ...
         reduced: channels of the last map, which the head reads unpooled.
         features: width of the layer before the two offset layers.
+        row_axes: how many of the leading principal axes the offsets per row use; None for all. The offset for all rows
+            always uses all of them.
         groups: number of groups of the group normalization; must divide every width.
         img_channels: 3 for RGB.
 
@@ -59,10 +61,11 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
         features: int = 256,
         groups: int = 8,
         img_channels: int = 3,
+        row_axes: int | None = None,
     ):
         super().__init__()
         channels = list(channels)
-        positive(groups=groups, img_channels=img_channels, reduced=reduced, features=features)
+        positive(groups=groups, img_channels=img_channels, reduced=reduced, features=features, row_axes=row_axes)
         if len(channels) < 2 or any(c < 1 or c % groups for c in channels):
             raise ValueError(f"expected at least two widths that are multiples of groups={groups}, got {channels}")
         step = 2 ** (len(channels) - 1)
@@ -70,18 +73,21 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
             raise ValueError(f"resolution must be a multiple of {step} for {len(channels)} widths, got {resolution}")
         if num_ws < 1 or w_dim < 1:
             raise ValueError(f"num_ws and w_dim must be at least 1, got {num_ws} and {w_dim}")
+        if row_axes is not None and row_axes > w_dim:
+            raise ValueError(f"row_axes must be at most w_dim, {w_dim}, got {row_axes}")
+        drop_empty(self, "row_axes")
         self.stem = nn.Conv2d(img_channels, channels[0], 4, stride=2, padding=1)
         self.levels = nn.ModuleList(ConvBlock(i, o, groups) for i, o in pairwise(channels))
         self.reduce = nn.Conv2d(channels[-1], reduced, 1)
         # Flattened rather than pooled: the position of a feature is part of the code.
         self.to_features = nn.Linear(reduced * (resolution // step) ** 2, features)
         self.to_code = nn.Linear(features, w_dim)
-        self.to_rows = nn.Linear(features, num_ws * w_dim)
+        self.to_rows = nn.Linear(features, num_ws * (w_dim if row_axes is None else row_axes))
         for head in (self.to_code, self.to_rows):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         self.register_buffer("w_mean", torch.zeros(w_dim))
-        self.register_buffer("w_axes", torch.eye(w_dim))  # (axis, w_dim), each of length one standard deviation
+        self.register_buffer("w_axes", torch.eye(w_dim))  # (axis, w_dim), of one standard deviation, ascending
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return w+ codes (B, num_ws, w_dim) for images (B, 3, H, W) in [-1, 1]; ValueError for other shapes."""
@@ -98,8 +104,9 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
         for k, block in enumerate(self.levels):
             x = block(F.avg_pool2d(x, 2) if k else x)
         features = F.silu(self.to_features(F.silu(self.reduce(x)).flatten(1)))
-        offsets = self.to_code(features)[:, None] + self.to_rows(features).unflatten(1, (config.num_ws, config.w_dim))
-        return self.w_mean + offsets @ self.w_axes
+        rows = self.to_rows(features).unflatten(1, (config.num_ws, -1))
+        rows = F.pad(rows, (config.w_dim - rows.shape[-1], 0))  # the leading axes are the last
+        return self.w_mean + (self.to_code(features)[:, None] + rows) @ self.w_axes
 
     @torch.no_grad()
     def fit_axes(self, w: torch.Tensor) -> None:

@@ -23,7 +23,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_data_arguments(p, "folder of real pictures, framed as the generator's", required=False)
     p.set_defaults(resolution=None, avatars=0)  # the generator's resolution
+    p.add_argument("--encoder", help="folder of an encoder to train further; by default a new one is trained")
     p.add_argument("--channels", help="widths of the encoder, comma-separated; by default from the resolution")
+    p.add_argument("--features", type=int, default=256, help="width of the encoder's last layer but one")
+    p.add_argument(
+        "--row_axes",
+        type=int,
+        help="how many of w's principal axes the rows of w+ may differ along; all by default, in a larger file",
+    )
+    p.add_argument(
+        "--train_resolution",
+        type=int,
+        help="size of the pictures that are encoded and compared, one of the generator's; its full size by default",
+    )
+    p.add_argument(
+        "--pool_size",
+        type=int,
+        default=0,
+        help="number of samples to render once, into --output_dir/pool; 0 renders new ones in every step",
+    )
+    p.add_argument(
+        "--sample_dir",
+        action="append",
+        metavar="FOLDER",
+        help="samples drawn before: pictures, and codes.safetensors with each one's code by its name; may be repeated",
+    )
+    p.add_argument(
+        "--picture_batch",
+        type=int,
+        help="how many of a batch's codes are rendered and compared with their pictures; by default all",
+    )
+    p.add_argument(
+        "--degrade",
+        type=float,
+        default=0.0,
+        help="strength of blur, noise, color casts, occlusions and JPEG artifacts in what the encoder sees",
+    )
     p.add_argument(
         "--real_share", type=float, default=0.5, help="share of real pictures in a batch, where there are any"
     )
@@ -35,7 +70,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--code_weight",
         type=float,
         default=0.1,
-        help="weight of the squared error of a sample's code, in units of the generator's own spread",
+        help="weight of the squared error of a sample's code, about 2 for unrelated codes",
+    )
+    p.add_argument(
+        "--code_metric",
+        choices=("spread", "pictures"),
+        default="spread",
+        help="count the errors of codes in units of the generator's own spread, or by what they change in pictures",
     )
     p.add_argument("--pixel_weight", type=float, default=10.0, help="weight of the squared error of pixels")
     p.add_argument("--feature_weight", type=float, default=1.0, help="weight of the distance between features")
@@ -65,5 +106,15 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError("--code_weight, --pixel_weight and --feature_weight are all 0: nothing to train for")
     if not 0 <= args.ema_decay < 1:
         raise ValueError(f"--ema_decay must be at least 0 and below 1, got {args.ema_decay}")
+    if args.pool_size < 0 or args.degrade < 0:
+        raise ValueError("--pool_size and --degrade must not be negative")
+    if args.picture_batch is not None and not 0 <= args.picture_batch <= args.train_batch_size:
+        raise ValueError(
+            f"--picture_batch must be from 0 to --train_batch_size, {args.train_batch_size}, got {args.picture_batch}"
+        )
+    if args.features < 1 or (args.row_axes is not None and args.row_axes < 1):
+        raise ValueError("--features and --row_axes must be at least 1")
+    if args.encoder and (args.channels or args.row_axes):
+        raise ValueError("--encoder has its own sizes: leave --channels and --row_axes out")
     if args.avatars < 0 or args.eval_images < 0:
         raise ValueError("--avatars and --eval_images must not be negative")

@@ -23,7 +23,8 @@ COMPONENTS = {
 
 
 def digests_of_inputs(args: argparse.Namespace) -> dict[str, str]:
-    """Return {flag and file: sha256} of the weights named by --model, --segmenter and --regions, and of --region_map.
+    """Return {flag and file: sha256} of the weights named by --model, --segmenter, --encoder and --regions, and of
+    --region_map.
 
     Computed once per `args`, when the run begins (`forget_inputs`), so later changes of the files do not matter. Files
     inside --output_dir are left out, since the run itself writes there, and so are missing weights: loading them
@@ -61,6 +62,8 @@ def _files(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
         yield from _weights("--regions", regions, "segmenter", None, None)
         if (tree := Path(regions, "tree.json")).is_file():
             yield "--regions tree.json", tree
+    if given.get("encoder"):
+        yield from _weights("--encoder", given["encoder"], "", None, None)
     if given.get("region_map") and Path(given["region_map"]).is_file():
         yield "--region_map", Path(given["region_map"])
 

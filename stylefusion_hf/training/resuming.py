@@ -57,6 +57,7 @@ FREE = RATES | REPORTS | PLACES | CHECKPOINTS | JOBS
 # Flags that name folders or files: two spellings of the same path are equal.
 PATHS = {
     "pretrained_model_name_or_path",
+    "encoder",
     "grow_from",
     "feature_network",
     "train_data_dir",

@@ -10,10 +10,11 @@ from PIL import Image
 from stylefusion_hf import StyleFusionPipeline
 from stylefusion_hf.cli import main
 from stylefusion_hf.cli.edit_photo import describe_reconstruction
+from stylefusion_hf.core.code_files import load_codes
 from stylefusion_hf.core.edits import Direction, save_directions
 from tests.command_line import fails
 from tests.pipelines.test_photograph import POINTS, SIZE, photograph
-from tests.tiny import W_DIM, draw, tiny_pipeline
+from tests.tiny import NUM_WS, W_DIM, draw, tiny_pipeline
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 QUICK = ["--landmarks", "points.json", "--optimize", "2"]
@@ -74,6 +75,26 @@ def test_several_photographs_go_to_a_folder(model: str, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.count("reconstruction: MSE") == 2
 
 
+def test_codes_of_faces_go_on_in_other_commands(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    both = ["edit-photo", "me.png", "you.png", "--model", model, *QUICK, "--codes", "faces.safetensors"]
+    assert main(both) == 0
+    said = capsys.readouterr().out
+    assert "the codes of me, you" in said and said.count("reconstruction: MSE") == 2
+    assert not Path("edited.png").exists() and not Path("edited").exists()
+    codes = load_codes("faces.safetensors")
+    assert list(codes) == ["me", "you"] and codes["me"].tensor.shape == (1, NUM_WS, W_DIM)
+
+    # Hair from the other photograph's code.
+    call = ["edit-photo", "me.png", "--model", model, *QUICK, "--region", "hair=faces.safetensors:you"]
+    assert main([*call, "--out", "one.png", "--codes", "mine.safetensors"]) == 0
+    assert load_codes("mine.safetensors")["me"].tensor.equal(codes["me"].tensor)
+    assert "hair" in json.loads(Path("one.json").read_text())["fusion"]["regions"]
+    # A walk from one person to the other.
+    walk = ["--base", "faces.safetensors:me,faces.safetensors:you", "--steps", "3", "--out", "walk.gif"]
+    assert main(["interpolate", "--model", model, *walk]) == 0
+    assert Path("walk.gif").exists()
+
+
 def test_another_photograph_and_tuning(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["edit-photo", "me.png", "--model", model, "--optimize", "1", "--detector", "finder:find", "--face", "0"]
     call += ["--region", "hair=you.png", "--out", "out/new.jpg"]
@@ -89,8 +110,8 @@ def test_a_reconstruction_that_is_no_face_is_said_to_be_none() -> None:
         explained, mse = [0.95, 0.4, -3.0], [0.01, 0.1, 0.5]
 
     good, poor, worse = (describe_reconstruction(Result, k) for k in range(3))
-    assert "95% of the face's variance" in good and "does not draw" not in good
-    assert "40%" in poor and "this model does not draw such a picture" in poor
+    assert "explains 95% of this face" in good and "does not draw" not in good
+    assert "40%" in poor and "it does not draw such a picture" in poor
     assert " 0%" in worse and "does not draw" in worse
 
 
@@ -98,6 +119,11 @@ def test_a_reconstruction_that_is_no_face_is_said_to_be_none() -> None:
     ("flags", "said"),
     [
         (["me.png", *QUICK], "nothing to change: give --region"),
+        (["me.png", *QUICK, "--codes", "a.safetensors", "--mask", "m.png"], "--mask needs something to change"),
+        (["me.png", *QUICK, "--codes", "a.safetensors", "--strength", "0.5"], "--strength needs something to change"),
+        (["me.png", "sub/me.png", "--codes", "a.safetensors"], "would have one name"),
+        (["me.png", *QUICK, "--codes", "a.png"], "a.png: expected a file name"),
+        (["me.png", "--codes", "a.safetensors", "--from-recipe", "points.json"], "--codes are those of a search"),
         (["nobody.png", "--region", "hair=7"], "there is no picture file nobody.png"),
         ([".", "--region", "hair=7"], "is a folder: name a picture file"),
         (["me.png", "--region", "hair=7", "--out", "new.gif"], "new.gif: expected a file name"),
@@ -125,6 +151,8 @@ def test_a_reconstruction_that_is_no_face_is_said_to_be_none() -> None:
 )
 def test_what_is_refused(model: str, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     photograph("RGBA").save("clear.png")
+    Path("sub").mkdir()
+    photograph().save("sub/me.png")
     Image.fromarray(np.zeros(SIZE, np.uint16)).save("deep.png")
     photograph().convert("CMYK").save("print.jpg")
     photograph().save("film.gif", save_all=True, append_images=[photograph(seed=1)])

@@ -15,7 +15,7 @@ from stylefusion_hf.imaging.faces import align, face_square
 from stylefusion_hf.pipelines.photo_outputs import changed_leaves, explained_share
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
 from tests.portraits import FIVE, similarity
-from tests.tiny import NUM_WS, W_DIM, draw, tiny_fusion, tiny_generator, tiny_pipeline
+from tests.tiny import NUM_WS, W_DIM, draw, tiny_encoder, tiny_fusion, tiny_generator, tiny_pipeline
 
 SIZE = (150, 120)
 POINTS = similarity(FIVE - FIVE.mean(axis=0), 0.35, 0.2, (70, 62))  # a square of 70 pixels
@@ -93,6 +93,39 @@ def test_it_is_what_the_other_pipelines_give(bare: Any) -> None:
     style = bare(given, regions={"eyes": 3}, output_type="latent", **HERE).images
     assert torch.equal(style, bare(given, {"eyes": 3}, output_type="latent", **HERE).images)
     assert out.recipes[0]["fusion"]["regions"] == {"eyes": 3}
+
+
+def test_the_search_alone_and_what_goes_on_from_it(pipe: Any) -> None:
+    given = photograph()
+    found = pipe.invert(given, **HERE)
+    whole = pipe(given, regions={"hair": 7}, **HERE)
+    assert torch.equal(found.codes.tensor, whole.codes.tensor) and torch.equal(found.explained, whole.explained)
+    assert found.images[0].size == found.reconstructions[0].size == (32, 32)
+    assert found.photographs is None and found.masks is None and found.recipes == []
+    assert found.reconstructions[0].tobytes() == whole.reconstructions[0].tobytes()
+    on = {"start": found.codes, "landmarks": found.landmarks, "num_inference_steps": 0}
+    assert pipe(given, regions={"hair": 7}, **on).images[0].tobytes() == whole.images[0].tobytes()
+    assert len(pipe.invert([given, photograph(seed=1)], landmarks=[POINTS] * 2, num_inference_steps=1).mse) == 2
+    with pytest.raises(ValueError, match="no face was found"):
+        pipe.invert(given, detector=lambda image: [])
+    with pytest.raises(ValueError, match="image must be a file"):
+        pipe.invert(3)
+
+
+def test_how_long_the_search_is(pipe: Any) -> None:
+    """Fewer steps from an encoder's guess than from the mean."""
+    taken: list[int] = []
+
+    def on_step(given: Any, step: int, *rest: Any) -> dict[str, Any]:
+        taken.append(given._own_searches()[0].num_timesteps)
+        given.interrupt = True
+        return {}
+
+    guessing = StyleFusionPhotoPipeline.from_pipe(pipe, encoder=tiny_encoder())
+    guessing.set_progress_bar_config(disable=True)
+    for made, start in ((pipe, None), (guessing, None), (guessing, "mean"), (guessing, "encoder")):
+        made.invert(photograph(), landmarks=POINTS, start=start, callback_on_step_end=on_step)
+    assert taken == [100, 50, 100, 50]
 
 
 def test_leaves_that_change() -> None:

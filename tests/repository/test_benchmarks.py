@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import photographs, speed
+from benchmarks import photograph_tables, photographs, speed
 from benchmarks.edits import Bench, at_equal
 from benchmarks.inversion import inverted_subject
 from benchmarks.loops import authors_fusion, nvidia_synthesis
@@ -17,7 +17,7 @@ from stylefusion_hf.evaluation.pairs import FITTING_SEED
 from stylefusion_hf.evaluation.statistics import resamples
 from tests.pipelines.test_photograph import POINTS, photograph
 from tests.planted import planted_pipeline
-from tests.tiny import STYLE_DIM, draw, tiny_generator, tiny_pipeline
+from tests.tiny import STYLE_DIM, draw, tiny_encoder, tiny_generator, tiny_pipeline, tiny_segmenter
 
 CPU = torch.device("cpu")
 
@@ -111,6 +111,63 @@ def test_inverted_pictures_are_paired_two_by_two():
     assert found[0].plain.shape == (2, 3, 32, 32)
     (fitting,) = subject.pairs(2, FITTING_SEED)  # heads are chosen on the samples that all tables share
     assert torch.equal(fitting.base, next(iter(plain.pairs(2, FITTING_SEED))).base)
+
+
+@pytest.fixture
+def portraits(tmp_path):
+    """Two photographs with landmarks, a model and judges: the arguments of a benchmark."""
+    files = [tmp_path / f"{name}.png" for name in ("me", "you")]
+    for seed, file in enumerate(files):
+        photograph(seed=seed).save(file)
+    (tmp_path / "points.json").write_text(json.dumps({file.name: POINTS.tolist() for file in files}))
+    pipe = tiny_pipeline(segmenter=True)
+    pipe.register_modules(encoder=tiny_encoder())
+    pipe.save_pretrained(tmp_path / "model")
+    tiny_segmenter(seed=1).save_pretrained(tmp_path / "judges" / "segmenter")
+    where = ["--model", tmp_path / "model", "--landmarks", tmp_path / "points.json", "--judges", tmp_path / "judges"]
+    return [str(argument) for argument in (*files, *where)]
+
+
+def test_the_stages_of_photographs(portraits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(photographs, "load_backbone", lambda name: lambda x: x.mean(dim=(2, 3)))
+    call = [*portraits, "--table", "stages", "--steps", "2", "--tune", "1", "--backbone", "colors"]
+    photographs.main([*call, "--rows", str(tmp_path / "rows.json")])
+    said = capsys.readouterr().out
+    names = ["mean face", "mean face + 2 steps", "encoder", "encoder + 2 steps", "encoder + 2 steps + 1 of tuning"]
+    assert [line.split(" | ")[0][2:] for line in said.splitlines() if line.startswith("| ")][1:] == names
+    assert "| start and search | MSE | explained | likeness | regions | CPU seconds |" in said
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == 10 and rows["encoder + 2 steps, me"]["MSE"] <= rows["encoder, me"]["MSE"]
+    photographs.main([*call, "--rows", str(tmp_path / "rows.json")])
+    assert "encoder, me:" not in capsys.readouterr().out, "measured again"
+
+
+def test_what_separates_faces_from_other_pictures(portraits, tmp_path, capsys):
+    photographs.main([*portraits, "--table", "likeness", "--steps", "0", "--others", portraits[0]])
+    said = capsys.readouterr().out
+    assert "| checkerboard |" in said and "| me |" in said and "lowest to highest of 2" in said
+    assert "Lowest face" in said
+
+
+def test_the_leak_of_dials_on_photographs_and_samples(portraits, tmp_path, capsys):
+    call = [*portraits, "--table", "leak", "--region", "hair", "--steps", "1", "--rows", str(tmp_path / "kept")]
+    photographs.main(call)
+    said = capsys.readouterr().out
+    assert "| region | leak, photographs | outside, photographs | leak, samples | outside, samples |" in said
+    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == [
+        "me.safetensors",
+        "rows.json",
+        "you.safetensors",
+    ]
+    for row in json.loads((tmp_path / "kept/rows.json").read_text()).values():
+        outside, everything, swapped, counts = row["hair"]
+        assert 0 <= outside <= everything and swapped > 0 and counts in (0, 1)
+
+
+def test_likeness_is_1_for_the_same_and_0_for_another_person():
+    face, others = draw(5), draw(4, 5, seed=1)
+    assert photograph_tables.likeness(face, face, others) == 1
+    assert abs(photograph_tables.likeness(face, others[0], others[:1])) < 1e-6
 
 
 def test_edited_photographs_are_measured(tmp_path, capsys):

@@ -18,7 +18,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 if BROWSER is None:
     pytest.skip("there is no chromium on the PATH: apt install chromium", allow_module_level=True)
 PATIENCE = 90_000  # ms
-TABS = ("Compose", "Mix pictures", "Edit", "Animate", "Compare", "About")
+TABS = ("Compose", "Mix pictures", "Your photograph", "Edit", "Animate", "Compare", "About")
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 # Elements that a pointer can use, as [description, width, height]; links within sentences are exempt (WCAG 2.5.8).

@@ -1,0 +1,247 @@
+"""How near a model comes to photographs, what its dials do to them, and how they differ from what is no face.
+
+The tables of `python -m benchmarks.photographs --table stages|likeness|leak`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stylefusion_hf import Code, StyleFusionPhotoPipeline
+from stylefusion_hf.evaluation.evaluate import build_subject
+from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
+from stylefusion_hf.evaluation.judges import load_judges
+from stylefusion_hf.evaluation.pairs import TEST_SEED, Pairs, render, segment, style_codes
+from stylefusion_hf.evaluation.report import table
+from stylefusion_hf.evaluation.statistics import Estimate, ratio, resamples
+from stylefusion_hf.imaging.images import to_tensor
+
+Features = Callable[[Tensor], Tensor]  # pictures (B, 3, H, W) in [-1, 1] -> (B, D)
+
+
+def cpu_seconds() -> float:
+    """Return this process's CPU time, of all its threads."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+class Cache:
+    """Rows by name in a JSON file, so that an interrupted measurement goes on. Without a path, rows are kept here."""
+
+    def __init__(self, path: str | None):
+        self.path = Path(path) if path else None
+        known = self.path is not None and self.path.exists()
+        self.rows: dict[str, Any] = json.loads(self.path.read_text()) if known and self.path else {}
+
+    def get(self, name: str, measure: Callable[[], Any]) -> Any:
+        """Return the row of that name, measured if it is new."""
+        if name not in self.rows:
+            self.rows[name] = measure()
+            print(f"{name}: {self.rows[name]}", flush=True)
+            if self.path is not None:
+                self.path.write_text(json.dumps(self.rows, indent=1))
+        return self.rows[name]
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Return the mean with its 95 % interval."""
+    x = torch.tensor(values, dtype=torch.float)
+    return Estimate.of(ratio(resamples(len(x)), x, torch.ones(len(x))), len(x))
+
+
+# --- Stages of the search --------------------------------------------------------------------------------------------
+
+
+def stage_settings(has_encoder: bool, steps: Sequence[int], tuning: int) -> dict[str, dict[str, Any]]:
+    """Return {name: arguments of `StyleFusionPhotoPipeline.invert`} of the table's rows."""
+    stages: dict[str, dict[str, Any]] = {"mean face": {"start": "mean", "num_inference_steps": 0}}
+    stages |= {f"mean face + {n} steps": {"start": "mean", "num_inference_steps": n} for n in steps}
+    if has_encoder:
+        stages |= {"encoder": {"num_inference_steps": 0}}
+        stages |= {f"encoder + {n} steps": {"num_inference_steps": n} for n in steps}
+    if tuning:
+        name = list(stages)[-1]
+        stages[f"{name} + {tuning} of tuning"] = stages[name] | {"num_tuning_steps": tuning}
+    return stages
+
+
+def likeness(face: Tensor, made: Tensor, others: Tensor) -> float:
+    """Return 1 minus the distance of features (D,) of a face and its reconstruction, as a share of the mean distance
+    to other people's faces (N, D): 1 for the same picture, 0 for one that is no nearer than another person."""
+    return float(1 - (face - made).norm() / (face - others).norm(dim=1).mean())
+
+
+def agreement(segmenter: Any, face: Tensor, made: Tensor) -> float:
+    """Return the share of pixels in which a segmenter names the same region in two pictures (1, 3, H, W)."""
+    a, b = (segmenter.segment(x).argmax(dim=1) for x in (face, made))
+    return float((a == b).float().mean())
+
+
+@torch.no_grad()
+def measure_stages(
+    pipe: StyleFusionPhotoPipeline,
+    files: Sequence[str],
+    landmarks: Sequence[Any],
+    stages: dict[str, dict[str, Any]],
+    features: Features | None,
+    cache: Cache,
+    segmenter: Any = None,
+) -> str:
+    """Return the table of stages, over all photographs.
+
+    Args:
+        features: for the likeness; None leaves it out.
+        segmenter: judges the regions' agreement; None leaves it out.
+    """
+    faces: dict[str, Any] = {}
+
+    def face_of(file: str, points: Any) -> Tensor:
+        if file not in faces:
+            out = pipe.invert(file, landmarks=points, num_inference_steps=0, start="mean")
+            faces[file] = to_tensor(out.images, out.images[0].width)
+        return faces[file]
+
+    described: dict[str, Tensor] = {}
+    if features is not None:
+        described = {f: features(face_of(f, p))[0] for f, p in zip(files, landmarks, strict=True)}
+
+    def measure(file: str, points: Any, settings: dict[str, Any]) -> dict[str, float]:
+        face = face_of(file, points)
+        before = cpu_seconds()
+        out = pipe.invert(file, landmarks=points, **settings)
+        row = {"seconds": cpu_seconds() - before, "MSE": float(out.mse[0]), "explained": float(out.explained[0])}
+        made = to_tensor(out.reconstructions, face.shape[-1])
+        if features is not None:
+            others = torch.stack([x for name, x in described.items() if name != file])
+            row["likeness"] = likeness(described[file], features(made)[0], others)
+        if segmenter is not None:
+            row["regions"] = agreement(segmenter, face, made)
+        return row
+
+    rows: dict[str, dict[str, Any]] = {}
+    for stage, settings in stages.items():
+        found = [
+            cache.get(f"{stage}, {Path(f).stem}", partial(measure, f, p, settings))
+            for f, p in zip(files, landmarks, strict=True)
+        ]
+        rows[stage] = {name: mean([row[name] for row in found]) for name in found[0] if name != "seconds"}
+        rows[stage]["CPU seconds"] = f"{np.mean([row['seconds'] for row in found]):.1f}"
+    return table("start and search", rows)
+
+
+# --- What is no face -------------------------------------------------------------------------------------------------
+
+
+def draw_others() -> dict[str, Image.Image]:
+    """Return drawn pictures that are no faces: noise, a gradient, stripes, a checkerboard, one color, discs."""
+    random, side = np.random.default_rng(0), 256
+    y, x = np.mgrid[0:side, 0:side] / side
+    planes = {
+        "noise": random.uniform(0, 1, (side, side, 3)),
+        "gradient": np.stack([x, y, 1 - x], axis=-1),
+        "stripes": np.repeat((np.sin(40 * x) > 0)[..., None], 3, axis=-1) * np.array([0.9, 0.5, 0.2]),
+        "checkerboard": np.repeat(((8 * x).astype(int) + (8 * y).astype(int))[..., None] % 2, 3, axis=-1) * 1.0,
+        "one color": np.full((side, side, 3), 0.5) + random.normal(0, 0.02, (side, side, 3)),
+        "discs": np.stack([np.hypot(x - a, y - b) < 0.2 for a, b in ((0.3, 0.3), (0.6, 0.5), (0.5, 0.8))], -1) * 1.0,
+    }
+    return {name: Image.fromarray((255 * plane.clip(0, 1)).astype(np.uint8)) for name, plane in planes.items()}
+
+
+@torch.no_grad()
+def measure_likeness(
+    pipe: StyleFusionPhotoPipeline, faces: dict[str, Any], others: dict[str, Any], steps: int, cache: Cache
+) -> str:
+    """Return what `explained` is for photographs of faces and for pictures that are none, and what separates them.
+
+    Args:
+        faces: {name: (photograph, landmarks or None)}.
+        others: {name: picture}, squares that stand for aligned faces.
+    """
+    full = np.array([[0.386, 0.48], [0.614, 0.48], [0.5, 0.6], [0.41, 0.715], [0.59, 0.715]])  # of an aligned face
+
+    def measure(picture: Any, points: Any) -> float:
+        return float(pipe.invert(picture, landmarks=points, num_inference_steps=steps).explained[0])
+
+    def square(picture: Image.Image) -> tuple[Image.Image, np.ndarray]:
+        return picture, full * picture.width
+
+    found = {name: cache.get(f"face {name}", partial(measure, *p)) for name, p in faces.items()}
+    none = {n: cache.get(f"other {n}", partial(measure, *square(p))) for n, p in others.items()}
+    low, high = min(found.values()), max(none.values())
+    lines = [f"| {name} | {value:.2f} |" for name, value in sorted(none.items(), key=lambda item: -item[1])]
+    lines += [f"| faces, lowest to highest of {len(found)} | {low:.2f} to {max(found.values()):.2f} |"]
+    lines += [f"| faces, mean | {np.mean(list(found.values())):.2f} |"]
+    middle = f"between them lies {(low + high) / 2:.2f}" if low > high else "they overlap"
+    return "\n".join(["| picture | explained |", "|---|---|", *lines, "", f"Lowest face {low:.2f}, highest other"
+                      f" {high:.2f}: {middle}."])  # fmt: skip
+
+
+# --- Dials on photographs beside those on samples --------------------------------------------------------------------
+
+
+@torch.no_grad()
+def measure_leak(pipe: Any, codes: dict[str, Tensor], regions: Sequence[str], judges: str | None, cache: Cache) -> str:
+    """Return the leak and outside change of dials turned from inverted photographs, and from as many samples.
+
+    Args:
+        pipe: a `StyleFusionPipeline`.
+        codes: {name: style codes (1, S)} of inverted photographs.
+        regions: those that are swapped with the same samples' in both.
+        judges: the folder of the judges; None for those of the checkout.
+    """
+    subject = build_subject(pipe, load_judges(judges), batch=1)
+    swap, generator = StyleFusionSwap(pipe), pipe.generator
+
+    def measure(base: Tensor, number: int) -> dict[str, list[float]]:
+        source = style_codes(generator, [TEST_SEED + 2 * number + 1])
+        pictures = [render(pipe, s) for s in (base, source)]
+        pairs = Pairs(base, source, *pictures, *(segment(pipe, x) for x in pictures))
+        judged, row = subject.compare(pairs), {}
+        for region in regions:
+            after = subject.ruler.look(swap.swap(pairs, region, 1.0))
+            columns = subject.ruler.measure(judged, region, after, thorough=False)
+            row[region] = [float(columns[name]) for name in ("outside", "all", "outside_of", "counts")]
+        return row
+
+    rows: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[Any]] = {"photographs": [], "samples": []}
+    for number, (name, style) in enumerate(codes.items()):
+        sample = style_codes(generator, [TEST_SEED + 2 * number])
+        for kind, base in (("photographs", style), ("samples", sample)):
+            found[kind].append(cache.get(f"leak, {kind}, {name}", partial(measure, base, number)))
+    for region in regions:
+        row: dict[str, Any] = {}
+        for kind, each in found.items():
+            outside, everything, swapped, counts = torch.tensor([x[region] for x in each]).t()
+            resampled = resamples(len(each))
+            row[f"leak, {kind}"] = Estimate.of(ratio(resampled, outside * counts, everything * counts), len(each))
+            row[f"outside, {kind}"] = Estimate.of(ratio(resampled, outside * counts, swapped * counts), len(each))
+        rows[region] = row
+    return table("region", rows)
+
+
+def inverted_codes(
+    pipe: StyleFusionPhotoPipeline, files: Sequence[str], landmarks: Sequence[Any], settings: dict[str, Any], path: str
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, style codes (1, S)) of photographs, searched once: codes are kept in the folder `path`."""
+    from stylefusion_hf.core.code_files import load_codes, save_codes
+
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, points in zip(files, landmarks, strict=True):
+        kept = folder / f"{Path(file).stem}.safetensors"
+        if not kept.exists():
+            save_codes(kept, {"face": pipe.invert(file, landmarks=points, **settings).codes})
+        code: Code = load_codes(kept)["face"]
+        with torch.no_grad():
+            yield Path(file).stem, code.tensor if code.space == "s" else pipe.generator.to_style(code.tensor)
