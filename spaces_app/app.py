@@ -36,7 +36,7 @@ from stylefusion_hf.spaces_app.guard import Guard, Page, refuse_fields
 from stylefusion_hf.spaces_app.jobs import AnimationFolder
 from stylefusion_hf.spaces_app.mix import Mix
 from stylefusion_hf.spaces_app.model_text import describe_model
-from stylefusion_hf.spaces_app.models import EMBEDDED, Model
+from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.photo import Photo
 from stylefusion_hf.spaces_app.serving import stop_on_sigterm, temporary_folder, wait_until_stopped
 from stylefusion_hf.spaces_app.uploads import MAX_FILE
