@@ -67,6 +67,10 @@ def record(url: str, stills: Path | None = None) -> Iterator[tuple[bytes, int]]:
         page.wait_for_function(f"{PICTURE}?.startsWith('data:image/png')")
         page.wait_for_timeout(SETTLE)
         yield page.screenshot(), 1200
+        if stills is not None:
+            page.locator("#sf-compose-stage .sf-frame").hover(position={"x": 230, "y": 60})
+            page.screenshot(path=stills / "space-compose.jpg", quality=QUALITY)
+            page.mouse.move(0, 0)
 
         def act(action: Callable[[], Any], changed: str, shown: int) -> tuple[bytes, int]:
             before = page.evaluate(changed)
@@ -94,10 +98,7 @@ def record(url: str, stills: Path | None = None) -> Iterator[tuple[bytes, int]]:
         wait_for_stages(page, "before", "local", "global")
         yield page.screenshot(), 1500
         if stills is not None:
-            page.screenshot(path=stills / "space-edit.jpg", quality=QUALITY)
-            page.get_by_role("tab", name="Compose").click()
-            page.locator("#sf-compose-stage .sf-frame").hover(position={"x": 230, "y": 60})
-            page.screenshot(path=stills / "space-compose.jpg", quality=QUALITY)
+            page.screenshot(path=stills / "space-edit.jpg", quality=QUALITY, full_page=True)
 
 
 def wait_for_stages(page: Any, *names: str) -> None:

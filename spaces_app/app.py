@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 HERE = Path(str(spaces_app.__file__)).parent  # of the package: app.py may be copied elsewhere, next to the wheel
 SESSIONS = 500  # sessions whose settings are kept; the least recently used is dropped first
 MAX_WAITING = 100  # events in the queue of endpoints and long jobs; further ones get an error
+STOP_SECONDS = 10  # that a stopped Space waits for the pictures that it prepares
 CLEANUP = (600, 3600)  # seconds: interval between cleanups, and the age at which a file of the page is deleted
 
 
@@ -197,14 +198,17 @@ def main(sources: Sequence[str], place: str | None = None, directions: str | Non
     with stop_on_sigterm(), temporary_folder():
         tell("Drawing the first pictures")
         page = build(models)
+        preparing = threading.Thread(target=prepare, args=[page], daemon=True)
         try:
             serve(page, **launch)
             if hint := native.build_hint():
                 print(hint, flush=True)
-            threading.Thread(target=prepare, args=[page], daemon=True).start()
+            preparing.start()
             wait_until_stopped(page)
         finally:
             page.close(verbose=False)
+            if preparing.is_alive():
+                preparing.join(STOP_SECONDS)
 
 
 def serve(page: gr.Blocks, **launch: Any) -> None:

@@ -177,4 +177,5 @@ class ComposeEvents:
         model = self.tab.models[index]
         picture = model.render(to_recipe(history.present, model.regions, model.tree.root))
         asked = event_data(event)
-        return gr.update(file=picture_file(model, picture, asked.get("kind"), asked.get("transparent") is True))
+        file = picture_file(model, picture, asked.get("kind"), asked.get("transparent") is True)
+        return gr.update(file=file | {"number": time.monotonic_ns()})  # else the same file could not be saved again

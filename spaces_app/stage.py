@@ -63,6 +63,6 @@ def stage(value: Any = None, leads: bool = False, **settings: Any) -> gr.HTML:
         apply_default_css=False,
         leads=leads,
         message="",
-        file=None,  # {"name", "uri"} of an enlarged or converted picture, which the browser saves
+        file=None,  # {"name", "uri", "number"} of an enlarged or converted picture, which the browser saves
         **settings,
     )

@@ -655,6 +655,19 @@ def test_app_py_runs_where_nothing_lies_beside_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["app.py"]
 
 
+def test_a_taken_port_is_told_with_the_flag_that_names_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(**settings: Any) -> None:
+        raise OSError(
+            "Cannot find empty port in range: 7860-7959. Set GRADIO_SERVER_PORT or pass server_port to launch()."
+        )
+
+    monkeypatch.setattr(app, "queued", lambda page: SimpleNamespace(launch=launch))
+    monkeypatch.delenv("GRADIO_SERVER_PORT", raising=False)
+    for settings, start in (({"server_port": 8123}, "port 8123 is taken"), ({}, "ports 7860 to 7959 are taken")):
+        with pytest.raises(OSError, match=f"^{start}: name a free one with --port, such as --port 8000$"):
+            app.serve(SimpleNamespace(is_running=False), **settings)  # type: ignore[arg-type]
+
+
 def test_models_have_different_names(models: list[Model]) -> None:
     from stylefusion_hf.spaces_app import app
 
