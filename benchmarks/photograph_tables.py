@@ -75,10 +75,15 @@ def stage_settings(has_encoder: bool, steps: Sequence[int], tuning: int) -> dict
     return stages
 
 
+def person(file: str) -> str:
+    """Return whose photograph a file is, by the part of its name before a hyphen: `032-neutral.jpg`."""
+    return Path(file).stem.split("-")[0]
+
+
 def likeness(face: Tensor, made: Tensor, others: Tensor) -> float:
-    """Return 1 minus the distance of features (D,) of a face and its reconstruction, as a share of the mean distance
-    to other people's faces (N, D): 1 for the same picture, 0 for one that is no nearer than another person."""
-    return float(1 - (face - made).norm() / (face - others).norm(dim=1).mean())
+    """Return 1 minus the distance of features (D,) of a reconstruction and its face, as a share of the mean distance
+    of the reconstruction and other people's faces (N, D): 1 for the same picture, 0 for anybody's."""
+    return float(1 - (made - face).norm() / (made - others).norm(dim=1).mean())
 
 
 def agreement(segmenter: Any, face: Tensor, made: Tensor) -> float:
@@ -122,7 +127,7 @@ def measure_stages(
         row = {"seconds": cpu_seconds() - before, "MSE": float(out.mse[0]), "explained": float(out.explained[0])}
         made = to_tensor(out.reconstructions, face.shape[-1])
         if features is not None:
-            others = torch.stack([x for name, x in described.items() if name != file])
+            others = torch.stack([x for name, x in described.items() if person(name) != person(file)])
             row["likeness"] = likeness(described[file], features(made)[0], others)
         if segmenter is not None:
             row["regions"] = agreement(segmenter, face, made)

@@ -167,7 +167,13 @@ def test_the_leak_of_dials_on_photographs_and_samples(portraits, tmp_path, capsy
 def test_likeness_is_1_for_the_same_and_0_for_another_person():
     face, others = draw(5), draw(4, 5, seed=1)
     assert photograph_tables.likeness(face, face, others) == 1
-    assert abs(photograph_tables.likeness(face, others[0], others[:1])) < 1e-6
+    assert abs(photograph_tables.likeness(face, draw(5, seed=2), face.expand(3, -1))) < 1e-6
+    assert (
+        photograph_tables.likeness(face, others[0] * 0.9, others[:1])
+        < 0
+        < photograph_tables.likeness(face, 0.9 * face, others)
+    )
+    assert photograph_tables.person("photos/032-smiling.jpg") == photograph_tables.person("032-neutral.jpg") == "032"
 
 
 def test_edited_photographs_are_measured(tmp_path, capsys):
