@@ -133,12 +133,13 @@ def measure_stages(
             row["regions"] = agreement(segmenter, face, made)
         return row
 
+    measured: dict[str, list[Any]] = {stage: [] for stage in stages}
+    for file, points in zip(files, landmarks, strict=True):
+        for stage, settings in stages.items():
+            name = f"{stage}, {Path(file).stem}"
+            measured[stage].append(cache.get(name, partial(measure, file, points, settings)))
     rows: dict[str, dict[str, Any]] = {}
-    for stage, settings in stages.items():
-        found = [
-            cache.get(f"{stage}, {Path(f).stem}", partial(measure, f, p, settings))
-            for f, p in zip(files, landmarks, strict=True)
-        ]
+    for stage, found in measured.items():
         rows[stage] = {name: mean([row[name] for row in found]) for name in found[0] if name != "seconds"}
         rows[stage]["CPU seconds"] = f"{np.mean([row['seconds'] for row in found]):.1f}"
     return table("start and search", rows)
