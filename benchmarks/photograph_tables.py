@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylefusion_hf import Code, StyleFusionPhotoPipeline
+from stylefusion_hf.core.code_files import load_codes, save_codes
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
 from stylefusion_hf.evaluation.judges import load_judges
@@ -101,12 +102,14 @@ def measure_stages(
     features: Features | None,
     cache: Cache,
     segmenter: Any = None,
+    codes: str | None = None,
 ) -> str:
     """Return the table of stages, over all photographs.
 
     Args:
         features: for the likeness; None leaves it out.
         segmenter: judges the regions' agreement; None leaves it out.
+        codes: a folder that keeps the codes of the longest search without tuning, for `inverted_codes`.
     """
     faces: dict[str, Any] = {}
 
@@ -120,11 +123,15 @@ def measure_stages(
     if features is not None:
         described = {f: features(face_of(f, p))[0] for f, p in zip(files, landmarks, strict=True)}
 
+    longest = [settings for settings in stages.values() if "num_tuning_steps" not in settings][-1]
+
     def measure(file: str, points: Any, settings: dict[str, Any]) -> dict[str, float]:
         face = face_of(file, points)
         before = cpu_seconds()
         out = pipe.invert(file, landmarks=points, **settings)
         row = {"seconds": cpu_seconds() - before, "MSE": float(out.mse[0]), "explained": float(out.explained[0])}
+        if codes is not None and settings is longest:
+            save_codes(kept_code(codes, file), {"face": out.codes})
         made = to_tensor(out.reconstructions, face.shape[-1])
         if features is not None:
             others = torch.stack([x for name, x in described.items() if person(name) != person(file)])
@@ -236,16 +243,18 @@ def measure_leak(pipe: Any, codes: dict[str, Tensor], regions: Sequence[str], ju
     return table("region", rows)
 
 
+def kept_code(folder: str, file: str) -> Path:
+    """Return where the code of a photograph is kept, in a folder that is made."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder, f"{Path(file).stem}.safetensors")
+
+
 def inverted_codes(
     pipe: StyleFusionPhotoPipeline, files: Sequence[str], landmarks: Sequence[Any], settings: dict[str, Any], path: str
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, style codes (1, S)) of photographs, searched once: codes are kept in the folder `path`."""
-    from stylefusion_hf.core.code_files import load_codes, save_codes
-
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     for file, points in zip(files, landmarks, strict=True):
-        kept = folder / f"{Path(file).stem}.safetensors"
+        kept = kept_code(path, file)
         if not kept.exists():
             save_codes(kept, {"face": pipe.invert(file, landmarks=points, **settings).codes})
         code: Code = load_codes(kept)["face"]
