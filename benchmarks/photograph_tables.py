@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylefusion_hf import Code, StyleFusionPhotoPipeline
+from stylefusion_hf.core.code_files import load_codes, save_codes
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
 from stylefusion_hf.evaluation.judges import load_judges
@@ -75,10 +76,15 @@ def stage_settings(has_encoder: bool, steps: Sequence[int], tuning: int) -> dict
     return stages
 
 
+def person(file: str) -> str:
+    """Return whose photograph a file is, by the part of its name before a hyphen: `032-neutral.jpg`."""
+    return Path(file).stem.split("-")[0]
+
+
 def likeness(face: Tensor, made: Tensor, others: Tensor) -> float:
-    """Return 1 minus the distance of features (D,) of a face and its reconstruction, as a share of the mean distance
-    to other people's faces (N, D): 1 for the same picture, 0 for one that is no nearer than another person."""
-    return float(1 - (face - made).norm() / (face - others).norm(dim=1).mean())
+    """Return 1 minus the distance of features (D,) of a reconstruction and its face, as a share of the mean distance
+    of the reconstruction and other people's faces (N, D): 1 for the same picture, 0 for anybody's."""
+    return float(1 - (made - face).norm() / (made - others).norm(dim=1).mean())
 
 
 def agreement(segmenter: Any, face: Tensor, made: Tensor) -> float:
@@ -96,12 +102,14 @@ def measure_stages(
     features: Features | None,
     cache: Cache,
     segmenter: Any = None,
+    codes: str | None = None,
 ) -> str:
     """Return the table of stages, over all photographs.
 
     Args:
         features: for the likeness; None leaves it out.
         segmenter: judges the regions' agreement; None leaves it out.
+        codes: a folder that keeps the codes of the longest search without tuning, for `inverted_codes`.
     """
     faces: dict[str, Any] = {}
 
@@ -115,25 +123,30 @@ def measure_stages(
     if features is not None:
         described = {f: features(face_of(f, p))[0] for f, p in zip(files, landmarks, strict=True)}
 
+    longest = [settings for settings in stages.values() if "num_tuning_steps" not in settings][-1]
+
     def measure(file: str, points: Any, settings: dict[str, Any]) -> dict[str, float]:
         face = face_of(file, points)
         before = cpu_seconds()
         out = pipe.invert(file, landmarks=points, **settings)
         row = {"seconds": cpu_seconds() - before, "MSE": float(out.mse[0]), "explained": float(out.explained[0])}
+        if codes is not None and settings is longest:
+            save_codes(kept_code(codes, file), {"face": out.codes})
         made = to_tensor(out.reconstructions, face.shape[-1])
         if features is not None:
-            others = torch.stack([x for name, x in described.items() if name != file])
+            others = torch.stack([x for name, x in described.items() if person(name) != person(file)])
             row["likeness"] = likeness(described[file], features(made)[0], others)
         if segmenter is not None:
             row["regions"] = agreement(segmenter, face, made)
         return row
 
+    measured: dict[str, list[Any]] = {stage: [] for stage in stages}
+    for file, points in zip(files, landmarks, strict=True):
+        for stage, settings in stages.items():
+            name = f"{stage}, {Path(file).stem}"
+            measured[stage].append(cache.get(name, partial(measure, file, points, settings)))
     rows: dict[str, dict[str, Any]] = {}
-    for stage, settings in stages.items():
-        found = [
-            cache.get(f"{stage}, {Path(f).stem}", partial(measure, f, p, settings))
-            for f, p in zip(files, landmarks, strict=True)
-        ]
+    for stage, found in measured.items():
         rows[stage] = {name: mean([row[name] for row in found]) for name in found[0] if name != "seconds"}
         rows[stage]["CPU seconds"] = f"{np.mean([row['seconds'] for row in found]):.1f}"
     return table("start and search", rows)
@@ -230,16 +243,18 @@ def measure_leak(pipe: Any, codes: dict[str, Tensor], regions: Sequence[str], ju
     return table("region", rows)
 
 
+def kept_code(folder: str, file: str) -> Path:
+    """Return where the code of a photograph is kept, in a folder that is made."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder, f"{Path(file).stem}.safetensors")
+
+
 def inverted_codes(
     pipe: StyleFusionPhotoPipeline, files: Sequence[str], landmarks: Sequence[Any], settings: dict[str, Any], path: str
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, style codes (1, S)) of photographs, searched once: codes are kept in the folder `path`."""
-    from stylefusion_hf.core.code_files import load_codes, save_codes
-
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     for file, points in zip(files, landmarks, strict=True):
-        kept = folder / f"{Path(file).stem}.safetensors"
+        kept = kept_code(path, file)
         if not kept.exists():
             save_codes(kept, {"face": pipe.invert(file, landmarks=points, **settings).codes})
         code: Code = load_codes(kept)["face"]

@@ -114,7 +114,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--others", nargs="*", default=[], metavar="FILE", help="squares that are no faces (likeness)")
     parser.add_argument("--backbone", help="of the stages' likeness: efficientnet-lite0, or a transformer")
     parser.add_argument("--judges", metavar="FOLDER", help="of the stages' regions and of the leak")
-    parser.add_argument("--rows", metavar="FILE", help="JSON file (leak: folder) that keeps what was measured")
+    parser.add_argument("--rows", metavar="FILE", help="JSON file that keeps what was measured")
+    parser.add_argument("--codes", metavar="FOLDER", help="keeps the codes that the stages find and the leak takes")
     parser.add_argument("--recipes", metavar="JSON", help="also write the seams' recipes, a list")
     args = parser.parse_args(argv)
     if args.table in ("seams", "leak") and not args.region:
@@ -129,13 +130,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure_table(args: argparse.Namespace, pipe: Any, points: list[Any]) -> str:
     """Return the table that the flags ask for."""
-    if args.table == "leak":
-        folder = args.rows or "inverted"
-        settings = {"num_inference_steps": args.steps[-1]}
-        codes = dict(tables.inverted_codes(pipe, args.photographs, points, settings, folder))
-        cache = tables.Cache(f"{folder}/rows.json")
-        return tables.measure_leak(StyleFusionPipeline.from_pipe(pipe), codes, args.region, args.judges, cache)
     cache = tables.Cache(args.rows)
+    if args.table == "leak":
+        settings = {"num_inference_steps": args.steps[-1]}
+        codes = dict(tables.inverted_codes(pipe, args.photographs, points, settings, args.codes or "inverted"))
+        return tables.measure_leak(StyleFusionPipeline.from_pipe(pipe), codes, args.region, args.judges, cache)
     if args.table == "likeness":
         faces = {Path(f).stem: (f, place) for f, place in zip(args.photographs, points, strict=True)}
         squares = {Path(f).stem: fit_square(open_image(f), 256, fit="crop") for f in args.others}
@@ -144,7 +143,7 @@ def measure_table(args: argparse.Namespace, pipe: Any, points: list[Any]) -> str
     features = load_backbone(args.backbone) if args.backbone else None
     segmenter = load_judges(args.judges).segmenter if args.judges else None
     stages = tables.stage_settings(pipe.encoder is not None, args.steps, args.tune)
-    return tables.measure_stages(pipe, args.photographs, points, stages, features, cache, segmenter)
+    return tables.measure_stages(pipe, args.photographs, points, stages, features, cache, segmenter, args.codes)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylefusion_hf import FusionHierarchy, MobileStyleGANGenerator, RegionSegmenter, StyleFusionPipeline
+from stylefusion_hf import (
+    FusionHierarchy,
+    ImageEncoder,
+    MobileStyleGANGenerator,
+    RegionSegmenter,
+    StyleFusionPipeline,
+)
 from stylefusion_hf.cli import main
 from stylefusion_hf.conversion import companions, ir_network, openvino_ir
 from stylefusion_hf.conversion.convert import convert
@@ -132,12 +138,16 @@ def test_the_nets_for_the_published_network() -> None:
     """Recognized by the hashes of its files alone; they load, fit its style code, and are small."""
     hashes = json.loads((companions.ASSETS / "faces/companions.json").read_text())["generator"]
     found = companions.find_companions({name: {"sha256": digest} for name, digest in hashes.items()})
-    assert found is not None and found.parts == ["fusion", "segmenter"]
+    assert found is not None and found.parts == ["fusion", "segmenter", "encoder"]
     assert companions.find_companions({name: {"sha256": "0" * 64} for name in hashes}) is None
     nets = FusionHierarchy.from_pretrained(found.folder / "fusion")
     segmenter = RegionSegmenter.from_pretrained(found.folder / "segmenter")
     assert nets.style_width == 6752 and set(nets.tree.leaves) == set(segmenter.config.regions)
-    assert sum(path.stat().st_size for path in found.folder.glob("[!e]*/*.safetensors")) < 12e6
+    encoder = ImageEncoder.from_pretrained(found.folder / "encoder")
+    assert (encoder.config.num_ws, encoder.config.w_dim, encoder.config.resolution) == (18, 512, 128)
+    assert encoder.dtype == torch.float32 and encoder.encode(torch.zeros(1, 3, 256, 256)).isfinite().all()
+    weights = [path for name in found.parts for path in (found.folder / name).glob("*.safetensors")]
+    assert len(weights) == 3 and sum(path.stat().st_size for path in weights) < 16e6
     card = (found.folder / "README.md").read_text()
     assert "research and other non-commercial use" in card
 

@@ -150,16 +150,14 @@ def test_what_separates_faces_from_other_pictures(portraits, tmp_path, capsys):
 
 
 def test_the_leak_of_dials_on_photographs_and_samples(portraits, tmp_path, capsys):
-    call = [*portraits, "--table", "leak", "--region", "hair", "--steps", "1", "--rows", str(tmp_path / "kept")]
-    photographs.main(call)
+    call = [*portraits, "--steps", "1", "--codes", str(tmp_path / "kept")]
+    photographs.main([*call, "--table", "stages"])
+    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == ["me.safetensors", "you.safetensors"]
+    capsys.readouterr()
+    photographs.main([*call, "--table", "leak", "--region", "hair", "--rows", str(tmp_path / "rows.json")])
     said = capsys.readouterr().out
     assert "| region | leak, photographs | outside, photographs | leak, samples | outside, samples |" in said
-    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == [
-        "me.safetensors",
-        "rows.json",
-        "you.safetensors",
-    ]
-    for row in json.loads((tmp_path / "kept/rows.json").read_text()).values():
+    for row in json.loads((tmp_path / "rows.json").read_text()).values():
         outside, everything, swapped, counts = row["hair"]
         assert 0 <= outside <= everything and swapped > 0 and counts in (0, 1)
 
@@ -167,7 +165,13 @@ def test_the_leak_of_dials_on_photographs_and_samples(portraits, tmp_path, capsy
 def test_likeness_is_1_for_the_same_and_0_for_another_person():
     face, others = draw(5), draw(4, 5, seed=1)
     assert photograph_tables.likeness(face, face, others) == 1
-    assert abs(photograph_tables.likeness(face, others[0], others[:1])) < 1e-6
+    assert abs(photograph_tables.likeness(face, draw(5, seed=2), face.expand(3, -1))) < 1e-6
+    assert (
+        photograph_tables.likeness(face, others[0] * 0.9, others[:1])
+        < 0
+        < photograph_tables.likeness(face, 0.9 * face, others)
+    )
+    assert photograph_tables.person("photos/032-smiling.jpg") == photograph_tables.person("032-neutral.jpg") == "032"
 
 
 def test_edited_photographs_are_measured(tmp_path, capsys):
