@@ -18,15 +18,8 @@ import torch
 
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.edits import MAX_DIRECTIONS, Direction
-from stylefusion_hf.core.foreign_codes import DIRECTION_NAMES, looks_like_codes
+from stylefusion_hf.core.foreign_codes import DIRECTION_NAMES, TELLING, looks_like_codes
 from stylefusion_hf.core.untrusted.inert import ConversionError, LazyArray, Record
-
-# Words of directions' names: what such files are called, and attributes that nobody calls a code by. Names of regions
-# are none of them: hair.npy may be the code of someone with that hair.
-TELLING = re.compile(
-    r"(?<![a-z])(boundar(y|ies)|directions?|attributes?|sliders?|delta|axis|interfacegan|ganspace|styleclip|sefa"
-    r"|age|gender|pose|yaw|pitch|roll|smil(e|es|ing)|(eye)?glasses|young|expression|emotion|zoom)(?![a-z])"
-)
 
 
 @dataclass

@@ -28,7 +28,8 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.pipelines.inversion_inputs import TENSOR_INPUTS, check_callback
-from stylefusion_hf.pipelines.invert import StyleFusionInversionPipeline, in_place
+from stylefusion_hf.pipelines.inversion_steps import in_place
+from stylefusion_hf.pipelines.invert import StyleFusionInversionPipeline
 from stylefusion_hf.pipelines.output import StyleFusionPhotoPipelineOutput
 from stylefusion_hf.pipelines.photo_inputs import Sources, align_face, find_detector, list_landmarks, list_sources
 from stylefusion_hf.pipelines.photo_outputs import changed_leaves, describe_faces, to_output_type

@@ -28,6 +28,12 @@ CODE_NAME = re.compile(
 )
 Z_NAME = re.compile(r"(projected_|d?latent_)?z(_?\d+)?")
 DIRECTION_FILE = re.compile(r"boundar(y|ies)|direction")  # in the name of a file
+# Words of directions' names: what such files are called, and attributes that nobody calls a code by. Names of regions
+# are none of them: hair.npy may be the code of someone with that hair.
+TELLING = re.compile(
+    r"(?<![a-z])(boundar(y|ies)|directions?|attributes?|sliders?|delta|axis|interfacegan|ganspace|styleclip|sefa"
+    r"|age|gender|pose|yaw|pitch|roll|smil(e|es|ing)|(eye)?glasses|young|expression|emotion|zoom)(?![a-z])"
+)
 DIRECTION_NAMES = {"boundary", "direction", "directions", "lat_comp", "comp", "eigvec"}
 DIRECTIONS_HINT = "holds directions, not codes: `stylefusion convert` makes a file for --edit of them"
 
@@ -104,6 +110,8 @@ def looks_like_codes(content: Any, stem: str) -> bool:
         return False
     if any(CODE_NAME.fullmatch((name or stem).lower()) for name in arrays):
         return True
+    if TELLING.search(stem.lower()):  # encoder4editing's pose.pt is (1, 18, 512), as a code would be
+        return False
     if arrays and isinstance(content, Mapping) and any(_projected(v) is not None for v in content.values()):
         return True
     return any(_is_batch_of_w_plus(tuple(array.shape)) for array in arrays.values())

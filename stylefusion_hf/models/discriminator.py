@@ -120,6 +120,8 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
             raise ValueError(f"input_skips must be from 0 to {len(channels) - 1} (the blocks), got {input_skips}")
         self.register_to_config(channels=channels, base_size=base_size)
         drop_empty(self, "base_size")  # so that configs of squares stay as they were
+        height, width = base_size or (4, 4)
+        self.picture_size = size_at(resolution, (height, width))
         c4 = channels[0]
         embed = label_embed_dim or c4
         self.fromrgb = EqualizedConv(img_channels, channels[-1], 1, clamp=conv_clamp)
@@ -139,8 +141,7 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
         self, images: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
     ) -> DiscriminatorOutput | tuple:
         """`logits` (B, 1). ValueError if the images have another shape than the model's."""
-        size = size_at(self.config.resolution, self.config.get("base_size") or (4, 4))
-        expected = (self.config.img_channels, *size)
+        expected = (self.config.img_channels, *self.picture_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"

@@ -20,11 +20,12 @@ from stylefusion_hf.ops.wavelets import HAAR, inverse_haar, is_eager, is_native
 class Noise(NamedTuple):
     """Noise for a layer. Only the layer itself scales it, so that its tensors are used in its own call.
 
-    `drawn`: (B, 1, resolution, resolution), or None for the layer's stored noise. `rows`: which of its rows.
+    `drawn`: (B, 1, resolution, resolution), or None for the layer's stored noise. `rows`: which of its rows, or None
+    for all.
     """
 
     drawn: Tensor | None
-    rows: slice = slice(None)
+    rows: slice | None = None  # no slice as the default, which the compiler of torch 2.6 does not know
 
 
 class NoisyActivation(nn.Module):
@@ -51,7 +52,8 @@ class NoisyActivation(nn.Module):
         if noise is None:
             return None
         maps = self.noise_const[None, None] if noise.drawn is None else noise.drawn
-        return maps[:, :, noise.rows].to(self.bias.dtype) * self.noise_strength
+        maps = maps if noise.rows is None else maps[:, :, noise.rows]
+        return maps.to(self.bias.dtype) * self.noise_strength
 
     def convolve(self, x: Tensor, weight: Tensor, given: Noise | None) -> Tensor:
         """Convolve (B, in, H, W) at its size, then add noise and bias and activate."""

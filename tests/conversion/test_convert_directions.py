@@ -212,3 +212,16 @@ def test_directions_are_held_against_any_generator(tmp_path, make):
         generator=tmp_path / "model",
         overwrite=True,
     )
+
+
+def test_attributes_in_the_form_of_codes_are_directions(tmp_path):
+    """encoder4editing's pose.pt is (1, 18, 512), its age.pt (1, 512)."""
+    folder = tmp_path / "e4e"
+    folder.mkdir()
+    torch.save(torch.randn(1, 18, 512), folder / "pose.pt")
+    torch.save(torch.nn.functional.normalize(torch.randn(1, 512)), folder / "age.pt")
+    _, table, _ = converted(tmp_path, folder)
+    assert {name: about["space"] for name, about in table.items()} == {"age": "w", "pose": "w+"}
+    torch.save(torch.randn(1, 18, 512), folder / "me.pt")
+    with pytest.raises(ConversionError, match=r"me\.pt: holds codes"):
+        convert(folder, tmp_path / "no")

@@ -121,7 +121,8 @@ class Blender(nn.Module):
         x = x.unflatten(0, (batch, count))
         if self.adaptive is not None:  # the other rows only keep constants and novelty terms
             x = x * self.adaptive.to(x.dtype)
-        logits, *terms = x.split(codes[0].shape[-1], dim=-1)
+        logits, *rest = x.split(codes[0].shape[-1], dim=-1)
+        terms = list(rest)  # the compiler of torch 2.6 has a tuple here
         if self.product:
             logits = logits + terms.pop(0) * signed(*codes[:2]).to(x.dtype)
         if self.gate_novelty is not None and novelty is not None:
