@@ -25,16 +25,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# The first new picture, a preview where the model has any, and the full one, which is a PNG.
 TURN = """([selector, value]) => new Promise(done => {
     const picture = document.querySelector("#sf-compose-stage .sf-picture"), before = picture.src;
     const input = document.querySelector(selector), begun = performance.now();
+    let first = null;
     new MutationObserver((_, observer) => {
-        if (picture.src !== before) { observer.disconnect(); done(performance.now() - begun); }
+        if (picture.src === before) return;
+        first ??= performance.now() - begun;
+        if (!picture.src.startsWith("data:image/png")) return;
+        observer.disconnect();
+        done([first, performance.now() - begun]);
     }).observe(picture, { attributes: true });
     if (value === null) return input.click();
     input.value = value;
     input.dispatchEvent(new Event("input", { bubbles: true }));
 })"""
+REST = 400  # ms from a preview until the page asks for the full picture, as in stage.js
 PAUSE = 200  # ms between turns
 
 
@@ -44,15 +51,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=60, help="of each dial")
     parser.add_argument("--visitors", type=int, default=20)
     parser.add_argument("--requests", type=int, default=10, help="of each visitor")
-    parser.add_argument("--renders", type=int, default=500, help="for the memory")
+    parser.add_argument("--renders", type=int, default=500, help="for the memory; 0 leaves it out")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args(argv)
 
     found: dict[str, Any] = {"cores": os.cpu_count(), "load before": os.getloadavg()[0]}
     with serving(args.model) as (url, process):
-        found |= in_browser(url, args.turns)
-        found |= visitors(url, args.visitors, args.requests)
-        found |= memory(url, process, args.renders)
+        found |= in_browser(url, args.turns, process)
+        found |= visitors(url, args.visitors, args.requests, process)
+        if args.renders:
+            found |= memory(url, process, args.renders)
     found["load after"] = os.getloadavg()[0]
     for name, value in found.items():
         print(f"{name}: {value}")
@@ -79,7 +87,7 @@ def serving(model: str | None) -> Iterator[tuple[str, int]]:
         )
         url = f"http://127.0.0.1:{port}"
         try:
-            for _ in range(600):
+            for _ in range(3000):
                 try:
                     httpx.get(url)
                     break
@@ -87,10 +95,29 @@ def serving(model: str | None) -> Iterator[tuple[str, int]]:
                     if process.poll() is not None:
                         raise RuntimeError(f"{' '.join(command)} has ended: run it by hand") from None
                     time.sleep(0.2)
+            until_idle(process.pid)
             yield url, process.pid
         finally:
             process.terminate()
             process.wait()
+
+
+def cpu_seconds(process: int) -> float:
+    """Processor time of a process and its threads, on Linux."""
+    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def until_idle(process: int, patience: float = 600.0) -> None:
+    """Wait until the server has prepared what its first visitors see."""
+    begun = time.perf_counter()
+    before = cpu_seconds(process)
+    while time.perf_counter() - begun < patience:
+        time.sleep(0.6)
+        now = cpu_seconds(process)
+        if now - before < 0.02:
+            return
+        before = now
 
 
 def timed(job: Callable[[int], Any], count: int) -> list[float]:
@@ -108,7 +135,7 @@ def percentiles(times: Sequence[float]) -> dict[str, float]:
     return {"median ms": round(statistics.median(times), 1), "p95 ms": round(statistics.quantiles(times, n=20)[-1], 1)}
 
 
-def in_browser(url: str, turns: int) -> dict[str, Any]:
+def in_browser(url: str, turns: int, process: int) -> dict[str, Any]:
     """Turns of a seed, a strength and psi in the tab Compose, and clicks of buttons."""
     from playwright.sync_api import sync_playwright
 
@@ -125,20 +152,32 @@ def in_browser(url: str, turns: int) -> dict[str, Any]:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(300_000)
         page.goto(url)
-        page.wait_for_selector("#sf-compose-stage .sf-picture[src^=data]")
+        page.wait_for_function(
+            "document.querySelector('#sf-compose-stage .sf-picture')?.src.startsWith('data:image/png')"
+        )
         page.wait_for_timeout(2000)
         for name, (selector, value) in controls.items():
-            times = []
-            for i in range(-3, turns):  # the first three warm up
+            times, begun = [], 0.0
+            for i in range(-2, turns):  # the first two warm up
+                if i == 0:
+                    begun = cpu_seconds(process)
                 times.append(page.evaluate(TURN, [selector, str(value(i)) if value else None]))
                 page.wait_for_timeout(PAUSE)
-            found[f"turn of a {name}"] = percentiles(times[3:])
+                until_idle(process)  # thumbnails and candidates follow the full picture
+            previews = [first for first, _ in times[2:]]
+            found[f"turn of a {name}"] = percentiles(previews) | {
+                "server CPU ms, with all that follows": round(1e3 * (cpu_seconds(process) - begun) / turns)
+            }
+            rested = [last - first - REST for first, last in times[2:] if last > first]
+            if len(rested) > 1:
+                found[f"full picture after a {name}, at rest"] = percentiles(rested)
         browser.close()
     return found
 
 
-def visitors(url: str, count: int, requests: int) -> dict[str, Any]:
+def visitors(url: str, count: int, requests: int, process: int) -> dict[str, Any]:
     """So many clients at once, each with pictures of its own."""
     from gradio_client import Client
 
@@ -153,11 +192,14 @@ def visitors(url: str, count: int, requests: int) -> dict[str, Any]:
 
             return timed(ask, requests)
 
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), cpu_seconds(process)
         with ThreadPoolExecutor(count) as pool:
             times = [one for each in pool.map(visit, range(count)) for one in each]
         seconds = time.perf_counter() - begun
-    rate = {"pictures a second": round(len(times) / seconds, 1)}
+    rate = {
+        "pictures a second": round(len(times) / seconds, 2),
+        "server CPU ms per picture": round(1e3 * (cpu_seconds(process) - spent) / len(times)),
+    }
     return {f"{count} visitors at once": percentiles(times) | rate}
 
 

@@ -1,9 +1,10 @@
 """A short recording of the Space as an animated WebP, made by driving the page: for the README and the guide.
 
-    python -m benchmarks.space_recording docs/images/space.webp
+    python -m benchmarks.space_recording docs/images/space.webp --model faces --stills docs/images
     python -m benchmarks.space_recording space.webp --model my-model --url http://127.0.0.1:7860
 
-Wants the extra `space`, playwright and chromium. Frames are screenshots, each shown for as long as its step says.
+Wants the extra `space`, playwright and chromium. Frames are screenshots, each shown for as long as its step says. With
+--stills, pictures of the tabs Compose and Edit are written too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from benchmarks.space import serving
 
 SIZE = (1280, 860)  # of the browser's window
 MOST = 10**6  # bytes of the file
+SETTLE = 2500  # ms until thumbnails and candidates have followed a full picture
+QUALITY = 85  # of a JPEG
 PICTURE = "document.querySelector('#sf-compose-stage .sf-picture')?.src"
 ROW = "document.querySelector('#sf-looks .sf-candidate img')?.src"
 
@@ -31,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("file", type=Path, help="ends in .webp")
     parser.add_argument("--model", help="a folder or a Hub id (default: the embedded model)")
     parser.add_argument("--url", help="a Space that runs already (default: one is started)")
+    parser.add_argument("--stills", type=Path, help="a folder for space-compose.jpg and space-edit.jpg")
     parser.add_argument("--width", type=int, default=800, help="of the recording, in pixels")
     args = parser.parse_args(argv)
     with address(args.url, args.model) as url:
-        frames = list(record(url))
+        frames = list(record(url, args.stills))
     write(args.file, frames, args.width)
     print(f"{args.file}: {len(frames)} frames, {args.file.stat().st_size:,} bytes")
 
@@ -49,8 +53,8 @@ def address(url: str | None, model: str | None) -> Iterator[str]:
         yield started
 
 
-def record(url: str) -> Iterator[tuple[bytes, int]]:
-    """Yield screenshots (PNG) and how long each is shown, in milliseconds."""
+def record(url: str, stills: Path | None = None) -> Iterator[tuple[bytes, int]]:
+    """Yield screenshots (PNG) and how long each is shown, in milliseconds; write some as JPEG into `stills`."""
     from playwright.sync_api import sync_playwright
 
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
@@ -60,16 +64,25 @@ def record(url: str) -> Iterator[tuple[bytes, int]]:
         )
         page.set_default_timeout(120_000)
         page.goto(url)
-        page.wait_for_function(f"{PICTURE}?.startsWith('data:')")
-        page.wait_for_timeout(2000)
+        page.wait_for_function(f"{PICTURE}?.startsWith('data:image/png')")
+        page.wait_for_timeout(SETTLE)
         yield page.screenshot(), 1200
+        if stills is not None:
+            page.locator("#sf-compose-stage .sf-frame").hover(position={"x": 230, "y": 60})
+            page.screenshot(path=stills / "space-compose.jpg", quality=QUALITY)
+            page.mouse.move(0, 0)
 
         def act(action: Callable[[], Any], changed: str, shown: int) -> tuple[bytes, int]:
             before = page.evaluate(changed)
             action()
             page.wait_for_function(f"before => {changed} !== before", arg=before)
-            page.wait_for_timeout(1200)  # the full picture, and the row on it
+            settle()
             return page.screenshot(), shown
+
+        def settle() -> None:
+            """Wait for the full picture, and for what follows it."""
+            page.wait_for_function(f"{PICTURE}?.startsWith('data:image/png')")
+            page.wait_for_timeout(SETTLE)
 
         candidates = page.locator("#sf-looks .sf-candidate")
         for number in (1, 5):
@@ -79,6 +92,21 @@ def record(url: str) -> Iterator[tuple[bytes, int]]:
             yield act(candidates.nth(4).click, PICTURE, 900)
         yield act(page.locator("#sf-surprise").click, PICTURE, 1200)
         yield act(lambda: page.keyboard.press("Control+z"), PICTURE, 1200)
+        page.get_by_role("tab", name="Edit").click()
+        strips = page.locator("#sf-strips .sf-strip")
+        strips.first.wait_for()
+        wait_for_stages(page, "before", "local", "global")
+        yield page.screenshot(), 1500
+        if stills is not None:
+            page.screenshot(path=stills / "space-edit.jpg", quality=QUALITY, full_page=True)
+
+
+def wait_for_stages(page: Any, *names: str) -> None:
+    """Wait until these stages of the tab Edit show full pictures."""
+    for name in names:
+        page.wait_for_function(
+            f"document.querySelector('#sf-edit-{name} .sf-picture').src.startsWith('data:image/png')"
+        )
 
 
 def write(path: Path, frames: Sequence[tuple[bytes, int]], width: int) -> None:

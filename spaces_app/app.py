@@ -8,13 +8,16 @@ the first of them.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stylefusion_hf.spaces_app import device  # noqa: F401  # ZeroGPU must be set up before torch is imported
+from stylefusion_hf.spaces_app import EMBEDDED, device  # noqa: F401  # ZeroGPU must be set up before torch is imported
 
 import gradio as gr  # isort: skip
 from fastapi.exceptions import RequestValidationError
@@ -24,7 +27,8 @@ from stylefusion_hf import spaces_app
 from stylefusion_hf.cli.loading import load_pipeline
 from stylefusion_hf.core.checks import shown
 from stylefusion_hf.ops import native
-from stylefusion_hf.spaces_app.compose import QUICK, Compose
+from stylefusion_hf.spaces_app.compose import Compose
+from stylefusion_hf.spaces_app.compose_events import QUICK
 from stylefusion_hf.spaces_app.edit import Edit
 from stylefusion_hf.spaces_app.endpoints import Endpoints
 from stylefusion_hf.spaces_app.errors import show_errors
@@ -32,15 +36,18 @@ from stylefusion_hf.spaces_app.guard import Guard, Page, refuse_fields
 from stylefusion_hf.spaces_app.jobs import AnimationFolder
 from stylefusion_hf.spaces_app.mix import Mix
 from stylefusion_hf.spaces_app.model_text import describe_model
-from stylefusion_hf.spaces_app.models import EMBEDDED, Model
+from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.photo import Photo
 from stylefusion_hf.spaces_app.serving import stop_on_sigterm, temporary_folder, wait_until_stopped
 from stylefusion_hf.spaces_app.uploads import MAX_FILE
 from stylefusion_hf.spaces_app.walk import Grid, Walk
 
+logger = logging.getLogger(__name__)
+
 HERE = Path(str(spaces_app.__file__)).parent  # of the package: app.py may be copied elsewhere, next to the wheel
 SESSIONS = 500  # sessions whose settings are kept; the least recently used is dropped first
 MAX_WAITING = 100  # events in the queue of endpoints and long jobs; further ones get an error
+STOP_SECONDS = 10  # that a stopped Space waits for the pictures that it prepares
 CLEANUP = (600, 3600)  # seconds: interval between cleanups, and the age at which a file of the page is deleted
 
 
@@ -64,7 +71,7 @@ def load_models(sources: Sequence[str], place: str | None = None, directions: st
     return models
 
 
-def build(models: Sequence[Model]) -> gr.Blocks:
+def build(models: Sequence[Model]) -> Page:
     """Build the page.
 
     Raises:
@@ -93,8 +100,8 @@ def build(models: Sequence[Model]) -> gr.Blocks:
                 Mix(models, chosen, compose.send, QUICK)
             with gr.Tab("Your photograph", id="photo"):
                 Photo(models, chosen, QUICK)
-            with gr.Tab("Edit", id="edit"):
-                Edit(models, chosen, compose.send, compose.fetch, QUICK)
+            with gr.Tab("Edit", id="edit") as tab:
+                edit = Edit(models, chosen, compose.send, compose.fetch, tab, QUICK)
             with gr.Tab("Animate", id="animate") as tab:
                 Walk(models, chosen, compose.fetch, films, tab)
             with gr.Tab("Compare", id="compare") as tab:
@@ -111,6 +118,8 @@ def build(models: Sequence[Model]) -> gr.Blocks:
         Endpoints(models, films)
         inputs = [chosen, compose.history, *compose.values]
         page.load(show_errors(compose.arrive), inputs, [*compose.page, chosen], **QUICK)
+        for index in range(len(models)):  # in the order in which a visitor comes to them
+            page.preparations += [partial(compose.prepare, index), partial(edit.prepare, index)]
     return page
 
 
@@ -189,13 +198,17 @@ def main(sources: Sequence[str], place: str | None = None, directions: str | Non
     with stop_on_sigterm(), temporary_folder():
         tell("Drawing the first pictures")
         page = build(models)
+        preparing = threading.Thread(target=prepare, args=[page], daemon=True)
         try:
             serve(page, **launch)
             if hint := native.build_hint():
                 print(hint, flush=True)
+            preparing.start()
             wait_until_stopped(page)
         finally:
             page.close(verbose=False)
+            if preparing.is_alive():
+                preparing.join(STOP_SECONDS)
 
 
 def serve(page: gr.Blocks, **launch: Any) -> None:
@@ -209,10 +222,22 @@ def serve(page: gr.Blocks, **launch: Any) -> None:
     except OSError as error:
         if "port" not in str(error):  # gradio's message names its own variables and functions
             raise
-        port = launch.get("server_port") or os.environ.get("GRADIO_SERVER_PORT") or "7860 to 7959"
-        raise OSError(f"port {port} is taken: name a free one with --port, such as --port 8000") from None
+        port = launch.get("server_port") or os.environ.get("GRADIO_SERVER_PORT")
+        taken = f"port {port} is taken" if port else "ports 7860 to 7959 are taken"
+        raise OSError(f"{taken}: name a free one with --port, such as --port 8000") from None
     if page.is_running:
         print(f"Ready: {page.local_url} (Ctrl-C stops it)", flush=True)
+
+
+def prepare(page: Page) -> None:
+    """Make what visitors see first in each tab and of each model, while the server runs."""
+    for make in page.preparations:
+        if not page.is_running:
+            return
+        try:
+            make()
+        except Exception:  # whoever opens that tab is told
+            logger.exception("while preparing the page")
 
 
 def tell(what: str) -> None:

@@ -16,12 +16,13 @@ import argparse
 from stylefusion_hf.cli.arguments import add_device_argument, positive
 from stylefusion_hf.cli.checks import check_file, check_model, check_named_device, check_port
 from stylefusion_hf.core.installing import install_command
+from stylefusion_hf.spaces_app import EMBEDDED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = parser.add_argument_group("models")
     models.add_argument(
-        "--model", action="append", metavar="FOLDER|ID", help="a folder or a Hub id (default: the embedded model)"
+        "--model", action="append", metavar="FOLDER|ID", help="a folder, a Hub id or `embedded` (default: embedded)"
     )
     models.add_argument(
         "--directions", metavar="FILE", help="directions of the first model (default: found at startup)"
@@ -36,14 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_named_device(args.device)
-    for model in args.model or [None]:
-        check_model(argparse.Namespace(model=model))
+    for model in args.model or [EMBEDDED]:
+        check_model(argparse.Namespace(model=None if model == EMBEDDED else model))
     if args.directions:
         check_file(args.directions, "--directions")
     check_port(args.host, args.port)
     try:
         from stylefusion_hf.spaces_app import app
-        from stylefusion_hf.spaces_app.models import EMBEDDED
     except ImportError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise

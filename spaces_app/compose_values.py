@@ -9,7 +9,7 @@ import gradio as gr
 
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.models import Model
-from stylefusion_hf.spaces_app.results import data_uri, result
+from stylefusion_hf.spaces_app.results import result, view_uri
 from stylefusion_hf.spaces_app.settings import History, Settings, to_recipe
 
 EXAMPLES_JS = """
@@ -42,7 +42,8 @@ def example_buttons(model: Model) -> str:
     buttons = []
     for number in range(len(dials.EXAMPLES)):
         settings = dials.example_settings(model, number)
-        uri = data_uri(model.draft(to_recipe(settings, model.regions, model.tree.root)).image)
+        (image,), _ = model.render_small(to_recipe(settings, model.regions, model.tree.root))
+        uri = view_uri(model, image)
         label = f"Example {number + 1}"
         buttons.append(
             f'<button type="button" data-example="{number}" aria-label="{label}"><img src="{uri}" alt=""></button>'

@@ -11,7 +11,7 @@ import gradio as gr
 from stylefusion_hf.spaces_app.changes import places
 from stylefusion_hf.spaces_app.model_text import how_to_get_dials
 from stylefusion_hf.spaces_app.models import Model
-from stylefusion_hf.spaces_app.results import data_uri, title
+from stylefusion_hf.spaces_app.results import title, view_uri
 from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, RecipeField, Settings, read_seed, source
 
 OWN = -1  # value of the class control: each seed has its own class
@@ -96,7 +96,7 @@ class Card:
         region = None if isinstance(name, RecipeField) else name
         image = model.thumbnails([follows if code is None else code], kind_of_all, region)[0]
         kind, alt = "sf-follows" if code is None else "sf-own", f"{display_name(name)}: {describe_code(code)}"
-        return f'<img class="{kind}" src="{data_uri(image)}" alt="{escape(alt)}">'
+        return f'<img class="{kind}" src="{view_uri(model, image)}" alt="{escape(alt)}">'
 
 
 def check_seeds(model: Model, settings: Settings) -> Settings:
@@ -191,8 +191,23 @@ def example_settings(model: Model, index: int) -> Settings:
     return settings
 
 
+def thumbnail_values(model: Model, cards: Sequence[Card], settings: Settings) -> dict[Any, str]:
+    """Return {control: its value} of the thumbnails of a model's dials."""
+    follows, label = source(settings, BASE, settings.base), settings.kept.get("class_labels")
+    names = (BASE, COMMON, *model.regions)
+    shown = [
+        (card, name) for place, (card, name) in enumerate(zip(cards, names, strict=False)) if place in places(model)
+    ]
+    return {
+        card.thumbnail: card.picture(
+            model, name, source(settings, name, settings.dial(name, model.regions)), follows, label
+        )
+        for card, name in shown
+    }
+
+
 def changed_properties(
-    model: Model, cards: Sequence[Card], was: Settings | None, settings: Settings
+    model: Model, cards: Sequence[Card], was: Settings | None, settings: Settings, thumbnails: bool = True
 ) -> dict[Any, dict[str, Any]]:
     """Return {control: the properties that change}, except the controls' values.
 
@@ -201,6 +216,7 @@ def changed_properties(
         cards: the dials of the base, of what is shared, and of every region; surplus ones are ignored.
         was: the settings shown so far; None to return all properties.
         settings: the settings to show.
+        thumbnails: whether to draw those that change.
     """
     changed: dict[Any, dict[str, Any]] = {}
     follows, label = source(settings, BASE, settings.base), settings.kept.get("class_labels")
@@ -218,7 +234,8 @@ def changed_properties(
             now = (code, follows if code is None else None, label)
             if now == (code_before, follows_before if code_before is None else None, was.kept.get("class_labels")):
                 continue
-        changed[card.thumbnail] = {"value": card.picture(model, name, code, follows, label)}
+        if thumbnails:
+            changed[card.thumbnail] = {"value": card.picture(model, name, code, follows, label)}
     note = explain_base(model, settings)
     if cards[0].note is not None and (was is None or note != explain_base(model, was)):
         changed[cards[0].note] = {"value": escape(note), "visible": bool(note)}

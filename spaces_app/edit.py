@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from stylefusion_hf.core.checks import check_number
 from stylefusion_hf.spaces_app import dials
-from stylefusion_hf.spaces_app.edit_example import Example, find_example
+from stylefusion_hf.spaces_app.compose_values import event_data
+from stylefusion_hf.spaces_app.edit_example import FIRST_SEED, STRENGTH, Example, find_example
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.jobs import add_edit, start_recipe
 from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.opening import open_when_seen
 from stylefusion_hf.spaces_app.results import result
 from stylefusion_hf.spaces_app.stage import stage
+from stylefusion_hf.spaces_app.strips import StripDrawer, direction_name, strips
 
 MAX_STRENGTH = 5  # end of the slider, in standard deviations
 
@@ -25,6 +30,7 @@ class Edit:
     Args:
         models, chosen, send: as in `Mix`.
         fetch: `fetch(button, outputs)` connects a button that copies the recipe of Compose.
+        tab: the tab, which opens with an edit.
         quick: settings of events that answer immediately.
     """
 
@@ -34,33 +40,40 @@ class Edit:
         chosen: gr.Dropdown,
         send: Callable[..., None],
         fetch: Callable[..., Any],
+        tab: gr.Tab,
         quick: dict[str, Any],
     ):
         self.models = models
         self._examples: dict[int, Example] = {}
-        model, example = models[0], self.example(0)
-        start, recipe = gr.State(example.recipe), gr.State(None)
+        self._finding = threading.Lock()
+        self._drawers = [StripDrawer(model) for model in models]
+        model = models[0]
+        start, recipe = gr.State(first_recipe(model)), gr.State(None)
         gr.Markdown(
             "A direction is one way in which the model's pictures differ. Beside the picture as it is, the second"
             " moves along the direction in the chosen region only; the third moves everywhere, as edits usually do.",
             elem_classes="sf-lead",
         )
         with gr.Row(elem_classes="sf-from"):
-            seed = gr.Number(label="Picture (seed)", value=example.recipe["base"])
+            seed = gr.Number(label="Picture (seed)", value=FIRST_SEED, elem_id="sf-edit-seed")
             take = gr.Button("Take the one from Compose", elem_id="sf-edit-take")
         with gr.Row():
-            region = gr.Dropdown(region_choices(model), value=example.region, label="Region", elem_id="sf-edit-region")
-            names = list(model.directions())
-            direction = gr.Dropdown(names, value=example.direction, label="Direction", elem_id="sf-edit-direction")
+            region = gr.Dropdown(
+                region_choices(model), value=model.regions[-1], label="Region", elem_id="sf-edit-region"
+            )
+            names = direction_choices(model)
+            direction = gr.Dropdown(names, value=names[0][1], label="Direction", elem_id="sf-edit-direction")
             strength = gr.Slider(
                 -MAX_STRENGTH,
                 MAX_STRENGTH,
-                example.strength,
+                STRENGTH,
                 step=0.1,
                 label="How far",
                 elem_id="sf-edit-strength",
                 buttons=[],
             )
+        gr.Markdown("#### Directions, from -2 to +2: click one", elem_classes="sf-heading")
+        looks = strips(elem_id="sf-strips")
         with gr.Row(elem_classes="sf-pair"):
             with gr.Column(min_width=240):
                 gr.Markdown("#### As it is")
@@ -74,42 +87,76 @@ class Edit:
                 everywhere = stage(elem_id="sf-edit-global")
         inputs, outputs = [chosen, start, region, direction, strength], [recipe, before, local, everywhere]
         edited = [recipe, local, everywhere]  # while the picture stays the same
+        slow = quick | {"show_progress": "full", "show_progress_on": [looks]}
 
         def seed_recipe(index: int, value: Any) -> dict[str, Any]:
             return start_recipe(models[index], value)
 
-        seed.input(show_errors(seed_recipe), [chosen, seed], start, **quick).success(
-            show_errors(self.render_all), inputs, outputs, **quick
-        )
-        fetch(take, start).success(show_errors(self.render_all), inputs, outputs, **quick)
+        def draw_strips(index: int, start: dict[str, Any], name: str) -> Any:
+            return gr.update(value=self._drawers[index].draw(start), picked=name)
+
+        def draw_strips_after(event: Any) -> None:
+            event.success(show_errors(draw_strips), [chosen, start, direction], looks, **slow)
+
+        asked = seed.input(show_errors(seed_recipe), [chosen, seed], start, **quick)
+        for event in (asked, fetch(take, start)):
+            draw_strips_after(event.success(show_errors(self.render_all), inputs, outputs, **quick))
         for control in (region, direction, strength):
             control.input(show_errors(self.render_edits), inputs, edited, **quick)
+        direction.input(lambda name: gr.update(picked=name), direction, looks, api_visibility="private", queue=False)
+        looks.click(show_errors(self._pick), inputs, [direction, strength, looks, *edited], **quick)
         send(go, recipe)
 
         def switch(index: int) -> list[Any]:
-            model, example = models[index], self.example(index)
+            model = models[index]
+            names = direction_choices(model)
             return [
-                example.recipe,
-                example.recipe["base"],
-                gr.update(choices=region_choices(model), value=example.region),
-                gr.update(choices=list(model.directions()), value=example.direction),
-                example.strength,
+                first_recipe(model),
+                FIRST_SEED,
+                gr.update(choices=region_choices(model), value=model.regions[-1]),
+                gr.update(choices=names, value=names[0][1]),
+                *[None] * 5,
             ]
 
         controls = [start, seed, region, direction, strength]
-        chosen.change(show_errors(switch), chosen, controls, api_visibility="private").success(
-            show_errors(self.render_all), inputs, outputs, **quick
-        )
+        switched = [start, seed, region, direction, looks, *outputs]
+        for event in open_when_seen(
+            tab, chosen, self._open, [chosen], [*controls, *outputs], switch, switched,
+            **quick | {"show_progress": "full", "show_progress_on": [before, local, everywhere]},
+        ):  # fmt: skip
+            draw_strips_after(event)
         before.submit(show_errors(self.render_before), [chosen, start], before, **quick)
         local.submit(show_errors(partial(self.render_edits, draft=False)), inputs, edited, **quick)
-        first = (0, example.recipe, example.region, example.direction, example.strength)
-        recipe.value, before.value, local.value, everywhere.value = self.render_all(*first, draft=False)
+
+    def _open(self, index: int) -> list[Any]:
+        """Return the controls' values and the pictures of the edit to open with."""
+        found = self.example(index)
+        values = [found.recipe, found.recipe["base"], found.region, found.direction, found.strength]
+        return [*values, *self.render_all(index, found.recipe, found.region, found.direction, found.strength)]
+
+    def _pick(
+        self, event: gr.EventData, index: int, start: dict[str, Any], region: str, direction: str, strength: float
+    ) -> list[Any]:
+        """Answer a click on a strip: its direction, and the strength of the picture that was clicked."""
+        asked = event_data(event)
+        name, given = asked.get("direction"), asked.get("strength", strength)
+        if not isinstance(name, str) or name not in self.models[index].directions():
+            raise ValueError("this model has no such direction")
+        check_number("the strength of an edit", given, -MAX_STRENGTH, MAX_STRENGTH)
+        edited = self.render_edits(index, start, region, name, given)
+        return [name, given, gr.update(picked=name), *edited]
+
+    def prepare(self, index: int) -> None:
+        """Find the edit to open with, and draw what is shown first: the tab then opens at once."""
+        self._open(index)
+        self._drawers[index].draw(self.example(index).recipe)
 
     def example(self, index: int) -> Example:
         """Return the edit to open with of a model; found when it is first needed."""
-        if index not in self._examples:
-            self._examples[index] = find_example(self.models[index])
-        return self._examples[index]
+        with self._finding:
+            if index not in self._examples:
+                self._examples[index] = find_example(self.models[index])
+            return self._examples[index]
 
     def render_before(self, index: int, start: dict[str, Any], draft: bool = False) -> dict[str, Any]:
         """Render the picture without the edit; as a preview, if `draft` and there are any."""
@@ -130,7 +177,9 @@ class Edit:
             recipe = add_edit(model, start, node, direction, strength)
             picture = model.draft(recipe) if draft else model.render(recipe)
             where = dials.display_name(node).lower() if node == region else "everything"
-            shown.append((picture.recipe, result(model, picture, f"{direction} by {strength:+g}: {where}")))
+            shown.append(
+                (picture.recipe, result(model, picture, f"{direction_name(direction)} by {strength:+g}: {where}"))
+            )
         return shown[0][0], shown[0][1], shown[1][1]
 
     def render_all(
@@ -144,3 +193,13 @@ class Edit:
 def region_choices(model: Model) -> list[tuple[str, str]]:
     """Return the regions as the choices of a dropdown."""
     return [(dials.display_name(name), name) for name in model.regions]
+
+
+def direction_choices(model: Model) -> list[tuple[str, str]]:
+    """Return the directions as the choices of a dropdown."""
+    return [(direction_name(name), name) for name in model.directions()]
+
+
+def first_recipe(model: Model) -> dict[str, Any]:
+    """Return the recipe of the picture that is edited at first."""
+    return start_recipe(model, FIRST_SEED)

@@ -14,7 +14,7 @@ import gradio as gr
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.spaces_app import jobs
-from stylefusion_hf.spaces_app.compose import LIMITS
+from stylefusion_hf.spaces_app.compose_events import LIMITS
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, upload_component
 from stylefusion_hf.spaces_app.models import Model, Picture
@@ -190,7 +190,7 @@ class Endpoints:
             seeds: keyframes, such as "7, 8, 9".
             frames: 2 to 120.
             fps: frames per second.
-            suffix: ".webp" (exact) or ".gif".
+            suffix: ".webp" (exact), ".gif", or ".mp4" where the Space has imageio-ffmpeg.
             model: name of the model.
         """
         found = self._model(model)

@@ -1,4 +1,4 @@
-"""Recipes of animations and sheets, and their place in WebP and GIF files. Does not import gradio.
+"""Recipes of animations and sheets, and their place in WebP, GIF and MP4 files. Does not import gradio.
 
 The recipe of an animation makes its keyframes, that of a sheet the pictures of its region columns, row by row.
 """
@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 from PIL import Image
 
@@ -20,6 +21,7 @@ EXIF_FLAG = 0x08  # in the flags of WebP's chunk VP8X (RFC 9649)
 FLAGS_AT = 20  # their place in the file: after "RIFF", its size, "WEBP", "VP8X" and its size
 GIF_BLOCK = 255  # bytes of one block of a GIF's comment
 GIF_END = b"\x3b"
+MP4_UUID = uuid5(NAMESPACE_URL, "https://arxiv.org/abs/2107.07437").bytes  # of our box
 
 
 def keyframe_recipe(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,12 +69,15 @@ def sheet_recipe(
 
 
 def add_to_film(path: Path, recipe: Mapping[str, Any]) -> None:
-    """Write a recipe into an animation: as Exif comment of a WebP, or as comment of a GIF; other files stay as is."""
+    """Write a recipe into an animation: as Exif comment of a WebP, as comment of a GIF, or in a box of an MP4."""
     text = json.dumps(recipe).encode("ascii")
     if path.suffix == ".webp":
         _add_to_webp(path, text)
     elif path.suffix == ".gif":
         _add_to_gif(path, text)
+    elif path.suffix == ".mp4":
+        with path.open("ab") as file:  # players skip boxes that they do not know (ISO/IEC 14496-12, "uuid")
+            file.write(struct.pack(">I", 8 + len(MP4_UUID) + len(text)) + b"uuid" + MP4_UUID + text)
 
 
 def _add_to_webp(path: Path, text: bytes) -> None:

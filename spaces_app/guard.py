@@ -91,11 +91,16 @@ async def refuse_fields(*_: Any) -> Response:
 
 
 class Page(gr.Blocks):
-    """gradio's page with checks before its events. `uploads` records which session owns which files."""
+    """gradio's page with checks before its events.
+
+    `uploads` records which session owns which files. `preparations` are functions that make what visitors see first,
+    for a server to call in the meantime: the page works without them, and its first visitor waits.
+    """
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
         self.uploads = Uploads()
+        self.preparations: list[Callable[[], Any]] = []
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **settings: Any) -> Any:
         """Run an event, as gradio does, after checking the files that it names; errors are raised as `Refusal`."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -27,7 +30,7 @@ from stylefusion_hf.spaces_app.settings import read_seed
 MAX_KEYFRAMES, MAX_FRAMES, MAX_ROWS = 8, 120, 8
 MAX_EDIT = 10.0  # standard deviations
 MAX_TEXT = 1000
-ANIMATION_SUFFIXES = (".webp", ".gif")
+ANIMATION_SUFFIXES = (".webp", ".gif", ".mp4")
 KEEP_SECONDS = 900  # lifetime of an animation's file; the page has copied it by then
 
 
@@ -94,6 +97,12 @@ def mix_codes(codes: Sequence[Any], regions: Mapping[str, int], common: int | No
     return recipe
 
 
+def animation_suffixes() -> tuple[str, ...]:
+    """Return the kinds of animations that this Space can write: MP4 needs imageio-ffmpeg (extra `video`)."""
+    has_ffmpeg = importlib.util.find_spec("imageio_ffmpeg") is not None
+    return tuple(suffix for suffix in ANIMATION_SUFFIXES if suffix != ".mp4" or has_ffmpeg)
+
+
 class AnimationFolder:
     """A temporary folder for animations. It is removed with this object, and old files in it earlier."""
 
@@ -110,6 +119,7 @@ class AnimationFolder:
         fps: float,
         suffix: str = ".webp",
         on_frames: Any = None,
+        height: int | None = None,
     ) -> Path:
         """Write a looping walk to a file; returns its path.
 
@@ -119,16 +129,21 @@ class AnimationFolder:
             through: seeds of the keyframes after the first, which is the recipe's own code.
             frames: number of frames in the whole loop.
             fps: frames per second.
-            suffix: one of ANIMATION_SUFFIXES; WebP is exact, GIF has 256 colors.
+            suffix: one of `animation_suffixes()`; WebP is exact, GIF has 256 colors.
             on_frames: called with the number of frames rendered so far.
+            height: of previews to use as frames, one of `model.small_heights`; None for full pictures.
+
+        Raises:
+            ValueError: says what is wrong.
         """
         check_count("frames", frames, MAX_FRAMES, least=2)
-        if suffix not in ANIMATION_SUFFIXES:
-            raise ValueError(
-                f"the suffix of an animation must be {' or '.join(ANIMATION_SUFFIXES)}, got {short(suffix)}"
-            )
+        if suffix not in (known := animation_suffixes()):
+            reason = " (MP4 needs imageio-ffmpeg, which this Space does not have)" if suffix == ".mp4" else ""
+            raise ValueError(f"the suffix of an animation must be {' or '.join(known)}, got {short(suffix)}{reason}")
+        if height is not None and height not in model.small_heights:
+            raise ValueError(f"this model has no previews of {short(height)} px")
         call = walk_arguments(model, recipe, region, through)
-        stream = model.walk(call | {"frames": frames, "loop": True})
+        stream = model.walk(call | {"frames": frames, "loop": True}, height)
 
         def pictures() -> Iterator[Image.Image]:
             count = 0
@@ -177,11 +192,34 @@ def walk_arguments(
     return call
 
 
-def draw_sheet(model: Model, bases: Sequence[int], sources: Sequence[int], psi: float | None = None) -> Image.Image:
-    """Draw a contact sheet of a few rows, with a recipe in its `info`; see `imaging.sheets.contact_sheet`."""
+class SheetPreviews:
+    """Stands in for a model's pipeline in `contact_sheet`; its pictures are the model's smallest previews."""
+
+    def __init__(self, model: Model):
+        self.model, self.fusion, self.generator = model, model.pipe.fusion, model.pipe.generator
+
+    def __call__(self, base: Sequence[int], regions: Mapping[str, Sequence[int]], **call: Any) -> SimpleNamespace:
+        rows = {name: tuple(codes) if isinstance(codes, list) else codes for name, codes in call.items()}
+        swapped = {name: tuple(codes) for name, codes in regions.items()}
+        recipe = Recipe(base=tuple(base), num_images=len(base), regions=swapped, **rows)
+        return SimpleNamespace(images=self.model.render_small(recipe.to_dict())[0])
+
+
+def draw_sheet(
+    model: Model, bases: Sequence[int], sources: Sequence[int], psi: float | None = None, draft: bool = False
+) -> Image.Image:
+    """Draw a contact sheet of a few rows, with a recipe in its `info`; see `imaging.sheets.contact_sheet`.
+
+    Args:
+        model: the model.
+        bases, sources: seeds, one per row.
+        psi: truncation; None for the model's own.
+        draft: of previews, if the model has any: one row takes a turn at a time.
+    """
     check_count("rows of the sheet", max(len(bases), len(sources)), MAX_ROWS)
-    with model.take_turn():
-        sheet = contact_sheet(model.pipe, bases, sources, truncation_psi=psi, max_batch=16)
+    pipe: Any = SheetPreviews(model) if draft and model.preview else model.pipe
+    with nullcontext() if draft else model.take_turn():
+        sheet = contact_sheet(pipe, bases, sources, truncation_psi=psi, max_batch=16)
     recipe = sheet_recipe(model.regions, bases, sources, psi) | {"model": model.pipe.model_identity()}
     sheet.info[RECIPE_KEY] = json.dumps(recipe)  # gradio writes it into the PNG
     return sheet

@@ -19,11 +19,12 @@ from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.changes import MAX_DRAWN_SEED, name_at, places
 from stylefusion_hf.spaces_app.crops import crop, region_box, scale_box
 from stylefusion_hf.spaces_app.models import Model
-from stylefusion_hf.spaces_app.results import data_uri
+from stylefusion_hf.spaces_app.results import view_uri
 from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, Settings, source, to_recipe
 
 HERE = Path(__file__).parent
 COUNT = 8  # candidates in a row
+BATCH = 2  # a dial that is turned meanwhile waits for one batch, not for the row
 MAX_PAGE = 1000  # rows of one dial
 SHARP = 96  # pixels: smallest side of a candidate for which the smallest previews are large enough
 
@@ -93,31 +94,33 @@ def candidate_recipe(model: Model, settings: Settings, place: int, seeds: list[i
 
 
 def render_row(model: Model, settings: Settings, row: Row) -> tuple[Row, dict[str, Any]]:
-    """Render a row of candidates in one batch.
+    """Render a row of candidates, in batches that each take their turn.
 
     Returns:
         The row with its key, and the value of `looks`.
     """
     name, seeds = name_at(model, row.place), seeds_of(row)
     region = None if name is BASE or name is COMMON else name
-    box, heights = None, model.small_heights
+    smallest, largest, box = model.small_heights[0], model.small_heights[-1], None
+    height = smallest
     if region is not None and model.has_segmenter:
         recipe = to_recipe(settings, model.regions, model.tree.root)
-        _, masks = model.render_small(recipe, region)
+        _, masks = model.render_small(recipe, region, largest)
         box = None if masks is None else region_box(masks[0])
-    recipe = candidate_recipe(model, settings, row.place, seeds)
-    height = heights[0]
-    if box is not None and box[2] - box[0] < SHARP:  # a small region needs larger previews
-        height = heights[-1]
-        if height and heights[0]:
-            box = scale_box(box, height / heights[0])
-    images, _ = model.render_small(recipe, None, height)
+        if box is not None and smallest and largest:
+            shrunk = scale_box(box, smallest / largest)
+            large_enough = shrunk[2] - shrunk[0] >= SHARP  # a small region needs larger previews
+            height, box = (smallest, shrunk) if large_enough else (largest, box)
+    images = []
+    for at in range(0, COUNT, BATCH):
+        recipe = candidate_recipe(model, settings, row.place, seeds[at : at + BATCH])
+        images += model.render_small(recipe, None, height)[0]
     value = {
         "title": title(model, row.place),
         "place": row.place,
         "places": [[place, label(model, place)] for place in places(model)],
         "locked": settings.dial(name, model.regions).locked,
-        "looks": [[seed, data_uri(crop(image, box))] for seed, image in zip(seeds, images, strict=True)],
+        "looks": [[seed, view_uri(model, crop(image, box))] for seed, image in zip(seeds, images, strict=True)],
     }
     return replace(row, key=key_of(model, settings, row)), value
 

@@ -11,10 +11,10 @@ from PIL import Image
 
 from stylefusion_hf.imaging.images import fit_picture
 from stylefusion_hf.imaging.modes import keep_transparency
-from stylefusion_hf.spaces_app import dials
+from stylefusion_hf.spaces_app import EMBEDDED, dials
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.jobs import mix_codes
-from stylefusion_hf.spaces_app.models import EMBEDDED, Model
+from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.pictures import open_picture
 from stylefusion_hf.spaces_app.results import data_uri, result
 from stylefusion_hf.spaces_app.settings import COMMON
@@ -24,6 +24,7 @@ from stylefusion_hf.spaces_app.uploads import lend_file, own_file
 SLOTS = ("A", "B", "C")
 MAX_STEPS = 200
 WITH_ENCODER, WITHOUT_ENCODER = 40, 80  # default steps, starting from the encoder's guess or the mean picture
+LARGE = 256  # pixels: reading takes seconds up to this size
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.png"))
 LONG: dict[str, Any] = {
     "trigger_mode": "once",
@@ -107,7 +108,11 @@ class Mix:
                         for i in range(most)
                     ]
             with gr.Column(scale=5, min_width=280):
-                gr.Markdown("#### Your picture, and the mix", elem_classes="sf-lead")
+                gr.Markdown(
+                    "#### Your picture, and the mix\nShown here once the pictures are read. A slider then wipes from"
+                    " picture A to the mix.",
+                    elem_classes="sf-lead",
+                )
                 mixture = stage(elem_id="sf-mix-stage", visible=False)
                 go = gr.Button("Go on in Compose", interactive=False, elem_id="sf-mix-go")
 
@@ -220,9 +225,10 @@ def describe_reading(model: Model) -> str:
         return (
             "This model's encoder reads a picture instantly; optimization takes some seconds and improves the match."
         )
+    time = "a minute or more" if model.resolution > LARGE else "a few seconds"
     return (
         "This model has no encoder: reading starts from its average picture and takes some optimization steps, "
-        "a few seconds per picture."
+        f"{time} per picture."
     )
 
 

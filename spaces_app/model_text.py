@@ -5,19 +5,17 @@ A card is text from outside: sections are shortened, and shown as escaped plain 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from stylefusion_hf import spaces_app
 from stylefusion_hf.core.checks import shown
-from stylefusion_hf.core.hub_files import LOCAL_PATH, PATIENCE
-from stylefusion_hf.spaces_app.models import EMBEDDED, Model
+from stylefusion_hf.spaces_app import EMBEDDED
+from stylefusion_hf.spaces_app.model_files import find_file
+from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.results import title
 
 CARD = "README.md"
 EMBEDDED_CARD = Path(str(spaces_app.__file__)).parent / "embedded.md"
@@ -38,17 +36,13 @@ def find_card(model: Model) -> str:
     """Return the text of a model's card, at most MAX_CARD bytes; "" if it has none, or the Hub does not answer."""
     if model.name == EMBEDDED:
         return EMBEDDED_CARD.read_text(encoding="utf-8")
-    place = model.pipe.config.get(LOCAL_PATH)
-    if not place:
+    path = find_file(model.pipe, CARD, fetch=True)
+    if path is None:
         return ""
     try:
-        path: Any = Path(place, CARD)
-        if not os.path.isdir(place):
-            path = try_to_load_from_cache(str(place), CARD)
-            path = path if isinstance(path, str) else hf_hub_download(str(place), CARD, etag_timeout=PATIENCE)
         with open(path, "rb") as file:
             return file.read(MAX_CARD).decode("utf-8", errors="replace")
-    except (OSError, ValueError):
+    except OSError:
         return ""
 
 
@@ -92,7 +86,7 @@ def describe_model(model: Model) -> str:
 
 def facts(model: Model) -> str:
     """Say in a sentence or two what a model can do here."""
-    names = [name.replace("_", " ") for name in model.regions]
+    names = [title(name).lower() for name in model.regions]
     text = f"Pictures of {model.resolution} pixels"
     text += f"; regions: {', '.join(names)}." if len(names) > 1 else "; no regions."
     if not model.has_segmenter:

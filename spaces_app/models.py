@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,20 +18,22 @@ from PIL import Image
 
 from stylefusion_hf import StyleFusionInterpolationPipeline, StyleFusionInversionPipeline, StyleFusionPipeline
 from stylefusion_hf.core.checks import short
-from stylefusion_hf.core.edits import Direction, load_directions
+from stylefusion_hf.core.edits import Direction
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.editing.directions import ganspace, sefa
+from stylefusion_hf.imaging.alignment import static_regions
 from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.inversion.previews import find_preview
 from stylefusion_hf.pipelines.steps import segment, synthesize
 from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
-from stylefusion_hf.spaces_app.crops import crop, region_box
 from stylefusion_hf.spaces_app.device import on_gpu
+from stylefusion_hf.spaces_app.model_files import DIRECTIONS, find_file, read_directions
+from stylefusion_hf.spaces_app.thumbnails import Thumbnails
+from stylefusion_hf.spaces_app.turns import DIAL, PICTURE, ROW, Turns
 
-EMBEDDED = "embedded"
 SMALL = 128  # largest side in pixels of the previews that thumbnails are made from
-THUMBNAIL = 64  # approximate side in pixels
-MAX_THUMBNAILS = 512  # size of the cache; some 6 kB each
+KEPT_PIXELS = 2**24  # of full pictures in the cache: 16 of 1024 px, which take 64 MB with their maps of regions
+MAX_KEPT = 64  # full pictures in the cache
 MAX_WAITING = 32  # pictures waiting or being rendered; gradio has 40 threads
 PRIOR_WEIGHT = 0.03  # ten times the library's default: codes near the generator's own mix better
 NO_REGION = 255  # label of pixels in no region that has a dial
@@ -58,10 +61,11 @@ class Model:
 
     Args:
         pipe: with or without a segmenter and an encoder.
-        directions: a file written by `stylefusion directions`; None finds directions when they are first needed.
+        directions: a file written by `stylefusion directions`; None takes the `directions.safetensors` in the model's
+            folder, or finds directions when they are first needed.
 
     Raises:
-        ValueError: a generator whose pictures cannot be images.
+        ValueError: a generator whose pictures cannot be images, or directions that do not fit it.
     """
 
     def __init__(self, pipe: StyleFusionPipeline, directions: str | None = None):
@@ -73,15 +77,19 @@ class Model:
         self.has_common = bool(self.tree.fused)
         self.has_encoder = pipe.encoder is not None
         self.has_segmenter = pipe.segmenter is not None
+        self.background = tuple(map(self.regions.index, static_regions(self.regions)))  # their numbers in a map
         self.resolution: int = pipe.generator.config.resolution
         self.size: tuple[int, int] = pipe.generator.picture_size  # height, width
         self.channels: int = pipe.generator.config.img_channels
         self.classes: int = pipe.generator.config.label_dim
         self.psi: float = pipe.generator.config.truncation_psi or 1.0
         self.name: str = pipe.model_identity()["name"] or "unnamed"
-        self._directions = load_directions(directions) if directions else None
-        self._thumbnails: OrderedDict[str, Image.Image] = OrderedDict()
-        self._drawing, self._waiting = threading.Lock(), threading.Semaphore(MAX_WAITING)
+        file = directions or find_file(pipe, DIRECTIONS)
+        self._directions = read_directions(file, pipe.generator) if file else None
+        self._thumbnails = Thumbnails(self)
+        self._pictures: OrderedDict[str, Picture] = OrderedDict()
+        self._kept = min(MAX_KEPT, max(1, KEPT_PIXELS // math.prod(self.size)))
+        self._turns = Turns(MAX_WAITING)
         self._finding = threading.Lock()
 
         # Heights of the previews that are shown while a dial turns, and of thumbnails; None for full pictures.
@@ -134,17 +142,24 @@ class Model:
     # Pictures.
 
     def render(self, recipe: Mapping[str, Any]) -> Picture:
-        """Render a recipe of one picture. ValueError names what is wrong with it."""
-        with self.take_turn():
+        """Render a recipe of one picture; the most recent ones are kept. ValueError names what is wrong with it."""
+        key = digest(recipe)
+        if (found := self._pictures.get(key)) is not None:  # also what every visitor sees first
+            return found
+        with self.take_turn(PICTURE):
             images, masks, made = self._fuse(dict(recipe), self.has_segmenter, None)
-        labels = None if masks is None else self._labels({name: mask[0] for name, mask in masks.items()})
-        return Picture(images[0], labels, made)
+            labels = None if masks is None else self._labels({name: mask[0] for name, mask in masks.items()})
+            picture = Picture(images[0], labels, made)
+            self._pictures[key] = picture
+            while len(self._pictures) > self._kept:
+                self._pictures.popitem(last=False)
+        return picture
 
     def draft(self, recipe: Mapping[str, Any]) -> Picture:
         """Render a preview of a recipe's picture, without labels; the picture itself where there are no previews."""
         if self.preview is None:
             return self.render(recipe)
-        with self.take_turn():
+        with self.take_turn(DIAL):
             images, _, made = self._fuse(dict(recipe), False, self.preview)
         return Picture(images[0], None, made, draft=True)
 
@@ -156,14 +171,15 @@ class Model:
         Args:
             recipe: of any number of pictures.
             region: one of `regions`; None for no masks.
-            height: of the pictures, one of `small_heights`; None for the smallest.
+            height: of the pictures, one of `small_heights`; None for the smallest, or with masks for the largest,
+                since segmenters miss small regions such as eyes in the smallest.
 
         Returns:
             The pictures, and the region's masks (B, H, W); None without a segmenter or a region.
         """
         wanted = region is not None and self.has_segmenter
         with self.take_turn():
-            images, masks, _ = self._fuse(dict(recipe), wanted, height or self.small_heights[0])
+            images, masks, _ = self._fuse(dict(recipe), wanted, height or self.small_heights[-1 if wanted else 0])
         if region is None or masks is None:
             return images, None
         own = [mask for leaf, mask in masks.items() if self._region_of(leaf) == region]
@@ -175,19 +191,9 @@ class Model:
         known: list[int | None] = [*sorted({size for size in (self._small, self.preview) if size})]
         return known or [None]
 
-    @contextmanager
-    def take_turn(self) -> Iterator[None]:
-        """Wait until no other picture is being rendered: two at a time would only slow each other down.
-
-        ValueError if too many are waiting.
-        """
-        if not self._waiting.acquire(blocking=False):
-            raise ValueError("many people are turning dials just now: try again in a moment")
-        try:
-            with self._drawing:
-                yield
-        finally:
-            self._waiting.release()
+    def take_turn(self, patience: float = ROW) -> AbstractContextManager[None]:
+        """Wait until no other picture is being rendered, which would only slow both down; see `Turns.take`."""
+        return self._turns.take(patience)
 
     def check(self, recipe: Mapping[str, Any] | str) -> dict[str, Any]:
         """Check an untrusted recipe; return the complete recipe of its first picture.
@@ -217,30 +223,8 @@ class Model:
         return all(mine.get(name, digits) == digits for name, digits in hashes.items())
 
     def thumbnails(self, codes: Sequence[Any], label: Any = None, region: str | None = None) -> list[Image.Image]:
-        """Render small pictures at the model's own truncation.
-
-        Args:
-            codes: seeds, or codes in a recipe's JSON form.
-            label: the class of all seeds, in a recipe's JSON form; None for each seed's own.
-            region: one of `regions`, to which the pictures are cropped where it is small; None for whole pictures.
-        """
-        keys = [str(code) if isinstance(code, int) else _digest(code) for code in codes]
-        keys = keys if label is None else [f"{key} {label}" for key in keys]
-        keys = keys if region is None else [f"{key} in {region}" for key in keys]
-        missing = {key: code for key, code in zip(keys, codes, strict=True) if key not in self._thumbnails}
-        made = {}
-        if missing:
-            recipe = {"version": 1, "base": list(missing.values()), "truncation_psi": self.psi}
-            recipe |= {} if label is None else {"class_labels": label}
-            images, masks = self.render_small(recipe, region, self._small)
-            boxes = [None] * len(images) if masks is None else [region_box(mask) for mask in masks]
-            cropped = [crop(image, box) for image, box in zip(images, boxes, strict=True)]
-            made = {key: _shrink(image) for key, image in zip(missing, cropped, strict=True)}
-        found = [made[key] if key in made else self._thumbnails[key] for key in keys]
-        self._thumbnails.update(made)
-        while len(self._thumbnails) > MAX_THUMBNAILS:
-            self._thumbnails.popitem(last=False)
-        return found
+        """Render small pictures at the model's own truncation; see `Thumbnails.render`."""
+        return self._thumbnails.render(codes, label, region)
 
     def _labels(self, masks: Mapping[str, np.ndarray]) -> Image.Image:
         """Merge the masks of leaves into one map of the regions with a dial: the leaf itself or an ancestor."""
@@ -272,9 +256,21 @@ class Model:
         """
         return self._invert(list(images), steps, report_step)
 
-    def walk(self, call: Mapping[str, Any]) -> Any:
-        """Return a stream of frames; see `StyleFusionInterpolationPipeline.stream`."""
-        return StyleFusionInterpolationPipeline.from_pipe(self.pipe).stream(**call)
+    def walk(self, call: Mapping[str, Any], height: int | None = None) -> Iterator[list[Image.Image]]:
+        """Yield batches of frames; see `StyleFusionInterpolationPipeline.stream`.
+
+        Args:
+            call: arguments of the pipeline.
+            height: of the frames, one of `small_heights`; None for full pictures.
+        """
+        pipe = StyleFusionInterpolationPipeline.from_pipe(self.pipe)
+        if height is None:
+            yield from pipe.stream(**call)
+            return
+        for style in pipe.stream(**call, output_type="latent"):
+            with torch.no_grad():
+                pictures = synthesize(pipe.generator, style, "const", None, up_to=height)
+            yield pipe.image_processor.postprocess(pictures, output_type="pil")
 
     def directions(self) -> dict[str, Direction]:
         """Return {name: direction}: those of the file, else the strongest of SeFa and GANSpace, found only once."""
@@ -286,9 +282,6 @@ class Model:
             return self._directions
 
 
-def _digest(code: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
-
-
-def _shrink(image: Image.Image) -> Image.Image:
-    return image.reduce(factor) if (factor := max(image.size) // THUMBNAIL) > 1 else image
+def digest(value: Mapping[str, Any]) -> str:
+    """Return a digest of a recipe, or of a code in a recipe's JSON form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

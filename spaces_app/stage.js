@@ -20,10 +20,10 @@ function show() {
   if (value.before) find("before").src = value.before;
   wipe();
   find("caption").textContent = value.caption;
-  // A full picture that arrives late, after a newer draft, must not cancel that draft's timer.
-  if (value.draft) { clearTimeout(resting); resting = setTimeout(() => trigger("submit"), REST); }
+  if (value.draft) rest(); // a full picture that arrives late, after a newer draft, does not cancel that draft's timer
   clearTimeout(settling);
   if (props.leads && !value.draft) settling = setTimeout(() => trigger("select"), SETTLE);
+  find("cutout").hidden = !props.leads || !value.cutout;
   find("pixels").hidden = !props.leads || value.smooth;
   for (const button of element.querySelectorAll(".sf-file")) button.hidden = !props.leads;
   if (value.draft) find("png").removeAttribute("href"); else find("png").href = value.png;
@@ -37,6 +37,14 @@ function show() {
   find("frame").style.cursor = value.labels ? "" : "default";
   read(value.labels);
 }
+
+// A draft is replaced by the full picture when the dials rest, and only where somebody looks.
+let seen = false;
+function rest() {
+  clearTimeout(resting);
+  if (seen && props.value?.draft) resting = setTimeout(() => trigger("submit"), REST);
+}
+new IntersectionObserver((entries) => { seen = entries.at(-1).isIntersecting; rest(); }).observe(element);
 
 // What Gradio leaves to be desired for screen readers: a group has its id twice, and pictures in buttons have no name.
 function tidy() {
@@ -183,9 +191,17 @@ watch("message", tell);
 show();
 
 // --- Enlarged pictures and other formats: the server makes them, and the browser saves them. ---
+let transparent = false; // whether files are saved without the background
 element.addEventListener("click", (event) => {
-  const button = event.target.closest(".sf-file");
-  if (button) trigger("download", { kind: button.dataset.kind });
+  const button = event.target.closest(".sf-file, .sf-png");
+  const plain = button?.classList.contains("sf-png") && !transparent; // a link to the exact picture
+  if (!button || plain) return;
+  event.preventDefault();
+  trigger("download", { kind: button.dataset.kind || "1x", transparent });
+});
+find("cutout").addEventListener("click", () => {
+  transparent = !transparent;
+  find("cutout").setAttribute("aria-pressed", String(transparent));
 });
 watch("file", () => {
   if (!props.file) return;

@@ -37,6 +37,8 @@ TEMPLATE = """
     <a class="sf-action sf-json" download="stylefusion.json" title="Makes this picture again">Recipe</a>
     <button type="button" class="sf-action sf-share">Copy link</button>
     <button type="button" class="sf-action sf-copy">Copy Python</button>
+    <button type="button" class="sf-action sf-cutout" aria-pressed="false" hidden
+      title="Save the picture without its background, which the segmenter finds">No background</button>
     <button type="button" class="sf-action sf-pixels" aria-pressed="false" hidden>Show pixels</button>
   </div>
   <input class="sf-link" type="text" readonly hidden aria-label="Link to this picture">
@@ -61,6 +63,6 @@ def stage(value: Any = None, leads: bool = False, **settings: Any) -> gr.HTML:
         apply_default_css=False,
         leads=leads,
         message="",
-        file=None,  # {"name", "uri"} of an enlarged or converted picture, which the browser saves
+        file=None,  # {"name", "uri", "number"} of an enlarged or converted picture, which the browser saves
         **settings,
     )

@@ -8,14 +8,17 @@ from typing import Any
 import gradio as gr
 
 from stylefusion_hf.spaces_app import jobs
-from stylefusion_hf.spaces_app.edit import region_choices
+from stylefusion_hf.spaces_app.edit import first_recipe, region_choices
+from stylefusion_hf.spaces_app.edit_example import FIRST_SEED
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.mix import LONG
 from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.opening import open_when_seen
 from stylefusion_hf.spaces_app.results import load_line
 
 EVERYTHING = ""  # the dropdown's value if the base walks
-LARGE, FIRST_FRAMES = 256, (24, 12)  # frames of the animation to open with, and of models of more pixels than LARGE
+FIRST_FRAMES = 24  # of the animation to open with
+KINDS = {".webp": "WebP, exact", ".gif": "GIF, 256 colors", ".mp4": "MP4"}
 
 
 class Walk:
@@ -31,7 +34,7 @@ class Walk:
     ):
         self.models, self.films = models, films
         model = models[0]
-        start = gr.State({"version": 1, "num_images": 1, "base": 1, "truncation_psi": model.psi})
+        start = gr.State(first_recipe(model))
         gr.Markdown(
             "One region walks through other looks and back again, in an endless loop; the rest keeps its code.",
             elem_classes="sf-lead",
@@ -39,7 +42,7 @@ class Walk:
         with gr.Row(elem_classes="sf-compose"):
             with gr.Column(scale=5, min_width=280):
                 with gr.Row(elem_classes="sf-from"):
-                    seed = gr.Number(label="Picture (seed)", value=1)
+                    seed = gr.Number(label="Picture (seed)", value=FIRST_SEED)
                     take = gr.Button("Take the one from Compose")
                 region = gr.Dropdown(
                     walk_choices(model), value=model.regions[-1], label="What walks", elem_id="sf-walk-region"
@@ -47,7 +50,11 @@ class Walk:
                 through = gr.Textbox("31, 7, 24", label="Through these seeds", elem_id="sf-walk-seeds")
                 frames = gr.Slider(8, jobs.MAX_FRAMES, 48, step=1, label="Frames", buttons=[])
                 fps = gr.Slider(5, 50, 20, step=1, label="Frames per second", buttons=[])
-                suffix = gr.Radio([("WebP, exact", ".webp"), ("GIF, 256 colors", ".gif")], value=".webp", label="File")
+                size = gr.Radio([], label="Size", elem_id="sf-walk-size")
+                for name, content in size_choices(model).items():
+                    setattr(size, name, content)
+                kinds = [(KINDS[suffix], suffix) for suffix in jobs.animation_suffixes()]
+                suffix = gr.Radio(kinds, value=kinds[0][1], label="File", elem_id="sf-walk-file")
                 make = gr.Button("Make the animation", variant="primary", elem_id="sf-walk-make")
             with gr.Column(scale=5, min_width=280):
                 film = gr.Image(
@@ -58,6 +65,15 @@ class Walk:
                     elem_id="sf-walk-film",
                     elem_classes="sf-crisp sf-film",
                 )
+                video = gr.Video(
+                    label="The walk",
+                    interactive=False,
+                    autoplay=True,
+                    loop=True,
+                    buttons=[],
+                    visible=False,
+                    elem_id="sf-walk-video",
+                )
                 download = gr.DownloadButton("Download", interactive=False, elem_id="sf-walk-download")
                 code = gr.Code(label="The same with Python", language="python", visible=False)
 
@@ -66,26 +82,25 @@ class Walk:
 
         seed.input(show_errors(seed_recipe), [chosen, seed], start, api_visibility="private", queue=False)
         fetch(take, start)
-        inputs, outputs = [chosen, start, region, through, frames, fps, suffix], [film, download, code]
+        inputs, outputs = [chosen, start, region, through, frames, fps, size, suffix], [film, video, download, code]
         make.click(show_errors(self._make), inputs, outputs, show_progress_on=[film], **LONG)
-        opened = gr.State(False)  # whether there is an animation of this model
-        tab.select(show_errors(self._open), [opened, *inputs], [opened, *outputs], show_progress_on=[film], **LONG)
+
+        def make_first(
+            index: int, start: dict[str, Any], region: str, through: str, frames: int, *others: Any
+        ) -> Sequence[Any]:
+            return self._make(index, start, region, through, FIRST_FRAMES, *others)
 
         def switch(index: int) -> list[Any]:
             model = models[index]
-            fresh = {"version": 1, "num_images": 1, "base": 1, "truncation_psi": model.psi}
             choices = gr.update(choices=walk_choices(model), value=model.regions[-1])
-            return [fresh, choices, False, None, gr.update(interactive=False), gr.update(visible=False)]
+            film = [gr.update(value=None, visible=True), gr.update(value=None, visible=False)]
+            nothing = [*film, gr.update(interactive=False), gr.update(visible=False)]
+            return [first_recipe(model), FIRST_SEED, choices, gr.update(**size_choices(model)), *nothing]
 
-        chosen.change(show_errors(switch), chosen, [start, region, opened, *outputs], api_visibility="private")
-
-    def _open(self, opened: bool, index: int, start: dict[str, Any], *others: Any) -> Any:
-        """Make a short animation when the tab is opened for the first time."""
-        if opened:
-            return gr.skip()
-        region, through, _, *rest = others
-        frames = FIRST_FRAMES[self.models[index].resolution > LARGE]
-        return True, *self._make(index, start, region, through, frames, *rest)
+        open_when_seen(
+            tab, chosen, make_first, inputs, outputs, switch, [start, seed, region, size, *outputs],
+            show_progress_on=[film], **LONG,
+        )  # fmt: skip
 
     def _make(
         self,
@@ -95,9 +110,10 @@ class Walk:
         through: str,
         frames: int,
         fps: float,
+        size: int,
         suffix: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # required by gradio
-    ) -> tuple[str, Any, Any]:
+    ) -> list[Any]:
         model = self.models[index]
         path = jobs.parse_seeds(through, jobs.MAX_KEYFRAMES)
         file = self.films.write(
@@ -109,12 +125,23 @@ class Walk:
             float(fps),
             suffix,
             lambda count: progress((count, int(frames)), desc="Drawing frames"),
+            int(size) or None,
         )
-        return (
-            str(file),
+        python = walk_snippet(model, start, region or None, path, int(frames), fps, suffix, int(size))
+        moving = suffix == ".mp4"
+        return [
+            gr.update(value=None if moving else str(file), visible=not moving),
+            gr.update(value=str(file) if moving else None, visible=moving),
             gr.update(value=str(file), interactive=True),
-            gr.update(value=walk_snippet(model, start, region or None, path, int(frames), fps, suffix), visible=True),
-        )
+            gr.update(value=python, visible=True),
+        ]
+
+
+def size_choices(model: Model) -> dict[str, Any]:
+    """Return the properties of the control of the frames' size: previews are quick, and 0 stands for full pictures."""
+    sizes = [(f"{size} px, quick", size) for size in reversed(model.small_heights) if size]
+    choices = [*sizes, (f"{model.resolution} px", 0)]
+    return {"choices": choices, "value": choices[0][1], "visible": len(choices) > 1}
 
 
 def walk_choices(model: Model) -> list[tuple[str, str]]:
@@ -130,10 +157,12 @@ def walk_snippet(
     frames: int,
     fps: float,
     suffix: str,
+    size: int = 0,
 ) -> str:
-    """Return Python code that makes the same animation."""
+    """Return Python code that makes the same animation; `size` is the height of previews, 0 for full pictures."""
     call = jobs.walk_arguments(model, recipe, region, through)
-    given = {name: value for name, value in call.items() if value not in (None, {}, 1.0)}
+    default: dict[str, Any] = {"strength": 1.0, "translate": (0.0, 0.0), "rotate": 0.0}
+    given = {name: value for name, value in call.items() if value not in (None, {}) and value != default.get(name)}
     given = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in given.items()}
     if "regions" in given:
         given["regions"] = {k: v[0] if len(v) == 1 else v for k, v in given["regions"].items()}
@@ -148,9 +177,17 @@ def walk_snippet(
         *(f"    {name}={value!r}," for name, value in given.items()),
         f"    frames={frames},",
         "    loop=True,",
+        *(['    output_type="latent",'] if size else []),
         ")",
-        f'write_animation("walk{suffix}", out.frames, fps={fps:g})',
     ]
+    if size:  # previews: read off the generator's features of that size
+        lines[:0] = ["import torch"]
+        lines += [
+            "with torch.no_grad():",
+            f"    pictures = pipe.generator.synthesis(out.style_codes, up_to={size})",
+            "frames = pipe.image_processor.postprocess(pictures)",
+        ]
+    lines.append(f'write_animation("walk{suffix}", {"frames" if size else "out.frames"}, fps={fps:g})')
     return "\n".join(lines)
 
 
@@ -178,22 +215,22 @@ class Grid:
         )  # fmt: skip
         code = gr.Code(label="The same with Python", language="python", visible=False, elem_id="sf-grid-code")
 
-        def draw(index: int, base: str, source: str, psi: float) -> tuple[Any, Any]:
+        def draw(index: int, base: str, source: str, psi: float, draft: bool = False) -> tuple[Any, Any]:
             rows, others = jobs.parse_seeds(base, jobs.MAX_ROWS), jobs.parse_seeds(source, jobs.MAX_ROWS)
-            image = jobs.draw_sheet(models[index], rows, others, psi)
+            image = jobs.draw_sheet(models[index], rows, others, psi, draft)
             return image, gr.update(value=sheet_snippet(models[index], rows, others, psi), visible=True)
 
-        def draw_first(opened: bool, index: int, base: str, source: str, psi: float) -> Any:
-            return gr.skip() if opened else (True, *draw(index, base, source, psi))
+        def draw_first(index: int, base: str, source: str, psi: float) -> tuple[Any, Any]:
+            return draw(index, base, source, psi, draft=True)
 
         def switch(index: int) -> list[Any]:
-            return [False, gr.update(value=models[index].psi), None, gr.update(visible=False)]
+            return [gr.update(value=models[index].psi), None, gr.update(visible=False)]
 
-        inputs, opened = [chosen, bases, sources, psi], gr.State(False)
-        make.click(show_errors(draw), inputs, [drawn, code], show_progress_on=[drawn], **LONG)
-        first = [opened, drawn, code]
-        tab.select(show_errors(draw_first), [opened, *inputs], first, show_progress_on=[drawn], **LONG)
-        chosen.change(show_errors(switch), chosen, [opened, psi, drawn, code], api_visibility="private")
+        inputs, outputs = [chosen, bases, sources, psi], [drawn, code]
+        make.click(show_errors(draw), inputs, outputs, show_progress_on=[drawn], **LONG)
+        open_when_seen(
+            tab, chosen, draw_first, inputs, outputs, switch, [psi, *outputs], show_progress_on=[drawn], **LONG
+        )
 
 
 def sheet_snippet(model: Model, bases: Sequence[int], sources: Sequence[int], psi: float) -> str:

@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -36,7 +37,7 @@ from stylefusion_hf import (  # noqa: E402
 )
 from stylefusion_hf.core.codes import seed_classes  # noqa: E402
 from stylefusion_hf.core.files import RECIPE_KEY  # noqa: E402
-from stylefusion_hf.spaces_app import app, changes, compose, dials, errors, jobs, results  # noqa: E402
+from stylefusion_hf.spaces_app import app, changes, compose, dials, errors, jobs, results, turns  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
 from stylefusion_hf.spaces_app.settings import (  # noqa: E402
     COMMON,
@@ -533,17 +534,42 @@ def test_clients_at_once_get_their_own_pictures(url: str, models: list[Model], t
 def test_who_comes_when_too_many_wait_is_told_so(models: list[Model]) -> None:
     from stylefusion_hf.spaces_app.models import MAX_WAITING
 
-    model, recipe = models[0], {"version": 1, "base": 1, "truncation_psi": 1.0}
-    with model.take_turn(), ThreadPoolExecutor(MAX_WAITING) as pool:
-        jobs = [pool.submit(model.render, recipe) for _ in range(MAX_WAITING)]
-        done, others = wait(jobs, return_when=FIRST_COMPLETED)
-        assert [str(job.exception()) for job in done] == [
-            "many people are turning dials just now: try again in a moment"
-        ]
-        model._drawing.release()  # as if the one in front were done
-        assert all(job.result().recipe["base"] == 1 for job in others)
-        model._drawing.acquire()
+    model, recipe = models[0], {"version": 1, "base": 4242, "truncation_psi": 1.0}
+    with ThreadPoolExecutor(MAX_WAITING) as pool:
+        with model.take_turn():
+            jobs = [pool.submit(model.render, recipe) for _ in range(MAX_WAITING)]
+            done, others = wait(jobs, return_when=FIRST_COMPLETED)
+            assert [str(job.exception()) for job in done] == [
+                "many people are turning dials just now: try again in a moment"
+            ]
+        assert all(job.result().recipe["base"] == 4242 for job in others)
     assert model.render(recipe)
+
+
+def test_dials_come_first_but_every_turn_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(turns.time, "monotonic", lambda: now[0])
+    line, order = turns.Turns(8), []
+
+    def visit(name: str, patience: float) -> None:
+        with line.take(patience):
+            order.append(name)
+
+    with ThreadPoolExecutor(8) as pool, line.take():
+        for name, asked, patience in (
+            ("row", 100.0, turns.ROW), ("picture", 100.1, turns.PICTURE), ("dial", 100.2, turns.DIAL),
+            ("late dial", 101.1, turns.DIAL), ("late row", 101.1, turns.ROW),
+        ):  # fmt: skip
+            now[0] = asked
+            count = len(line._waiting)
+            pool.submit(visit, name, patience)
+            while len(line._waiting) == count:
+                time.sleep(0.001)
+    assert order == ["dial", "picture", "row", "late dial", "late row"]
+    with pytest.raises(KeyError), line.take():
+        raise KeyError
+    with line.take():  # the turn of one that failed has ended
+        assert not line._waiting
 
 
 def test_nothing_is_written_beside_the_code(url: str) -> None:
@@ -578,7 +604,7 @@ def test_another_model_brings_its_own_dials(models: list[Model]) -> None:
             tab = compose.Compose(models, chosen, tabs)
     assert page.config
     values = tab.history.value.present.values()
-    updates = tab._switch(1, tab.history.value, *values)
+    updates = tab.events.switch(1, tab.history.value, *values)
     shown = [updates[card.group]["visible"] for card in tab.cards[2:]]
     assert shown == [True, True, False, False, False, False]
     assert updates[tab.cards[2].seed]["label"] == "Sky"
@@ -629,6 +655,19 @@ def test_app_py_runs_where_nothing_lies_beside_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["app.py"]
 
 
+def test_a_taken_port_is_told_with_the_flag_that_names_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(**settings: Any) -> None:
+        raise OSError(
+            "Cannot find empty port in range: 7860-7959. Set GRADIO_SERVER_PORT or pass server_port to launch()."
+        )
+
+    monkeypatch.setattr(app, "queued", lambda page: SimpleNamespace(launch=launch))
+    monkeypatch.delenv("GRADIO_SERVER_PORT", raising=False)
+    for settings, start in (({"server_port": 8123}, "port 8123 is taken"), ({}, "ports 7860 to 7959 are taken")):
+        with pytest.raises(OSError, match=f"^{start}: name a free one with --port, such as --port 8000$"):
+            app.serve(SimpleNamespace(is_running=False), **settings)  # type: ignore[arg-type]
+
+
 def test_models_have_different_names(models: list[Model]) -> None:
     from stylefusion_hf.spaces_app import app
 
@@ -677,6 +716,68 @@ def test_the_page_asks_for_the_full_picture_when_the_dials_rest(large: Model) ->
     assert not value["draft"] and opened(value["png"]).width == 512
     script = (app.HERE / "stage.js").read_text(encoding="utf-8")
     assert 'trigger("submit")' in script
+
+
+def test_a_page_begins_with_previews(large: Model) -> None:
+    page = app.build([large])
+    values = {block.elem_id: block.value for block in page.blocks.values() if hasattr(block, "value")}
+    start = values["sf-compose-stage"]
+    assert start["draft"] and start["png"].startswith("data:image/webp")
+    assert opened(start["png"]).width == 256
+    for name in ("sf-edit-before", "sf-edit-local", "sf-edit-global"):
+        assert not values[name], name  # made when the tab is opened
+    inlined = re.findall(r"data:image/[^\"' ]+", json.dumps(list(map(str, values.values()))))
+    assert inlined and sum(map(len, inlined)) < 400_000
+
+
+def test_thumbnails_come_after_the_full_picture(large: Model) -> None:
+    with gradio.Blocks():
+        chosen = gradio.Dropdown([("a", 0)], value=0)
+        with gradio.Tabs() as tabs, gradio.Tab("Compose"):
+            tab = compose.Compose([large], chosen, tabs)
+    before = History([dials.blank_settings(large, 3)])
+    after = before.push(dials.blank_settings(large, 77), "0 seed", 0.0)
+    thumbnail = tab.cards[0].thumbnail
+    updates = tab.updates(large, after, before.present, before.present.values())
+    assert updates[tab.stage]["value"]["draft"] and thumbnail not in updates
+    row = tab.row.value
+    rested = tab.events._look_again(row, 0, after)
+    assert "seed 77" in rested[thumbnail] and tab.looks in rested
+
+
+def test_a_walk_of_previews_and_its_python(large: Model, tmp_path: Path) -> None:
+    from stylefusion_hf.spaces_app.walk import size_choices, walk_snippet
+
+    assert size_choices(large)["choices"] == [("256 px, quick", 256), ("64 px, quick", 64), ("512 px", 0)]
+    recipe = large.check({"version": 1, "base": 4})
+    folder = jobs.AnimationFolder()
+    with Image.open(folder.write(large, recipe, None, [7], 4, 20.0, ".webp", height=256)) as film:
+        assert (film.size, film.n_frames) == ((256, 256), 4)  # type: ignore[attr-defined]
+        frames = []
+        for number in range(4):
+            film.seek(number)
+            frames.append(pixels(film.convert("RGB")))
+    text = walk_snippet(large, recipe, None, [7], 4, 20.0, ".webp", 256)
+    written: dict[str, Any] = {}
+    walker = StyleFusionInterpolationPipeline.from_pipe(large.pipe)
+    lines = [line for line in text.splitlines() if not line.startswith(("from", "pipe ="))]
+    exec("\n".join(lines), {"pipe": walker, "write_animation": lambda name, made, fps: written.update({name: made})})
+    assert all(np.array_equal(pixels(a), b) for a, b in zip(written["walk.webp"], frames, strict=True))
+    for height in (100, 512, True, "256"):
+        with pytest.raises(ValueError, match="has no previews of"):
+            folder.write(large, recipe, None, [7], 4, 20.0, ".webp", height=height)  # type: ignore[arg-type]
+
+
+def test_a_sheet_of_previews_renders_no_full_picture(large: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = jobs.draw_sheet(large, [1], [2], 0.5)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a full picture was rendered")
+
+    monkeypatch.setattr(type(large.pipe), "__call__", lambda pipe, *args, **kwargs: refuse())
+    draft = jobs.draw_sheet(large, [1], [2], 0.5, draft=True)
+    assert json.loads(draft.info[RECIPE_KEY]) == json.loads(full.info[RECIPE_KEY])
+    assert draft.width < full.width
 
 
 def test_thumbnails_and_drafts_of_large_models_do_not_render_full_pictures(

@@ -73,6 +73,9 @@ def test_axe_finds_nothing_serious(browser: Any, url: str, dark: bool) -> None:
     found = set()
     for tab in TABS:
         page.get_by_role("tab", name=tab).first.click()
+        if tab == "Edit":
+            page.wait_for_selector("#sf-strips .sf-strip")
+        page.wait_for_function("!document.querySelector('.pending')")  # gradio dims what is being made
         page.wait_for_timeout(400)  # transitions of colors
         for violation in axe.run(page, options=options).response["violations"]:
             if violation["impact"] in ("serious", "critical"):

@@ -355,6 +355,7 @@ def test_undo_by_keyboard_and_a_reload(visit: Visit) -> None:
     api.expect(visit.seed("hair")).to_have_value("77")
 
     visit.open("Edit")  # codes that are no seeds do not fit into the address: the browser keeps them
+    api.expect(page.locator("#sf-edit-local .sf-caption")).to_contain_text(" by +")
     visit.turn(lambda: page.get_by_role("button", name="Go on in Compose").last.click())
     api.expect(page.locator("#sf-compose-stage")).to_be_visible()
     edited = visit.source
@@ -375,6 +376,14 @@ def test_pixels_and_larger_files(visit: Visit, tmp_path: Path) -> None:
     with page.expect_download() as download:
         page.get_by_role("button", name="4x").first.click()
     download.value.save_as(tmp_path / "4x.png")
+    page.get_by_role("button", name="No background").first.click()
+    for name in ("1x", "again"):
+        with page.expect_download() as download:
+            page.locator("#sf-compose-stage .sf-png").click()
+        download.value.save_as(tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert (image.size, image.mode) == ((64, 64), "RGBA")
+            assert image.getchannel("A").getextrema() == (0, 255)
     with Image.open(tmp_path / "4x.png") as image:
         assert image.size == (256, 256)
         assert json.loads(image.info[RECIPE_KEY]) == visit.recipe
@@ -391,6 +400,19 @@ def test_edit_animate_and_compare(visit: Visit, tmp_path: Path) -> None:
     page.locator("#sf-edit-strength input[type=range]").fill("-3")
     api.expect(page.locator("#sf-edit-global .sf-caption")).to_have_text(f"{direction} by -3: everything")
     api.expect(local).not_to_have_attribute("src", before[0])
+
+    strips = page.locator("#sf-strips .sf-strip")
+    api.expect(strips).to_have_count(12)  # six of SeFa, six of GANSpace
+    api.expect(page.locator("#sf-strips .sf-strip[aria-pressed=true]")).to_contain_text(direction)
+    strips.nth(7).locator("img").nth(4).click()
+    name = strips.nth(7).locator(".sf-strip-name").inner_text()
+    api.expect(page.locator("#sf-edit-direction input")).to_have_value(name)
+    api.expect(page.locator("#sf-edit-strength input[type=range]")).to_have_value("2")
+    api.expect(page.locator("#sf-edit-global .sf-caption")).to_have_text(f"{name} by +2: everything")
+    api.expect(strips.nth(7)).to_have_attribute("aria-pressed", "true")
+    drawn = strips.nth(7).locator("img").nth(2).get_attribute("src")
+    page.locator("#sf-edit-seed input").fill("6")
+    api.expect(strips.nth(7).locator("img").nth(2)).not_to_have_attribute("src", drawn)  # of the picture at hand
 
     visit.open("Animate")
     api.expect(page.locator("#sf-walk-film img")).to_be_visible()  # it opens with an animation
@@ -453,9 +475,6 @@ def test_the_keyboard_reaches_everything(visit: Visit) -> None:
 @pytest.mark.skipif("STYLEFUSION_SCREENSHOTS" not in os.environ, reason="STYLEFUSION_SCREENSHOTS names no folder")
 def test_screenshots(visit: Visit) -> None:
     folder = Path(os.environ["STYLEFUSION_SCREENSHOTS"])
-    visit.turn(lambda: visit.page.locator("button[data-example='1']").click())
-    visit.page.locator("#sf-compose-stage .sf-frame").hover(position={"x": 230, "y": 60})
-    visit.page.screenshot(path=folder / "space-compose.png")
     visit.open("Mix pictures")
     for slot, number in (("a", 2), ("b", 1)):
         visit.page.locator(f"button[data-sample='{number}']").click()

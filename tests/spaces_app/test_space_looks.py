@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,22 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the Space needs the extra `space`")
 
 from stylefusion_hf.core.files import RECIPE_KEY
-from stylefusion_hf.spaces_app import crops, dials, film_recipes, looks, model_text, picture_files, results, settings
+from stylefusion_hf.spaces_app import (
+    crops,
+    dials,
+    film_recipes,
+    jobs,
+    looks,
+    model_text,
+    picture_files,
+    results,
+    settings,
+    thumbnails,
+)
 from stylefusion_hf.spaces_app.changes import places
 from stylefusion_hf.spaces_app.edit_example import find_example
 from stylefusion_hf.spaces_app.jobs import AnimationFolder, add_edit, draw_sheet, start_recipe
-from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.models import Model, Picture
 from stylefusion_hf.spaces_app.settings import Dial, Settings, to_recipe
 from tests.tiny import tiny_pipeline
 
@@ -152,8 +165,19 @@ def test_another_model_gets_a_row_of_its_own(model: Model, single: Model) -> Non
 def test_thumbnails_show_the_region(model: Model) -> None:
     whole, hair = model.thumbnails([4])[0], model.thumbnails([4], region="hair")[0]
     masks = model.render_small({"version": 1, "base": 4, "truncation_psi": model.psi}, "hair")[1]
-    box = None if masks is None else crops.region_box(masks[0])
-    assert np.array_equal(pixels(hair), pixels(crops.crop(whole, box)))
+    assert masks is not None
+    box = crops.region_box(masks[0])
+    inside = np.array(crops.crop(Image.fromarray(masks[0]), box))
+    before, after = pixels(crops.crop(whole, box)).astype(float), pixels(hair).astype(float)
+    changed = np.abs(after - before).mean(axis=2)
+    assert inside.any() and not inside.all()
+    assert changed[~inside].mean() > 1.5 * changed[inside].mean()  # what surrounds it fades
+    mask = np.zeros((96, 96), dtype=bool)
+    mask[:, 48:] = True
+    faded = pixels(thumbnails.focus(Image.new("RGB", (96, 96), "black"), mask))
+    assert (faded[:, 60:] == 0).all() and (faded[:, :36] > 100).all()
+    image = Image.new("RGB", (8, 8), "red")
+    assert thumbnails.focus(image, np.zeros((8, 8), dtype=bool)) is image
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -263,19 +287,78 @@ def test_the_opening_edit_is_the_best_of_those_tried(model: Model) -> None:
 def test_files_of_a_picture_carry_its_recipe(model: Model) -> None:
     picture = model.render(start_recipe(model, 3))
     for kind, scale in (("2x", 2), ("4x", 4)):
-        file = picture_files.picture_file(picture, kind)
+        file = picture_files.picture_file(model, picture, kind)
         image = opened(file["uri"])
         assert image.size == tuple(scale * side for side in picture.image.size)
         assert json.loads(image.info[RECIPE_KEY]) == picture.recipe
         enlarged = picture.image.resize(image.size, Image.Resampling.LANCZOS)
         assert np.array_equal(pixels(image), pixels(enlarged))
-    webp = opened(picture_files.picture_file(picture, "webp")["uri"])
+    webp = opened(picture_files.picture_file(model, picture, "webp")["uri"])
     assert np.array_equal(pixels(webp), pixels(picture.image))
     comment = webp.getexif().get_ifd(film_recipes.EXIF_IFD)[film_recipes.USER_COMMENT]
     assert json.loads(comment.removeprefix(b"ASCII\0\0\0")) == picture.recipe
     for kind in ("8x", None, 2, "png"):
-        with pytest.raises(ValueError, match="pictures are saved as 2x, 4x or webp"):
-            picture_files.picture_file(picture, kind)
+        with pytest.raises(ValueError, match="pictures are saved as 1x, 2x, 4x or webp"):
+            picture_files.picture_file(model, picture, kind)
+
+
+def test_the_background_is_left_out(model: Model, single: Model) -> None:
+    picture = model.render(start_recipe(model, 3))
+    assert picture.labels is not None
+    behind = np.array(picture.labels) == model.regions.index("background")
+    assert behind.any() and not behind.all()
+    for kind, scale in (("1x", 1), ("webp", 1), ("2x", 2), ("4x", 4)):
+        file = picture_files.picture_file(model, picture, kind, transparent=True)
+        image = opened(file["uri"])
+        assert file["name"].startswith("stylefusion-transparent") and image.mode == "RGBA"
+        assert image.size == tuple(scale * side for side in picture.image.size)
+        if scale == 1:  # its colors stay, and so does its recipe
+            assert np.array_equal(np.array(image)[..., 3], np.where(behind, 0, 255))
+            assert np.array_equal(np.array(image)[..., :3], pixels(picture.image))
+        if kind != "webp":
+            assert json.loads(image.info[RECIPE_KEY]) == picture.recipe
+    for other in (single, tiny_model("test/no-map", segmenter=False)):
+        with pytest.raises(ValueError, match="have no background that could be left out"):
+            picture_files.picture_file(other, other.render(start_recipe(other, 3)), "1x", transparent=True)
+
+
+def test_the_edge_of_a_large_cutout_is_soft_and_lies_inside() -> None:
+    labels = np.zeros((512, 512), dtype=np.uint8)
+    labels[:, 256:] = 1
+    picture = Picture(Image.new("RGB", (512, 512), "red"), Image.fromarray(labels), {})
+    alpha = np.array(picture_files.cut_out(SimpleNamespace(background=(1,)), picture))[..., 3]  # type: ignore[arg-type]
+    assert (alpha[:, 256:] == 0).all() and (alpha[:, :250] == 255).all()
+    assert ((alpha > 0) & (alpha < 255)).any()
+
+
+def test_recent_pictures_are_kept(model: Model) -> None:
+    first = model.render(start_recipe(model, 3))
+    assert model.render(start_recipe(model, 3)) is first
+    for seed in range(model._kept + 1):
+        model.render(start_recipe(model, 100 + seed))
+    assert len(model._pictures) == model._kept
+    again = model.render(start_recipe(model, 3))
+    assert again is not first and np.array_equal(pixels(again.image), pixels(first.image))
+
+
+def test_a_film_as_mp4(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, folder = model.check({"version": 1, "base": 3}), AnimationFolder()
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.importlib.util, "find_spec", lambda name: None)
+        assert jobs.animation_suffixes() == (".webp", ".gif")
+        with pytest.raises(ValueError, match="must be .webp or .gif, got '.mp4' .MP4 needs imageio-ffmpeg"):
+            folder.write(model, recipe, "hair", [9], 6, 10, ".mp4")
+    ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed (extra `video`)")
+    path = folder.write(model, recipe, "hair", [9], 6, 10, ".mp4")
+    assert ffmpeg.count_frames_and_secs(str(path))[0] == 6
+    boxes, data, at = {}, path.read_bytes(), 0
+    while at < len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        boxes[name] = data[at + 8 : at + size]
+        at += size
+    assert at == len(data) and b"moov" in boxes
+    kind, text = boxes[b"uuid"][:16], boxes[b"uuid"][16:]
+    assert kind == film_recipes.MP4_UUID and json.loads(text)["regions"] == {"hair": [3, 9]}
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif"])

@@ -448,6 +448,7 @@ def test_a_stopped_space_leaves_nothing_behind(tmp_path: Path) -> None:
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path), "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1",
                    "GRADIO_ANALYTICS_ENABLED": "False", "HOME": str(tmp_path / "home")}  # fmt: skip
     command = [sys.executable, "-m", "stylefusion_hf.cli", "space", "--port", str(port), "--device", "cpu"]
+    command += ["--model", "embedded"]  # by its name, as beside others
     space = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         url = f"http://127.0.0.1:{port}"
@@ -459,6 +460,8 @@ def test_a_stopped_space_leaves_nothing_behind(tmp_path: Path) -> None:
                 assert space.poll() is None, space.stdout and space.stdout.read()
                 time.sleep(0.25)
         assert not left.exists()
+        assert space.stdout is not None
+        told = [space.stdout.readline().strip() for _ in range(3)]
         with httpx.Client(base_url=f"{url}/gradio_api", **PATIENCE) as visitor:
             assert Path(upload(visitor, picture())).is_relative_to(tmp_path)
         space.send_signal(signal.SIGTERM)
@@ -467,5 +470,8 @@ def test_a_stopped_space_leaves_nothing_behind(tmp_path: Path) -> None:
         space.kill()
     assert space.returncode == 128 + signal.SIGTERM, said
     assert "Traceback" not in said
+    assert told[:2] == ["Loading the model embedded ...", "Drawing the first pictures ..."]
+    assert told[2] == f"Ready: {url}/ (Ctrl-C stops it)"
+    assert "share" not in said
     left = [path for path in tmp_path.rglob("*") if path.is_file() and "home" not in path.parts]
     assert [path for path in left if path.name != ".ses"] == []  # which onnxruntime writes

@@ -1,0 +1,181 @@
+"""The events of the Compose tab: dials that are turned, buttons, candidates, examples, files and changes of models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from stylefusion_hf.spaces_app import dials, looks
+from stylefusion_hf.spaces_app.changes import lock_dial, reset_dial, shuffle, surprise, unchanged
+from stylefusion_hf.spaces_app.compose_values import event_data, fits_model, read_values, stage_value
+from stylefusion_hf.spaces_app.errors import show_errors, show_errors_on_stage
+from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.picture_files import picture_file
+from stylefusion_hf.spaces_app.results import read_recipe
+from stylefusion_hf.spaces_app.settings import History, Settings, to_recipe, with_class
+
+if TYPE_CHECKING:
+    from stylefusion_hf.spaces_app.compose import Compose
+
+LIMITS: dict[str, Any] = {"concurrency_id": "render", "concurrency_limit": 8}
+QUICK: dict[str, Any] = LIMITS | {
+    "trigger_mode": "always_last",  # render only the last event of a burst
+    "show_progress": "hidden",
+    "api_visibility": "private",
+    "js": dials.EMPTY_TO_NONE,
+}
+# For dials that are being turned, and buttons that change them: gradio's queue would take as long as the picture
+# itself. `Model.take_turn` limits how many events wait instead, and the stage shows errors, which gradio does only for
+# events in its queue.
+TURNING: dict[str, Any] = QUICK | {"queue": False, "concurrency_id": None, "concurrency_limit": "default"}
+Change = Callable[[Model, Settings], Settings]
+
+
+class ComposeEvents:
+    """What happens on the Compose tab.
+
+    Args:
+        tab: its controls, and what they show for given settings.
+    """
+
+    def __init__(self, tab: Compose):
+        self.tab = tab
+
+    def connect(self) -> None:
+        """Connect the controls' events."""
+        tab = self.tab
+        inputs = [tab.chosen, tab.history, *tab.values]
+
+        # Each event lists only the outputs that it can change: the browser processes every output of every event,
+        # which is most of what turning a dial costs there.
+        picture = [tab.stage, tab.history, tab.undo, tab.redo, tab.cards[0].note]
+
+        def connect(event: Callable[..., Any], change: Change, outputs: list[Any], control: str = "") -> None:
+            """Connect an event; `control` names the dial that is turned, "" for a button."""
+
+            def step(index: int, history: History, *values: Any) -> dict[Any, Any]:
+                model = tab.models[index]
+                shown = read_values(model, values, history)
+                following = history.push(change(model, shown), control, time.monotonic())
+                updates = tab.updates(model, following, history.present, values)
+                return {component: update for component, update in updates.items() if component in outputs}
+
+            event(show_errors_on_stage(step, tab.stage), inputs, outputs, **TURNING)
+
+        def move(by: int) -> Callable[..., Any]:
+            def step(index: int, history: History, *values: Any) -> dict[Any, Any]:
+                return tab.updates(tab.models[index], history.move(by), history.present, values)
+
+            return show_errors_on_stage(step, tab.stage)
+
+        def bind(change: Callable[..., Settings], *arguments: Any) -> Change:
+            return lambda model, settings: change(model, settings, *arguments)
+
+        connect(tab.psi.input, unchanged, picture, "psi")
+        followers = [card.thumbnail for card in tab.cards]  # these may show the base
+        for place, card in enumerate(tab.cards):
+            own = [*picture, tab.psi, *card.values, *card.others]
+            reach = [*own, *followers[1:]] if place == 0 else own
+            turned = [*picture, tab.psi, card.thumbnail, *(c for c in (card.strength, card.reset) if c)]
+            connect(card.seed.input, unchanged, [*turned, *followers[1:]] if place == 0 else turned, f"{place} seed")
+            connect(card.lock.input, bind(lock_dial, place), own)
+            connect(card.shuffle.click, bind(shuffle, [place]), reach)
+            if card.strength is not None:
+                connect(card.strength.input, unchanged, picture, f"{place} strength")
+            if card.reset is not None:
+                connect(card.reset.click, bind(reset_dial, place), own)
+
+        def step(label: int, index: int, history: History, *values: Any) -> dict[Any, Any]:
+            model = tab.models[index]
+            if label != dials.OWN and label not in range(model.classes):
+                raise ValueError("this model has no such class")
+            shown = read_values(model, values, history)
+            changed = with_class(shown, None if label == dials.OWN else label)
+            return tab.updates(model, history.push(changed, "", time.monotonic()), history.present, values)
+
+        tab.label.input(show_errors_on_stage(step, tab.stage), [tab.label, *inputs], tab.page, **TURNING)
+        connect(tab.surprise.click, surprise, tab.page)
+        connect(tab.clear.click, lambda model, settings: dials.blank_settings(model, 1), tab.page)
+        tab.undo.click(move(-1), inputs, tab.page, **TURNING)
+        tab.redo.click(move(1), inputs, tab.page, **TURNING)
+        tab.examples.click(show_errors_on_stage(self._example, tab.stage), inputs, tab.page, **TURNING)
+        tab.open.upload(show_errors(self._open), [tab.open, *inputs], [*tab.page, tab.chosen], **QUICK)
+        busy = {"show_progress": "full", "show_progress_on": [tab.stage]}
+        tab.chosen.input(show_errors(self.switch), inputs, tab.page, **QUICK | busy)
+        picked = [*tab.page, tab.looks, tab.row]
+        tab.looks.click(show_errors_on_stage(self._look, tab.stage), [tab.row, *inputs], picked, **TURNING)
+        resting = [tab.looks, tab.row, *followers]
+        tab.stage.select(show_errors(self._look_again), [tab.row, *inputs[:2]], resting, **QUICK)
+        tab.stage.upload(show_errors(self._restore), inputs, [*tab.page, tab.chosen], **QUICK)
+        tab.stage.download(show_errors(self._file), [tab.chosen, tab.history], tab.stage, **QUICK)
+        tab.stage.submit(show_errors_on_stage(self.rest, tab.stage), [tab.chosen, tab.history], tab.stage, **TURNING)
+
+    def rest(self, index: int, history: History) -> dict[str, Any]:
+        """Render the present settings at full size, after a draft."""
+        return stage_value(self.tab.models[index], history.present)
+
+    def _look(self, event: gr.EventData, row: looks.Row, index: int, history: History, *values: Any) -> dict[Any, Any]:
+        """Answer a click in the row of candidates: pick one, or show other ones."""
+        model, asked = self.tab.models[index], event_data(event)
+        shown = read_values(model, values, history)
+        if "seed" not in asked:
+            return self._show_row(model, shown, looks.moved(model, looks.fitted(model, row), asked))
+        following = history.push(looks.pick(model, shown, asked.get("place"), asked["seed"]), "", time.monotonic())
+        return self.tab.updates(model, following, history.present, values)
+
+    def _look_again(self, row: looks.Row, index: int, history: History) -> dict[Any, Any]:
+        """Render what waits until the dials rest: thumbnails, and candidates where the rest of the picture changed."""
+        model, settings = self.tab.models[index], history.present
+        row = looks.fitted(model, row)
+        late = {} if model.preview is None else dials.thumbnail_values(model, self.tab.cards, settings)
+        if looks.key_of(model, settings, row) != row.key:
+            return late | self._show_row(model, settings, row)
+        return late | {self.tab.looks: gr.update(picked=looks.picked_seed(model, settings, row))}
+
+    def _show_row(self, model: Model, settings: Settings, row: looks.Row) -> dict[Any, Any]:
+        row, value = looks.render_row(model, settings, row)
+        return {
+            self.tab.looks: gr.update(value=value, picked=looks.picked_seed(model, settings, row)),
+            self.tab.row: row,
+        }
+
+    def _example(self, event: gr.EventData, index: int, history: History, *values: Any) -> dict[Any, Any]:
+        number = event_data(event).get("example")
+        if not isinstance(number, int) or number not in range(len(dials.EXAMPLES)):
+            raise ValueError("there is no such example")
+        model = self.tab.models[index]
+        following = history.push(dials.example_settings(model, number), "", time.monotonic())
+        return self.tab.updates(model, following, history.present, values)
+
+    def switch(self, index: int, history: History, *values: Any) -> dict[Any, Any]:
+        """Show another model's example, with that model's dials."""
+        model = self.tab.models[index]
+        first = History([dials.example_settings(model, 0)])
+        return self.tab.updates(model, first, None, values) | {self.tab.examples: self.tab.example_buttons(index)}
+
+    def _open(self, path: str, index: int, history: History, *values: Any) -> dict[Any, Any]:
+        """Open a downloaded recipe, with the model that made it if the Space has it, or another tool's code."""
+        if not path:
+            raise ValueError("no recipe was given: choose a .json or .png that was downloaded here, or a code's .npz")
+        text = read_recipe(path)
+        at = next((i for i in (index, *range(len(self.tab.models))) if fits_model(self.tab.models[i], text)), index)
+        return self.tab.opened(text, at, index, history, values)
+
+    def _restore(self, event: gr.EventData, index: int, history: History, *values: Any) -> dict[Any, Any]:
+        """Open the picture that the browser kept when the page was loaded again."""
+        text, name = (event_data(event).get(name) for name in ("recipe", "model"))
+        if not isinstance(text, str):
+            raise ValueError("there is no picture to bring back")
+        at = next((i for i, model in enumerate(self.tab.models) if model.name == name), index)
+        return self.tab.opened(text, at, index, history, values)
+
+    def _file(self, event: gr.EventData, index: int, history: History) -> dict[str, Any]:
+        """Return the present picture as a file of another size or format, for the browser to save."""
+        model = self.tab.models[index]
+        picture = model.render(to_recipe(history.present, model.regions, model.tree.root))
+        asked = event_data(event)
+        file = picture_file(model, picture, asked.get("kind"), asked.get("transparent") is True)
+        return gr.update(file=file | {"number": time.monotonic_ns()})  # else the same file could not be saved again
