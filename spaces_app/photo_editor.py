@@ -26,6 +26,7 @@ from stylefusion_hf.spaces_app.device import on_gpu
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.pictures import open_checked
 from stylefusion_hf.spaces_app.settings import read_seed
+from stylefusion_hf.spaces_app.turns import PICTURE
 from stylefusion_hf.spaces_app.uploads import read_file
 
 READABLE = ("PNG", "JPEG", "WEBP")  # formats whose pixels can be written back
@@ -138,7 +139,7 @@ class PhotoEditor:
             self.model.tree.resolve(name)
         check_number("how far", strength, 0, 1)
         seeds = {name: read_seed(seed, f"the number of {name}") for name, seed in regions.items()}
-        with self.model.take_turn():
+        with self.model.take_turn(PICTURE):
             return self._change(
                 photograph, np.array(reading.landmarks), reading.code, {"regions": seeds, "strength": strength}
             )
