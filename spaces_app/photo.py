@@ -78,6 +78,8 @@ class Photo:
                         )
                         for i in range(most)
                     ]
+                for seed in seeds:
+                    seed.value = dials.EMPTY  # type: ignore[assignment]  # gradio would show None as 0
                 strength = gr.Slider(0, 1, 1, step=0.05, label="How far", elem_id="sf-photo-strength", buttons=[])
                 change = gr.Button("Change the photograph", interactive=False, elem_id="sf-photo-change")
                 view = photo_view(visible=False, elem_id="sf-photo-view")
@@ -107,13 +109,20 @@ class Photo:
             show_progress_on=[steps],
             **LONG,
         )
-        change.click(show_errors(self._change), [chosen, picture, reading, strength, *seeds], [view, files], **quick)
+        change.click(
+            show_errors(self._change),
+            [chosen, picture, reading, strength, *seeds],
+            [view, files],
+            **{**quick, "js": dials.EMPTY_TO_NONE},
+        )
 
         def switch(index: int) -> list[Any]:
             model = models[index]
             names = [dials.display_name(name) for name in model.regions]
             shown = [
-                gr.update(value=None, label=names[i], visible=True) if i < len(names) else gr.update(visible=False)
+                gr.update(value=dials.EMPTY, label=names[i], visible=True)
+                if i < len(names)
+                else gr.update(visible=False)
                 for i in range(most)
             ]
             return [default_steps(model), *shown, *closed]

@@ -91,7 +91,7 @@ class PhotoEditor:
             editor.set_progress_bar_config(disable=True)
             (start,) = Recipe.from_dict({"version": 1, "base": code}).base
             given = {"landmarks": landmarks, "start": start, "num_inference_steps": 0}
-            out = editor(photograph, **call, **given)
+            out: Any = editor(photograph, **call, **given)
             return out.photographs[0], out.recipes[0]
 
         self._read, self._change = on_gpu(read), on_gpu(change)
