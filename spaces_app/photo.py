@@ -96,10 +96,12 @@ class Photo:
         closed = [None, None, gr.update(interactive=False), *[gr.update(value=None, visible=False)] * 2]
         found = [faces, marked, face, note, read]
 
-        def find(index: int, path: str | None) -> list[Any]:
-            return [*self._find(index, path), *closed]
+        def close() -> list[Any]:  # first, since finding may end in an error
+            return [*self._find(0, None), *closed]
 
-        picture.change(show_errors(find), [chosen, picture], [*found, *results], **quick)
+        picture.change(close, None, [*found, *results], **quick).then(
+            show_errors(self._find), [chosen, picture], found, **quick
+        )
         face.input(lambda: closed, None, results, **quick)
         read.click(
             show_errors(self._read),
@@ -113,7 +115,7 @@ class Photo:
             show_errors(self._change),
             [chosen, picture, reading, strength, *seeds],
             [view, files],
-            **{**quick, "js": dials.EMPTY_TO_NONE},
+            **quick | {"show_progress": "full"},
         )
 
         def switch(index: int) -> list[Any]:
