@@ -145,7 +145,7 @@ class Photo:
         said = f"{len(faces)} faces, numbered by size, in {size}" if several else f"One face in {size}"
         return [
             [points.tolist() for points in faces],
-            gr.update(value=mark_faces(photograph.rgb(), faces), visible=True),
+            gr.update(value=mark_faces(photograph.rgb(), faces), visible=several),
             gr.update(choices=numbers, value=0, visible=several),
             gr.update(value=f"{said}. The photograph is not cropped.", visible=True),
             gr.update(interactive=True),
