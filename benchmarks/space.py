@@ -42,14 +42,15 @@ TURN = """([selector, value]) => new Promise(done => {
     input.dispatchEvent(new Event("input", { bubbles: true }));
 })"""
 REST = 400  # ms from a preview until the page asks for the full picture, as in stage.js
+PATIENCE = 300  # seconds that a client waits for an answer
 PAUSE = 200  # ms between turns
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a folder or a Hub id (default: the embedded model)")
-    parser.add_argument("--turns", type=int, default=60, help="of each dial")
-    parser.add_argument("--visitors", type=int, default=20)
+    parser.add_argument("--turns", type=int, default=60, help="of each dial, at least two; 0 leaves them out")
+    parser.add_argument("--visitors", type=int, default=20, help="at once; 0 leaves them out")
     parser.add_argument("--requests", type=int, default=10, help="of each visitor")
     parser.add_argument("--renders", type=int, default=500, help="for the memory; 0 leaves it out")
     parser.add_argument("--json", type=Path, help="write the figures there")
@@ -57,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     found: dict[str, Any] = {"cores": os.cpu_count(), "load before": os.getloadavg()[0]}
     with serving(args.model) as (url, process):
-        found |= in_browser(url, args.turns, process)
-        found |= visitors(url, args.visitors, args.requests, process)
+        if args.turns:
+            found |= in_browser(url, args.turns, process)
+        if args.visitors:
+            found |= visitors(url, args.visitors, args.requests, process)
         if args.renders:
             found |= memory(url, process, args.renders)
     found["load after"] = os.getloadavg()[0]
@@ -182,7 +185,8 @@ def visitors(url: str, count: int, requests: int, process: int) -> dict[str, Any
     from gradio_client import Client
 
     with tempfile.TemporaryDirectory() as folder:
-        clients = [Client(url, verbose=False, download_files=folder) for _ in range(count)]
+        kwargs = {"timeout": PATIENCE}
+        clients = [Client(url, verbose=False, download_files=folder, httpx_kwargs=kwargs) for _ in range(count)]
 
         def visit(number: int) -> list[float]:
             def ask(i: int) -> None:

@@ -199,7 +199,9 @@ class SheetPreviews:
         self.model, self.fusion, self.generator = model, model.pipe.fusion, model.pipe.generator
 
     def __call__(self, base: Sequence[int], regions: Mapping[str, Sequence[int]], **call: Any) -> SimpleNamespace:
-        rows = {name: tuple(codes) if isinstance(codes, list) else codes for name, codes in call.items()}
+        rows: dict[str, Any] = {
+            name: tuple(codes) if isinstance(codes, list) else codes for name, codes in call.items()
+        }
         swapped = {name: tuple(codes) for name, codes in regions.items()}
         recipe = Recipe(base=tuple(base), num_images=len(base), regions=swapped, **rows)
         return SimpleNamespace(images=self.model.render_small(recipe.to_dict())[0])

@@ -32,6 +32,7 @@ from stylefusion_hf.spaces_app.thumbnails import Thumbnails
 from stylefusion_hf.spaces_app.turns import DIAL, PICTURE, ROW, Turns
 
 SMALL = 128  # largest side in pixels of the previews that thumbnails are made from
+MAP = 256  # approximate shorter side in pixels of the maps of larger pictures
 KEPT_PIXELS = 2**24  # of full pictures in the cache: 16 of 1024 px, which take 64 MB with their maps of regions
 MAX_KEPT = 64  # full pictures in the cache
 MAX_WAITING = 32  # pictures waiting or being rendered; gradio has 40 threads
@@ -45,7 +46,8 @@ class Picture:
 
     Args:
         image: the picture.
-        labels: (H, W) index of each pixel's region in `Model.regions`, or NO_REGION; None without a segmenter.
+        labels: index of each pixel's region in `Model.regions`, or NO_REGION; a fraction of a large picture's size.
+            None without a segmenter.
         recipe: its recipe, in JSON form.
         draft: whether it is a preview, smaller than the recipe's picture and of slightly other colors.
     """
@@ -96,12 +98,24 @@ class Model:
         self.preview = find_preview(pipe.generator, noise_mode="const")
         self._small = find_preview(pipe.generator, noise_mode="const", most=SMALL)
 
+        # Maps of regions are for outlines. At 1024 px, one of every pixel takes as long as half of the picture.
+        factor = max(1, min(self.size) // MAP) if self.channels == 3 else 1
+
         # Functions rather than methods: on ZeroGPU they run in another process, and their arguments are pickled.
-        def fuse(recipe: dict[str, Any], masks: bool, up_to: int | None) -> tuple[Any, Any, dict[str, Any]]:
+        def fuse(
+            recipe: dict[str, Any], masks: bool, up_to: int | None, exact: bool = False
+        ) -> tuple[Any, Any, dict[str, Any]]:
             if up_to is not None:
                 return preview(recipe, masks, up_to)
-            out = pipe.from_recipe(recipe, check_model=False, output_masks=masks)
-            return out.images, to_arrays(out.masks), out.recipe
+            whole = masks and (exact or factor == 1)
+            out = pipe.from_recipe(recipe, check_model=False, output_masks=whole)
+            found = segment_small(out.images) if masks and not whole else out.masks
+            return out.images, to_arrays(found), out.recipe
+
+        def segment_small(images: list[Image.Image]) -> Any:
+            small = pipe.image_processor.preprocess([image.reduce(factor) for image in images])
+            with torch.no_grad():
+                return segment(pipe.segmenter, small.to(pipe.device, pipe.segmenter.dtype))
 
         def preview(recipe: dict[str, Any], masks: bool, up_to: int) -> tuple[Any, Any, dict[str, Any]]:
             out = pipe.from_recipe(recipe, check_model=False, output_type="latent")
@@ -154,6 +168,12 @@ class Model:
             while len(self._pictures) > self._kept:
                 self._pictures.popitem(last=False)
         return picture
+
+    def render_map(self, recipe: Mapping[str, Any]) -> Image.Image:
+        """Return the map of regions of a recipe's picture with its every pixel; `has_segmenter` must be true."""
+        with self.take_turn(PICTURE):
+            _, masks, _ = self._fuse(dict(recipe), True, None, True)
+        return self._labels({name: mask[0] for name, mask in masks.items()})
 
     def draft(self, recipe: Mapping[str, Any]) -> Picture:
         """Render a preview of a recipe's picture, without labels; the picture itself where there are no previews."""
@@ -228,7 +248,7 @@ class Model:
 
     def _labels(self, masks: Mapping[str, np.ndarray]) -> Image.Image:
         """Merge the masks of leaves into one map of the regions with a dial: the leaf itself or an ancestor."""
-        labels = np.full(self.size, NO_REGION, dtype=np.uint8)
+        labels = np.full(next(iter(masks.values())).shape, NO_REGION, dtype=np.uint8)
         for leaf, mask in masks.items():
             if leaf in self.tree.nodes:
                 region = self._region_of(leaf)

@@ -60,7 +60,8 @@ def cut_out(model: Model, picture: Picture) -> Image.Image:
     """
     if picture.labels is None or not model.background:
         raise ValueError("this model's regions have no background that could be left out")
-    inside = Image.fromarray(~np.isin(np.asarray(picture.labels), model.background)).convert("L")
+    labels = picture.labels if picture.labels.size == picture.image.size else model.render_map(picture.recipe)
+    inside = Image.fromarray(~np.isin(np.asarray(labels), model.background)).convert("L")
     if max(inside.size) > SOFT:  # half a pixel of the map inward, so that no rim of the background stays
         radius = max(inside.size) / SOFT / 2
         inside = inside.filter(ImageFilter.GaussianBlur(radius)).point(lambda level: max(0, 2 * level - 255))

@@ -32,6 +32,7 @@ from gradio_client import Client, handle_file  # noqa: E402
 from stylefusion_hf import (  # noqa: E402
     FusionHierarchy,
     MobileStyleGANGenerator,
+    RegionSegmenter,
     StyleFusionInterpolationPipeline,
     StyleFusionPipeline,
 )
@@ -50,7 +51,7 @@ from stylefusion_hf.spaces_app.settings import (  # noqa: E402
 )
 from tests.command_line import fails  # noqa: E402
 from tests.space_server import serving  # noqa: E402
-from tests.tiny import TinyEncoder, tiny_pipeline  # noqa: E402
+from tests.tiny import TinyEncoder, tiny_fusion, tiny_pipeline  # noqa: E402
 
 ENDPOINTS = ["about", "compose", "edit", "from_recipe", "interpolate", "invert", "mix", "sheet"]
 PATIENCE = {"timeout": 300}  # seconds: a machine with much other work answers late
@@ -728,6 +729,19 @@ def test_a_page_begins_with_previews(large: Model) -> None:
         assert not values[name], name  # made when the tab is opened
     inlined = re.findall(r"data:image/[^\"' ]+", json.dumps(list(map(str, values.values()))))
     assert inlined and sum(map(len, inlined)) < 400_000
+
+
+def test_maps_of_large_pictures_are_small(large: Model) -> None:
+    generator, tree = large.pipe.generator, "all*(face, hair)"
+    segmenter = RegionSegmenter(["face", "hair"], channels=[4, 4], groups=2).eval()
+    pipe = StyleFusionPipeline(generator, tiny_fusion(generator, tree, num_indicators=20), segmenter)
+    pipe.register_to_config(_name_or_path="test/large-map")
+    model = Model(pipe)
+    picture = model.render({"version": 1, "base": 3, "truncation_psi": 1.0})
+    assert picture.image.size == (512, 512) and picture.labels is not None and picture.labels.size == (256, 256)
+    whole = pixels(model.render_map(picture.recipe))
+    assert whole.shape[:2] == (512, 512)
+    assert (whole[::2, ::2] == pixels(picture.labels)).mean() > 0.8  # noise, of a random generator
 
 
 def test_thumbnails_come_after_the_full_picture(large: Model) -> None:
