@@ -78,6 +78,8 @@ class Photo:
                         )
                         for i in range(most)
                     ]
+                for seed in seeds:
+                    seed.value = dials.EMPTY  # type: ignore[assignment]  # gradio would show None as 0
                 strength = gr.Slider(0, 1, 1, step=0.05, label="How far", elem_id="sf-photo-strength", buttons=[])
                 change = gr.Button("Change the photograph", interactive=False, elem_id="sf-photo-change")
                 view = photo_view(visible=False, elem_id="sf-photo-view")
@@ -94,10 +96,12 @@ class Photo:
         closed = [None, None, gr.update(interactive=False), *[gr.update(value=None, visible=False)] * 2]
         found = [faces, marked, face, note, read]
 
-        def find(index: int, path: str | None) -> list[Any]:
-            return [*self._find(index, path), *closed]
+        def close() -> list[Any]:  # first, since finding may end in an error
+            return [*self._find(0, None), *closed]
 
-        picture.change(show_errors(find), [chosen, picture], [*found, *results], **quick)
+        picture.change(close, None, [*found, *results], **quick).then(
+            show_errors(self._find), [chosen, picture], found, **quick
+        )
         face.input(lambda: closed, None, results, **quick)
         read.click(
             show_errors(self._read),
@@ -107,13 +111,20 @@ class Photo:
             show_progress_on=[steps],
             **LONG,
         )
-        change.click(show_errors(self._change), [chosen, picture, reading, strength, *seeds], [view, files], **quick)
+        change.click(
+            show_errors(self._change),
+            [chosen, picture, reading, strength, *seeds],
+            [view, files],
+            **quick | {"show_progress": "full"},
+        )
 
         def switch(index: int) -> list[Any]:
             model = models[index]
             names = [dials.display_name(name) for name in model.regions]
             shown = [
-                gr.update(value=None, label=names[i], visible=True) if i < len(names) else gr.update(visible=False)
+                gr.update(value=dials.EMPTY, label=names[i], visible=True)
+                if i < len(names)
+                else gr.update(visible=False)
                 for i in range(most)
             ]
             return [default_steps(model), *shown, *closed]
@@ -134,7 +145,7 @@ class Photo:
         said = f"{len(faces)} faces, numbered by size, in {size}" if several else f"One face in {size}"
         return [
             [points.tolist() for points in faces],
-            gr.update(value=mark_faces(photograph.rgb(), faces), visible=True),
+            gr.update(value=mark_faces(photograph.rgb(), faces), visible=several),
             gr.update(choices=numbers, value=0, visible=several),
             gr.update(value=f"{said}. The photograph is not cropped.", visible=True),
             gr.update(interactive=True),

@@ -26,6 +26,7 @@ from stylefusion_hf.spaces_app.device import on_gpu
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.pictures import open_checked
 from stylefusion_hf.spaces_app.settings import read_seed
+from stylefusion_hf.spaces_app.turns import PICTURE
 from stylefusion_hf.spaces_app.uploads import read_file
 
 READABLE = ("PNG", "JPEG", "WEBP")  # formats whose pixels can be written back
@@ -90,7 +91,7 @@ class PhotoEditor:
             editor.set_progress_bar_config(disable=True)
             (start,) = Recipe.from_dict({"version": 1, "base": code}).base
             given = {"landmarks": landmarks, "start": start, "num_inference_steps": 0}
-            out = editor(photograph, **call, **given)
+            out: Any = editor(photograph, **call, **given)
             return out.photographs[0], out.recipes[0]
 
         self._read, self._change = on_gpu(read), on_gpu(change)
@@ -138,7 +139,7 @@ class PhotoEditor:
             self.model.tree.resolve(name)
         check_number("how far", strength, 0, 1)
         seeds = {name: read_seed(seed, f"the number of {name}") for name, seed in regions.items()}
-        with self.model.take_turn():
+        with self.model.take_turn(PICTURE):
             return self._change(
                 photograph, np.array(reading.landmarks), reading.code, {"regions": seeds, "strength": strength}
             )

@@ -164,8 +164,8 @@ def _call(args: argparse.Namespace) -> dict[str, Any]:
         call["edits"] = read_edits(args.edit)
     if not _changes(args) and not args.codes:
         raise ValueError("nothing to change: give --region NAME=CODE, --node, --global or --edit, or --codes FILE")
-    if not _changes(args) and (given := [name for name in ONLY_CHANGES if vars(args)[name] is not None]):
-        raise ValueError(f"--{given[0].replace('_', '-')} needs something to change: give --region NAME=CODE, ...")
+    if not _changes(args) and (useless := [name for name in ONLY_CHANGES if vars(args)[name] is not None]):
+        raise ValueError(f"--{useless[0].replace('_', '-')} needs something to change: give --region NAME=CODE, ...")
     if args.landmarks and args.face is not None:
         raise ValueError("--face chooses among faces that a detector finds: leave it out with --landmarks")
     call["landmarks"] = read_landmarks(args.landmarks, args.photographs) if args.landmarks else None

@@ -98,12 +98,12 @@ class SamplePool:
             batch: how many to render at once.
         """
         drawn = {"seed": seed, "min_psi": min_psi, "mixed_share": mixed_share, "height": up_to}
-        drawn |= {"generator": weights_sha256(g)}
+        about = {"generator": weights_sha256(g)} | {name: str(value) for name, value in drawn.items()}
         folder.mkdir(parents=True, exist_ok=True)
         codes, images = [], []
         for k in tqdm(range(-(-count // PART)), desc="pool", leave=False):
             rows = draw_rows(g, PART, step_generator(seed, k, purpose=3), min_psi, mixed_share)
-            file, about = folder / f"{k:06d}.safetensors", {name: str(value) for name, value in drawn.items()}
+            file = folder / f"{k:06d}.safetensors"
             pixels = read_part(file, about)
             if pixels is None:
                 parts = [g.synthesis(g.to_style(r), noise_mode="none", up_to=up_to) for r in rows.split(batch)]
