@@ -79,7 +79,7 @@ class Photo:
                         for i in range(most)
                     ]
                 for seed in seeds:
-                    seed.value = dials.EMPTY  # type: ignore[assignment]  # gradio would show None as 0
+                    seed.value = dials.EMPTY  # gradio would show None as 0
                 strength = gr.Slider(0, 1, 1, step=0.05, label="How far", elem_id="sf-photo-strength", buttons=[])
                 change = gr.Button("Change the photograph", interactive=False, elem_id="sf-photo-change")
                 view = photo_view(visible=False, elem_id="sf-photo-view")
