@@ -14,7 +14,7 @@ from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.imaging.images import to_tensor
 from stylefusion_hf.imaging.photographs import Photograph
 
-RESEMBLES = 0.7  # `explained` below which the model does not draw such a picture
+RESEMBLES = 0.8  # `explained` below which the model does not draw such a picture (docs/guides/photos.md)
 FACE_RADIUS = 0.35  # of the disc in the middle of an aligned face over which `explained` is measured
 
 
