@@ -224,7 +224,6 @@ def test_files_of_codes_that_are_none(photos: Path) -> None:
     save_codes("one.safetensors", {"only": codes["a"]})
     assert pick_code("one.safetensors").space == "w"
     Path("text.safetensors").write_text("no tensors")
-    save_file({"x": draw(1, 3)}, "plain.safetensors")
     about = {"format": "stylefusion-codes", "version": "1"}
     save_file({"x": draw(1, 3)}, "spaceless.safetensors", metadata=about | {"spaces": "{"})
     save_file({"x": draw(1, 3)}, "other.safetensors", metadata=about | {"spaces": '{"y": "w"}'})
@@ -235,7 +234,6 @@ def test_files_of_codes_that_are_none(photos: Path) -> None:
         "codes.safetensors:b": "has no code 'b': it has a, all",
         "codes.safetensors:all": "'all' holds 3 codes, expected one",
         "text.safetensors": "is not a file of codes",
-        "plain.safetensors": "its metadata lack format",
         "spaceless.safetensors": "is not JSON",
         "other.safetensors": "do not name the same codes",
         "unknown.safetensors": "unknown latent space 'q'",

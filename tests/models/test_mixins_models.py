@@ -331,7 +331,7 @@ def test_config(specimen, model, tmp_path):
         k: tuple(v.shape) for k, v in model.state_dict().items()
     }
     names = set(inspect.signature(type(model).__init__).parameters) - {"self"}
-    assert names - {"base_size"} <= set(config)  # which squares leave out
+    assert names - {"base_size", "row_axes"} <= set(config)  # which squares, and encoders of all axes, leave out
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
