@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from stylefusion_hf.conversion.convert import Options, convert
-from stylefusion_hf.conversion.directions import looks_like_directions
+from stylefusion_hf.conversion.direction_files import looks_like_directions
 from stylefusion_hf.conversion.modules import tensor_names
 from stylefusion_hf.conversion.sources import read_source
 from stylefusion_hf.conversion.writing import plain_weights
