@@ -1,4 +1,4 @@
-"""How near a model comes to photographs, what its dials do to them, and how they differ from what is no face.
+"""How near a model comes to photographs, what its dials do to them, and how faces differ from other pictures.
 
 The tables of `python -m benchmarks.photographs --table stages|likeness|leak`.
 """
@@ -152,11 +152,11 @@ def measure_stages(
     return table("start and search", rows)
 
 
-# --- What is no face -------------------------------------------------------------------------------------------------
+# --- Pictures without a face -----------------------------------------------------------------------------------------
 
 
 def draw_others() -> dict[str, Image.Image]:
-    """Return drawn pictures that are no faces: noise, a gradient, stripes, a checkerboard, one color, discs."""
+    """Return drawn pictures without a face: noise, a gradient, stripes, a checkerboard, one color, discs."""
     random, side = np.random.default_rng(0), 256
     y, x = np.mgrid[0:side, 0:side] / side
     planes = {

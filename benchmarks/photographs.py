@@ -111,7 +111,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--landmarks", metavar="JSON", help="default: they are detected")
     parser.add_argument("--steps", type=int, nargs="+", default=[100], help="of the search (default: 100)")
     parser.add_argument("--tune", type=int, default=0, metavar="STEPS", help="of tuning, a last row of the stages")
-    parser.add_argument("--others", nargs="*", default=[], metavar="FILE", help="squares that are no faces (likeness)")
+    parser.add_argument(
+        "--others", nargs="*", default=[], metavar="FILE", help="square pictures without a face (likeness)"
+    )
     parser.add_argument("--backbone", help="of the stages' likeness: efficientnet-lite0, or a transformer")
     parser.add_argument("--judges", metavar="FOLDER", help="of the stages' regions and of the leak")
     parser.add_argument("--rows", metavar="FILE", help="JSON file that keeps what was measured")

@@ -132,11 +132,6 @@ class Model:
         def invert(
             images: list[Image.Image], steps: int, report_step: Callable[[int], None] | None
         ) -> tuple[Any, Any, Any]:
-            def on_step(_: Any, step: int, *rest: Any) -> dict[str, Any]:
-                if report_step is not None:
-                    report_step(step + 1)
-                return {}
-
             inversion = StyleFusionInversionPipeline.from_pipe(pipe)  # one per call, since it holds state
             inversion.set_progress_bar_config(disable=True)
             out = inversion(
@@ -145,7 +140,7 @@ class Model:
                 fit="crop",
                 noise_mode="const",
                 prior_weight=PRIOR_WEIGHT,
-                callback_on_step_end=on_step,
+                callback_on_step_end=step_callback(report_step),
             )
             codes = [Recipe(base=(row,), num_images=1).to_dict()["base"] for row in out.codes.rows()]
             return codes, out.images, out.mse.tolist()
@@ -300,6 +295,17 @@ class Model:
                 found = [*sefa(self.pipe.generator, count), *ganspace(self.pipe.generator, count, samples=4000)]
                 self._directions = {direction.name: direction for direction in found}
             return self._directions
+
+
+def step_callback(report_step: Callable[[int], None] | None) -> Callable[..., dict[str, Any]]:
+    """Return a pipeline's callback that reports steps, counted from 1."""
+
+    def on_step(_: Any, step: int, *rest: Any) -> dict[str, Any]:
+        if report_step is not None:
+            report_step(step + 1)
+        return {}
+
+    return on_step
 
 
 def digest(value: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from stylefusion_hf.imaging.landmarks import find_faces, load_detector
 from stylefusion_hf.imaging.photographs import FORMATS, Photograph, read_photograph
 from stylefusion_hf.pipelines.photo_outputs import RESEMBLES, describe_likeness
 from stylefusion_hf.spaces_app.device import on_gpu
-from stylefusion_hf.spaces_app.models import Model
+from stylefusion_hf.spaces_app.models import Model, step_callback
 from stylefusion_hf.spaces_app.pictures import open_checked
 from stylefusion_hf.spaces_app.settings import read_seed
 from stylefusion_hf.spaces_app.turns import PICTURE
@@ -73,15 +73,13 @@ class PhotoEditor:
 
         # Functions rather than methods: on ZeroGPU they run in another process, and their arguments are pickled.
         def read(photograph: Photograph, landmarks: Any, steps: int, report_step: Callable[[int], None] | None) -> Any:
-            def on_step(_: Any, step: int, *rest: Any) -> dict[str, Any]:
-                if report_step is not None:
-                    report_step(step + 1)
-                return {}
-
             editor = StyleFusionPhotoPipeline.from_pipe(pipe)  # one per call, since it holds state
             editor.set_progress_bar_config(disable=True)
             out = editor.invert(
-                photograph, landmarks=landmarks, num_inference_steps=steps, callback_on_step_end=on_step
+                photograph,
+                landmarks=landmarks,
+                num_inference_steps=steps,
+                callback_on_step_end=step_callback(report_step),
             )
             code = Recipe(base=(out.codes.rows()[0],), num_images=1).to_dict()["base"]
             return code, out.images[0], out.reconstructions[0], float(out.explained[0])
