@@ -23,6 +23,7 @@ from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.output import OutputType, StyleFusionPipelineOutput
+from stylefusion_hf.pipelines.refining import fuse_and_refine
 
 
 class _Options(TypedDict, total=False):
@@ -36,6 +37,7 @@ class _Options(TypedDict, total=False):
     truncation_cutoff: int | None
     translate: Sequence[float]
     rotate: float
+    refine_steps: int
     noise_mode: NoiseMode
     generator: torch.Generator | Sequence[torch.Generator] | None
     num_images_per_prompt: int
@@ -143,6 +145,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
         truncation_cutoff: int | None = None,
         translate: Sequence[float] = (0.0, 0.0),
         rotate: float = 0.0,
+        refine_steps: int = 0,
         noise_mode: NoiseMode = "const",
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_images_per_prompt: int = 1,
@@ -177,6 +180,9 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             truncation_cutoff: number of rows of w+ to truncate; None for all.
             translate, rotate: move the whole picture, its details included: (right, down) in fractions of the width,
                 and degrees counterclockwise about the middle, before the translation. Only a StyleGAN3 can.
+            refine_steps: steps of optimizing the gates of these pictures, so that each swapped region becomes more
+                like its source and less changes around it (`editing/refinement.py`); needs a segmenter. 0 for what the
+                fusion nets give in one pass. 20 make small regions visibly better, in a few seconds on a CPU.
             noise_mode: "const" (the stored noise), "random" (from `generator`) or "none".
             generator: source of random numbers; a list has one per picture, and each picture then equals its single
                 run.
@@ -220,6 +226,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
             noise_mode=noise_mode,
             translate=translate,  # type: ignore[arg-type]  # the recipe checks it
             rotate=rotate,
+            refine_steps=refine_steps,
             noise_seeds=_steps.draw_seeds(generator, batch) if noise_mode == "random" else None,
             edits={node: repeat(group) for node, group in edited.items()},
         )
@@ -268,7 +275,7 @@ class StyleFusionPipeline(HubMixin, DiffusionPipeline):
     def _render(self, recipe: Recipe, output_type: str, output_masks: bool, return_dict: bool) -> Any:
         psi = self.generator.config.truncation_psi if recipe.truncation_psi is None else recipe.truncation_psi
         recipe = replace(recipe, truncation_psi=psi, model=self.model_identity())
-        style = _steps.fuse_recipe(self.generator, self.fusion, recipe, self._execution_device)
+        style = fuse_and_refine(self, recipe, self._slice_size)
         images: Any = style
         masks = None
         if output_type != "latent" or output_masks:

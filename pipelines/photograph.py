@@ -34,6 +34,7 @@ from stylefusion_hf.pipelines.output import StyleFusionPhotoPipelineOutput
 from stylefusion_hf.pipelines.photo_inputs import Sources, align_face, find_detector, list_landmarks, list_sources
 from stylefusion_hf.pipelines.photo_outputs import changed_leaves, describe_faces, to_output_type
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
+from stylefusion_hf.pipelines.refining import check_refinement
 
 FROM_ENCODER, FROM_MEAN = 50, 100  # default steps of the search, by what it starts from
 PREVIEW = 128  # pixels of the previews that the search compares, where the generator has any
@@ -124,6 +125,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         edits: Mapping[str, Any] | None = None,
         truncation_psi: float | None = None,
         truncation_cutoff: int | None = None,
+        refine_steps: int = 0,
         noise_mode: str = "none",
         code_space: str = "w+",
         num_inference_steps: int | None = None,
@@ -150,6 +152,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
                 or a list of these.
             regions, global_code, nodes, latent_type, class_labels, strength, edits: as in `StyleFusionPipeline`.
             truncation_psi, truncation_cutoff: likewise; of seeds and z.
+            refine_steps: likewise.
             landmarks: (5, 2) or (68, 2), in pixels of the upright photograph, as in `faces.align`; a list has one per
                 photograph, None where they must be found.
             detector: finds faces where there are no landmarks: a name or a callable (`landmarks.load_detector`).
@@ -187,6 +190,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         points = list_landmarks(landmarks, len(items))
         sources = Sources(regions, nodes, global_code, latent_type)
         self._check_call(sources, strength, edits)
+        refine_steps = check_refinement(self, refine_steps, any(node for _, node in sources.rows) or bool(edits))
 
         # Find and align the faces.
         squares = self._align(items, points, detector, face)
@@ -202,15 +206,16 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         codes = inverted.codes.rows()
         own, borrowed = list(codes[: len(items)]), codes[len(items) :]
 
-        # Fuse, and put back what changed.
+        # Fuse, and put back what changed. Faces are drawn from their recipes, which refine them.
+        refined = refine_steps if output_type == "latent" else 0
         tuned = {} if inverted.generator is None else {"generator": inverted.generator}
         fuser = StyleFusionPipeline.from_pipe(self, **tuned)
         fused: Any = cast(Any, fuser)(
             own, **sources.replaced(borrowed), latent_type=latent_type, class_labels=class_labels, strength=strength,
             edits=edits, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff, noise_mode=noise_mode,
-            output_type="latent",
+            refine_steps=refined, output_type="latent",
         )  # fmt: skip
-        whole = Recipe.from_dict(fused.recipe)
+        whole = replace(Recipe.from_dict(fused.recipe), refine_steps=refine_steps)
         recipes: list[dict[str, Any]] = []
         edited, masks = [], []
         for k in range(whole.num_images):
@@ -412,7 +417,10 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         Faces are drawn one by one, so that a recipe gives the same bits as the call that wrote it.
         """
         fused: Any = fuser.from_recipe(recipe, check_model=check_model, output_type="pt")
-        plain = replace(Recipe.from_dict(fused.recipe), regions={}, nodes={}, global_code=None, edits={}, strength=1.0)
+        plain = replace(
+            Recipe.from_dict(fused.recipe),
+            regions={}, nodes={}, global_code=None, edits={}, strength=1.0, refine_steps=0,
+        )  # fmt: skip
         style = _steps.fuse_recipe(fuser.generator, fuser.fusion, plain, self._execution_device)
         before = _steps.synthesize(fuser.generator, style, plain.noise_mode)[0]
         return before, fused.images[0].to(before) * 2 - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -212,7 +212,7 @@ def style_codes(
     Returns:
         codes: (N, S), float32: one row per distinct (code, label) pair, shared by all nodes and pictures that use it.
         at: node -> the rows of its codes: one, or one per picture.
-        base: the rows of the base's codes; empty unless a strength needs them.
+        base: the rows of the base's codes; empty unless a strength or a refinement needs them.
     """
     batch, labels = recipe.num_images, recipe.class_labels
     index: dict[Any, int] = {}
@@ -229,7 +229,8 @@ def style_codes(
             found.append(index[key])
         return found
 
-    base = places(recipe.base) if any(setting.strength != 1.0 for setting in settings.values()) else []
+    needs_base = recipe.refine_steps or any(setting.strength != 1.0 for setting in settings.values())
+    base = places(recipe.base) if needs_base else []
     at = {node: places(setting.rows) for node, setting in settings.items()}
     table = None
     if labels is not None:
@@ -244,12 +245,20 @@ def apply_strength(given: torch.Tensor, base: torch.Tensor | None, strength: flo
     return given if strength == 1.0 or base is None else base + strength * (given - base)
 
 
-def fuse_recipe(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
+# {node: codes}, codes of the base -> fused codes, in place of one pass of the fusion nets
+Fuse = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
+
+
+def fuse_recipe(
+    generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recipe, device: Any, refine: Fuse | None = None
+) -> torch.Tensor:
     """Return the fused style codes (num_images, S), float32: one mapping batch, one pass of the fusion nets.
 
     The codes are those of the moved pictures, where the recipe moves them. ValueError for a generator that cannot.
+
+    refine: what fuses a recipe with `refine_steps`; None leaves the refinement out.
     """
-    style = fuse_nodes(generator, fusion, recipe, device)
+    style = fuse_nodes(generator, fusion, recipe, device, refine)
     return move(generator, style, recipe)
 
 
@@ -258,7 +267,9 @@ def move(generator: StyleGenerator, style: torch.Tensor, recipe: Recipe) -> torc
     return generator.move_style(style, recipe.translate, recipe.rotate) if recipe.moves else style
 
 
-def fuse_nodes(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recipe, device: Any) -> torch.Tensor:
+def fuse_nodes(
+    generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recipe, device: Any, refine: Fuse | None = None
+) -> torch.Tensor:
     """Return the fused style codes (num_images, S) before any motion.
 
     The recipe's `truncation_psi` must be a number. ValueError for names, shapes and labels that do not fit the models.
@@ -273,6 +284,8 @@ def fuse_nodes(generator: StyleGenerator, fusion: FusionHierarchy, recipe: Recip
     start = codes[base] if base else None
     given = {node: apply_strength(codes[at[node]], start, setting.strength) for node, setting in settings.items()}
     edited = apply_edits(generator, fusion.tree, recipe, given)
+    if refine is not None and recipe.refine_steps and start is not None:
+        return refine(edited, start)
     return fusion(edited, return_dict=False)[0].expand(batch, -1).contiguous()
 
 

@@ -23,7 +23,14 @@ from typing import Any
 
 from stylefusion_hf.cli._edits import read_edits
 from stylefusion_hf.cli._invert import count
-from stylefusion_hf.cli.arguments import add_code_arguments, add_model_arguments, call_arguments, code, number
+from stylefusion_hf.cli.arguments import (
+    add_code_arguments,
+    add_model_arguments,
+    add_refinement,
+    call_arguments,
+    code,
+    number,
+)
 from stylefusion_hf.cli.loading import check_call, load_pipeline
 from stylefusion_hf.cli.outputs import output_file, output_folder, report_written, save_png
 from stylefusion_hf.core.checks import shown
@@ -31,7 +38,7 @@ from stylefusion_hf.core.files import write_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SEARCH = ("detector", "face", "num_inference_steps", "num_tuning_steps", "prior_weight")  # arguments of `invert`
-ONLY_CHANGES = ("strength", "psi", "class_label", "source_face", "mask")  # say how something changes
+ONLY_CHANGES = ("strength", "psi", "class_label", "refine", "source_face", "mask")  # say how something changes
 CALL_OPTIONS = (
     "region",
     "node",
@@ -40,6 +47,7 @@ CALL_OPTIONS = (
     "class_label",
     "strength",
     "psi",
+    "refine",
     "landmarks",
     "detector",
     "face",
@@ -61,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how far to go from the photograph to the codes, 0 to 1 (default: 1)",
     )
     codes.add_argument("--psi", type=number, help="truncation of seeds (default: the model's own)")
+    add_refinement(codes)
     codes.add_argument("--from-recipe", metavar="JSON", help="read all of this from a recipe of this photograph")
     codes.add_argument("--any-model", action="store_true", help="accept a recipe that was written with other weights")
     codes.add_argument("--any-photograph", action="store_true", help="accept a recipe of other pixels of this size")

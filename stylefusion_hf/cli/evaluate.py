@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " the Hub such as facebook/dinov2-small (default: the judges' own features, which are for avatars)",
     )
     parser.add_argument("--sections", metavar="A,B", help="only these sections (default: all that apply)")
-    parser.add_argument("--methods", metavar="A,B", help="only these methods, including stylefusion (default: all)")
+    parser.add_argument(
+        "--methods",
+        metavar="A,B",
+        help="only these methods, including stylefusion (default: all but stylefusion-refined, which is slow)",
+    )
     parser.add_argument(
         "--static-gates",
         metavar="FOLDER",

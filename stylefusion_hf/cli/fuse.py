@@ -30,7 +30,14 @@ from stylefusion_hf.cli._invert import (
     invert_pictures,
     save_tuned_generator,
 )
-from stylefusion_hf.cli.arguments import add_code_arguments, add_model_arguments, call_arguments, code, number
+from stylefusion_hf.cli.arguments import (
+    add_code_arguments,
+    add_model_arguments,
+    add_refinement,
+    call_arguments,
+    code,
+    number,
+)
 from stylefusion_hf.cli.loading import check_call, load_pipeline
 from stylefusion_hf.cli.outputs import output_file, output_folder, report_written, save_png
 from stylefusion_hf.core.checks import shown
@@ -50,6 +57,7 @@ CODE_OPTIONS = (
     "class_label",
     "strength",
     "psi",
+    "refine",
     "translate",
     "rotate",
     "noise_mode",
@@ -79,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how far to go from the base to the codes, 0 to 1 (default: 1)",
     )
     look.add_argument("--psi", type=number, help="truncation (default: the model's own)")
+    add_refinement(look)
     look.add_argument(
         "--translate",
         nargs=2,

@@ -40,6 +40,7 @@ MAX_NUMBERS = 2**18  # in one code; w+ at 1024 x 1024 has 9216
 MAX_CHARACTERS = 2**26  # in a recipe's JSON
 MAX_VALUES = 2**21  # in a recipe's JSON: lists of seeds, and vector class labels
 MAX_NAME = 100  # characters of a region's name, as in a tree
+MAX_STEPS = 10_000  # of a refinement
 MAX_TRANSLATION, MAX_DEGREES = 1000, 360_000  # either way
 DIMS = {"z": 2, "w": 2, "w+": 3, "s": 2}
 
@@ -68,6 +69,7 @@ class Recipe:
         noise_seeds: one seed per picture if the noise is random.
         translate, rotate: the motion of the whole picture, in fractions of the width and in degrees (StyleGAN3 only).
         edits: node -> offsets added to the codes of its subtree, in w, w+ or s; offsets of several nodes add up.
+        refine_steps: steps of optimizing the gates of these pictures (`editing/refinement.py`); 0 for none.
         model: {"name": text or None, "sha256": {component: hex digits}}, or None.
 
     Raises:
@@ -94,6 +96,7 @@ class Recipe:
     edits: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     translate: tuple[float, float] = (0.0, 0.0)
     rotate: float = 0.0
+    refine_steps: int = 0
     model: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -113,6 +116,7 @@ class Recipe:
         object.__setattr__(self, "strength", strength)
         object.__setattr__(self, "translate", check_translation(self.translate))
         object.__setattr__(self, "rotate", check_number("rotate", self.rotate, -MAX_DEGREES, MAX_DEGREES))
+        object.__setattr__(self, "refine_steps", check_count("refine_steps", self.refine_steps, MAX_STEPS, least=0))
         for name, rows in self.edits.items():
             if any(not isinstance(row, Code) or row.space == "z" for row in rows):
                 raise ValueError(f"edits[{name!r}] is an offset to a code in w, w+ or s: not a seed, and not in z")
@@ -188,6 +192,8 @@ class Recipe:
             data["strength"] = dict(self.strength) if isinstance(self.strength, Mapping) else self.strength
         if self.moves:
             data |= {"translate": list(self.translate), "rotate": self.rotate}
+        if self.refine_steps:
+            data["refine_steps"] = self.refine_steps
         data["noise_mode"] = self.noise_mode
         if self.noise_seeds is not None:
             data["noise_seeds"] = list(self.noise_seeds)

@@ -20,7 +20,7 @@ from stylefusion_hf.evaluation.fusion_swaps import StaticGates
 from stylefusion_hf.evaluation.judges import SHIPPED, Judges
 from stylefusion_hf.evaluation.measurement import LARGEST_SIZE
 from stylefusion_hf.evaluation.measuring import Subject
-from stylefusion_hf.evaluation.registry import ALWAYS_COMPARED, METHODS, SAME_OBJECTIVE, build_methods
+from stylefusion_hf.evaluation.registry import ALWAYS_COMPARED, BY_DEFAULT, SAME_OBJECTIVE, build_methods
 from stylefusion_hf.evaluation.report import draw, to_json_types, write_json
 from stylefusion_hf.evaluation.ruler import Ruler
 from stylefusion_hf.evaluation.run import SECTIONS, Run, points_of
@@ -49,7 +49,7 @@ class Settings:
     calibration_pairs: int = 64
     realism_count: int = 5000
     real: str | None = None
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = BY_DEFAULT
     static_gates: str | None = None
     seed: int = 0
     quick: bool = False

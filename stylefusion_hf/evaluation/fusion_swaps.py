@@ -13,6 +13,7 @@ from stylefusion_hf.evaluation.methods import TENTHS, move, region_index
 from stylefusion_hf.evaluation.pairs import Pairs, render, segment
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.fusion.net import Blender, FoldedLinear
+from stylefusion_hf.pipelines.refining import refine_codes
 
 
 class StyleFusionSwap:
@@ -49,6 +50,26 @@ class StyleFusionSwap:
         chosen = {region, parent} if self.wider and parent != tree.root else {region}
         moved = move(pairs.base, self.source(pairs), strength)
         return render(self.pipe, self.fusion.fuse({n: moved if n in chosen else pairs.base for n in tree.nodes}))
+
+
+class RefinedSwap(StyleFusionSwap):
+    """The same nets, whose gates are then optimized for each pair: the pipeline's `refine_steps`.
+
+    The refinement sees the model's own generator and segmenter, never the judges.
+    """
+
+    steps = 20
+
+    def __init__(self, pipe):
+        super().__init__(pipe)
+        self.name = "stylefusion, refined"
+
+    @torch.no_grad()
+    def swap(self, pairs: Pairs, region: str, strength: float) -> Tensor:
+        """See `Method.swap`."""
+        moved = move(pairs.base, pairs.source, strength)
+        codes = {name: moved if name == region else pairs.base for name in self.fusion.tree.nodes}
+        return render(self.pipe, refine_codes(self.pipe, codes, pairs.base, self.steps))
 
 
 class MeanCode(StyleFusionSwap):

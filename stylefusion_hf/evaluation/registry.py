@@ -11,7 +11,7 @@ from stylefusion_hf.evaluation.baselines import (
     RetrieveInStyle,
     StyleMixing,
 )
-from stylefusion_hf.evaluation.fusion_swaps import MeanCode, MeanLook, RandomCode, StyleFusionSwap
+from stylefusion_hf.evaluation.fusion_swaps import MeanCode, MeanLook, RandomCode, RefinedSwap, StyleFusionSwap
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.masked_swaps import FeatureBlending, PixelPaste
 from stylefusion_hf.evaluation.methods import Method
@@ -20,6 +20,7 @@ from stylefusion_hf.evaluation.methods import Method
 METHODS: dict[str, Callable[..., Method]] = {
     "stylefusion": lambda pipe, batch: StyleFusionSwap(pipe),
     "stylefusion-wider": lambda pipe, batch: StyleFusionSwap(pipe, wider=True),
+    "stylefusion-refined": lambda pipe, batch: RefinedSwap(pipe),
     "mean": lambda pipe, batch: MeanCode(pipe),
     "mean-look": lambda pipe, batch: MeanLook(pipe),
     "random-code": lambda pipe, batch: RandomCode(pipe),
@@ -33,13 +34,15 @@ METHODS: dict[str, Callable[..., Method]] = {
     "feature-blending": lambda pipe, batch: FeatureBlending(pipe),
     "pixel-paste": lambda pipe, batch: PixelPaste(pipe),
 }
+SLOW = ("stylefusion-refined",)  # only measured where they are asked for
+BY_DEFAULT = tuple(name for name in METHODS if name not in SLOW)
 RENAMED = {"stranger": "random-code"}  # names that earlier versions had
 SOURCE_BLIND = ("mean", "mean-look", "random-code")  # methods that ignore the source
 ALWAYS_COMPARED = ("mean", "random-code")  # included in every comparison
 SAME_OBJECTIVE = "static-gates-same-objective"  # nets of constant gates, from --static-gates
 
 
-def build_methods(pipe, names: Iterable[str] = METHODS, batch: int | None = None) -> dict[str, Method]:
+def build_methods(pipe, names: Iterable[str] = BY_DEFAULT, batch: int | None = None) -> dict[str, Method]:
     """Create methods for a pipeline by name; they are fitted on first use.
 
     batch: batch size for fitting; None chooses one by picture size.

@@ -61,13 +61,16 @@ class Run:
     def swaps_section(self) -> None:
         """One region from b: specific transfer S, recognition among 16 sources, outside change O, leak, transfer T.
 
-        `wider` is the authors' expansion: the leaf code and its parent's common code.
+        `wider` is the authors' expansion: the leaf code and its parent's common code. `refined` is the leaf code with
+        the pipeline's `refine_steps`; it is measured where `--methods` names stylefusion-refined.
         """
-        found = sections.swap_rows(self.subject, self.settings.pairs)
+        refined = "stylefusion-refined" in self.settings.methods
+        found = sections.swap_rows(self.subject, self.settings.pairs, refined=refined)
         self.report["swaps"], self.swaps = found, found["leaf"]
         self.show(table("leaf code only", found["leaf"], SWAP_COLUMNS), "")
-        for name in ("wider", "mean", "mean look", "random code"):
-            self.show(table(name, found[name], (*MAIN_COLUMNS, "response")), "")
+        for name in ("refined", "wider", "mean", "mean look", "random code"):
+            if name in found:
+                self.show(table(name, found[name], (*MAIN_COLUMNS, "response")), "")
         self.show("Figures of other papers (evaluation/published.py):", "")
         self.show(table("leaf code only", found["leaf"], PUBLISHED_COLUMNS), "")
         quartiles = [f"transfer q{q}" for q in range(1, 5)]

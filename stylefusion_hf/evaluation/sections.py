@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.figures import HEADS, figures, transfer
-from stylefusion_hf.evaluation.fusion_swaps import MeanCode, MeanLook, RandomCode, StyleFusionSwap
+from stylefusion_hf.evaluation.fusion_swaps import MeanCode, MeanLook, RandomCode, RefinedSwap, StyleFusionSwap
 from stylefusion_hf.evaluation.measuring import Columns, Subject, join_columns, measure_jobs
 from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.pairs import TEST_SEED, Pairs, draw_pairs
@@ -33,11 +33,11 @@ def estimates(draws: dict[str, Tensor], n: int) -> dict[str, Estimate]:
 # --- One region swapped ----------------------------------------------------------------------------------------------
 
 
-def swap_rows(subject: Subject, count: int, thorough: bool = True) -> dict[str, Rows]:
-    """Return {"leaf", "wider", "mean", "mean look", "random code": {region: figures}}.
+def swap_rows(subject: Subject, count: int, thorough: bool = True, refined: bool = False) -> dict[str, Rows]:
+    """Return {"leaf", "wider", "mean", "mean look", "random code": {region: figures}}, and "refined" where asked for.
 
-    "leaf" swaps the leaf code alone, "wider" adds the authors' expansion. The others ignore the source: the mean code,
-    the mean code's picture pasted, and an unrelated random code.
+    "leaf" swaps the leaf code alone, "wider" adds the authors' expansion, "refined" is "leaf" with `refine_steps`. The
+    others ignore the source: the mean code, the mean code's picture pasted, and an unrelated random code.
 
     `transfer q1` ... `q4`: by quartile of the pose gap. `dead`: share of pairs whose region changed by less than a
     tenth. `agree`, `agree_plain`: agreement of the two segmenters on fused and on plain pictures.
@@ -50,7 +50,9 @@ def swap_rows(subject: Subject, count: int, thorough: bool = True) -> dict[str, 
         "mean look": MeanLook(pipe),
         "random code": RandomCode(pipe),
     }
-    main = [(m, leaf, 1.0) for m in ("leaf", "wider") for leaf in subject.leaves]
+    ours = ("leaf", "wider", "refined") if refined else ("leaf", "wider")
+    methods |= {"refined": RefinedSwap(pipe)} if refined else {}
+    main = [(m, leaf, 1.0) for m in ours for leaf in subject.leaves]
     others = [(m, leaf, 1.0) for m in ("mean", "mean look", "random code") for leaf in subject.leaves]
     measured = measure_jobs(
         subject, methods, main, count, thorough=thorough, progress="swaps", specific=True, recognized=main

@@ -37,16 +37,17 @@ def find_preview(
 
     Args:
         given: one of `generator.picture_sizes`; None looks for the largest up to `most` pixels, in generators of more
-            than PREVIEW pixels, whose picture of the mean code resembles the full one: sums of a StyleGAN2's first
-            toRGB layers need not.
+            than that, whose picture of the mean code resembles the full one: sums of a StyleGAN2's first toRGB layers
+            need not.
         noise_mode: of the synthesis.
         most: largest height that is looked for; None for PREVIEW.
     """
     full = generator.config.resolution
     if given is not None:
         return None if given == full else given
-    sizes = [size for size in generator.picture_sizes if SMALLEST <= size <= (most or PREVIEW) and full > PREVIEW]
-    if not sizes:
+    most = most or PREVIEW
+    sizes = [size for size in generator.picture_sizes if SMALLEST <= size <= most]
+    if not sizes or full <= most:
         return None
     s = generator.to_style(generator.w_avg[None]).to(generator.dtype)
 

@@ -55,6 +55,27 @@ def differs(a: Image.Image, b: Image.Image) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------
+# Refinement.
+
+
+def test_a_refined_photograph_and_its_recipe(pipe, bare):
+    image = photograph()
+    plain = pipe(image, regions={"hair": 7}, **HERE)
+    out = pipe(image, regions={"hair": 7}, refine_steps=3, **HERE)
+    assert out.recipes[0]["fusion"]["refine_steps"] == 3
+    assert differs(out.images[0], plain.images[0]).any()
+    again, _ = pipe.from_recipe(out.recipes[0], image)
+    assert not differs(again.image, out.images[0]).any()
+    latent = pipe(image, regions={"hair": 7}, refine_steps=3, output_type="latent", **HERE)
+    drawn = pipe(image, regions={"hair": 7}, output_type="latent", **HERE)
+    assert not torch.equal(latent.images, drawn.images)
+    with pytest.raises(ValueError, match="refine_steps needs a segmenter"):
+        bare(image, regions={"hair": 7}, refine_steps=3, **HERE)
+    with pytest.raises(ValueError, match="no region has a code of its own"):
+        pipe(image, global_code=7, refine_steps=3, **HERE)
+
+
+# ----------------------------------------------------------------------------------------------------
 # What changes and what stays.
 
 
