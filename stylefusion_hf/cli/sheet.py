@@ -6,6 +6,7 @@ base with the source's code as the global one. Bases and sources are seeds, or f
     stylefusion sheet --out sheet.png
     stylefusion sheet --bases 1,2,3 --sources 11,12,13 --psi 0.7 --out sheet.png
     stylefusion sheet --seed 5 --rows 6 --model user/repo --out sheet.png
+    stylefusion sheet --model faces --refine 20 --out refined.png
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from stylefusion_hf.cli.arguments import (
     add_class_argument,
     add_model_arguments,
+    add_refinement,
     number,
     positive,
     seed,
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_class_argument(rows, "of all pictures, or one class per row", "CLASSES")
     parser.add_argument("--out", default="sheet.png", metavar="PNG", help="file to write (default: sheet.png)")
     parser.add_argument("--psi", type=number, help="truncation (default: the model's own)")
+    add_refinement(parser)
     parser.add_argument("--noise-mode", choices=("const", "none"), default="const")
     parser.add_argument("--scale", type=positive, help="integer factor of enlargement (default: to about 128 pixels)")
     parser.add_argument("--batch-size", type=positive, default=64, help="pictures per batch (default: 64)")
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         max_batch=args.batch_size,
         progress=True,
         class_labels=args.class_label,
+        refine_steps=args.refine or 0,
     )
     save_png(sheet, out)
     report_written(out, f"{sheet.width} x {sheet.height} pixels")

@@ -40,6 +40,7 @@ def contact_sheet(
     max_batch: int = 64,
     progress: bool = False,
     class_labels: int | Sequence[int] | None = None,
+    refine_steps: int = 0,
 ) -> Image.Image:
     """Draw a row per base: base, source, the base with the source's code in one region at a time, then as global code.
 
@@ -53,6 +54,7 @@ def contact_sheet(
         max_batch: maximum number of pictures per call of the pipeline, up to 128 pixels; fewer of larger ones.
         progress: show a progress bar if there is more than one call.
         class_labels: for a conditional generator: the class of all pictures, or one per row; None: each seed's own.
+        refine_steps: as in the pipeline, for each picture of a region.
 
     Raises:
         ValueError: different numbers of bases and sources (or none), classes for another number of rows, a scale or
@@ -82,7 +84,9 @@ def contact_sheet(
     slices = [cells[at : at + most] for at in range(0, len(cells), most)]
     pictures: list[Image.Image] = []
     for part in tqdm(slices, desc="sheet", unit="batch", disable=not progress or len(slices) == 1):
-        found = _fused(pipe, tree, part, truncation_psi=truncation_psi, noise_mode=noise_mode)
+        found = _fused(
+            pipe, tree, part, truncation_psi=truncation_psi, noise_mode=noise_mode, refine_steps=refine_steps
+        )
         pictures += found if scale else [to_cell(picture) for picture in found]  # full pictures would pile up
     remaining = iter(pictures)
     rows = [list(islice(remaining, len(columns))) for _ in range(count)]
