@@ -108,14 +108,14 @@ def main() -> None:
     p.add_argument("--size", type=int, default=256, help="side of pictures and labels in pixels")
     p.add_argument("--psi", type=float, nargs=2, default=(0.5, 1.0), metavar=("LOW", "HIGH"))
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--photographs", type=Path, help="label the .jpg files of this folder in place of samples")
+    p.add_argument("--photographs", type=Path, help="label this folder of `stylefusion align` in place of samples")
     args = p.parse_args()
     parser = FaceParser(args.parser)
     for name in ("images", "labels"):
         (args.out / name).mkdir(parents=True, exist_ok=True)
-    photographs = sorted(args.photographs.glob("*.jpg")) if args.photographs else []
+    photographs = sorted(args.photographs.glob("*.png")) if args.photographs else []
     if args.photographs and not photographs:
-        raise SystemExit(f"--photographs {args.photographs} holds no .jpg files")
+        raise SystemExit(f"--photographs {args.photographs} holds no .png files: `stylefusion align` writes them")
     generator = None if photographs else StyleFusionPipeline.from_pretrained(args.model).generator
     count = len(photographs) or args.count
     about = {"regions": list(REGIONS), "size": args.size, "seed": args.seed, "psi": list(args.psi)}
