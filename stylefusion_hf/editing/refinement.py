@@ -145,8 +145,8 @@ def refine(
         logits = swaps.gates.logit().requires_grad_()
         optimizer = torch.optim.Adam([logits], lr=learning_rate, eps=EPSILON)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        best, size = swaps.fused, torch.ones(())
-        lowest = torch.full((len(best),), torch.inf, device=best.device)
+        best, size = swaps.fused, swaps.fused.new_ones(())
+        lowest = best.new_full((len(best),), torch.inf)
         for step in range(steps + 1):  # the last round only evaluates
             with torch.set_grad_enabled(step < steps):
                 s = swaps.codes(logits.sigmoid())
