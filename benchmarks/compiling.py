@@ -18,6 +18,7 @@ import tempfile
 import torch
 
 from stylefusion_hf import StyleFusionPipeline
+from stylefusion_hf.core.named_models import find_model
 
 CALL = {"base": 1, "regions": {"hair": 7}, "output_type": "pt"}
 HEADER = "| model | picture | plain, CPU-ms | compiled | ratio | first compiled call, CPU-s | largest difference |"
@@ -31,7 +32,7 @@ def processor_seconds() -> float:
 
 def measure(model: str, rounds: int) -> str:
     """One row of the table."""
-    plain, compiled = (StyleFusionPipeline.from_pretrained(model) for _ in range(2))
+    plain, compiled = (StyleFusionPipeline.from_pretrained(find_model(model)) for _ in range(2))
     compiled.generator = torch.compile(compiled.generator, fullgraph=True)
     compiled.fusion = torch.compile(compiled.fusion, fullgraph=True)
     expected = plain(**CALL).images
@@ -47,7 +48,7 @@ def measure(model: str, rounds: int) -> str:
     before, after = (statistics.median(seconds) * 1e3 for seconds in times)
     height, width = plain.generator.picture_size
     figures = f"{before:.1f} | {after:.1f} | {after / before:.2f} | {first:.0f} | {difference:.1e}"
-    return f"| {model} | {height} x {width} | {figures} |"
+    return f"| {os.path.basename(model)} | {height} x {width} | {figures} |"
 
 
 def main() -> None:
