@@ -124,6 +124,7 @@ def describe_last_good(output_dir: str | Path) -> str:
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
+
 @contextlib.contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn errors of writing `path`, in the output folder, into one OSError that says where to continue."""

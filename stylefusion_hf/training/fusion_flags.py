@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from stylefusion_hf.core.checks import shown
 from stylefusion_hf.training.choices import (
     COMPOSED_WEIGHTS,
     CONTRASTIVE_SHARES,
