@@ -55,8 +55,12 @@ def open_output(folder: Path, flags: dict[str, Any], logging_dir: str = "logs") 
     file = folder / ARGUMENTS
     old = file.read_bytes() if file.is_file() else None
     _refusable[place] = Before(old, made, own_logs, files_in(own_logs))
-    with explain_write_errors(file):
-        write_json(file, flags, indent=2)
+    try:
+        with explain_write_errors(file):
+            write_json(file, flags, indent=2)
+    except OSError:
+        close_output(folder, refused=True)
+        raise
 
 
 def keep_output(folder: str | Path) -> None:
