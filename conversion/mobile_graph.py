@@ -85,7 +85,7 @@ def _is_pixel_norm(network: Network, output: Output) -> bool:
         return False
     if any(network.is_constant(source) for source in network.layer(output).inputs):
         return False
-    z = torch.randn(given, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(given, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     (found,) = run(network.graph, network.values, {network.parameter: z}, [output])
     return bool(torch.allclose(found, normalize_2nd_moment(z), rtol=TOLERANCE, atol=TOLERANCE))
 
@@ -261,7 +261,7 @@ class SynthesisReader:
         if len(found) != 1:
             raise net.error(output, f"the inverse wavelet transform of {'x'.join(map(str, bands))}")
         (source,) = found
-        x = torch.randn(bands, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(bands, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
         (given,) = run(net.graph, net.values, {source: x}, [output])
         if not torch.allclose(given, inverse_haar(x), rtol=TOLERANCE, atol=TOLERANCE):
             raise net.error(output, "the inverse Haar transform of bands LL, then LH, HL, HH of each channel,")
@@ -319,7 +319,7 @@ def compare_with_graphs(
     Raises:
         ConversionError: the differences exceed rounding errors.
     """
-    z = torch.randn(1, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
+    z = torch.randn(1, generator.config.z_dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     (w,) = run(mapping.graph, mapping.values, {mapping.parameter: z}, [mapping.result])
     wanted = [*(style.output for style in styles), synthesis.result]
     *codes, picture = run(synthesis.graph, synthesis.values, {synthesis.parameter: w}, wanted)

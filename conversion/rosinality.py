@@ -172,4 +172,4 @@ def _draw_noise(const: torch.Tensor | None, layers: int) -> Iterator[torch.Tenso
     random = torch.Generator().manual_seed(0)
     base = const.shape[-2:] if const is not None and const.ndim >= 2 else (4, 4)
     for i in range(min(layers, 19)):
-        yield torch.randn([side * 2 ** ((i + 1) // 2) for side in base], generator=random)
+        yield torch.randn([side * 2 ** ((i + 1) // 2) for side in base], generator=random, dtype=torch.float32)

@@ -60,7 +60,7 @@ def pixel_weights(
                 listed = ", ".join(known)
                 raise ValueError(f"region_weights: no region {short(name)}; the segmenter knows {listed}")
             check_number(f"region_weights[{name!r}]", value, 0, 1e6)
-        factors = torch.tensor([float(region_weights.get(name, 1.0)) for name in known], device=targets.device)
+        factors = targets.new_tensor([float(region_weights.get(name, 1.0)) for name in known])
         found = _steps.segment(segmenter, targets, batch)
         by_region = torch.einsum("rbhw,r->bhw", torch.stack([found[n] for n in known]).to(targets), factors)
         weight = by_region if weight is None else weight * by_region

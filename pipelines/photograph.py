@@ -86,6 +86,12 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         _steps.check_components(generator, fusion, segmenter)
         self.register_modules(generator=generator, fusion=fusion, segmenter=segmenter, encoder=encoder)
         self._searching: dict[int, StyleFusionInversionPipeline] = {}  # thread running a call -> its inversion
+        self._num_timesteps = 0
+
+    @property
+    def num_timesteps(self) -> int:
+        """The steps of optimization and tuning that the current or last call's search was given."""
+        return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
@@ -385,6 +391,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
             return callback(self, step, timestep, tensors)
 
         self._searching[get_ident()] = inverter
+        self._num_timesteps = settings["num_inference_steps"] + settings["num_tuning_steps"]
         try:
             return inverter(squares + others, callback_on_step_end=forward if callback else None, **settings)
         finally:

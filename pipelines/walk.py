@@ -181,7 +181,7 @@ class Track:
             return self.keys[:1]
         start, end = self.keys[[p.start for p in positions]], self.keys[[p.end for p in positions]]
         if self.zs is None or to_style is None:
-            return start + torch.tensor([[p.t] for p in positions], device=start.device) * (end - start)
+            return start + start.new_tensor([[p.t] for p in positions]) * (end - start)
         ends = [(self.zs[p.start], self.zs[p.end], p.t) for p in positions]
         between = [i for i, (a, b, t) in enumerate(ends) if t > 0 and not torch.equal(a, b)]
         if between:

@@ -157,6 +157,14 @@ def convolution_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tens
     return fall_back(torch.ops.aten.convolution_backward.default, grad, x, weight, channels, *settings, mask)
 
 
+def group_norm(*args: Any) -> Any:
+    return fall_back(torch.ops.aten.native_group_norm.default, *args)
+
+
+def group_norm_backward(*args: Any) -> Any:
+    return fall_back(torch.ops.aten.native_group_norm_backward.default, *args)
+
+
 def install() -> torch.device:
     """Register the device and return it."""
     from torch.utils import backend_registration
@@ -165,6 +173,8 @@ def install() -> torch.device:
     library = torch.library.Library("aten", "IMPL")
     explicit = {"empty.memory_format": empty, "empty_strided": empty_strided, "_copy_from": copy_from, "copy_": copy_}
     explicit |= {"convolution_overrideable": convolution, "convolution_backward_overrideable": convolution_backward}
+    # PyTorch's own for devices without a kernel wants contiguous tensors, which CUDA's does not.
+    explicit |= {"native_group_norm": group_norm, "native_group_norm_backward": group_norm_backward}
     explicit["_has_compatible_shallow_copy_type"] = lambda a, b: True
     for name, kernel in explicit.items():
         library.impl(name, kernel, "PrivateUse1")

@@ -119,7 +119,8 @@ def code(text: str) -> Any:
         return seed(text)
     suffix = os.path.splitext(text)[1].lower()
     try:
-        if suffix not in PICTURES and names_codes(text):
+        # latents.pt of e4e and PTI name codes by pictures: FILE:me.jpg is one of these.
+        if not (suffix in PICTURES and os.path.isfile(text)) and names_codes(text):
             _check_exists(split_file(text)[0], "file of codes")
 
             from stylefusion_hf.core.code_files import pick_code

@@ -11,6 +11,7 @@ SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth", ".pkl")
 NAMED = re.compile(r"\.(safetensors|npz|npy|pt|pth|pkl)(:|$)", re.IGNORECASE)
 MAGIC = (b"PK\x03\x04", b"\x93NUMPY", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip, numpy, pickle
 LONGEST = 8192  # characters
+MOST_COLONS = 16  # after the file, in names such as C:\\me.jpg
 
 
 def names_codes(argument: str) -> bool:
@@ -27,10 +28,10 @@ def names_codes(argument: str) -> bool:
 
 
 def split_file(argument: str) -> list[str]:
-    """Split `FILE[:NAME[:NUMBER]]`; colons that belong to an existing file's name stay."""
+    """Split `FILE[:NAME[:NUMBER]]`; colons that belong to an existing file's name stay, those of a name split it."""
     rest: list[str] = []
     text = argument
-    for _ in range(3):
+    for _ in range(MOST_COLONS + 1):
         if os.path.exists(text):
             return [text, *rest]
         text, colon, last = text.rpartition(":")

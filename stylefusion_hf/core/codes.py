@@ -176,7 +176,7 @@ def labels_to_tensor(labels: Sequence[Label], label_dim: int) -> torch.Tensor:
     """Return labels (B, label_dim), float32. ValueError for a class or vector that does not fit the model."""
     if not label_dim:
         raise ValueError("class_labels were given, but this model was trained without labels")
-    rows = torch.zeros(len(labels), label_dim)
+    rows = torch.zeros(len(labels), label_dim, dtype=torch.float32)
     for row, label in zip(rows, labels, strict=True):
         if isinstance(label, int):
             if label >= label_dim:

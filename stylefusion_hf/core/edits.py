@@ -117,7 +117,7 @@ class Direction:
             if space == "s":
                 tensor = tensor * torch.isin(generator.style_rows.cpu(), torch.tensor(self.layers))
             else:
-                chosen = torch.zeros(rows, 1).index_fill_(0, torch.tensor(self.layers), 1)
+                chosen = tensor.new_zeros(rows, 1).index_fill_(0, torch.tensor(self.layers), 1)
                 tensor, space = tensor * chosen, "w+"
         return Code(tensor, space)
 

@@ -26,6 +26,7 @@ CODE_NAME = re.compile(
     r"((projected_|d?latent_)?(z|w|ws|wp|w\+|w_?plus)|(.*_)?(w_?pivot|pivot|d?latents?|(d?latent_)?codes?))"
     r"(_?\d+)?"
 )
+PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|bmp|tiff?)$")  # e4e and PTI name codes by their pictures
 Z_NAME = re.compile(r"(projected_|d?latent_)?z(_?\d+)?")
 DIRECTION_FILE = re.compile(r"boundar(y|ies)|direction")  # in the name of a file
 # Words of directions' names: what such files are called, and attributes that nobody calls a code by. Names of regions
@@ -61,7 +62,7 @@ def choose_code(content: Any, path: str, selectors: tuple[str, ...] = ()) -> Cod
         raise ValueError(f"{where} {_problem(content)}")
     if DIRECTION_FILE.search(stem) and not any(CODE_NAME.fullmatch(key.lower()) for key in arrays):
         raise ValueError(f"{where} {DIRECTIONS_HINT}")
-    left = list(selectors)
+    left = _join_name(list(selectors), arrays)
     named = len(left) == 2 or (len(left) == 1 and (left[0] in arrays or not left[0].isdecimal() or len(arrays) > 1))
     if named and "" in arrays:
         raise ValueError(f"{where}: its codes have no names but numbers, FILE:0; got {short(left[0])}")
@@ -76,6 +77,15 @@ def choose_code(content: Any, path: str, selectors: tuple[str, ...] = ()) -> Cod
         raise ValueError(f"{where}{f': {short(name)}' if name else ''}: {error}") from error
 
 
+def _join_name(selectors: list[str], arrays: Mapping[str, Array]) -> list[str]:
+    """Return at most a name and a number, of a text that was split at every colon: those of a name belong to it."""
+    whole = ":".join(selectors)
+    if len(selectors) < 2 or whole in arrays:
+        return [whole] if selectors else []
+    *name, number = selectors
+    return [":".join(name), number]
+
+
 def find_codes(content: Any) -> dict[str, Array]:
     """Return the arrays of a loaded file that may be codes, by name ("" for a bare array).
 
@@ -88,7 +98,7 @@ def find_codes(content: Any) -> dict[str, Array]:
         return {} if stacked is None else {"": stacked}
     if not isinstance(content, Mapping) or len(content) > MAX_CODES:
         return {}
-    keys = {str(key): value for key, value in content.items()}
+    keys = {str(key): value for key, value in (_by_picture(content) or content).items()}
     if DIRECTION_NAMES & set(keys) or holds_weights(content):
         return {}
     found: dict[str, Array] = {}
@@ -108,7 +118,9 @@ def looks_like_codes(content: Any, stem: str) -> bool:
     arrays = find_codes(content)
     if DIRECTION_FILE.search(stem.lower()):
         return False
-    if any(CODE_NAME.fullmatch((name or stem).lower()) for name in arrays):
+    if any(CODE_NAME.fullmatch((name or stem).lower()) for name in arrays) or (arrays and _by_picture(content)):
+        return True
+    if any(PICTURE_NAME.search(name.lower()) for name in arrays):
         return True
     if TELLING.search(stem.lower()):  # encoder4editing's pose.pt is (1, 18, 512), as a code would be
         return False
@@ -119,6 +131,15 @@ def looks_like_codes(content: Any, stem: str) -> bool:
 
 def _is_batch_of_w_plus(shape: tuple[int, ...]) -> bool:
     return len(shape) > 2 and shape[-2] > 1 and sum(n != 1 for n in shape[:-2]) <= 1
+
+
+def _by_picture(content: Any) -> Mapping | None:
+    """Return the codes within {"latents": {picture: code}}; None for any other content."""
+    if not isinstance(content, Mapping) or len(content) != 1:
+        return None
+    key, value = next(iter(content.items()))
+    nested = isinstance(value, Mapping) and 0 < len(value) <= MAX_CODES and _projected(value) is None
+    return value if nested and CODE_NAME.fullmatch(str(key).lower()) else None
 
 
 def _projected(value: Any) -> Array | None:

@@ -50,7 +50,8 @@ def weight_patterns(folder: str, variant: str | None) -> list[str]:
 
 def has_variant(folder: Path, variant: str) -> bool:
     """Return whether a component's folder has weights of that variant, single or sharded."""
-    return any(folder.glob(f"*.{variant}.safetensors")) or any(folder.glob(f"*.{variant}-*-of-*.safetensors"))
+    names = (f"*.{variant}{shard}.{suffix}" for shard in ("", "-*-of-*") for suffix in ("safetensors", "bin"))
+    return any(any(folder.glob(name)) for name in names)
 
 
 # --- Downloads -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import LogRecord
 from typing import Any
 
 from tqdm.auto import tqdm as _tqdm
@@ -24,16 +25,24 @@ def is_redirected() -> bool:
     return not NOTEBOOK and not (sys.stderr is not None and sys.stderr.isatty())
 
 
+def _is_not_raised(record: LogRecord) -> bool:
+    return not record.getMessage().startswith("An error occurred while trying to fetch")
+
+
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Hide diffusers' progress bars for components and shards if they would go to a file or a pipe."""
+    """Hide what diffusers prints about an error that it also raises, and, if they would go to a file or a pipe, its
+    progress bars for components and shards."""
     from diffusers.utils import logging
 
     quiet = is_redirected() and logging.is_progress_bar_enabled()
     if quiet:
         logging.disable_progress_bar()
+    logger = logging.get_logger("diffusers.models.modeling_utils")
+    logger.addFilter(_is_not_raised)
     try:
         yield
     finally:
+        logger.removeFilter(_is_not_raised)
         if quiet:
             logging.enable_progress_bar()

@@ -106,7 +106,7 @@ def style_channel(generator: StyleGenerator, name: str, index: int, samples: int
     if name not in names:
         raise ValueError(f"this generator has no layer {name!r}: it has {', '.join(names)}")
     check_count(f"index: a number of {name}", index, names[name] - 1, least=0)
-    one_hot = torch.zeros(1, generator.style_dim)
+    one_hot = torch.zeros(1, generator.style_dim, dtype=torch.float32)
     generator.split_style(one_hot)[name][0, index] = 1
     row = true_tensor(generator, "affine_weight").cpu()[one_hot[0] > 0].float() * generator.affine_gain
     scale = float((sample_w(generator, samples, seed) @ row[0]).std())
@@ -283,7 +283,7 @@ def measure_regions(
     for part in progress(w.split(chunk_size(generator.mean_side, BATCH))):
         images = generator(part, latent_type="w", return_dict=False)[0].float().clamp(-1, 1)
         mask = segmenter.segment(images.to(segmenter.dtype)).float().softmax(dim=1)
-        up = torch.linspace(1, -1, images.shape[2], device=images.device)[:, None].expand(images.shape[2:])
+        up = torch.linspace(1, -1, images.shape[2]).to(images)[:, None].expand(images.shape[2:])
         high, low = images.max(dim=1).values, images.min(dim=1).values
         maps = torch.stack([images.mean(dim=1), high - low, images[:, 0] - images[:, -1], up.expand_as(high)], dim=1)
         means = pooled(maps, mask).cpu()  # (B, R, 4)

@@ -72,7 +72,8 @@ class HubMixin(_Pipeline):
             ValueError: valid files that do not fit together, such as a region tree without one of its nets.
         """
         given = check_path(pretrained_model_name_or_path)
-        check_device_map(kwargs.get("device_map"), "dict of components", ("balanced",))
+        if check_device_map(kwargs.get("device_map"), ("balanced",), dicts=False) not in (None, "balanced"):
+            kwargs["device_map"] = torch.device(kwargs["device_map"]).type  # diffusers takes texts only
         kwargs.setdefault("use_safetensors", True)
         local = find_model(given)
         folder = local if os.path.isdir(local) else os.fspath(cls.download(given, **kwargs))

@@ -32,7 +32,7 @@ def pose_regions(tree: RegionTree, static: Collection[str]) -> list[str]:
 
 def pixel_places(count: int, device: torch.device) -> Tensor:
     """Where the middles of `count` pixels in a row lie, (count,), from edge to edge -1 to 1."""
-    return (torch.arange(count, device=device) * 2 + 1) / count - 1
+    return (torch.arange(count, dtype=torch.float32, device=device) * 2 + 1) / count - 1
 
 
 def region_centroids(labels: Tensor, num_regions: int) -> tuple[Tensor, Tensor]:

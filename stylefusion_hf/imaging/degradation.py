@@ -15,10 +15,10 @@ def degrade(x: torch.Tensor, draw: torch.Generator, strength: float = 1.0) -> to
     b, _, h, w = x.shape
 
     def uniform(high: float, *shape: int) -> torch.Tensor:
-        return (torch.rand(b, *(shape or (1, 1, 1)), generator=draw) * high * strength).to(x)
+        return (torch.rand(b, *(shape or (1, 1, 1)), generator=draw, dtype=torch.float32) * high * strength).to(x)
 
     def normal(scale: float, *shape: int) -> torch.Tensor:
-        return (torch.randn(b, *shape, generator=draw) * scale * strength).to(x)
+        return (torch.randn(b, *shape, generator=draw, dtype=torch.float32) * scale * strength).to(x)
 
     # Softness: a blend with a 3 x 3 or 5 x 5 blur, beyond 0 toward sharpening.
     k = 3 + 2 * int(torch.randint(2, (1,), generator=draw))
@@ -41,12 +41,12 @@ def occlude(x: torch.Tensor, draw: torch.Generator, share: float = 0.5) -> torch
     b, c, h, w = x.shape
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return (torch.rand(b, *shape, generator=draw) * (high - low) + low).to(x)
+        return (torch.rand(b, *shape, generator=draw, dtype=torch.float32) * (high - low) + low).to(x)
 
     y, x_center = uniform(0, 1, 1, 1), uniform(0, 1, 1, 1)
     height, width = uniform(0.05, 0.3, 1, 1), uniform(0.05, 0.3, 1, 1)
     color, hit = uniform(-1, 1, c, 1, 1), uniform(0, 1, 1, 1, 1) < share
-    rows, columns = (torch.arange(n, device=x.device).add(0.5).div(n) for n in (h, w))
+    rows, columns = (torch.arange(n).to(x).add(0.5).div(n) for n in (h, w))
     inside = ((rows[:, None] - y) / height).square() + ((columns - x_center) / width).square() < 1
     return torch.where(hit & inside[:, None], color, x)
 
@@ -54,7 +54,7 @@ def occlude(x: torch.Tensor, draw: torch.Generator, share: float = 0.5) -> torch
 def compress(x: torch.Tensor, draw: torch.Generator, share: float = 0.5) -> torch.Tensor:
     """Give some images (B, 3, H, W) in [-1, 1] the blocks and rings of a JPEG file of quality 15 to 80."""
     out, quality = x.clone(), torch.randint(15, 81, (len(x),), generator=draw).tolist()
-    for k in (torch.rand(len(x), generator=draw) < share).nonzero()[:, 0].tolist():
+    for k in (torch.rand(len(x), generator=draw, dtype=torch.float32) < share).nonzero()[:, 0].tolist():
         pixels = x[k].clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=quality[k])

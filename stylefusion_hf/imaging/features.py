@@ -195,7 +195,7 @@ def channel_energies(
     draws = [torch.Generator().manual_seed(seed + i) for i in range(len(s))]
     codes = s.detach().requires_grad_()
     images = synthesis(codes)
-    total = torch.zeros(num_regions, s.shape[1], device=s.device)
+    total = s.new_zeros(num_regions, s.shape[1])
     for region in range(num_regions):
         mask = F.interpolate((labels == region)[:, None].to(images.dtype), size=images.shape[-2:])
         share = (mask.mean() if areas is None else areas[region]).clamp_min(1e-6)

@@ -212,7 +212,7 @@ def image_grid(images: torch.Tensor, columns: int) -> Image.Image:
     """(N, C, H, W), of 1 to 4 channels, in [-1, 1] -> one picture, row by row."""
     n, c, h, w = images.shape
     rows = -(-n // columns)
-    canvas = torch.ones(rows * columns, c, h, w)
+    canvas = torch.ones(rows * columns, c, h, w, dtype=torch.float32)
     canvas[:n] = images.detach().float().cpu()
     canvas = canvas.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
     pixels = canvas.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).numpy()

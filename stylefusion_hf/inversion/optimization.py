@@ -123,7 +123,7 @@ class CodePrior:
     def of(cls, generator: StyleGenerator, samples: int = 8192, seed: int = 0) -> CodePrior:
         """Measure the distribution on seeded samples, over all classes of a conditional generator."""
         draw, config = torch.Generator().manual_seed(seed), generator.config
-        z = torch.randn(samples, config.z_dim, generator=draw)
+        z = torch.randn(samples, config.z_dim, generator=draw, dtype=torch.float32)
         labels = None
         if config.label_dim:
             labels = F.one_hot(torch.randint(config.label_dim, (samples,), generator=draw), config.label_dim)
@@ -218,7 +218,7 @@ def optimize(
         FloatingPointError: the loss is not finite.
     """
     mean, deviation = prior.scale(space)
-    best, best_loss = start.clone(), torch.full((len(start),), torch.inf, device=start.device)
+    best, best_loss = start.clone(), start.new_full((len(start),), torch.inf)
     progress, taken = best_loss.clone(), torch.zeros(len(start), dtype=torch.long, device=start.device)
     since = torch.zeros_like(taken)
     active = torch.arange(len(start), device=start.device)
@@ -366,8 +366,8 @@ def interpolate_randomly(
     for source, n in sources:
         if config.label_dim:
             labels.append(torch.randint(config.label_dim, (n,), generator=source))
-        zs.append(torch.randn(n, config.z_dim, generator=source))
-        shares.append(torch.rand(n, 1, generator=source))
+        zs.append(torch.randn(n, config.z_dim, generator=source, dtype=torch.float32))
+        shares.append(torch.rand(n, 1, generator=source, dtype=torch.float32))
     classes = F.one_hot(torch.cat(labels), config.label_dim).to(pivots) if labels else None
     with run_eagerly(generator):
         z = torch.cat(zs).to(pivots)

@@ -220,7 +220,7 @@ def codes_to_style(
     for index, row in enumerate(rows):
         by_space[row.space if isinstance(row, Code) else "z"].append(index)
         tensors.append(row.tensor.float() if isinstance(row, Code) else seeds_to_z([row], z_dim))
-    style = torch.empty(len(rows), generator.style_dim, device=device)
+    style = torch.empty(len(rows), generator.style_dim, dtype=torch.float32, device=device)
 
     def gather(space: str) -> torch.Tensor:
         return torch.cat([tensors[index] for index in by_space[space]]).to(device)

@@ -63,7 +63,7 @@ class StrictModelMixin(ModelMixin):
         given, subfolder = find_model(check_path(pretrained_model_name_or_path)), kwargs.pop("subfolder", None) or ""
         where = path = os.path.join(given, subfolder) if subfolder else given
         wants_info = kwargs.pop("output_loading_info", False)
-        check_device_map(kwargs.get("device_map"), "dict of devices")
+        check_device_map(kwargs.get("device_map"))
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True  # otherwise diffusers falls back to pickles
         fetched = bool(given) and not os.path.exists(given) and kwargs["use_safetensors"]
@@ -99,6 +99,11 @@ class StrictModelMixin(ModelMixin):
             )
             raise OSError(f"{cls.__name__} cannot be loaded from {where}: {problem}. {remedy}") from error
         except (RuntimeError, TypeError, ValueError) as error:
+            if left_out := re.match(r"(\S+) doesn't have any device set", str(error)):
+                raise ValueError(
+                    f"device_map={short(kwargs['device_map'])} leaves out {left_out[1]} of {cls.__name__}: give a"
+                    " device for all, {'': device}"
+                ) from error
             if "size mismatch" not in str(error) and "expected shape" not in str(error):
                 problem = describe_error(error, 800)
                 raise ValueError(f"{cls.__name__} cannot be built from {where}: {problem}") from error
@@ -271,18 +276,33 @@ class StrictModelMixin(ModelMixin):
         return f"{cls.__name__} lacks {len(keys)} of its weights ({listed})"
 
 
-def check_device_map(device_map: Any, kind: str, strategies: Sequence[str] = ()) -> None:
-    """Raise ValueError for a strategy such as "auto", which would cut models into pieces that cannot be."""
-    if not isinstance(device_map, str) or device_map in strategies:
-        return
-    try:
-        torch.device(device_map)
-    except RuntimeError:
-        known = ", ".join(map(repr, strategies))
-        raise ValueError(
-            f"device_map={short(device_map)} is not supported, only {f'{known}, ' if known else ''}a device or a"
-            f" {kind}: use .to(device), or a pipeline's enable_model_cpu_offload()"
-        ) from None
+def check_device_map(device_map: Any, strategies: Sequence[str] = (), dicts: bool = True) -> Any:
+    """Return a device map as diffusers takes it.
+
+    Args:
+        device_map: a device, one of the strategies, or a dict of devices.
+        strategies: that are supported. "auto" is none: it would cut models into pieces that cannot be.
+        dicts: whether a dict is supported.
+
+    Raises:
+        ValueError: not supported, or a device that cannot be used here.
+    """
+    if device_map is None or (isinstance(device_map, str) and device_map in strategies):
+        return device_map
+    for place in device_map.values() if dicts and isinstance(device_map, dict) else [device_map]:
+        try:
+            if isinstance(place, bool):
+                raise TypeError("a number of an accelerator is no bool")
+            torch.empty(0, device=place)
+        except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+            known = f"{', '.join([*map(repr, strategies), 'a device'])}{' or a dict of devices' if dicts else ''}"
+            is_device = isinstance(place, torch.device) or re.match(r"(cuda|mps|xpu|npu|hpu)\b", str(place))
+            problem = f" ({describe_error(error, 200)})" if is_device else ""
+            raise ValueError(
+                f"device_map={short(device_map)} is not supported{problem}, only {known}: use .to(device), or a"
+                " pipeline's enable_model_cpu_offload()"
+            ) from None
+    return device_map
 
 
 def remove_other_weights(folder: Path, written: set[str]) -> None:

@@ -120,7 +120,9 @@ class PreviewMixin:
             check_up_to(resolution, self.synthesis.resolutions, "resolution")
         check_count("samples", samples, 2**16)
         count = samples + max(1, samples // 4)
-        z = torch.randn(count, self.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(self.affine_weight)
+        z = torch.randn(
+            count, self.config.z_dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float32
+        ).to(self.affine_weight)
         labels = None
         if self.config.label_dim:
             labels = F.one_hot(torch.arange(count, device=z.device) % self.config.label_dim, self.config.label_dim)

@@ -15,10 +15,10 @@ def draw_w(g: StyleGenerator, count: int, draw: torch.Generator, min_psi: float)
     A conditional generator draws a random class for each, and truncates toward the mean over all classes as NVIDIA's
     code does.
     """
-    z = torch.randn(count, g.config.z_dim, generator=draw)
+    z = torch.randn(count, g.config.z_dim, generator=draw, dtype=torch.float32)
     labels = random_labels(g.config.label_dim, count, draw)
     w = g.mapping(z.to(g.w_avg), None if labels is None else labels.to(g.w_avg))
-    psi = (torch.rand(count, 1, generator=draw) * (1 - min_psi) + min_psi).to(w)
+    psi = (torch.rand(count, 1, generator=draw, dtype=torch.float32) * (1 - min_psi) + min_psi).to(w)
     return g.w_avg + psi * (w - g.w_avg)
 
 
@@ -30,10 +30,10 @@ def draw_rows(g: StyleGenerator, count: int, draw: torch.Generator, min_psi: flo
     another w), half have every row jittered by a tenth of w's deviation. Codes of inverted pictures lie off W, too.
     """
     w, other = (draw_w(g, count, draw, min_psi) for _ in range(2))
-    kind = torch.rand(count, generator=draw)
+    kind = torch.rand(count, generator=draw, dtype=torch.float32)
     crossing = torch.randint(1, g.num_ws, (count, 1), generator=draw)
     takes = ((kind[:, None] < mixed_share / 2) & (torch.arange(g.num_ws) >= crossing)).to(w.device)
-    jitter = torch.randn(count, g.num_ws, w.shape[1], generator=draw).to(w)
+    jitter = torch.randn(count, g.num_ws, w.shape[1], generator=draw, dtype=torch.float32).to(w)
     jitter = jitter * (0.1 * w.std(dim=0) if count > 1 else 0)
     jittered = ((kind >= mixed_share / 2) & (kind < mixed_share)).to(w)
     return torch.where(takes[..., None], other[:, None], w[:, None]) + jittered[:, None, None] * jitter

@@ -262,7 +262,9 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
         self, num_samples: int = 4096, seed: int = 0, class_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Set and return the mean of w over a seeded draw of z: for checkpoints that do not store one."""
-        z = torch.randn(num_samples, self.config.z_dim, generator=torch.Generator().manual_seed(seed))
+        z = torch.randn(
+            num_samples, self.config.z_dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float32
+        )
         w = self.mapping(z.to(self.affine_weight), class_labels)
         self.w_avg.copy_(w.float().mean(dim=0))
         return self.w_avg

@@ -224,7 +224,7 @@ def shape(tree: RegionTree) -> Any:
 def sample_strip(generator: StyleGenerator, count: int, seed: int) -> Image.Image:
     """Plain samples at the model's own truncation, side by side."""
     draw = torch.Generator().manual_seed(seed + 1)
-    z = torch.randn(count, generator.config.z_dim, generator=draw).to(generator.w_avg)
+    z = torch.randn(count, generator.config.z_dim, generator=draw, dtype=torch.float32).to(generator.w_avg)
     labels = random_labels(generator.config.label_dim, count, draw)
     w = generator.mapping(z, None if labels is None else labels.to(z))
     s = generator.to_style(generator.truncate(w, generator.config.truncation_psi))

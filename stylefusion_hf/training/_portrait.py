@@ -115,7 +115,7 @@ def resample(x: Tensor, points: Tensor, draw: torch.Generator, strength: float =
     b, _, h, w = x.shape
 
     def spread(size: float, *shape: int) -> Tensor:
-        return ((torch.rand(b, *shape, generator=draw) * 2 - 1) * size * strength).to(points)
+        return ((torch.rand(b, *shape, generator=draw, dtype=torch.float32) * 2 - 1) * size * strength).to(points)
 
     angle, scale, shift = spread(math.radians(8)), spread(0.07).exp(), spread(0.08, 2)
     cos, sin = angle.cos() / scale, angle.sin() / scale

@@ -12,7 +12,7 @@ from torch import Tensor
 
 def mirror(draw: torch.Generator, *batches: Tensor) -> list[Tensor]:
     """Mirror pictures or maps (B, ..., W) left to right, each sample with probability 1/2, the same in all batches."""
-    chosen = torch.rand(len(batches[0]), generator=draw).to(batches[0].device) < 0.5
+    chosen = torch.rand(len(batches[0]), generator=draw, dtype=torch.float32).to(batches[0].device) < 0.5
     return [torch.where(chosen.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x) for x in batches]
 
 
@@ -21,7 +21,7 @@ def augment(x: Tensor, policy: tuple[str, ...], generator: torch.Generator | Non
     b, c, h, w = x.shape
 
     def uniform(low: float, high: float) -> Tensor:
-        return (torch.rand(b, 1, 1, 1, generator=generator) * (high - low) + low).to(x)
+        return (torch.rand(b, 1, 1, 1, generator=generator, dtype=torch.float32) * (high - low) + low).to(x)
 
     if "color" in policy:
         x = x + uniform(-0.5, 0.5)  # brightness

@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from stylefusion_hf.core.checks import short
-from stylefusion_hf.core.files import FolderLock, flush, remove_partials, sha256_of, write_json
+from stylefusion_hf.core.files import flush, remove_partials, sha256_of, write_json
 from stylefusion_hf.core.processes import SAVING_ERRORS, one_line, run_everywhere
 from stylefusion_hf.training import states
 from stylefusion_hf.training.inputs import digests_of_inputs
@@ -123,21 +123,6 @@ def describe_last_good(output_dir: str | Path) -> str:
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
-
-_locks: dict[str, FolderLock] = {}  # by output folder, of the trainings in this process
-
-
-def lock_output(output_dir: str | Path) -> None:
-    """Keep other processes from training into a folder until `unlock_output`. OSError if one already does."""
-    place = os.path.realpath(output_dir)
-    if place not in _locks:
-        _locks[place] = FolderLock(place, "training")
-
-
-def unlock_output(output_dir: str | Path) -> None:
-    """Undo `lock_output`; does nothing for a folder that is not locked."""
-    if lock := _locks.pop(os.path.realpath(output_dir), None):
-        lock.release()
 
 
 @contextlib.contextmanager

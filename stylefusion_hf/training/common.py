@@ -6,9 +6,7 @@ import argparse
 import contextlib
 import json
 import logging
-import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,17 +15,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import SchedulerType, get_scheduler
 from torch import nn
 
-from stylefusion_hf.core.files import write_json
+from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.processes import on_main, run_everywhere
-from stylefusion_hf.training.checkpoints import explain_write_errors, flags_of, lock_output, unlock_output
+from stylefusion_hf.training.checkpoints import explain_write_errors, flags_of
 from stylefusion_hf.training.flags import check_arguments
 from stylefusion_hf.training.inputs import digests_of_inputs, forget_inputs
+from stylefusion_hf.training.output_folder import ARGUMENTS, close_output, open_output
 from stylefusion_hf.training.resuming import find_checkpoint
-
-_made: set[str] = set()  # output folders that did not exist before their run
 
 logger = logging.getLogger("stylefusion_hf")
 
@@ -43,6 +40,7 @@ def start(args: argparse.Namespace, least_steps: int = 1) -> Accelerator:
         OSError: the output folder cannot be written, or some process does not see it.
     """
     check_arguments(args, least_steps)
+    check_schedule(args)
     if args.mixed_precision == "fp16" and PartialState().device.type == "cpu":
         raise ValueError(
             "--mixed_precision fp16 does not train on a CPU (accelerate would quietly use fp32); use bf16 or no"
@@ -64,20 +62,19 @@ def start(args: argparse.Namespace, least_steps: int = 1) -> Accelerator:
         forget_inputs(args)
         digests_of_inputs(args)  # of the files as they are when the run begins
         find_checkpoint(args, accelerator.num_processes)  # refuses what does not fit; `resume` loads it later
-        if not output.exists():
-            _made.add(os.path.realpath(output))
-        output.mkdir(parents=True, exist_ok=True)
-        lock_output(output)
-        with explain_write_errors(output / "arguments.json"):
-            write_json(output / "arguments.json", flags, indent=2)
+        open_output(output, flags, args.logging_dir)
 
     on_main(prepare)
-    problem = run_everywhere(lambda: check_shared(output, flags))
-    if problem is not None:
-        raise OSError(problem)
-    if accelerator.is_main_process and args.report_to != "none":
-        scalars = {k: v for k, v in flags.items() if isinstance(v, (int, float, str, bool))}
-        accelerator.init_trackers(args.tracker_project_name, config=scalars)
+    try:
+        problem = run_everywhere(lambda: check_shared(output, flags))
+        if problem is not None:
+            raise OSError(problem)
+        if accelerator.is_main_process and args.report_to != "none":
+            scalars = {k: v for k, v in flags.items() if isinstance(v, (int, float, str, bool))}
+            accelerator.init_trackers(args.tracker_project_name, config=scalars)
+    except Exception:
+        close_output(output, refused=True)
+        raise
     accelerator.wait_for_everyone()
     return accelerator
 
@@ -87,7 +84,7 @@ def check_shared(output: Path, flags: dict[str, Any], patience: float = 60.0) ->
 
     def is_visible() -> bool:
         try:
-            return json.loads((output / "arguments.json").read_text(encoding="utf-8")) == flags
+            return json.loads((output / ARGUMENTS).read_text(encoding="utf-8")) == flags
         except (OSError, ValueError):
             return False
 
@@ -103,35 +100,27 @@ def check_shared(output: Path, flags: dict[str, Any], patience: float = 60.0) ->
 
 @contextlib.contextmanager
 def finishing(accelerator: Accelerator, end_processes: bool = True) -> Iterator[None]:
-    """Unlock the output folder and close the trackers on exit, also after an error.
+    """Close the trackers and unlock the output folder on exit, also after an error.
 
-    A run that is refused before it has written anything leaves no folder behind.
+    An error before the first step is over leaves the folder as it was before `start`, see `output_folder.py`.
 
     end_processes: also destroy the process group, after which no other run can start in this process.
     """
+    refused = False
     try:
         yield
-    except (ImportError, OSError, ValueError):
-        if accelerator.is_main_process:
-            _remove_unused(accelerator.project_dir)
+    except Exception:
+        refused = True
         raise
     finally:
-        unlock_output(accelerator.project_dir)
-        _made.discard(os.path.realpath(accelerator.project_dir))
-        if end_processes:
-            accelerator.end_training()
-        else:
-            for tracker in accelerator.trackers:
-                tracker.finish()
-
-
-def _remove_unused(output: str) -> None:
-    """Remove an output folder that this run made and that holds nothing but its flags and empty logs."""
-    if os.path.realpath(output) not in _made:
-        return
-    files = [path for path in Path(output).rglob("*") if not path.is_dir()]
-    if all(path.name == "arguments.json" or path.name.startswith("events.out.") for path in files):
-        shutil.rmtree(output, ignore_errors=True)
+        try:
+            if end_processes:
+                accelerator.end_training()
+            else:
+                for tracker in accelerator.trackers:
+                    tracker.finish()
+        finally:
+            close_output(accelerator.project_dir, refused)
 
 
 @contextlib.contextmanager
@@ -152,6 +141,15 @@ def build_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer) -
     return get_scheduler(
         args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
     )
+
+
+def check_schedule(args: argparse.Namespace) -> None:
+    """Raise a ValueError for a schedule that is unknown or needs arguments of its own."""
+    try:
+        build_schedule(args, torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate))
+    except (ValueError, AttributeError) as error:
+        known = [k.value for k in SchedulerType if k is not SchedulerType.PIECEWISE_CONSTANT]
+        raise ValueError(f"--lr_scheduler {shown(args.lr_scheduler)}: choose one of {', '.join(known)}") from error
 
 
 @torch.no_grad()

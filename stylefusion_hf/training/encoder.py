@@ -206,7 +206,6 @@ class EncoderTraining:
         self.maps, self.prior = extractor(segmenter), CodePrior.of(self.generator)
         full = self.generator.config.resolution
         self.size = training_resolution(args.train_resolution or full, self.generator.picture_sizes)
-        self.dataset = build_dataset(args, accelerator, self.generator, self.size)
         encoder = build_encoder(args, self.generator, self.size)
         self.average = copy.deepcopy(encoder).requires_grad_(False).to(accelerator.device)
         optimizer = torch.optim.Adam(encoder.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))
@@ -217,8 +216,9 @@ class EncoderTraining:
         if args.code_metric == "pictures":
             self.distance = PictureDistance.measure(self.generator, self.average.w_axes, self.size, seed=args.seed)
 
-        # Data: real pictures fill a share of the batch, samples the rest.
-        self.real = round(args.train_batch_size * args.real_share) if self.dataset is not None else 0
+        # Data: real pictures fill a share of the batch, samples the rest. What may be refused comes before rendering.
+        real = bool(args.train_data_dir or args.avatars)
+        self.real = round(args.train_batch_size * args.real_share) if real else 0
         if args.picture_batch is not None and args.picture_batch < self.real:
             raise ValueError(
                 f"--picture_batch {args.picture_batch} is less than the {self.real} real pictures of a batch, which"
@@ -226,20 +226,21 @@ class EncoderTraining:
             )
         if args.degrade and self.generator.config.img_channels != 3:
             raise ValueError(f"--degrade is for pictures of 3 channels, not {self.generator.config.img_channels}")
-        self.pool = self.load_pool() if args.pool_size or args.sample_dir else None
+        given = [SamplePool.read(folder, self.generator, self.size) for folder in args.sample_dir or ()]
+        self.dataset = build_dataset(args, accelerator, self.generator, self.size)
+        self.pool = self.complete_pool(given)
         watch = args.eval_images and accelerator.is_main_process
         self.held_out = held_out(args, self.generator, self.size) if watch else {}
 
-    def load_pool(self) -> SamplePool:
-        """Read the samples of --sample_dir, and render those of --pool_size or read what an earlier run rendered."""
+    def complete_pool(self, pools: list[SamplePool]) -> SamplePool | None:
+        """Join the samples of --sample_dir and those of --pool_size, rendered here or by an earlier run."""
         args, g = self.args, self.generator
         settings = {"seed": args.seed, "min_psi": args.min_psi, "mixed_share": args.mixed_share}
         settings |= {"up_to": self.size, "batch": batch_size(g, self.size)}
-        pools = [SamplePool.read(folder, g, self.size) for folder in args.sample_dir or ()]
         if args.pool_size:
             with one_process_first(self.accelerator):
-                pools.append(SamplePool.render(g, args.pool_size, self.folder / "pool", **settings))
-        return reduce(add, pools)
+                pools = [*pools, SamplePool.render(g, args.pool_size, self.folder / "pool", **settings)]
+        return reduce(add, pools) if pools else None
 
     def draw_samples(self, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return codes of samples and their pictures."""

@@ -36,6 +36,8 @@ from stylefusion_hf.training.fusion_flags import check_objective, parse_args, sh
 from stylefusion_hf.training.fusion_setup import (
     build_criterion,
     build_fusion,
+    check_initial_fusion,
+    check_judges,
     find_judges,
     fit_preview,
     load_frozen,
@@ -84,12 +86,15 @@ class FusionTraining:
 
         # Models: a frozen generator and segmenter, new fusion nets and their average.
         self.generator, self.discriminator = load_frozen(args, accelerator)
+        initial = load_initial_fusion(args)
+        check_judges(args)
         fit_preview(args, self.generator)
         regions = take_regions(args, accelerator, self.generator)
         self.tree, self.segmenter = regions.tree, regions.segmenter
         self.fusion = build_fusion(args, self.tree, self.generator)
-        if args.initial_fusion:
-            self.fusion = load_initial_fusion(args, self.fusion)
+        if initial is not None:
+            check_initial_fusion(args, initial, self.fusion)
+            self.fusion = initial
         self.fusion.to(device).train().requires_grad_(True)
         self.average = FusionHierarchy.from_config(self.fusion.config).to(device).requires_grad_(False).eval()
         self.pipe = StyleFusionPipeline(self.generator, self.average, self.segmenter)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from stylefusion_hf.core.checks import shown
 from stylefusion_hf.training.choices import (
     COMPOSED_WEIGHTS,
     CONTRASTIVE_SHARES,
@@ -277,6 +278,11 @@ def shares_of(args: argparse.Namespace) -> Shares:
     )
 
 
+def features_of(args: argparse.Namespace) -> list[str]:
+    """Return the names in --features."""
+    return [name.strip() for name in args.features.split(",") if name.strip()]
+
+
 def check_objective(args: argparse.Namespace) -> None:
     """Raise a ValueError for flags out of range or that exclude each other, before anything is computed."""
     weights = {name: getattr(args, f"{name}_weight") for name in TERMS}
@@ -295,6 +301,10 @@ def check_objective(args: argparse.Namespace) -> None:
     for name, least in (("hidden_width", 1), ("hidden_layers", 1), ("static_steps", 0), ("validation_pairs", 0)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if unknown := [name for name in features_of(args) if name not in FEATURES]:
+        raise ValueError(f"--features: {shown(unknown[0])!r} is unknown: choose from {', '.join(FEATURES)}")
+    if args.segmenter_resolution is not None and args.segmenter_resolution < 16:
+        raise ValueError(f"--segmenter_resolution must be at least 16, got {args.segmenter_resolution}")
     if args.output_rank is not None and args.output_rank < 1:
         raise ValueError(f"--output_rank must be at least 1, got {args.output_rank}")
     for name in ("gate_learning_rate", "discriminator_learning_rate"):

@@ -37,6 +37,7 @@ from stylefusion_hf.regions.working_size import LARGEST
 from stylefusion_hf.training.choices import TERMS
 from stylefusion_hf.training.common import save_model
 from stylefusion_hf.training.criterion import Criterion
+from stylefusion_hf.training.fusion_flags import features_of
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
 from stylefusion_hf.training.pool import RenderedPool
 from stylefusion_hf.training.roles import Roles
@@ -81,17 +82,21 @@ def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) 
     )
 
 
-def load_initial_fusion(args: argparse.Namespace, expected: FusionHierarchy) -> FusionHierarchy:
-    """Return the nets of --initial_fusion.
-
-    ValueError unless their tree, layers and inputs are those of the `expected` nets.
-    """
+def load_initial_fusion(args: argparse.Namespace) -> FusionHierarchy | None:
+    """Return the nets of --initial_fusion, None without it. ValueError for nets that cannot go on learning."""
+    if not args.initial_fusion:
+        return None
     found = FusionHierarchy.from_pretrained(args.initial_fusion, subfolder="fusion")
     if found.config.get("output_rank"):
         raise ValueError(
             f"--initial_fusion {args.initial_fusion} holds nets of output_rank {found.config['output_rank']}, which"
             " were made smaller after their training: start from a checkpoint's model or train without --output_rank"
         )
+    return found
+
+
+def check_initial_fusion(args: argparse.Namespace, found: FusionHierarchy, expected: FusionHierarchy) -> None:
+    """Raise a ValueError unless the tree, layers and inputs of the nets of --initial_fusion are the expected ones."""
     known = {**expected.config} | {"tree": expected.tree.to_dict()}
     own = {**found.config} | {"tree": found.tree.to_dict()}
     if differ := [k for k in known if not k.startswith("_") and known[k] != own.get(k)]:
@@ -99,7 +104,6 @@ def load_initial_fusion(args: argparse.Namespace, expected: FusionHierarchy) -> 
             f"{name} is {shown(str(own.get(name)))}, not {shown(str(known[name]))}" for name in differ[:3]
         )
         raise ValueError(f"--initial_fusion {args.initial_fusion} does not fit the flags and --model: {what}")
-    return found
 
 
 def load_frozen(
@@ -177,7 +181,7 @@ def build_criterion(
         segmenter,
         order=[known.index(n) for n in roles.names],
         resolution=size,
-        features=[name.strip() for name in args.features.split(",") if name.strip()],
+        features=features_of(args),
         keep_maps=args.spatial_weight > 0,
         batch=plan.render,
         precision=precision,
@@ -210,8 +214,6 @@ def set_segmenter_resolution(args: argparse.Namespace, networks: FrozenNetworks,
     """
     size = networks.resolution
     if args.segmenter_resolution is not None:
-        if args.segmenter_resolution < 16:
-            raise ValueError(f"--segmenter_resolution must be at least 16, got {args.segmenter_resolution}")
         networks.segmenter_resolution = args.segmenter_resolution
         return
     if networks.segmenter.config.get("resolution") == max(networks.size):
@@ -269,6 +271,12 @@ def set_start_gates(args: argparse.Namespace, fusion: FusionHierarchy, criterion
     codes = draw_codes(g, args.start_pictures, draw, args.min_psi, args.mixed_share)
     batch, full_batch = gradient_batches(g, networks.resolution, plan.budget)
     start_gates(fusion, measure_energies(networks, codes, batch, full_batch, args.seed), criterion.roles.names)
+
+
+def check_judges(args: argparse.Namespace) -> None:
+    """Raise a ValueError or FileNotFoundError if the folder of --judges holds none, before anything is computed."""
+    if args.judges and args.validation_pairs:
+        load_judges(args.judges)
 
 
 def find_judges(args: argparse.Namespace, pipe: StyleFusionPipeline, found: Path | None = None) -> Judges | None:

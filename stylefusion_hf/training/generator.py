@@ -120,7 +120,7 @@ class GeneratorTraining:
         loss = total = generator_loss(args.loss, fake_logits, real_logits)
         logged = {}
         if args.path_length_weight and micro.step % args.path_length_interval == 0:
-            noise = torch.randn(fake.shape, generator=draw).to(device)
+            noise = torch.randn(fake.shape, generator=draw, dtype=torch.float32).to(device)
             lengths = path_length(fake, ws, noise)
             penalty = (lengths - self.path_mean.value).square().mean()
             total = total + penalty * args.path_length_weight * args.path_length_interval
@@ -244,9 +244,9 @@ class RunningMean(nn.Module):
 
 def draw_mixing(g: StyleGAN2Generator, batch: int, mixing_prob: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return z (2, B, z_dim) and crossover rows (B,); a sample without mixing crosses over after the last row."""
-    z = torch.randn(2, batch, g.config.z_dim, generator=draw)
+    z = torch.randn(2, batch, g.config.z_dim, generator=draw, dtype=torch.float32)
     rows = torch.randint(1, g.num_ws, (batch,), generator=draw)
-    mixed = torch.rand(batch, generator=draw) < mixing_prob
+    mixed = torch.rand(batch, generator=draw, dtype=torch.float32) < mixing_prob
     return z, torch.where(mixed, rows, g.num_ws)
 
 

@@ -15,7 +15,7 @@ import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.training import segmenter
 from stylefusion_hf.training._discriminator import default_channels, plain_samples, realness_loss, separation
 from stylefusion_hf.training.choices import parse_augmentations
-from stylefusion_hf.training.common import build_schedule, finishing, gathered, push_to_hub, start
+from stylefusion_hf.training.common import build_schedule, check_schedule, finishing, gathered, push_to_hub, start
 from stylefusion_hf.training.datasets import FIRST_HELD_OUT, held_out_avatars, load_avatars
+from stylefusion_hf.training.flags import check_arguments
 from stylefusion_hf.training.judges_flags import JUDGES, arguments_of, parse_args, reasons_to_skip
 from stylefusion_hf.training.loop import MicroBatch, Phase, fit
 
@@ -61,8 +62,7 @@ def fit_judge(
         accelerator.backward(value * micro.scale)
         return {"loss": value, **logged}
 
-    with finishing(accelerator, end_processes=False):  # the next judge needs them
-        fit(args, accelerator, Phase(model, optimizer, schedule, backward), dataset=dataset)
+    fit(args, accelerator, Phase(model, optimizer, schedule, backward), dataset=dataset)
     return gathered(accelerator, model).eval()
 
 
@@ -72,15 +72,21 @@ def fit_judge(
 
 def train_segmenter(args: argparse.Namespace) -> tuple[Any, dict]:
     """Train the segmenter with its own trainer, on other data and with other widths."""
-    own = arguments_of(args, "segmenter")
-    own.channels = args.segmenter_channels or segmenter_channels(args.resolution)
-    own.pretrained_model_name_or_path = None
-    folder = segmenter.train(own)
+    folder = segmenter.train(segmenter_arguments(args))
     if not PartialState().is_main_process:
         return None, {}
     report = folder / "iou.json"
     model = RegionSegmenter.from_pretrained(folder, subfolder="segmenter")
     return model, {"IoU": json.loads(report.read_text(encoding="utf-8"))} if report.is_file() else {}
+
+
+def segmenter_arguments(args: argparse.Namespace) -> argparse.Namespace:
+    """Return the flags of the segmenter's own run, as its trainer knows them."""
+    own = arguments_of(args, "segmenter")
+    own.channels = args.segmenter_channels or segmenter_channels(args.resolution)
+    own._channels_flag = "--segmenter_channels"
+    own.pretrained_model_name_or_path = None
+    return own
 
 
 def segmenter_channels(resolution: int) -> str:
@@ -95,15 +101,16 @@ def train_portrait(args: argparse.Namespace) -> tuple[Any, dict]:
 
     own = arguments_of(args, "portrait")
     accelerator = start(own)
-    dataset = avatar_dataset(load_avatars(own, accelerator, args.resolution)[0], 0, args.data_seed)
-    torch.manual_seed(own.seed)
-    model = new_judge(args.resolution)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-4)
 
     def loss(judge: nn.Module, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return judge_loss(judge, micro.batch, micro.draw, args.degrade)
 
-    model = fit_judge(own, accelerator, model, optimizer, dataset, loss)
+    with finishing(accelerator, end_processes=False):  # the next judge needs them
+        dataset = avatar_dataset(load_avatars(own, accelerator, args.resolution)[0], 0, args.data_seed)
+        torch.manual_seed(own.seed)
+        model = new_judge(args.resolution)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-4)
+        model = fit_judge(own, accelerator, model, optimizer, dataset, loss)
     if not args.eval_avatars or not accelerator.is_main_process:
         return model, {}
     images = held_out_avatars(args.eval_avatars, args.resolution, args.data_seed).images
@@ -120,18 +127,19 @@ def train_discriminator(args: argparse.Namespace) -> tuple[Any, dict]:
     policy = parse_augmentations(args.augment)
     accelerator = start(own)
     torch.manual_seed(own.seed)
-    g = load_generator(args).to(accelerator.device)
-    model = new_discriminator(args)
-    # With momentum, unlike a discriminator whose opponent moves.
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))
-    dataset, _ = segmenter.build_dataset(own, accelerator)
 
     def loss(d: nn.Module, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         gamma = args.r1_gamma * args.r1_interval if micro.step % args.r1_interval == 0 else 0.0
         real = micro.batch["image"]
         return realness_loss(d, real, plain_samples(g, len(real), micro.draw), policy, gamma, micro.draw)
 
-    model = fit_judge(own, accelerator, model, optimizer, dataset, loss)
+    with finishing(accelerator, end_processes=False):
+        g = load_generator(args).to(accelerator.device)
+        model = new_discriminator(args)
+        # With momentum, unlike a discriminator whose opponent moves.
+        optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))
+        dataset = segmenter.build_dataset(own, accelerator, segmenter.open_folder(own)[0])
+        model = fit_judge(own, accelerator, model, optimizer, dataset, loss)
     if not args.eval_avatars or not accelerator.is_main_process:
         return model, {}
     held: Any = dataset
@@ -177,6 +185,22 @@ def new_discriminator(args: argparse.Namespace) -> StyleGAN2Discriminator:
 
 # --- The run ---------------------------------------------------------------------------------------------------------
 
+
+def check(args: argparse.Namespace, names: Collection[str]) -> None:
+    """Raise what would refuse one of the judges `names`, before another one is trained."""
+    for name in names:
+        own = segmenter_arguments(args) if name == "segmenter" else arguments_of(args, name)
+        check_arguments(own)
+        check_schedule(own)
+        if name == "segmenter":
+            segmenter.check(own)
+        elif name == "discriminator":
+            parse_augmentations(args.augment)
+            new_discriminator(args)
+            load_generator(args)
+            segmenter.open_folder(own)
+
+
 TRAINERS = {"segmenter": train_segmenter, "portrait": train_portrait, "discriminator": train_discriminator}
 
 
@@ -202,6 +226,7 @@ def rounded(figures: Any) -> Any:
 def train(args: argparse.Namespace) -> Path:
     """Train the judges that the flags ask for, one after the other, and return the folder that `load_judges` takes."""
     folder, reasons = Path(args.output_dir), reasons_to_skip(args)
+    check(args, [name for name in JUDGES if reasons[name] is None])
     if PartialState().is_main_process:
         remove_partials(folder)  # of a run that was killed
     # The segmenter comes last: its trainer destroys the process group, and starting a second group is not safe (an

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.training.batches import step_batches, step_generators
 from stylefusion_hf.training.checkpoints import save_checkpoint
+from stylefusion_hf.training.output_folder import keep_output
 from stylefusion_hf.training.reports import Log
 from stylefusion_hf.training.resuming import State, resume
 
@@ -120,6 +121,7 @@ def fit(
             for phase in phases:
                 phase.run(accelerator, micro_batches, args.max_grad_norm, log)
             after_update(step)
+            keep_output(args.output_dir)  # until here an error is a refusal
 
             done = step + 1
             bar.update()

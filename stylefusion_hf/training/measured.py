@@ -29,12 +29,14 @@ from stylefusion_hf.training.card import keep_source, model_card
 from stylefusion_hf.training.common import push_to_hub
 from stylefusion_hf.training.fusion_setup import (
     build_fusion,
+    check_judges,
     find_judges,
     fit_preview,
     load_frozen,
     set_segmenter_resolution,
 )
 from stylefusion_hf.training.networks import FrozenNetworks, training_resolution
+from stylefusion_hf.training.output_folder import keep_output
 from stylefusion_hf.training.roles import Roles
 from stylefusion_hf.training.start_gates import gradient_batches, measure_energies, start_gates
 
@@ -52,11 +54,14 @@ def measure(args: argparse.Namespace, accelerator: Accelerator, started: float) 
     """
     folder, device = Path(args.output_dir), accelerator.device
     generator, _ = load_frozen(args, accelerator)
+    check_judges(args)
     fit_preview(args, generator)
     regions = take_regions(args, accelerator, generator)
     if not accelerator.is_main_process:
         return folder
     fusion = build_fusion(args, regions.tree, generator).to(device).requires_grad_(False).eval()
+    pipe = StyleFusionPipeline(generator, fusion, regions.segmenter)
+    judges = find_judges(args, pipe, regions.judges)
     roles = Roles.of(regions.tree, list(regions.segmenter.config.regions), args.pose_regions, args.static_regions)
     draw = step_generator(args.seed, 0, purpose=7)
     if args.standardise:
@@ -67,10 +72,9 @@ def measure(args: argparse.Namespace, accelerator: Accelerator, started: float) 
     energies = measure_energies(networks, codes, batch, full_batch, args.seed, progress=True)
     start_gates(fusion, energies, roles.names, novelty=NOVELTY, company=COMPANY, power=POWER)
 
-    pipe = StyleFusionPipeline(generator, fusion, regions.segmenter)
+    keep_output(folder)
     pipe.save_pretrained(folder)
     save_swaps(fusion, networks, codes, folder / "samples" / "000000.png")
-    judges = find_judges(args, pipe, regions.judges)
     figures = {} if judges is None else brief(pipe, judges, args.validation_pairs)
     write_text(folder / "README.md", model_card(args, regions.tree, figures, time.monotonic() - started))
     keep_source(args.pretrained_model_name_or_path, folder)

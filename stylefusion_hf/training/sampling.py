@@ -42,7 +42,7 @@ def draw_assignment(tree: RegionTree, batch: int, draw: torch.Generator, shares:
     twin = torch.full((batch,), -1)
 
     def chance() -> float:
-        return float(torch.rand((), generator=draw))
+        return float(torch.rand((), generator=draw, dtype=torch.float32))
 
     def pick(options: Sequence[str]) -> str:
         return options[int(torch.randint(len(options), (), generator=draw))]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from stylefusion_hf.core.checks import listed
+from stylefusion_hf.core.checks import listed, shown
 from stylefusion_hf.core.command_line import run
 from stylefusion_hf.core.files import write_json
 from stylefusion_hf.core.randomness import step_generator
@@ -33,18 +33,23 @@ from stylefusion_hf.training.segmenter_flags import check_flags, parse_args
 # --- The run ---------------------------------------------------------------------------------------------------------
 
 
-def build_dataset(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Any, list[str]]:
-    """Return the data set and the names of its regions."""
-    if args.train_data_dir:
-        from stylefusion_hf.data.folders import ImageFolder
+def open_folder(args: argparse.Namespace) -> tuple[Any, list[str]]:
+    """Return the pictures of --train_data_dir, None for avatars, and the names of their regions."""
+    if not args.train_data_dir:
+        from stylefusion_hf.data.avatars import REGIONS
 
-        dataset = ImageFolder(args.train_data_dir, args.resolution)
-        if not dataset.regions:
-            raise ValueError(f"{args.train_data_dir} has no label maps; it needs images/, labels/ and dataset.json")
-        return dataset, list(dataset.regions)
-    from stylefusion_hf.data.avatars import REGIONS
+        return None, list(REGIONS)
+    from stylefusion_hf.data.folders import ImageFolder
 
-    return ArrayDataset(*load_avatars(args, accelerator, args.resolution)), list(REGIONS)
+    dataset = ImageFolder(args.train_data_dir, args.resolution)
+    if not dataset.regions:
+        raise ValueError(f"{args.train_data_dir} has no label maps; it needs images/, labels/ and dataset.json")
+    return dataset, list(dataset.regions)
+
+
+def build_dataset(args: argparse.Namespace, accelerator: Accelerator, folder: Any = None) -> Any:
+    """Return the data set: the pictures of `open_folder`, or avatars, which are rendered if needed."""
+    return folder or ArrayDataset(*load_avatars(args, accelerator, args.resolution))
 
 
 def build_model(args: argparse.Namespace, regions: list[str]) -> RegionSegmenter:
@@ -60,8 +65,13 @@ def build_model(args: argparse.Namespace, regions: list[str]) -> RegionSegmenter
             raise ValueError(f"the given segmenter knows {list(model.config.regions)}, the data set has {regions}")
         model.register_to_config(resolution=args.resolution)
         return model
-    widths = [int(c) for c in args.channels.split(",")] if args.channels else segmenter_channels(args.resolution)
-    return RegionSegmenter(regions=regions, channels=widths, resolution=args.resolution)
+    if not args.channels:
+        return RegionSegmenter(regions, segmenter_channels(args.resolution), resolution=args.resolution)
+    try:
+        return RegionSegmenter(regions, [int(c) for c in args.channels.split(",")], resolution=args.resolution)
+    except ValueError as error:
+        flag = getattr(args, "_channels_flag", "--channels")  # the judges' trainer has another name for it
+        raise ValueError(f"{flag} {shown(args.channels)}: {error}") from None
 
 
 def open_held_out(args: argparse.Namespace, regions: list[str]) -> Any:
@@ -89,14 +99,26 @@ def measure(args: argparse.Namespace, model: RegionSegmenter, held: Any) -> dict
     }
 
 
+def check(args: argparse.Namespace) -> tuple[Any, Any, RegionSegmenter]:
+    """Return the pictures to train on (None for avatars), the held-out ones and the model: all that may be refused,
+    before avatars are rendered."""
+    pictures, regions = open_folder(args)
+    return pictures, open_held_out(args, regions), build_model(args, regions)
+
+
 def train(args: argparse.Namespace) -> Path:
     """Run the training and return the folder that holds segmenter/ and iou.json, its IoU on held-out pictures."""
     check_flags(args)
     accelerator = start(args)
     torch.manual_seed(args.seed)
-    dataset, regions = build_dataset(args, accelerator)
-    held = open_held_out(args, regions)
-    model: Any = build_model(args, regions)
+    with finishing(accelerator):
+        pictures, held, model = check(args)
+        fit_segmenter(args, accelerator, model, build_dataset(args, accelerator, pictures), held)
+    return Path(args.output_dir)
+
+
+def fit_segmenter(args: argparse.Namespace, accelerator: Accelerator, model: Any, dataset: Any, held: Any) -> None:
+    """Train a segmenter, save it, and measure it on the pictures `held` out: those of a folder, None for avatars."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-4)
     schedule = build_schedule(args, optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -116,20 +138,18 @@ def train(args: argparse.Namespace) -> Path:
             if accelerator.is_main_process:
                 save_model(plain, folder / "segmenter")
 
-    with finishing(accelerator):
-        phase = Phase(model, optimizer, schedule, loss)
-        fit(args, accelerator, phase, dataset=dataset, after_checkpoint=after_checkpoint)
-        plain = gathered(accelerator, model)
-        if accelerator.is_main_process:
-            save_model(plain, folder / "segmenter")
-            if held is None and args.avatars and args.eval_avatars:
-                held = held_out_avatars(args.eval_avatars, args.resolution, args.data_seed)
-            if held is not None:
-                report = measure(args, plain, held)
-                write_json(folder / "iou.json", report, indent=2)
-                print(json.dumps(report, indent=2))
-            push_to_hub(args, folder / "segmenter")
-    return folder
+    phase = Phase(model, optimizer, schedule, loss)
+    fit(args, accelerator, phase, dataset=dataset, after_checkpoint=after_checkpoint)
+    plain = gathered(accelerator, model)
+    if accelerator.is_main_process:
+        save_model(plain, folder / "segmenter")
+        if held is None and args.avatars and args.eval_avatars:
+            held = held_out_avatars(args.eval_avatars, args.resolution, args.data_seed)
+        if held is not None:
+            report = measure(args, plain, held)
+            write_json(folder / "iou.json", report, indent=2)
+            print(json.dumps(report, indent=2))
+        push_to_hub(args, folder / "segmenter")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -105,6 +105,13 @@ def test_names_and_numbers() -> None:
     torch.save({name: torch.from_numpy(code) for name, code in codes.items()}, "latents.pt")
     assert np.allclose(pick_code("latents.pt:you.jpg").tensor[0], codes["you.jpg"])
     noise = [torch.zeros(1, 1, 4, 4)]
+    torch.save({"latents": {name: torch.from_numpy(code) for name, code in codes.items()}}, "nested.pt")
+    assert np.allclose(pick_code("nested.pt:me.jpg").tensor[0], codes["me.jpg"])
+    torch.save({r"C:\me.jpg": torch.from_numpy(codes["me.jpg"]), "a:b:c": torch.ones(3, W_DIM)}, "colons.pt")
+    assert np.allclose(pick_code(r"colons.pt:C:\me.jpg").tensor[0], codes["me.jpg"])
+    assert pick_code("colons.pt:a:b:c:2").space == "w"
+    with pytest.raises(ValueError, match="has no code 'a:b': it has"):
+        pick_code("colons.pt:a:b:7")
     torch.save({"me.jpg": {"img": torch.ones(3, 8, 8), "latent": torch.ones(W_DIM), "noise": noise}}, "projected.pt")
     assert pick_code("projected.pt").space == "w"
     np.savez("both.npz", w=RANDOM.randn(2, 1, W_DIM), noise=RANDOM.randn(4, 4))
@@ -236,8 +243,16 @@ def test_commands_take_files(model: str, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["edit", "--model", model, *edit]) == 0
     sheet = ["directions", "sheet", "--model", model, "--file", "d.safetensors", "--base", "projected_w.npz"]
     assert main(sheet) == 0
+    torch.save({"me and you.jpg": torch.from_numpy(ONE), "you.PNG": torch.from_numpy(-ONE)}, "pictures.pt")
+    named = ["--model", model, "--region", "hair=pictures.pt:you.PNG", "--base", "pictures.pt:me and you.jpg"]
+    assert main(["fuse", *named, "--out", "named.png"]) == 0
+    assert np.array_equal(pixels("named.png"), pixels("a.png"))
     capsys.readouterr()
-    for value, message in (("latents.pt", "holds 2 codes"), ("none.npz", "there is no file of codes none.npz")):
+    for value, message in (
+        ("latents.pt", "holds 2 codes"),
+        ("pictures.pt:us.jpg", "has no code 'us.jpg'"),
+        ("none.npz", "there is no file of codes none.npz"),
+    ):
         assert message in fails(capsys, "fuse", "--model", model, "--base", value)
         assert message in fails(capsys, "sheet", "--model", model, "--bases", value, "--sources", "1")
 
@@ -280,7 +295,19 @@ def test_converting_a_code_is_refused() -> None:
     torch.save({"me.jpg": {"latent": torch.ones(9), "noise": [torch.ones(1, 1, 4, 4)]}}, "projected.pt")
     os.makedirs("folder")
     np.save("folder/w.npy", ONE)
-    for source in ("projected_w.npz", "out_w.npz", "face.npy", "latent.npy", "pivots.pt", "projected.pt", "folder"):
+    torch.save({"me.jpg": torch.from_numpy(ONE[0]), "you.png": torch.from_numpy(-ONE[0])}, "x.pt")
+    torch.save({"latents": {"me": torch.from_numpy(ONE[0]), "you": torch.from_numpy(ONE[0])}}, "y.pt")
+    for source in (
+        "x.pt",
+        "y.pt",
+        "projected_w.npz",
+        "out_w.npz",
+        "face.npy",
+        "latent.npy",
+        "pivots.pt",
+        "projected.pt",
+        "folder",
+    ):
         with pytest.raises(ValueError, match="holds codes"):
             convert(source, "out", progress=False)
         assert not os.path.exists("out")

@@ -7,9 +7,11 @@ import torch
 
 from stylefusion_hf import RegionSegmenter, StyleFusionPipeline, StyleGAN2Discriminator
 from stylefusion_hf.evaluation import sections
+from stylefusion_hf.evaluation.curves import local_rows, sweep
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges
 from stylefusion_hf.evaluation.measuring import Subject
+from stylefusion_hf.evaluation.registry import build_methods
 from tests.tiny import tiny_fusion, tiny_generator
 
 SHAPE = {"resolution": 24, "base_size": [3, 5], "img_channels": 4}
@@ -32,6 +34,18 @@ def subject() -> Subject:
 
 def test_pictures_are_measured_whole(subject: Subject) -> None:
     assert subject.ruler.look(torch.zeros(2, 4, 24, 40)).images.shape == (2, 4, 24, 40)
+
+
+def test_curves(subject: Subject) -> None:
+    methods = build_methods(subject.pipe, ["stylefusion", "mean", "interpolation"])
+    for method in methods.values():
+        method.strengths = (0.5, 1.0)
+    found = sweep(subject, methods, 2, 3)
+    assert set(found.curves) == set(methods)
+    for by_leaf in found.curves.values():
+        assert set(by_leaf) == set(REGIONS) and all(curve.points() for curve in by_leaf.values())
+    rows = local_rows(found, 3)
+    assert rows["stylefusion"]["outside"].value >= 0
 
 
 def test_swaps(subject: Subject) -> None:

@@ -138,7 +138,7 @@ def test_how_long_the_search_is(pipe: Any) -> None:
     taken: list[int] = []
 
     def on_step(given: Any, step: int, *rest: Any) -> dict[str, Any]:
-        taken.append(given._own_searches()[0].num_timesteps)
+        taken.append(given.num_timesteps)
         given.interrupt = True
         return {}
 
