@@ -23,7 +23,8 @@ from stylefusion_hf.imaging.landmarks import find_faces, load_detector
 from stylefusion_hf.imaging.photographs import FORMATS, Photograph, read_photograph
 from stylefusion_hf.pipelines.photo_outputs import RESEMBLES, describe_likeness
 from stylefusion_hf.spaces_app.device import on_gpu
-from stylefusion_hf.spaces_app.models import Model, step_callback
+from stylefusion_hf.spaces_app.drawing import step_callback
+from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.pictures import open_checked
 from stylefusion_hf.spaces_app.settings import read_seed
 from stylefusion_hf.spaces_app.turns import PICTURE
