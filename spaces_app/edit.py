@@ -201,7 +201,7 @@ class Edit:
                 (picture.recipe, result(model, picture, f"{direction_name(direction)} by {strength:+g}: {where}"))
             )
         responses = self._meters[index].measure(start, direction)
-        text = explain(responses, region, direction_name(direction), strength)
+        text = explain(responses, region, model.tree.root, direction_name(direction), strength)
         return shown[0][0], shown[0][1], shown[1][1], gr.update(value=escape(text), visible=bool(text))
 
     def render_all(

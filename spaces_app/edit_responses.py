@@ -89,8 +89,9 @@ class ResponseMeter:
         key = digest(start)
         if key not in self._masks:
             (image,), _ = self.model.render_small(start)
-            labels = self.model.small_labels(start).resize(image.size, Image.Resampling.NEAREST)
-            self._masks[key] = to_levels(image), np.asarray(labels)
+            (labels,) = self.model.render_small_maps(start)[1]
+            shrunk = Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST)
+            self._masks[key] = to_levels(image), np.asarray(shrunk)
             while len(self._masks) > KEPT:
                 self._masks.popitem(last=False)
         return self._masks[key]
@@ -105,20 +106,25 @@ def own_region(responses: Responses) -> str | None:
     return by_size[0] if responses[by_size[0]].inside >= AHEAD * others else None
 
 
-def explain(responses: Responses, region: str, direction: str, strength: float) -> str:
+def explain(responses: Responses, region: str, root: str, direction: str, strength: float) -> str:
     """Say why an edit of a region shows little, and where the direction shows more; "" if it shows.
 
     Args:
-        responses: of all regions.
-        region: a region, or the root of the tree for the whole picture.
+        responses: of the regions that are in the picture; empty if none were measured.
+        region: a region, or `root`.
+        root: the root of the tree, for the whole picture.
         direction: the direction's name on the page.
         strength: in standard deviations.
     """
     if not strength:
         return "Nothing changes at 0: move How far."
-    if region not in responses:
+    if not responses:
         return ""
     own, where = own_region(responses), spell_out(region)
+    if region == root:
+        return "" if own else f"{direction} shows in no region alone, so that both pictures change everywhere."
+    if region not in responses:
+        return f"There is no {where} in this picture, so that nothing shows: choose another region."
     most = f" It shows most in: {spell_out(own)}." if own not in (None, region) and own is not None else ""
     if responses[region].inside < SEEN:
         return f"{direction} changes next to nothing here in: {where}.{most or ' Choose Everywhere.'}"

@@ -160,11 +160,15 @@ class Model:
         own = [mask for leaf, mask in masks.items() if self._region_of(leaf) == region]
         return images, np.any(own, axis=0) if own else None
 
-    def small_labels(self, recipe: Mapping[str, Any]) -> Image.Image:
-        """Render the map of regions of a recipe's largest small picture; `has_segmenter` must be true."""
+    def render_small_maps(self, recipe: Mapping[str, Any]) -> tuple[list[Image.Image], list[np.ndarray]]:
+        """Render a batch of the largest small pictures, and the number of the region of each of their pixels.
+
+        `has_segmenter` must be true. Numbers are indices in `regions`, or NO_REGION.
+        """
         with self.take_turn():
-            _, masks, _ = self._fuse(dict(recipe), True, self.small_heights[-1])
-        return self._labels({name: mask[0] for name, mask in masks.items()})
+            images, masks, _ = self._fuse(dict(recipe), True, self.small_heights[-1])
+        each = ({name: mask[k] for name, mask in masks.items()} for k in range(len(images)))
+        return images, [np.asarray(self._labels(one)) for one in each]
 
     @property
     def small_heights(self) -> list[int | None]:

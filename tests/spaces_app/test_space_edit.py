@@ -192,11 +192,19 @@ def test_a_direction_belongs_to_a_region_that_is_clearly_ahead(inside: dict[str,
     ("region", "strength", "text"),
     [("mouth", 2.0, ""), ("all", 2.0, ""), ("bg", 0.0, "Nothing changes at 0: move How far."),
      ("bg", 2.0, "Smile changes next to nothing here in: background. It shows most in: mouth."),
-     ("hair", 2.0, "Smile changes little here in: hair. It shows most in: mouth.")],
+     ("hair", 2.0, "Smile changes little here in: hair. It shows most in: mouth."),
+     ("l_eye", 2.0, "There is no left eye in this picture, so that nothing shows: choose another region.")],
 )  # fmt: skip
 def test_an_edit_that_shows_little_says_so(region: str, strength: float, text: str) -> None:
     responses = {"mouth": Response(30, 3), "hair": Response(8, 2), "bg": Response(1, 1)}
-    assert explain(responses, region, "Smile", strength) == text
+    assert explain(responses, region, "all", "Smile", strength) == text
+    assert explain({}, region, "all", "Smile", 2.0) == ""  # without a segmenter
+
+
+def test_a_direction_that_shows_in_no_region_alone_says_so() -> None:
+    responses = {"mouth": Response(10, 3), "hair": Response(8, 2)}
+    assert "Pose shows in no region alone" in explain(responses, "all", "all", "Pose", 1.0)
+    assert explain(responses, "hair", "all", "Pose", 1.0) == ""
 
 
 def test_the_note_is_on_the_page(tab: edit.Edit, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,20 @@ def test_another_model_gets_a_row_of_its_own(model: Model, single: Model) -> Non
     assert looks.fitted(model, looks.Row(7, 3)) == looks.Row(7, 3)
 
 
+def test_thumbnails_that_follow_one_code_are_cut_from_one_picture(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    fuse = model._fuse
+    monkeypatch.setattr(model, "_fuse", lambda *args: calls.append(args) or fuse(*args))
+    alone = [model.thumbnails([811], region=region)[0] for region in (None, *model.regions)]
+    assert len(calls) == 1 and model.thumbnails([811, 812], region="hair")[0] is alone[1 + model.regions.index("hair")]
+    assert len(calls) == 2 and len({image.tobytes() for image in alone}) > 2
+    many = range(900, 900 + 2 * thumbnails.MOST_SOURCES)
+    assert len(model.thumbnails(many, region="hair")) == len(many) and len(calls) == 3
+    assert len(model._thumbnails._sources) == thumbnails.MOST_SOURCES
+
+
 def test_thumbnails_show_the_region(model: Model) -> None:
     whole, hair = model.thumbnails([4])[0], model.thumbnails([4], region="hair")[0]
     masks = model.render_small({"version": 1, "base": 4, "truncation_psi": model.psi}, "hair")[1]
