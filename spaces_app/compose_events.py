@@ -35,7 +35,7 @@ TURNING: dict[str, Any] = QUICK | {"queue": False, "concurrency_id": None, "conc
 # Says at once, before the server answers, what a change of models waits for.
 LOADING_JS = """(index) => {
   const text = `Drawing the first picture of ${%s[index]} ...`;
-  return { __type__: "update", busy: { text, at: Date.now() } };
+  return { __type__: "update", props: { busy: { text, at: Date.now() } } };
 }"""
 Change = Callable[[Model, Settings], Settings]
 
