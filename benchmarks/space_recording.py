@@ -25,7 +25,7 @@ from benchmarks.space import serving
 
 SIZE = (1280, 860)  # of the browser's window
 WINDOWS = [(1280, 860), (390, 860)]  # of the stills in light and dark
-STEPS = "20"  # of optimization, for a still of the tab Mix pictures
+STEPS = "10"  # of optimization, for a still of the tab Mix pictures
 MOST = 10**6  # bytes of the file
 SETTLE = 2500  # ms until thumbnails and candidates have followed a full picture
 QUALITY = 85  # of a JPEG
@@ -153,9 +153,9 @@ def draw_stills(url: str, folder: Path) -> Iterator[str]:
 
 def own_picture(page: Any, number: int) -> bytes:
     """Return the PNG of one of the page's examples: a picture of the kind that its model draws."""
-    before = page.evaluate(PICTURE)
-    page.locator(".sf-examples [data-example]").nth(number).click()
-    if number:
+    if number:  # the page begins with the first
+        before = page.evaluate(PICTURE)
+        page.locator(".sf-examples [data-example]").nth(number).click()
         page.wait_for_function(f"before => {PICTURE} !== before", arg=before)
     settle(page)
     return base64.b64decode(page.evaluate(PICTURE).partition(",")[2])
@@ -170,7 +170,7 @@ def open_mix(page: Any, uploads: Sequence[bytes]) -> None:
         page.locator(f"#sf-picture-{slot} img").wait_for()
     page.locator("#sf-steps input[type=range]").fill(STEPS)
     page.locator("#sf-read").click()
-    caption = "document.querySelector('#sf-mix-stage .sf-caption')?.textContent || ''"
+    caption = "(document.querySelector('#sf-mix-stage .sf-caption')?.textContent || '')"
     page.wait_for_function(f"{caption}.endsWith('as the model sees it')")
     page.locator("[id^=sf-take-]:visible").last.get_by_label("B").check()
     page.wait_for_function(f"{caption}.endsWith('from B')")
