@@ -1,10 +1,13 @@
 """The Space, measured: a dial's turn in a browser, visitors at once, memory.
 
     python -m benchmarks.space                      # a local server with the embedded model, and chromium
+    python -m benchmarks.space --model faces        # six minutes with faces of 1024 px
     python -m benchmarks.space --turns 100 --visitors 20 --renders 500 --json space.json
 
 Wants the extra `space`, playwright and chromium. A turn is timed in the page, from the input event to the moment when
-the new picture is in the document; the requests of visitors from sending to having the PNG's bytes.
+the new picture is in the document; the requests of visitors from sending to having the PNG's bytes. Figures are
+printed as they come: of each part as many turns, requests and pictures as --seconds allow. Beside times, which say
+little on a machine with other work, stands the processor time that the server spent.
 """
 
 from __future__ import annotations
@@ -26,14 +29,14 @@ from pathlib import Path
 from typing import Any
 
 # The first new picture, a preview where the model has any, and the full one, which is a PNG.
-TURN = """([selector, value]) => new Promise(done => {
+TURN = """([selector, value, whole]) => new Promise(done => {
     const picture = document.querySelector("#sf-compose-stage .sf-picture"), before = picture.src;
     const input = document.querySelector(selector), begun = performance.now();
     let first = null;
     new MutationObserver((_, observer) => {
         if (picture.src === before) return;
         first ??= performance.now() - begun;
-        if (!picture.src.startsWith("data:image/png")) return;
+        if (whole && !picture.src.startsWith("data:image/png")) return;
         observer.disconnect();
         done([first, performance.now() - begun]);
     }).observe(picture, { attributes: true });
@@ -43,30 +46,41 @@ TURN = """([selector, value]) => new Promise(done => {
 })"""
 REST = 400  # ms from a preview until the page asks for the full picture, as in stage.js
 PATIENCE = 300  # seconds that a client waits for an answer
-PAUSE = 200  # ms between turns
+PAUSE = 100  # ms between turns of a dial that is being turned
+WARM_UP = 2  # turns before those that count
+RESTED = 3  # one turn in so many waits for the full picture and for what follows it
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a folder or a Hub id (default: the embedded model)")
-    parser.add_argument("--turns", type=int, default=60, help="of each dial, at least two; 0 leaves them out")
+    parser.add_argument("--turns", type=int, default=60, help="of each dial, at most; 0 leaves them out")
     parser.add_argument("--visitors", type=int, default=20, help="at once; 0 leaves them out")
-    parser.add_argument("--requests", type=int, default=10, help="of each visitor")
-    parser.add_argument("--renders", type=int, default=500, help="for the memory; 0 leaves it out")
+    parser.add_argument("--requests", type=int, default=10, help="of each visitor, at most")
+    parser.add_argument("--renders", type=int, default=500, help="for the memory, at most; 0 leaves it out")
+    parser.add_argument("--seconds", type=float, default=60, help="that each part of the measurement takes at most")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args(argv)
 
-    found: dict[str, Any] = {"cores": os.cpu_count(), "load before": os.getloadavg()[0]}
+    found: dict[str, Any] = {}
+
+    def tell(name: str, value: Any) -> None:
+        found[name] = value
+        print(f"{name}: {value}", flush=True)
+
+    tell("cores", os.cpu_count())
+    tell("load before", os.getloadavg()[0])
+    begun = time.perf_counter()
     with serving(args.model) as (url, process):
+        tell("seconds from the start until it answers and is idle", round(time.perf_counter() - begun, 1))
+        tell("of them, processor time", round(cpu_seconds(process), 1))
         if args.turns:
-            found |= in_browser(url, args.turns, process)
+            in_browser(url, args.turns, args.seconds, process, tell)
         if args.visitors:
-            found |= visitors(url, args.visitors, args.requests, process)
+            visitors(url, args.visitors, args.requests, args.seconds, process, tell)
         if args.renders:
-            found |= memory(url, process, args.renders)
-    found["load after"] = os.getloadavg()[0]
-    for name, value in found.items():
-        print(f"{name}: {value}")
+            memory(url, process, args.renders, args.seconds, tell)
+    tell("load after", os.getloadavg()[0])
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
@@ -123,23 +137,25 @@ def until_idle(process: int, patience: float = 600.0) -> None:
         before = now
 
 
-def timed(job: Callable[[int], Any], count: int) -> list[float]:
-    """Milliseconds of job(0), job(1), ..."""
-    times = []
-    for i in range(count):
+def timed(job: Callable[[int], Any], count: int, seconds: float) -> list[float]:
+    """Milliseconds of job(0), job(1), ..., of at most `count` of them, begun within these seconds."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < count and time.perf_counter() < end:
         begun = time.perf_counter()
-        job(i)
+        job(len(times))
         times.append(1e3 * (time.perf_counter() - begun))
     return times
 
 
 def percentiles(times: Sequence[float]) -> dict[str, float]:
-    """Median and 95th percentile, in milliseconds."""
-    return {"median ms": round(statistics.median(times), 1), "p95 ms": round(statistics.quantiles(times, n=20)[-1], 1)}
+    """Median and 95th percentile, in milliseconds, and of how many."""
+    p95 = statistics.quantiles(times, n=20, method="inclusive")[-1] if len(times) > 1 else times[0]
+    return {"median ms": round(statistics.median(times)), "p95 ms": round(p95), "of": len(times)}
 
 
-def in_browser(url: str, turns: int, process: int) -> dict[str, Any]:
-    """Turns of a seed, a strength and psi in the tab Compose, and clicks of buttons."""
+def in_browser(url: str, turns: int, seconds: float, process: int, tell: Callable[[str, Any], None]) -> None:
+    """Time turns of a seed, a strength and psi in the tab Compose, and clicks of buttons."""
     from playwright.sync_api import sync_playwright
 
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
@@ -151,7 +167,6 @@ def in_browser(url: str, turns: int, process: int) -> dict[str, Any]:
         "surprise": ("#sf-surprise", None),
         "undo": ("#sf-undo", None),
     }
-    found = {}
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -161,27 +176,43 @@ def in_browser(url: str, turns: int, process: int) -> dict[str, Any]:
             "document.querySelector('#sf-compose-stage .sf-picture')?.src.startsWith('data:image/png')"
         )
         page.wait_for_timeout(2000)
-        for name, (selector, value) in controls.items():
-            times, begun = [], 0.0
-            for i in range(-2, turns):  # the first two warm up
-                if i == 0:
-                    begun = cpu_seconds(process)
-                times.append(page.evaluate(TURN, [selector, str(value(i)) if value else None]))
+
+        def run(selector: str, value: Callable[[int], float] | None, count: int, whole: bool) -> list[Any]:
+            """Return [ms to the first picture, ms to the last one, the server's CPU ms] of turns."""
+            found, end = [], time.perf_counter() + seconds / 2
+            for i in range(-WARM_UP, count):
+                if time.perf_counter() > end and len(found) > WARM_UP + 1:
+                    break
+                begun = cpu_seconds(process)
+                first, last = page.evaluate(TURN, [selector, str(value(i)) if value else None, whole])
                 page.wait_for_timeout(PAUSE)
-                until_idle(process)  # thumbnails and candidates follow the full picture
-            previews = [first for first, _ in times[2:]]
-            found[f"turn of a {name}"] = percentiles(previews) | {
-                "server CPU ms, with all that follows": round(1e3 * (cpu_seconds(process) - begun) / turns)
-            }
-            rested = [last - first - REST for first, last in times[2:] if last > first]
-            if len(rested) > 1:
-                found[f"full picture after a {name}, at rest"] = percentiles(rested)
+                if whole:
+                    until_idle(process)  # thumbnails and candidates follow the full picture
+                found.append([first, last, 1e3 * (cpu_seconds(process) - begun)])
+            until_idle(process)
+            return found[WARM_UP:]
+
+        for name, (selector, value) in controls.items():
+            times = run(selector, value, turns, whole=False)
+            spent = {"server CPU ms": round(statistics.median(each[2] for each in times))}
+            tell(
+                f"first picture after a {name} that is being turned", percentiles([each[0] for each in times]) | spent
+            )
+        for name in ("seed", "surprise"):
+            times = run(*controls[name], max(turns // RESTED, 2), whole=True)
+            spent = {"server CPU ms, with all that follows": round(statistics.median(each[2] for each in times))}
+            tell(f"first picture after a {name}, from rest", percentiles([each[0] for each in times]))
+            tell(f"the same, until all is drawn, {name}", percentiles([last for _, last, _ in times]) | spent)
+            rested = [last - first - REST for first, last, _ in times if last > first]
+            if rested:
+                tell(f"full picture from {REST} ms after the preview, {name}", percentiles(rested))
         browser.close()
-    return found
 
 
-def visitors(url: str, count: int, requests: int, process: int) -> dict[str, Any]:
-    """So many clients at once, each with pictures of its own."""
+def visitors(
+    url: str, count: int, requests: int, seconds: float, process: int, tell: Callable[[str, Any], None]
+) -> None:
+    """Time so many clients at once, each with pictures of its own."""
     from gradio_client import Client
 
     with tempfile.TemporaryDirectory() as folder:
@@ -194,29 +225,37 @@ def visitors(url: str, count: int, requests: int, process: int) -> dict[str, Any
                 if made["base"] != 1000 * number + i:
                     raise AssertionError("a visitor got another's picture")
 
-            return timed(ask, requests)
+            return timed(ask, requests, seconds)
 
         begun, spent = time.perf_counter(), cpu_seconds(process)
         with ThreadPoolExecutor(count) as pool:
             times = [one for each in pool.map(visit, range(count)) for one in each]
-        seconds = time.perf_counter() - begun
+        taken = time.perf_counter() - begun
     rate = {
-        "pictures a second": round(len(times) / seconds, 2),
+        "pictures a second": round(len(times) / taken, 2),
         "server CPU ms per picture": round(1e3 * (cpu_seconds(process) - spent) / len(times)),
+        "MB of the server": resident(process),
     }
-    return {f"{count} visitors at once": percentiles(times) | rate}
+    tell(f"{count} visitors at once", percentiles(times) | rate)
 
 
-def memory(url: str, process: int, renders: int) -> dict[str, Any]:
-    """The server's resident memory over pictures of different seeds, through the server."""
+def memory(url: str, process: int, renders: int, seconds: float, tell: Callable[[str, Any], None]) -> None:
+    """Watch the server's resident memory over pictures of different seeds, through the server."""
     from gradio_client import Client
 
-    client, sizes = Client(url, verbose=False, download_files=False), []
-    for i in range(renders + 50):
-        if i >= 50 and (i - 50) % 100 == 0:  # the first fifty warm up
-            sizes.append(resident(process))
+    client = Client(url, verbose=False, download_files=False, httpx_kwargs={"timeout": PATIENCE})
+
+    def draw(i: int) -> None:
         client.predict(base=50_000 + i, regions={}, api_name="/compose")
-    return {f"MB over {renders} pictures": [*sizes, resident(process)]}
+
+    parts = 6  # the first warms up
+    sizes, done = [], 0
+    for part in range(parts):
+        start = done
+        done += len(timed(lambda i, start=start: draw(start + i), renders // (parts - 1) or 1, seconds / parts))  # type: ignore[misc]
+        if part:
+            sizes.append(resident(process))
+    tell(f"MB over {done} pictures, at equal intervals", sizes)
 
 
 def resident(process: int) -> float:

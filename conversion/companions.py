@@ -2,7 +2,7 @@
 
 A folder of `assets` with a `companions.json` belongs to one generator:
 
-    {"generator": {"SynthesisNetwork.bin": "<sha256>", ...}, "license": "...", "notes": ["..."]}
+    {"generator": {"SynthesisNetwork.bin": "<sha256>", ...}, "notes": ["..."], "credits": ["..."], "limits": ["..."]}
 
 `generator` names the source files that must be there with these hashes. Beside it lie the pipeline's other components,
 fusion/, segmenter/ and perhaps encoder/, each of which `from_pretrained` loads. evaluation/ has the judges that
@@ -33,10 +33,13 @@ class Companions:
     Attributes:
         folder: where they are.
         notes: lines for the conversion's report.
+        credits, limits: paragraphs for the model card.
     """
 
     folder: Path
     notes: list[str]
+    credits: list[str]
+    limits: list[str]
 
     @property
     def parts(self) -> list[str]:
@@ -61,5 +64,6 @@ def find_companions(sources: dict[str, dict[str, Any]]) -> Companions | None:
     for path in sorted(ASSETS.glob("*/companions.json")):
         about = read_json(path)
         if all(sources.get(name, {}).get("sha256") == digest for name, digest in about["generator"].items()):
-            return Companions(path.parent, [str(note) for note in about["notes"]])
+            texts = ([str(text) for text in about.get(name, [])] for name in ("notes", "credits", "limits"))
+            return Companions(path.parent, *texts)
     return None

@@ -146,6 +146,7 @@ class Job:
             what = f"tree {RegionTree.from_dict(config['tree'])}" if part == "fusion" else "of this package"
             self.report.parts[part] = {"config": config, "lines": [what]}
         self.report.notes += self.companions.notes
+        self.report.credits, self.report.limits = self.companions.credits, self.companions.limits
 
     def add_discriminator(self, source: Source, work: Path) -> None:
         self.step("discriminator")

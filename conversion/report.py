@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from stylefusion_hf.conversion.credits import CREDITS, LIMITS
 from stylefusion_hf.core.files import write_text
 
 NVIDIA_NOTICE = (
@@ -49,6 +50,7 @@ class Report:
         parts: component that was written, such as "generator" -> config and description.
         unused: names of the source's tensors that are in none of the components.
         notes: messages for the user.
+        credits, limits: what the model card says about nets that were added, beside what it says about the generator.
         check: figures of the self-check.
         comparison: comparison with a reference: (quantity, error, tolerance).
         generator: the class of the generator.
@@ -61,6 +63,8 @@ class Report:
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    credits: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
     check: dict[str, Any] = field(default_factory=dict)
     comparison: list[tuple[str, float, float]] = field(default_factory=list)
     generator: str = "StyleGAN2Generator"
@@ -158,6 +162,8 @@ def model_card(report: Report, title: str) -> str:
     lines += ["", "## Use", "", "```python", *_usage(report), "```", ""]
     lines += ["Next, in the folder above this one:", "", "```bash", printable(next_step(report, title)), "```", ""]
     lines += ["## License", "", LICENSES[report.kind], ""]
+    lines += ["## Credits", "", *(f"{text}\n" for text in (CREDITS[report.kind], *report.credits))]
+    lines += ["## Limits", "", *(f"{text}\n" for text in (*report.limits, LIMITS[report.kind]))]
     if report.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in report.notes), ""]
     lines += ["`conversion.json` lists every unused tensor of the source.", ""]

@@ -118,8 +118,9 @@ def build(models: Sequence[Model]) -> Page:
         Endpoints(models, films)
         inputs = [chosen, compose.history, *compose.values]
         page.load(show_errors(compose.arrive), inputs, [*compose.page, chosen], **QUICK)
-        for index in range(len(models)):  # in the order in which a visitor comes to them
-            page.preparations += [partial(compose.prepare, index), partial(edit.prepare, index)]
+        # In the order in which visitors come to them; edits last, since finding an example takes longest.
+        page.preparations += [partial(compose.prepare, index) for index in range(len(models))]
+        page.preparations += [partial(edit.prepare, index) for index in range(len(models))]
     return page
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,11 @@ QUICK: dict[str, Any] = LIMITS | {
 # itself. `Model.take_turn` limits how many events wait instead, and the stage shows errors, which gradio does only for
 # events in its queue.
 TURNING: dict[str, Any] = QUICK | {"queue": False, "concurrency_id": None, "concurrency_limit": "default"}
+# Says at once, before the server answers, what a change of models waits for.
+LOADING_JS = """(index) => {
+  const text = `Drawing the first picture of ${%s[index]} ...`;
+  return { __type__: "update", props: { busy: { text, at: Date.now() } } };
+}"""
 Change = Callable[[Model, Settings], Settings]
 
 
@@ -103,8 +109,9 @@ class ComposeEvents:
         tab.redo.click(move(1), inputs, tab.page, **TURNING)
         tab.examples.click(show_errors_on_stage(self._example, tab.stage), inputs, tab.page, **TURNING)
         tab.open.upload(show_errors(self._open), [tab.open, *inputs], [*tab.page, tab.chosen], **QUICK)
-        busy = {"show_progress": "full", "show_progress_on": [tab.stage]}
-        tab.chosen.input(show_errors(self.switch), inputs, tab.page, **QUICK | busy)
+        names = json.dumps([model.name for model in tab.models])
+        tab.chosen.input(None, tab.chosen, tab.stage, js=LOADING_JS % names, api_visibility="private")
+        tab.chosen.input(show_errors_on_stage(self.switch, tab.stage), inputs, tab.page, **TURNING)
         picked = [*tab.page, tab.looks, tab.row]
         tab.looks.click(show_errors_on_stage(self._look, tab.stage), [tab.row, *inputs], picked, **TURNING)
         resting = [tab.looks, tab.row, *followers]

@@ -5,20 +5,20 @@ Their components are hidden; they only give the API page its types and defaults.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
 
 from stylefusion_hf.core.checks import short
-from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.spaces_app import jobs
 from stylefusion_hf.spaces_app.compose_events import LIMITS
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, upload_component
 from stylefusion_hf.spaces_app.models import Model, Picture
 from stylefusion_hf.spaces_app.pictures import open_picture
+from stylefusion_hf.spaces_app.results import encode_png
 
 
 class Endpoints:
@@ -50,6 +50,7 @@ class Endpoints:
             frames, fps = gr.Number(24, label="frames", precision=0), gr.Number(20, label="fps")
             suffix = gr.Textbox(".webp", label="suffix")
             image, made = gr.Image(label="picture", format="png"), gr.JSON(label="recipe")
+            self._cache = image.GRADIO_CACHE  # the folder of the files that gradio hands out
             sheet, film = gr.Image(label="sheet", format="png"), gr.File(label="film")
             facts = gr.JSON(label="facts")
             button = gr.Button()
@@ -219,9 +220,10 @@ class Endpoints:
 
     def _render(self, name: str, recipe: Any) -> tuple[Any, dict[str, Any]]:
         model = self._model(name)
-        picture: Picture = model.render(model.check(recipe))
-        picture.image.info[RECIPE_KEY] = json.dumps(picture.recipe)  # gradio writes it into the PNG
-        return picture.image, picture.recipe
+        picture: Picture = model.render(model.check(recipe), with_labels=False)
+        # A file of our own encoding: gradio's of 1024 px takes longer than drawing the picture.
+        data = encode_png(picture.image, picture.recipe)
+        return save_bytes_to_cache(data, "image.png", self._cache), picture.recipe
 
 
 def _to_int(value: Any) -> Any:

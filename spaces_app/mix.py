@@ -221,11 +221,12 @@ def has_samples(model: Model) -> bool:
 
 def describe_reading(model: Model) -> str:
     """Describe for visitors how the model reads pictures."""
+    time = "a minute or more" if model.resolution > LARGE else "a few seconds"
     if model.has_encoder:
         return (
-            "This model's encoder reads a picture instantly; optimization takes some seconds and improves the match."
+            "This model's encoder reads a picture instantly; optimization improves the match, and takes"
+            f" {time} per picture."
         )
-    time = "a minute or more" if model.resolution > LARGE else "a few seconds"
     return (
         "This model has no encoder: reading starts from its average picture and takes some optimization steps, "
         f"{time} per picture."

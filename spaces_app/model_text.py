@@ -20,7 +20,7 @@ from stylefusion_hf.spaces_app.results import title
 CARD = "README.md"
 EMBEDDED_CARD = Path(str(spaces_app.__file__)).parent / "embedded.md"
 MAX_CARD = 2**18  # bytes that are read
-MAX_SECTION, MAX_TITLE = 600, 80  # characters that are shown
+MAX_SECTION, MAX_TITLE = 800, 80  # characters that are shown
 SECTIONS = {  # heading on the page: first words of the headings of cards
     "License": ("license", "licence", "terms"),
     "Credits": ("credit", "acknowledg", "citation", "authors"),

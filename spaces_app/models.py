@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stylefusion_hf import StyleFusionInterpolationPipeline, StyleFusionInversionPipeline, StyleFusionPipeline
+from stylefusion_hf import StyleFusionInterpolationPipeline, StyleFusionPipeline
 from stylefusion_hf.core.checks import short
 from stylefusion_hf.core.edits import Direction
 from stylefusion_hf.core.recipes import Recipe
@@ -24,9 +24,9 @@ from stylefusion_hf.editing.directions import ganspace, sefa
 from stylefusion_hf.imaging.alignment import static_regions
 from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.inversion.previews import find_preview
-from stylefusion_hf.pipelines.steps import segment, synthesize
+from stylefusion_hf.pipelines.steps import synthesize
 from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
-from stylefusion_hf.spaces_app.device import on_gpu
+from stylefusion_hf.spaces_app.drawing import make_fuse, make_invert
 from stylefusion_hf.spaces_app.model_files import DIRECTIONS, find_file, read_directions
 from stylefusion_hf.spaces_app.thumbnails import Thumbnails
 from stylefusion_hf.spaces_app.turns import DIAL, PICTURE, ROW, Turns
@@ -36,7 +36,6 @@ MAP = 256  # approximate shorter side in pixels of the maps of larger pictures
 KEPT_PIXELS = 2**24  # of full pictures in the cache: 16 of 1024 px, which take 64 MB with their maps of regions
 MAX_KEPT = 64  # full pictures in the cache
 MAX_WAITING = 32  # pictures waiting or being rendered; gradio has 40 threads
-PRIOR_WEIGHT = 0.03  # ten times the library's default: codes near the generator's own mix better
 NO_REGION = 255  # label of pixels in no region that has a dial
 
 
@@ -101,64 +100,25 @@ class Model:
         # Maps of regions are for outlines. At 1024 px, one of every pixel takes as long as half of the picture.
         factor = max(1, min(self.size) // MAP) if self.channels == 3 else 1
 
-        # Functions rather than methods: on ZeroGPU they run in another process, and their arguments are pickled.
-        def fuse(
-            recipe: dict[str, Any], masks: bool, up_to: int | None, exact: bool = False
-        ) -> tuple[Any, Any, dict[str, Any]]:
-            if up_to is not None:
-                return preview(recipe, masks, up_to)
-            whole = masks and (exact or factor == 1)
-            out = pipe.from_recipe(recipe, check_model=False, output_masks=whole)
-            found = segment_small(out.images) if masks and not whole else out.masks
-            return out.images, to_arrays(found), out.recipe
-
-        def segment_small(images: list[Image.Image]) -> Any:
-            small = pipe.image_processor.preprocess([image.reduce(factor) for image in images])
-            with torch.no_grad():
-                return segment(pipe.segmenter, small.to(pipe.device, pipe.segmenter.dtype))
-
-        def preview(recipe: dict[str, Any], masks: bool, up_to: int) -> tuple[Any, Any, dict[str, Any]]:
-            out = pipe.from_recipe(recipe, check_model=False, output_type="latent")
-            made = Recipe.from_dict(out.recipe)
-            with torch.no_grad():
-                style: Any = out.style_codes
-                pictures = synthesize(pipe.generator, style, made.noise_mode, made.noise_seeds, up_to=up_to)
-                found = segment(pipe.segmenter, pictures) if masks else None
-            return pipe.image_processor.postprocess(pictures, output_type="pil"), to_arrays(found), out.recipe
-
-        def to_arrays(masks: Mapping[str, torch.Tensor] | None) -> dict[str, np.ndarray] | None:
-            return {name: mask.cpu().numpy() for name, mask in masks.items()} if masks else None
-
-        def invert(
-            images: list[Image.Image], steps: int, report_step: Callable[[int], None] | None
-        ) -> tuple[Any, Any, Any]:
-            inversion = StyleFusionInversionPipeline.from_pipe(pipe)  # one per call, since it holds state
-            inversion.set_progress_bar_config(disable=True)
-            out = inversion(
-                images,
-                num_inference_steps=steps,
-                fit="crop",
-                noise_mode="const",
-                prior_weight=PRIOR_WEIGHT,
-                callback_on_step_end=step_callback(report_step),
-            )
-            codes = [Recipe(base=(row,), num_images=1).to_dict()["base"] for row in out.codes.rows()]
-            return codes, out.images, out.mse.tolist()
-
-        self._fuse, self._invert = on_gpu(fuse), on_gpu(invert)
+        self._fuse, self._invert = make_fuse(pipe, factor), make_invert(pipe)
 
     # ------------------------------------------------------------------------------------------------
     # Pictures.
 
-    def render(self, recipe: Mapping[str, Any]) -> Picture:
-        """Render a recipe of one picture; the most recent ones are kept. ValueError names what is wrong with it."""
+    def render(self, recipe: Mapping[str, Any], with_labels: bool = True) -> Picture:
+        """Render a recipe of one picture; the most recent ones are kept. ValueError names what is wrong with it.
+
+        with_labels: False for a picture whose map of regions nobody looks at, which takes less time.
+        """
         key = digest(recipe)
         if (found := self._pictures.get(key)) is not None:  # also what every visitor sees first
             return found
         with self.take_turn(PICTURE):
-            images, masks, made = self._fuse(dict(recipe), self.has_segmenter, None)
+            images, masks, made = self._fuse(dict(recipe), self.has_segmenter and with_labels, None)
             labels = None if masks is None else self._labels({name: mask[0] for name, mask in masks.items()})
             picture = Picture(images[0], labels, made)
+            if not with_labels:
+                return picture
             self._pictures[key] = picture
             while len(self._pictures) > self._kept:
                 self._pictures.popitem(last=False)
@@ -199,6 +159,16 @@ class Model:
             return images, None
         own = [mask for leaf, mask in masks.items() if self._region_of(leaf) == region]
         return images, np.any(own, axis=0) if own else None
+
+    def render_small_maps(self, recipe: Mapping[str, Any]) -> tuple[list[Image.Image], list[np.ndarray]]:
+        """Render a batch of the largest small pictures, and the number of the region of each of their pixels.
+
+        `has_segmenter` must be true. Numbers are indices in `regions`, or NO_REGION.
+        """
+        with self.take_turn():
+            images, masks, _ = self._fuse(dict(recipe), True, self.small_heights[-1])
+        each = ({name: mask[k] for name, mask in masks.items()} for k in range(len(images)))
+        return images, [np.asarray(self._labels(one)) for one in each]
 
     @property
     def small_heights(self) -> list[int | None]:
@@ -295,17 +265,6 @@ class Model:
                 found = [*sefa(self.pipe.generator, count), *ganspace(self.pipe.generator, count, samples=4000)]
                 self._directions = {direction.name: direction for direction in found}
             return self._directions
-
-
-def step_callback(report_step: Callable[[int], None] | None) -> Callable[..., dict[str, Any]]:
-    """Return a pipeline's callback that reports steps, counted from 1."""
-
-    def on_step(_: Any, step: int, *rest: Any) -> dict[str, Any]:
-        if report_step is not None:
-            report_step(step + 1)
-        return {}
-
-    return on_step
 
 
 def digest(value: Mapping[str, Any]) -> str:

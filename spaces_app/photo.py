@@ -14,9 +14,11 @@ from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, upload_component
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.photo_editor import (
+    NO_DETECTOR,
     PhotoEditor,
     PhotoFolder,
     Reading,
+    can_find_faces,
     check_steps,
     mark_faces,
     reduce_for_page,
@@ -45,6 +47,8 @@ class Photo:
             " comes nearest, and each region can take another look. Everything else in the photograph stays as it is.",
             elem_classes="sf-lead",
         )
+        if not can_find_faces(detector):
+            gr.Markdown(f"{NO_DETECTOR[:1].upper()}{NO_DETECTOR[1:]}.", elem_id="sf-photo-missing")
         with gr.Row(elem_classes="sf-compose"):
             with gr.Column(scale=5, min_width=280):
                 picture = upload_component("Photograph", height=300, elem_id="sf-photo-upload")
@@ -73,7 +77,7 @@ class Photo:
                             value=None,
                             label=dials.display_name(model.regions[i]) if i < len(model.regions) else "",
                             placeholder="as it is",
-                            visible=i < len(model.regions),
+                            visible=has_dial(model, i),
                             elem_id=f"sf-photo-seed-{i}",
                         )
                         for i in range(most)
@@ -123,8 +127,8 @@ class Photo:
             names = [dials.display_name(name) for name in model.regions]
             shown = [
                 gr.update(value=dials.EMPTY, label=names[i], visible=True)
-                if i < len(names)
-                else gr.update(visible=False)
+                if has_dial(model, i)
+                else gr.update(value=dials.EMPTY, visible=False)
                 for i in range(most)
             ]
             return [default_steps(model), *shown, *closed]
@@ -200,6 +204,14 @@ class Photo:
         shown = {"before": data_uri(pictures[0]), "after": data_uri(pictures[1]), "caption": text}
         written = [str(file) for file in self.folder.write(edited, recipe, path)]
         return [gr.update(value=shown, visible=True), gr.update(value=written, visible=True)]
+
+
+def has_dial(model: Model, number: int) -> bool:
+    """Return whether the tab has a dial for a region.
+
+    The background has none: the model's reaches only as far as the square around the face, whose edge would show.
+    """
+    return number < len(model.regions) and number not in model.background
 
 
 def default_steps(model: Model) -> int:

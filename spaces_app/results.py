@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import zlib
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
@@ -16,6 +17,7 @@ from stylefusion_hf.core.code_arguments import MAGIC
 from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.core.foreign_codes import choose_code
 from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.core.region_names import spell_out
 from stylefusion_hf.core.untrusted.safe_pickle import loads
 from stylefusion_hf.spaces_app import EMBEDDED
 from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
@@ -27,7 +29,6 @@ MAX_RECIPE = 2**21  # bytes of a recipe file
 CODE_FILE = "the file of codes"  # how errors call it, which show no path
 MAX_PIXELS = 2**24  # pixels of a picture with a recipe
 SMOOTH = 128  # pixels: larger pictures are scaled smoothly by the browser, smaller ones show their pixels
-SHORT_FOR = {"bg": "background"}  # words in the names of published trees
 VIEW_QUALITY = 88  # of a WebP
 MAX_LINK = 4000  # characters of a link's query: twenty regions with seeds and strengths of any length
 
@@ -38,7 +39,8 @@ def encode_png(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> b
     if recipe is not None:
         info.add_text(RECIPE_KEY, json.dumps(recipe))
     # Higher levels take half a second of a picture of 1024 px, more than rendering its preview, and save a tenth.
-    image.save(buffer, format="PNG", pnginfo=info, compress_level=1)
+    # Filtered rows have runs of zeros and few repeats: looking for runs alone is quicker, and no larger.
+    image.save(buffer, format="PNG", pnginfo=info, compress_level=1, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 
@@ -128,7 +130,7 @@ def check_recipe_text(text: str) -> str:
 
 def title(name: str) -> str:
     """Format a name of a region or direction for display."""
-    words = " ".join(SHORT_FOR.get(word, word) for word in name.replace("_", " ").split())
+    words = spell_out(name)
     return words[:1].upper() + words[1:]
 
 

@@ -1,6 +1,7 @@
 // The behavior of a stage (stage.py). `element`, `props` and `watch` come from Gradio.
 const find = (name) => element.querySelector(".sf-" + name);
 const REST = 400; // milliseconds after the last draft until the full picture is asked for
+const TURNING = 4000; // milliseconds that both wait for the answer to a dial that is being turned
 const NONE = 255; // label of pixels in no region that has a dial
 let labels = null; // one byte per pixel: the index of its region
 let across = 0, down = 0; // its columns and rows
@@ -21,8 +22,7 @@ function show() {
   wipe();
   find("caption").textContent = value.caption;
   if (value.draft) rest(); // a full picture that arrives late, after a newer draft, does not cancel that draft's timer
-  clearTimeout(settling);
-  if (props.leads && !value.draft) settling = setTimeout(() => trigger("select"), SETTLE);
+  settle();
   find("cutout").hidden = !props.leads || !value.cutout;
   find("pixels").hidden = !props.leads || value.smooth;
   for (const button of element.querySelectorAll(".sf-file")) button.hidden = !props.leads;
@@ -40,10 +40,20 @@ function show() {
 
 // A draft is replaced by the full picture when the dials rest, and only where somebody looks.
 let seen = false;
-function rest() {
+function rest(wait = REST) {
   clearTimeout(resting);
-  if (seen && props.value?.draft) resting = setTimeout(() => trigger("submit"), REST);
+  if (seen && props.value?.draft) resting = setTimeout(() => trigger("submit"), wait);
 }
+function settle(wait = SETTLE) {
+  clearTimeout(settling);
+  if (props.leads && props.value && !props.value.draft) settling = setTimeout(() => trigger("select"), wait);
+}
+// A dial that is turned again before the server has answered does not rest, however slow the server is.
+if (props.leads) document.addEventListener("input", (event) => {
+  if (!(event.target instanceof Element) || !event.target.closest("#sf-psi, [id^='sf-dial-']")) return;
+  rest(TURNING);
+  settle(TURNING);
+});
 new IntersectionObserver((entries) => { seen = entries.at(-1).isIntersecting; rest(); }).observe(element);
 
 // What Gradio leaves to be desired for screen readers: a group has its id twice, and pictures in buttons have no name.
@@ -181,13 +191,21 @@ find("copy").addEventListener("click", async (event) => {
   if (!(await copy(props.value.code, event.currentTarget))) find("details").open = true;
 });
 
+// What the server is busy with, until a picture or an error comes.
+function wait() {
+  find("busy").textContent = props.busy?.text || "";
+  find("busy").hidden = !props.busy?.text;
+}
+
 function tell() {
+  find("busy").hidden = true;
   find("message").textContent = props.message || "";
   find("message").hidden = !props.message;
 }
 
 watch("value", () => { show(); tell(); remember(); });
 watch("message", tell);
+watch("busy", wait);
 show();
 
 // --- Enlarged pictures and other formats: the server makes them, and the browser saves them. ---

@@ -25,6 +25,7 @@ TEMPLATE = """
     <img class="sf-before" alt="" hidden>
     <canvas class="sf-outline" aria-hidden="true"></canvas>
     <span class="sf-tip" hidden></span>
+    <span class="sf-busy" role="status" hidden></span>
     <span class="sf-message" role="alert" hidden></span>
   </div>
   <input class="sf-wipe" type="range" min="0" max="100" value="50" hidden aria-label="Before and after">
@@ -63,6 +64,7 @@ def stage(value: Any = None, leads: bool = False, **settings: Any) -> gr.HTML:
         apply_default_css=False,
         leads=leads,
         message="",
+        busy=None,  # {"text", "at"}: what the server is busy with, until a value or a message comes
         file=None,  # {"name", "uri", "number"} of an enlarged or converted picture, which the browser saves
         **settings,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from stylefusion_hf.core import files
 from stylefusion_hf.core.installing import install_command
+from stylefusion_hf.core.region_names import spell_out
 from stylefusion_hf.evaluation.statistics import Estimate
 
 # --- Tables ----------------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def draw_curves(axis: Any, methods: Mapping[str, Sequence[Mapping[str, float]]],
         style = {"color": "black", "linewidth": 2.5, "zorder": 5} if ours else {"color": f"C{i % 10}"}
         dashes = "--" if name.startswith("limit") else ":" if i > 10 else "-"
         axis.plot(at, outside, dashes, marker="o", markersize=3, label=name, **style)
-    axis.set(title=region, xlabel=AXES[x], ylabel="outside change O", xlim=(-0.02, 1))
+    axis.set(title=spell_out(region), xlabel=AXES[x], ylabel="outside change O", xlim=(-0.02, 1))
     axis.set_yscale("symlog", linthresh=0.01)
     axis.set_ylim(0, 1.5)
     axis.grid(alpha=0.3)
@@ -158,7 +159,7 @@ def draw_bars(axis: Any, rows: Mapping[str, Mapping[str, Estimate]], names: Sequ
         values = [e.value for _, e in found]
         errors = [[max(0.0, e.value - e.low) for _, e in found], [max(0.0, e.high - e.value) for _, e in found]]
         axis.bar(at, values, width=0.8 / len(names), yerr=errors, capsize=2, label=name.replace("_", ", "))
-    axis.set_xticks(range(len(rows)), list(rows), rotation=20)
+    axis.set_xticks(range(len(rows)), list(map(spell_out, rows)), rotation=20)
     axis.set_title(title)
     axis.legend(fontsize=7)
     axis.grid(axis="y", alpha=0.3)

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from stylefusion_hf.core.region_names import spell_out
+
 PICTURE = "sheet.png"  # the widget's picture, in the same folder
 TAGS = ("stylefusion", "stylegan2", "image-editing")
 MARK = re.compile(r"\n<!-- as published by stylefusion-hf: ([0-9a-f]{16}) -->\n\Z")
@@ -102,7 +104,7 @@ def figures_table(report: Mapping[str, Any]) -> str:
         return "undefined" if value is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
     rows = [
-        f"| {region} | {cell(row['outside'])} | {cell(row['transfer'])} | {cell(row['response'])} |"
+        f"| {spell_out(region)} | {cell(row['outside'])} | {cell(row['transfer'])} | {cell(row['response'])} |"
         for region, row in report["swaps"]["leaf"].items()
     ]
     settings = report["settings"]

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stylefusion_hf.core.memory import chunk_size
 from stylefusion_hf.core.progress import tqdm
+from stylefusion_hf.core.region_names import spell_out
 from stylefusion_hf.imaging.modes import put_on_white, to_picture
 
 if TYPE_CHECKING:
@@ -198,9 +199,9 @@ def to_cell(picture: Image.Image, scale: int | None = None) -> Image.Image:
 
 
 def _wrap(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Wrap a region's name at underscores to lines no wider than its column, if its words allow."""
+    """Wrap a region's name, in words, to lines no wider than its column, if its words allow."""
     lines: list[str] = []
-    for word in title.split("_"):
+    for word in spell_out(title).split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:

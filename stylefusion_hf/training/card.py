@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from stylefusion_hf.conversion.credits import CREDITS, LIMITS
 from stylefusion_hf.conversion.report import LICENSES
 from stylefusion_hf.core.files import write_json
 from stylefusion_hf.core.hub_files import is_hub_id
@@ -99,6 +100,8 @@ def model_card(
         lines += figure_lines(args, tree, figures)
     if dead:
         lines += [f"**Collapsed:** the dial of {', '.join(dead)} does nothing.", ""]
+    if kind in CREDITS:
+        lines += ["## Credits", "", CREDITS[kind], "", "## Limits", "", LIMITS[kind], ""]
     flags = [*ABOUT, *(k for k in vars(args) if k.endswith("_weight"))]
     flags = list(MEASURING) if measured else flags
     lines += [

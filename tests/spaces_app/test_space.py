@@ -682,7 +682,11 @@ def test_models_have_different_names(models: list[Model]) -> None:
 
 @pytest.fixture(scope="module")
 def large() -> Model:
-    """A MobileStyleGAN of 512 px with no fusion nets, as converted, and previews of 64 and 256 px."""
+    return make_large()
+
+
+def make_large() -> Model:
+    """Return a MobileStyleGAN of 512 px with no fusion nets, as converted, and previews of 64 and 256 px."""
     torch.manual_seed(0)
     generator = MobileStyleGANGenerator(512, channels=[4] * 7, z_dim=16, w_dim=16, mapping_layers=1)
     generator.eval().estimate_w_avg(64)

@@ -3,9 +3,9 @@
 import base64
 import io
 import json
-import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from stylefusion_hf.core.files import RECIPE_KEY  # noqa: E402
 from stylefusion_hf.spaces_app.mix import SAMPLES  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
 from tests.space_server import serving  # noqa: E402
+from tests.spaces_app.test_space import make_large  # noqa: E402
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if BROWSER is None:
     pytest.skip("there is no chromium on the PATH: apt install chromium", allow_module_level=True)
 PATIENCE = 90_000  # ms; a machine with much other work takes minutes where an idle one takes seconds
+PICTURE = "document.querySelector('#sf-compose-stage .sf-picture')?.src"
 REGIONS = ["mouth", "skin", "eyes", "clothes", "background", "hair"]
 
 
@@ -472,16 +474,46 @@ def test_the_keyboard_reaches_everything(visit: Visit) -> None:
     assert visit.recipe["regions"]["hair"] == 32
 
 
-@pytest.mark.skipif("STYLEFUSION_SCREENSHOTS" not in os.environ, reason="STYLEFUSION_SCREENSHOTS names no folder")
-def test_screenshots(visit: Visit) -> None:
-    folder = Path(os.environ["STYLEFUSION_SCREENSHOTS"])
-    visit.open("Mix pictures")
-    for slot, number in (("a", 2), ("b", 1)):
-        visit.page.locator(f"button[data-sample='{number}']").click()
-        api.expect(visit.page.locator(f"#sf-picture-{slot} img")).to_be_visible()
-    visit.page.locator("#sf-steps input[type=range]").fill("100")
-    visit.page.locator("#sf-read").click()
-    api.expect(visit.page.locator("#sf-mix-stage .sf-caption")).to_have_text("Picture A as the model sees it")
-    visit.page.locator("#sf-take-5").get_by_label("B").check()
-    api.expect(visit.page.locator("#sf-mix-stage .sf-caption")).to_have_text("Picture A with hair from B")
-    visit.page.screenshot(path=folder / "space-mix.png", full_page=True)
+def test_a_large_model_shows_previews_and_says_what_it_draws(
+    browser: Any, pipe: StyleFusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = make_large()
+    drawn: list[str] = []  # "draft" and "full", in the order in which they begin
+    for name, label, seconds in (("draft", "draft", 0.7), ("render", "full", 0.0)):
+        method = getattr(large, name)
+
+        def slow(recipe: Any, method: Any = method, label: str = label, seconds: float = seconds) -> Any:
+            drawn.append(label)
+            time.sleep(seconds)
+            return method(recipe)
+
+        monkeypatch.setattr(large, name, slow)
+    with serving([Model(pipe), large], tmp_path / "gradio") as url:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(PATIENCE)
+        page.goto(url)
+        page.wait_for_function(f"{PICTURE}?.startsWith('data:image/png')")
+        busy = page.locator("#sf-compose-stage .sf-busy")
+        api.expect(busy).to_be_hidden()
+        page.locator("#sf-model input").click()
+        page.get_by_role("option", name="large").click()
+        api.expect(busy).to_have_text("Drawing the first picture of test/large ...")
+        page.wait_for_function(f"{PICTURE}.startsWith('data:image/webp')")
+        api.expect(busy).to_be_hidden()
+        page.wait_for_function(f"{PICTURE}.startsWith('data:image/png')")
+
+        # Turned every quarter of a second for longer than a dial's rest: previews only, then one full picture.
+        drawn.clear()
+        page.evaluate("""async () => {
+            const slider = document.querySelector("#sf-psi input[type=range]");
+            for (let i = 0; i < 12; i++) {
+                slider.value = 0.3 + i / 50;
+                slider.dispatchEvent(new Event("input", { bubbles: true }));
+                await new Promise(done => setTimeout(done, 250));
+            }
+        }""")
+        assert "full" not in drawn and drawn.count("draft") > 1
+        page.wait_for_function(f"{PICTURE}.startsWith('data:image/webp')")
+        page.wait_for_function(f"{PICTURE}.startsWith('data:image/png')")
+        assert drawn.count("full") == 1 and drawn[-1] == "full"
+        page.close()

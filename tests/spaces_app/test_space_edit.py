@@ -17,6 +17,7 @@ from stylefusion_hf.core.edits import Direction, save_directions
 from stylefusion_hf.spaces_app import app, edit, model_files, strips
 from stylefusion_hf.spaces_app.compose_events import QUICK
 from stylefusion_hf.spaces_app.edit_example import find_example
+from stylefusion_hf.spaces_app.edit_responses import STRENGTH, Response, ResponseMeter, explain, own_region
 from stylefusion_hf.spaces_app.jobs import add_edit, start_recipe
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.opening import open_when_seen
@@ -127,12 +128,16 @@ def click(**asked: Any) -> Any:
 
 def test_a_click_on_a_strip_takes_its_direction_and_strength(tab: edit.Edit, model: Model) -> None:
     start = start_recipe(model, 3)
-    name, strength, shown, recipe, *_ = tab._pick(
+    region, name, strength, shown, recipe, *_ = tab._pick(
         click(direction="hair_color", strength=-2), 0, start, "hair", "age", 1
     )
-    assert (name, strength, shown["picked"]) == ("hair_color", -2, "hair_color")
-    assert recipe == model.draft(add_edit(model, start, "hair", "hair_color", -2)).recipe
-    assert tab._pick(click(direction="age"), 0, start, "hair", "hair_color", 1.5)[:2] == ["age", 1.5]
+    assert (region, name, strength, shown["picked"]) == (
+        tab.region_of(0, start, "hair_color"), "hair_color", -2, "hair_color"
+    )  # fmt: skip
+    assert recipe == model.draft(add_edit(model, start, region, "hair_color", -2)).recipe
+    assert tab._pick(click(direction="age"), 0, start, "hair", "hair_color", 1.5)[1:3] == ["age", 1.5]
+    same = tab._pick(click(direction="age", strength=-1), 0, start, "mouth", "age", 1.5)
+    assert same[:3] == ["mouth", "age", -1]  # another strength of the same direction: the region stays
 
 
 @pytest.mark.parametrize(
@@ -145,9 +150,75 @@ def test_a_click_on_no_strip_is_refused(tab: edit.Edit, model: Model, asked: Any
         tab._pick(click(**asked), 0, start_recipe(model, 3), "hair", "age", 1)
 
 
+def test_responses_are_what_edits_of_regions_change(model: Model) -> None:
+    meter, start = ResponseMeter(model), start_recipe(model, 3)
+    found = meter.measure(start, "age")
+    assert set(found) <= set(model.regions) and len(found) > 1
+    before = pixels(model.render(start).image).astype(float)
+    labels = np.asarray(model.render(start).labels)
+    for region, response in found.items():
+        edited = pixels(model.render(add_edit(model, start, region, "age", STRENGTH)).image)
+        changed, inside = np.abs(edited - before).mean(axis=-1), labels == model.regions.index(region)
+        assert response.inside == pytest.approx(changed[inside].mean(), abs=0.1), region
+        assert response.outside == pytest.approx(changed[~inside].mean(), abs=0.1), region
+    assert meter.measure(start, "age") is found  # once a picture and direction
+
+
+def test_a_direction_chooses_its_region(tab: edit.Edit, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = start_recipe(model, 3)
+    responses = dict.fromkeys(model.regions, Response(5.0, 1.0))
+    monkeypatch.setattr(ResponseMeter, "measure", lambda *_: responses | {"mouth": Response(30.0, 1.0)})
+    region, recipe, *_ = tab._turn(0, start, "hair", "age", 2.0)
+    assert region == "mouth" and recipe == model.draft(add_edit(model, start, "mouth", "age", 2.0)).recipe
+    assert tab._pick(click(direction="age"), 0, start, "hair", "hair_color", 2.0)[0] == "mouth"
+    monkeypatch.setattr(ResponseMeter, "measure", lambda *_: responses)  # none is ahead, as for a pose
+    root, recipe, local, everywhere, _ = tab._turn(0, start, "hair", "age", 2.0)
+    assert root == model.tree.root in [value for _, value in edit.edit_choices(model)]
+    assert local["png"] == everywhere["png"]
+    with pytest.raises(ValueError, match="no such direction"):
+        tab._turn(0, start, "hair", "smile", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("inside", "own"),
+    [({"hair": 30, "bg": 5}, "hair"), ({"hair": 7, "bg": 5}, None), ({"hair": 1.5, "bg": 0}, None), ({}, None),
+     ({"hair": 3}, "hair")],
+)  # fmt: skip
+def test_a_direction_belongs_to_a_region_that_is_clearly_ahead(inside: dict[str, float], own: str | None) -> None:
+    assert own_region({name: Response(float(level), 0.0) for name, level in inside.items()}) == own
+
+
+@pytest.mark.parametrize(
+    ("region", "strength", "text"),
+    [("mouth", 2.0, ""), ("all", 2.0, ""), ("bg", 0.0, "Nothing changes at 0: move How far."),
+     ("bg", 2.0, "Smile changes next to nothing here in: background. It shows most in: mouth."),
+     ("hair", 2.0, "Smile changes little here in: hair. It shows most in: mouth."),
+     ("l_eye", 2.0, "There is no left eye in this picture, so that nothing shows: choose another region.")],
+)  # fmt: skip
+def test_an_edit_that_shows_little_says_so(region: str, strength: float, text: str) -> None:
+    responses = {"mouth": Response(30, 3), "hair": Response(8, 2), "bg": Response(1, 1)}
+    assert explain(responses, region, "all", "Smile", strength) == text
+    assert explain({}, region, "all", "Smile", 2.0) == ""  # without a segmenter
+
+
+def test_a_direction_that_shows_in_no_region_alone_says_so() -> None:
+    responses = {"mouth": Response(10, 3), "hair": Response(8, 2)}
+    assert "Pose shows in no region alone" in explain(responses, "all", "all", "Pose", 1.0)
+    assert explain(responses, "hair", "all", "Pose", 1.0) == ""
+
+
+def test_the_note_is_on_the_page(tab: edit.Edit, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    responses = {"mouth": Response(30, 3), "hair": Response(1, 1)}
+    monkeypatch.setattr(ResponseMeter, "measure", lambda *_: responses)
+    *_, note = tab.render_edits(0, start_recipe(model, 3), "hair", "age", 2.0)
+    assert note["visible"] and note["value"] == "Age changes next to nothing here in: hair. It shows most in: mouth."
+    *_, note = tab.render_edits(0, start_recipe(model, 3), "mouth", "age", 2.0)
+    assert not note["visible"] and note["value"] == ""
+
+
 def test_the_tab_opens_with_the_example(tab: edit.Edit, model: Model) -> None:
-    start, seed, region, direction, strength, _, before, local, everywhere = tab._open(0)
-    example = find_example(model)
+    start, seed, region, direction, strength, _, before, local, everywhere, _ = tab._open(0)
+    example = find_example(ResponseMeter(model))
     assert (start, seed, region, direction, strength) == (
         example.recipe, 1, example.region, example.direction, example.strength
     )  # fmt: skip

@@ -14,6 +14,9 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the Space needs the extra `space`")
 
+from stylefusion_hf.conversion.companions import ASSETS, find_companions
+from stylefusion_hf.conversion.credits import CREDITS, LIMITS
+from stylefusion_hf.conversion.report import LICENSES, Report, model_card
 from stylefusion_hf.core.files import RECIPE_KEY
 from stylefusion_hf.spaces_app import (
     crops,
@@ -29,6 +32,7 @@ from stylefusion_hf.spaces_app import (
 )
 from stylefusion_hf.spaces_app.changes import places
 from stylefusion_hf.spaces_app.edit_example import find_example
+from stylefusion_hf.spaces_app.edit_responses import ResponseMeter
 from stylefusion_hf.spaces_app.jobs import AnimationFolder, add_edit, draw_sheet, start_recipe
 from stylefusion_hf.spaces_app.models import Model, Picture
 from stylefusion_hf.spaces_app.settings import Dial, Settings, to_recipe
@@ -162,6 +166,20 @@ def test_another_model_gets_a_row_of_its_own(model: Model, single: Model) -> Non
     assert looks.fitted(model, looks.Row(7, 3)) == looks.Row(7, 3)
 
 
+def test_thumbnails_that_follow_one_code_are_cut_from_one_picture(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    fuse = model._fuse
+    monkeypatch.setattr(model, "_fuse", lambda *args: calls.append(args) or fuse(*args))
+    alone = [model.thumbnails([811], region=region)[0] for region in (None, *model.regions)]
+    assert len(calls) == 1 and model.thumbnails([811, 812], region="hair")[0] is alone[1 + model.regions.index("hair")]
+    assert len(calls) == 2 and len({image.tobytes() for image in alone}) > 2
+    many = range(900, 900 + 2 * thumbnails.MOST_SOURCES)
+    assert len(model.thumbnails(many, region="hair")) == len(many) and len(calls) == 3
+    assert len(model._thumbnails._sources) == thumbnails.MOST_SOURCES
+
+
 def test_thumbnails_show_the_region(model: Model) -> None:
     whole, hair = model.thumbnails([4])[0], model.thumbnails([4], region="hair")[0]
     masks = model.render_small({"version": 1, "base": 4, "truncation_psi": model.psi}, "hair")[1]
@@ -238,7 +256,7 @@ def test_a_card_is_shortened_and_escaped(model: Model, tmp_path: Path) -> None:
         assert hidden not in html, hidden
     assert "&lt;b&gt;research&lt;/b&gt; only" in html and "word..." in html
     assert "Blurry paws." in html and "Thanks to A &amp; B." in html
-    assert len(html) < 3000
+    assert len(html) < 3400
 
 
 def test_a_license_in_the_header_alone_is_shown() -> None:
@@ -246,6 +264,31 @@ def test_a_license_in_the_header_alone_is_shown() -> None:
     named = "---\nlicense: other\nlicense_name: <nvidia>\n---\ntext"
     assert model_text.sections_of(named) == {"": "text", "License": "<nvidia>"}
     assert model_text.sections_of("") == {}
+
+
+@pytest.mark.parametrize("kind", CREDITS)
+def test_cards_of_conversions_name_license_credits_and_limits(kind: str) -> None:
+    report = Report(kind, credits=["The nets: somebody."], limits=["Dials: some."])
+    texts = model_text.sections_of(model_card(report, "faces"))
+    assert texts["License"].split()[0] == LICENSES[kind].split()[0]
+    assert texts["Credits"].startswith(CREDITS[kind][:60]) and "The nets: somebody." in texts["Credits"]
+    assert texts["Limits"].startswith("Dials: some.") and LIMITS[kind][-40:] in texts["Limits"]
+
+
+def test_the_faces_nets_say_what_they_are_good_for(model: Model, tmp_path: Path) -> None:
+    about = json.loads((ASSETS / "faces" / "companions.json").read_text())
+    sources = {name: {"name": name, "bytes": 1, "sha256": digest} for name, digest in about["generator"].items()}
+    found = find_companions(sources)
+    assert found is not None and found.credits and found.limits
+    report = Report("mobilestylegan", sources, notes=found.notes, credits=found.credits, limits=found.limits)
+    (tmp_path / "README.md").write_text(model_card(report, "faces"), encoding="utf-8")
+    model.pipe.register_to_config(_name_or_path=str(tmp_path))
+    try:
+        html = model_text.describe_model(model)
+    finally:
+        model.pipe.register_to_config(_name_or_path="test/avatar")
+    for said in ("License", "non-commercial", "Credits", "Belousov", "Kafri", "Limits", "clothes change little"):
+        assert said in html, said
 
 
 def test_a_model_without_a_card_says_so(model: Model) -> None:
@@ -268,7 +311,7 @@ def test_no_text_of_the_page_describes_one_model() -> None:
 
 
 def test_the_opening_edit_is_the_best_of_those_tried(model: Model) -> None:
-    example = find_example(model)
+    example = find_example(ResponseMeter(model))
 
     def score(region: str, direction: str) -> float:
         (before,), masks = model.render_small(example.recipe, region)

