@@ -13,6 +13,7 @@ from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, Settings, source
 
 MAX_DRAWN_SEED = 10_000  # random seeds are smaller than this: short numbers are easy to pass on
+REFINE_STEPS = 20  # of the button Refine
 SURPRISES = 2  # regions that a surprise changes at most
 
 
@@ -64,6 +65,19 @@ def surprise(model: Model, settings: Settings) -> Settings:
             settings = reset_dial(model, settings, place)
         drawn = [0, *drawn]
     return shuffle(model, settings, drawn)
+
+
+def refine(model: Model, settings: Settings) -> Settings:
+    """Ask for a refinement of the picture.
+
+    Raises:
+        ValueError: nothing that it could improve.
+    """
+    own = [settings.dial(name, model.regions) for name in model.regions]
+    sources = [source(settings, name, dial) for name, dial in zip(model.regions, own, strict=True)]
+    if all(code is None for code in sources) and not {"regions", "nodes", "edits"} & set(settings.kept):
+        raise ValueError("every region follows the base: choose another look for one, then refine")
+    return replace(settings, kept={**settings.kept, "refine_steps": REFINE_STEPS})
 
 
 def reset_dial(model: Model, settings: Settings, place: int) -> Settings:

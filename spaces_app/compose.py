@@ -28,6 +28,7 @@ from stylefusion_hf.spaces_app.settings import (
     Settings,
     from_recipe,
     to_recipe,
+    unrefined,
 )
 from stylefusion_hf.spaces_app.stage import stage
 from stylefusion_hf.spaces_app.uploads import own_file
@@ -56,6 +57,9 @@ class Compose:
                 with gr.Row(elem_classes="sf-bar"):
                     self.surprise = gr.Button(
                         "Surprise me", variant="primary", size="md", min_width=110, elem_id="sf-surprise"
+                    )
+                    self.refine = gr.Button(
+                        "Refine", size="md", min_width=70, visible=model.has_segmenter, elem_id="sf-refine"
                     )
                     self.undo = gr.Button("Undo", size="md", min_width=60, interactive=False, elem_id="sf-undo")
                     self.redo = gr.Button("Redo", size="md", min_width=60, interactive=False, elem_id="sf-redo")
@@ -104,7 +108,7 @@ class Compose:
                     regions = [Card(i, "", visible=False) for i in range(count)]
         self.cards = [base, common, *regions]
         self.values = [self.psi, *(control for card in self.cards for control in card.values)]
-        self.page = [self.stage, self.history, self.undo, self.redo, self.examples, *self.values]
+        self.page = [self.stage, self.history, self.refine, self.undo, self.redo, self.examples, *self.values]
         self.page += [self.label, *(control for card in self.cards for control in card.others)]
         for control, properties in self._all_properties(model, start).items():  # the first view, without an event
             for name, content in properties.items():
@@ -169,7 +173,7 @@ class Compose:
 
         def taken(index: int, history: History) -> dict[str, Any]:
             model = self.models[index]
-            return to_recipe(history.present, model.regions, model.tree.root)
+            return to_recipe(unrefined(history.present), model.regions, model.tree.root)
 
         return button.click(show_errors(taken), [self.chosen, self.history], recipe, **QUICK)
 
@@ -208,6 +212,7 @@ class Compose:
             if has:
                 made[card.seed]["label"] = dials.display_name(model.regions[i])
         made[self.cards[1].group] = {"visible": model.has_common}
+        made[self.refine] = {"visible": model.has_segmenter}
         made[self.label] = {
             "visible": model.classes > 0,
             "choices": dials.class_choices(model),

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from stylefusion_hf.spaces_app import dials, looks
-from stylefusion_hf.spaces_app.changes import lock_dial, reset_dial, shuffle, surprise, unchanged
+from stylefusion_hf.spaces_app.changes import lock_dial, refine, reset_dial, shuffle, surprise, unchanged
 from stylefusion_hf.spaces_app.compose_values import event_data, fits_model, read_values, stage_value
 from stylefusion_hf.spaces_app.errors import show_errors, show_errors_on_stage
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.picture_files import picture_file
 from stylefusion_hf.spaces_app.results import read_recipe
-from stylefusion_hf.spaces_app.settings import History, Settings, to_recipe, with_class
+from stylefusion_hf.spaces_app.settings import History, Settings, to_recipe, unrefined, with_class
 
 if TYPE_CHECKING:
     from stylefusion_hf.spaces_app.compose import Compose
@@ -37,6 +37,8 @@ LOADING_JS = """(index) => {
   const text = `Drawing the first picture of ${%s[index]} ...`;
   return { __type__: "update", props: { busy: { text, at: Date.now() } } };
 }"""
+REFINING_JS = """() => ({
+  __type__: "update", props: { busy: { text: "Refining the gates of this picture ...", at: Date.now() } } })"""
 Change = Callable[[Model, Settings], Settings]
 
 
@@ -57,15 +59,21 @@ class ComposeEvents:
 
         # Each event lists only the outputs that it can change: the browser processes every output of every event,
         # which is most of what turning a dial costs there.
-        picture = [tab.stage, tab.history, tab.undo, tab.redo, tab.cards[0].note]
+        picture = self._picture = [tab.stage, tab.history, tab.undo, tab.redo, tab.cards[0].note]
 
-        def connect(event: Callable[..., Any], change: Change, outputs: list[Any], control: str = "") -> None:
-            """Connect an event; `control` names the dial that is turned, "" for a button."""
+        def connect(
+            event: Callable[..., Any], change: Change, outputs: list[Any], control: str = "", keep: bool = False
+        ) -> None:
+            """Connect an event; `control` names the dial that is turned, "" for a button.
+
+            keep: whether a refinement stays, since the picture does.
+            """
 
             def step(index: int, history: History, *values: Any) -> dict[Any, Any]:
                 model = tab.models[index]
                 shown = read_values(model, values, history)
-                following = history.push(change(model, shown), control, time.monotonic())
+                changed = change(model, shown if keep else unrefined(shown))
+                following = history.push(changed, control, time.monotonic())
                 updates = tab.updates(model, following, history.present, values)
                 return {component: update for component, update in updates.items() if component in outputs}
 
@@ -87,7 +95,7 @@ class ComposeEvents:
             reach = [*own, *followers[1:]] if place == 0 else own
             turned = [*picture, tab.psi, card.thumbnail, *(c for c in (card.strength, card.reset) if c)]
             connect(card.seed.input, unchanged, [*turned, *followers[1:]] if place == 0 else turned, f"{place} seed")
-            connect(card.lock.input, bind(lock_dial, place), own)
+            connect(card.lock.input, bind(lock_dial, place), own, keep=True)
             connect(card.shuffle.click, bind(shuffle, [place]), reach)
             if card.strength is not None:
                 connect(card.strength.input, unchanged, picture, f"{place} strength")
@@ -98,12 +106,14 @@ class ComposeEvents:
             model = tab.models[index]
             if label != dials.OWN and label not in range(model.classes):
                 raise ValueError("this model has no such class")
-            shown = read_values(model, values, history)
+            shown = unrefined(read_values(model, values, history))
             changed = with_class(shown, None if label == dials.OWN else label)
             return tab.updates(model, history.push(changed, "", time.monotonic()), history.present, values)
 
         tab.label.input(show_errors_on_stage(step, tab.stage), [tab.label, *inputs], tab.page, **TURNING)
         connect(tab.surprise.click, surprise, tab.page)
+        tab.refine.click(None, None, tab.stage, js=REFINING_JS, api_visibility="private")
+        tab.refine.click(show_errors_on_stage(self._refine, tab.stage), inputs, picture, **TURNING)
         connect(tab.clear.click, lambda model, settings: dials.blank_settings(model, 1), tab.page)
         tab.undo.click(move(-1), inputs, tab.page, **TURNING)
         tab.redo.click(move(1), inputs, tab.page, **TURNING)
@@ -124,13 +134,22 @@ class ComposeEvents:
         """Render the present settings at full size, after a draft."""
         return stage_value(self.tab.models[index], history.present)
 
+    def _refine(self, index: int, history: History, *values: Any) -> dict[Any, Any]:
+        """Show the refined picture, at full size: a preview would not show it."""
+        tab, model = self.tab, self.tab.models[index]
+        refined = refine(model, read_values(model, values, history))
+        updates = tab.updates(model, history.push(refined, "", time.monotonic()), history.present, values)
+        updates[tab.stage] = gr.update(value=stage_value(model, refined), message="")
+        return {control: update for control, update in updates.items() if control in self._picture}
+
     def _look(self, event: gr.EventData, row: looks.Row, index: int, history: History, *values: Any) -> dict[Any, Any]:
         """Answer a click in the row of candidates: pick one, or show other ones."""
         model, asked = self.tab.models[index], event_data(event)
         shown = read_values(model, values, history)
         if "seed" not in asked:
             return self._show_row(model, shown, looks.moved(model, looks.fitted(model, row), asked))
-        following = history.push(looks.pick(model, shown, asked.get("place"), asked["seed"]), "", time.monotonic())
+        picked = looks.pick(model, unrefined(shown), asked.get("place"), asked["seed"])
+        following = history.push(picked, "", time.monotonic())
         return self.tab.updates(model, following, history.present, values)
 
     def _look_again(self, row: looks.Row, index: int, history: History) -> dict[Any, Any]:

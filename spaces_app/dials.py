@@ -159,6 +159,7 @@ def caption(model: Model, settings: Settings) -> str:
     extra += list(kept.get("nodes", {}))
     parts += [f"{title(name).lower()} as in the recipe" for name in extra]
     parts += [f"{title(name).lower()} edited" for name in kept.get("edits", {})]
+    parts += ["refined"] if "refine_steps" in kept else []
     parts += [f"class {class_of(settings)}"] if class_of(settings) != OWN else []
     return " · ".join(parts) + f" · psi {settings.psi:g}"
 

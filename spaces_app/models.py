@@ -35,6 +35,7 @@ SMALL = 128  # largest side in pixels of the previews that thumbnails are made f
 MAP = 256  # approximate shorter side in pixels of the maps of larger pictures
 KEPT_PIXELS = 2**24  # of full pictures in the cache: 16 of 1024 px, which take 64 MB with their maps of regions
 MAX_KEPT = 64  # full pictures in the cache
+MAX_REFINE_STEPS = 40  # a step takes about as long as a picture
 MAX_WAITING = 32  # pictures waiting or being rendered; gradio has 40 threads
 NO_REGION = 255  # label of pixels in no region that has a dial
 
@@ -55,6 +56,11 @@ class Picture:
     labels: Image.Image | None
     recipe: dict[str, Any]
     draft: bool = False
+
+
+def plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe without a refinement, which previews and thumbnails do not wait for."""
+    return {name: value for name, value in recipe.items() if name != "refine_steps"}
 
 
 class Model:
@@ -91,6 +97,7 @@ class Model:
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
         self._kept = min(MAX_KEPT, max(1, KEPT_PIXELS // math.prod(self.size)))
         self._turns = Turns(MAX_WAITING)
+        self._refining = Turns(MAX_WAITING)  # one at a time, beside the dials, which it would keep waiting
         self._finding = threading.Lock()
 
         # Heights of the previews that are shown while a dial turns, and of thumbnails; None for full pictures.
@@ -113,7 +120,7 @@ class Model:
         key = digest(recipe)
         if (found := self._pictures.get(key)) is not None:  # also what every visitor sees first
             return found
-        with self.take_turn(PICTURE):
+        with self._turn_of(recipe):
             images, masks, made = self._fuse(dict(recipe), self.has_segmenter and with_labels, None)
             labels = None if masks is None else self._labels({name: mask[0] for name, mask in masks.items()})
             picture = Picture(images[0], labels, made)
@@ -126,12 +133,16 @@ class Model:
 
     def render_map(self, recipe: Mapping[str, Any]) -> Image.Image:
         """Return the map of regions of a recipe's picture with its every pixel; `has_segmenter` must be true."""
-        with self.take_turn(PICTURE):
+        with self._turn_of(recipe):
             _, masks, _ = self._fuse(dict(recipe), True, None, True)
         return self._labels({name: mask[0] for name, mask in masks.items()})
 
     def draft(self, recipe: Mapping[str, Any]) -> Picture:
-        """Render a preview of a recipe's picture, without labels; the picture itself where there are no previews."""
+        """Render a preview of a recipe's picture, without labels; the picture itself where there are no previews.
+
+        A refinement waits until the dials rest.
+        """
+        recipe = plain(recipe)
         if self.preview is None:
             return self.render(recipe)
         with self.take_turn(DIAL):
@@ -154,7 +165,7 @@ class Model:
         """
         wanted = region is not None and self.has_segmenter
         with self.take_turn():
-            images, masks, _ = self._fuse(dict(recipe), wanted, height or self.small_heights[-1 if wanted else 0])
+            images, masks, _ = self._fuse(plain(recipe), wanted, height or self.small_heights[-1 if wanted else 0])
         if region is None or masks is None:
             return images, None
         own = [mask for leaf, mask in masks.items() if self._region_of(leaf) == region]
@@ -166,7 +177,7 @@ class Model:
         `has_segmenter` must be true. Numbers are indices in `regions`, or NO_REGION.
         """
         with self.take_turn():
-            images, masks, _ = self._fuse(dict(recipe), True, self.small_heights[-1])
+            images, masks, _ = self._fuse(plain(recipe), True, self.small_heights[-1])
         each = ({name: mask[k] for name, mask in masks.items()} for k in range(len(images)))
         return images, [np.asarray(self._labels(one)) for one in each]
 
@@ -175,6 +186,9 @@ class Model:
         """Heights of the small pictures that the generator gives, in ascending order; None for full pictures."""
         known: list[int | None] = [*sorted({size for size in (self._small, self.preview) if size})]
         return known or [None]
+
+    def _turn_of(self, recipe: Mapping[str, Any]) -> AbstractContextManager[None]:
+        return self._refining.take() if recipe.get("refine_steps") else self.take_turn(PICTURE)
 
     def take_turn(self, patience: float = ROW) -> AbstractContextManager[None]:
         """Wait until no other picture is being rendered, which would only slow both down; see `Turns.take`."""
@@ -197,6 +211,10 @@ class Model:
             raise ValueError(
                 f"the recipe was made with another model, {short(name, 80) if name else 'which it does not name'}"
             )
+        if (steps := found.get("refine_steps", 0)) > MAX_REFINE_STEPS:
+            raise ValueError(f"the recipe refines its picture in {steps} steps: this page takes {MAX_REFINE_STEPS}")
+        if steps and not self.has_segmenter:
+            raise ValueError("the recipe refines its picture, which needs a segmenter: this model has none")
         if found["truncation_psi"] is None:
             found["truncation_psi"] = self.psi
         return found

@@ -20,6 +20,7 @@ FIELDS = (
     "truncation_cutoff",
     "translate",
     "rotate",
+    "refine_steps",
     "noise_mode",
     "noise_seeds",
 )  # fields of a recipe that are kept
@@ -190,6 +191,11 @@ def from_recipe(recipe: Mapping[str, Any], names: Sequence[str], root: str) -> S
         psi=recipe["truncation_psi"],
         kept=kept,
     )
+
+
+def unrefined(settings: Settings) -> Settings:
+    """Return the settings as the fusion nets draw them: a refinement is of one picture, and ends when it changes."""
+    return replace(settings, kept={key: value for key, value in settings.kept.items() if key != "refine_steps"})
 
 
 def with_class(settings: Settings, label: int | None) -> Settings:

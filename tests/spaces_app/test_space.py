@@ -40,6 +40,7 @@ from stylefusion_hf.core.codes import seed_classes  # noqa: E402
 from stylefusion_hf.core.files import RECIPE_KEY  # noqa: E402
 from stylefusion_hf.spaces_app import app, changes, compose, dials, errors, jobs, results, turns  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
+from stylefusion_hf.spaces_app.models import plain as plain_recipe  # noqa: E402
 from stylefusion_hf.spaces_app.settings import (  # noqa: E402
     COMMON,
     Dial,
@@ -47,6 +48,7 @@ from stylefusion_hf.spaces_app.settings import (  # noqa: E402
     Settings,
     from_recipe,
     to_recipe,
+    unrefined,
     with_class,
 )
 from tests.command_line import fails  # noqa: E402
@@ -611,6 +613,39 @@ def test_another_model_brings_its_own_dials(models: list[Model]) -> None:
     assert updates[tab.cards[2].seed]["label"] == "Sky"
     assert updates[tab.history].present.base == Dial(dials.EXAMPLES[0][0])
     assert updates[tab.stage]["value"]["regions"] == ["Sky", "Ground"]
+
+
+def test_a_refinement_is_of_one_picture(models: list[Model]) -> None:
+    model = models[0]
+    with gradio.Blocks():
+        chosen = gradio.Dropdown([("a", 0), ("b", 1)], value=0)
+        with gradio.Tabs() as tabs, gradio.Tab("Compose"):
+            tab = compose.Compose(models, chosen, tabs)
+    plain = changes.shuffle(model, dials.blank_settings(model, 3), [2])
+    shown = tab.events._refine(0, History([plain]), *plain.values())
+    refined = shown[tab.history].present
+    assert refined.kept["refine_steps"] == changes.REFINE_STEPS
+    assert "refined" in shown[tab.stage]["value"]["caption"]
+    recipe = to_recipe(refined, model.regions, model.tree.root)
+    assert not np.array_equal(pixels(model.render(recipe).image), pixels(model.render(plain_recipe(recipe)).image))
+    assert from_recipe(model.check(recipe), model.regions, model.tree.root) == refined
+    # Another look ends it, a lock does not, and neither previews nor candidates wait for it.
+    locked = changes.lock_dial(model, refined, 2)
+    assert locked.kept == refined.kept
+    assert unrefined(refined) == plain
+    small, _ = model.render_small(recipe)
+    assert np.array_equal(pixels(small[0]), pixels(model.render_small(plain_recipe(recipe))[0][0]))
+    with pytest.raises(ValueError, match="every region follows the base"):
+        changes.refine(model, dials.blank_settings(model, 3))
+
+
+def test_what_a_recipe_may_ask_of_a_refinement(models: list[Model]) -> None:
+    recipe = {"version": 1, "base": 1, "regions": {"hair": 7}, "refine_steps": 41}
+    with pytest.raises(ValueError, match="refines its picture in 41 steps: this page takes 40"):
+        models[0].check(recipe)
+    bare = tiny_pipeline()
+    with pytest.raises(ValueError, match="this model has none"):
+        Model(bare).check({**recipe, "refine_steps": 5})
 
 
 def test_zero_gpu_is_asked_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
