@@ -21,7 +21,8 @@ function show() {
   if (value.before) find("before").src = value.before;
   wipe();
   find("caption").textContent = value.caption;
-  if (value.draft) rest(); // a full picture that arrives late, after a newer draft, does not cancel that draft's timer
+  if (value.draft) rest(again ? TURNING : REST); // a full picture that arrives late does not cancel a newer draft's timer
+  [asked, again] = [again, false];
   settle();
   find("cutout").hidden = !props.leads || !value.cutout;
   find("pixels").hidden = !props.leads || value.smooth;
@@ -48,9 +49,12 @@ function settle(wait = SETTLE) {
   clearTimeout(settling);
   if (props.leads && props.value && !props.value.draft) settling = setTimeout(() => trigger("select"), wait);
 }
-// A dial that is turned again before the server has answered does not rest, however slow the server is.
+// A dial that is turned again before the server has answered does not rest, however slow the server is: Gradio sends the
+// last turn of those in the meantime when the answer has come.
+let asked = false, again = false; // whether an answer is due, and whether another turn will be sent after it
 if (props.leads) document.addEventListener("input", (event) => {
   if (!(event.target instanceof Element) || !event.target.closest("#sf-psi, [id^='sf-dial-']")) return;
+  [asked, again] = [true, asked];
   rest(TURNING);
   settle(TURNING);
 });
@@ -199,6 +203,7 @@ function wait() {
 
 function tell() {
   find("busy").hidden = true;
+  if (props.message) asked = again = false;
   find("message").textContent = props.message || "";
   find("message").hidden = !props.message;
 }
