@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stylefusion_hf.core.checks import shown
+from stylefusion_hf.core.checks import short
 from stylefusion_hf.training.choices import (
     COMPOSED_WEIGHTS,
     CONTRASTIVE_SHARES,
@@ -302,7 +302,7 @@ def check_objective(args: argparse.Namespace) -> None:
         if getattr(args, name) < least:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if unknown := [name for name in features_of(args) if name not in FEATURES]:
-        raise ValueError(f"--features: {shown(unknown[0])!r} is unknown: choose from {', '.join(FEATURES)}")
+        raise ValueError(f"--features: unknown features {short(unknown[0])}: choose from {', '.join(FEATURES)}")
     if args.segmenter_resolution is not None and args.segmenter_resolution < 16:
         raise ValueError(f"--segmenter_resolution must be at least 16, got {args.segmenter_resolution}")
     if args.output_rank is not None and args.output_rank < 1:
