@@ -51,6 +51,7 @@ class ComposeEvents:
 
     def __init__(self, tab: Compose):
         self.tab = tab
+        self._picture: list[Any] = [tab.stage, tab.history, tab.undo, tab.redo, tab.cards[0].note]
 
     def connect(self) -> None:
         """Connect the controls' events."""
@@ -59,7 +60,7 @@ class ComposeEvents:
 
         # Each event lists only the outputs that it can change: the browser processes every output of every event,
         # which is most of what turning a dial costs there.
-        picture = self._picture = [tab.stage, tab.history, tab.undo, tab.redo, tab.cards[0].note]
+        picture = self._picture
 
         def connect(
             event: Callable[..., Any], change: Change, outputs: list[Any], control: str = "", keep: bool = False

@@ -135,6 +135,7 @@ class Model:
         """Return the map of regions of a recipe's picture with its every pixel; `has_segmenter` must be true."""
         with self._turn_of(recipe):
             _, masks, _ = self._fuse(dict(recipe), True, None, True)
+        assert masks is not None  # asked for
         return self._labels({name: mask[0] for name, mask in masks.items()})
 
     def draft(self, recipe: Mapping[str, Any]) -> Picture:
@@ -178,6 +179,7 @@ class Model:
         """
         with self.take_turn():
             images, masks, _ = self._fuse(plain(recipe), True, self.small_heights[-1])
+        assert masks is not None  # asked for
         each = ({name: mask[k] for name, mask in masks.items()} for k in range(len(images)))
         return images, [np.asarray(self._labels(one)) for one in each]
 
