@@ -47,6 +47,7 @@ TURN = """([selector, value, whole]) => new Promise(done => {
 REST = 400  # ms from a preview until the page asks for the full picture, as in stage.js
 PATIENCE = 300  # seconds that a client waits for an answer
 PAUSE = 100  # ms between turns of a dial that is being turned
+IDLE = 0.25  # of a core: what a server that draws nothing may use
 WARM_UP = 2  # turns before those that count
 RESTED = 3  # one turn in so many waits for the full picture and for what follows it
 
@@ -126,15 +127,15 @@ def cpu_seconds(process: int) -> float:
 
 
 def until_idle(process: int, patience: float = 600.0) -> None:
-    """Wait until the server has prepared what its first visitors see."""
+    """Wait until the server has prepared what its first visitors see. Gradio's loop never rests: a tenth of a core."""
     begun = time.perf_counter()
-    before = cpu_seconds(process)
+    before, at = cpu_seconds(process), begun
     while time.perf_counter() - begun < patience:
         time.sleep(0.6)
-        now = cpu_seconds(process)
-        if now - before < 0.02:
+        now, now_at = cpu_seconds(process), time.perf_counter()
+        if now - before < IDLE * (now_at - at):
             return
-        before = now
+        before, at = now, now_at
 
 
 def timed(job: Callable[[int], Any], count: int, seconds: float) -> list[float]:
