@@ -61,12 +61,12 @@ def refine_codes(
     # Optimization needs all weights in place, in float32.
     device = pipe._execution_device
     generator, segmenter = in_place(pipe.generator, device), in_place(pipe.segmenter, device)
-    preview = find_preview(generator, None, noise_mode, most=SIZE)
+    height = find_preview(generator, None, noise_mode, most=SIZE) or generator.config.resolution
 
     def draw(s: torch.Tensor) -> tuple[torch.Tensor, Mapping[int, torch.Tensor]]:
         with run_eagerly(generator):
             made = generator(
-                s, latent_type="s", noise_mode=noise_mode, up_to=preview, return_dict=False, return_features=True
+                s, latent_type="s", noise_mode=noise_mode, up_to=height, return_dict=False, return_features=True
             )
         return made[0], made[2]
 
@@ -77,7 +77,7 @@ def refine_codes(
         tree=pipe.fusion.tree,
         regions=list(segmenter.config.regions),
     )
-    size = slice_size or chunk_size(preview or generator.mean_side, 8)
+    size = slice_size or chunk_size(height, 8)
     starts = range(0, len(base), size)
     with pipe.progress_bar(total=steps * len(starts)) as bar:
         parts = [

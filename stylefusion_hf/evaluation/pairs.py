@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,12 +62,7 @@ def draw_smaller(generator, height: int) -> None:
     if height not in generator.picture_sizes:
         sizes = ", ".join(map(str, generator.picture_sizes))
         raise ValueError(f"--picture-size {height}: this generator draws pictures of {sizes} pixels")
-    forward = generator.synthesis.forward
-
-    def draw(*args, up_to: int | None = None, **options):
-        return forward(*args, up_to=up_to or height, **options)
-
-    generator.synthesis.forward = draw
+    generator.synthesis.forward = partial(generator.synthesis.forward, up_to=height)
     generator.register_to_config(resolution=height)
 
 

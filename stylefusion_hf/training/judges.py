@@ -196,8 +196,8 @@ def check(args: argparse.Namespace, names: Collection[str]) -> None:
             segmenter.check(own)
         elif name == "discriminator":
             parse_augmentations(args.augment)
-            new_discriminator(args)
             load_generator(args)
+            new_discriminator(args)
             segmenter.open_folder(own)
 
 
