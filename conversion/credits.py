@@ -28,8 +28,8 @@ CREDITS = {
 }
 PICTURES = (
     "The network draws what its training pictures show, with their gaps and biases: what is rare there comes out badly"
-    " or not at all. Nobody on a picture of a person exists, but some may resemble somebody: do not use pictures to"
-    " deceive, or as evidence of anything."
+    " or not at all. The people in these pictures do not exist, but some may look like real people: do not use"
+    " pictures to deceive, or as evidence of anything."
 )
 LIMITS = dict.fromkeys(CREDITS, PICTURES) | {
     "directions": "A direction works with its own generator only, and may change more than its name says."

@@ -18,7 +18,7 @@ from stylefusion_hf.pipelines.inversion_steps import in_place
 
 
 def check_refinement(pipe: Any, steps: Any, has_swaps: bool) -> int:
-    """Return `refine_steps` as an int; ValueError if they are no count, or cannot have an effect.
+    """Return `refine_steps` as an int; ValueError if it is not an integer from 0, or cannot have an effect.
 
     has_swaps: whether the call gives codes or edits of regions.
     """

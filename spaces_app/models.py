@@ -80,7 +80,7 @@ class Model:
         self.pipe = pipe
         pipe.set_progress_bar_config(disable=True)
         self.tree = pipe.fusion.tree
-        self.regions = tuple(name for name in self.tree.active if name not in self.tree.fused)
+        self.regions = self.tree.swappable
         self.has_common = bool(self.tree.fused)
         self.has_encoder = pipe.encoder is not None
         self.has_segmenter = pipe.segmenter is not None
@@ -115,7 +115,7 @@ class Model:
     def render(self, recipe: Mapping[str, Any], with_labels: bool = True) -> Picture:
         """Render a recipe of one picture; the most recent ones are kept. ValueError names what is wrong with it.
 
-        with_labels: False for a picture whose map of regions nobody looks at, which takes less time.
+        with_labels: False leaves out the map of regions, which takes less time.
         """
         key = digest(recipe)
         if (found := self._pictures.get(key)) is not None:  # also what every visitor sees first
@@ -139,7 +139,7 @@ class Model:
         return self._labels({name: mask[0] for name, mask in masks.items()})
 
     def draft(self, recipe: Mapping[str, Any]) -> Picture:
-        """Render a preview of a recipe's picture, without labels; the picture itself where there are no previews.
+        """Render a preview of a recipe's picture, without labels. A model without previews renders the picture itself.
 
         A refinement waits until the dials rest.
         """

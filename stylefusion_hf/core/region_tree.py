@@ -215,6 +215,11 @@ class RegionTree:
         return tuple(name for name in self.nodes if self._fused.issuperset(self.ancestors(name)))
 
     @cached_property
+    def swappable(self) -> tuple[str, ...]:
+        """The active nodes without a fusion net, in pre-order: each is a region with a code of its own."""
+        return tuple(name for name in self.active if name not in self._fused)
+
+    @cached_property
     def depth(self) -> int:
         """Edges from the root to the deepest leaf; 0 for a single node."""
         return max(len(self.ancestors(name)) for name in self.leaves)

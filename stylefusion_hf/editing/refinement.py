@@ -95,11 +95,11 @@ class Swaps:
     @torch.no_grad()
     def of(cls, networks: Networks, codes: Codes, base: Tensor) -> Swaps | None:
         """Find the swaps among codes (B, S) of all active nodes; None if no region's code differs from the base's."""
-        ends = [name for name in networks.tree.active if name not in networks.tree.fused]
-        names = [name for name in ends if bool((codes[name] != base).any())]
+        regions = networks.tree.swappable
+        names = [name for name in regions if bool((codes[name] != base).any())]
         if not names:
             return None
-        without = {**codes, **dict.fromkeys(ends, base)}
+        without = {**codes, **dict.fromkeys(regions, base)}
         reference = networks.fuse(without)
         alone = torch.stack([networks.fuse({**without, name: codes[name]}) for name in names], dim=1)
         owners = torch.stack([codes[name] for name in names], dim=1)

@@ -49,7 +49,12 @@ class StyleFusionSwap:
         parent = tree.parent(tree.resolve(region))
         chosen = {region, parent} if self.wider and parent != tree.root else {region}
         moved = move(pairs.base, self.source(pairs), strength)
-        return render(self.pipe, self.fusion.fuse({n: moved if n in chosen else pairs.base for n in tree.nodes}))
+        codes = {name: moved if name in chosen else pairs.base for name in tree.nodes}
+        return render(self.pipe, self.fuse(codes, pairs))
+
+    def fuse(self, codes: dict[str, Tensor], pairs: Pairs) -> Tensor:
+        """Return the fused codes (B, S) of {node: codes (B, S)}."""
+        return self.fusion.fuse(codes)
 
 
 class RefinedSwap(StyleFusionSwap):
@@ -64,12 +69,8 @@ class RefinedSwap(StyleFusionSwap):
         super().__init__(pipe)
         self.name = "stylefusion, refined"
 
-    @torch.no_grad()
-    def swap(self, pairs: Pairs, region: str, strength: float) -> Tensor:
-        """See `Method.swap`."""
-        moved = move(pairs.base, pairs.source, strength)
-        codes = {name: moved if name == region else pairs.base for name in self.fusion.tree.nodes}
-        return render(self.pipe, refine_codes(self.pipe, codes, pairs.base, self.steps))
+    def fuse(self, codes: dict[str, Tensor], pairs: Pairs) -> Tensor:
+        return refine_codes(self.pipe, codes, pairs.base, self.steps)
 
 
 class MeanCode(StyleFusionSwap):

@@ -77,7 +77,7 @@ class RandomRecipes:
         return ((number, partial(self.make, number)) for number in range(1, self.count + 1))
 
     def make(self, number: int) -> Recipe:
-        regions = [name for name in self.tree.active if name not in self.tree.fused]
+        regions = self.tree.swappable
         drawn = np.random.SeedSequence([self.seed, number]).generate_state(len(regions) + 1).tolist()
         return Recipe(
             base=(drawn[0],), num_images=1, regions={n: (s,) for n, s in zip(regions, drawn[1:], strict=True)}

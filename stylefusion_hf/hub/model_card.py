@@ -61,7 +61,7 @@ that was transferred (1: all of it); a response of 0 means that the dial has no 
 def write_body(pipe: Any, repo: str, report: Mapping[str, Any] | None) -> str:
     """Generate the text of a card from the pipeline's models and, if given, a report of `stylefusion evaluate`."""
     tree, config = pipe.fusion.tree, pipe.generator.config
-    regions = [name for name in tree.active if name not in tree.fused]
+    regions = tree.swappable
     call = ["base=1", f'regions={{"{regions[-1]}": 7}}', *(["class_labels=0"] if config.label_dim else [])]
     rows = [
         f"| {name} | {type(model).__name__} | {sum(p.numel() for p in model.parameters()):,} |"

@@ -98,8 +98,7 @@ def contact_sheet(
 
 def sheet_columns(tree: RegionTree) -> list[str]:
     """Return the columns: base, source, the regions that can be swapped, and global if any node is fused."""
-    regions = [name for name in tree.active if name not in tree.fused]
-    return [BASE, SOURCE, *regions, *([GLOBAL] if tree.fused else [])]
+    return [BASE, SOURCE, *tree.swappable, *([GLOBAL] if tree.fused else [])]
 
 
 def _label(kind: str, code: Any) -> str:
