@@ -29,6 +29,8 @@ BRACKETS = (
 INK, QUIET, PAPER, RULE = "#1c2024", "#6b7280", "#ffffff", "#d3d7de"
 TITLE_SIZE, LABEL_SIZE = 15, 13
 MARGIN, GAP, GROUP_GAP, LINE = 16, 6, 20, 18  # GROUP_GAP: between base and source, the regions, and the global column
+# All of these are for cells up to LARGE pixels; text and gaps grow with larger ones, to be read beside them.
+LARGE = 2 * CELL
 
 
 def contact_sheet(
@@ -153,37 +155,39 @@ def draw_sheet(
         regions = [i for i, title in enumerate(columns) if title not in (BASE, SOURCE, GLOBAL)]
     rows = [[to_cell(picture, scale) for picture in row] for row in rows]
     width, height = rows[0][0].size
-    small, large = ImageFont.load_default(LABEL_SIZE), ImageFont.load_default(TITLE_SIZE)
+    unit = max(1, round(1.25 * min(width, height) / LARGE))
+    margin, gap, leading = MARGIN * unit, GAP * unit, LINE * unit
+    small, large = ImageFont.load_default(LABEL_SIZE * unit), ImageFont.load_default(TITLE_SIZE * unit)
     titles = [_wrap(title, large, width) for title in columns]
-    left = MARGIN + round(max(small.getlength(line) for label in labels for line in label)) + MARGIN
-    header = MARGIN + LINE + GAP + LINE * max(len(lines) for lines in titles) + GAP
-    lefts = list(_lefts(len(columns), regions, left, width))
+    left = margin + round(max(small.getlength(line) for label in labels for line in label)) + margin
+    header = margin + leading + gap + leading * max(len(lines) for lines in titles) + gap
+    lefts = list(_lefts(len(columns), regions, left, width, unit))
 
-    size = (lefts[-1] + width + MARGIN, header + len(rows) * (height + GAP) - GAP + MARGIN)
+    size = (lefts[-1] + width + margin, header + len(rows) * (height + gap) - gap + margin)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     if together := [lefts[i] for i in regions]:  # a bracket over them
         first, last = together[0], together[-1] + width
         captions = (text for text in brackets if small.getlength(text) <= last - first)
-        draw.text(((first + last) / 2, MARGIN), next(captions, ""), QUIET, small, anchor="ma")
-        draw.line([(first, MARGIN + LINE), (last, MARGIN + LINE)], RULE)
+        draw.text(((first + last) / 2, margin), next(captions, ""), QUIET, small, anchor="ma")
+        draw.line([(first, margin + leading), (last, margin + leading)], RULE, unit)
     for lines, x in zip(titles, lefts, strict=True):
         for lines_below, line in enumerate(reversed(lines)):
-            draw.text((x + width / 2, header - GAP - lines_below * LINE), line, INK, large, anchor="md")
+            draw.text((x + width / 2, header - gap - lines_below * leading), line, INK, large, anchor="md")
     for index, (label, row) in enumerate(zip(labels, rows, strict=True)):
-        y = header + index * (height + GAP)
-        for offset, text in zip((-LINE / 2, LINE / 2), label, strict=True):
-            draw.text((left - MARGIN, y + height / 2 + offset), text, INK, small, anchor="rm")
+        y = header + index * (height + gap)
+        for offset, text in zip((-leading / 2, leading / 2), label, strict=True):
+            draw.text((left - margin, y + height / 2 + offset), text, INK, small, anchor="rm")
         for x, picture in zip(lefts, row, strict=True):
             sheet.paste(picture, (x, y))
     return sheet
 
 
-def _lefts(count: int, regions: Collection[int], left: int, width: int) -> Iterator[int]:
+def _lefts(count: int, regions: Collection[int], left: int, width: int, unit: int) -> Iterator[int]:
     """Yield the left edge of every column, with a wider gap on either side of the regions."""
     for index in range(count):
         if index:
-            left += width + (GROUP_GAP if (index in regions) != (index - 1 in regions) else GAP)
+            left += width + unit * (GROUP_GAP if (index in regions) != (index - 1 in regions) else GAP)
         yield left
 
 

@@ -101,6 +101,15 @@ def test_pictures_are_brought_to_a_visible_size(size: int, scale: int | None, dr
     assert red.sum() == drawn * drawn
 
 
+def test_text_grows_with_large_pictures() -> None:
+    def height_of_text(size: int) -> int:
+        sheet = draw_sheet(["hair"], [("", "")], [[Image.new("RGB", (size, size), "white")]], 1, regions=[])
+        return int(np.any(np.asarray(sheet) < 255, axis=(1, 2)).sum())
+
+    small, large = height_of_text(256), height_of_text(1024)
+    assert 4 * small < large < 6 * small
+
+
 def test_long_names_are_wrapped_into_their_column() -> None:
     columns = ["base", "background_of_the_picture_bottom"]
     pictures = [[Image.new("RGB", (64, 64)) for _ in columns]]
