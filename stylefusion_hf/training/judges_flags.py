@@ -35,6 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument("--discriminator_channels", help="channels from 4 x 4 up; by default 96,96,64,48,32 at 64 pixels")
     p.add_argument("--degrade", type=float, default=1.0, help="strength of the random degradation; 0 for none")
+    p.add_argument("--dice_weight", type=float, default=0.0, help="of the segmenter, as in `train segmenter`")
     p.add_argument(
         "--augment", default="none", help="none, or some of color,translation,cutout (if the discriminator overfits)"
     )
@@ -63,7 +64,7 @@ def reasons_to_skip(args: argparse.Namespace) -> dict[str, str | None]:
     unknown = [name for name in wanted if name not in JUDGES]
     if unknown:
         raise ValueError(f"--only {args.only}: there is no judge {unknown[0]!r}; choose some of {', '.join(JUDGES)}")
-    for flag, least in (("r1_interval", 1), ("eval_avatars", 0), ("degrade", 0), ("r1_gamma", 0)):
+    for flag, least in (("r1_interval", 1), ("eval_avatars", 0), ("degrade", 0), ("dice_weight", 0), ("r1_gamma", 0)):
         if getattr(args, flag) < least:
             raise ValueError(f"--{flag} must be at least {least}, got {getattr(args, flag)}")
     reasons = {name: None if name in wanted else "--only names others" for name in JUDGES}

@@ -117,6 +117,22 @@ def train(args: argparse.Namespace) -> Path:
     return Path(args.output_dir)
 
 
+def dice_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return 1 minus the soft Dice coefficient (V-Net, arXiv 1606.04797), averaged over the regions in the batch.
+
+    Args:
+        logits: (B, R, H, W).
+        labels: the regions' indices, (B, H, W).
+
+    A region that no picture of the batch has is left out: nothing there could raise its coefficient.
+    """
+    found = logits.softmax(1)
+    truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(found.dtype)
+    overlap, areas = (found * truth).sum((0, 2, 3)), (found + truth).sum((0, 2, 3))
+    present = truth.amax((0, 2, 3))
+    return (present * (1 - 2 * overlap / areas)).sum() / present.sum()
+
+
 def fit_segmenter(args: argparse.Namespace, accelerator: Accelerator, model: Any, dataset: Any, held: Any) -> None:
     """Train a segmenter, save it, and measure it on the pictures `held` out: those of a folder, None for avatars."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-4)
@@ -128,7 +144,10 @@ def fit_segmenter(args: argparse.Namespace, accelerator: Accelerator, model: Any
         x, y = mirror(micro.draw, micro.batch["image"], micro.batch["labels"])
         if args.degrade:
             x = degrade(x, micro.draw, args.degrade)
-        value = F.cross_entropy(model(x).logits.float(), y)
+        logits = model(x).logits.float()
+        value = F.cross_entropy(logits, y)
+        if args.dice_weight:
+            value = value + args.dice_weight * dice_loss(logits, y)
         accelerator.backward(value * micro.scale)
         return {"loss": value}
 

@@ -134,7 +134,7 @@ def test_gradient_accumulation_covers_the_same_batch(pictures, tmp_path):
     assert (tmp_path / "generator").is_dir()
 
 
-@pytest.mark.parametrize("flag", ["--degrade", "--eval_avatars"])
+@pytest.mark.parametrize("flag", ["--degrade", "--dice_weight", "--eval_avatars"])
 def test_segmenter_refuses_negative_numbers(pictures, tmp_path, flag):
     args = segmenter.parse_args(["--train_data_dir", str(pictures), "--output_dir", str(tmp_path / "out"), flag, "-1"])
     with pytest.raises(ValueError, match=f"{flag} must not be negative, got -1"):
@@ -158,6 +158,23 @@ def test_segmenter_learns(pictures, tmp_path):
     seen = model.segment(large)
     assert seen.shape == (1, 2, 64, 64)
     torch.testing.assert_close(torch.nn.functional.interpolate(model.segment(small), size=64, mode="bilinear"), seen)
+
+
+def test_dice_counts_small_regions_as_much_as_large_ones():
+    labels = torch.zeros(2, 4, 4, dtype=torch.long)
+    labels[:, 0, 0] = 1
+    sure = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1) * 100.0
+    assert segmenter.dice_loss(sure, labels) == pytest.approx(0)  # no picture has the third region
+    without = sure.clone()
+    without[:, :, 0, 0] = torch.tensor([100.0, 0.0, 0.0])  # the small region is not found: 1 of 16 pixels is wrong
+    assert segmenter.dice_loss(without, labels) == pytest.approx((1 - 30 / 31 + 1) / 2)
+
+
+def test_segmenter_learns_with_dice(pictures, tmp_path):
+    flags = f"--output_dir {tmp_path} --train_data_dir {pictures} --resolution 16 --channels 8,16 --train_batch_size 8"
+    more = f" --max_train_steps 60 --lr_warmup_steps 0 --dice_weight 1 --eval_data_dir {pictures}"
+    segmenter.train(segmenter.parse_args((flags + more).split()))
+    assert json.loads((tmp_path / "iou.json").read_text())["held-out"]["mean"] > 0.6
 
 
 def test_segmenter_reports_the_iou_of_a_held_out_folder(pictures, tmp_path):
