@@ -4,10 +4,14 @@
     python -m benchmarks.regions --regions runs/avatars/regions --artwork avatars
     python -m benchmarks.regions --model runs/cars --judge runs/cars-judge --regions runs/cars-fusion/regions \
         --artwork cars
+    python -m benchmarks.regions --model faces --judge stylefusion_hf/assets/faces/evaluation --regions regions \
+        --artwork samples --seeds 0 --painted
 
 The truth on samples is a judge segmenter, trained on drawn pictures with exact maps (the embedded judges, or --judge).
 Found regions have no names: each exact region is compared with the one found region that overlaps it most, one to one.
-With --regions, that folder's segmenters are held against the exact maps of drawn pictures that nothing was trained on.
+With --regions, that folder's segmenters are held against the exact maps of drawn pictures that nothing was trained on,
+or, where there are no drawings, against the judge on the samples (--artwork samples). Generators above 256 px are seen
+in their previews of that size.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylefusion_hf import RegionSegmenter, StyleFusionPipeline, StyleGAN2Generator
+from stylefusion_hf import RegionSegmenter, StyleFusionPipeline, StyleGenerator
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.evaluation.report import table
 from stylefusion_hf.regions.clustering import contingency, jaccard
@@ -30,6 +34,7 @@ from stylefusion_hf.regions.discovery import discover, sample_codes
 from stylefusion_hf.regions.few_shot import UNPAINTED, PaintFolder, learn, predict_labels, sample_images
 
 SAMPLES = 128  # on which labels are compared
+LARGE = 256  # px, the height of the largest pictures that are compared
 HELD_OUT = 1_000_000  # index of the first drawn picture, far behind any training's
 
 
@@ -45,6 +50,24 @@ def matched(labels: Tensor, truth: Tensor, regions: int) -> Tensor:
     return result
 
 
+@torch.no_grad()
+def segmented(segmenter: RegionSegmenter, g: StyleGenerator, codes: Tensor) -> Tensor:
+    """(N, H, W), the labels that a segmenter gives the pictures of style codes (N, S)."""
+    size = max((height for height in g.picture_sizes if height <= LARGE), default=None)
+    parts = codes.split(32)
+    return torch.cat([segmenter.segment(g.synthesis(s, up_to=size).clamp(-1, 1)).argmax(1) for s in parts])
+
+
+def hold_against_samples(folder: str, g: StyleGenerator, codes: Tensor, truth: Tensor, names: list[str]) -> None:
+    """Print how a folder's segmenter agrees with the judge's maps of the samples, each found region with one."""
+    network = RegionSegmenter.from_pretrained(Path(folder, "segmenter")).eval()
+    iou = matched(segmented(network, g, codes), truth, len(names))
+    found = len(network.config.regions)
+    best = iou.sort(descending=True).values[:found]
+    row = {"regions": found, "mean of these": float(best.mean())} | dict(zip(names, iou.tolist(), strict=True))
+    print(f"## {folder} on {len(codes)} samples: IoU with the judge\n\n{table('', {'segmenter': row})}")
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", help="a folder with generator/ (default: the embedded model)")
@@ -53,24 +76,24 @@ def main() -> None:
     p.add_argument("--painted", type=int, nargs="*", default=[2, 4, 8], help="painted samples")
     p.add_argument("--share", type=float, default=0.03, help="of a sample's pixels that are painted")
     p.add_argument("--regions", help="a folder of `stylefusion regions`, to hold against drawn pictures")
-    p.add_argument("--artwork", choices=("avatars", "cars"), default="avatars", help="of --regions")
+    p.add_argument(
+        "--artwork", choices=("avatars", "cars", "samples"), default="avatars", help="what --regions is held against"
+    )
     args = p.parse_args()
     own = None
     if args.model:
-        g = StyleGAN2Generator.from_pretrained(args.model, subfolder="generator").eval().requires_grad_(False)
+        g = StyleGenerator.from_pretrained(args.model, subfolder="generator").eval().requires_grad_(False)
     else:
         pipe = StyleFusionPipeline.from_embedded()
         g, own = pipe.generator, pipe.segmenter
     judge = load_judges(args.judge).segmenter
     names = list(judge.config.regions)
     codes = sample_codes(g, SAMPLES, torch.Generator().manual_seed(999))
-    with torch.no_grad():
-        truth = torch.cat([judge.segment(g.synthesis(s).clamp(-1, 1)).argmax(1) for s in codes.split(32)])
+    truth = segmented(judge, g, codes)
 
     rows, maps = {}, []
     if own is not None:  # trained on exact maps, as the judge was: what agreement there is to be had
-        with torch.no_grad():
-            labels = torch.cat([own.segment(g.synthesis(s).clamp(-1, 1)).argmax(1) for s in codes.split(32)])
+        labels = segmented(own, g, codes)
         iou = matched(labels, truth, len(names))
         row = {"regions": len(own.config.regions), "seconds": float("nan"), "mean": float(iou.mean())}
         rows["the model's own segmenter"] = row | dict(zip(names, iou.tolist(), strict=True))
@@ -86,7 +109,8 @@ def main() -> None:
     again = [
         float(matched(a, b, int(b.max()) + 1).mean()) for a, b in itertools.permutations(maps, 2) if args.seeds > 1
     ]
-    print(f"\n## Found without labels: IoU with the exact regions\n\n{table('', rows)}\n")
+    if rows:
+        print(f"\n## Found without labels: IoU with the exact regions\n\n{table('', rows)}\n")
     if again:
         print(f"Found again with another seed: mean matched IoU {np.mean(again):.2f}.\n")
 
@@ -109,7 +133,9 @@ def main() -> None:
     if rows:
         print(f"## Learned from painted samples ({args.share:.0%} of their pixels)\n\n{table('', rows)}\n")
 
-    if args.regions:
+    if args.regions and args.artwork == "samples":
+        hold_against_samples(args.regions, g, codes, truth, names)
+    elif args.regions:
         if args.artwork == "cars":
             from stylefusion_hf.data.cars import CARS as ART
         else:
