@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only these methods, including stylefusion (default: all but stylefusion-refined, which is slow)",
     )
     parser.add_argument(
+        "--swap-rows",
+        metavar="A,B",
+        help="of the section swaps, measure only leaf, which is always there, and these: wider, refined, mean, mean"
+        " look, random code (default: all but refined; leaf alone takes about a fifth of the time)",
+    )
+    parser.add_argument(
         "--static-gates",
         metavar="FOLDER",
         help="also compare with nets of constant gates: an output folder of `stylefusion train fusion` with the"
@@ -122,6 +128,8 @@ def run(args: argparse.Namespace) -> None:
         settings = replace(settings, validation_pairs=args.validation_pairs)
     if args.methods:
         settings = replace(settings, methods=tuple(dict.fromkeys(split_list(args.methods))))
+    if args.swap_rows:
+        settings = replace(settings, swap_rows=tuple(split_list(args.swap_rows)))
     out = output_folder(args.out)
     pipe = load_pipeline(args)
     if args.picture_size is not None:

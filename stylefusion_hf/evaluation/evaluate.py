@@ -24,6 +24,7 @@ from stylefusion_hf.evaluation.registry import ALWAYS_COMPARED, BY_DEFAULT, SAME
 from stylefusion_hf.evaluation.report import draw, to_json_types, write_json
 from stylefusion_hf.evaluation.ruler import Ruler
 from stylefusion_hf.evaluation.run import SECTIONS, Run, points_of
+from stylefusion_hf.evaluation.sections import IGNORE_SOURCE, SWAP_ROWS
 from stylefusion_hf.models.layers import chunk_size
 from stylefusion_hf.models.style_generator import StyleGenerator
 
@@ -34,7 +35,8 @@ MAX_SEED = 200  # of `measuring.SEED_STRIDE` each, below 2^32
 @dataclass(frozen=True)
 class Settings:
     """Settings of a run. `methods`: names in `registry.METHODS`; `real`: "avatars", a folder, or None; `model`: name
-    in the report; `static_gates`: folder of nets of constant gates.
+    in the report; `swap_rows`: names in `sections.SWAP_ROWS` besides "leaf"; `static_gates`: folder of nets of
+    constant gates.
     """
 
     model: str = "the embedded model"
@@ -50,6 +52,7 @@ class Settings:
     realism_count: int = 5000
     real: str | None = None
     methods: tuple[str, ...] = BY_DEFAULT
+    swap_rows: tuple[str, ...] = ("wider", *IGNORE_SOURCE)
     static_gates: str | None = None
     seed: int = 0
     quick: bool = False
@@ -149,11 +152,13 @@ def evaluate(
     The reports are rewritten after every section, so that an interrupted run keeps its results.
 
     Raises:
-        ValueError: an unknown section or method, methods without ours, or static gates that are not constant.
+        ValueError: an unknown section, row or method, methods without ours, or static gates that are not constant.
     """
     out = Path(out)
     if unknown := [n for n in names if n not in SECTIONS]:
         raise ValueError(f"unknown section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
+    if unknown := [n for n in settings.swap_rows if n not in SWAP_ROWS]:
+        raise ValueError(f"unknown row of swaps {unknown[0]!r}: choose from {', '.join(SWAP_ROWS)}")
     if min(settings.pairs, settings.curve_pairs, settings.validation_pairs, settings.global_pairs) < 2:
         raise ValueError("an interval needs at least two pairs")
     if "limits" in names and not settings.limit_pairs:

@@ -64,8 +64,9 @@ class Run:
         `wider` is the authors' expansion: the leaf code and its parent's common code. `refined` is the leaf code with
         the pipeline's `refine_steps`; it is measured where `--methods` names stylefusion-refined.
         """
-        refined = "stylefusion-refined" in self.settings.methods
-        found = sections.swap_rows(self.subject, self.settings.pairs, refined=refined)
+        names = {"leaf", *self.settings.swap_rows}
+        names |= {"refined"} if "stylefusion-refined" in self.settings.methods else set()
+        found = sections.swap_rows(self.subject, self.settings.pairs, names=names)
         self.report["swaps"], self.swaps = found, found["leaf"]
         self.show(table("leaf code only", found["leaf"], SWAP_COLUMNS), "")
         for name in ("refined", "wider", "mean", "mean look", "random code"):

@@ -5,7 +5,8 @@ Each function takes a `Subject` and returns rows {row: {figure: Estimate}} or wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +34,21 @@ def estimates(draws: dict[str, Tensor], n: int) -> dict[str, Estimate]:
 # --- One region swapped ----------------------------------------------------------------------------------------------
 
 
-def swap_rows(subject: Subject, count: int, thorough: bool = True, refined: bool = False) -> dict[str, Rows]:
-    """Return {"leaf", "wider", "mean", "mean look", "random code": {region: figures}}, and "refined" where asked for.
+SWAP_ROWS: dict[str, Callable[[Any], Method]] = {
+    "leaf": StyleFusionSwap,
+    "wider": lambda pipe: StyleFusionSwap(pipe, wider=True),
+    "refined": RefinedSwap,
+    "mean": MeanCode,
+    "mean look": MeanLook,
+    "random code": RandomCode,
+}
+IGNORE_SOURCE = ("mean", "mean look", "random code")
+
+
+def swap_rows(
+    subject: Subject, count: int, thorough: bool = True, names: Iterable[str] = ("leaf", "wider", *IGNORE_SOURCE)
+) -> dict[str, Rows]:
+    """Return {name: {region: figures}} for some of `SWAP_ROWS`.
 
     "leaf" swaps the leaf code alone, "wider" adds the authors' expansion, "refined" is "leaf" with `refine_steps`. The
     others ignore the source: the mean code, the mean code's picture pasted, and an unrelated random code.
@@ -42,24 +56,18 @@ def swap_rows(subject: Subject, count: int, thorough: bool = True, refined: bool
     `transfer q1` ... `q4`: by quartile of the pose gap. `dead`: share of pairs whose region changed by less than a
     tenth. `agree`, `agree_plain`: agreement of the two segmenters on fused and on plain pictures.
     """
-    pipe = subject.pipe
-    methods: dict[str, Method] = {
-        "leaf": StyleFusionSwap(pipe),
-        "wider": StyleFusionSwap(pipe, wider=True),
-        "mean": MeanCode(pipe),
-        "mean look": MeanLook(pipe),
-        "random code": RandomCode(pipe),
-    }
-    ours = ("leaf", "wider", "refined") if refined else ("leaf", "wider")
-    methods |= {"refined": RefinedSwap(pipe)} if refined else {}
-    main = [(m, leaf, 1.0) for m in ours for leaf in subject.leaves]
-    others = [(m, leaf, 1.0) for m in ("mean", "mean look", "random code") for leaf in subject.leaves]
+    names = set(names)
+    methods = {name: make(subject.pipe) for name, make in SWAP_ROWS.items() if name in names}
+    jobs = [(name, leaf, 1.0) for name in methods for leaf in subject.leaves]
+    main = [job for job in jobs if job[0] not in IGNORE_SOURCE]
+    others = [job for job in jobs if job[0] in IGNORE_SOURCE]
     measured = measure_jobs(
         subject, methods, main, count, thorough=thorough, progress="swaps", specific=True, recognized=main
     )
-    measured |= measure_jobs(
-        subject, methods, others, count, progress="swaps that ignore the source", specific=True, recognized=others
-    )
+    if others:
+        measured |= measure_jobs(
+            subject, methods, others, count, progress="swaps that ignore the source", specific=True, recognized=others
+        )
     counts = resamples(count)
     out: dict[str, Rows] = {name: {} for name in methods}
     for (method, leaf, _), columns in measured.items():

@@ -54,6 +54,7 @@ def test_the_command_writes_a_whole_report(folders, tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--swap-rows", "leaf,widest"], "unknown row of swaps 'widest': choose from leaf, wider"),
         (["--sections", "swap"], "unknown section 'swap': choose from calibration, swaps"),
         (
             ["--sections", "curves", "--methods", "stylefusion,magic"],

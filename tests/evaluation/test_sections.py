@@ -96,6 +96,13 @@ def test_swaps(subject):
             assert row["response"].value > 0
 
 
+def test_chosen_rows_of_swaps_are_those_of_all(subject):
+    some = sections.swap_rows(subject, COUNT, names=["mean", "leaf"])
+    assert list(some) == ["leaf", "mean"]
+    everything = sections.swap_rows(subject, COUNT)
+    assert some["leaf"]["a"]["specific"].value == pytest.approx(everything["leaf"]["a"]["specific"].value)
+
+
 def test_whatever_ignores_the_source_reads_exactly_no_specific_transfer(subject, monkeypatch):
     """A planted method that copies a third picture, with any amount of movement toward the source's kind."""
     third = draw_pairs(subject.pipe, COUNT, VALIDATION_SEED)
