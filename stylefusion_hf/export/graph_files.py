@@ -100,8 +100,8 @@ def write_onnx(graph: Graph, program: Any, path: Path) -> None:
         onnxscript.optimizer.optimize_ir(onnx.model, input_size_limit=FOLDING_LIMIT, output_size_limit=FOLDING_LIMIT)
     ports = (*graph.inputs, graph.output)
     for port, value in zip(ports, (*onnx.model.graph.inputs, *onnx.model.graph.outputs), strict=True):
-        shape = value.shape  # torch 2.6 names the batch by a symbol of its own
-        value.shape = type(shape)(["batch" if size is None else size for size in port.shape])
+        # torch 2.6 names the batch by a symbol of its own.
+        value.shape = onnxscript.ir.Shape(["batch" if size is None else size for size in port.shape])
     for node in onnx.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with local paths
     onnx.save(path)
