@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("train", "evaluation", "export", "render", "segmenter", "space", "dev")
+EXTRAS = ("train", "evaluation", "export", "render", "segmenter", "space", "faces", "video", "dev")
 BOUND = re.compile(r"(?P<name>[A-Za-z0-9._-]+)\s*>=\s*(?P<version>[0-9][\w.]*)")
 
 

@@ -102,7 +102,7 @@ def walk(pipe: Any, **settings: Any) -> torch.Tensor:
 
 def photograph(pipe: Any) -> torch.Tensor:
     maker = converted(StyleFusionPhotoPipeline, pipe)
-    change = {"regions": {"hair": 7}, "num_inference_steps": 2, "num_tuning_steps": 1}
+    change = {"regions": {"hair": 7}, "num_inference_steps": 2, "num_tuning_steps": 1, "refine_steps": 1}
     return maker(PHOTOGRAPH, landmarks=WHOLE, **change, output_type="pt").images.cpu()
 
 
@@ -119,6 +119,7 @@ USES: dict[str, Callable[[Any], torch.Tensor]] = {
     "random noise": lambda pipe: draw(pipe, noise_mode="random", generator=torch.Generator().manual_seed(1)),
     "masks": lambda pipe: pipe(base=[1, 2], output_masks=True).masks["hair"].float().cpu(),
     "edits": lambda pipe: draw(pipe, edits={"hair": [direction("w", pipe), direction("s", pipe)]}),
+    "refinement": lambda pipe: draw(pipe, refine_steps=2),
     "image codes": picture_codes,
     "walk": walk,
     "walk in z": lambda pipe: walk(pipe, space="z"),

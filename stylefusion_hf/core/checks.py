@@ -99,7 +99,8 @@ def _is_numpy(value: Any, kinds: str = "biufc") -> bool:
 
 def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
     """Return `value` as a float; ValueError that begins with `name` unless it is finite and within the bounds."""
-    number = (isinstance(value, (int, float)) or _is_numpy(value, "iuf")) and not isinstance(value, bool)
+    value = float(value) if _is_numpy(value, "iuf") else value  # a float32 would overflow in the comparisons
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not least <= value <= most or not abs(value) <= 1e300:  # NaN fails the comparisons
         bounds = "" if math.isinf(least) else f" from {least:g} to {most:g}"
         raise ValueError(f"{name} is a number{bounds}, got {short(value)}")

@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from stylefusion_hf.core.checks import short
+
 PARTIAL = ".partial-"  # prefix of temporary names
 LOCK = ".writing"  # name of a folder's lock file
 RECIPE_KEY = "stylefusion"  # the PNG text chunk that holds a picture's recipe
@@ -116,8 +118,12 @@ def atomic_folder(folder: Name, tidy: Callable[[Path, set[str]], None] | None = 
         tidy: called with each folder that received files and the names of these files, to remove obsolete ones.
 
     Raises:
+        ValueError: an empty name, which would stand for the working directory, or one that no system has.
         OSError: the folder cannot be written; names `folder`.
     """
+    name = os.fspath(folder)
+    if not name or "\0" in name:
+        raise ValueError(f"expected the name of a folder, got {short(name)}")
     target = Path(os.path.realpath(folder))
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is a file, expected the name of a folder", os.fspath(folder))

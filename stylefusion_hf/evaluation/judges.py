@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from stylefusion_hf.models.config_checks import register_to_config
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
-from stylefusion_hf.models.layers import to_fast_layout
+from stylefusion_hf.models.layers import check_images, to_fast_layout
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.segmenter import ConvBlock, RegionSegmenter
 
@@ -129,8 +129,7 @@ class PortraitJudge(StrictModelMixin, ConfigMixin):
         (default: `images`) are the pixels it is read from, of the same shape; the trainer passes the picture without
         degradations there. ValueError for images of another shape.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected images (batch, 3, H, W), got {tuple(images.shape)}")
+        check_images(images, 3)
         x = self._resized(images)
         pixels = x if painted is None else self._resized(painted)
         x = F.silu(self.stem(to_fast_layout(x)))

@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.torch_version import TorchVersion
 
 from stylefusion_hf.core.installing import install_command
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 OPSET = 20  # of ONNX
 FOLDING_LIMIT = 2**31  # bytes of a folded constant
-KNOWN_TO_EXPORT = "2.13"  # the oldest torch whose exporter was seen to take a batch of any size; 2.6 does not
 TRACED_BATCH = 2  # batch size for tracing; PyTorch specializes on 0 and 1
+LARGEST_BATCH = 2**31 - 1  # torch 2.6 refuses a dimension without a bound wherever it compares it with the largest int
 
 Run = Callable[..., Tensor]
 
@@ -72,22 +71,11 @@ def check_packages(form: str, checked: bool) -> None:
 
 
 def trace(graph: Graph) -> Any:
-    """Trace a graph into a `torch.export.ExportedProgram` with a dynamic batch.
-
-    ImportError if a torch older than `KNOWN_TO_EXPORT` cannot.
-    """
-    batch = torch.export.Dim("batch", min=1)
+    """Trace a graph into a `torch.export.ExportedProgram` with a dynamic batch."""
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     shapes = tuple({0: batch} if port.shape else None for port in graph.inputs)
-    try:
-        with _quietly():
-            return torch.export.export(graph.module, graph.example(TRACED_BATCH), dynamic_shapes=(shapes,))  # *inputs
-    except Exception as error:
-        if TorchVersion(torch.__version__) >= KNOWN_TO_EXPORT:
-            raise
-        raise ImportError(
-            f"torch {torch.__version__} could not export {graph.name} with a batch of any size; torch"
-            f" {KNOWN_TO_EXPORT} can: pip install --upgrade torch"
-        ) from error
+    with _quietly():  # dynamic_shapes: of *inputs; strict: the default before torch 2.7
+        return torch.export.export(graph.module, graph.example(TRACED_BATCH), dynamic_shapes=(shapes,), strict=False)
 
 
 def write_onnx(graph: Graph, program: Any, path: Path) -> None:
@@ -110,6 +98,10 @@ def write_onnx(graph: Graph, program: Any, path: Path) -> None:
         assert onnx is not None
         # Fold everything that only depends on weights; the exporter's default limit is one megabyte.
         onnxscript.optimizer.optimize_ir(onnx.model, input_size_limit=FOLDING_LIMIT, output_size_limit=FOLDING_LIMIT)
+    ports = (*graph.inputs, graph.output)
+    for port, value in zip(ports, (*onnx.model.graph.inputs, *onnx.model.graph.outputs), strict=True):
+        # torch 2.6 names the batch by a symbol of its own.
+        value.shape = onnxscript.ir.Shape(["batch" if size is None else size for size in port.shape])
     for node in onnx.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with local paths
     onnx.save(path)

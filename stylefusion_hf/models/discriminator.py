@@ -20,6 +20,7 @@ from stylefusion_hf.models.layers import (
     block_resolutions,
     channel_schedule,
     check_channels,
+    check_real,
     to_fast_layout,
 )
 from stylefusion_hf.models.loading import StrictModelMixin
@@ -142,6 +143,7 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
     ) -> DiscriminatorOutput | tuple:
         """`logits` (B, 1). ValueError if the images have another shape than the model's."""
         expected = (self.config.img_channels, *self.picture_size)
+        check_real("images", images)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
@@ -231,6 +233,7 @@ class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
     def forward(self, images: torch.Tensor, return_dict: bool = True) -> DiscriminatorOutput | tuple:
         """`logits` (B, 1). ValueError if the images have another shape than the model's."""
         expected = (self.frozen.config.img_channels, self.config.resolution, self.config.resolution)
+        check_real("images", images)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"

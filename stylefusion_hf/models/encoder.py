@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from stylefusion_hf.models.config_checks import checked_config, drop_empty, positive, register_to_config
-from stylefusion_hf.models.layers import to_fast_layout
+from stylefusion_hf.models.layers import check_images, to_fast_layout
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.segmenter import ConvBlock
 
@@ -95,8 +95,7 @@ class ImageEncoder(StrictModelMixin, ConfigMixin):
 
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
         config = self.config
-        if images.ndim != 4 or images.shape[1] != config.img_channels:
-            raise ValueError(f"expected images (batch, {config.img_channels}, H, W), got {tuple(images.shape)}")
+        check_images(images, config.img_channels)
         x, size = images, (config.resolution, config.resolution)
         if x.shape[-2:] != size:
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)

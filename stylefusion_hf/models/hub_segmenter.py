@@ -15,7 +15,7 @@ from stylefusion_hf.core.checks import check_choice, check_path, short
 from stylefusion_hf.core.hub_files import is_hub_id, snapshot, weight_patterns
 from stylefusion_hf.core.region_mapping import RegionMap
 from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
-from stylefusion_hf.models.layers import chunk_size
+from stylefusion_hf.models.layers import check_images, chunk_size
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.segmenter import SegmenterOutput
 from stylefusion_hf.models.transformers_networks import (
@@ -154,8 +154,7 @@ class HubSegmenter(StrictModelMixin, ConfigMixin):
         return self(images, return_dict=False)[0]
 
     def _segment(self, images: torch.Tensor) -> torch.Tensor:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected images (batch, 3, H, W), got {tuple(images.shape)}")
+        check_images(images, 3)
         size = input_size(images.shape[-2], images.shape[-1], self.config.size, self.config.multiple)
         most = chunk_size(max(size), 64)
         if len(images) <= most:

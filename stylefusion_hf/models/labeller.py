@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stylefusion_hf.core.sizes import size_at
 from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
 from stylefusion_hf.models.hooks import compute_dtype
+from stylefusion_hf.models.layers import check_real
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.style_generator import StyleGenerator
 
@@ -46,6 +47,8 @@ def describe(maps: Mapping[int, Tensor], resolutions: Sequence[int], size: int) 
     """
     if missing := [r for r in resolutions if r not in maps]:
         raise ValueError(f"there are no feature maps of {missing[0]} pixels; there are {sorted(maps)}")
+    for height in resolutions:
+        check_real(f"feature maps of {height} pixels", maps[height])
     # Between places too: a mean of two directions is shorter than either.
     parts = [F.normalize(_resized(F.normalize(maps[r].float(), dim=1), size), dim=1) for r in resolutions]
     return torch.cat(parts, dim=1) / len(parts) ** 0.5

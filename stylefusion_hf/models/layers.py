@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,24 @@ from stylefusion_hf.core.checks import short
 from stylefusion_hf.ops import bias_act, conv2d_resample, setup_filter
 
 FIR_TAPS = (1, 3, 3, 1)
+
+# --- Checks of what models are called with ---------------------------------------------------------------------------
+
+
+def check_real(name: str, value: Any) -> None:
+    """ValueError unless a model's input is a tensor of floating-point numbers."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        raise ValueError(f"{name} must be a tensor of floating-point numbers, got {short(value)}")
+
+
+def check_images(images: Any, channels: int) -> None:
+    """ValueError unless images are a tensor (batch, channels, H, W) of floating-point numbers."""
+    check_real("images", images)
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise ValueError(f"expected images (batch, {channels}, H, W), got {tuple(images.shape)}")
+
+
+# --- Sizes and widths ------------------------------------------------------------------------------------------------
 
 
 def block_resolutions(resolution: int) -> list[int]:
@@ -162,6 +181,7 @@ class MappingNetwork(nn.Module):
         if self.z_dim:
             if z is None or z.ndim != 2 or z.shape[1] != self.z_dim:
                 raise ValueError(f"z must be (batch, {self.z_dim}), got {None if z is None else tuple(z.shape)}")
+            check_real("z", z)
             parts.append(normalize_2nd_moment(z))
         if self.embed is not None:
             if class_labels is None or class_labels.ndim != 2 or class_labels.shape[1] != self.label_dim:

@@ -55,9 +55,12 @@ class NoisyActivation(nn.Module):
         maps = maps if noise.rows is None else maps[:, :, noise.rows]
         return maps.to(self.bias.dtype) * self.noise_strength
 
-    def convolve(self, x: Tensor, weight: Tensor, given: Noise | None) -> Tensor:
-        """Convolve (B, in, H, W) at its size, then add noise and bias and activate."""
-        weight, padding, noise = weight.to(x.dtype), weight.shape[-1] // 2, self.scaled(given)
+    def convolve(self, x: Tensor, weight: Tensor, given: Noise | None, padding: int = 0) -> Tensor:
+        """Convolve (B, in, H, W) at its size, then add noise and bias and activate.
+
+        padding: half the kernel's size, as a number: from a shape, torch 2.6 traces it as a tensor.
+        """
+        weight, noise = weight.to(x.dtype), self.scaled(given)
         if is_native(x):  # a product over channels-last pixels, and one pass over the maps
             if padding:
                 x = F.conv2d(x, weight, padding=padding)
@@ -77,7 +80,7 @@ class StyledConv(NoisyActivation):
         self.gain = 1 / math.sqrt(9 * in_channels)
 
     def forward(self, x: Tensor, style: Tensor, noise: Noise | None) -> Tensor:
-        return self.convolve(x * (style * self.gain)[:, :, None, None], self.weight, noise)
+        return self.convolve(x * (style * self.gain)[:, :, None, None], self.weight, noise, padding=1)
 
 
 class SeparableConv(NoisyActivation):

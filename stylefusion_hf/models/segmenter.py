@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from stylefusion_hf.models.config_checks import checked_config, positive, register_to_config
-from stylefusion_hf.models.layers import to_fast_layout
+from stylefusion_hf.models.layers import check_images, to_fast_layout
 from stylefusion_hf.models.loading import StrictModelMixin
 
 LARGEST = 2**14  # pixels, as for the generators
@@ -106,17 +106,16 @@ class RegionSegmenter(StrictModelMixin, ConfigMixin):
         return list(self(images, return_dict=False, output="features"))
 
     def _reduce(self, images: torch.Tensor) -> torch.Tensor:
-        """Average images that are larger than `resolution` down to it, keeping their aspect ratio."""
+        """Check images, and average those larger than `resolution` down to it, keeping their aspect ratio."""
+        check_images(images, self.config.img_channels)
         most = self.config.resolution
-        if most is None or images.ndim != 4 or max(images.shape[-2:]) <= most:
+        if most is None or max(images.shape[-2:]) <= most:
             return images
         scale = most / max(images.shape[-2:])
         height, width = (max(1, round(side * scale)) for side in images.shape[-2:])
         return F.adaptive_avg_pool2d(images, (height, width))
 
     def _levels(self, images: torch.Tensor) -> list[torch.Tensor]:
-        if images.ndim != 4 or images.shape[1] != self.config.img_channels:
-            raise ValueError(f"expected images (batch, {self.config.img_channels}, H, W), got {tuple(images.shape)}")
         height, width = images.shape[-2:]
         step = 2 ** (len(self.down) - 1)
         x = F.pad(images, (0, -width % step, 0, -height % step), mode="replicate")

@@ -26,7 +26,7 @@ from stylefusion_hf.core.codes import NOISE_MODES
 from stylefusion_hf.core.hub_files import snapshot
 from stylefusion_hf.core.named_models import find_model
 from stylefusion_hf.core.sizes import size_at
-from stylefusion_hf.models.layers import MappingNetwork
+from stylefusion_hf.models.layers import MappingNetwork, check_real
 from stylefusion_hf.models.loading import StrictModelMixin
 
 OUTPUTS = ("w", "s", "picture")  # of a generator's call
@@ -252,6 +252,7 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
 
     def _check_w(self, w: torch.Tensor) -> None:
         d, n = self.w_avg.shape[0], self.num_ws
+        check_real("w", w)
         if not ((w.ndim == 2 and w.shape[1] == d) or (w.ndim == 3 and tuple(w.shape[1:]) == (n, d))):
             raise ValueError(
                 f"expected w of shape (batch, {d}) or w+ of shape (batch, {n}, {d}), got {tuple(w.shape)}"
@@ -331,7 +332,8 @@ class StyleGenerator(StrictModelMixin, ConfigMixin):
 
 
 def check_style(s: Tensor, width: int) -> None:
-    """ValueError unless `s` is (batch, width)."""
+    """ValueError unless `s` is (batch, width), of floating-point numbers."""
+    check_real("a style code", s)
     if s.ndim != 2 or s.shape[1] != width:
         raise ValueError(f"a style code of this generator is (batch, {width}), got {tuple(s.shape)}")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stylefusion_hf.models.layers import to_fast_layout
 from stylefusion_hf.models.stylegan3_plan import LayerPlan, SignalPlan, draw_frequencies
 from stylefusion_hf.ops.bias_act import SLOPE
+from stylefusion_hf.ops.context import scale_and_shift, wide_dtype
 from stylefusion_hf.ops.filtered_lrelu import filtered_lrelu
 from stylefusion_hf.ops.modulated_conv import EPS
 
@@ -40,7 +41,7 @@ class FourierInput(nn.Module):
         self.register_buffer("phases", torch.rand(channels) - 0.5)
 
     def forward(self, style: Tensor) -> Tensor:
-        wide = torch.promote_types(style.dtype, torch.float32)
+        wide = wide_dtype(style.dtype)
         device = style.device.type
         plain = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
         with plain:  # phases are large sums: half precision would shift the maps
@@ -134,7 +135,7 @@ class AliasFreeLayer(nn.Module):
 
     def _modulation(self, style: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return weights, factors (B, in) of the input and (B, out) of the output (None for none), in float32."""
-        wide = torch.promote_types(style.dtype, torch.float32)
+        wide = wide_dtype(style.dtype)
         weight, style = self.weight.to(wide), style.to(wide)
         input_gain = self.magnitude_ema.to(wide).rsqrt()
         if self.to_picture:
@@ -162,7 +163,7 @@ class AliasFreeLayer(nn.Module):
         if scale is None:
             return F.conv2d(x, weight.to(x.dtype), bias, padding=padding)
         x = F.conv2d(x, weight.to(x.dtype), padding=padding)
-        return torch.addcmul(bias[:, None, None], x, scale[:, :, None, None].to(x.dtype))
+        return scale_and_shift(x, scale[:, :, None, None].to(x.dtype), bias[:, None, None])
 
     def _convolve_ref(self, x: Tensor, weight: Tensor, style: Tensor, scale: Tensor | None) -> Tensor:
         """Convolve with separate weights for every sample, as in the paper."""

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,9 @@ def _config_and_class(config: Mapping[str, Any]) -> tuple[Any, Any]:
     transformers = require_transformers()
     kind = config["model_type"]
     try:
-        rest = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
+        rest = deepcopy(dict(config))  # some of transformers' configs take entries out of nested dictionaries
+        for key in ("model_type", "transformers_version"):
+            rest.pop(key, None)
         made = transformers.AutoConfig.for_model(kind, **rest)
     except ImportError:
         raise

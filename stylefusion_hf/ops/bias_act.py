@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from stylefusion_hf.ops import native
+from stylefusion_hf.ops.context import scale_and_shift
 from stylefusion_hf.ops.upfirdn2d import check_fir, check_impl, upfirdn2d
 
 DEFAULT_GAIN = {"linear": 1.0, "lrelu": math.sqrt(2.0)}
@@ -106,7 +107,7 @@ def _affine(x, scale, bias, noise, gain):
         # map would be channels-first, which slows down every later access.
         bias, noise = bias + noise, None
     if scale is not None and bias is not None:
-        y = torch.addcmul(bias * gain, x, scale * gain)
+        y = scale_and_shift(x, scale * gain, bias * gain)
     elif scale is not None:
         y = x * (scale * gain)
     elif bias is not None:

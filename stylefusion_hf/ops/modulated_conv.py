@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from stylefusion_hf.ops.bias_act import bias_act, upfirdn2d_bias_act
+from stylefusion_hf.ops.context import wide_dtype
 from stylefusion_hf.ops.upfirdn2d import check_impl, upfirdn2d
 
 EPS = 1e-8
@@ -88,7 +89,7 @@ def demodulation(weight: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
 
     Computed in float32 or wider, also under autocast: the squares overflow in half precision.
     """
-    wide = torch.promote_types(style.dtype, torch.float32)
+    wide = wide_dtype(style.dtype)
     device = style.device.type
     # Only if autocast is on: in a traced graph the block would become a graph of its own.
     plain = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
@@ -186,6 +187,6 @@ def _modulate(x, weight, style, demodulate):
     scale = demodulation(weight, style) if demodulate else None
     if x.shape[0] > 1 or weight.numel() >= x.numel():
         return x * style[:, :, None, None].to(x.dtype), weight, scale
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = wide_dtype(x.dtype)
     own = weight.to(wide) * style.to(wide)[:, :, None, None]
     return x, own if scale is None else own * scale[0, :, None, None, None], None

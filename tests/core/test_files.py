@@ -273,3 +273,13 @@ def test_what_a_killed_rendering_left_is_removed(tmp_path):
 def test_weights_are_readable_after_a_round(tmp_path):
     save_codes(tmp_path / "a.safetensors", {"a": Code(torch.ones(1, 4), "s")})
     assert torch.equal(load_file(tmp_path / "a.safetensors")["a"], torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_a_folder_has_a_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipe = tiny_pipeline()
+    for save in (pipe.save_pretrained, pipe.generator.save_pretrained, pipe.fusion.save_config):
+        with pytest.raises(ValueError, match="expected the name of a folder, got '"):
+            save(name)
+    assert not list(tmp_path.iterdir())

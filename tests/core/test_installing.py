@@ -68,6 +68,6 @@ def test_not_installed_at_all(monkeypatch, tmp_path):
 
 def test_no_text_names_an_index_that_does_not_have_the_package():
     folders = ("stylefusion_hf", "pipelines", "conversion", "spaces_app", "docs")
-    texts = [p for folder in folders for p in (ROOT / folder).glob("**/*") if p.suffix in (".py", ".md")]
+    texts = [p for folder in folders for p in (ROOT / folder).glob("**/*") if p.suffix in (".py", ".md", ".ipynb")]
     written = re.compile(r"pip install ['\"]?stylefusion-hf\[")
     assert [str(p) for p in [*texts, *ROOT.glob("*.md")] if written.search(p.read_text(errors="replace"))] == []

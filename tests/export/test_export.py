@@ -18,7 +18,7 @@ from stylefusion_hf.core.installing import install_command
 from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.export import graphs as exporting
 from stylefusion_hf.export.description import check_target
-from stylefusion_hf.export.graph_files import SUFFIXES, Graph, Port, open_onnx, open_torch, trace
+from stylefusion_hf.export.graph_files import SUFFIXES, open_onnx, open_torch, trace
 from stylefusion_hf.export.graphs import export, graphs
 from tests.command_line import fails
 from tests.tiny import tiny_fusion, tiny_generator, tiny_segmenter
@@ -281,20 +281,3 @@ def test_names_that_the_help_repeats_are_those_of_the_code(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="unknown format 'tflite': choose from onnx, torch-export"):
         export(small(), tmp_path / "out", "tflite")
     check_target(tmp_path / "new", overwrite=False)
-
-
-def test_an_old_exporter_that_cannot_says_so(monkeypatch):
-    port = Port("s", (None, 4), "")
-    graph = Graph("synthesis", torch.nn.Identity(), (port,), port, abs, lambda n: (torch.zeros(n, 4),))
-
-    def fail(*_, **__):
-        raise RuntimeError("Constraints violated (batch)!")
-
-    monkeypatch.setattr(torch.export, "export", fail)
-    for version, kind, text in (
-        ("2.6.0", ImportError, "torch 2.6.0 could not"),
-        ("2.14.1", RuntimeError, "Constraints"),
-    ):
-        monkeypatch.setattr(torch, "__version__", version)
-        with pytest.raises(kind, match=text):
-            trace(graph)

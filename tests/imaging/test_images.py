@@ -25,7 +25,7 @@ COLOURS = ((200, 40, 90), (30, 60, 220))  # of the upper and the lower half
 def picture(width: int = 40, height: int = 40, mode: str = "RGB") -> Image.Image:
     image = Image.new("RGB", (width, height), COLOURS[0])
     image.paste(COLOURS[1], (0, height // 2, width, height))
-    return image.convert(mode)
+    return (image.convert("RGBA") if mode == "RGBa" else image).convert(mode)  # Pillow 10 needs the step between
 
 
 def png(width: int, height: int, bits: int, colour_type: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:

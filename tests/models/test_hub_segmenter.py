@@ -1,6 +1,7 @@
 """Segmentation networks of transformers as segmenters: the numbers, files, the Hub, the trainer, the pipelines."""
 
 import builtins
+import copy
 import json
 import logging
 import re
@@ -97,6 +98,22 @@ def test_networks_of_many_kinds(kind: str, tmp_path: Path) -> None:
     assert all(
         x.is_floating_point() for x in load_file(tmp_path / "b" / "diffusion_pytorch_model.safetensors").values()
     )
+
+
+def test_the_config_is_saved_whole_whatever_transformers_takes_out_of_it(folder, tmp_path, monkeypatch) -> None:
+    make = transformers.AutoConfig.for_model
+
+    def greedy(kind: str, **entries: Any) -> Any:  # as Mask2FormerConfig of transformers 5.0
+        made = make(kind, **copy.deepcopy(entries))
+        for value in entries.values():
+            if isinstance(value, (dict, list)):
+                value.clear()
+        return made
+
+    monkeypatch.setattr(transformers.AutoConfig, "for_model", greedy)
+    HubSegmenter.from_hub(folder, AVATAR).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["network"]["depths"]
+    HubSegmenter.from_pretrained(tmp_path)
 
 
 @torch.no_grad()

@@ -211,6 +211,19 @@ def test_arguments(specimen, model):
         type(model)(**dict(model.config), unknown_argument=1)
 
 
+def test_inputs_are_tensors_of_real_numbers(specimen, model):
+    def changed(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+        return {k: changed(part, change) for k, part in value.items()} if isinstance(value, dict) else change(value)
+
+    for change, found in (
+        (lambda x: x.long(), "Tensor of torch.int64"),
+        (lambda x: x.to(torch.complex64), "Tensor of torch.complex64"),
+        (lambda x: x.numpy(), "ndarray of float32"),
+    ):
+        with pytest.raises(ValueError, match=rf"floating-point numbers, got {found}$"):
+            model(**changed(specimen.inputs(1), change))
+
+
 @pytest.mark.parametrize("which", [0, 1], ids=["fp16", "bf16"])
 def test_dtypes(specimen, model, which):
     dtype = (torch.float16, torch.bfloat16)[which]

@@ -374,8 +374,7 @@ def test_exported_programs_hold_pytorch_operators_only():
 
     x = torch.ones(1, 2, 4, 4)
     assert "stylefusion::" not in str(torch.jit.trace(Layer(), x).graph)
-    if hasattr(torch.compiler, "is_exporting"):
-        assert "stylefusion." not in str(torch.export.export(Layer(), (x,)).graph)
+    assert "stylefusion." not in str(torch.export.export(Layer(), (x,), strict=False).graph)
 
 
 def test_transforms_without_rules_are_left_to_pytorch(calls):

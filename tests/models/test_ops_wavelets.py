@@ -287,7 +287,7 @@ def test_exported_programs_hold_pytorch_operators_only():
     s = g.to_style(draw(2, W_DIM))
     with torch.no_grad():
         traced = torch.jit.trace(g.synthesis, s, check_trace=False).graph
-        exported = torch.export.export(g.synthesis, (s,)).graph
+        exported = torch.export.export(g.synthesis, (s,), strict=False).graph
     assert "stylefusion::" not in str(traced)
     assert "torch.ops.stylefusion" not in str(exported)
 

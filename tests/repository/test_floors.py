@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.floors import lower_bounds, main
+from tests.floors import EXTRAS, lower_bounds, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +21,7 @@ def test_every_requirement_has_a_lower_bound(capsys):
 
 
 def test_the_highest_of_several_bounds_counts_and_none_is_an_error():
-    extras = {key: ["a>=1.10,<2"] for key in ("train", "evaluation", "export", "render", "segmenter", "space")}
+    extras = {key: ["a>=1.10,<2"] for key in EXTRAS}
     project = {"dependencies": ["a>=1.9"], "optional-dependencies": extras | {"dev": ["B-c >= 2"]}}
     assert lower_bounds(project) == {"a": "1.10", "b-c": "2"}
     with pytest.raises(ValueError, match="'numpy' in pyproject.toml has no lower bound"):

@@ -22,6 +22,7 @@ from stylefusion_hf.models.fusion.net import FusionNet
 from stylefusion_hf.models.fusion.open_rows import fuse_open_rows, values_are_final
 from stylefusion_hf.models.fusion.style_rows import FusionSpec, StyleLayout
 from stylefusion_hf.models.hooks import has_hooks
+from stylefusion_hf.models.layers import check_real
 from stylefusion_hf.models.loading import StrictModelMixin
 from stylefusion_hf.models.style_generator import StyleGenerator
 
@@ -277,6 +278,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         """Check every code against the model and the first code, and expand all to one batch size."""
         first, expected = next(iter(codes.items()))
         for name, code in codes.items():
+            check_real(f"the code of {name!r}", code)
             if code.ndim != 2 or code.shape[1] != self.style_width:
                 raise ValueError(
                     f"the code of {name!r} has shape {tuple(code.shape)}; expected (batch, {self.style_width})"
@@ -286,8 +288,6 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
                     f"the code of {name!r} is {code.dtype} on {code.device}, that of {first!r} is {expected.dtype} on"
                     f" {expected.device}: give all codes with the same dtype and device"
                 )
-        if not expected.is_floating_point():
-            raise ValueError(f"the code of {first!r} is {expected.dtype}; expected a floating-point dtype")
         if not torch.compiler.is_compiling() and self.tree.fused:
             here = next(iter(self.nets.parameters())).device
             if here != expected.device and not has_hooks(self):  # these move codes and nets

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from stylefusion_hf.ops.context import traced_or_transformed
+from stylefusion_hf.ops.context import exporting, traced_or_transformed
 from stylefusion_hf.ops.native import build, registration
 
 MODES = ("reference", "native", "auto")
@@ -34,7 +34,6 @@ DTYPES = {
 HOW_TO_BUILD = "`stylefusion env --build-ops`"
 
 logger = logging.getLogger("stylefusion_hf")
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch < 2.7 has none
 
 
 class Choice(NamedTuple):
@@ -90,7 +89,7 @@ def covers(x: torch.Tensor) -> bool:
     They are not used in exported programs, which must run without them, nor under forward-mode differentiation and
     transforms of `torch.func`, for which they have no rules.
     """
-    if x.dtype not in DTYPES.get(x.device.type, ()) or _is_exporting():
+    if x.dtype not in DTYPES.get(x.device.type, ()) or exporting():
         return False
     return _enabled(x.device.type)
 
