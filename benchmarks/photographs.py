@@ -35,6 +35,7 @@ from stylefusion_hf.imaging.faces import face_square
 from stylefusion_hf.imaging.images import fit_square, open_image
 from stylefusion_hf.imaging.landmarks import find_landmarks, load_detector, read_landmarks
 from stylefusion_hf.imaging.photographs import read_photograph
+from stylefusion_hf.pipelines.photo_outputs import draw_change
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
 
 
@@ -80,7 +81,7 @@ def measure_seams(args: argparse.Namespace, pipe: Any, points: list[Any]) -> Non
         recipes += out.recipes
         image, edited, coverage = read_photograph(file).image, out.images[0], out.masks[0]
         recipe = PhotoRecipe.from_dict(out.recipes[0])
-        _, after = pipe._draw(recipe.fusion, StyleFusionPipeline.from_pipe(pipe))
+        _, after = draw_change(StyleFusionPipeline.from_pipe(pipe), recipe.fusion)
         outside = np.abs(np.asarray(image, dtype=int) - np.asarray(edited))[np.asarray(coverage) == 0].max()
         seams = {"photograph": image, **other_blends(image, coverage, face_square(recipe.landmarks), after)}
         seams["edited"] = edited
