@@ -28,6 +28,7 @@ from PIL import Image
 from benchmarks import photograph_tables as tables
 from stylefusion_hf import StyleFusionPhotoPipeline, StyleFusionPipeline
 from stylefusion_hf.cli.arguments import code, parse_pairs
+from stylefusion_hf.core.code_files import load_codes
 from stylefusion_hf.evaluation.backbone import load_backbone
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.imaging import compositing
@@ -75,8 +76,10 @@ def measure_seams(args: argparse.Namespace, pipe: Any, points: list[Any]) -> Non
     """Print a line per photograph; write the recipes if that is asked for."""
     regions, recipes = parse_pairs(args.region, "--region", code), []
     for file, landmarks in zip(args.photographs, points, strict=True):
-        start = time.process_time()
-        out = pipe(file, regions=regions, landmarks=landmarks, num_inference_steps=args.steps[-1])
+        start, search = time.process_time(), {"num_inference_steps": args.steps[-1]}
+        if args.codes and (kept := tables.kept_code(args.codes, file)).exists():
+            search = {"num_inference_steps": 0, "start": load_codes(kept)["face"]}
+        out = pipe(file, regions=regions, landmarks=landmarks, **search)
         seconds = time.process_time() - start
         recipes += out.recipes
         image, edited, coverage = read_photograph(file).image, out.images[0], out.masks[0]
@@ -111,14 +114,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--region", action="append", metavar="NAME=CODE", help="of the seams; NAME alone of the leak")
     parser.add_argument("--landmarks", metavar="JSON", help="default: they are detected")
     parser.add_argument("--steps", type=int, nargs="+", default=[100], help="of the search (default: 100)")
+    parser.add_argument(
+        "--starts",
+        nargs="+",
+        choices=("mean", "encoder"),
+        help="of the stages (default: both, if there is an encoder)",
+    )
     parser.add_argument("--tune", type=int, default=0, metavar="STEPS", help="of tuning, a last row of the stages")
+    parser.add_argument("--tuned", type=int, metavar="N", help="tune only the first N photographs (default: all)")
     parser.add_argument(
         "--others", nargs="*", default=[], metavar="FILE", help="square pictures without a face (likeness)"
     )
     parser.add_argument("--backbone", help="of the stages' likeness: efficientnet-lite0, or a transformer")
     parser.add_argument("--judges", metavar="FOLDER", help="of the stages' regions and of the leak")
     parser.add_argument("--rows", metavar="FILE", help="JSON file that keeps what was measured")
-    parser.add_argument("--codes", metavar="FOLDER", help="keeps the codes that the stages find and the leak takes")
+    parser.add_argument("--codes", metavar="FOLDER", help="keeps the codes that the stages find, for the other tables")
     parser.add_argument("--recipes", metavar="JSON", help="also write the seams' recipes, a list")
     args = parser.parse_args(argv)
     if args.table in ("seams", "leak") and not args.region:
@@ -145,8 +155,11 @@ def measure_table(args: argparse.Namespace, pipe: Any, points: list[Any]) -> str
         return tables.measure_likeness(pipe, faces, others, args.steps[-1], cache)
     features = load_backbone(args.backbone) if args.backbone else None
     segmenter = load_judges(args.judges).segmenter if args.judges else None
-    stages = tables.stage_settings(pipe.encoder is not None, args.steps, args.tune)
-    return tables.measure_stages(pipe, args.photographs, points, stages, features, cache, segmenter, args.codes)
+    starts = args.starts or ["mean", "encoder"][: 1 if pipe.encoder is None else 2]
+    stages = tables.stage_settings(starts, args.steps, args.tune)
+    return tables.measure_stages(
+        pipe, args.photographs, points, stages, features, cache, segmenter, args.codes, args.tuned
+    )
 
 
 if __name__ == "__main__":
