@@ -188,19 +188,26 @@ def draw_others() -> dict[str, Image.Image]:
 
 @torch.no_grad()
 def measure_likeness(
-    pipe: StyleFusionPhotoPipeline, faces: dict[str, Any], others: dict[str, Any], steps: int, cache: Cache
+    pipe: StyleFusionPhotoPipeline,
+    faces: dict[str, Any],
+    others: dict[str, Any],
+    steps: int,
+    cache: Cache,
+    codes: str | None = None,
 ) -> str:
     """Return what `explained` is for photographs of faces and for pictures that are none, and what separates them.
 
     Args:
         faces: {name: (photograph, landmarks or None)}.
         others: {name: picture}, squares that stand for aligned faces.
+        codes: a folder that may keep codes of the faces from a search of as many steps.
     """
     # Landmarks whose square is the whole picture.
     full = np.array([[0.375, 0.4765], [0.625, 0.4765], [0.5, 0.6], [0.41, 0.7115], [0.59, 0.7115]])
 
     def measure(picture: Any, points: Any) -> float:
-        return float(pipe.invert(picture, landmarks=points, num_inference_steps=steps).explained[0])
+        search = search_settings(codes, picture, steps) if isinstance(picture, str) else {"num_inference_steps": steps}
+        return float(pipe.invert(picture, landmarks=points, **search).explained[0])
 
     def square(picture: Image.Image) -> tuple[Image.Image, np.ndarray]:
         return picture, full * picture.width
@@ -264,6 +271,13 @@ def kept_code(folder: str, file: str) -> Path:
     """Return where the code of a photograph is kept, in a folder that is made."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     return Path(folder, f"{Path(file).stem}.safetensors")
+
+
+def search_settings(folder: str | None, file: str, steps: int) -> dict[str, Any]:
+    """Return the arguments of a search: the code of a photograph that is kept in a folder, or as many steps."""
+    if folder and (kept := kept_code(folder, file)).exists():
+        return {"start": load_codes(kept)["face"], "num_inference_steps": 0}
+    return {"num_inference_steps": steps}
 
 
 def inverted_codes(

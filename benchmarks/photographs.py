@@ -28,7 +28,6 @@ from PIL import Image
 from benchmarks import photograph_tables as tables
 from stylefusion_hf import StyleFusionPhotoPipeline, StyleFusionPipeline
 from stylefusion_hf.cli.arguments import code, parse_pairs
-from stylefusion_hf.core.code_files import load_codes
 from stylefusion_hf.evaluation.backbone import load_backbone
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.imaging import compositing
@@ -76,9 +75,8 @@ def measure_seams(args: argparse.Namespace, pipe: Any, points: list[Any]) -> Non
     """Print a line per photograph; write the recipes if that is asked for."""
     regions, recipes = parse_pairs(args.region, "--region", code), []
     for file, landmarks in zip(args.photographs, points, strict=True):
-        start, search = time.process_time(), {"num_inference_steps": args.steps[-1]}
-        if args.codes and (kept := tables.kept_code(args.codes, file)).exists():
-            search = {"num_inference_steps": 0, "start": load_codes(kept)["face"]}
+        search = tables.search_settings(args.codes, file, args.steps[-1])
+        start = time.process_time()
         out = pipe(file, regions=regions, landmarks=landmarks, **search)
         seconds = time.process_time() - start
         recipes += out.recipes
@@ -123,7 +121,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tune", type=int, default=0, metavar="STEPS", help="of tuning, a last row of the stages")
     parser.add_argument("--tuned", type=int, metavar="N", help="tune only the first N photographs (default: all)")
     parser.add_argument(
-        "--others", nargs="*", default=[], metavar="FILE", help="square pictures without a face (likeness)"
+        "--others",
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="square pictures without a face, of the likeness (default: drawn ones)",
     )
     parser.add_argument("--backbone", help="of the stages' likeness: efficientnet-lite0, or a transformer")
     parser.add_argument("--judges", metavar="FOLDER", help="of the stages' regions and of the leak")
@@ -151,8 +153,8 @@ def measure_table(args: argparse.Namespace, pipe: Any, points: list[Any]) -> str
     if args.table == "likeness":
         faces = {Path(f).stem: (f, place) for f, place in zip(args.photographs, points, strict=True)}
         squares = {Path(f).stem: fit_square(open_image(f), 256, fit="crop") for f in args.others}
-        others = {**tables.draw_others(), **squares}
-        return tables.measure_likeness(pipe, faces, others, args.steps[-1], cache)
+        others = squares or tables.draw_others()
+        return tables.measure_likeness(pipe, faces, others, args.steps[-1], cache, args.codes)
     features = load_backbone(args.backbone) if args.backbone else None
     segmenter = load_judges(args.judges).segmenter if args.judges else None
     starts = args.starts or ["mean", "encoder"][: 1 if pipe.encoder is None else 2]

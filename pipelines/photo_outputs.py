@@ -40,13 +40,15 @@ def edit_face(
     """
     before, after = draw_change(fuser, recipe.fusion, check_model)
     original = to_tensor([square], before.shape[-1], names=[photograph.name])[0].to(before)
-    regions = None
+    regions = stays = None
     if fuser.segmenter is not None:
         found = _steps.segment(fuser.segmenter, torch.stack([original, after]))
         leaves = changed_leaves(fuser.fusion.tree, recipe.fusion)
         regions = torch.stack([found[leaf] for leaf in leaves]).flatten(0, 1).any(dim=0).float()
+        stays = torch.stack([masks.all(dim=0) for leaf, masks in found.items() if leaf not in leaves] or [regions < 0])
+        stays = stays.any(dim=0).float()
     corners = face_square(recipe.landmarks)
-    return compositing.blend_change(photograph.image, corners, original, before, after, regions)
+    return compositing.blend_change(photograph.image, corners, original, before, after, regions, stays)
 
 
 def draw_change(
