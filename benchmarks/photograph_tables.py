@@ -26,6 +26,8 @@ from stylefusion_hf.evaluation.pairs import TEST_SEED, Pairs, render, segment, s
 from stylefusion_hf.evaluation.report import table
 from stylefusion_hf.evaluation.statistics import Estimate, ratio, resamples
 from stylefusion_hf.imaging.images import to_tensor
+from stylefusion_hf.imaging.photographs import read_photograph
+from stylefusion_hf.pipelines.photo_inputs import align_face
 
 Features = Callable[[Tensor], Tensor]  # pictures (B, 3, H, W) in [-1, 1] -> (B, D)
 
@@ -63,13 +65,19 @@ def mean(values: Sequence[float]) -> Estimate:
 # --- Stages of the search --------------------------------------------------------------------------------------------
 
 
-def stage_settings(has_encoder: bool, steps: Sequence[int], tuning: int) -> dict[str, dict[str, Any]]:
-    """Return {name: arguments of `StyleFusionPhotoPipeline.invert`} of the table's rows."""
-    stages: dict[str, dict[str, Any]] = {"mean face": {"start": "mean", "num_inference_steps": 0}}
-    stages |= {f"mean face + {n} steps": {"start": "mean", "num_inference_steps": n} for n in steps}
-    if has_encoder:
-        stages |= {"encoder": {"num_inference_steps": 0}}
-        stages |= {f"encoder + {n} steps": {"num_inference_steps": n} for n in steps}
+def stage_settings(starts: Sequence[str], steps: Sequence[int], tuning: int) -> dict[str, dict[str, Any]]:
+    """Return {name: arguments of `StyleFusionPhotoPipeline.invert`} of the table's rows.
+
+    Args:
+        starts: what the search starts from, "mean" or "encoder".
+        steps: of the search, a row for each number.
+        tuning: steps of tuning, after the last of these.
+    """
+    stages: dict[str, dict[str, Any]] = {}
+    for start in starts:
+        name = {"mean": "mean face"}.get(start, start)
+        stages[name] = {"start": start, "num_inference_steps": 0}
+        stages |= {f"{name} + {n} steps": {"start": start, "num_inference_steps": n} for n in steps}
     if tuning:
         name = list(stages)[-1]
         stages[f"{name} + {tuning} of tuning"] = stages[name] | {"num_tuning_steps": tuning}
@@ -103,20 +111,23 @@ def measure_stages(
     cache: Cache,
     segmenter: Any = None,
     codes: str | None = None,
+    tuned: int | None = None,
 ) -> str:
     """Return the table of stages, over all photographs.
 
     Args:
-        features: for the likeness; None leaves it out.
+        features: for the likeness, and for whether a reconstruction is nearer to its photograph than to those of all
+            other people; None leaves both out.
         segmenter: judges the regions' agreement; None leaves it out.
         codes: a folder that keeps the codes of the longest search without tuning, for `inverted_codes`.
+        tuned: how many of the photographs are tuned, which takes longest; None for all.
     """
     faces: dict[str, Any] = {}
 
     def face_of(file: str, points: Any) -> Tensor:
         if file not in faces:
-            out = pipe.invert(file, landmarks=points, num_inference_steps=0, start="mean")
-            faces[file] = to_tensor(out.images, out.images[0].width)
+            side = pipe.generator.config.resolution
+            faces[file] = to_tensor([align_face(read_photograph(file).rgb(), points, side, file)], side)
         return faces[file]
 
     described: dict[str, Tensor] = {}
@@ -135,19 +146,24 @@ def measure_stages(
         made = to_tensor(out.reconstructions, face.shape[-1])
         if features is not None:
             others = torch.stack([x for name, x in described.items() if person(name) != person(file)])
-            row["likeness"] = likeness(described[file], features(made)[0], others)
+            seen = features(made)[0]
+            row["likeness"] = likeness(described[file], seen, others)
+            row["recognized"] = float((seen - described[file]).norm() < (seen - others).norm(dim=1).min())
         if segmenter is not None:
             row["regions"] = agreement(segmenter, face, made)
         return row
 
     measured: dict[str, list[Any]] = {stage: [] for stage in stages}
-    for file, points in zip(files, landmarks, strict=True):
+    for number, (file, points) in enumerate(zip(files, landmarks, strict=True)):
         for stage, settings in stages.items():
+            if tuned is not None and number >= tuned and "num_tuning_steps" in settings:
+                continue
             name = f"{stage}, {Path(file).stem}"
             measured[stage].append(cache.get(name, partial(measure, file, points, settings)))
     rows: dict[str, dict[str, Any]] = {}
     for stage, found in measured.items():
-        rows[stage] = {name: mean([row[name] for row in found]) for name in found[0] if name != "seconds"}
+        rows[stage] = {"photographs": f"{len(found)}"}
+        rows[stage] |= {name: mean([row[name] for row in found]) for name in found[0] if name != "seconds"}
         rows[stage]["CPU seconds"] = f"{np.mean([row['seconds'] for row in found]):.1f}"
     return table("start and search", rows)
 
@@ -172,19 +188,26 @@ def draw_others() -> dict[str, Image.Image]:
 
 @torch.no_grad()
 def measure_likeness(
-    pipe: StyleFusionPhotoPipeline, faces: dict[str, Any], others: dict[str, Any], steps: int, cache: Cache
+    pipe: StyleFusionPhotoPipeline,
+    faces: dict[str, Any],
+    others: dict[str, Any],
+    steps: int,
+    cache: Cache,
+    codes: str | None = None,
 ) -> str:
     """Return what `explained` is for photographs of faces and for pictures that are none, and what separates them.
 
     Args:
         faces: {name: (photograph, landmarks or None)}.
         others: {name: picture}, squares that stand for aligned faces.
+        codes: a folder that may keep codes of the faces from a search of as many steps.
     """
     # Landmarks whose square is the whole picture.
     full = np.array([[0.375, 0.4765], [0.625, 0.4765], [0.5, 0.6], [0.41, 0.7115], [0.59, 0.7115]])
 
     def measure(picture: Any, points: Any) -> float:
-        return float(pipe.invert(picture, landmarks=points, num_inference_steps=steps).explained[0])
+        search = search_settings(codes, picture, steps) if isinstance(picture, str) else {"num_inference_steps": steps}
+        return float(pipe.invert(picture, landmarks=points, **search).explained[0])
 
     def square(picture: Image.Image) -> tuple[Image.Image, np.ndarray]:
         return picture, full * picture.width
@@ -248,6 +271,13 @@ def kept_code(folder: str, file: str) -> Path:
     """Return where the code of a photograph is kept, in a folder that is made."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     return Path(folder, f"{Path(file).stem}.safetensors")
+
+
+def search_settings(folder: str | None, file: str, steps: int) -> dict[str, Any]:
+    """Return the arguments of a search: the code of a photograph that is kept in a folder, or as many steps."""
+    if folder and (kept := kept_code(folder, file)).exists():
+        return {"start": load_codes(kept)["face"], "num_inference_steps": 0}
+    return {"num_inference_steps": steps}
 
 
 def inverted_codes(

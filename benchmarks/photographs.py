@@ -35,6 +35,7 @@ from stylefusion_hf.imaging.faces import face_square
 from stylefusion_hf.imaging.images import fit_square, open_image
 from stylefusion_hf.imaging.landmarks import find_landmarks, load_detector, read_landmarks
 from stylefusion_hf.imaging.photographs import read_photograph
+from stylefusion_hf.pipelines.photo_outputs import draw_change
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
 
 
@@ -74,13 +75,14 @@ def measure_seams(args: argparse.Namespace, pipe: Any, points: list[Any]) -> Non
     """Print a line per photograph; write the recipes if that is asked for."""
     regions, recipes = parse_pairs(args.region, "--region", code), []
     for file, landmarks in zip(args.photographs, points, strict=True):
+        search = tables.search_settings(args.codes, file, args.steps[-1])
         start = time.process_time()
-        out = pipe(file, regions=regions, landmarks=landmarks, num_inference_steps=args.steps[-1])
+        out = pipe(file, regions=regions, landmarks=landmarks, **search)
         seconds = time.process_time() - start
         recipes += out.recipes
         image, edited, coverage = read_photograph(file).image, out.images[0], out.masks[0]
         recipe = PhotoRecipe.from_dict(out.recipes[0])
-        _, after = pipe._draw(recipe.fusion, StyleFusionPipeline.from_pipe(pipe))
+        _, after = draw_change(StyleFusionPipeline.from_pipe(pipe), recipe.fusion)
         outside = np.abs(np.asarray(image, dtype=int) - np.asarray(edited))[np.asarray(coverage) == 0].max()
         seams = {"photograph": image, **other_blends(image, coverage, face_square(recipe.landmarks), after)}
         seams["edited"] = edited
@@ -110,14 +112,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--region", action="append", metavar="NAME=CODE", help="of the seams; NAME alone of the leak")
     parser.add_argument("--landmarks", metavar="JSON", help="default: they are detected")
     parser.add_argument("--steps", type=int, nargs="+", default=[100], help="of the search (default: 100)")
-    parser.add_argument("--tune", type=int, default=0, metavar="STEPS", help="of tuning, a last row of the stages")
     parser.add_argument(
-        "--others", nargs="*", default=[], metavar="FILE", help="square pictures without a face (likeness)"
+        "--starts",
+        nargs="+",
+        choices=("mean", "encoder"),
+        help="of the stages (default: both, if there is an encoder)",
+    )
+    parser.add_argument("--tune", type=int, default=0, metavar="STEPS", help="of tuning, a last row of the stages")
+    parser.add_argument("--tuned", type=int, metavar="N", help="tune only the first N photographs (default: all)")
+    parser.add_argument(
+        "--others",
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="square pictures without a face, of the likeness (default: drawn ones)",
     )
     parser.add_argument("--backbone", help="of the stages' likeness: efficientnet-lite0, or a transformer")
     parser.add_argument("--judges", metavar="FOLDER", help="of the stages' regions and of the leak")
     parser.add_argument("--rows", metavar="FILE", help="JSON file that keeps what was measured")
-    parser.add_argument("--codes", metavar="FOLDER", help="keeps the codes that the stages find and the leak takes")
+    parser.add_argument("--codes", metavar="FOLDER", help="keeps the codes that the stages find, for the other tables")
     parser.add_argument("--recipes", metavar="JSON", help="also write the seams' recipes, a list")
     args = parser.parse_args(argv)
     if args.table in ("seams", "leak") and not args.region:
@@ -140,12 +153,15 @@ def measure_table(args: argparse.Namespace, pipe: Any, points: list[Any]) -> str
     if args.table == "likeness":
         faces = {Path(f).stem: (f, place) for f, place in zip(args.photographs, points, strict=True)}
         squares = {Path(f).stem: fit_square(open_image(f), 256, fit="crop") for f in args.others}
-        others = {**tables.draw_others(), **squares}
-        return tables.measure_likeness(pipe, faces, others, args.steps[-1], cache)
+        others = squares or tables.draw_others()
+        return tables.measure_likeness(pipe, faces, others, args.steps[-1], cache, args.codes)
     features = load_backbone(args.backbone) if args.backbone else None
     segmenter = load_judges(args.judges).segmenter if args.judges else None
-    stages = tables.stage_settings(pipe.encoder is not None, args.steps, args.tune)
-    return tables.measure_stages(pipe, args.photographs, points, stages, features, cache, segmenter, args.codes)
+    starts = args.starts or ["mean", "encoder"][: 1 if pipe.encoder is None else 2]
+    stages = tables.stage_settings(starts, args.steps, args.tune)
+    return tables.measure_stages(
+        pipe, args.photographs, points, stages, features, cache, segmenter, args.codes, args.tuned
+    )
 
 
 if __name__ == "__main__":

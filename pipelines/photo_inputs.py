@@ -53,6 +53,11 @@ def list_landmarks(landmarks: Any, count: int) -> list[np.ndarray | None]:
     return [None if points is None else check_landmarks(points, f"landmarks[{k}]") for k, points in enumerate(groups)]
 
 
+def check_face(name: str, value: Any) -> int | None:
+    """Return the number of a face, or None; ValueError names the argument."""
+    return None if value is None else check_count(name, value, 10**6, least=0)
+
+
 def find_detector(detector: Any) -> Detector:
     """Return a detector given by name or as a callable; raises as `landmarks.load_detector`."""
     if isinstance(detector, str):

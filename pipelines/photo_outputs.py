@@ -1,7 +1,8 @@
-"""What an edited photograph's output is made of: which regions changed, and how near the model comes to a face."""
+"""What an edited photograph's output is made of: the change put back, and how near the model comes to a face."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,60 @@ from PIL import Image
 from stylefusion_hf.core.codes import Code
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.core.region_tree import RegionTree
+from stylefusion_hf.imaging import compositing
+from stylefusion_hf.imaging.faces import face_square
 from stylefusion_hf.imaging.images import to_tensor
 from stylefusion_hf.imaging.photographs import Photograph
+from stylefusion_hf.pipelines import steps as _steps
+from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
+from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
 
 RESEMBLES = 0.8  # `explained` below which the model does not draw such a picture (docs/guides/photos.md)
 FACE_RADIUS = 0.35  # of the disc in the middle of an aligned face over which `explained` is measured
+
+
+def edit_face(
+    fuser: StyleFusionPipeline,
+    photograph: Photograph,
+    recipe: PhotoRecipe,
+    square: Image.Image,
+    check_model: bool = True,
+) -> tuple[Image.Image, Image.Image]:
+    """Return a photograph with its recipe's changes, and how much of each pixel was replaced (mode L).
+
+    Args:
+        fuser: has the components of the photograph pipeline, with the generator that the codes are for.
+        square: the aligned face.
+        check_model: refuse a recipe that was written with other weights.
+    """
+    before, after = draw_change(fuser, recipe.fusion, check_model)
+    original = to_tensor([square], before.shape[-1], names=[photograph.name])[0].to(before)
+    regions = stays = None
+    if fuser.segmenter is not None:
+        found = _steps.segment(fuser.segmenter, torch.stack([original, after]))
+        leaves = changed_leaves(fuser.fusion.tree, recipe.fusion)
+        regions = torch.stack([found[leaf] for leaf in leaves]).flatten(0, 1).any(dim=0).float()
+        stays = torch.stack([masks.all(dim=0) for leaf, masks in found.items() if leaf not in leaves] or [regions < 0])
+        stays = stays.any(dim=0).float()
+    corners = face_square(recipe.landmarks)
+    return compositing.blend_change(photograph.image, corners, original, before, after, regions, stays)
+
+
+def draw_change(
+    fuser: StyleFusionPipeline, recipe: Recipe, check_model: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the face without and with a recipe's changes, (3, n, n) each in [-1, 1].
+
+    Faces are drawn one by one, so that a recipe gives the same bits as the call that wrote it.
+    """
+    fused: Any = fuser.from_recipe(recipe, check_model=check_model, output_type="pt")
+    plain = replace(
+        Recipe.from_dict(fused.recipe),
+        regions={}, nodes={}, global_code=None, edits={}, strength=1.0, refine_steps=0,
+    )  # fmt: skip
+    style = _steps.fuse_recipe(fuser.generator, fuser.fusion, plain, fuser._execution_device)
+    before = _steps.synthesize(fuser.generator, style, plain.noise_mode)[0]
+    return before, fused.images[0].to(before) * 2 - 1
 
 
 def changed_leaves(tree: RegionTree, recipe: Recipe) -> list[str]:

@@ -11,16 +11,11 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from stylefusion_hf.core.checks import check_choice, check_count, check_flag
+from stylefusion_hf.core.checks import check_choice, check_flag
 from stylefusion_hf.core.codes import LATENT_SPACES, Code
 from stylefusion_hf.core.recipes import Recipe
 from stylefusion_hf.hub.loading import HubMixin
-from stylefusion_hf.imaging import compositing
-from stylefusion_hf.imaging.faces import face_square
-from stylefusion_hf.imaging.images import to_tensor
-from stylefusion_hf.imaging.landmarks import find_landmarks
 from stylefusion_hf.imaging.photographs import Photograph, read_photograph
-from stylefusion_hf.inversion.previews import find_preview
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.hub_segmenter import HubSegmenter
 from stylefusion_hf.models.segmenter import RegionSegmenter
@@ -28,16 +23,13 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.pipelines.inversion_inputs import TENSOR_INPUTS, check_callback
-from stylefusion_hf.pipelines.inversion_steps import in_place
 from stylefusion_hf.pipelines.invert import StyleFusionInversionPipeline
 from stylefusion_hf.pipelines.output import StyleFusionPhotoPipelineOutput
-from stylefusion_hf.pipelines.photo_inputs import Sources, align_face, find_detector, list_landmarks, list_sources
-from stylefusion_hf.pipelines.photo_outputs import changed_leaves, describe_faces, to_output_type
+from stylefusion_hf.pipelines.photo_inputs import Sources, align_face, check_face, list_landmarks, list_sources
+from stylefusion_hf.pipelines.photo_outputs import describe_faces, edit_face, to_output_type
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
+from stylefusion_hf.pipelines.photo_search import align_faces, check_generator, search_codes
 from stylefusion_hf.pipelines.refining import check_refinement
-
-FROM_ENCODER, FROM_MEAN = 50, 100  # default steps of the search, by what it starts from
-PREVIEW = 128  # pixels of the previews that the search compares, where the generator has any
 
 
 class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
@@ -184,31 +176,25 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         """
         _steps.check_output_type(output_type, self.generator.config.img_channels)
         check_flag("return_dict", return_dict)
-        check_choice("noise_mode", noise_mode, ("none", "const"))
         check_choice("latent_type", latent_type, LATENT_SPACES)
-        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        face, source_face = (
-            value if value is None else check_count(name, value, 10**6, least=0)
-            for name, value in (("face", face), ("source_face", source_face))
-        )
-        self._check_channels()
+        self._check_search(noise_mode, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        face, source_face = check_face("face", face), check_face("source_face", source_face)
         items = list_sources(image)
         points = list_landmarks(landmarks, len(items))
         sources = Sources(regions, nodes, global_code, latent_type)
-        self._check_call(sources, strength, edits)
+        self._check_changes(sources, edits)
         refine_steps = check_refinement(self, refine_steps, any(node for _, node in sources.rows) or bool(edits))
 
-        # Find and align the faces.
-        squares = self._align(items, points, detector, face)
-        others = sources.align(detector, source_face, self.generator.config.resolution)
-
-        # Search their codes.
-        settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "num_tuning_steps": num_tuning_steps}
-        settings |= {"prior_weight": prior_weight, "num_final_steps": num_final_steps, "batch_size": batch_size}
-        settings |= {"latent_type": code_space, "noise_mode": noise_mode, "generator": generator}
-        settings |= {"start": start, "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs}
-        settings["preview_resolution"] = preview_resolution
-        inverted = self._invert(squares, others, settings, callback_on_step_end)
+        # Find and align the faces, and search their codes.
+        resolution = self.generator.config.resolution
+        squares = align_faces(items, points, resolution, detector, face)
+        others = sources.align(detector, source_face, resolution)
+        inverted = search_codes(
+            self, squares, others, callback_on_step_end, latent_type=code_space, start=start, noise_mode=noise_mode,
+            num_inference_steps=num_inference_steps, num_tuning_steps=num_tuning_steps, prior_weight=prior_weight,
+            num_final_steps=num_final_steps, preview_resolution=preview_resolution, batch_size=batch_size,
+            generator=generator, callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
         codes = inverted.codes.rows()
         own, borrowed = list(codes[: len(items)]), codes[len(items) :]
 
@@ -231,7 +217,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
             recipe = PhotoRecipe(photograph.image.size, photograph.sha256(), place, whole.select(k))
             recipes.append(recipe.to_dict())
             if output_type != "latent":
-                picture, mask = self._edit(photograph, recipe, fuser, squares[at])
+                picture, mask = edit_face(fuser, photograph, recipe, squares[at])
                 edited.append(photograph.with_image(picture))
                 masks.append(mask)
         self.maybe_free_model_hooks()
@@ -279,19 +265,17 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         Raises:
             ValueError, OSError, ImportError: as in a call.
         """
-        check_choice("noise_mode", noise_mode, ("none", "const"))
-        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        face = face if face is None else check_count("face", face, 10**6, least=0)
-        self._check_channels()
+        self._check_search(noise_mode, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        face = check_face("face", face)
         items = list_sources(image)
         points = list_landmarks(landmarks, len(items))
-        squares = self._align(items, points, detector, face)
-        settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "num_tuning_steps": num_tuning_steps}
-        settings |= {"prior_weight": prior_weight, "num_final_steps": num_final_steps, "batch_size": batch_size}
-        settings |= {"latent_type": code_space, "noise_mode": noise_mode, "generator": generator}
-        settings |= {"start": start, "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs}
-        settings["preview_resolution"] = preview_resolution
-        inverted = self._invert(squares, [], settings, callback_on_step_end)
+        squares = align_faces(items, points, self.generator.config.resolution, detector, face)
+        inverted = search_codes(
+            self, squares, [], callback_on_step_end, latent_type=code_space, start=start, noise_mode=noise_mode,
+            num_inference_steps=num_inference_steps, num_tuning_steps=num_tuning_steps, prior_weight=prior_weight,
+            num_final_steps=num_final_steps, preview_resolution=preview_resolution, batch_size=batch_size,
+            generator=generator, callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
         self.maybe_free_model_hooks()
         faces = describe_faces(squares, points, inverted)
         return StyleFusionPhotoPipelineOutput(images=squares, photographs=None, masks=None, **faces, recipes=[])
@@ -321,7 +305,7 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         """
         check_flag("check_model", check_model)
         check_flag("check_photograph", check_photograph)
-        self._check_channels()
+        check_generator(self.generator)
         if isinstance(recipe, str):
             recipe = PhotoRecipe.from_json(recipe)
         elif not isinstance(recipe, PhotoRecipe):
@@ -330,25 +314,19 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         recipe.check(photograph, check_photograph)
         fuser = StyleFusionPipeline.from_pipe(self)
         square = align_face(photograph.rgb(), recipe.landmarks, self.generator.config.resolution, photograph.name)
-        picture, mask = self._edit(photograph, recipe, fuser, square, check_model)
+        picture, mask = edit_face(fuser, photograph, recipe, square, check_model)
         self.maybe_free_model_hooks()
         return photograph.with_image(picture), mask
 
     # ------------------------------------------------------------------------------------------------
     # Steps of a call.
 
-    def _check_channels(self) -> None:
-        if self.generator.config.img_channels != 3:
-            raise ValueError(
-                f"photographs need a generator of 3 channels (RGB), this one has {self.generator.config.img_channels}"
-            )
-        height, width = self.generator.picture_size
-        if height != width:
-            raise ValueError(
-                f"faces are aligned as squares, this generator's pictures are of {width} x {height} pixels"
-            )
+    def _check_search(self, noise_mode: str, callback: Any, inputs: Any) -> None:
+        check_choice("noise_mode", noise_mode, ("none", "const"))
+        check_callback(callback, inputs)
+        check_generator(self.generator)
 
-    def _check_call(self, sources: Sources, strength: Any, edits: Any) -> None:
+    def _check_changes(self, sources: Sources, edits: Any) -> None:
         """Raise ValueError for a call that changes nothing, or names no node, before the search."""
         tree = self.fusion.tree
         for argument, node in sources.rows:
@@ -357,77 +335,3 @@ class StyleFusionPhotoPipeline(HubMixin, DiffusionPipeline):
         StyleFusionPipeline._edits(self, {} if edits is None else edits)
         if not sources.rows and not edits:
             raise ValueError("nothing to change: give codes in regions, nodes or global_code, or edits")
-
-    def _align(self, items: list[Any], points: list[Any], detector: Any, face: int | None) -> list[Image.Image]:
-        """Return the aligned face of each photograph; adds the landmarks that are missing in `points`."""
-        squares = []
-        for k, item in enumerate(items):
-            photograph = read_photograph(item, "image" if len(items) == 1 else f"image[{k}]")
-            picture, name = photograph.rgb(), photograph.name
-            if points[k] is None:
-                points[k] = find_landmarks(picture, find_detector(detector), name, face)
-            squares.append(align_face(picture, points[k], self.generator.config.resolution, name))
-        return squares
-
-    def _invert(
-        self, squares: list[Image.Image], others: list[Image.Image], settings: dict[str, Any], callback: Any
-    ) -> Any:
-        """Search the codes of the photographs' faces and of the other pictures, in one call."""
-        start = settings["start"]
-        if isinstance(start, Code) and others:
-            raise ValueError("start: codes are for photographs alone; give codes in regions instead of pictures, too")
-        if settings["num_inference_steps"] is None:
-            from_mean = start == "mean" or (start is None and self.encoder is None)
-            settings = settings | {"num_inference_steps": FROM_MEAN if from_mean else FROM_ENCODER}
-        inverter = StyleFusionInversionPipeline.from_pipe(self)
-        inverter._progress_bar_config = getattr(self, "_progress_bar_config", {})
-        if settings["preview_resolution"] is None and settings["num_inference_steps"]:
-            small = find_preview(
-                in_place(self.generator, self._execution_device), None, settings["noise_mode"], most=PREVIEW
-            )
-            settings = settings | {"preview_resolution": small}
-
-        def forward(_: Any, step: int, timestep: int, tensors: dict[str, Any]) -> Any:
-            return callback(self, step, timestep, tensors)
-
-        self._searching[get_ident()] = inverter
-        self._num_timesteps = settings["num_inference_steps"] + settings["num_tuning_steps"]
-        try:
-            return inverter(squares + others, callback_on_step_end=forward if callback else None, **settings)
-        finally:
-            self._searching.pop(get_ident(), None)
-
-    def _edit(
-        self,
-        photograph: Photograph,
-        recipe: PhotoRecipe,
-        fuser: StyleFusionPipeline,
-        square: Image.Image,
-        check_model: bool = True,
-    ) -> tuple[Image.Image, Image.Image]:
-        """Return the edited picture and its mask."""
-        before, after = self._draw(recipe.fusion, fuser, check_model)
-        original = to_tensor([square], before.shape[-1], names=[photograph.name])[0].to(before)
-        regions = None
-        if self.segmenter is not None:
-            found = _steps.segment(self.segmenter, torch.stack([original, after]))
-            leaves = changed_leaves(self.fusion.tree, recipe.fusion)
-            regions = torch.stack([found[leaf] for leaf in leaves]).flatten(0, 1).any(dim=0).float()
-        corners = face_square(recipe.landmarks)
-        return compositing.blend_change(photograph.image, corners, original, before, after, regions)
-
-    def _draw(
-        self, recipe: Recipe, fuser: StyleFusionPipeline, check_model: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the face without and with the recipe's changes, (3, n, n) each in [-1, 1].
-
-        Faces are drawn one by one, so that a recipe gives the same bits as the call that wrote it.
-        """
-        fused: Any = fuser.from_recipe(recipe, check_model=check_model, output_type="pt")
-        plain = replace(
-            Recipe.from_dict(fused.recipe),
-            regions={}, nodes={}, global_code=None, edits={}, strength=1.0, refine_steps=0,
-        )  # fmt: skip
-        style = _steps.fuse_recipe(fuser.generator, fuser.fusion, plain, self._execution_device)
-        before = _steps.synthesize(fuser.generator, style, plain.noise_mode)[0]
-        return before, fused.images[0].to(before) * 2 - 1

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from stylefusion_hf.pipelines.photograph import FROM_ENCODER, FROM_MEAN
+from stylefusion_hf.pipelines.photo_search import FROM_ENCODER, FROM_MEAN
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, upload_component

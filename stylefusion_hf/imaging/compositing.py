@@ -25,6 +25,7 @@ CHANGED_ANYWHERE = (0.05, 0.1)  # where no region is given
 CHANGED_NEARBY = (0.08, 0.16)  # around the regions: shadows, and what was behind them
 MARGIN, NEARBY, BORDER = 1 / 64, 1 / 16, 1 / 24  # of the square's side
 MOST_SHIFT = 0.3  # of the range
+MOST_TINT = 0.5  # mean deviation of a shadow's three colors, as a share of its darkness
 
 
 def blend_change(
@@ -34,6 +35,7 @@ def blend_change(
     before: Tensor,
     after: Tensor,
     regions: Tensor | None = None,
+    stays: Tensor | None = None,
 ) -> tuple[Image.Image, Image.Image]:
     """Blend what changed between two pictures of an aligned face into its photograph.
 
@@ -42,12 +44,12 @@ def blend_change(
         corners: of the square around its face, (4, 2), as from `faces.face_square`.
         original: the aligned face, (3, n, n) in [-1, 1].
         before, after: its reconstruction, and the same with the changes, (3, n, n) in [-1, 1].
-        regions: (n, n), 0 to 1, the regions that were meant to change; None: all.
+        regions, stays: as in `change_mask`.
 
     Returns:
         As `put_back`.
     """
-    mask = change_mask(before, after, regions)
+    mask = change_mask(before, after, regions, stays)
     trust = inside_photograph(corners, image.size, mask.shape[-1]).to(mask)
     trust = trust * unchanged(before, after, mask.shape[-1], regions)
     shift = color_shift(original, after, mask, trust)
@@ -59,7 +61,7 @@ def blend_change(
 # Where the picture changed.
 
 
-def change_mask(before: Tensor, after: Tensor, regions: Tensor | None = None) -> Tensor:
+def change_mask(before: Tensor, after: Tensor, regions: Tensor | None = None, stays: Tensor | None = None) -> Tensor:
     """Return how much of each pixel to replace: 1 where `after` differs from `before`, with soft edges.
 
     Args:
@@ -67,6 +69,9 @@ def change_mask(before: Tensor, after: Tensor, regions: Tensor | None = None) ->
         after: the same with its changes.
         regions: (n, n), 0 to 1: the regions that were meant to change, as they lie before and after. Outside of them
             only strong changes nearby count. None: changes count anywhere.
+        stays: (n, n), 1 where the region is another and the same before and after, else 0. Of the changes nearby only
+            those there count, and of these only shadows: a new outline of another region, an ear's for example, is no
+            part of the change, nor is another color. None: all strong changes nearby count.
 
     Returns:
         (h, h) with h = min(n, WORKING), from 0 to 1; 0 at the square's border.
@@ -80,6 +85,10 @@ def change_mask(before: Tensor, after: Tensor, regions: Tensor | None = None) ->
         close = smoothstep(dilate(change, side * NEARBY / 2), *CHANGED)
         mask = dilate(union, side * MARGIN) * close
         nearby = soften(dilate(union, side * NEARBY), side * MARGIN)
+        if stays is not None:
+            nearby = (
+                nearby * F.adaptive_avg_pool2d(stays[None, None].float(), side)[0, 0] * shadows(before, after, side)
+            )
         mask = torch.maximum(mask, nearby * smoothstep(change, *CHANGED_NEARBY))
     mask = soften(mask, side * MARGIN) * border_ramp(side, max(1.0, side * BORDER)).to(mask)
     return ((mask - 0.02) / 0.96).clamp(0, 1)
@@ -89,6 +98,14 @@ def measured_change(before: Tensor, after: Tensor, side: int) -> Tensor:
     """Return the mean absolute change of colors (side, side), as a share of the range, smoothed a little."""
     change = (after.float() - before.float()).abs().mean(dim=0) / 2
     return soften(F.adaptive_avg_pool2d(change[None, None], side)[0, 0], side / 128)
+
+
+def shadows(before: Tensor, after: Tensor, side: int) -> Tensor:
+    """Return (side, side), 1 where a picture got darker by about as much in each color, else 0."""
+    change = F.adaptive_avg_pool2d((after.float() - before.float())[None], side)[0]
+    light = change.mean(dim=0)
+    tint = soften((change - light).abs().mean(dim=0), side / 128)
+    return (tint <= -MOST_TINT * soften(light, side / 128)).float()
 
 
 def unchanged(before: Tensor, after: Tensor, side: int, regions: Tensor | None = None) -> Tensor:

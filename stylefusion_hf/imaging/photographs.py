@@ -41,6 +41,7 @@ BACK = TURNS | {6: TURNS[8], 8: TURNS[6]}  # the turns that undo TURNS
 # What of a TIFF file's tags describes the photograph rather than the layout of the file.
 KEPT_TAGS = (270, 271, 272, 305, 306, 315, 316, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 ORIENTATION = 0x0112
+EXIF_HEADER = b"Exif\0\0"  # before EXIF data in a JPEG file
 MAX_TEXT = 65000  # bytes of XMP, or of a comment; more does not fit into a segment of a JPEG file
 
 
@@ -214,7 +215,7 @@ def _is_deep(tile: Any) -> bool:
 def _exif(opened: Image.Image) -> bytes:
     exif = opened.info.get("exif")
     if opened.format != "TIFF" and isinstance(exif, bytes) and exif:
-        return exif
+        return EXIF_HEADER + exif if exif[:4] in (b"II*\0", b"MM\0*") else exif  # WebP files have it without
     try:
         found = opened.getexif()
         if opened.format == "TIFF":
@@ -276,7 +277,7 @@ def without_thumbnail(exif: bytes) -> bytes:
 
 def _directory(exif: bytes) -> tuple[str, int, int] | None:
     """Return byte order, offset of the first directory's entries, and their number; None for no EXIF data."""
-    start = 6 if exif[:6] == b"Exif\0\0" else 0
+    start = 6 if exif[:6] == EXIF_HEADER else 0
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[start : start + 4])
     if order is None or len(exif) < start + 8:
         return None

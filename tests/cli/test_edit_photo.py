@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageFilter, ImageOps
 
 from stylefusion_hf import StyleFusionPipeline
 from stylefusion_hf.cli import main
@@ -64,6 +64,34 @@ def test_a_photograph_and_its_recipe(model: str, capsys: pytest.CaptureFixture[s
     assert "--any-photograph" in error
     flags = ["--from-recipe", "new.json", "--any-photograph", "--any-model", "--out", "again.png"]
     assert main([*call[:1], "you.png", *call[2:], *flags]) == 0
+
+
+@pytest.mark.parametrize("given", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("kept", ["jpg", "png", "webp"])
+def test_a_turned_file_keeps_all_but_the_edit(model: str, given: str, kept: str) -> None:
+    """The pixels outside the mask, the color profile and what EXIF says, from each format to each."""
+    profile, exif = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), Image.Exif()
+    exif[0x010F], exif[0x0112] = "Me", 6
+    options = {"png": {}, "jpg": {"quality": 95, "subsampling": 0}, "webp": {"lossless": True}}[given]
+    upright = photograph().resize((SIZE[0] // 10, SIZE[1] // 10)).resize(SIZE, Image.Resampling.BICUBIC)
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    stored.save(f"turned.{given}", exif=exif, icc_profile=profile, **options)
+    Path("turned.json").write_text(json.dumps(POINTS.tolist()))
+    call = ["edit-photo", f"turned.{given}", "--model", model, "--landmarks", "turned.json", "--optimize", "1"]
+    assert main([*call, "--region", "hair=7", "--out", f"new.{kept}", "--mask", "mask.png"]) == 0
+    with Image.open(f"turned.{given}") as before, Image.open(f"new.{kept}") as after:
+        assert after.info["icc_profile"] == profile and after.getexif()[0x010F] == "Me"
+        assert after.getexif()[0x0112] == (6 if kept == given else 1)
+        assert after.size == (SIZE[::-1] if kept == given else SIZE)
+        values = [np.asarray(ImageOps.exif_transpose(image)).astype(int) for image in (before, after)]
+    difference = np.abs(values[1] - values[0]).max(axis=-1)
+    outside = pixels("mask.png") == 0
+    if kept != "jpg":
+        assert not difference[outside].any()
+    else:  # blocks of 8 pixels that lie beside the mask change with it, the others by rounding alone
+        far = np.asarray(Image.fromarray(~outside).filter(ImageFilter.MaxFilter(17))) == 0
+        assert far.any() and difference[far].max() <= 4
+    assert difference[~outside].max() > 20
 
 
 def test_several_photographs_go_to_a_folder(model: str, capsys: pytest.CaptureFixture[str]) -> None:

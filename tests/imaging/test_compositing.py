@@ -201,6 +201,24 @@ def test_a_strong_change_beside_the_region_belongs_to_it() -> None:
     assert near > 0.5 > change_mask(before, after, disc)[row, 80:82].mean()
 
 
+def test_of_other_regions_only_shadows_change() -> None:
+    before, after, disc = pair()
+    row, stays = slice(60, 68), 1 - disc
+    beside = (row, slice(78, 81))  # columns just right of the disc
+
+    def near(change: list[float], stays: torch.Tensor) -> float:
+        changed = after.clone()
+        changed[:, row, 77:82] += torch.tensor(change)[:, None, None]
+        return float(change_mask(before, changed, disc, stays)[beside].mean())
+
+    plain = near([0.0, 0.0, 0.0], stays)
+    assert near([-0.9, -0.9, -0.9], stays) > 0.5 > plain
+    for change in ([0.9, 0.9, 0.9], [-0.9, 0.3, 0.9]):  # lighter; another color
+        assert near(change, stays) <= plain + 0.01 and change_mask(before, after, disc, stays)[disc > 0].mean() > 0.95
+    stays[50:78, 70:90] = 0  # an outline of another region moved
+    assert near([-0.9, -0.9, -0.9], stays) <= plain + 0.01
+
+
 def test_the_mask_ends_before_the_border() -> None:
     before = as_tensor(waves(128, 128))
     mask = change_mask(before, -before.sign() + before * 0, torch.ones(128, 128))

@@ -11,9 +11,11 @@ from PIL import Image
 
 from stylefusion_hf import Code, Direction, StyleFusionInversionPipeline, StyleFusionPhotoPipeline, StyleGAN2Generator
 from stylefusion_hf.core.recipes import Recipe
+from stylefusion_hf.imaging import compositing
 from stylefusion_hf.imaging.faces import align, face_square
 from stylefusion_hf.pipelines.photo_outputs import changed_leaves, explained_share
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
+from stylefusion_hf.pipelines.steps import segment
 from tests.portraits import FIVE, similarity
 from tests.tiny import NUM_WS, W_DIM, draw, tiny_encoder, tiny_fusion, tiny_generator, tiny_pipeline
 
@@ -93,6 +95,24 @@ def test_the_region_changes_and_everything_else_stays(pipe: Any, mode: str) -> N
     assert out.reconstructions[0].size == (32, 32) and out.codes.tensor.shape == (1, NUM_WS, W_DIM)
     assert len(out.mse) == len(out.feature_distance) == len(out.explained) == 1
     assert given.tobytes() == photograph(mode).tobytes()
+
+
+def test_regions_that_stay_are_those_that_both_pictures_have(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, torch.Tensor] = {}
+    blend = compositing.blend_change
+
+    def spy(image: Any, corners: Any, original: Any, before: Any, after: Any, regions: Any, stays: Any) -> Any:
+        labels = segment(pipe.segmenter, torch.stack([original, after]))
+        given.update(regions=regions, stays=stays, hair=labels["hair"], eyes=labels["eyes"])
+        return blend(image, corners, original, before, after, regions, stays)
+
+    monkeypatch.setattr(compositing, "blend_change", spy)
+    pipe(photograph(), regions={"hair": 7}, **HERE)
+    assert torch.equal(given["regions"] > 0, given["hair"].any(dim=0))
+    assert not (given["regions"] * given["stays"]).any()
+    assert (given["stays"] >= given["eyes"].all(dim=0)).all()
+    pipe(photograph(), global_code=7, **HERE)  # all regions change, and none stays
+    assert not given["stays"].any()
 
 
 def test_no_change_gives_the_photograph_itself(pipe: Any, bare: Any) -> None:

@@ -135,18 +135,26 @@ def test_the_stages_of_photographs(portraits, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     names = ["mean face", "mean face + 2 steps", "encoder", "encoder + 2 steps", "encoder + 2 steps + 1 of tuning"]
     assert [line.split(" | ")[0][2:] for line in said.splitlines() if line.startswith("| ")][1:] == names
-    assert "| start and search | MSE | explained | likeness | regions | CPU seconds |" in said
+    assert (
+        "| start and search | photographs | MSE | explained | likeness | recognized | regions | CPU seconds |" in said
+    )
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert len(rows) == 10 and rows["encoder + 2 steps, me"]["MSE"] <= rows["encoder, me"]["MSE"]
     photographs.main([*call, "--rows", str(tmp_path / "rows.json")])
     assert "encoder, me:" not in capsys.readouterr().out, "measured again"
+    photographs.main([*call, "--rows", str(tmp_path / "rows.json"), "--starts", "encoder", "--tuned", "1"])
+    found = [line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert found == [["| encoder", "2"], ["| encoder + 2 steps", "2"], ["| encoder + 2 steps + 1 of tuning", "1"]]
 
 
 def test_what_separates_faces_from_other_pictures(portraits, tmp_path, capsys):
-    photographs.main([*portraits, "--table", "likeness", "--steps", "0", "--others", portraits[0]])
+    call = [*portraits, "--table", "likeness", "--steps", "0"]
+    photographs.main(call)
     said = capsys.readouterr().out
-    assert "| checkerboard |" in said and "| me |" in said and "lowest to highest of 2" in said
-    assert "Lowest face" in said
+    assert "| checkerboard |" in said and "lowest to highest of 2" in said and "Lowest face" in said
+    photographs.main([*call, "--others", portraits[0]])
+    said = capsys.readouterr().out
+    assert "| me |" in said and "| checkerboard |" not in said
 
 
 def test_the_leak_of_dials_on_photographs_and_samples(portraits, tmp_path, capsys):
