@@ -127,7 +127,7 @@ def cpu_seconds(process: int) -> float:
 
 
 def until_idle(process: int, patience: float = 600.0) -> None:
-    """Wait until the server has prepared what its first visitors see. Gradio's loop never rests: a tenth of a core."""
+    """Wait until the server has prepared what its first visitors see, and draws nothing."""
     begun = time.perf_counter()
     before, at = cpu_seconds(process), begun
     while time.perf_counter() - begun < patience:

@@ -33,6 +33,10 @@ from stylefusion_hf.spaces_app.settings import (
 from stylefusion_hf.spaces_app.stage import stage
 from stylefusion_hf.spaces_app.uploads import own_file
 
+# Not by an update of gradio's Tabs: the browser looks after all that is in an output, at every later event too.
+SHOW_TAB_JS = """() => {
+  [...document.querySelectorAll("[role=tab]")].find((tab) => tab.textContent.trim() === "Compose")?.click();
+}"""
 HISTORY_SECONDS = 6 * 3600  # seconds after which a session's history is dropped
 
 
@@ -42,11 +46,10 @@ class Compose:
     Args:
         models: the models of the Space.
         chosen: the index of the model in use.
-        tabs: the page's tabs; this one has the id "compose".
     """
 
-    def __init__(self, models: Sequence[Model], chosen: gr.Dropdown, tabs: gr.Tabs):
-        self.models, self.chosen, self.tabs = models, chosen, tabs
+    def __init__(self, models: Sequence[Model], chosen: gr.Dropdown):
+        self.models, self.chosen = models, chosen
         self._examples: dict[int, str] = {}
         self._drawing_examples = threading.Lock()
         model, start = models[0], dials.example_settings(models[0], 0)
@@ -103,9 +106,9 @@ class Compose:
                 )
                 with gr.Row(elem_classes="sf-dials"):
                     base = Card("base", dials.display_name(BASE), full=False)
-                    common = Card("global", dials.display_name(COMMON), visible=model.has_common)
+                    common = Card("global", dials.display_name(COMMON))
                     count = max(len(each.regions) for each in models)
-                    regions = [Card(i, "", visible=False) for i in range(count)]
+                    regions = [Card(i, "") for i in range(count)]
         self.cards = [base, common, *regions]
         self.values = [self.psi, *(control for card in self.cards for control in card.values)]
         self.page = [self.stage, self.history, self.refine, self.undo, self.redo, self.examples, *self.values]
@@ -161,12 +164,11 @@ class Compose:
             if made is None:
                 raise ValueError("there is no picture yet")
             model = self.models[index]
-            return self.open_recipe(model, model.check(made), history, values) | {
-                self.tabs: gr.update(selected="compose")
-            }
+            return self.open_recipe(model, model.check(made), history, values)
 
         inputs = [recipe, self.chosen, self.history, *self.values]
-        button.click(show_errors(step), inputs, [*self.page, self.tabs], **QUICK)
+        opened = button.click(show_errors(step), inputs, self.page, **QUICK)
+        opened.success(None, None, None, js=SHOW_TAB_JS, api_visibility="private")
 
     def fetch(self, button: gr.Button, recipe: gr.State) -> Any:
         """Connect a button of another tab that copies the recipe of the picture shown here."""
@@ -207,11 +209,8 @@ class Compose:
         for control, value in zip(self.values, settings.values(), strict=False):
             made.setdefault(control, {})["value"] = value
         for i, card in enumerate(self.cards[2:]):
-            has = i + 2 in places(model)
-            made[card.group] = {"visible": has}
-            if has:
+            if i + 2 in places(model):
                 made[card.seed]["label"] = dials.display_name(model.regions[i])
-        made[self.cards[1].group] = {"visible": model.has_common}
         made[self.refine] = {"visible": model.has_segmenter}
         made[self.label] = {
             "visible": model.classes > 0,

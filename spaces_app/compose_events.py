@@ -11,7 +11,7 @@ import gradio as gr
 
 from stylefusion_hf.spaces_app import dials, looks
 from stylefusion_hf.spaces_app.changes import lock_dial, refine, reset_dial, shuffle, surprise, unchanged
-from stylefusion_hf.spaces_app.compose_values import event_data, fits_model, read_values, stage_value
+from stylefusion_hf.spaces_app.compose_values import event_data, fits_model, outline_value, read_values, stage_value
 from stylefusion_hf.spaces_app.errors import show_errors, show_errors_on_stage
 from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.picture_files import picture_file
@@ -129,11 +129,18 @@ class ComposeEvents:
         tab.stage.select(show_errors(self._look_again), [tab.row, *inputs[:2]], resting, **QUICK)
         tab.stage.upload(show_errors(self._restore), inputs, [*tab.page, tab.chosen], **QUICK)
         tab.stage.download(show_errors(self._file), [tab.chosen, tab.history], tab.stage, **QUICK)
-        tab.stage.submit(show_errors_on_stage(self.rest, tab.stage), [tab.chosen, tab.history], tab.stage, **TURNING)
+        shown = [tab.chosen, tab.history]
+        full = tab.stage.submit(show_errors_on_stage(self.rest, tab.stage), shown, tab.stage, **TURNING)
+        full.then(show_errors_on_stage(self._outline, tab.stage), shown, tab.stage, **TURNING)
 
     def rest(self, index: int, history: History) -> dict[str, Any]:
         """Render the present settings at full size, after a draft."""
         return stage_value(self.tab.models[index], history.present)
+
+    def _outline(self, index: int, history: History) -> dict[str, Any]:
+        """Find the map of regions of the picture that `rest` has just shown; outlines are drawn by it."""
+        outline = outline_value(self.tab.models[index], history.present)
+        return gr.skip() if outline is None else gr.update(outline=outline)
 
     def _refine(self, index: int, history: History, *values: Any) -> dict[Any, Any]:
         """Show the refined picture, at full size: a preview would not show it."""

@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from stylefusion_hf.spaces_app import dials
-from stylefusion_hf.spaces_app.models import Model
-from stylefusion_hf.spaces_app.results import result, view_uri
+from stylefusion_hf.spaces_app.models import Model, digest
+from stylefusion_hf.spaces_app.results import outline_uri, result, view_uri
 from stylefusion_hf.spaces_app.settings import History, Settings, to_recipe
 
 EXAMPLES_JS = """
@@ -33,8 +33,19 @@ def event_data(event: gr.EventData) -> Mapping[str, Any]:
 def stage_value(model: Model, settings: Settings, draft: bool = False) -> dict[str, Any]:
     """Render the settings; return the value of the stage. `draft`: a preview, if the model has previews."""
     recipe = to_recipe(settings, model.regions, model.tree.root)
-    picture = model.draft(recipe) if draft else model.render(recipe)
+    # Where a draft came first, the picture does not wait for its map of regions either: see `outline_value`.
+    picture = model.draft(recipe) if draft else model.render(recipe, with_labels=model.preview is None)
     return result(model, picture, dials.caption(model, settings))
+
+
+def outline_value(model: Model, settings: Settings) -> dict[str, Any] | None:
+    """Return the map of regions of a picture that was rendered without it, for a stage; None if nothing is missing."""
+    recipe = to_recipe(settings, model.regions, model.tree.root)
+    picture = model.kept_picture(recipe)
+    if picture is None or not model.has_segmenter:
+        return None
+    labelled = model.add_labels(picture)
+    return {"key": digest(labelled.recipe), "labels": outline_uri(labelled)}
 
 
 def example_buttons(model: Model) -> str:

@@ -38,9 +38,9 @@ class Card:
         full: whether it has all controls; the base, which follows nothing, has neither strength nor reset.
     """
 
-    def __init__(self, number: int | str, label: str, visible: bool = True, full: bool = True):
+    def __init__(self, number: int | str, label: str, full: bool = True):
         self.strength = self.reset = self.note = None
-        with gr.Group(elem_id=f"sf-dial-{number}", elem_classes="sf-dial", visible=visible) as self.group:
+        with gr.Group(elem_id=f"sf-dial-{number}", elem_classes="sf-dial"):
             self.thumbnail = gr.HTML(elem_classes="sf-thumbnail", apply_default_css=False, js_on_load=None)
             hint = "as the base" if full else "a seed"
             self.seed = gr.Number(label=label, placeholder=hint, elem_classes="sf-seed")
@@ -63,7 +63,7 @@ class Card:
     @property
     def others(self) -> list[Any]:
         """The other controls whose properties change."""
-        return [self.group, self.thumbnail, self.shuffle, *(each for each in (self.reset, self.note) if each)]
+        return [self.thumbnail, self.shuffle, *(each for each in (self.reset, self.note) if each)]
 
     def properties(self, code: Any, dial: Dial) -> dict[Any, dict[str, Any]]:
         """Return {control: its properties}; `code` is the dial's own code, None if it follows the base.

@@ -39,13 +39,8 @@ def make_fuse(pipe: StyleFusionPipeline, factor: int) -> Callable[..., Drawn]:
             return preview(recipe, masks, up_to)
         whole = masks and (exact or factor == 1)
         out = pipe.from_recipe(recipe, check_model=False, output_masks=whole)
-        found = segment_small(out.images) if masks and not whole else out.masks
+        found = segment_reduced(pipe, out.images, factor) if masks and not whole else out.masks
         return out.images, to_arrays(found), out.recipe
-
-    def segment_small(images: list[Image.Image]) -> Any:
-        small = pipe.image_processor.preprocess([image.reduce(factor) for image in images])
-        with torch.no_grad():
-            return segment(pipe.segmenter, small.to(pipe.device, pipe.segmenter.dtype))
 
     def preview(recipe: dict[str, Any], masks: bool, up_to: int) -> Drawn:
         out = pipe.from_recipe(recipe, check_model=False, output_type="latent")
@@ -56,11 +51,38 @@ def make_fuse(pipe: StyleFusionPipeline, factor: int) -> Callable[..., Drawn]:
             found = segment(pipe.segmenter, pictures) if masks else None
         return pipe.image_processor.postprocess(pictures, output_type="pil"), to_arrays(found), out.recipe
 
-    def to_arrays(masks: Mapping[str, torch.Tensor] | None) -> dict[str, np.ndarray] | None:
-        return {name: mask.cpu().numpy() for name, mask in masks.items()} if masks else None
-
     drawing: Callable[..., Drawn] = on_gpu(fuse)
     return drawing
+
+
+def make_segment(pipe: StyleFusionPipeline, factor: int) -> Callable[..., dict[str, np.ndarray] | None]:
+    """Return the function that finds the regions of pictures that `make_fuse` drew without masks.
+
+    Args:
+        pipe: with a segmenter.
+        factor: as in `make_fuse`.
+
+    Returns:
+        `find(images)`: {leaf: its masks (B, H, W)}.
+    """
+
+    def find(images: list[Image.Image]) -> dict[str, np.ndarray] | None:
+        return to_arrays(segment_reduced(pipe, images, factor))
+
+    finding: Callable[..., dict[str, np.ndarray] | None] = on_gpu(find)
+    return finding
+
+
+def segment_reduced(pipe: StyleFusionPipeline, images: Sequence[Image.Image], factor: int) -> dict[str, torch.Tensor]:
+    """Return {leaf: masks (B, H, W)} of pictures, reduced by a factor."""
+    small = pipe.image_processor.preprocess([image.reduce(factor) for image in images])
+    with torch.no_grad():
+        return segment(pipe.segmenter, small.to(pipe.device, pipe.segmenter.dtype))
+
+
+def to_arrays(masks: Mapping[str, torch.Tensor] | None) -> dict[str, np.ndarray] | None:
+    """Return masks as arrays; None for none."""
+    return {name: mask.cpu().numpy() for name, mask in masks.items()} if masks else None
 
 
 def make_invert(

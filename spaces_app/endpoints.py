@@ -220,7 +220,7 @@ class Endpoints:
 
     def _render(self, name: str, recipe: Any) -> tuple[Any, dict[str, Any]]:
         model = self._model(name)
-        picture: Picture = model.render(model.check(recipe), with_labels=False)
+        picture: Picture = model.render(model.check(recipe), with_labels=False, keep=False)
         # A file of our own encoding: gradio's of 1024 px takes longer than drawing the picture.
         data = encode_png(picture.image, picture.recipe)
         return save_bytes_to_cache(data, "image.png", self._cache), picture.recipe

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio.to_thread
 import gradio as gr
+from gradio.blocks import BlocksConfig
 from starlette.responses import JSONResponse, Response
 
 from stylefusion_hf.core.checks import short
@@ -90,6 +91,27 @@ async def refuse_fields(*_: Any) -> Response:
     return JSONResponse({"detail": "the request does not have the fields that this address takes"}, 422)
 
 
+class SessionConfig(BlocksConfig):
+    """What a session keeps of the page's components.
+
+    Gradio would describe every component anew that an event may change, for links to a page's state, which are closed
+    here: of a dial's turn that took longer than sending the picture.
+    """
+
+    @staticmethod
+    def config_for_block(*_: Any, **__: Any) -> dict[str, Any]:
+        return {}
+
+
+class PageConfig(BlocksConfig):
+    """The page's components; gradio copies it for each session."""
+
+    def __copy__(self) -> BlocksConfig:
+        copied: BlocksConfig = super().__copy__()
+        copied.__class__ = SessionConfig
+        return copied
+
+
 class Page(gr.Blocks):
     """gradio's page with checks before its events.
 
@@ -99,6 +121,7 @@ class Page(gr.Blocks):
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
+        self.default_config.__class__ = PageConfig
         self.uploads = Uploads()
         self.preparations: list[Callable[[], Any]] = []
 
@@ -118,14 +141,10 @@ class Page(gr.Blocks):
             raise to_refusal(error) from None
         finally:
             VISITOR.reset(visitor)
-            self._forget_values(settings.get("state"), block_fn)
+            self._forget_messages()
 
-    def _forget_values(self, state: Any, block_fn: Any) -> None:
-        """Drop what gradio would keep: a copy of every value, for links to a page's state, and unread messages."""
-        configs = getattr(state, "config_values", {})
-        for block in (*getattr(block_fn, "inputs", ()), *getattr(block_fn, "outputs", ())):
-            if "props" in configs.get(block._id, {}):
-                configs[block._id]["props"]["value"] = None
+    def _forget_messages(self) -> None:
+        """Drop messages that gradio would keep for visitors who have not fetched them."""
         waiting = self._queue.pending_messages_per_session
         unread = sum(queue.qsize() for queue in waiting.values())
         for queue in list(waiting.values()):

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.inversion.previews import find_preview
 from stylefusion_hf.pipelines.steps import synthesize
 from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
-from stylefusion_hf.spaces_app.drawing import make_fuse, make_invert
+from stylefusion_hf.spaces_app.drawing import make_fuse, make_invert, make_segment
 from stylefusion_hf.spaces_app.model_files import DIRECTIONS, find_file, read_directions
 from stylefusion_hf.spaces_app.thumbnails import Thumbnails
 from stylefusion_hf.spaces_app.turns import DIAL, PICTURE, ROW, Turns
@@ -108,28 +108,48 @@ class Model:
         factor = max(1, min(self.size) // MAP) if self.channels == 3 else 1
 
         self._fuse, self._invert = make_fuse(pipe, factor), make_invert(pipe)
+        self._segment = make_segment(pipe, factor)
 
     # ------------------------------------------------------------------------------------------------
     # Pictures.
 
-    def render(self, recipe: Mapping[str, Any], with_labels: bool = True) -> Picture:
+    def render(self, recipe: Mapping[str, Any], with_labels: bool = True, keep: bool = True) -> Picture:
         """Render a recipe of one picture; the most recent ones are kept. ValueError names what is wrong with it.
 
-        with_labels: False leaves out the map of regions, which takes less time.
+        Args:
+            recipe: the recipe.
+            with_labels: False does not wait for the map of regions; `add_labels` finds it later.
+            keep: whether the picture may be shown again soon.
         """
         key = digest(recipe)
         if (found := self._pictures.get(key)) is not None:  # also what every visitor sees first
-            return found
+            return self.add_labels(found) if with_labels else found
         with self._turn_of(recipe):
             images, masks, made = self._fuse(dict(recipe), self.has_segmenter and with_labels, None)
-            labels = None if masks is None else self._labels({name: mask[0] for name, mask in masks.items()})
-            picture = Picture(images[0], labels, made)
-            if not with_labels:
-                return picture
-            self._pictures[key] = picture
-            while len(self._pictures) > self._kept:
-                self._pictures.popitem(last=False)
+            picture = Picture(images[0], self._first_labels(masks), made)
+            if keep:
+                self._keep_picture(key, picture)
         return picture
+
+    def kept_picture(self, recipe: Mapping[str, Any]) -> Picture | None:
+        """Return a picture that was rendered a moment ago; None if it is no longer kept."""
+        return self._pictures.get(digest(recipe))
+
+    def add_labels(self, picture: Picture) -> Picture:
+        """Return a full picture with its map of regions, if the model has a segmenter."""
+        if picture.labels is not None or not self.has_segmenter:
+            return picture
+        with self.take_turn(PICTURE):
+            labelled = replace(picture, labels=self._first_labels(self._segment([picture.image])))
+        for key, kept in list(self._pictures.items()):
+            if kept is picture:
+                self._pictures[key] = labelled
+        return labelled
+
+    def _keep_picture(self, key: str, picture: Picture) -> None:
+        self._pictures[key] = picture
+        while len(self._pictures) > self._kept:
+            self._pictures.popitem(last=False)
 
     def render_map(self, recipe: Mapping[str, Any]) -> Image.Image:
         """Return the map of regions of a recipe's picture with its every pixel; `has_segmenter` must be true."""
@@ -230,6 +250,9 @@ class Model:
     def thumbnails(self, codes: Sequence[Any], label: Any = None, region: str | None = None) -> list[Image.Image]:
         """Render small pictures at the model's own truncation; see `Thumbnails.render`."""
         return self._thumbnails.render(codes, label, region)
+
+    def _first_labels(self, masks: Mapping[str, np.ndarray] | None) -> Image.Image | None:
+        return None if masks is None else self._labels({name: mask[0] for name, mask in masks.items()})
 
     def _labels(self, masks: Mapping[str, np.ndarray]) -> Image.Image:
         """Merge the masks of leaves into one map of the regions with a dial: the leaf itself or an ancestor."""

@@ -21,7 +21,8 @@ from stylefusion_hf.core.region_names import spell_out
 from stylefusion_hf.core.untrusted.safe_pickle import loads
 from stylefusion_hf.spaces_app import EMBEDDED
 from stylefusion_hf.spaces_app.bounds import TooLarge, read_json
-from stylefusion_hf.spaces_app.models import Model, Picture
+from stylefusion_hf.spaces_app.changes import places
+from stylefusion_hf.spaces_app.models import Model, Picture, digest
 from stylefusion_hf.spaces_app.pictures import open_checked
 from stylefusion_hf.spaces_app.uploads import read_file
 
@@ -61,6 +62,16 @@ def view_uri(model: Model, image: Image.Image) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def outline_uri(picture: Picture) -> str | None:
+    """Return a picture's map of regions as a data URI; None where it has not been found."""
+    return None if picture.labels is None else data_uri(picture.labels)
+
+
+def dial_ids(model: Model) -> list[str]:
+    """Return the ends of the ids of a model's dials on the page."""
+    return [{0: "base", 1: "global"}.get(place, str(place - 2)) for place in places(model)]
+
+
 def result(model: Model, picture: Picture, caption: str) -> dict[str, Any]:
     """Return the value of a `stage`: everything that is shown and offered for a picture.
 
@@ -68,9 +79,12 @@ def result(model: Model, picture: Picture, caption: str) -> dict[str, Any]:
     """
     return {
         "png": view_uri(model, picture.image) if picture.draft else data_uri(picture.image, picture.recipe),
-        "labels": None if picture.labels is None else data_uri(picture.labels),
+        "key": digest(picture.recipe),
+        "labels": outline_uri(picture),
+        "outlined": model.has_segmenter,
         "cutout": model.has_segmenter and bool(model.background),
         "regions": [title(name) for name in model.regions],
+        "dials": dial_ids(model),
         "caption": caption,
         "draft": picture.draft,
         "smooth": model.resolution > SMOOTH,

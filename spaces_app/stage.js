@@ -12,9 +12,18 @@ const SETTLE = 250; // milliseconds after the last full picture until the row of
 let settling = null; // the timer of a full picture
 const cards = () => (props.leads ? [...document.querySelectorAll("[id^='sf-dial-']")] : []);
 
+// Models have different numbers of dials: the page has as many as the one with the most.
+const surplus = document.createElement("style");
+if (props.leads) document.head.append(surplus);
+function hideSurplus(dials) {
+  const rule = `[id^='sf-dial-']:not(${dials.map((name) => "#sf-dial-" + name).join(", ")}) { display: none !important; }`;
+  if (surplus.textContent !== rule) surplus.textContent = rule;
+}
+
 function show() {
   const value = props.value;
   if (!value) return;
+  if (props.leads) hideSurplus(value.dials);
   find("picture").src = value.png;
   find("picture").alt = value.caption;
   find("before").hidden = find("wipe").hidden = !value.before;
@@ -33,9 +42,9 @@ function show() {
   find("share").disabled = !value.query;
   find("share").title = value.query ? "A link that makes this picture" : "A link holds seeds only: download the recipe";
   find("link").hidden = true;
-  find("frame").title = value.labels ? "" : "This model has no segmenter, so that its regions have no outlines here";
+  find("frame").title = value.outlined ? "" : "This model has no segmenter, so that its regions have no outlines here";
   find("frame").style.aspectRatio = value.aspect || 1;
-  find("frame").style.cursor = value.labels ? "" : "default";
+  find("frame").style.cursor = value.outlined ? "" : "default";
   read(value.labels);
 }
 
@@ -52,12 +61,18 @@ function settle(wait = SETTLE) {
 // A dial that is turned again before the server has answered does not rest, however slow the server is: Gradio sends the
 // last turn of those in the meantime when the answer has come.
 let asked = false, again = false; // whether an answer is due, and whether another turn will be sent after it
-if (props.leads) document.addEventListener("input", (event) => {
-  if (!(event.target instanceof Element) || !event.target.closest("#sf-psi, [id^='sf-dial-']")) return;
+function turn(event, controls) {
+  if (!(event.target instanceof Element) || !event.target.closest(controls)) return;
   [asked, again] = [true, asked];
   rest(TURNING);
   settle(TURNING);
-});
+}
+// Buttons that are clicked one after the other do not rest between the clicks either.
+const BUTTONS = "#sf-surprise, #sf-undo, #sf-redo, #sf-clear, [id^='sf-dial-'] button, .sf-candidate, .sf-left .sf-examples button";
+if (props.leads) {
+  document.addEventListener("input", (event) => turn(event, "#sf-psi, [id^='sf-dial-']"));
+  document.addEventListener("click", (event) => turn(event, BUTTONS));
+}
 new IntersectionObserver((entries) => { seen = entries.at(-1).isIntersecting; rest(); }).observe(element);
 
 // What Gradio leaves to be desired for screen readers: a group has its id twice, and pictures in buttons have no name.
@@ -69,6 +84,8 @@ function tidy() {
   }
   for (const frame of document.querySelectorAll("button > .image-frame"))
     frame.parentElement.setAttribute("aria-label", "The picture");
+  for (const code of document.querySelectorAll(".cm-scroller")) // its lines are scrolled sideways on a phone
+    if (code.tabIndex < 0) code.tabIndex = 0;
   for (const empty of document.querySelectorAll(".empty[aria-label]")) empty.setAttribute("role", "img");
 }
 if (props.leads) {
@@ -84,11 +101,13 @@ function wipe() {
 }
 
 // The map of regions is a PNG whose gray levels are the regions' indices.
+let reading = null;
 function read(uri) {
+  reading = uri;
   if (!uri) { labels = null; return draw(); }
   const image = new Image();
   image.onload = () => {
-    if (!props.value || props.value.labels !== uri) return; // a newer one is loading
+    if (reading !== uri) return; // a newer one is loading
     [across, down] = [image.naturalWidth, image.naturalHeight];
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [across, down];
@@ -211,6 +230,9 @@ function tell() {
 watch("value", () => { show(); tell(); remember(); });
 watch("message", tell);
 watch("busy", wait);
+watch("outline", () => { // the map of a picture that is shown already
+  if (props.outline && props.outline.key === props.value?.key && !props.value.draft) read(props.outline.labels);
+});
 show();
 
 // --- Enlarged pictures and other formats: the server makes them, and the browser saves them. ---

@@ -65,6 +65,7 @@ def stage(value: Any = None, leads: bool = False, **settings: Any) -> gr.HTML:
         leads=leads,
         message="",
         busy=None,  # {"text", "at"}: what the server is busy with, until a value or a message comes
+        outline=None,  # {"key", "labels"}: the map of regions of the picture with that key, which came without it
         file=None,  # {"name", "uri", "number"} of an enlarged or converted picture, which the browser saves
         **settings,
     )

@@ -27,6 +27,7 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="the Space needs the extra `space`")
 
+from gradio.state_holder import SessionState  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 
 from stylefusion_hf import (  # noqa: E402
@@ -38,7 +39,7 @@ from stylefusion_hf import (  # noqa: E402
 )
 from stylefusion_hf.core.codes import seed_classes  # noqa: E402
 from stylefusion_hf.core.files import RECIPE_KEY  # noqa: E402
-from stylefusion_hf.spaces_app import app, changes, compose, dials, errors, jobs, results, turns  # noqa: E402
+from stylefusion_hf.spaces_app import app, changes, compose, compose_values, dials, errors, jobs, results, turns  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
 from stylefusion_hf.spaces_app.models import plain as plain_recipe  # noqa: E402
 from stylefusion_hf.spaces_app.settings import (  # noqa: E402
@@ -603,13 +604,12 @@ def test_memory_is_steady(models: list[Model]) -> None:
 def test_another_model_brings_its_own_dials(models: list[Model]) -> None:
     with gradio.Blocks() as page:
         chosen = gradio.Dropdown([("a", 0), ("b", 1)], value=0)
-        with gradio.Tabs() as tabs, gradio.Tab("Compose"):
-            tab = compose.Compose(models, chosen, tabs)
+        tab = compose.Compose(models, chosen)
     assert page.config
     values = tab.history.value.present.values()
     updates = tab.events.switch(1, tab.history.value, *values)
-    shown = [updates[card.group]["visible"] for card in tab.cards[2:]]
-    assert shown == [True, True, False, False, False, False]
+    first, second = tab.stage.value["dials"], updates[tab.stage]["value"]["dials"]  # stage.js hides the others
+    assert first == ["base", "global", "0", "1", "2", "3", "4", "5"] and second == ["base", "global", "0", "1"]
     assert updates[tab.cards[2].seed]["label"] == "Sky"
     assert updates[tab.history].present.base == Dial(dials.EXAMPLES[0][0])
     assert updates[tab.stage]["value"]["regions"] == ["Sky", "Ground"]
@@ -619,8 +619,7 @@ def test_a_refinement_is_of_one_picture(models: list[Model]) -> None:
     model = models[0]
     with gradio.Blocks():
         chosen = gradio.Dropdown([("a", 0), ("b", 1)], value=0)
-        with gradio.Tabs() as tabs, gradio.Tab("Compose"):
-            tab = compose.Compose(models, chosen, tabs)
+        tab = compose.Compose(models, chosen)
     plain = changes.shuffle(model, dials.blank_settings(model, 3), [2])
     shown = tab.events._refine(0, History([plain]), *plain.values())
     refined = shown[tab.history].present
@@ -783,11 +782,48 @@ def test_maps_of_large_pictures_are_small(large: Model) -> None:
     assert (whole[::2, ::2] == pixels(picture.labels)).mean() > 0.8  # noise, of a random generator
 
 
+def test_outlines_come_after_the_full_picture() -> None:
+    generator, tree = make_large().pipe.generator, "all*(face, hair)"
+    segmenter = RegionSegmenter(["face", "hair"], channels=[4, 4], groups=2).eval()
+    pipe = StyleFusionPipeline(generator, tiny_fusion(generator, tree, num_indicators=20), segmenter)
+    pipe.register_to_config(_name_or_path="test/late-map")
+    model = Model(pipe)
+    model.preview = 256
+    settings = dials.blank_settings(model, 5)
+    assert compose_values.outline_value(model, settings) is None  # nothing is shown yet
+    shown = compose_values.stage_value(model, settings)
+    assert not shown["draft"] and shown["labels"] is None and shown["outlined"]
+    late = compose_values.outline_value(model, settings)
+    assert late is not None and late["key"] == shown["key"]
+    recipe = to_recipe(settings, model.regions, model.tree.root)
+    kept = model.render(recipe)
+    assert kept is model.kept_picture(recipe) and kept.labels is not None
+    assert np.array_equal(pixels(opened(late["labels"])), pixels(kept.labels))
+    assert compose_values.stage_value(model, settings)["labels"] == late["labels"]  # from now on at once
+    assert model.render(recipe | {"base": 6}, keep=False).labels is not None
+    assert model.kept_picture(recipe | {"base": 6}) is None
+
+
+def test_an_idle_page_rests(large: Model) -> None:
+    page = app.queued(app.build([large]))
+    assert gradio.Blocks().queue()._queue.sleep_when_free < app.QUEUE_SECONDS  # else gradio has changed
+    assert page._queue.sleep_when_free == app.QUEUE_SECONDS
+
+
+def test_sessions_hold_no_copies_of_what_components_show(large: Model) -> None:
+    page = app.build([large])
+    assert all(config["props"] for config in page.get_config_file()["components"])
+    session = SessionState(page)
+    assert session.blocks_config.blocks.keys() == page.blocks.keys()
+    assert not any(session.config_values.values())
+    plain = SessionState(gradio.Interface(lambda x: x, "text", "text"))
+    assert any(plain.config_values.values())  # else gradio has changed
+
+
 def test_thumbnails_come_after_the_full_picture(large: Model) -> None:
     with gradio.Blocks():
         chosen = gradio.Dropdown([("a", 0)], value=0)
-        with gradio.Tabs() as tabs, gradio.Tab("Compose"):
-            tab = compose.Compose([large], chosen, tabs)
+        tab = compose.Compose([large], chosen)
     before = History([dials.blank_settings(large, 3)])
     after = before.push(dials.blank_settings(large, 77), "0 seed", 0.0)
     thumbnail = tab.cards[0].thumbnail

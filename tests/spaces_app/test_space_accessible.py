@@ -63,12 +63,13 @@ def open_page(browser: Any, url: str, dark: bool, width: int = 1280) -> Any:
     return page
 
 
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Any, url: str, dark: bool) -> None:
+def test_axe_finds_nothing_serious(browser: Any, url: str, dark: bool, width: int) -> None:
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed: pip install it"
     ).Axe()
-    page = open_page(browser, url, dark)
+    page = open_page(browser, url, dark, width)
     options = {"resultTypes": ["violations"], "runOnly": {"type": "tag", "values": TAGS}}
     found = set()
     for tab in TABS:

@@ -482,10 +482,10 @@ def test_a_large_model_shows_previews_and_says_what_it_draws(
     for name, label, seconds in (("draft", "draft", 0.7), ("render", "full", 0.0)):
         method = getattr(large, name)
 
-        def slow(recipe: Any, method: Any = method, label: str = label, seconds: float = seconds) -> Any:
+        def slow(recipe: Any, method: Any = method, label: str = label, seconds: float = seconds, **how: Any) -> Any:
             drawn.append(label)
             time.sleep(seconds)
-            return method(recipe)
+            return method(recipe, **how)
 
         monkeypatch.setattr(large, name, slow)
     with serving([Model(pipe), large], tmp_path / "gradio") as url:
@@ -509,6 +509,19 @@ def test_a_large_model_shows_previews_and_says_what_it_draws(
             for (let i = 0; i < 12; i++) {
                 slider.value = 0.3 + i / 50;
                 slider.dispatchEvent(new Event("input", { bubbles: true }));
+                await new Promise(done => setTimeout(done, 250));
+            }
+        }""")
+        assert "full" not in drawn and drawn.count("draft") > 1
+        page.wait_for_function(f"{PICTURE}.startsWith('data:image/webp')")
+        page.wait_for_function(f"{PICTURE}.startsWith('data:image/png')")
+        assert drawn.count("full") == 1 and drawn[-1] == "full"
+
+        # So do buttons that are clicked one after the other.
+        drawn.clear()
+        page.evaluate("""async () => {
+            for (let i = 0; i < 12; i++) {
+                document.getElementById("sf-surprise").click();
                 await new Promise(done => setTimeout(done, 250));
             }
         }""")

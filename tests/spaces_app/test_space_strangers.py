@@ -324,8 +324,7 @@ def test_a_sessions_text_is_not_kept(visitor: httpx.Client, url: str) -> None:
     held = page.state_holder.session_data
     assert page.state_holder.capacity <= 500
     for i in range(20):
-        for config in held[f"text-{i}"].config_values.values():
-            assert len(str((config.get("props") or {}).get("value"))) < 100_000
+        assert len(str(held[f"text-{i}"].config_values)) < 10_000
     assert sum(queue.qsize() for queue in page._queue.pending_messages_per_session.values()) <= MAX_UNREAD + 10
 
 
