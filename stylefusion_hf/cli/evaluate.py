@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--swap-rows",
         metavar="A,B",
         help="of the section swaps, measure only leaf, which is always there, and these: wider, refined, mean, mean"
-        " look, random code (default: all but refined; leaf alone takes about a fifth of the time)",
+        " look, random code (default: all but refined; leaf alone takes about a third of the time)",
     )
     parser.add_argument(
         "--static-gates",
