@@ -99,7 +99,7 @@ def describe_likeness(explained: float, steps: int, enough: int) -> str:
         return said
     if steps < enough:
         plural = "" if steps == 1 else "s"
-        return f"{said} after {steps} step{plural}; whether it draws such a picture shows after {enough} or more"
+        return f"{said} after {steps} step{plural}, too few to tell whether it draws such a picture: take {enough}"
     return f"{said}; it does not draw such a picture: what changes will not fit the rest"
 
 

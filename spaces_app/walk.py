@@ -48,7 +48,9 @@ class Walk:
                     walk_choices(model), value=model.regions[-1], label="What walks", elem_id="sf-walk-region"
                 )
                 through = gr.Textbox("31, 7, 24", label="Through these seeds", elem_id="sf-walk-seeds")
-                frames = gr.Slider(8, jobs.MAX_FRAMES, FIRST_FRAMES, step=1, label="Frames", buttons=[])
+                frames = gr.Slider(
+                    8, jobs.MAX_FRAMES, FIRST_FRAMES, step=1, label="Frames", elem_id="sf-walk-frames", buttons=[]
+                )
                 fps = gr.Slider(5, 50, 20, step=1, label="Frames per second", buttons=[])
                 size = gr.Radio([], label="Size", elem_id="sf-walk-size")
                 for name, content in size_choices(model).items():

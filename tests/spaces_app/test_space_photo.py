@@ -137,10 +137,10 @@ def test_a_short_reading_calls_no_face_foreign(tab: Photo, upload: str) -> None:
         reading = read(tab, upload, steps)
         assert reading.explained < RESEMBLES and not reading.is_foreign
         said = compare(reading)
-        assert f"after {steps} step" in said and "whether it draws such a picture shows after 50 or more" in said
+        assert f"after {steps} step" in said and "too few to tell whether it draws such a picture: take 50" in said
         assert "does not draw" not in said and "sf-photo-warned" not in said
     near = replace(reading, explained=0.9)
-    assert "explains 90%" in compare(near) and "shows after" not in compare(near)
+    assert "explains 90%" in compare(near) and "too few" not in compare(near)
 
 
 def test_the_tab_starts_with_a_reading_that_can_tell(tab: Photo, upload: str) -> None:
