@@ -270,7 +270,9 @@ LIGHT = (
     "if {broken}: _light.WANTED = (*_light.WANTED, 'diffusers.no_such_module')\n"
     "sys.argv[0] = 'stylefusion'\n"
     "assert main() == 0\n"
-    "names = ('torch._dynamo', 'sympy', 'scipy', 'transformers', 'diffusers.models.unets')\n"
+    "names = ['torch._dynamo', 'scipy', 'transformers', 'diffusers.models.unets']\n"
+    "import torch\n"
+    "if torch.torch_version.TorchVersion(torch.__version__) >= '2.13': names.append('sympy')\n"  # 2.6 imports it
     "heavy = [name for name in names if name in sys.modules]\n"
     "assert bool(heavy) is {broken}, heavy\n"
 )
