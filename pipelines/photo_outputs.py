@@ -20,7 +20,7 @@ from stylefusion_hf.pipelines import steps as _steps
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe
 
-RESEMBLES = 0.8  # `explained` below which the model does not draw such a picture (docs/guides/photos.md)
+RESEMBLES = 0.8  # `explained` below which the model does not draw such a picture, once a search was long enough
 FACE_RADIUS = 0.35  # of the disc in the middle of an aligned face over which `explained` is measured
 
 
@@ -86,12 +86,21 @@ def explained_share(face: Image.Image, made: Image.Image) -> torch.Tensor:
     return 1 - (error * disc).sum() / (spread * disc).sum().clamp_min(1e-6)
 
 
-def describe_likeness(explained: float) -> str:
-    """Return a sentence on how much of a face a reconstruction explains, with a warning if that is little."""
+def describe_likeness(explained: float, steps: int, enough: int) -> str:
+    """Return a sentence on how much of a face a reconstruction explains, with a warning if that is little.
+
+    Args:
+        explained: as from `explained_share`.
+        steps: of the search. A shorter one leaves faces below `RESEMBLES`, too (docs/guides/photos.md).
+        enough: the steps after which `RESEMBLES` tells faces from other pictures: `photo_search.default_steps`.
+    """
     said = f"the model explains {max(0.0, explained):.0%} of this face"
-    if explained < RESEMBLES:
-        said += "; it does not draw such a picture: what changes will not fit the rest"
-    return said
+    if explained >= RESEMBLES:
+        return said
+    if steps < enough:
+        plural = "" if steps == 1 else "s"
+        return f"{said} after {steps} step{plural}, too few to tell whether it draws such a picture: take {enough}"
+    return f"{said}; it does not draw such a picture: what changes will not fit the rest"
 
 
 def describe_faces(squares: list[Image.Image], landmarks: list[Any], inverted: Any) -> dict[str, Any]:

@@ -20,6 +20,11 @@ FROM_ENCODER, FROM_MEAN = 50, 100  # default steps of the search, by what it sta
 PREVIEW = 128  # pixels of the previews that the search compares, where the generator has any
 
 
+def default_steps(has_encoder: bool) -> int:
+    """Return how many steps a search takes by default, from an encoder's guess or else from the mean face."""
+    return FROM_ENCODER if has_encoder else FROM_MEAN
+
+
 def check_generator(generator: StyleGenerator) -> None:
     """Raise ValueError unless a generator draws square pictures in RGB, as aligned faces are."""
     if generator.config.img_channels != 3:
@@ -77,7 +82,7 @@ def search_codes(
         raise ValueError("start: codes are for photographs alone; give codes in regions instead of pictures, too")
     if settings["num_inference_steps"] is None:
         from_mean = start == "mean" or (start is None and pipe.encoder is None)
-        settings["num_inference_steps"] = FROM_MEAN if from_mean else FROM_ENCODER
+        settings["num_inference_steps"] = default_steps(not from_mean)
     inverter = StyleFusionInversionPipeline.from_pipe(pipe)
     inverter._progress_bar_config = getattr(pipe, "_progress_bar_config", {})
     if settings["preview_resolution"] is None and settings["num_inference_steps"]:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from stylefusion_hf.pipelines.photo_search import FROM_ENCODER, FROM_MEAN
+from stylefusion_hf.pipelines.photo_search import default_steps
 from stylefusion_hf.spaces_app import dials
 from stylefusion_hf.spaces_app.errors import show_errors
 from stylefusion_hf.spaces_app.mix import LONG, MAX_STEPS, upload_component
@@ -60,7 +60,7 @@ class Photo:
                 steps = gr.Slider(
                     0,
                     MAX_STEPS,
-                    default_steps(model),
+                    default_steps(model.has_encoder),
                     step=10,
                     label="Extra care (search steps)",
                     info="More steps bring the model's picture closer to the face, and take longer",
@@ -131,7 +131,7 @@ class Photo:
                 else gr.update(value=dials.EMPTY, visible=False)
                 for i in range(most)
             ]
-            return [default_steps(model), *shown, *closed]
+            return [default_steps(model.has_encoder), *shown, *closed]
 
         chosen.change(show_errors(switch), chosen, [steps, *seeds, *results], api_visibility="private")
 
@@ -199,7 +199,7 @@ class Photo:
         text = f"{parts[:1].upper()}{parts[1:]}: left the photograph, right the change"
         if pictures[0].size != size:
             text += f" (shown smaller; the file has all {size[0]} x {size[1]} pixels)"
-        if not reading.resembles:
+        if reading.is_foreign:
             text += f". Remember: {reading.describe()}"
         shown = {"before": data_uri(pictures[0]), "after": data_uri(pictures[1]), "caption": text}
         written = [str(file) for file in self.folder.write(edited, recipe, path)]
@@ -214,11 +214,6 @@ def has_dial(model: Model, number: int) -> bool:
     return number < len(model.regions) and number not in model.background
 
 
-def default_steps(model: Model) -> int:
-    """Return how many steps the search takes unless a visitor asks for more or fewer."""
-    return FROM_ENCODER if model.has_encoder else FROM_MEAN
-
-
 def compare(reading: Reading) -> str:
     """Return the HTML of a face beside its reconstruction, with the likeness."""
     said = reading.describe()
@@ -226,6 +221,6 @@ def compare(reading: Reading) -> str:
         f'<figure><img src="{data_uri(reduce_for_page(image, 320))}" alt=""><figcaption>{label}</figcaption></figure>'
         for image, label in ((reading.face, "the face"), (reading.reconstruction, "as the model draws it"))
     )
-    warned = "" if reading.resembles else " sf-photo-warned"
+    warned = " sf-photo-warned" if reading.is_foreign else ""
     text = f'<p class="sf-photo-said{warned}">{said[:1].upper()}{said[1:]}.</p>'
     return f'<div class="sf-photo-pair">{pictures}</div>{text}'

@@ -25,6 +25,7 @@ from stylefusion_hf.imaging.faces import face_square
 from stylefusion_hf.imaging.landmarks import find_faces, load_detector
 from stylefusion_hf.imaging.photographs import FORMATS, Photograph, read_photograph
 from stylefusion_hf.pipelines.photo_outputs import RESEMBLES, describe_likeness
+from stylefusion_hf.pipelines.photo_search import default_steps
 from stylefusion_hf.spaces_app.device import on_gpu
 from stylefusion_hf.spaces_app.drawing import step_callback
 from stylefusion_hf.spaces_app.models import Model
@@ -53,6 +54,8 @@ class Reading:
         face: the aligned face.
         reconstruction: what the model makes of it.
         explained: the share of the face that the reconstruction explains, at most 1.
+        steps: those of the search.
+        enough: the steps after which a low share says that the model does not draw such pictures.
     """
 
     landmarks: list[list[float]]
@@ -60,15 +63,17 @@ class Reading:
     face: Image.Image
     reconstruction: Image.Image
     explained: float
+    steps: int
+    enough: int
 
     @property
-    def resembles(self) -> bool:
-        """Whether the model draws such a picture."""
-        return self.explained >= RESEMBLES
+    def is_foreign(self) -> bool:
+        """Whether the search was long enough to say that the model does not draw such a picture."""
+        return self.explained < RESEMBLES and self.steps >= self.enough
 
     def describe(self) -> str:
         """Return a sentence on the likeness."""
-        return describe_likeness(self.explained)
+        return describe_likeness(self.explained, self.steps, self.enough)
 
 
 def can_find_faces(detector: Any) -> bool:
@@ -133,7 +138,8 @@ class PhotoEditor:
     ) -> Reading:
         """Search the code of a face. It does not take turns, so that dials keep working in the meantime."""
         code, face, made, explained = self._read(photograph, landmarks, steps, report_step)
-        return Reading(np.asarray(landmarks).tolist(), code, face, made, explained)
+        enough = default_steps(self.model.has_encoder)
+        return Reading(np.asarray(landmarks).tolist(), code, face, made, explained, steps, enough)
 
     def change(
         self, photograph: Photograph, reading: Reading, regions: Mapping[str, Any], strength: float = 1.0

@@ -17,7 +17,7 @@ from stylefusion_hf.spaces_app.opening import open_when_seen
 from stylefusion_hf.spaces_app.results import load_line
 
 EVERYTHING = ""  # the dropdown's value if the base walks
-FIRST_FRAMES = 24  # of the animation to open with
+FIRST_FRAMES = 24  # until a visitor chooses, and of the animation to open with: it is quickly there
 KINDS = {".webp": "WebP, exact", ".gif": "GIF, 256 colors", ".mp4": "MP4"}
 
 
@@ -48,7 +48,9 @@ class Walk:
                     walk_choices(model), value=model.regions[-1], label="What walks", elem_id="sf-walk-region"
                 )
                 through = gr.Textbox("31, 7, 24", label="Through these seeds", elem_id="sf-walk-seeds")
-                frames = gr.Slider(8, jobs.MAX_FRAMES, 48, step=1, label="Frames", buttons=[])
+                frames = gr.Slider(
+                    8, jobs.MAX_FRAMES, FIRST_FRAMES, step=1, label="Frames", elem_id="sf-walk-frames", buttons=[]
+                )
                 fps = gr.Slider(5, 50, 20, step=1, label="Frames per second", buttons=[])
                 size = gr.Radio([], label="Size", elem_id="sf-walk-size")
                 for name, content in size_choices(model).items():
@@ -85,11 +87,6 @@ class Walk:
         inputs, outputs = [chosen, start, region, through, frames, fps, size, suffix], [film, video, download, code]
         make.click(show_errors(self._make), inputs, outputs, show_progress_on=[film], **LONG)
 
-        def make_first(
-            index: int, start: dict[str, Any], region: str, through: str, frames: int, *others: Any
-        ) -> Sequence[Any]:
-            return self._make(index, start, region, through, FIRST_FRAMES, *others)
-
         def switch(index: int) -> list[Any]:
             model = models[index]
             choices = gr.update(choices=walk_choices(model), value=model.regions[-1])
@@ -98,7 +95,7 @@ class Walk:
             return [first_recipe(model), FIRST_SEED, choices, gr.update(**size_choices(model)), *nothing]
 
         open_when_seen(
-            tab, chosen, make_first, inputs, outputs, switch, [start, seed, region, size, *outputs],
+            tab, chosen, self._make, inputs, outputs, switch, [start, seed, region, size, *outputs],
             show_progress_on=[film], **LONG,
         )  # fmt: skip
 

@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
         for at, k in enumerate(group):
             if not only_codes:
                 _write(targets[k], result.photographs[at], result.recipes[at])
-            print(describe_reconstruction(result, at))
+            print(describe_reconstruction(result, at, args.optimize, pipe.encoder is not None))
             found[Path(args.photographs[k]).stem] = result.codes.rows()[at]
     if codes is not None:
         save_codes(codes, found)
@@ -155,12 +155,18 @@ def run(args: argparse.Namespace) -> None:
         report_written(folder, "the tuned generator, which the recipes need")
 
 
-def describe_reconstruction(result: Any, at: int) -> str:
-    """Return one line on how near the model comes to a face, with a warning if that is not near."""
-    from stylefusion_hf.pipelines.photo_outputs import describe_likeness
+def describe_reconstruction(result: Any, at: int, steps: int | None, has_encoder: bool) -> str:
+    """Return one line on how near the model comes to a face, with a warning if that is not near.
 
-    share, mse = float(result.explained[at]), float(result.mse[at])
-    return f"reconstruction: MSE {mse:.4f}; {describe_likeness(share)}"
+    Args:
+        steps: of the search; None for the default.
+    """
+    from stylefusion_hf.pipelines.photo_outputs import describe_likeness
+    from stylefusion_hf.pipelines.photo_search import default_steps
+
+    share, mse, enough = float(result.explained[at]), float(result.mse[at]), default_steps(has_encoder)
+    said = describe_likeness(share, enough if steps is None else steps, enough)
+    return f"reconstruction: MSE {mse:.4f}; {said}"
 
 
 def _call(args: argparse.Namespace) -> dict[str, Any]:

@@ -137,10 +137,20 @@ def test_a_reconstruction_that_is_no_face_is_said_to_be_none() -> None:
     class Result:
         explained, mse = [0.95, 0.4, -3.0], [0.01, 0.1, 0.5]
 
-    good, poor, worse = (describe_reconstruction(Result, k) for k in range(3))
+    good, poor, worse = (describe_reconstruction(Result, k, None, True) for k in range(3))
     assert "explains 95% of this face" in good and "does not draw" not in good
     assert "40%" in poor and "it does not draw such a picture" in poor
     assert " 0%" in worse and "does not draw" in worse
+    assert "does not draw" in describe_reconstruction(Result, 1, 50, True)
+    assert "does not draw" in describe_reconstruction(Result, 1, 100, False)
+    for steps, has_encoder, enough in ((49, True, 50), (0, True, 50), (1, False, 100), (99, False, 100)):
+        said = describe_reconstruction(Result, 1, steps, has_encoder)
+        assert (
+            f"after {steps} step" in said
+            and f"too few to tell whether it draws such a picture: take {enough}" in said
+            and "does not" not in said
+        )
+        assert "too few" not in describe_reconstruction(Result, 0, steps, has_encoder)
 
 
 @pytest.mark.parametrize(

@@ -420,6 +420,8 @@ def test_edit_animate_and_compare(visit: Visit, tmp_path: Path) -> None:
     api.expect(page.locator("#sf-walk-film img")).to_be_visible()  # it opens with an animation
     api.expect(page.locator("#sf-walk-download")).to_be_enabled()
     opening = page.locator("#sf-walk-film img").get_attribute("src")
+    with Image.open(io.BytesIO(page.request.get(opening).body())) as film:
+        api.expect(page.locator("#sf-walk-frames input[type=range]")).to_have_value(str(film.n_frames))
     page.locator("#sf-walk-seeds textarea, #sf-walk-seeds input").first.fill("7")
     page.locator("#sf-walk-make").click()
     api.expect(page.locator("#sf-walk-film img")).not_to_have_attribute("src", opening)

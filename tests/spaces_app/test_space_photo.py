@@ -1,6 +1,7 @@
 """The tab "Your photograph" without a browser: faces are found, read and changed; what is none is said to be none."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ gr = pytest.importorskip("gradio", reason="the Space needs the extra `space`")
 from stylefusion_hf.imaging.faces import face_square  # noqa: E402
 from stylefusion_hf.pipelines.photo_outputs import RESEMBLES  # noqa: E402
 from stylefusion_hf.pipelines.photo_recipes import PhotoRecipe  # noqa: E402
+from stylefusion_hf.pipelines.photo_search import FROM_ENCODER, FROM_MEAN  # noqa: E402
 from stylefusion_hf.spaces_app import photo_editor  # noqa: E402
 from stylefusion_hf.spaces_app.errors import public_message  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
@@ -121,11 +123,36 @@ def test_what_is_no_face_is_said_to_be_none(tab: Photo, upload: str) -> None:
     with pytest.raises(ValueError, match="no face was found in the photograph"):
         tab._find(0, upload)
     FACES[:] = [POINTS]
-    reading = read(tab, upload)  # noise, which the tiny model cannot draw
-    assert reading.explained < RESEMBLES and not reading.resembles
+    reading = read(tab, upload, FROM_ENCODER)  # noise, which the tiny model cannot draw
+    assert reading.explained < RESEMBLES and reading.is_foreign
     assert "does not draw such a picture" in compare(reading) and "sf-photo-warned" in compare(reading)
-    near = Reading(reading.landmarks, reading.code, reading.face, reading.reconstruction, 0.9)
+    seeds = [7 if name == "hair" else None for name in tab.editors[0].model.regions]
+    assert "Remember: the model" in tab._change(0, upload, reading, 1.0, *seeds)[0]["value"]["caption"]
+    near = replace(reading, explained=0.9)
     assert "explains 90%" in compare(near) and "does not" not in compare(near)
+
+
+def test_a_short_reading_calls_no_face_foreign(tab: Photo, upload: str) -> None:
+    for steps in (1, FROM_ENCODER - 1):
+        reading = read(tab, upload, steps)
+        assert reading.explained < RESEMBLES and not reading.is_foreign
+        said = compare(reading)
+        assert f"after {steps} step" in said and "too few to tell whether it draws such a picture: take 50" in said
+        assert "does not draw" not in said and "sf-photo-warned" not in said
+    near = replace(reading, explained=0.9)
+    assert "explains 90%" in compare(near) and "too few" not in compare(near)
+
+
+def test_the_tab_starts_with_a_reading_that_can_tell(tab: Photo, upload: str) -> None:
+    for has_encoder, steps in ((True, FROM_ENCODER), (False, FROM_MEAN)):
+        pipe = tiny_pipeline(segmenter=True)
+        pipe.register_modules(encoder=tiny_encoder() if has_encoder else None)
+        with gr.Blocks() as page:
+            other = Photo([Model(pipe)], gr.Dropdown([("tiny", 0)], value=0), {"queue": False}, detector)
+        (slider,) = (block for block in page.blocks.values() if getattr(block, "elem_id", "") == "sf-photo-steps")
+        assert slider.value == steps
+        reading = read(other, upload, 1)
+        assert reading.enough == steps and not reading.is_foreign and replace(reading, steps=steps).is_foreign
 
 
 def test_an_upload_that_goes_closes_the_rest(tab: Photo) -> None:
