@@ -429,7 +429,7 @@ def test_edit_animate_and_compare(visit: Visit, tmp_path: Path) -> None:
         page.locator("#sf-walk-download").click()
     download.value.save_as(tmp_path / "walk.webp")
     with Image.open(tmp_path / "walk.webp") as film:
-        assert (film.n_frames, film.size) == (48, (64, 64))
+        assert (film.n_frames, film.size) == (24, (64, 64))
     assert page.locator("#sf-walk-film img").bounding_box()["width"] > 300
 
     visit.open("Compare")  # it opens with a sheet

@@ -235,7 +235,7 @@ def test_training_pictures_are_drawn_in_the_asked_precision():
     networks.calibrate(codes := draw_codes(g, 4, torch.Generator().manual_seed(0), 0.5, 0.2))
     exact, _ = networks.render(codes)
     low, maps = networks.render(s := codes.clone().requires_grad_())
-    assert 1e-4 < (low - exact).abs().max() < 0.1  # not the same numbers, and the same pictures
+    assert 1e-4 < (low - exact).abs().max() < 0.2  # not the same numbers, and the same pictures
     probs = networks.segment(low)
     assert low.dtype == probs.dtype == maps[16].dtype == torch.float32
     probs.square().sum().backward()
