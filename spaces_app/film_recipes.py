@@ -108,5 +108,5 @@ def _add_to_gif(path: Path, text: bytes) -> None:
 def exif_comment(text: bytes) -> bytes:
     """Return Exif data whose user comment is an ASCII text, as in `picture_files`."""
     exif = Image.Exif()
-    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"ASCII\0\0\0" + text
+    exif[EXIF_IFD] = {USER_COMMENT: b"ASCII\0\0\0" + text}  # get_ifd of Pillow 10 returns a copy
     return exif.tobytes().removeprefix(b"Exif\0\0")

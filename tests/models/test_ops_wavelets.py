@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from stylefusion_hf.ops import native
 from stylefusion_hf.ops.separable import (
@@ -270,6 +271,8 @@ def test_opcheck(layout):
 def test_compile(backend):
     if backend == "inductor" and not shutil.which("c++"):
         pytest.skip("inductor needs a C++ compiler")
+    if backend == "inductor" and TorchVersion(torch.__version__) < "2.7":
+        pytest.skip("inductor of torch 2.6 cannot lower these layers (NotImplementedError: View)")
     g = tiny_mobile_generator(resolution=16, channels=[8, 4])
     s = g.to_style(draw(2, W_DIM)).detach().requires_grad_()
     compiled = torch.compile(g.synthesis, fullgraph=True, backend=backend)
