@@ -9,9 +9,9 @@
 
 The truth on samples is a judge segmenter, trained on drawn pictures with exact maps (the embedded judges, or --judge).
 Found regions have no names: each exact region is compared with the one found region that overlaps it most, one to one.
-With --regions, that folder's segmenters are held against the exact maps of drawn pictures that nothing was trained on,
-or, where there are no drawings, against the judge on the samples (--artwork samples). Generators above 256 px are seen
-in their previews of that size.
+With --regions, that folder's segmenters are held against the exact maps of drawn pictures that nothing was trained on.
+Where no pictures can be drawn, --artwork samples compares its segmenter with the judge on the samples. Generators
+above 256 px are compared on their 256 px previews.
 """
 
 from __future__ import annotations

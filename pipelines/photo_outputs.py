@@ -45,8 +45,8 @@ def edit_face(
         found = _steps.segment(fuser.segmenter, torch.stack([original, after]))
         leaves = changed_leaves(fuser.fusion.tree, recipe.fusion)
         regions = torch.stack([found[leaf] for leaf in leaves]).flatten(0, 1).any(dim=0).float()
-        stays = torch.stack([masks.all(dim=0) for leaf, masks in found.items() if leaf not in leaves] or [regions < 0])
-        stays = stays.any(dim=0).float()
+        same = torch.stack([masks.all(dim=0) for masks in found.values()]).any(dim=0)
+        stays = (same & (regions == 0)).float()
     corners = face_square(recipe.landmarks)
     return compositing.blend_change(photograph.image, corners, original, before, after, regions, stays)
 

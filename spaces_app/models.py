@@ -132,7 +132,7 @@ class Model:
         return picture
 
     def kept_picture(self, recipe: Mapping[str, Any]) -> Picture | None:
-        """Return a picture that was rendered a moment ago; None if it is no longer kept."""
+        """Return the picture that `render` kept for a recipe, or None if it kept none."""
         return self._pictures.get(digest(recipe))
 
     def add_labels(self, picture: Picture) -> Picture:

@@ -62,6 +62,15 @@ def minibatch_std(x: torch.Tensor, group_size: int, num_channels: int) -> torch.
     return torch.cat([x, y.to(x.dtype)], dim=1)
 
 
+def _check_shape(images: torch.Tensor, expected: tuple[int, ...]) -> None:
+    """ValueError unless images are a batch of pictures of the shape (channels, height, width)."""
+    check_real("images", images)
+    if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+        raise ValueError(
+            f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
+        )
+
+
 class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
     """Images (B, C, H, W) in [-1, 1] -> logits (B, 1).
 
@@ -143,11 +152,7 @@ class StyleGAN2Discriminator(StrictModelMixin, ConfigMixin):
     ) -> DiscriminatorOutput | tuple:
         """`logits` (B, 1). ValueError if the images have another shape than the model's."""
         expected = (self.config.img_channels, *self.picture_size)
-        check_real("images", images)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
-            )
+        _check_shape(images, expected)
         x = self.fromrgb(to_fast_layout(images))
         for k, block in enumerate(self.blocks):
             x = block(x)
@@ -233,11 +238,7 @@ class ProjectedDiscriminator(StrictModelMixin, ConfigMixin):
     def forward(self, images: torch.Tensor, return_dict: bool = True) -> DiscriminatorOutput | tuple:
         """`logits` (B, 1). ValueError if the images have another shape than the model's."""
         expected = (self.frozen.config.img_channels, self.config.resolution, self.config.resolution)
-        check_real("images", images)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
-            )
+        _check_shape(images, expected)
         maps = self.frozen.feature_maps(images)
         logits, coarser = [], None
         for head, k in zip(self.heads[::-1], self.levels[::-1], strict=True):

@@ -504,31 +504,22 @@ def test_a_large_model_shows_previews_and_says_what_it_draws(
         api.expect(busy).to_be_hidden()
         page.wait_for_function(f"{PICTURE}.startsWith('data:image/png')")
 
-        # Turned every quarter of a second for longer than a dial's rest: previews only, then one full picture.
-        drawn.clear()
-        page.evaluate("""async () => {
+        # A dial that is turned, and buttons that are clicked, every quarter of a second for longer than a dial's rest:
+        # previews only, then one full picture.
+        turn_dial = """
             const slider = document.querySelector("#sf-psi input[type=range]");
-            for (let i = 0; i < 12; i++) {
-                slider.value = 0.3 + i / 50;
-                slider.dispatchEvent(new Event("input", { bubbles: true }));
-                await new Promise(done => setTimeout(done, 250));
-            }
-        }""")
-        assert "full" not in drawn and drawn.count("draft") > 1
-        page.wait_for_function(f"{PICTURE}.startsWith('data:image/webp')")
-        page.wait_for_function(f"{PICTURE}.startsWith('data:image/png')")
-        assert drawn.count("full") == 1 and drawn[-1] == "full"
-
-        # So do buttons that are clicked one after the other.
-        drawn.clear()
-        page.evaluate("""async () => {
-            for (let i = 0; i < 12; i++) {
-                document.getElementById("sf-surprise").click();
-                await new Promise(done => setTimeout(done, 250));
-            }
-        }""")
-        assert "full" not in drawn and drawn.count("draft") > 1
-        page.wait_for_function(f"{PICTURE}.startsWith('data:image/webp')")
-        page.wait_for_function(f"{PICTURE}.startsWith('data:image/png')")
-        assert drawn.count("full") == 1 and drawn[-1] == "full"
+            slider.value = 0.3 + i / 50;
+            slider.dispatchEvent(new Event("input", { bubbles: true }));"""
+        for step in (turn_dial, "document.getElementById('sf-surprise').click();"):
+            drawn.clear()
+            page.evaluate(f"""async () => {{
+                for (let i = 0; i < 12; i++) {{
+                    {step}
+                    await new Promise(done => setTimeout(done, 250));
+                }}
+            }}""")
+            assert "full" not in drawn and drawn.count("draft") > 1
+            page.wait_for_function(f"{PICTURE}.startsWith('data:image/webp')")
+            page.wait_for_function(f"{PICTURE}.startsWith('data:image/png')")
+            assert drawn.count("full") == 1 and drawn[-1] == "full"
         page.close()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.torch_version import TorchVersion
 
 from stylefusion_hf import FusionHierarchy, RegionSegmenter, StyleFusionPipeline
 from stylefusion_hf.models.fusion.net import fuse_reference
@@ -235,7 +236,8 @@ def test_training_pictures_are_drawn_in_the_asked_precision():
     networks.calibrate(codes := draw_codes(g, 4, torch.Generator().manual_seed(0), 0.5, 0.2))
     exact, _ = networks.render(codes)
     low, maps = networks.render(s := codes.clone().requires_grad_())
-    assert 1e-4 < (low - exact).abs().max() < 0.2  # not the same numbers, and the same pictures
+    most = 0.1 if TorchVersion(torch.__version__) >= "2.7" else 0.11  # torch 2.6 rounds a little more
+    assert 1e-4 < (low - exact).abs().max() < most  # not the same numbers, and the same pictures
     probs = networks.segment(low)
     assert low.dtype == probs.dtype == maps[16].dtype == torch.float32
     probs.square().sum().backward()
