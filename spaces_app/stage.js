@@ -76,14 +76,16 @@ if (props.leads) {
 new IntersectionObserver((entries) => { seen = entries.at(-1).isIntersecting; rest(); }).observe(element);
 
 // What Gradio leaves to be desired for screen readers: a group has its id twice, and pictures in buttons have no name.
+function name(part) {
+  for (const frame of part.querySelectorAll("button > .image-frame"))
+    frame.parentElement.setAttribute("aria-label", "The picture");
+}
 function tidy() {
   for (const card of cards()) {
     if (card.parentElement.closest("[id='" + card.id + "']")) { card.removeAttribute("id"); continue; }
     card.setAttribute("role", "group"); // so that they say what "Lock" and "Shuffle" belong to
     card.setAttribute("aria-label", card.querySelector("label span")?.textContent.trim() || "");
   }
-  for (const frame of document.querySelectorAll("button > .image-frame"))
-    frame.parentElement.setAttribute("aria-label", "The picture");
   for (const code of document.querySelectorAll(".cm-scroller")) // its lines are scrolled sideways on a phone
     if (code.tabIndex < 0) code.tabIndex = 0;
   for (const empty of document.querySelectorAll(".empty[aria-label]")) empty.setAttribute("role", "img");
@@ -91,7 +93,13 @@ function tidy() {
 if (props.leads) {
   let tidying = 0;
   const soon = () => { tidying ||= requestAnimationFrame(() => { tidying = 0; tidy(); }); };
-  new MutationObserver(soon).observe(document.body, { childList: true, subtree: true });
+  // A picture's button is named at once, so that no screen reader meets it without a name; the rest waits for a frame.
+  new MutationObserver((changes) => {
+    for (const change of changes)
+      for (const node of change.addedNodes) if (node instanceof Element) name(node);
+    soon();
+  }).observe(document.body, { childList: true, subtree: true });
+  name(document.body);
   soon();
 }
 
