@@ -25,7 +25,7 @@ from stylefusion_hf.core.randomness import step_generator
 from stylefusion_hf.evaluation.brief import brief
 from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
-from stylefusion_hf.models.fusion.low_rank import factor_outputs
+from stylefusion_hf.models.fusion.low_rank import factor_layers
 from stylefusion_hf.pipelines.fuse import StyleFusionPipeline
 from stylefusion_hf.training._regions import take_regions
 from stylefusion_hf.training.card import keep_source, model_card
@@ -53,7 +53,7 @@ from stylefusion_hf.training.reports import Log
 
 __all__ = ["main", "parse_args", "train"]
 logger = logging.getLogger("stylefusion_hf")
-FACTORED_MIXES = 256  # mixes of codes that the output layers of --output_rank are fitted to
+FACTORED_MIXES = 256  # mixes of codes that the layers of --input_rank and --output_rank are fitted to
 
 
 def train(args: argparse.Namespace) -> Path:
@@ -225,8 +225,8 @@ class FusionTraining:
 
     def finish(self, seconds: float) -> None:
         """Save the pipeline and its card, and upload them if that is asked for."""
-        if self.args.output_rank:
-            self.factor_outputs(self.args.output_rank)
+        if self.args.input_rank or self.args.output_rank:
+            self.factor_layers(self.args.input_rank, self.args.output_rank)
         self.guard.check(self.average.fuse, self.args.max_train_steps)
         self.pipe.save_pretrained(self.folder)
         card = model_card(self.args, self.tree, self.figures or self.measure(), seconds, self.guard.dead)
@@ -235,15 +235,19 @@ class FusionTraining:
         push_to_hub(self.args, self.folder)
 
     @torch.no_grad()
-    def factor_outputs(self, rank: int) -> None:
-        """Replace the averaged nets by smaller ones, whose output layers have that rank on mixes of the pool."""
+    def factor_layers(self, input_rank: int | None, output_rank: int | None) -> None:
+        """Replace the averaged nets by smaller ones, whose layers have these ranks on mixes of the pool."""
         draw = step_generator(self.args.seed, 0, purpose=10)
         parts = [self.criterion.codes(self.criterion.draw(FACTORED_MIXES, draw, self.shares)) for _ in range(2)]
-        before, smaller = self.average, factor_outputs(self.average, parts[0], rank)
+        before = self.average
+        smaller = factor_layers(before, parts[0], input_rank=input_rank, output_rank=output_rank)
         whole = before.fuse(parts[1])
         error = (smaller.fuse(parts[1]) - whole).square().mean() / (whole - parts[1][self.tree.root]).square().mean()
         logger.info(
-            "output layers of rank %d change fused codes by %.1f %% of what fusing does", rank, 100 * error**0.5
+            "nets of %.1f million numbers, for %.1f, change fused codes by %.1f %% of what fusing does",
+            smaller.num_parameters() / 1e6,
+            before.num_parameters() / 1e6,
+            100 * error**0.5,
         )
         self.average, self.figures = smaller.requires_grad_(False).eval(), {}
         self.pipe.register_modules(fusion=self.average)

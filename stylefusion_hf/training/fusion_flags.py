@@ -192,6 +192,13 @@ def add_net_arguments(p: argparse.ArgumentParser) -> None:
         help="model whose fusion nets to start from, of the same tree and layers, instead of new ones",
     )
     nets.add_argument(
+        "--input_rank",
+        type=int,
+        metavar="R",
+        help="when done, store what the gating MLPs' first layers do to the codes as two factors of this rank: of 192"
+        " hidden numbers, 96 are enough",
+    )
+    nets.add_argument(
         "--output_rank",
         type=int,
         metavar="R",
@@ -305,8 +312,9 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError(f"--features: unknown features {short(unknown[0])}: choose from {', '.join(FEATURES)}")
     if args.segmenter_resolution is not None and args.segmenter_resolution < 16:
         raise ValueError(f"--segmenter_resolution must be at least 16, got {args.segmenter_resolution}")
-    if args.output_rank is not None and args.output_rank < 1:
-        raise ValueError(f"--output_rank must be at least 1, got {args.output_rank}")
+    for name in ("input_rank", "output_rank"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     for name in ("gate_learning_rate", "discriminator_learning_rate"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")

@@ -87,11 +87,12 @@ def load_initial_fusion(args: argparse.Namespace) -> FusionHierarchy | None:
     if not args.initial_fusion:
         return None
     found = FusionHierarchy.from_pretrained(args.initial_fusion, subfolder="fusion")
-    if found.config.get("output_rank"):
-        raise ValueError(
-            f"--initial_fusion {args.initial_fusion} holds nets of output_rank {found.config['output_rank']}, which"
-            " were made smaller after their training: start from a checkpoint's model or train without --output_rank"
-        )
+    for name in ("input_rank", "output_rank"):
+        if rank := found.config.get(name):
+            raise ValueError(
+                f"--initial_fusion {args.initial_fusion} holds nets of {name} {rank}, which were made smaller after"
+                f" their training: start from a checkpoint's model or train without --{name}"
+            )
     return found
 
 

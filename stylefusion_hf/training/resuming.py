@@ -44,7 +44,8 @@ REPORTS = {
     "validation_samples",
     "eval_avatars",
     "eval_data_dir",
-    "output_rank",  # of the nets that are saved at the end, not of those that learn
+    "input_rank",  # of the nets that are saved at the end, not of those that learn
+    "output_rank",
     "judges",
     "push_to_hub",
     "hub_model_id",

@@ -6,7 +6,7 @@ from accelerate import init_empty_weights
 
 from stylefusion_hf.conversion.hierarchy import rename_fusion_net
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
-from stylefusion_hf.models.fusion.low_rank import factor_outputs
+from stylefusion_hf.models.fusion.low_rank import factor_layers
 from stylefusion_hf.models.fusion.net import company, fuse_reference, novelty, signed
 from tests.parity import PlainStyles, draw_weights, load_case, manifest, relative_error, style_vectors
 
@@ -130,6 +130,8 @@ def test_renaming_rejects_what_is_no_fusion_net():
         {"gate_product": True, "gate_novelty": True, "final_activation": "linear", "pooling": "mean"},
         {"gate_product": True, "gate_bias": True, "final_activation": "linear", "output_rank": 3},
         {"output_rank": 2},
+        {"input_rank": 3},
+        {"gate_bias": True, "final_activation": "linear", "input_rank": 2, "output_rank": 3},
     ],
     ids=str,
 )
@@ -333,28 +335,43 @@ def test_constant_gates():
         small("all*(a, b)").set_constant_gates("all", common=0.5)
 
 
-def test_output_layers_of_low_rank():
+@pytest.mark.parametrize("which", ["input_rank", "output_rank"])
+def test_layers_of_low_rank(which):
     fusion = small(gate_product=True, gate_novelty=True, gate_bias=True, final_activation="linear", standardise=True)
     fusion.set_statistics(torch.randn(9, fusion.style_width))
     codes = draw_codes(fusion, batch=64)
     whole = fusion.fuse(codes)
     # At full rank nothing is lost, and the less the higher the rank.
+    full = fusion.spec.hidden_width if which == "input_rank" else fusion.spec.padded_width
     with torch.no_grad():
-        ranks = [factor_outputs(fusion, codes, rank) for rank in (1, 4, 8)]
+        ranks = [factor_layers(fusion, codes, **{which: rank}) for rank in (1, 4, full)]
         errors = [float((nets.fuse(codes) - whole).square().mean()) for nets in ranks]
-    assert errors[0] > 2 * errors[1] > 0 and errors[2] < 1e-9
-    # The layer's inputs count: it is exact at the rank that they have.
+    assert errors[0] > 1.5 * errors[1] > 0 and errors[2] < 1e-9
+    # It is exact at the rank that the layer has.
     for blender in (fusion.net(name).get_submodule(b) for name in fusion.tree.fused for b in BLENDERS):
-        blender.layers[-2].weight.data[2:] = 0
-        blender.layers[-2].bias.data[2:] = 0
-    smaller = factor_outputs(fusion, codes, 2)
+        if which == "input_rank":
+            blender.layers[0].weight.data[2:, : -fusion.spec.num_indicators * fusion.spec.indicator_repeats] = 0
+        else:  # by what it sees
+            blender.layers[-2].weight.data[2:] = 0
+            blender.layers[-2].bias.data[2:] = 0
+    smaller = factor_layers(fusion, codes, **{which: 2})
     torch.testing.assert_close(smaller.fuse(codes), fusion.fuse(codes))
     torch.testing.assert_close(smaller.fuse(draw_codes(fusion, seed=5)), fusion.fuse(draw_codes(fusion, seed=5)))
     assert smaller.num_parameters() < fusion.num_parameters()
-    with pytest.raises(ValueError, match="output_rank=2 already"):
-        factor_outputs(smaller, codes, 1)
-    with pytest.raises(ValueError, match="output_rank=99 must be at most padded_width=8"):
-        factor_outputs(fusion, codes, 99)
+    with pytest.raises(ValueError, match=f"{which}=2 already"):
+        factor_layers(smaller, codes, **{which: 1})
+    with pytest.raises(ValueError, match=f"{which}=99 must be at most"):
+        factor_layers(fusion, codes, **{which: 99})
+
+
+def test_first_and_last_layers_of_low_rank():
+    fusion = small(gate_product=True, gate_novelty=True, gate_bias=True, final_activation="linear", hidden_width=12)
+    codes = draw_codes(fusion, batch=64)
+    both = factor_layers(fusion, codes, input_rank=12, output_rank=8)
+    torch.testing.assert_close(both.fuse(codes), fusion.fuse(codes))
+    after = factor_layers(factor_layers(fusion, codes, output_rank=8), codes, input_rank=12)  # in the other order
+    torch.testing.assert_close(after.fuse(codes), fusion.fuse(codes))
+    assert factor_layers(fusion, codes) is fusion
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -370,6 +387,7 @@ def test_output_layers_of_low_rank():
         ({"num_indicators": 7, "shared_indicators": False}, "at least 8"),
         ({"hidden_layers": 0}, "hidden_layers=0 must be at least 1"),
         ({"common_conv_layers": -1}, "common_conv_layers is an integer from 0 to 1024, got -1"),
+        ({"input_rank": 99}, "input_rank=99 must be at most hidden_width="),
         ({"output_rank": 9}, "output_rank=9 must be at most padded_width=8"),
         ({"output_rank": 0}, "output_rank=0 must be at least 1"),
         ({"final_activation": "relu"}, "final_activation='relu' must be one of lrelu, linear"),

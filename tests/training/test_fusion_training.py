@@ -141,10 +141,11 @@ def test_a_finished_training_stores_smaller_nets(base, tmp_path, caplog):
     caplog.set_level("INFO", logger="stylefusion_hf")
     fusion.train(fusion_args(base, tmp_path / "out", *flags))
     whole = StyleFusionPipeline.from_pretrained(tmp_path / "out")
-    again = (*flags, "--resume_from_checkpoint", "latest", "--output_rank", "2")
+    again = (*flags, "--resume_from_checkpoint", "latest", "--input_rank", "3", "--output_rank", "2")
     fusion.train(fusion_args(base, tmp_path / "out", *again))
     pipe = StyleFusionPipeline.from_pretrained(tmp_path / "out")
-    assert pipe.fusion.config.output_rank == 2 and "output layers of rank 2 change fused codes by" in caplog.text
+    assert (pipe.fusion.config.input_rank, pipe.fusion.config.output_rank) == (3, 2)
+    assert "nets of" in caplog.text and "change fused codes by" in caplog.text
     assert pipe.fusion.num_parameters() < whole.fusion.num_parameters()
     a, b = (np.asarray(p(base=1, regions={"hair": 2}).images[0], dtype=float) for p in (pipe, whole))
     assert abs(a - b).mean() < 2

@@ -74,8 +74,9 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         adaptive_conv_layers: number of conv vectors, from the first, whose gates come from an MLP. The others have
             constant gates, or gates that only depend on novelty if `gate_novelty` is on; needs `gate_bias`. None: all.
         adaptive_rgb_layers: the same for toRGB vectors.
-        output_rank: rank of the gating MLPs' last layer, which is then stored as two factors (see
-            `low_rank.factor_outputs`). None: a full matrix.
+        input_rank: rank of what the gating MLPs' first layer does to the codes, which is then stored as two factors
+            (see `low_rank.factor_layers`). None: a full matrix.
+        output_rank: the same for the gating MLPs' last layer.
 
     Raises:
         ValueError: the shapes do not fit together, or the tree is invalid.
@@ -115,6 +116,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         standardise: bool = False,
         adaptive_conv_layers: int | None = None,
         adaptive_rgb_layers: int | None = None,
+        input_rank: int | None = None,
         output_rank: int | None = None,
     ):
         super().__init__()
@@ -140,6 +142,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             standardise=standardise,
             adaptive_conv_layers=adaptive_conv_layers,
             adaptive_rgb_layers=adaptive_rgb_layers,
+            input_rank=input_rank,
             output_rank=output_rank,
         )
         self.layout = StyleLayout(spec)

@@ -1,7 +1,7 @@
-"""Smaller fusion nets: the output layers of trained gating MLPs as two factors of low rank.
+"""Smaller fusion nets: the first and last layers of trained gating MLPs as two factors of low rank each.
 
-Most numbers of a small net are in that layer, padded_width x (heads x padded_width), while what it sees has passed
-through `hidden_width` numbers.
+Most numbers of a small net are in these layers: the first sees two or three codes, the last gives padded_width times
+heads logits, while everything passes through `hidden_width` numbers in between.
 """
 
 from __future__ import annotations
@@ -18,40 +18,65 @@ from stylefusion_hf.models.fusion.net import Blender, FoldedLinear
 
 
 @torch.no_grad()
-def factor_outputs(fusion: FusionHierarchy, codes: Mapping[str, Tensor], rank: int) -> FusionHierarchy:
-    """Return nets whose output layers have that rank, the best in the mean square over the logits of given mixes.
+def factor_layers(
+    fusion: FusionHierarchy,
+    codes: Mapping[str, Tensor],
+    *,
+    input_rank: int | None = None,
+    output_rank: int | None = None,
+) -> FusionHierarchy:
+    """Return nets whose first or last layers have the given rank, the best in the mean square over given mixes.
 
     Args:
-        fusion: trained nets with full output layers.
+        fusion: trained nets.
         codes: {node: style codes (B, S)}, representative mixes; some hundreds.
-        rank: at most `padded_width`.
+        input_rank: of what the first layers do to the codes, at most `hidden_width`. None leaves them as they are.
+        output_rank: of the last layers, at most `padded_width`. None leaves them as they are.
 
     Raises:
-        ValueError: nets that are factored already, or an impossible rank.
+        ValueError: layers that are factored already, or an impossible rank.
     """
-    if fusion.spec.output_rank:
-        raise ValueError(f"these nets have output_rank={fusion.spec.output_rank} already")
+    ranks = {"input_rank": input_rank, "output_rank": output_rank}
+    for name, rank in ranks.items():
+        if rank is not None and fusion.config.get(name):
+            raise ValueError(f"these nets have {name}={fusion.config[name]} already")
+        if rank is not None:  # outputs last, to fit them to what the factored inputs give
+            fusion = _factor(fusion, codes, name, rank)
+    return fusion
+
+
+def _factor(fusion: FusionHierarchy, codes: Mapping[str, Tensor], what: str, rank: int) -> FusionHierarchy:
+    """Return nets with `what`, "input_rank" or "output_rank", in place of full layers."""
     config = {k: v for k, v in fusion.config.items() if not k.startswith("_")}
-    smaller = FusionHierarchy(**(config | {"output_rank": rank}))
+    smaller = FusionHierarchy(**(config | {what: rank}))
     torch.nn.Module.to(smaller, fusion.device, fusion.dtype)  # the model's own warns of what it keeps in float32: none
-    moments = _second_moments(fusion, codes)
-    state = fusion.state_dict()
-    for name, moment in moments.items():
-        number = fusion.spec.hidden_layers + 1
-        last = output_layer(fusion, name, number)
-        down, up = (output_layer(smaller, name, number + k) for k in (0, 1))
-        # The projection onto the `rank` directions in which the logits W x vary most: W = U S V', from W E[x x'] W'.
-        weight = last.weight.double() * last.weight_gain
-        directions = torch.linalg.svd(weight @ _root(moment), full_matrices=False).U[:, :rank]
-        state[f"{name}.layers.{number}.weight"] = (directions.t() @ weight / down.weight_gain).to(last.weight)
-        state[f"{name}.layers.{number}.bias"] = torch.zeros_like(down.bias)
-        state[f"{name}.layers.{number + 1}.weight"] = (directions / up.weight_gain).to(last.weight)
-        state[f"{name}.layers.{number + 1}.bias"] = last.bias.detach().clone()
+    inputs = what == "input_rank"
+    # The layers' numbers are the same in all blenders. A factored first layer moves the others on by one.
+    at = 0 if inputs else fusion.spec.mlp_layers - 1
+    state = {}
+    for name, value in fusion.state_dict().items():
+        blender, _, layer = name.partition(".layers.")
+        if layer and inputs:
+            number, _, kind = layer.partition(".")
+            name = f"{blender}.layers.{int(number) + 1}.{kind}"
+        state[name] = value
+    for blender, moment in _second_moments(fusion, codes, at).items():
+        layer = _layer(fusion, blender, at)
+        down, up = _layer(smaller, blender, at), _layer(smaller, blender, at + 1)
+        weight = layer.weight.double() * layer.weight_gain
+        weight, indicators = weight.split([len(moment), weight.shape[1] - len(moment)], dim=1)
+        # The projection onto the `rank` directions in which the results W x vary most: W = U S V', from W E[x x'] W'.
+        directions = torch.linalg.svd(weight @ _root(moment)).U[:, :rank]
+        factors = directions.t() @ weight / down.weight_gain, torch.cat([directions, indicators], 1) / up.weight_gain
+        for number, factor in enumerate(factors, at):
+            state[f"{blender}.layers.{number}.weight"] = factor.to(layer.weight)
+        state[f"{blender}.layers.{at}.bias"] = torch.zeros_like(down.bias)
+        state[f"{blender}.layers.{at + 1}.bias"] = layer.bias.detach().clone()
     smaller.load_state_dict(state)
     return smaller.train(fusion.training)
 
 
-def output_layer(fusion: FusionHierarchy, blender: str, number: int) -> FoldedLinear:
+def _layer(fusion: FusionHierarchy, blender: str, number: int) -> FoldedLinear:
     """Return a layer of a gating MLP by the blender's module name."""
     return cast(FoldedLinear, fusion.get_submodule(f"{blender}.layers.{number}"))
 
@@ -62,8 +87,8 @@ def _root(moment: Tensor) -> Tensor:
     return vectors * values.clamp_min(0).sqrt() @ vectors.t()
 
 
-def _second_moments(fusion: FusionHierarchy, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return {blender: E[x x'], float64} of what the output layers see in adaptive rows while the codes are fused."""
+def _second_moments(fusion: FusionHierarchy, codes: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """Return {blender: E[x x'], float64} of what layer `number` sees in adaptive rows while the codes are fused."""
     found: dict[str, Tensor] = {}
 
     def record(name: str, adaptive: Tensor | None, _: Any, args: tuple[Any, ...]) -> None:
@@ -73,7 +98,7 @@ def _second_moments(fusion: FusionHierarchy, codes: Mapping[str, Tensor]) -> dic
         found[name] = found.get(name, 0) + rows.t() @ rows
 
     hooks = [
-        module.layers[-1].register_forward_pre_hook(partial(record, name, module.adaptive))
+        module.layers[number].register_forward_pre_hook(partial(record, name, module.adaptive))
         for name, module in fusion.named_modules()
         if isinstance(module, Blender)
     ]

@@ -83,12 +83,16 @@ class Blender(nn.Module):
     def __init__(self, spec: FusionSpec, codes: int, rows: Sequence[int]):
         super().__init__()
         width, lr = spec.padded_width, spec.lr_multiplier
-        inputs = codes * width + spec.num_indicators * spec.indicator_repeats
-        factor = [spec.output_rank] if spec.output_rank else []  # the last layer as two, with nothing in between
-        widths = [inputs, *[spec.hidden_width] * spec.hidden_layers, width, *factor, width * spec.heads]
-        last = len(widths) - 2
+        # Of factored layers two stand for one, with nothing in between. The first layer also sees the indicators, as
+        # the second of its factors does.
+        seen = spec.input_rank or codes * width
+        factor = [spec.output_rank] if spec.output_rank else []
+        indicators = spec.num_indicators * spec.indicator_repeats
+        widths = [seen + indicators, *[spec.hidden_width] * spec.hidden_layers, width, *factor, width * spec.heads]
+        sizes = [*([(codes * width, seen)] if spec.input_rank else []), *pairwise(widths)]
+        last = len(sizes) - 1
         self.layers = nn.ModuleList(
-            FoldedLinear(a, b, lr, zero=spec.gate_bias and i == last) for i, (a, b) in enumerate(pairwise(widths))
+            FoldedLinear(a, b, lr, zero=spec.gate_bias and i == last) for i, (a, b) in enumerate(sizes)
         )
         self.gate_bias = nn.Parameter(torch.empty(len(rows), width)) if spec.gate_bias else None
         if self.gate_bias is not None:
@@ -96,6 +100,7 @@ class Blender(nn.Module):
         self.gate_novelty = nn.Parameter(torch.zeros(len(rows), width)) if spec.gate_novelty else None
         adaptive = torch.tensor([[float(v in spec.adaptive_rows)] for v in rows])  # (R, 1)
         self.register_buffer("adaptive", None if adaptive.all() else adaptive, persistent=False)
+        self.input_layers = len(sizes) - len(widths) + 2
         self.output_layers = 1 + len(factor)
         self.linear_end = spec.final_activation == "linear"
         self.product = spec.gate_product
@@ -104,16 +109,21 @@ class Blender(nn.Module):
     def forward(self, codes: Sequence[Tensor], indicators: Tensor, novelty: Tensor | None = None) -> Tensor:
         """Codes (B, R, P) each, indicators (R, N), `novelty` (B, R, P) -> (B, R, P), in the weights' dtype."""
         layers = cast("list[FoldedLinear]", list(self.layers))
-        (first, *inner), (*factors, last) = layers[: -self.output_layers], layers[-self.output_layers :]
+        *start, first = layers[: self.input_layers]
+        inner = layers[self.input_layers : -self.output_layers]
+        *factors, last = layers[-self.output_layers :]
         dtype = compute_dtype(first)
         rows = torch.cat([code.to(dtype) for code in codes], -1)  # (B, R, C)
         # The gain is folded into the product: gain * lrelu(x) = lrelu(gain * x).
         batch, count, _ = rows.shape
-        x = first(rows.flatten(0, 1), GAIN, indicators, self.indicator_repeats, batch)
+        x = rows.flatten(0, 1)
+        for layer in start:
+            x = layer(x)
+        x = first(x, GAIN, indicators, self.indicator_repeats, batch)
         x = F.leaky_relu_(x, SLOPE)
         for layer in inner:
             x = F.leaky_relu_(layer(x, GAIN), SLOPE)
-        for layer in factors:  # of the output layer: nothing comes between them
+        for layer in factors:
             x = layer(x)
         x = last(x) if self.linear_end else F.leaky_relu_(last(x, GAIN), SLOPE)
 
@@ -287,13 +297,16 @@ def fuse_reference(
     ) -> Tensor:
         tiled = indicator.repeat(spec.indicator_repeats).expand(len(codes[0]), -1)
         inputs = [seen(x, v) for x in codes] + ([] if extra is None else [extra])
-        x = torch.cat([*map(up, inputs), tiled], 1)
+        x = torch.cat([*map(up, inputs)], 1)
 
         def apply(layer: nn.Module, x: Tensor) -> Tensor:
             folded = cast(FoldedLinear, layer)
             return F.linear(x, folded.weight * folded.weight_gain, folded.bias * folded.bias_gain)
 
         *hidden, last = blender.layers
+        if spec.input_rank:
+            x = apply(hidden.pop(0), x)
+        x = torch.cat([x, tiled], 1)
         for i, layer in enumerate(hidden):
             x = apply(layer, x)
             if not spec.output_rank or i < len(hidden) - 1:

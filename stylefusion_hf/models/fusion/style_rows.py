@@ -38,7 +38,8 @@ class FusionSpec:
     standardise: bool = False  # show the MLPs each style channel minus its mean, divided by its standard deviation
     adaptive_conv_layers: int | None = None  # number of first vectors of each list whose gates come from an MLP; the
     adaptive_rgb_layers: int | None = None  # others use `gate_bias`, and `gate_novelty` if it is on; None: all
-    output_rank: int | None = None  # rank of the MLPs' last layer, stored as two factors; None: full, one matrix
+    input_rank: int | None = None  # rank of what the MLPs' first layer does to the codes, stored as two factors, and
+    output_rank: int | None = None  # of their last layer; None: full, one matrix
 
     def __post_init__(self) -> None:
         sizes = (*self.conv_sizes, *self.rgb_sizes)
@@ -56,9 +57,9 @@ class FusionSpec:
                 f"num_indicators={self.num_indicators} is too small for {conv} conv and {rgb} rgb vectors with"
                 f" shared_indicators={self.shared_indicators}: give at least {needed}"
             )
-        for name, least in (("hidden_width", 1), ("hidden_layers", 1), ("indicator_repeats", 1), ("output_rank", 1)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name in ("hidden_width", "hidden_layers", "indicator_repeats", "input_rank", "output_rank"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("common_conv_layers", "common_rgb_layers", "adaptive_conv_layers", "adaptive_rgb_layers"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
@@ -69,8 +70,9 @@ class FusionSpec:
         for name, choices in (("pooling", ("max", "mean")), ("final_activation", ("lrelu", "linear"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
-        if (self.output_rank or 0) > self.padded_width:
-            raise ValueError(f"output_rank={self.output_rank} must be at most padded_width={self.padded_width}")
+        for name, bound in (("input_rank", "hidden_width"), ("output_rank", "padded_width")):
+            if (getattr(self, name) or 0) > getattr(self, bound):
+                raise ValueError(f"{name}={getattr(self, name)} must be at most {bound}={getattr(self, bound)}")
         if self.lr_multiplier <= 0:
             raise ValueError(f"lr_multiplier={self.lr_multiplier} must be positive")
 
@@ -88,6 +90,11 @@ class FusionSpec:
     def heads(self) -> int:
         """Number of MLP outputs per gate."""
         return 1 + self.gate_product + self.gate_novelty
+
+    @property
+    def mlp_layers(self) -> int:
+        """Number of a gating MLP's matrices; a factored layer counts twice."""
+        return self.hidden_layers + 2 + bool(self.input_rank) + bool(self.output_rank)
 
     @property
     def common_rows(self) -> tuple[int, ...]:
