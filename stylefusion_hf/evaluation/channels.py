@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,11 +43,28 @@ def activation_energies(pipe, s: Tensor, masks: Tensor) -> list[Tensor]:
     x is the activation that the style scales: the input of its convolution or toRGB layer. s: style codes (B, S);
     masks: (B, R, H, W), resized to each layer.
     """
-    net = pipe.generator.synthesis
+    sums = []
+    for x in styled_inputs(pipe.generator, s.to(pipe.generator.dtype)):
+        x = x.float().expand(len(s), -1, -1, -1)
+        m = F.interpolate(masks, size=x.shape[-2:], mode="area")
+        powers = torch.stack([x.square(), x, torch.ones_like(x)], dim=-1)
+        sums.append(torch.einsum("bchwk,brhw->brck", powers, m))
+    return sums
+
+
+def styled_inputs(generator, s: Tensor) -> Iterator[Tensor]:
+    """Yield what each style vector scales, (B or 1, C, h, w), in full pictures, even if smaller ones are measured.
+
+    ValueError for a network that does not scale its layers' inputs by style vectors.
+    """
+    net = generator.synthesis
+    if hasattr(net, "styled_inputs"):
+        yield from net.styled_inputs(s)
+        return
     if not hasattr(net, "rgbs"):
         raise ValueError(
-            f"memberships are read from StyleGAN2's layers, not from those of {type(pipe.generator).__name__}: leave"
-            " editing-in-style and retrieve-in-style out of --methods"
+            "memberships are read from the layers of StyleGAN2 and MobileStyleGAN, not from those of"
+            f" {type(generator).__name__}: leave editing-in-style and retrieve-in-style out of --methods"
         )
     layers, inputs = [*net.convs, *net.rgbs], {}
 
@@ -54,17 +73,12 @@ def activation_energies(pipe, s: Tensor, masks: Tensor) -> list[Tensor]:
 
     hooks = [layer.register_forward_pre_hook(keep(i)) for i, layer in enumerate(layers)]
     try:
-        net(s.to(pipe.generator.dtype), up_to=None)  # all layers, even if smaller pictures are measured
+        net(s, up_to=None)
     finally:
         for hook in hooks:
             hook.remove()
-    sums = []
     for i in range(len(layers)):
-        x = inputs[i].float().expand(len(s), -1, -1, -1)
-        m = F.interpolate(masks, size=x.shape[-2:], mode="area")
-        powers = torch.stack([x.square(), x, torch.ones_like(x)], dim=-1)
-        sums.append(torch.einsum("bchwk,brhw->brck", powers, m))
-    return sums
+        yield inputs.pop(i)
 
 
 def shares_of_energy(sums: Tensor, mean: Tensor) -> Tensor:

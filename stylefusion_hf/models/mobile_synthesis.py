@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from stylefusion_hf.models.mobile_layers import Block, Noise, NoisyActivation, S
 from stylefusion_hf.models.preview import PreviewSynthesis, Rendered, join_parts
 from stylefusion_hf.models.style_generator import check_noise_mode, check_style
 from stylefusion_hf.ops.separable import has_wavelet_block
-from stylefusion_hf.ops.wavelets import is_eager
+from stylefusion_hf.ops.wavelets import inverse_haar, is_eager
 
 BATCH = 16  # pictures at once without gradients, up to 128 px
 STRIP = 2**24  # bytes of a strip of feature maps: larger tensors come fresh from the system each time
@@ -98,6 +98,24 @@ class MobileSynthesis(PreviewSynthesis):
         else:
             image = self.to_image(x, next(styles))
         return image, features
+
+    def styled_inputs(self, s: Tensor) -> Iterator[Tensor]:
+        """Yield what each style vector of `sizes` scales, (B, C, height, height), in full pictures of the codes (B, S).
+
+        One at a time, because those of 512 px are large; computed layer by layer, without the fused operators.
+        """
+        check_style(s, sum(self.sizes))
+        styles, noises = iter(s.split(self.sizes, dim=1)), iter(self._noises(s, "const", None, self.resolution))
+        x = self.const.to(s.dtype).expand(s.shape[0], -1, -1, -1)
+        yield x
+        x = self.conv(x, next(styles), next(noises))
+        for block in self.blocks:
+            yield x
+            x = inverse_haar(x, next(styles))
+            for conv in (block.conv1, block.conv2):
+                yield x
+                x = conv(x, next(styles) * conv.gain, next(noises))
+        yield x
 
     def _noises(self, s: Tensor, mode: str, generator: torch.Generator | None, size: int) -> list[Noise | None]:
         """A map for each layer up to `size` px. Random ones are drawn sample by sample, as single runs would."""

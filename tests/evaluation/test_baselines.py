@@ -20,7 +20,7 @@ from stylefusion_hf.evaluation.methods import move
 from stylefusion_hf.evaluation.pairs import VALIDATION_SEED, Pairs, draw_pairs, render, with_unrelated_sources
 from stylefusion_hf.evaluation.registry import METHODS, SOURCE_BLIND, build_methods
 from tests.planted import TREE, planted_pipeline
-from tests.tiny import STYLE_DIM, tiny_fusion, tiny_pipeline
+from tests.tiny import STYLE_DIM, tiny_fusion, tiny_mobile_generator, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,30 @@ def test_memberships_are_shares_of_energy(stripes):
     # By hand: columns of 1, 0, 0, 0 have energies 9, 1, 1, 1 about their mean; region a has 1 1/2 of them, b another
     # 1 1/2, right the last.
     torch.testing.assert_close(found[:, 0], torch.tensor([9.5, 1.5, 1.0]) / 12)
+
+
+def test_memberships_of_a_mobile_generator():
+    torch.manual_seed(0)
+    pipe = planted_pipeline()
+    mobile = tiny_mobile_generator()
+    with torch.no_grad():
+        mobile.synthesis.const[0] = torch.tensor([1.0, 0, 0, 0])
+    inputs = channels.styled_inputs(mobile, torch.randn(2, mobile.style_dim))
+    assert [x.shape[1] for x in inputs] == mobile.synthesis.sizes
+    stand_in = SimpleNamespace(generator=mobile, segmenter=pipe.segmenter)
+    masks = torch.zeros(2, 3, 16, 16)
+    masks[:, 0, :, :4], masks[:, 1, :, 4:8], masks[:, 2, :, 8:] = 1, 1, 1
+    with torch.no_grad():
+        sums = torch.cat(channels.activation_energies(stand_in, torch.randn(2, mobile.style_dim), masks), dim=2)
+    assert sums.shape == (2, 3, mobile.style_dim, 3)
+    # The first layer's channel 0 is active in the leftmost quarter alone, which is region 0.
+    torch.testing.assert_close(sums[0, :, 0, 0], torch.tensor([4.0, 0.0, 0.0]))
+
+
+def test_memberships_need_style_vectors():
+    generator = SimpleNamespace(synthesis=torch.nn.Identity())
+    with pytest.raises(ValueError, match="not from those of SimpleNamespace: leave editing-in-style"):
+        next(channels.styled_inputs(generator, torch.zeros(1, 4)))
 
 
 def test_a_channel_without_energy_belongs_to_all_alike(stripes):

@@ -126,6 +126,27 @@ def test_features_are_those_of_every_block() -> None:
     assert picture is None and some.keys() == {4, 8} and torch.equal(some[8], maps[8])
 
 
+def test_what_the_styles_scale() -> None:
+    g = tiny_mobile_generator()
+    s = codes(g)
+    with torch.no_grad():
+        image, maps = g.synthesis(s, return_features=True)
+        inputs = list(g.synthesis.styled_inputs(s))
+        assert [x.shape[1] for x in inputs] == g.synthesis.sizes
+        for x in maps.values():  # a block's features are what the next block's first style, or the picture's, scales
+            assert any(x.shape == y.shape and torch.allclose(x, y, atol=1e-5) for y in inputs)
+        # A style vector of zeros hides what it scales: its layer's input no longer matters, all before it stays.
+        blank = s.split(g.synthesis.sizes, dim=1)
+        for k in range(len(inputs)):
+            changed = torch.cat([v * (i != k) for i, v in enumerate(blank)], dim=1)
+            again = list(g.synthesis.styled_inputs(changed))
+            assert all(torch.equal(a, b) for a, b in zip(inputs[: k + 1], again[: k + 1], strict=True))
+            assert all(not torch.allclose(a, b) for a, b in zip(inputs[k + 1 :], again[k + 1 :], strict=True))
+        assert image.shape[2] == 2 * inputs[-1].shape[2]
+    with pytest.raises(ValueError, match="a style code of this generator is"):
+        next(g.synthesis.styled_inputs(s[:, 1:]))
+
+
 def test_noise_modes() -> None:
     g = tiny_mobile_generator()
     s = codes(g)
