@@ -227,14 +227,22 @@ def measure_likeness(
 
 
 @torch.no_grad()
-def measure_leak(pipe: Any, codes: dict[str, Tensor], regions: Sequence[str], judges: str | None, cache: Cache) -> str:
-    """Return the leak and outside change of dials turned from inverted photographs, and from as many samples.
+def measure_leak(
+    pipe: Any,
+    codes: dict[str, Tensor],
+    regions: Sequence[str],
+    judges: str | None,
+    cache: Cache,
+    sources: int = 1,
+) -> str:
+    """Return the leak and outside change of dials turned from inverted photographs, and from samples.
 
     Args:
         pipe: a `StyleFusionPipeline`.
         codes: {name: style codes (1, S)} of inverted photographs.
-        regions: those that are swapped with the same samples' in both.
+        regions: those that are swapped with the same sources' in both.
         judges: the folder of the judges; None for those of the checkout.
+        sources: that each photograph's dials turn to. Each also has a sample of its own, whose dials turn to it.
     """
     subject = build_subject(pipe, load_judges(judges), batch=1)
     swap, generator = StyleFusionSwap(pipe), pipe.generator
@@ -252,17 +260,22 @@ def measure_leak(pipe: Any, codes: dict[str, Tensor], regions: Sequence[str], ju
 
     rows: dict[str, dict[str, Any]] = {}
     found: dict[str, list[Any]] = {"photographs": [], "samples": []}
-    for number, (name, style) in enumerate(codes.items()):
-        sample = style_codes(generator, [TEST_SEED + 2 * number])
-        for kind, base in (("photographs", style), ("samples", sample)):
-            found[kind].append(cache.get(f"leak, {kind}, {name}", partial(measure, base, number)))
+    for place, (name, style) in enumerate(codes.items()):
+        own: dict[str, list[Any]] = {kind: [] for kind in found}
+        for number in range(place * sources, (place + 1) * sources):
+            sample = style_codes(generator, [TEST_SEED + 2 * number])
+            for kind, base in (("photographs", style), ("samples", sample)):
+                own[kind].append(cache.get(f"leak, {kind}, {name}, source {number}", partial(measure, base, number)))
+        for kind, each in own.items():
+            found[kind].append(each)
     for region in regions:
         row: dict[str, Any] = {}
         for kind, each in found.items():
-            outside, everything, swapped, counts = torch.tensor([x[region] for x in each]).t()
-            resampled = resamples(len(each))
-            row[f"leak, {kind}"] = Estimate.of(ratio(resampled, outside * counts, everything * counts), len(each))
-            row[f"outside, {kind}"] = Estimate.of(ratio(resampled, outside * counts, swapped * counts), len(each))
+            columns = torch.tensor([[x[region] for x in own] for own in each])  # (photographs, sources, 4)
+            outside, everything, swapped = (columns[..., :3] * columns[..., 3:]).sum(1).t()
+            resampled = resamples(len(each))  # whole photographs, with all their sources
+            row[f"leak, {kind}"] = Estimate.of(ratio(resampled, outside, everything), len(each))
+            row[f"outside, {kind}"] = Estimate.of(ratio(resampled, outside, swapped), len(each))
         rows[region] = row
     return table("region", rows)
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks import photograph_tables as tables
 from stylefusion_hf import StyleFusionPhotoPipeline, StyleFusionPipeline
-from stylefusion_hf.cli.arguments import code, parse_pairs
+from stylefusion_hf.cli.arguments import code, parse_pairs, positive
 from stylefusion_hf.evaluation.backbone import load_backbone
 from stylefusion_hf.evaluation.judges import load_judges
 from stylefusion_hf.imaging import compositing
@@ -110,6 +110,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--table", choices=("seams", "stages", "likeness", "leak"), default="seams")
     parser.add_argument("--region", action="append", metavar="NAME=CODE", help="of the seams; NAME alone of the leak")
+    parser.add_argument(
+        "--sources",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="of the leak: samples that each photograph's dials turn to, in turn (default: 1)",
+    )
     parser.add_argument("--landmarks", metavar="JSON", help="default: they are detected")
     parser.add_argument("--steps", type=int, nargs="+", default=[100], help="of the search (default: 100)")
     parser.add_argument(
@@ -149,7 +156,8 @@ def measure_table(args: argparse.Namespace, pipe: Any, points: list[Any]) -> str
     if args.table == "leak":
         settings = {"num_inference_steps": args.steps[-1]}
         codes = dict(tables.inverted_codes(pipe, args.photographs, points, settings, args.codes or "inverted"))
-        return tables.measure_leak(StyleFusionPipeline.from_pipe(pipe), codes, args.region, args.judges, cache)
+        plain = StyleFusionPipeline.from_pipe(pipe)
+        return tables.measure_leak(plain, codes, args.region, args.judges, cache, args.sources)
     if args.table == "likeness":
         faces = {Path(f).stem: (f, place) for f, place in zip(args.photographs, points, strict=True)}
         squares = {Path(f).stem: fit_square(open_image(f), 256, fit="crop") for f in args.others}

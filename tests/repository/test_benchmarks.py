@@ -162,10 +162,14 @@ def test_the_leak_of_dials_on_photographs_and_samples(portraits, tmp_path, capsy
     photographs.main([*call, "--table", "stages"])
     assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == ["me.safetensors", "you.safetensors"]
     capsys.readouterr()
-    photographs.main([*call, "--table", "leak", "--region", "hair", "--rows", str(tmp_path / "rows.json")])
+    photographs.main(
+        [*call, "--table", "leak", "--region", "hair", "--sources", "2", "--rows", str(tmp_path / "rows.json")]
+    )
     said = capsys.readouterr().out
     assert "| region | leak, photographs | outside, photographs | leak, samples | outside, samples |" in said
-    for row in json.loads((tmp_path / "rows.json").read_text()).values():
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == 2 * 2 * 2  # photographs, sources, and a sample for each
+    for row in rows.values():
         outside, everything, swapped, counts = row["hair"]
         assert 0 <= outside <= everything and swapped > 0 and counts in (0, 1)
 
