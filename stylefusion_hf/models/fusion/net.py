@@ -100,7 +100,7 @@ class Blender(nn.Module):
         self.gate_novelty = nn.Parameter(torch.zeros(len(rows), width)) if spec.gate_novelty else None
         adaptive = torch.tensor([[float(v in spec.adaptive_rows)] for v in rows])  # (R, 1)
         self.register_buffer("adaptive", None if adaptive.all() else adaptive, persistent=False)
-        self.input_layers = len(sizes) - len(widths) + 2
+        self.input_layers = 1 + bool(spec.input_rank)
         self.output_layers = 1 + len(factor)
         self.linear_end = spec.final_activation == "linear"
         self.product = spec.gate_product
@@ -297,7 +297,7 @@ def fuse_reference(
     ) -> Tensor:
         tiled = indicator.repeat(spec.indicator_repeats).expand(len(codes[0]), -1)
         inputs = [seen(x, v) for x in codes] + ([] if extra is None else [extra])
-        x = torch.cat([*map(up, inputs)], 1)
+        x = torch.cat([up(code) for code in inputs], 1)
 
         def apply(layer: nn.Module, x: Tensor) -> Tensor:
             folded = cast(FoldedLinear, layer)
