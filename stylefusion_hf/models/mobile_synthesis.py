@@ -100,7 +100,7 @@ class MobileSynthesis(PreviewSynthesis):
         return image, features
 
     def styled_inputs(self, s: Tensor) -> Iterator[Tensor]:
-        """Yield what each style vector of `sizes` scales, (B, C, height, height), in full pictures of the codes (B, S).
+        """Yield what each vector of `sizes` scales, (B, C, height, height), in full pictures of style codes (B, S).
 
         One at a time, because those of 512 px are large; computed layer by layer, without the fused operators.
         """
