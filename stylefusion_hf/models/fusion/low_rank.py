@@ -55,9 +55,9 @@ def _factor(fusion: FusionHierarchy, codes: Mapping[str, Tensor], what: str, ran
     at = 0 if inputs else fusion.spec.mlp_layers - 1
     state = {}
     for name, value in fusion.state_dict().items():
-        blender, _, layer = name.partition(".layers.")
-        if layer and inputs:
-            number, _, kind = layer.partition(".")
+        blender, _, tensor = name.partition(".layers.")
+        if tensor and inputs:
+            number, _, kind = tensor.partition(".")
             name = f"{blender}.layers.{int(number) + 1}.{kind}"
         state[name] = value
     for blender, moment in _second_moments(fusion, codes, at).items():
@@ -68,8 +68,8 @@ def _factor(fusion: FusionHierarchy, codes: Mapping[str, Tensor], what: str, ran
         # The projection onto the `rank` directions in which the results W x vary most: W = U S V', from W E[x x'] W'.
         directions = torch.linalg.svd(weight @ _root(moment)).U[:, :rank]
         factors = directions.t() @ weight / down.weight_gain, torch.cat([directions, indicators], 1) / up.weight_gain
-        for number, factor in enumerate(factors, at):
-            state[f"{blender}.layers.{number}.weight"] = factor.to(layer.weight)
+        for k, factor in enumerate(factors, at):
+            state[f"{blender}.layers.{k}.weight"] = factor.to(layer.weight)
         state[f"{blender}.layers.{at}.bias"] = torch.zeros_like(down.bias)
         state[f"{blender}.layers.{at + 1}.bias"] = layer.bias.detach().clone()
     smaller.load_state_dict(state)
