@@ -43,6 +43,7 @@ from stylefusion_hf.models.style_generator import StyleGenerator
 PLAIN_SEED, REAL_START, MAX_COUNT = 6_000_000, 2_000_000, 100_000
 SECOND_DRAW = 60  # of plain samples, beyond those of all regions
 LOW = 0.05  # pictures below this quantile of the plain pictures' logits count as implausible
+HARDLY = 1e-3  # of the mean deviation: features that vary less over the real pictures say nothing
 
 
 @dataclass
@@ -133,6 +134,17 @@ class Normalization:
     low: Tensor | None = None
 
 
+def normalization(real: Tensor) -> Normalization:
+    """Return the scale of features by those of real pictures (N, D).
+
+    Features that hardly vary over the real pictures, as some do in a small set, become 0: in units of their deviation
+    they would outweigh all others.
+    """
+    mean, std = real.mean(dim=0), real.std(dim=0)
+    std = std.masked_fill(std <= HARDLY * std.mean(), math.inf)
+    return Normalization((real - mean) / std, mean, std)
+
+
 @torch.no_grad()
 def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, Any]:
     """Return rows for one swapped region and for every region from another code, beside plain samples.
@@ -154,8 +166,7 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
     if rendered:
         sets["other real pictures"] = lambda numbers: pictures(range(count + numbers.start, count + numbers.stop))
     opinions = judge_pictures(subject, pictures, count, "real")
-    mean, std = opinions.features.mean(dim=0), opinions.features.std(dim=0).clamp_min(1e-6)
-    scale = Normalization((opinions.features - mean) / std, mean, std)
+    scale = normalization(opinions.features)
     rows: dict[str, Any] = {}
     if opinions.kinds:
         rows["data" if real else "a second plain draw"] = {"kinds": number_of_kinds(opinions.kinds)}

@@ -18,7 +18,7 @@ from stylefusion_hf.evaluation.fusion_swaps import StyleFusionSwap
 from stylefusion_hf.evaluation.judges import JudgeOutput, Judges
 from stylefusion_hf.evaluation.measuring import SEED_STRIDE, measure_jobs
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, TEST_SEED, VALIDATION_SEED, draw_pairs
-from stylefusion_hf.evaluation.realism import MAX_COUNT, PLAIN_SEED, realism_rows
+from stylefusion_hf.evaluation.realism import MAX_COUNT, PLAIN_SEED, normalization, realism_rows
 from stylefusion_hf.evaluation.ruler import Ruler
 from stylefusion_hf.evaluation.statistics import resamples
 from tests.planted import JudgingSegmenter, planted_pipeline
@@ -356,3 +356,14 @@ def test_a_backbone_gives_the_features(subject, tmp_path):
         TransformerBackbone(str(tmp_path), size=30)
     with pytest.raises(OSError):
         load_backbone(str(tmp_path / "nowhere"))
+
+
+def test_features_that_hardly_vary_do_not_count():
+    torch.manual_seed(0)
+    real, other = torch.randn(39, 6) + 5, torch.randn(39, 6) + 5
+    real[:, 2], real[:, 3] = 0, 4 + 1e-5 * torch.randn(39)  # other pictures have them
+    scale = normalization(real)
+    assert not scale.reference[:, 2:4].any() and not ((other - scale.mean) / scale.std)[:, 2:4].any()
+    torch.testing.assert_close(scale.reference[:, [0, 1, 4, 5]].std(dim=0), torch.ones(4))
+    alone = normalization(real[:, [0, 1, 4, 5]])
+    torch.testing.assert_close(alone.reference, scale.reference[:, [0, 1, 4, 5]])
