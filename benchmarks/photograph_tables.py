@@ -242,7 +242,8 @@ def measure_leak(
         codes: {name: style codes (1, S)} of inverted photographs.
         regions: those that are swapped with the same sources' in both.
         judges: the folder of the judges; None for those of the checkout.
-        sources: that each photograph's dials turn to. Each also has a sample of its own, whose dials turn to it.
+        sources: number of samples that each photograph's dials turn to. As many other samples are turned to them,
+            too.
     """
     subject = build_subject(pipe, load_judges(judges), batch=1)
     swap, generator = StyleFusionSwap(pipe), pipe.generator
@@ -261,12 +262,14 @@ def measure_leak(
     rows: dict[str, dict[str, Any]] = {}
     found: dict[str, list[Any]] = {"photographs": [], "samples": []}
     for place, (name, style) in enumerate(codes.items()):
-        own: dict[str, list[Any]] = {kind: [] for kind in found}
+        turned: dict[str, list[Any]] = {kind: [] for kind in found}
         for number in range(place * sources, (place + 1) * sources):
             sample = style_codes(generator, [TEST_SEED + 2 * number])
             for kind, base in (("photographs", style), ("samples", sample)):
-                own[kind].append(cache.get(f"leak, {kind}, {name}, source {number}", partial(measure, base, number)))
-        for kind, each in own.items():
+                turned[kind].append(
+                    cache.get(f"leak, {kind}, {name}, source {number}", partial(measure, base, number))
+                )
+        for kind, each in turned.items():
             found[kind].append(each)
     for region in regions:
         row: dict[str, Any] = {}

@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="of the leak: samples that each photograph's dials turn to, in turn (default: 1)",
+        help="of the leak: number of samples that each photograph's dials turn to, one after the other (default: 1)",
     )
     parser.add_argument("--landmarks", metavar="JSON", help="default: they are detected")
     parser.add_argument("--steps", type=int, nargs="+", default=[100], help="of the search (default: 100)")

@@ -76,7 +76,7 @@ if (props.leads) {
 new IntersectionObserver((entries) => { seen = entries.at(-1).isIntersecting; rest(); }).observe(element);
 
 // What Gradio leaves to be desired for screen readers: a group has its id twice, and pictures in buttons have no name.
-function name(part) {
+function nameButtons(part) {
   for (const frame of part.querySelectorAll("button > .image-frame"))
     frame.parentElement.setAttribute("aria-label", "The picture");
 }
@@ -95,11 +95,10 @@ if (props.leads) {
   const soon = () => { tidying ||= requestAnimationFrame(() => { tidying = 0; tidy(); }); };
   // A picture's button is named at once, so that no screen reader meets it without a name; the rest waits for a frame.
   new MutationObserver((changes) => {
-    for (const change of changes)
-      for (const node of change.addedNodes) if (node instanceof Element) name(node);
+    for (const changed of new Set(changes.map((change) => change.target))) nameButtons(changed);
     soon();
   }).observe(document.body, { childList: true, subtree: true });
-  name(document.body);
+  nameButtons(document.body);
   soon();
 }
 

@@ -137,8 +137,8 @@ class Normalization:
 def normalization(real: Tensor) -> Normalization:
     """Return the scale of features by those of real pictures (N, D).
 
-    Features that hardly vary over the real pictures, as some do in a small set, become 0: in units of their deviation
-    they would outweigh all others.
+    Features that hardly vary over the real pictures (by less than a thousandth of the mean deviation), as some do in a
+    small set, become 0 in all sets: in units of their deviation they would outweigh all others.
     """
     mean, std = real.mean(dim=0), real.std(dim=0)
     std = std.masked_fill(std <= HARDLY * std.mean(), math.inf)

@@ -14,6 +14,7 @@ With `--max_train_steps 0` nothing is trained: the gates are measured, see `meas
 import argparse
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -92,6 +93,8 @@ class FusionTraining:
         regions = take_regions(args, accelerator, self.generator)
         self.tree, self.segmenter = regions.tree, regions.segmenter
         self.fusion = build_fusion(args, self.tree, self.generator)
+        # An impossible rank is refused now, not when the training is over.
+        replace(self.fusion.spec, input_rank=args.input_rank, output_rank=args.output_rank)
         if initial is not None:
             check_initial_fusion(args, initial, self.fusion)
             self.fusion = initial

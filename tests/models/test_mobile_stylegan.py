@@ -133,9 +133,13 @@ def test_what_the_styles_scale() -> None:
         image, maps = g.synthesis(s, return_features=True)
         inputs = list(g.synthesis.styled_inputs(s))
         assert [x.shape[1] for x in inputs] == g.synthesis.sizes
-        for x in maps.values():  # a block's features are what the next block's first style, or the picture's, scales
-            assert any(x.shape == y.shape and torch.allclose(x, y, atol=1e-5) for y in inputs)
-        # A style vector of zeros hides what it scales: its layer's input no longer matters, all before it stays.
+        # A block's features are what the next block's first style scales; the last style scales what the picture's
+        # layer takes.
+        for k, x in enumerate(maps.values()):
+            torch.testing.assert_close(inputs[1 + 3 * k], x)
+        last = s.split(g.synthesis.sizes, dim=1)[-1]
+        torch.testing.assert_close(g.synthesis.to_image(inputs[-1], last), image)
+        # A style vector changes what the later ones scale, and nothing before it.
         blank = s.split(g.synthesis.sizes, dim=1)
         for k in range(len(inputs)):
             changed = torch.cat([v * (i != k) for i, v in enumerate(blank)], dim=1)

@@ -145,12 +145,19 @@ def test_a_finished_training_stores_smaller_nets(base, tmp_path, caplog):
     fusion.train(fusion_args(base, tmp_path / "out", *again))
     pipe = StyleFusionPipeline.from_pretrained(tmp_path / "out")
     assert (pipe.fusion.config.input_rank, pipe.fusion.config.output_rank) == (3, 2)
-    assert "nets of" in caplog.text and "change fused codes by" in caplog.text
+    counts = [f"{nets.num_parameters() / 1e6:.1f}" for nets in (pipe.fusion, whole.fusion)]
+    assert f"nets of {counts[0]} million numbers, for {counts[1]}, change fused codes by" in caplog.text
     assert pipe.fusion.num_parameters() < whole.fusion.num_parameters()
     a, b = (np.asarray(p(base=1, regions={"hair": 2}).images[0], dtype=float) for p in (pipe, whole))
     assert abs(a - b).mean() < 2
-    with pytest.raises(ValueError, match="--output_rank must be at least 1, got 0"):
-        fusion.train(fusion_args(base, tmp_path / "no", "--output_rank", "0"))
+    for name in ("input_rank", "output_rank"):
+        with pytest.raises(ValueError, match=f"--{name} must be at least 1, got 0"):
+            fusion.train(fusion_args(base, tmp_path / "no", f"--{name}", "0"))
+        with pytest.raises(ValueError, match=f"--max_train_steps 0 measures constant gates: leave --{name} out"):
+            fusion.train(fusion_args(base, tmp_path / "no", "--max_train_steps", "0", f"--{name}", "2"))
+    with pytest.raises(ValueError, match="input_rank=9 must be at most hidden_width=8"):  # before the training
+        fusion.train(fusion_args(base, tmp_path / "no", *flags, "--input_rank", "9"))
+    assert not (tmp_path / "no").exists()
 
 
 def test_training_goes_on_from_other_nets(base, tmp_path):

@@ -75,8 +75,8 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             constant gates, or gates that only depend on novelty if `gate_novelty` is on; needs `gate_bias`. None: all.
         adaptive_rgb_layers: the same for toRGB vectors.
         input_rank: rank of what the gating MLPs' first layer does to the codes, which is then stored as two factors
-            (see `low_rank.factor_layers`). None: a full matrix.
-        output_rank: the same for the gating MLPs' last layer.
+            (see `low_rank.factor_layers`); at most `hidden_width`. None: a full matrix.
+        output_rank: the same for the gating MLPs' last layer; at most `padded_width`.
 
     Raises:
         ValueError: the shapes do not fit together, or the tree is invalid.

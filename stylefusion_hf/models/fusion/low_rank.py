@@ -25,7 +25,9 @@ def factor_layers(
     input_rank: int | None = None,
     output_rank: int | None = None,
 ) -> FusionHierarchy:
-    """Return nets whose first or last layers have the given rank, the best in the mean square over given mixes.
+    """Return nets whose first and last layers have the given ranks, the best in the mean square over given mixes.
+
+    Without a rank that is `fusion` itself; else a copy, and `fusion` stays as it is.
 
     Args:
         fusion: trained nets.
