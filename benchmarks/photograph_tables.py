@@ -262,15 +262,13 @@ def measure_leak(
     rows: dict[str, dict[str, Any]] = {}
     found: dict[str, list[Any]] = {"photographs": [], "samples": []}
     for place, (name, style) in enumerate(codes.items()):
-        turned: dict[str, list[Any]] = {kind: [] for kind in found}
+        for turned in found.values():
+            turned.append([])  # this photograph's, or its samples', of all sources
         for number in range(place * sources, (place + 1) * sources):
             sample = style_codes(generator, [TEST_SEED + 2 * number])
             for kind, base in (("photographs", style), ("samples", sample)):
-                turned[kind].append(
-                    cache.get(f"leak, {kind}, {name}, source {number}", partial(measure, base, number))
-                )
-        for kind, each in turned.items():
-            found[kind].append(each)
+                label = f"leak, {kind}, {name}, source {number}"
+                found[kind][-1].append(cache.get(label, partial(measure, base, number)))
     for region in regions:
         row: dict[str, Any] = {}
         for kind, each in found.items():

@@ -137,12 +137,11 @@ def test_what_the_styles_scale() -> None:
         # layer takes.
         for k, x in enumerate(maps.values()):
             torch.testing.assert_close(inputs[1 + 3 * k], x)
-        last = s.split(g.synthesis.sizes, dim=1)[-1]
-        torch.testing.assert_close(g.synthesis.to_image(inputs[-1], last), image)
+        styles = s.split(g.synthesis.sizes, dim=1)
+        torch.testing.assert_close(g.synthesis.to_image(inputs[-1], styles[-1]), image)
         # A style vector changes what the later ones scale, and nothing before it.
-        blank = s.split(g.synthesis.sizes, dim=1)
         for k in range(len(inputs)):
-            changed = torch.cat([v * (i != k) for i, v in enumerate(blank)], dim=1)
+            changed = torch.cat([v * (i != k) for i, v in enumerate(styles)], dim=1)
             again = list(g.synthesis.styled_inputs(changed))
             assert all(torch.equal(a, b) for a, b in zip(inputs[: k + 1], again[: k + 1], strict=True))
             assert all(not torch.allclose(a, b) for a, b in zip(inputs[k + 1 :], again[k + 1 :], strict=True))
