@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LOSSES = ("logistic", "relativistic")
+LOSSES = ("logistic", "relativistic")  # of a generator and a discriminator
 AUGMENTATIONS = ("color", "translation", "cutout")
 TERMS = (
     "outside",

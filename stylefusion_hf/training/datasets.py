@@ -35,6 +35,15 @@ class ArrayDataset(Dataset):
         return item
 
 
+class DrawingDataset(ArrayDataset):
+    """Items also have "number", the drawing's."""
+
+    labels: np.ndarray
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {**super().__getitem__(i), "number": torch.tensor(i)}
+
+
 def cache_folder(args: argparse.Namespace) -> Path:
     """Return the folder for rendered avatars."""
     return Path(args.cache_dir or Path(args.output_dir) / "data")

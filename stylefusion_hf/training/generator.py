@@ -8,11 +8,10 @@ path-length regularization, style mixing, equalized learning rates, averaged wei
 discriminator's step reuses the images of the generator's step instead of drawing new ones.
 `--loss relativistic --r2_gamma` is R3GAN's objective, `--grow_from` starts from networks of half the resolution, and
 `--discriminator projected` sees the features of a frozen network; docs/guides/train.md measures what each gains.
+`--loss regression` needs no discriminator: it draws avatars from their attributes, see `regression.py`.
 """
 
 import argparse
-import copy
-import math
 from pathlib import Path
 
 import torch
@@ -21,19 +20,18 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 
 from stylefusion_hf.core.command_line import run
-from stylefusion_hf.core.files import save_image
 from stylefusion_hf.evaluation.judges import PortraitJudge
-from stylefusion_hf.imaging.sheets import image_grid
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training.augment import augment, mirror
 from stylefusion_hf.training.choices import parse_augmentations
-from stylefusion_hf.training.common import build_schedule, ema_update, finishing, push_to_hub, save_model, start
+from stylefusion_hf.training.common import build_schedule, finishing, push_to_hub, start
 from stylefusion_hf.training.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length
 from stylefusion_hf.training.gan_validation import load_judge
 from stylefusion_hf.training.generator_flags import check_flags, parse_args
-from stylefusion_hf.training.generator_setup import build_dataset, build_judge, build_models
-from stylefusion_hf.training.loop import MicroBatch, Phase, fit
-from stylefusion_hf.training.reports import Log
+from stylefusion_hf.training.generator_run import GeneratorRun
+from stylefusion_hf.training.generator_setup import build_dataset, build_models
+from stylefusion_hf.training.loop import MicroBatch, Phase
+from stylefusion_hf.training.regression import RegressionTraining
 
 __all__ = ["main", "parse_args", "train"]
 W_AVG_DECAY = 0.998  # per step, of the mean w that truncation moves toward
@@ -52,7 +50,8 @@ def train(args: argparse.Namespace) -> Path:
     accelerator = start(args)
     torch.manual_seed(args.seed)  # the same initial weights in every process
     with finishing(accelerator):
-        training = GeneratorTraining(args, accelerator, portrait_judge)
+        kind = RegressionTraining if args.loss == "regression" else AdversarialTraining
+        training = kind(args, accelerator, portrait_judge)
         training.fit()
         if accelerator.is_main_process:
             training.save_models()  # fit does not, if all steps were done before
@@ -60,7 +59,7 @@ def train(args: argparse.Namespace) -> Path:
     return training.folder
 
 
-class GeneratorTraining:
+class AdversarialTraining(GeneratorRun):
     """Models, data and the two losses of a GAN training, and what happens between its steps.
 
     Raises:
@@ -68,31 +67,25 @@ class GeneratorTraining:
     """
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator, portrait_judge: PortraitJudge | None):
-        self.args, self.accelerator, self.folder = args, accelerator, Path(args.output_dir)
-        self.images_per_step = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-
-        # Models: generator and discriminator, and the generator's average.
-        self.generator, discriminator = build_models(args)
-        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False).to(accelerator.device)
+        generator, discriminator = build_models(args)
+        super().__init__(args, accelerator, generator, build_dataset(args, accelerator, generator), portrait_judge)
 
         # Optimizers: lazy regularization changes their rates.
-        g_adam = lazy_adam(args, self.generator, args.path_length_interval if args.path_length_weight else 0)
+        g_adam = lazy_adam(args, generator, args.path_length_interval if args.path_length_weight else 0)
         d_adam = lazy_adam(args, discriminator, args.r1_interval if args.r1_gamma or args.r2_gamma else 0)
         g_schedule, d_schedule = build_schedule(args, g_adam), build_schedule(args, d_adam)
-        g, d, g_adam, d_adam = accelerator.prepare(MixingGenerator(self.generator), discriminator, g_adam, d_adam)
+        g, d, g_adam, d_adam = accelerator.prepare(MixingGenerator(generator), discriminator, g_adam, d_adam)
         self.discriminator = accelerator.unwrap_model(d)
         self.phases = (
             Phase(g, g_adam, g_schedule, self.generator_phase),
             Phase(d, d_adam, d_schedule, self.discriminator_phase),
         )
 
-        # Data: real images, and the moving averages of what the generator makes.
-        self.dataset = build_dataset(args, accelerator, self.generator)
+        # Moving averages of what the generator makes.
         self.policy = parse_augmentations(args.augment)
         self.path_mean = RunningMean().to(accelerator.device)
         self.mean_ws: list[Tensor] = []  # of the step's micro-batches
         self.mean_lengths: list[Tensor] = []
-        self.judge = build_judge(args, portrait_judge, accelerator, self.dataset)
 
     # --- Losses ---
 
@@ -158,54 +151,22 @@ class GeneratorTraining:
 
     def after_update(self, step: int) -> None:
         """Update the moving averages, over all processes and micro-batches, so that they are the same everywhere."""
-        args, g = self.args, self.generator
-        g.w_avg.lerp_(self.reduce(self.mean_ws), 1 - W_AVG_DECAY)
+        self.generator.w_avg.lerp_(self.reduce(self.mean_ws), 1 - W_AVG_DECAY)
         if self.mean_lengths:
             self.path_mean.value.lerp_(self.reduce(self.mean_lengths), PATH_LENGTH_RATE)
         self.mean_ws.clear()
         self.mean_lengths.clear()
-
-        batch = self.images_per_step
-        half_life = 1000 * (batch / 3.2 if args.ema_kimg is None else args.ema_kimg)  # in images
-        if args.ema_rampup:
-            half_life = min(half_life, (step + 1) * batch * args.ema_rampup)
-        ema_update(self.average, g, 0.5 ** (batch / max(half_life, 1e-8)) if args.use_ema else 0.0)
+        super().after_update(step)
 
     def reduce(self, values: list[Tensor]) -> Tensor:
         """Return the mean over micro-batches and processes."""
         return self.accelerator.reduce(torch.stack(values).mean(0), "mean")
 
-    def before_training(self, log: Log, first: int) -> None:
-        if self.judge is not None and first == 0:
-            log.note(0, self.judge.reference())
+    def networks(self) -> dict[str, nn.Module]:
+        return {**super().networks(), "discriminator": self.discriminator}
 
-    def validate(self, log: Log, done: int) -> None:
-        save_samples(self.average, self.folder / "samples" / f"{done:07d}.png")
-        if self.judge is not None:
-            log.note(done, {"images": done * self.images_per_step, **self.judge.figures(self.average)})
-
-    def after_checkpoint(self, done: int) -> None:
-        if self.accelerator.is_main_process and done < self.args.max_train_steps:
-            self.save_models()  # so far, for use while the run continues
-
-    def save_models(self) -> None:
-        save_model(self.average, self.folder / "generator")
-        save_model(self.discriminator, self.folder / "discriminator")
-
-    # --- The run ---
-
-    def fit(self) -> None:
-        fit(
-            self.args,
-            self.accelerator,
-            *self.phases,
-            dataset=self.dataset,
-            state={"ema": self.average, "path_mean": self.path_mean},
-            before_training=self.before_training,
-            after_update=self.after_update,
-            validate=self.validate,
-            after_checkpoint=self.after_checkpoint,
-        )
+    def fit(self, **state: nn.Module) -> None:
+        super().fit(path_mean=self.path_mean, **state)
 
 
 # --- Parts -----------------------------------------------------------------------------------------------------------
@@ -258,18 +219,6 @@ def lazy_adam(args: argparse.Namespace, model: nn.Module, interval: int) -> torc
     """
     c = interval / (interval + 1) if interval > 1 else 1.0
     return torch.optim.Adam(model.parameters(), lr=args.learning_rate * c, betas=(0.0, 0.99**c), eps=1e-8)
-
-
-@torch.no_grad()
-def save_samples(g: StyleGAN2Generator, path: Path, count: int = 64, psi: float = 1.0) -> None:
-    """Save a grid of the seeds 0 to count - 1, drawn as pipelines draw them."""
-    from stylefusion_hf.core.codes import seeds_to_z
-
-    z = seeds_to_z(range(count), g.config.z_dim).to(g.w_avg)
-    s = g.to_style(g.truncate(g.mapping(z), psi))
-    images = torch.cat([g.synthesis(part) for part in s.split(16)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(image_grid(images, math.ceil(math.sqrt(count))), path)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,6 +16,7 @@ SHORT = (  # what --help shows
     "train_data_dir",
     "mirror",
     "augment",
+    "loss",
     "grow_from",
     "validation_judges",
     "resolution",
@@ -69,8 +70,13 @@ def add_network_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--channels", help="comma-separated channels from 4 x 4 up; by default 128,128,128,64,32 at 64 pixels"
     )
-    p.add_argument("--latent_dim", type=int, default=128, help="dimension of z and of w")
+    p.add_argument(
+        "--latent_dim", type=int, default=128, help="dimension of z, and of w unless --loss regression determines it"
+    )
     p.add_argument("--mapping_layers", type=int, default=4)
+    p.add_argument(
+        "--mapping_width", type=int, help="width of the mapping's hidden layers; by default the dimension of w"
+    )
     p.add_argument("--use_noise", action="store_true", help="use noise inputs, which flat artwork is better without")
     p.add_argument(
         "--discriminator",
@@ -86,7 +92,14 @@ def add_network_arguments(p: argparse.ArgumentParser) -> None:
 def add_loss_arguments(p: argparse.ArgumentParser) -> None:
     """Add the flags of the adversarial loss and its regularization."""
     p.add_argument(
-        "--loss", choices=LOSSES, default="logistic", help="logistic: StyleGAN2; relativistic: R3GAN (with --r2_gamma)"
+        "--loss",
+        choices=(*LOSSES, "regression"),
+        default="logistic",
+        help="logistic: StyleGAN2; relativistic: R3GAN (with --r2_gamma); regression: without a discriminator, avatars"
+        " are drawn from their attributes (with --learning_rate 0.02)",
+    )
+    p.add_argument(
+        "--mapping_steps", type=int, default=1500, help="with --loss regression: first steps, of the mapping alone"
     )
     p.add_argument(
         "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (docs/guides/train.md explains the 5)"
@@ -113,8 +126,30 @@ def check_flags(args: argparse.Namespace) -> None:
     for name in ("path_length_weight", "ema_kimg", "ema_rampup"):
         if (getattr(args, name) or 0) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
+    if args.loss == "regression":
+        check_regression(args)
     if not 0 <= args.mixing_prob <= 1:
         raise ValueError(f"--mixing_prob must be from 0 to 1, got {args.mixing_prob}")
     for name in ("r1_interval", "path_length_interval"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+
+
+def check_regression(args: argparse.Namespace) -> None:
+    """Raise a ValueError for flags that a regression has no use for."""
+    if not args.avatars:
+        raise ValueError("--loss regression needs pictures whose attributes are known: give --avatars")
+    used = {
+        "mirror": args.mirror,
+        "augment": args.augment != "none",
+        "use_noise": args.use_noise,
+        "discriminator": args.discriminator != "stylegan2",
+        "feature_network": args.feature_network,
+        "path_length_weight": args.path_length_weight,
+    }
+    for name, given in used.items():
+        if given:
+            raise ValueError(f"--{name} has no meaning with --loss regression: leave it out")
+    for name in ("mapping_steps", "mapping_layers", "latent_dim"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")

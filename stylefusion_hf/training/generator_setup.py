@@ -17,7 +17,7 @@ from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training.datasets import ArrayDataset, cache_folder, check_avatars_fit, load_avatars
 from stylefusion_hf.training.gan_validation import REAL_START, SampleJudge
-from stylefusion_hf.training.growing import grow_models, own_config
+from stylefusion_hf.training.growing import grow_models, grow_one, own_config
 
 # The embedded generator's channels at 4, 8, ..., 64 pixels; larger resolutions continue by halving.
 SMALL_CHANNELS = (128, 128, 128, 64, 32)
@@ -44,23 +44,55 @@ def build_models(args: argparse.Namespace) -> tuple[StyleGAN2Generator, Discrimi
         )
     if args.pretrained_model_name_or_path:
         return load_models(args, projected)
-    channels = None
-    if args.channels:
-        try:
-            channels = check_channels([int(c) for c in args.channels.split(",")], args.resolution)
-        except ValueError as error:
-            raise ValueError(f"--channels {args.channels}: {error}") from None
+    channels = given_channels(args)
     if args.grow_from:
         return grow_models(args.grow_from, args.resolution, channels)
     return new_models(args, channels or default_channels(args.resolution), projected)
 
 
-def load_models(args: argparse.Namespace, projected: bool) -> tuple[StyleGAN2Generator, Discriminator]:
-    """Return the networks in --model, from its folders generator/ and discriminator/."""
+def build_drawer(args: argparse.Namespace, w_dim: int) -> tuple[StyleGAN2Generator, bool]:
+    """Return the generator of a regression, and whether its mapping is untrained.
+
+    Args:
+        w_dim: of the attributes that w stands for.
+
+    Raises:
+        ValueError: as of `build_models`, or a generator whose codes are not of these sizes. OSError: as there.
+    """
+    if args.pretrained_model_name_or_path and args.grow_from:
+        raise ValueError(
+            "--model starts from a generator of this resolution, --grow_from from one of half of it: give one of them"
+        )
+    channels = given_channels(args)
+    if args.pretrained_model_name_or_path:
+        g = load_generator(args)
+    elif args.grow_from:
+        g = grow_one(args.grow_from, args.resolution, channels)
+    else:
+        return new_generator(args, channels or default_channels(args.resolution), w_dim), True
+    if (g.config.z_dim, g.config.w_dim) != (args.latent_dim, w_dim):
+        raise ValueError(
+            f"the generator in {args.pretrained_model_name_or_path or args.grow_from} has codes of other sizes (z"
+            f" {g.config.z_dim}, w {g.config.w_dim}) than these avatars and --latent_dim (z {args.latent_dim}, w"
+            f" {w_dim}): it must come from --loss regression with the same --avatars, --data_seed and --latent_dim"
+        )
+    return g, False
+
+
+def given_channels(args: argparse.Namespace) -> list[int] | None:
+    """Parse --channels; None without it."""
+    if not args.channels:
+        return None
+    try:
+        return check_channels([int(c) for c in args.channels.split(",")], args.resolution)
+    except ValueError as error:
+        raise ValueError(f"--channels {args.channels}: {error}") from None
+
+
+def load_generator(args: argparse.Namespace) -> StyleGAN2Generator:
+    """Return the generator in --model, from its folder generator/."""
     where = {"revision": args.revision, "variant": args.variant}
     g = StyleGAN2Generator.from_pretrained(args.pretrained_model_name_or_path, subfolder="generator", **where)
-    kind = ProjectedDiscriminator if projected else StyleGAN2Discriminator
-    d = kind.from_pretrained(args.pretrained_model_name_or_path, subfolder="discriminator", **where)
     if g.config.resolution != args.resolution:
         raise ValueError(
             f"--resolution is {args.resolution}, but the given generator makes {g.config.resolution} px images"
@@ -68,21 +100,35 @@ def load_models(args: argparse.Namespace, projected: bool) -> tuple[StyleGAN2Gen
     if g.config.label_dim:
         raise ValueError("this trainer is for unconditional models, but the given generator expects class labels")
     check_viewable(g.config.img_channels)  # training draws sheets
-    return g, d
+    return g
+
+
+def load_models(args: argparse.Namespace, projected: bool) -> tuple[StyleGAN2Generator, Discriminator]:
+    """Return the networks in --model, from its folders generator/ and discriminator/."""
+    g = load_generator(args)
+    kind = ProjectedDiscriminator if projected else StyleGAN2Discriminator
+    where = {"revision": args.revision, "variant": args.variant}
+    return g, kind.from_pretrained(args.pretrained_model_name_or_path, subfolder="discriminator", **where)
+
+
+def new_generator(args: argparse.Namespace, channels: list[int], w_dim: int) -> StyleGAN2Generator:
+    """Return an untrained generator."""
+    return StyleGAN2Generator(
+        resolution=args.resolution,
+        channels=channels,
+        z_dim=args.latent_dim,
+        w_dim=w_dim,
+        mapping_layers=args.mapping_layers,
+        mapping_width=args.mapping_width,
+        use_noise=args.use_noise,
+    )
 
 
 def new_models(
     args: argparse.Namespace, channels: list[int], projected: bool
 ) -> tuple[StyleGAN2Generator, Discriminator]:
     """Return untrained networks."""
-    g = StyleGAN2Generator(
-        resolution=args.resolution,
-        channels=channels,
-        z_dim=args.latent_dim,
-        w_dim=args.latent_dim,
-        mapping_layers=args.mapping_layers,
-        use_noise=args.use_noise,
-    )
+    g = new_generator(args, channels, args.latent_dim)
     if not projected:
         return g, StyleGAN2Discriminator(resolution=args.resolution, channels=channels)
     network = RegionSegmenter.from_pretrained(args.feature_network, subfolder="segmenter")

@@ -8,7 +8,7 @@ keeps its own input (`input_skips`). Both networks continue where they were, so 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -89,26 +89,45 @@ def grow_models(
         ValueError: networks of another resolution, other channels, or class-conditional ones.
         OSError: a network is missing or damaged.
     """
-    g = StyleGAN2Generator.from_pretrained(folder, subfolder="generator")
-    d = StyleGAN2Discriminator.from_pretrained(folder, subfolder="discriminator")
-    for name, model in (("generator", g), ("discriminator", d)):
-        if 2 * model.config.resolution != resolution:
-            raise ValueError(
-                f"--grow_from {folder} starts a training at twice its resolution: its {name} is for"
-                f" {model.config.resolution} px, so --resolution must be {2 * model.config.resolution},"
-                f" got {resolution}"
-            )
-        if model.config.label_dim:
-            raise ValueError(
-                f"this trainer is for unconditional models, but the {name} in {folder} expects class labels"
-            )
-    trained = list(g.config.channels)
-    if channels is None:
-        return grow_generator(g, max(trained[-1] // 2, 8)), grow_discriminator(d, max(d.config.channels[-1] // 2, 8))
-    if list(channels[:-1]) != trained or list(d.config.channels) != trained:
+    g, d = load_half(StyleGAN2Generator, folder, resolution), load_half(StyleGAN2Discriminator, folder, resolution)
+    return grow_generator(g, new_width(g, folder, channels)), grow_discriminator(d, new_width(d, folder, channels))
+
+
+def grow_one(folder: str | Path, resolution: int, channels: list[int] | None) -> StyleGAN2Generator:
+    """Return the generator in `folder` with another block; arguments and errors as of `grow_models`."""
+    g = load_half(StyleGAN2Generator, folder, resolution)
+    return grow_generator(g, new_width(g, folder, channels))
+
+
+Network = TypeVar("Network", StyleGAN2Generator, StyleGAN2Discriminator)
+
+
+def load_half(kind: type[Network], folder: str | Path, resolution: int) -> Network:
+    """Return the network of a kind in `folder`, which must be for half of `resolution`."""
+    name = "generator" if kind is StyleGAN2Generator else "discriminator"
+    model = kind.from_pretrained(folder, subfolder=name)
+    if 2 * model.config.resolution != resolution:
         raise ValueError(
-            f"--channels {','.join(map(str, channels))} does not continue the networks in {folder}: its generator"
-            f" has {','.join(map(str, trained))}, its discriminator"
-            f" {','.join(map(str, d.config.channels))}"
+            f"--grow_from {folder} starts a training at twice its resolution: its {name} is for"
+            f" {model.config.resolution} px, so --resolution must be {2 * model.config.resolution},"
+            f" got {resolution}"
         )
-    return grow_generator(g, channels[-1]), grow_discriminator(d, channels[-1])
+    if model.config.label_dim:
+        raise ValueError(f"this trainer is for unconditional models, but the {name} in {folder} expects class labels")
+    return model
+
+
+def new_width(
+    model: StyleGAN2Generator | StyleGAN2Discriminator, folder: str | Path, channels: list[int] | None
+) -> int:
+    """Return the channels of the next block; ValueError unless `channels` continue the model's."""
+    trained = list(model.config.channels)
+    if channels is None:
+        return max(trained[-1] // 2, 8)
+    if list(channels[:-1]) != trained:
+        raise ValueError(
+            f"--channels {','.join(map(str, channels))} does not continue the networks in {folder}: its"
+            f" {'generator' if isinstance(model, StyleGAN2Generator) else 'discriminator'} has"
+            f" {','.join(map(str, trained))}"
+        )
+    return channels[-1]

@@ -1,0 +1,139 @@
+"""Train a generator without a discriminator, on drawings whose attributes are known.
+
+A network that is shown which attributes make which picture learns to draw far sooner than one that only learns whether
+its pictures pass for real (Dosovitskiy et al., arXiv 1411.5928). w is the drawing's row of attributes; the mapping
+network is trained first, without pictures, to make such rows from z (`attribute_codes.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from stylefusion_hf.evaluation.judges import PortraitJudge
+from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
+from stylefusion_hf.training.attribute_codes import AttributeCodes, AttributeTable, distill
+from stylefusion_hf.training.common import build_schedule
+from stylefusion_hf.training.datasets import DrawingDataset, check_avatars_fit, load_avatars
+from stylefusion_hf.training.generator_run import GeneratorRun
+from stylefusion_hf.training.generator_setup import build_drawer
+from stylefusion_hf.training.loop import MicroBatch, Phase
+from stylefusion_hf.training.resuming import find_checkpoint
+
+logger = logging.getLogger("stylefusion_hf")
+AREA_POWER = 0.6  # a region weighs as its area to this power: in full, mouths and eyes would hardly count
+MAPS = 500  # label maps from which areas are measured
+MAPPING_RATE = 4.0  # of the distillation; the mapping's own learning rate multiplier makes it 0.04
+LEAST_PSI = 0.55  # kinds are drawn as if truncated to this at most, in half of the cases
+RAMP = 1000  # steps
+CODE_NOISE = 0.05  # deviation of what is added to w
+SMOOTH = 0.5  # differences below it are squared, larger ones count linearly; pictures go from -1 to 1
+AVERAGED = 10_000  # codes whose mean is the w that truncation moves toward
+
+
+class RegressionTraining(GeneratorRun):
+    """Models, data and loss of a regression.
+
+    Raises:
+        ValueError: flags that do not fit each other or the models. OSError: a model is missing.
+    """
+
+    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, portrait_judge: PortraitJudge | None):
+        from stylefusion_hf.data.avatars import avatar_spec
+
+        # Data: pictures, label maps, and the attributes that w stands for.
+        self.table = table = AttributeTable([avatar_spec(i, args.data_seed).to_dict() for i in range(args.avatars)])
+        self.codes = AttributeCodes(table, args.latent_dim)
+        generator, new = build_drawer(args, table.dim)
+        check_avatars_fit(generator)
+        dataset = DrawingDataset(*load_avatars(args, accelerator, args.resolution))
+        if new and find_checkpoint(args, accelerator.num_processes)[0] is None:
+            start_mapping(args, generator, self.codes, accelerator.is_main_process)
+        super().__init__(args, accelerator, generator, dataset, portrait_judge)
+        self.kinds = torch.zeros(len(table.kinds), table.dim)
+        for row, name in zip(self.kinds, table.kinds, strict=True):
+            row[table.columns[name]] = 1
+        self.weights = region_weights(torch.from_numpy(dataset.labels[:MAPS]).long()).to(accelerator.device)
+
+        # The mapping stays as it is, so that w keeps its meaning.
+        generator.mapping.requires_grad_(False)
+        learning = [p for p in generator.parameters() if p.requires_grad]
+        adam = torch.optim.Adam(learning, lr=args.learning_rate, betas=(0.9, 0.99))
+        schedule = build_schedule(args, adam)
+        model, adam = accelerator.prepare(Drawer(generator), adam)
+        self.phases = (Phase(model, adam, schedule, self.loss),)
+
+    def loss(self, model: nn.Module, micro: MicroBatch) -> dict[str, Tensor]:
+        """Train drawings to be the avatars with the same attributes."""
+        real, labels = micro.batch["image"], micro.batch["labels"]
+        w = self.codes_of(micro.batch["number"].cpu(), micro).to(real)
+        loss = drawing_loss(model(w), real, self.weights[labels][:, None])
+        self.accelerator.backward(loss * micro.scale)
+        return {"loss": loss}
+
+    @torch.no_grad()
+    def codes_of(self, numbers: Tensor, micro: MicroBatch) -> Tensor:
+        """Return w (B, w_dim) of drawings: their rows at first, and from step `RAMP` on, mapped codes.
+
+        The mapping is not exact, and truncation moves kinds toward the mean; both are to be drawn as clearly.
+        """
+        draw, g = micro.draw, self.generator
+        share = min(1.0, micro.step / RAMP)
+        row, z = self.table.rows[numbers], self.codes.draw_z(numbers, draw)
+        w = torch.lerp(row, g.mapping(z.to(g.w_avg)).float().cpu(), share)
+        psi = torch.rand(len(w), len(self.kinds), generator=draw)
+        psi = torch.where(psi < 0.5, LEAST_PSI + (1 - LEAST_PSI) * 2 * psi, 1.0)
+        mean = g.w_avg.cpu()
+        w = mean + (w - mean) * (1 + share * (psi - 1) @ self.kinds)
+        return w + CODE_NOISE * torch.randn(w.shape, generator=draw)
+
+
+class Drawer(nn.Module):
+    """The synthesis from w in one forward pass, so that a wrapper for several processes sees all of it."""
+
+    def __init__(self, model: StyleGAN2Generator):
+        super().__init__()
+        self.model = model
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) of w (B, w_dim)."""
+        g = self.model
+        return g.synthesis(g.to_style(w[:, None].expand(-1, g.num_ws, -1)), noise_mode="none")
+
+
+def start_mapping(args: argparse.Namespace, g: StyleGAN2Generator, codes: AttributeCodes, progress: bool) -> None:
+    """Train the mapping network alone, and set the mean w."""
+    draw = torch.Generator().manual_seed(args.seed)
+    error = distill(g.mapping, codes, args.mapping_steps, MAPPING_RATE, draw, progress)
+    logger.info("the mapping's mean squared error is %.3f of the attributes' variance", error)
+    with torch.no_grad():
+        z = torch.randn(AVERAGED, codes.z_dim, generator=draw)
+        g.w_avg.copy_(g.mapping(z).mean(dim=0))
+
+
+def region_weights(labels: Tensor) -> Tensor:
+    """Return the weight of each region's pixels, from label maps (N, H, W); their mean over pixels is 1."""
+    share = torch.bincount(labels.flatten()).float() / labels.numel()
+    weights = share.clamp_min(1e-4) ** -AREA_POWER
+    return weights / (weights * share).sum()
+
+
+def drawing_loss(fake: Tensor, real: Tensor, weights: Tensor) -> Tensor:
+    """Return the smooth L1 distance of images (B, 3, H, W) plus half of that of neighbors' differences (edges).
+
+    Args:
+        weights: (B, 1, H, W), of the pixels.
+    """
+    error = fake.float() - real
+
+    def mean(values: Tensor, w: Tensor) -> Tensor:
+        return (F.smooth_l1_loss(values, torch.zeros_like(values), beta=SMOOTH, reduction="none") * w).mean()
+
+    across = mean(error[..., 1:] - error[..., :-1], weights[..., 1:])
+    down = mean(error[..., 1:, :] - error[..., :-1, :], weights[..., 1:, :])
+    return mean(error, weights) + 0.5 * (across + down)
