@@ -57,28 +57,12 @@ def styled_inputs(generator, s: Tensor) -> Iterator[Tensor]:
 
     ValueError for a network that does not scale its layers' inputs by style vectors.
     """
-    net = generator.synthesis
-    if hasattr(net, "styled_inputs"):
-        yield from net.styled_inputs(s)
-        return
-    if not hasattr(net, "rgbs"):
+    if not hasattr(generator.synthesis, "styled_inputs"):
         raise ValueError(
             "memberships are read from the layers of StyleGAN2 and MobileStyleGAN, not from those of"
             f" {type(generator).__name__}: leave editing-in-style and retrieve-in-style out of --methods"
         )
-    layers, inputs = [*net.convs, *net.rgbs], {}
-
-    def keep(i: int):
-        return lambda _, args: inputs.update({i: args[0]})
-
-    hooks = [layer.register_forward_pre_hook(keep(i)) for i, layer in enumerate(layers)]
-    try:
-        net(s, up_to=None)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for i in range(len(layers)):
-        yield inputs.pop(i)
+    yield from generator.synthesis.styled_inputs(s)
 
 
 def shares_of_energy(sums: Tensor, mean: Tensor) -> Tensor:

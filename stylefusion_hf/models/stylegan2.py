@@ -7,7 +7,7 @@ code.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -134,6 +134,22 @@ class SynthesisNetwork(nn.Module):
         assert image is not None  # every generator has a block
         image = image.contiguous()  # features may be channels-last; callers get images in the default layout
         return (image, features) if return_features else image
+
+    def styled_inputs(self, s: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the input of each layer, (B or 1, C, h, w), which its style vector scales, in the order of `sizes`."""
+        layers, inputs = [*self.convs, *self.rgbs], {}
+
+        def keep(number: int):
+            return lambda _, args: inputs.update({number: args[0]})
+
+        hooks = [layer.register_forward_pre_hook(keep(number)) for number, layer in enumerate(layers)]
+        try:
+            self(s, up_to=None)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for number in range(len(layers)):
+            yield inputs.pop(number)
 
 
 # --- The model -------------------------------------------------------------------------------------------------------

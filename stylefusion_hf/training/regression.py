@@ -50,6 +50,7 @@ class RegressionTraining(GeneratorRun):
         self.table = table = AttributeTable([avatar_spec(i, args.data_seed).to_dict() for i in range(args.avatars)])
         self.codes = AttributeCodes(table, args.latent_dim)
         generator, new = build_drawer(args, table.dim)
+        generator.register_to_config(truncation_psi=1.0)  # codes are distributed like the data: none needs mending
         check_avatars_fit(generator)
         dataset = DrawingDataset(*load_avatars(args, accelerator, args.resolution))
         if new and find_checkpoint(args, accelerator.num_processes)[0] is None:

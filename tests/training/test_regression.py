@@ -124,6 +124,7 @@ def test_it_learns_and_writes_a_generator_alone(trained):
     g = StyleGAN2Generator.from_pretrained(trained / "whole", subfolder="generator")
     images = g(torch.randn(2, 96)).sample
     assert images.shape == (2, 3, 16, 16) and torch.isfinite(images).all() and g.w_avg.abs().max() > 0
+    assert g.config.truncation_psi == 1.0
 
 
 def test_it_resumes_to_the_bit_and_keeps_its_mapping(trained):
