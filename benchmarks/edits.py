@@ -38,8 +38,9 @@ from torch import Tensor
 from stylefusion_hf import Direction, StyleFusionPipeline
 from stylefusion_hf.core.edits import style_offsets
 from stylefusion_hf.editing.directions import boundary_from_regions, ganspace, measure_regions, sefa
+from stylefusion_hf.evaluation.evaluate import measuring_size
 from stylefusion_hf.evaluation.judges import load_judges
-from stylefusion_hf.evaluation.measurement import changed_area, most_probable
+from stylefusion_hf.evaluation.measurement import at_measuring_size, changed_area, most_probable
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, TEST_SEED, VALIDATION_SEED, render, style_codes
 from stylefusion_hf.evaluation.statistics import Estimate, resamples
 from stylefusion_hf.imaging.sheets import BASE, draw_sheet
@@ -91,7 +92,9 @@ class Bench:
         self.pipe, self.strength, self.batch = pipe, strength, chunk_size(pipe.generator.config.resolution, 64)
         self.rank = rank
         self.spans: dict[str, Tensor] = {}
-        self.segmenter = load_judges().segmenter
+        judges = load_judges()
+        self.size = measuring_size(pipe.generator.config.resolution, judges)
+        self.segmenter = judges.segmenter
         self.regions = list(self.segmenter.config.regions)
         self.base = style_codes(pipe.generator, range(first, first + seeds))
         self.deviation = style_codes(pipe.generator, range(FITTING_SEED, FITTING_SEED + 256)).std(dim=0)
@@ -100,7 +103,8 @@ class Bench:
         self.counts = resamples(seeds)
 
     def pictures(self, style: Tensor) -> Tensor:
-        return torch.cat([render(self.pipe, part) for part in style.split(self.batch)])
+        """(B, 3, h, w), of the size that the judges know."""
+        return torch.cat([at_measuring_size(render(self.pipe, part), self.size) for part in style.split(self.batch)])
 
     def seen(self, images: Tensor) -> Tensor:
         """(B, H, W), the region of every pixel."""

@@ -36,8 +36,9 @@ from torch import Tensor
 from stylefusion_hf import Code, StyleFusionInversionPipeline, StyleFusionPipeline
 from stylefusion_hf.data.avatars import render_arrays
 from stylefusion_hf.evaluation import sections
-from stylefusion_hf.evaluation.evaluate import build_subject
+from stylefusion_hf.evaluation.evaluate import build_subject, measuring_size
 from stylefusion_hf.evaluation.judges import Judges, load_judges
+from stylefusion_hf.evaluation.measurement import at_measuring_size
 from stylefusion_hf.evaluation.measuring import Subject
 from stylefusion_hf.evaluation.pairs import FITTING_SEED, Pairs, render, segment
 from stylefusion_hf.evaluation.report import table
@@ -123,7 +124,8 @@ def quality(found: Found, real: Tensor, judges: Judges) -> dict[str, Any]:
     def mean(values: Tensor) -> Estimate:
         return Estimate.of(ratio(counts, values, ones), len(real))
 
-    maps = [judges.segmenter.feature_maps(x) for x in (found.images, real)]
+    size = measuring_size(real.shape[-2], judges)
+    maps = [judges.segmenter.feature_maps(at_measuring_size(x, size)) for x in (found.images, real)]
     row: dict[str, Any] = {
         "MSE": mean((found.images - real).square().mean(dim=(1, 2, 3))),
         "features": mean(map_distance(*maps)),

@@ -24,10 +24,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stylefusion_hf import RegionSegmenter, StyleFusionPipeline, StyleGenerator
+from stylefusion_hf.evaluation.evaluate import measuring_size
 from stylefusion_hf.evaluation.judges import load_judges
+from stylefusion_hf.evaluation.measurement import at_measuring_size
 from stylefusion_hf.evaluation.report import table
 from stylefusion_hf.regions.clustering import contingency, jaccard
 from stylefusion_hf.regions.discovery import discover, sample_codes
@@ -51,11 +54,18 @@ def matched(labels: Tensor, truth: Tensor, regions: int) -> Tensor:
 
 
 @torch.no_grad()
-def segmented(segmenter: RegionSegmenter, g: StyleGenerator, codes: Tensor) -> Tensor:
-    """(N, H, W), the labels that a segmenter gives the pictures of style codes (N, S)."""
+def segmented(segmenter: RegionSegmenter, g: StyleGenerator, codes: Tensor, seen: int | None = None) -> Tensor:
+    """(N, H, W), the labels that a segmenter gives the pictures of style codes (N, S); it sees them at a size."""
     size = max((height for height in g.picture_sizes if height <= LARGE), default=None)
     parts = codes.split(32)
-    return torch.cat([segmenter.segment(g.synthesis(s, up_to=size).clamp(-1, 1)).argmax(1) for s in parts])
+    return torch.cat([labels_of(segmenter, g.synthesis(s, up_to=size).clamp(-1, 1), seen) for s in parts])
+
+
+@torch.no_grad()
+def labels_of(segmenter: RegionSegmenter, images: Tensor, seen: int | None) -> Tensor:
+    """(N, H, W), the labels of images (N, 3, H, W), which the segmenter sees at a size (None: as they are)."""
+    labels = segmenter.segment(at_measuring_size(images, seen)).argmax(1)
+    return F.interpolate(labels[:, None].float(), size=images.shape[-2:], mode="nearest")[:, 0].long()
 
 
 def hold_against_samples(folder: str, g: StyleGenerator, codes: Tensor, truth: Tensor, names: list[str]) -> None:
@@ -86,10 +96,11 @@ def main() -> None:
     else:
         pipe = StyleFusionPipeline.from_embedded()
         g, own = pipe.generator, pipe.segmenter
-    judge = load_judges(args.judge).segmenter
+    judges = load_judges(args.judge)
+    judge, seen = judges.segmenter, measuring_size(g.config.resolution, judges)
     names = list(judge.config.regions)
     codes = sample_codes(g, SAMPLES, torch.Generator().manual_seed(999))
-    truth = segmented(judge, g, codes)
+    truth = segmented(judge, g, codes, seen)
 
     rows, maps = {}, []
     if own is not None:  # trained on exact maps, as the judge was: what agreement there is to be had
@@ -118,8 +129,7 @@ def main() -> None:
     for count in args.painted:
         with tempfile.TemporaryDirectory() as folder:
             paint, draw = PaintFolder.create(Path(folder, "p"), g, names, count), np.random.RandomState(0)
-            with torch.no_grad():
-                known = judge.segment(sample_images(g, paint.seeds)).argmax(1).numpy().astype(np.uint8)
+            known = labels_of(judge, sample_images(g, paint.seeds), seen).numpy().astype(np.uint8)
             for seed, labels in zip(paint.seeds, known, strict=True):
                 chosen = draw.rand(*labels.shape) < args.share
                 paint.paint(seed, np.where(chosen, labels, UNPAINTED).astype(np.uint8))

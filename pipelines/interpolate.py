@@ -250,9 +250,9 @@ class StyleFusionInterpolationPipeline(HubMixin, DiffusionPipeline):
             >>> pipe = StyleFusionInterpolationPipeline.from_embedded()
             >>> for batch in pipe.stream(base=[1, 4], frames=5, batch_size=2):
             ...     print(len(batch), batch[0].size)
-            2 (64, 64)
-            2 (64, 64)
-            1 (64, 64)
+            2 (128, 128)
+            2 (128, 128)
+            1 (128, 128)
         """
         call = signature(type(self).__call__).bind(self, *args, **kwargs)  # same arguments and defaults as a call
         call.apply_defaults()

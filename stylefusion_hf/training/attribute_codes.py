@@ -186,7 +186,8 @@ def distill(
 ) -> float:
     """Train an untrained mapping network to return `codes.rows(z)`; return the last steps' mean squared error.
 
-    A row's deviation is 1, so an error of 1 is what a network without layers would make.
+    A row's deviation is 1, so an error of 1 is what a network without layers would make. ValueError if its hidden
+    layers are too narrow for so many attributes.
     """
     device = next(mapping.parameters()).device
     weights = [cast(EqualizedLinear, layer).weight for layer in mapping.layers]
@@ -225,6 +226,12 @@ def _blocks(widths: Sequence[int], codes: AttributeCodes) -> list[Tensor]:
     for number, width in enumerate(widths):
         last = number == len(widths) - 1
         units = torch.tensor(columns) if last else torch.bucketize((torch.arange(width) + 0.5) / width, ends)
-        masks.append((units[:, None] == owner[None]).float())
+        mask = units[:, None] == owner[None]
+        if not mask.any(dim=1).all():
+            raise ValueError(
+                f"--mapping_width {min(widths)} has no room for some of {len(needs)} attributes: give at least"
+                f" {math.ceil(sum(needs) / min(needs))}"
+            )
+        masks.append(mask.float())
         owner = units
     return masks

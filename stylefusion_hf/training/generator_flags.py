@@ -8,6 +8,7 @@ import math
 from stylefusion_hf.training.choices import LOSSES, parse_augmentations
 from stylefusion_hf.training.flags import add_data_arguments, common_parser, shorten_help
 
+LEAST_AVATARS = 16  # of a regression, whose attributes are brought to a deviation of 1
 SHORT = (  # what --help shows
     "help_all",
     "pretrained_model_name_or_path",
@@ -137,8 +138,10 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def check_regression(args: argparse.Namespace) -> None:
     """Raise a ValueError for flags that a regression has no use for."""
-    if not args.avatars:
+    if args.avatars is None:
         raise ValueError("--loss regression needs pictures whose attributes are known: give --avatars")
+    if args.avatars < LEAST_AVATARS:
+        raise ValueError(f"--loss regression needs at least {LEAST_AVATARS} --avatars, got {args.avatars}")
     used = {
         "mirror": args.mirror,
         "augment": args.augment != "none",

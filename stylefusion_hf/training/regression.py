@@ -44,7 +44,7 @@ class RegressionTraining(GeneratorRun):
     """
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator, portrait_judge: PortraitJudge | None):
-        from stylefusion_hf.data.avatars import avatar_spec
+        from stylefusion_hf.data.avatars import REGIONS, avatar_spec
 
         # Data: pictures, label maps, and the attributes that w stands for.
         self.table = table = AttributeTable([avatar_spec(i, args.data_seed).to_dict() for i in range(args.avatars)])
@@ -52,14 +52,16 @@ class RegressionTraining(GeneratorRun):
         generator, new = build_drawer(args, table.dim)
         generator.register_to_config(truncation_psi=1.0)  # codes are distributed like the data: none needs mending
         check_avatars_fit(generator)
-        dataset = DrawingDataset(*load_avatars(args, accelerator, args.resolution))
         if new and find_checkpoint(args, accelerator.num_processes)[0] is None:
             start_mapping(args, generator, self.codes, accelerator.is_main_process)
+        dataset = DrawingDataset(*load_avatars(args, accelerator, args.resolution))
         super().__init__(args, accelerator, generator, dataset, portrait_judge)
         self.kinds = torch.zeros(len(table.kinds), table.dim)
         for row, name in zip(self.kinds, table.kinds, strict=True):
             row[table.columns[name]] = 1
-        self.weights = region_weights(torch.from_numpy(dataset.labels[:MAPS]).long()).to(accelerator.device)
+        self.weights = region_weights(torch.from_numpy(dataset.labels[:MAPS]).long(), len(REGIONS)).to(
+            accelerator.device
+        )
 
         # The mapping stays as it is, so that w keeps its meaning.
         generator.mapping.requires_grad_(False)
@@ -117,9 +119,9 @@ def start_mapping(args: argparse.Namespace, g: StyleGAN2Generator, codes: Attrib
         g.w_avg.copy_(g.mapping(z).mean(dim=0))
 
 
-def region_weights(labels: Tensor) -> Tensor:
-    """Return the weight of each region's pixels, from label maps (N, H, W); their mean over pixels is 1."""
-    share = torch.bincount(labels.flatten()).float() / labels.numel()
+def region_weights(labels: Tensor, regions: int) -> Tensor:
+    """Return the weight (regions,) of each region's pixels, from label maps (N, H, W); their mean over pixels is 1."""
+    share = torch.bincount(labels.flatten(), minlength=regions).float() / labels.numel()
     weights = share.clamp_min(1e-4) ** -AREA_POWER
     return weights / (weights * share).sum()
 

@@ -20,6 +20,7 @@ from stylefusion_hf.regions import clustering, discovery, folders
 from stylefusion_hf.regions.distillation import distil
 from stylefusion_hf.regions.naming import moving_together, named_tree, touching
 from stylefusion_hf.training import fusion
+from tests.judged import judged_regions
 from tests.tiny import tiny_generator
 
 
@@ -222,7 +223,7 @@ def test_the_embedded_generators_regions_are_found_without_a_label(embedded, fou
     codes = discovery.sample_codes(g, 48, seeded(99))
     with torch.no_grad():
         images, maps = g.synthesis(codes, return_features=True)
-        truth = load_judges().segmenter.segment(images.clamp(-1, 1)).argmax(1)
+        truth = judged_regions(images.clamp(-1, 1))
         labels = found.labeller.label(maps, g.config.resolution).argmax(1)
     matched = matched_iou(labels, truth, int(truth.max()) + 1).tolist()
     assert sum(matched) / len(matched) > 0.5 and sum(iou > 0.35 for iou in matched) >= 5
@@ -244,7 +245,7 @@ def test_discovery_is_the_same_every_time_and_takes_a_number(embedded):
         ({"num_regions": 1}, "from 2 to the number of clusters"),
         ({"clusters": 3}, "clusters from 4 to 256"),
         ({"samples": 2}, "8 samples"),
-        ({"resolutions": [128]}, "no feature maps of 128 pixels"),
+        ({"resolutions": [256]}, "no feature maps of 256 pixels"),
     ],
 )
 def test_discover_refuses(embedded, arguments, problem):

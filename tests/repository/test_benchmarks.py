@@ -83,7 +83,7 @@ def test_edits_read_the_ratio_where_the_inside_is_equal():
 def test_a_projected_edit_spares_what_lies_outside():
     pipe = planted_pipeline()
     bench = object.__new__(Bench)  # without the avatars' judges
-    bench.pipe, bench.rank, bench.batch, bench.spans = pipe, 16, 4, {}
+    bench.pipe, bench.rank, bench.batch, bench.spans, bench.size = pipe, 16, 4, {}, None
     bench.regions = list(pipe.segmenter.config.regions)
     bench.base = draw(4, STYLE_DIM)
     bench.deviation = torch.ones(STYLE_DIM)

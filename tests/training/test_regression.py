@@ -92,8 +92,8 @@ def test_a_mapping_learns_rows_without_mixing_attributes(table):
 def test_small_regions_weigh_more_and_edges_count():
     labels = torch.zeros(1, 10, 10, dtype=torch.long)
     labels[:, :1, :2] = 1
-    weights = region_weights(labels)
-    assert weights[1] > 5 * weights[0] and weights[labels].mean() == pytest.approx(1.0)
+    weights = region_weights(labels, 3)
+    assert len(weights) == 3 and weights[1] > 5 * weights[0] and weights[labels].mean() == pytest.approx(1.0)
     real, plain = torch.zeros(1, 3, 10, 10), torch.ones(1, 1, 10, 10)
     even, edge = torch.full_like(real, 0.1), real.clone()
     edge[..., ::2] = 0.2
@@ -159,6 +159,8 @@ def test_it_grows_and_goes_on(trained):
         (("--mapping_steps", "0"), "--mapping_steps must be at least 1, got 0"),
         (("--latent_dim", "40"), "need --latent_dim above .*, got 40"),
         (("--model", "a", "--grow_from", "b"), "give one of them"),
+        (("--avatars", "3"), "at least 16 --avatars, got 3"),
+        (("--mapping_width", "8"), "--mapping_width 8 has no room for some of 27 attributes: give at least"),
     ],
 )
 def test_it_refuses(tmp_path, flags, message):
