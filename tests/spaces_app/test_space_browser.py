@@ -201,7 +201,7 @@ def test_pointing_at_the_picture(visit: Visit, pipe: StyleFusionPipeline) -> Non
     side = frame.bounding_box()["width"]
     for region in ("skin", "background"):
         y, x = np.argwhere(masks[region][0].numpy())[len(np.argwhere(masks[region][0].numpy())) // 2]
-        place = {"x": float(x + 0.5) * side / 64, "y": float(y + 0.5) * side / 64}
+        place = {"x": float(x + 0.5) * side / 128, "y": float(y + 0.5) * side / 128}
         frame.hover(position=place)
         api.expect(visit.page.locator("#sf-compose-stage .sf-tip")).to_have_text(region.capitalize())
         frame.click(position=place)
@@ -394,10 +394,10 @@ def test_pixels_and_larger_files(visit: Visit, tmp_path: Path) -> None:
             page.locator("#sf-compose-stage .sf-png").click()
         download.value.save_as(tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as image:
-            assert (image.size, image.mode) == ((64, 64), "RGBA")
+            assert (image.size, image.mode) == ((128, 128), "RGBA")
             assert image.getchannel("A").getextrema() == (0, 255)
     with Image.open(tmp_path / "4x.png") as image:
-        assert image.size == (256, 256)
+        assert image.size == (512, 512)
         assert json.loads(image.info[RECIPE_KEY]) == visit.recipe
 
 
@@ -439,7 +439,7 @@ def test_edit_animate_and_compare(visit: Visit, tmp_path: Path) -> None:
         page.locator("#sf-walk-download").click()
     download.value.save_as(tmp_path / "walk.webp")
     with Image.open(tmp_path / "walk.webp") as film:
-        assert (film.n_frames, film.size) == (24, (64, 64))
+        assert (film.n_frames, film.size) == (24, (128, 128))
     assert page.locator("#sf-walk-film img").bounding_box()["width"] > 300
 
     visit.open("Compare")  # it opens with a sheet
