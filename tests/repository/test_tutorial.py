@@ -45,7 +45,7 @@ def test_its_cells_run(
             exec(compile(code, f"{PATH.name}, {cell['id']}", "exec"), names)
             ran += 1
     assert ran > 10
-    assert names["out"].images[0].size == (64, 64)
+    assert names["out"].images[0].size == (128, 128)
     assert len(names["faces"]) == 3
     assert len(names["row"]) == 5
     assert float(names["found"].mse[0]) < float(names["guess"].mse[0])
