@@ -115,3 +115,8 @@ def assert_same_weights(a: Path, b: Path) -> None:
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     """Normal numbers, the same ones for a shape and a seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def style_codes(g: StyleGenerator, batch: int = 2, seed: int = 0) -> torch.Tensor:
+    with torch.no_grad():
+        return g.to_style(draw(batch, W_DIM, seed=seed))

@@ -1,4 +1,4 @@
-"""MobileStyleGAN's generator: its layers, its style space, w+ rows, noise, previews, memory."""
+"""MobileStyleGAN's generator: its layers, its style space, w+ rows, noise, memory."""
 
 import json
 import math
@@ -13,12 +13,7 @@ from stylefusion_hf.models.layers import normalize_2nd_moment
 from stylefusion_hf.models.mobile_layers import Block
 from stylefusion_hf.ops import native
 from stylefusion_hf.ops.wavelets import inverse_haar, inverse_haar_ref
-from tests.tiny import STYLE_DIM, W_DIM, Z_DIM, draw, tiny_fusion, tiny_generator, tiny_mobile_generator
-
-
-def codes(g: StyleGenerator, batch: int = 2, seed: int = 0) -> torch.Tensor:
-    with torch.no_grad():
-        return g.to_style(draw(batch, W_DIM, seed=seed))
+from tests.tiny import W_DIM, Z_DIM, draw, style_codes, tiny_fusion, tiny_generator, tiny_mobile_generator
 
 
 def as_published(g: MobileStyleGANGenerator, s: torch.Tensor, noise: bool = True) -> torch.Tensor:
@@ -73,7 +68,7 @@ def test_the_transform_has_gradients() -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_pictures_are_those_of_the_published_network(config: dict, batch: int) -> None:
     g = tiny_mobile_generator(**config)
-    s = codes(g, batch)
+    s = style_codes(g, batch)
     expected = as_published(g, s)
     assert expected.std() > 0.1
     torch.testing.assert_close(g.synthesis(s), expected, rtol=1e-4, atol=1e-5)
@@ -86,7 +81,7 @@ def test_pictures_are_those_of_the_published_network(config: dict, batch: int) -
 def test_any_resolution(resolution: int) -> None:
     half = resolution.bit_length() - 3
     g = tiny_mobile_generator(resolution=resolution, channels=[8] * half)
-    assert g.synthesis(codes(g)).shape == (2, 3, resolution, resolution)
+    assert g.synthesis(style_codes(g)).shape == (2, 3, resolution, resolution)
     assert g.num_ws == tiny_generator(resolution=resolution, channels=[8] * (half + 1)).num_ws
 
 
@@ -94,7 +89,7 @@ def test_any_resolution(resolution: int) -> None:
 def test_strips_and_parts_of_a_batch_give_the_same_pictures(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without gradients maps are computed a few rows and a few pictures at a time."""
     g = tiny_mobile_generator(resolution=64, channels=[8, 8, 8, 6])
-    s = codes(g, 3)
+    s = style_codes(g, 3)
     expected, maps = g.synthesis(s, return_features=True)
     seen = []
     original = Block.forward
@@ -115,20 +110,20 @@ def test_strips_and_parts_of_a_batch_give_the_same_pictures(rows: int, monkeypat
 def test_an_empty_batch(noise_mode: str) -> None:
     g = tiny_mobile_generator()
     with torch.no_grad(), native.use("reference"):
-        assert g.synthesis(codes(g)[:0], noise_mode).shape == (0, 3, 32, 32)
+        assert g.synthesis(style_codes(g)[:0], noise_mode).shape == (0, 3, 32, 32)
 
 
 def test_features_are_those_of_every_block() -> None:
     g = tiny_mobile_generator()
-    _, maps = g.synthesis(codes(g), return_features=True)
+    _, maps = g.synthesis(style_codes(g), return_features=True)
     assert {size: x.shape[1] for size, x in maps.items()} == g.feature_sizes == {4: 8, 8: 8, 16: 6}
-    picture, some = g.synthesis(codes(g), return_features=True, up_to=8)
+    picture, some = g.synthesis(style_codes(g), return_features=True, up_to=8)
     assert picture is None and some.keys() == {4, 8} and torch.equal(some[8], maps[8])
 
 
 def test_what_the_styles_scale() -> None:
     g = tiny_mobile_generator()
-    s = codes(g)
+    s = style_codes(g)
     with torch.no_grad():
         image, maps = g.synthesis(s, return_features=True)
         inputs = list(g.synthesis.styled_inputs(s))
@@ -152,7 +147,7 @@ def test_what_the_styles_scale() -> None:
 
 def test_noise_modes() -> None:
     g = tiny_mobile_generator()
-    s = codes(g)
+    s = style_codes(g)
     stored, none = g.synthesis(s), g.synthesis(s, "none")
     assert not torch.equal(stored, none) and torch.equal(stored, g.synthesis(s, "const"))
 
@@ -176,7 +171,7 @@ def test_wrong_codes() -> None:
     with pytest.raises(ValueError, match=rf"a style code of this generator is \(batch, {g.style_dim}\), got \(1, 5\)"):
         g.synthesis(torch.zeros(1, 5))
     with pytest.raises(ValueError, match="up_to is one of 4, 8, 16, 32, got 64"):
-        g.synthesis(codes(g), up_to=64)
+        g.synthesis(style_codes(g), up_to=64)
 
 
 # --- The style space -------------------------------------------------------------------------------------------------
@@ -229,8 +224,8 @@ def test_rows_of_w_plus_go_to_layers_by_resolution() -> None:
 
 def test_named_vectors() -> None:
     g = tiny_mobile_generator()
-    parts = g.split_style(codes(g))
-    assert list(parts) == list(g.style_sizes) and torch.equal(torch.cat(list(parts.values()), 1), codes(g))
+    parts = g.split_style(style_codes(g))
+    assert list(parts) == list(g.style_sizes) and torch.equal(torch.cat(list(parts.values()), 1), style_codes(g))
     assert g.conv_sizes == [8, 8, 2, 8, 8, 2, 6] and g.rgb_sizes == [6]
 
 
@@ -251,11 +246,11 @@ def test_mapping_normalizes_and_truncates() -> None:
 def test_fusion_nets_work_on_its_codes() -> None:
     g = tiny_mobile_generator()
     fusion = tiny_fusion(g)
-    given = {node: codes(g, 2, seed=k) for k, node in enumerate(fusion.tree.nodes)}
+    given = {node: style_codes(g, 2, seed=k) for k, node in enumerate(fusion.tree.nodes)}
     fused = fusion.fuse(given)
     assert fused.shape == (2, g.style_dim) and not any(torch.equal(fused, code) for code in given.values())
-    same = fusion.fuse(dict.fromkeys(fusion.tree.nodes, codes(g)))
-    assert torch.equal(same, codes(g))
+    same = fusion.fuse(dict.fromkeys(fusion.tree.nodes, style_codes(g)))
+    assert torch.equal(same, style_codes(g))
     assert g.synthesis(fused).isfinite().all()
 
 
@@ -266,84 +261,10 @@ def test_a_hierarchy_for_a_generator(build) -> None:
     assert fusion.style_width == g.style_dim
     assert fusion.spec.conv_sizes == tuple(g.conv_sizes) and fusion.spec.rgb_sizes == tuple(g.rgb_sizes)
     assert fusion.spec.padded_width == 8
-    assert fusion.fuse(dict.fromkeys(fusion.tree.nodes, codes(g))).shape == (2, g.style_dim)
+    assert fusion.fuse(dict.fromkeys(fusion.tree.nodes, style_codes(g))).shape == (2, g.style_dim)
     assert (
         FusionHierarchy.for_generator(g, "all*(face, hair)", hidden_width=16, padded_width=12).spec.padded_width == 12
     )
-
-
-# --- Previews --------------------------------------------------------------------------------------------------------
-
-
-def test_a_preview_head_is_fitted_saved_and_loaded(tmp_path) -> None:
-    g = tiny_mobile_generator()
-    s = codes(g, 4)
-    assert g.picture_sizes == [32]
-    with pytest.raises(
-        ValueError, match=r"no preview head of 16 px, only pictures of 32: fit one .*fit_preview\(16\)"
-    ):
-        g.synthesis(s, up_to=16)
-    quality = g.fit_preview(16, samples=8)
-    assert g.picture_sizes == [16, 32] and g.config.preview_resolutions == [16]
-    with torch.no_grad():
-        preview, full = g.synthesis(s, up_to=16), g.synthesis(s)
-    assert preview.shape == (4, 3, 16, 16) and preview.is_contiguous()
-    # The picture's layer scales by a style that a fixed head does not know: it is close, not equal.
-    assert float((preview - F.avg_pool2d(full, 2)).std()) < float(full.std())
-    assert quality > 0 and quality == g.fit_preview(16, samples=8)
-    g.save_pretrained(tmp_path)
-    loaded = MobileStyleGANGenerator.from_pretrained(tmp_path)
-    assert loaded.picture_sizes == [16, 32]
-    with torch.no_grad():
-        assert torch.equal(loaded.synthesis(s, up_to=16), preview) and torch.equal(loaded.synthesis(s), full)
-        assert loaded.to(torch.bfloat16).synthesis(s.bfloat16(), up_to=16).dtype == torch.bfloat16
-
-
-def test_a_preview_head_fits_what_a_linear_map_can_say() -> None:
-    """Where the picture is one linear map of the features, and has no detail, the head finds that map."""
-    g = tiny_mobile_generator()
-    with torch.no_grad():
-        g.synthesis.to_image.weight[3:] = 0
-        g.synthesis.to_image.bias[3:] = 0
-        first = g.style_dim - g.rgb_sizes[0]
-        g.affine_weight[first:] = 0  # the same style for every code
-    assert g.fit_preview(16, samples=6, seed=3) > 80
-
-
-def test_previews_of_a_conditional_model() -> None:
-    g = tiny_mobile_generator(label_dim=3)
-    g.fit_preview(8, samples=4)
-    assert g.synthesis(codes(g), up_to=8).shape == (2, 3, 8, 8)
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"resolution": 32}, "resolution is one of 4, 8, 16, got 32"),
-    ({"resolution": 16, "samples": 0}, "samples is an integer from 1"),
-])  # fmt: skip
-def test_previews_that_cannot_be_fitted(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny_mobile_generator().fit_preview(**arguments)
-
-
-@pytest.mark.parametrize("size", [4, 8, 16, 32])
-def test_a_stylegan2_gives_its_skip_sum_at_any_size(size: int) -> None:
-    g = tiny_generator()
-    s = draw(2, STYLE_DIM)
-    full, maps = g.synthesis(s, return_features=True)
-    picture, features = g.synthesis(s, return_features=True, up_to=size)
-    assert picture.shape == (2, 3, size, size) and features.keys() == {r for r in maps if r <= size}
-    assert all(torch.equal(features[r], maps[r]) for r in features)
-    assert torch.equal(g.synthesis(s, up_to=size), picture)
-    assert (size == 32) == torch.equal(picture, full) if size == 32 else True
-    assert g.picture_sizes == [4, 8, 16, 32]
-    smaller = tiny_generator(resolution=size, channels=[8] * (size.bit_length() - 2))
-    smaller.load_state_dict({k: v for k, v in g.state_dict().items() if k in smaller.state_dict()}
-                            | {k: v for k, v in smaller.state_dict().items() if k.startswith("affine")})  # fmt: skip
-    parts = g.split_style(s)
-    own = torch.cat([parts[name] for name in smaller.style_sizes], 1)
-    torch.testing.assert_close(smaller.synthesis(own), picture)
-    with pytest.raises(ValueError, match="up_to is one of 4, 8, 16, 32, got 12"):
-        g.synthesis(s, up_to=12)
 
 
 # --- Configs and files -----------------------------------------------------------------------------------------------
@@ -369,7 +290,7 @@ def test_the_interface_loads_whichever_generator_there_is(build, tmp_path) -> No
     g.save_pretrained(tmp_path / "generator")
     loaded = StyleGenerator.from_pretrained(tmp_path, subfolder="generator")
     assert type(loaded) is type(g) and isinstance(loaded, StyleGenerator)
-    assert torch.equal(loaded.synthesis(codes(g)), g.synthesis(codes(g)))
+    assert torch.equal(loaded.synthesis(style_codes(g)), g.synthesis(style_codes(g)))
 
 
 def test_what_the_interface_does_not_load(tmp_path) -> None:
@@ -385,7 +306,7 @@ def test_what_the_interface_does_not_load(tmp_path) -> None:
 
 def test_it_is_safe_in_half_precision() -> None:
     g = tiny_mobile_generator()
-    s = codes(g)
+    s = style_codes(g)
     expected = g.synthesis(s).detach()
     for dtype in (torch.float16, torch.bfloat16):
         half = tiny_mobile_generator().to(dtype)
