@@ -220,7 +220,7 @@ def _blocks(widths: Sequence[int], codes: AttributeCodes) -> list[Tensor]:
     for number, (name, axes) in enumerate(codes.axes.items()):
         owner[axes] = number
         columns += [number] * codes.values[name].shape[1]
-    needs = [max(3.0 * (axes.stop - axes.start), 1.2 * codes.values[n].shape[1]) for n, axes in codes.axes.items()]
+    needs = [max(3.0 * (axes.stop - axes.start), 2.0 * codes.values[n].shape[1]) for n, axes in codes.axes.items()]
     ends = torch.tensor(needs).cumsum(0) / sum(needs)
     masks = []
     for number, width in enumerate(widths):

@@ -103,6 +103,11 @@ def add_loss_arguments(p: argparse.ArgumentParser) -> None:
         "--mapping_steps", type=int, default=1500, help="with --loss regression: first steps, of the mapping alone"
     )
     p.add_argument(
+        "--new_mapping",
+        action="store_true",
+        help="with --loss regression and --model or --grow_from: do not keep its mapping, train another one first",
+    )
+    p.add_argument(
         "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (docs/guides/train.md explains the 5)"
     )
     p.add_argument(
@@ -129,6 +134,8 @@ def check_flags(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
     if args.loss == "regression":
         check_regression(args)
+    if args.new_mapping and (args.loss != "regression" or not (args.pretrained_model_name_or_path or args.grow_from)):
+        raise ValueError("--new_mapping has no meaning without --loss regression and --model or --grow_from")
     if not 0 <= args.mixing_prob <= 1:
         raise ValueError(f"--mixing_prob must be from 0 to 1, got {args.mixing_prob}")
     for name in ("r1_interval", "path_length_interval"):

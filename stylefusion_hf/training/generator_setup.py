@@ -76,7 +76,16 @@ def build_drawer(args: argparse.Namespace, w_dim: int) -> tuple[StyleGAN2Generat
             f" {g.config.z_dim}, w {g.config.w_dim}) than these avatars and --latent_dim (z {args.latent_dim}, w"
             f" {w_dim}): it must come from --loss regression with the same --avatars, --data_seed and --latent_dim"
         )
-    return g, False
+    return with_new_mapping(args, g) if args.new_mapping else g, False
+
+
+def with_new_mapping(args: argparse.Namespace, g: StyleGAN2Generator) -> StyleGAN2Generator:
+    """Return the generator with an untrained mapping network of --mapping_layers and --mapping_width."""
+    sizes = {"mapping_layers": args.mapping_layers, "mapping_width": args.mapping_width}
+    new = StyleGAN2Generator(**(own_config(g) | sizes))
+    kept = {name: value for name, value in g.state_dict().items() if not name.startswith("mapping.")}
+    new.load_state_dict(kept, strict=False)
+    return new
 
 
 def given_channels(args: argparse.Namespace) -> list[int] | None:

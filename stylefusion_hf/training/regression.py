@@ -31,7 +31,7 @@ MAPS = 500  # label maps from which areas are measured
 MAPPING_RATE = 4.0  # of the distillation; the mapping's own learning rate multiplier makes it 0.04
 LEAST_PSI = 0.55  # kinds are drawn as if truncated to this at most, in half of the cases
 RAMP = 1000  # steps
-CODE_NOISE = 0.05  # deviation of what is added to w
+MOST_MIXED = 0.45  # share of another kind that is mixed into a kind at most, in half of the cases
 SMOOTH = 0.5  # differences below it are squared, larger ones count linearly; pictures go from -1 to 1
 AVERAGED = 10_000  # codes whose mean is the w that truncation moves toward
 
@@ -52,13 +52,14 @@ class RegressionTraining(GeneratorRun):
         generator, new = build_drawer(args, table.dim)
         generator.register_to_config(truncation_psi=1.0)  # codes are distributed like the data: none needs mending
         check_avatars_fit(generator)
-        if new and find_checkpoint(args, accelerator.num_processes)[0] is None:
+        if (new or args.new_mapping) and find_checkpoint(args, accelerator.num_processes)[0] is None:
             start_mapping(args, generator, self.codes, accelerator.is_main_process)
         dataset = DrawingDataset(*load_avatars(args, accelerator, args.resolution))
         super().__init__(args, accelerator, generator, dataset, portrait_judge)
         self.kinds = torch.zeros(len(table.kinds), table.dim)
         for row, name in zip(self.kinds, table.kinds, strict=True):
             row[table.columns[name]] = 1
+        self.rows_of_kinds = [table.rows[:, table.columns[name]].unique(dim=0) for name in table.kinds]
         self.weights = region_weights(torch.from_numpy(dataset.labels[:MAPS]).long(), len(REGIONS)).to(
             accelerator.device
         )
@@ -81,19 +82,30 @@ class RegressionTraining(GeneratorRun):
 
     @torch.no_grad()
     def codes_of(self, numbers: Tensor, micro: MicroBatch) -> Tensor:
-        """Return w (B, w_dim) of drawings: their rows at first, and from step `RAMP` on, mapped codes.
+        """Return w (B, w_dim) of drawings: their rows, whose kinds are less and less exact up to step `RAMP`.
 
-        The mapping is not exact, and truncation moves kinds toward the mean; both are to be drawn as clearly.
+        What z is mapped to lies between two kinds now and then, and truncation moves kinds toward the mean: a kind is
+        to be drawn clearly from there, too. So in half of the cases another drawing's kind is mixed in, else it is
+        replaced by what z is mapped to, unless that is nearer to another kind; then, in half of the cases, it moves
+        toward the mean.
         """
         draw, g = micro.draw, self.generator
-        share = min(1.0, micro.step / RAMP)
+        ramp = min(1.0, micro.step / RAMP)
         row, z = self.table.rows[numbers], self.codes.draw_z(numbers, draw)
-        w = torch.lerp(row, g.mapping(z.to(g.w_avg)).float().cpu(), share)
-        psi = torch.rand(len(w), len(self.kinds), generator=draw)
-        psi = torch.where(psi < 0.5, LEAST_PSI + (1 - LEAST_PSI) * 2 * psi, 1.0)
-        mean = g.w_avg.cpu()
-        w = mean + (w - mean) * (1 + share * (psi - 1) @ self.kinds)
-        return w + CODE_NOISE * torch.randn(w.shape, generator=draw)
+        mixed = MOST_MIXED * self._in_half_the_cases(len(row), draw)
+        other = row[torch.randperm(len(row), generator=draw)]
+        w, mapped = torch.lerp(row, other, ramp * mixed), g.mapping(z.to(g.w_avg)).float().cpu()
+        for name, rows in zip(self.table.kinds, self.rows_of_kinds, strict=True):
+            at = self.table.columns[name]
+            same = torch.cdist(mapped[:, at], rows).argmin(1) == torch.cdist(row[:, at], rows).argmin(1)
+            share = ramp * (same[:, None] & (mixed[:, at] == 0))
+            w[:, at] = torch.lerp(w[:, at], mapped[:, at], share)
+        toward_mean = (1 - LEAST_PSI) * self._in_half_the_cases(len(w), draw)
+        return torch.lerp(w, g.w_avg.cpu().expand_as(w), ramp * toward_mean)
+
+    def _in_half_the_cases(self, count: int, draw: torch.Generator) -> Tensor:
+        """Draw (count, w_dim): 0, or in half of the cases a number up to 1, for each kind's columns; 0 elsewhere."""
+        return (2 * torch.rand(count, len(self.kinds), generator=draw) - 1).clamp_min(0) @ self.kinds
 
 
 class Drawer(nn.Module):

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from stylefusion_hf import StyleGAN2Generator
 from stylefusion_hf.models.layers import MappingNetwork
 from stylefusion_hf.training import generator
 from stylefusion_hf.training.attribute_codes import AttributeCodes, AttributeTable, distill
-from stylefusion_hf.training.regression import drawing_loss, region_weights
+from stylefusion_hf.training.loop import MicroBatch
+from stylefusion_hf.training.regression import RAMP, RegressionTraining, drawing_loss, region_weights
 from tests.tiny import assert_same_weights, saved_weights
 
 pytest.importorskip("python_avatars", reason="avatars need the extra `train`")
@@ -101,10 +103,14 @@ def test_small_regions_weigh_more_and_edges_count():
     assert drawing_loss(edge, real, plain) > 2 * drawing_loss(even, real, plain)
 
 
-def run(out, *more):
+def arguments(out, *more):
     flags = ("--output_dir", str(out), "--loss", "regression", "--avatars", str(AVATARS), "--mapping_steps", "20")
     rest = ("--train_batch_size", "4", "--logging_steps", "1", "--validation_steps", "0")
-    return generator.train(generator.parse_args([*flags, *SIZES, *rest, *more]))
+    return generator.parse_args([*flags, *SIZES, *rest, *more])
+
+
+def run(out, *more):
+    return generator.train(arguments(out, *more))
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +155,46 @@ def test_it_grows_and_goes_on(trained):
     assert torch.equal(old["mapping.layers.0.weight"], again["mapping.layers.0.weight"])
 
 
+def test_it_trains_another_mapping_for_a_synthesis(trained):
+    flags = ("--model", str(trained / "whole"), "--new_mapping", "--mapping_width", "160", "--learning_rate", "1e-9")
+    run(trained / "new", *flags, "--max_train_steps", "2", "--checkpointing_steps", "1")
+    old, new = saved_weights(trained / "whole" / "generator"), saved_weights(trained / "new" / "generator")
+    assert new["mapping.layers.0.weight"].shape[0] == 160 and (new["w_avg"] != old["w_avg"]).any()
+    kept = [name for name in old if name.startswith(("synthesis", "affine"))]
+    assert kept and all(torch.allclose(old[name], new[name], atol=1e-6) for name in kept)
+    run(trained / "new", *flags, "--max_train_steps", "3", "--resume_from_checkpoint", "latest")
+    again = saved_weights(trained / "new" / "generator")
+    assert all(torch.equal(new[name], again[name]) for name in new if name.startswith("mapping"))
+
+
+def test_kinds_may_be_inexact_but_stay_themselves(trained):
+    args = arguments(trained / "codes", "--model", str(trained / "whole"), "--cache_dir", str(trained / "data"))
+    training = RegressionTraining(args, Accelerator(cpu=True), None)
+    table, numbers = training.table, torch.arange(AVATARS)
+
+    def codes(step):
+        draw = torch.Generator().manual_seed(step)
+        return training.codes_of(numbers, MicroBatch(step, draw, {}, 1.0))
+
+    assert torch.equal(codes(0), table.rows)
+    late, is_kind = codes(5 * RAMP), training.kinds.sum(dim=0) > 0
+    assert torch.equal(late[:, ~is_kind], table.rows[:, ~is_kind])
+    changed = (late - table.rows)[:, is_kind].abs().amax(dim=1)
+    assert (changed > 0.1).all()
+    mean = training.generator.w_avg
+    for name, rows in zip(table.kinds, training.rows_of_kinds, strict=True):
+        at = table.columns[name]
+        # How far toward the mean is not known here: at whichever distance fits best, its own kind is the nearest.
+        own = torch.cdist(table.rows[:, at], rows).argmin(dim=1)
+        nearer = torch.stack([mean[at] + psi * (rows - mean[at]) for psi in torch.linspace(0.55, 1, 91)])
+        found = torch.cdist(late[:, at], nearer).amin(dim=0).argmin(dim=1)
+        assert (found == own).float().mean() > 0.9
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--new_mapping",), "--new_mapping has no meaning without --loss regression and --model or --grow_from"),
         (("--mirror",), "--mirror has no meaning with --loss regression"),
         (("--augment", "color"), "--augment has no meaning"),
         (("--use_noise",), "--use_noise has no meaning"),
