@@ -20,12 +20,12 @@ OWN = -1  # value of the class control: each seed has its own class
 # its source.)
 EMPTY = ""
 EMPTY_TO_NONE = "(...values) => values.map((value) => (value === '' ? null : value))"
-# (base, seeds of the regions in the model's order; surplus seeds are ignored)
+# (base, seeds of the regions in the model's order; surplus seeds are ignored). Chosen by benchmarks/space_examples.py.
 EXAMPLES: tuple[tuple[int, tuple[int | None, ...]], ...] = (
-    (1, (None, 21, None, None, 24, 31)),
-    (4, (None, None, 26, None, 11, None)),
-    (6, (None, 31, None, 21, None, 1)),
-    (11, (24, None, 31, None, 4, 26)),
+    (1, (None, 35, None, None, 49, 37)),
+    (4, (None, None, 48, 25, None, None)),
+    (6, (22, 25, None, None, None, 47)),
+    (11, (43, None, 54, 51, 49, None)),
 )
 
 

@@ -32,7 +32,7 @@ MAPPING_RATE = 4.0  # of the distillation; the mapping's own learning rate multi
 LEAST_PSI = 0.55  # kinds are drawn as if truncated to this at most, in half of the cases
 RAMP = 1000  # steps
 MOST_MIXED = 0.45  # share of another kind that is mixed into a kind at most, in half of the cases
-SMOOTH = 0.5  # differences below it are squared, larger ones count linearly; pictures go from -1 to 1
+SMOOTH = 0.1  # differences below it are squared, larger ones count linearly; pictures go from -1 to 1
 AVERAGED = 10_000  # codes whose mean is the w that truncation moves toward
 
 
