@@ -159,8 +159,10 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
     size, channels = generator.picture_size, generator.config.img_channels
     check_real(real or "avatars", generator, count)
     rendered = real == "avatars"  # of which there is a second set: it shows what equal distributions read
-    if rendered:  # all of them are kept in memory
-        size = size_at(min(size[0], subject.ruler.size or size[0]), size)
+    if rendered:  # all of them are kept in memory, so no larger than the judges see them
+        d = subject.judges.discriminator
+        seen = max(subject.ruler.size or size[0], 0 if d is None else d.config.resolution)
+        size = size_at(min(size[0], seen), size)
     sets = fused_sets(subject)
     pictures = real_pictures(real, size, channels, count * (1 + rendered)) if real else plain_set(subject, SECOND_DRAW)
     if rendered:

@@ -21,6 +21,7 @@ from stylefusion_hf.evaluation.measuring import measure_jobs
 from stylefusion_hf.evaluation.pairs import draw_pairs
 from stylefusion_hf.evaluation.realism import realism_rows
 from stylefusion_hf.evaluation.score import TrainingScore
+from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from tests.planted import TREE
 from tests.tiny import tiny_generator
 
@@ -86,6 +87,17 @@ def test_the_measuring_size_is_the_smallest_that_model_and_judges_know():
         measuring_size(64, alone, 128)
     with pytest.raises(ValueError, match="trained at 64 pixels, this model has 32"):
         measuring_size(32, with_portrait)
+
+
+def test_rendered_avatars_are_large_enough_for_every_judge(pipe):
+    """The discriminator may know larger pictures than those that are measured."""
+    pytest.importorskip("python_avatars", reason="avatars need the extra `train`")
+    pytest.importorskip("resvg_py", reason="avatars need the extra `train`")
+    judge = StyleGAN2Discriminator(resolution=RESOLUTION, channels=[4] * 6, mbstd_channels=0).eval()
+    subject = build_subject(pipe, Judges(watched(1), None, judge, Path("planted")), batch=BATCH, size=SIZE)
+    rows = realism_rows(subject, 10, "avatars")["rows"]
+    assert "below the 5th percentile" in rows["other real pictures"]
+    assert {size for _, size in subject.judges.segmenter.shown} == {SIZE}
 
 
 def test_the_training_score_reads_large_pictures_at_its_size(pipe):
