@@ -85,6 +85,19 @@ def test_one_line_for_bad_input(folders, tmp_path, capsys, monkeypatch, more, me
     assert message in fails(capsys, *given, *more)
 
 
+@pytest.mark.slow
+def test_the_embedded_model_and_the_checkouts_judges_fit_each_other(tmp_path, capsys, monkeypatch):
+    """In sizes, too, of which each judge has its own."""
+    pytest.importorskip("python_avatars", reason="avatars need the extra `train`")
+    pytest.importorskip("resvg_py", reason="avatars need the extra `train`")
+    monkeypatch.setattr(measuring, "HEAD_PAIRS", 4)
+    few = ["--pairs", "2", "--global-pairs", "2", "--calibration-pairs", "2", "--realism-count", "10"]
+    names = ["calibration", "swaps", "global", "realism"]
+    args = ["--quick", "--sections", ",".join(names), "--device", "cpu", "--out", str(tmp_path), *few]
+    assert main(["evaluate", *args]) == 0
+    assert list(json.loads((tmp_path / "report.json").read_text())["seconds"]) == names
+
+
 def test_smaller_pictures_of_the_generator_can_be_measured(folders, tmp_path):
     model, judges = folders
     sizes = {}
