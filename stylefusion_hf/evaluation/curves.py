@@ -10,7 +10,7 @@ pairs and the same bootstrap resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,11 @@ class Curve:
     def envelope(self, by: str = "transfer") -> Curve:
         """Return the Pareto envelope: no other setting has as much transfer for less outside change."""
         kept = pareto([float(o[0]) for o in self.outside], [float(t[0]) for t in getattr(self, by)])
+        return self.only({self.strengths[i] for i in kept})
+
+    def only(self, strengths: Collection[float]) -> Curve:
+        """Return the curve of some of the strengths."""
+        kept = [i for i, strength in enumerate(self.strengths) if strength in strengths]
         return Curve([self.strengths[i] for i in kept], *([getattr(self, n)[i] for i in kept] for n in TRACED))
 
     def most_specific(self, outside: float) -> float:
@@ -104,19 +109,34 @@ class Sweep:
     kept: dict[str, list[str]]
 
 
-def sweep(subject: Subject, methods: Mapping[str, Method], validation: int, test: int) -> Sweep:
-    """Choose strengths on validation pairs and measure them on test pairs."""
+def sweep(
+    subject: Subject,
+    methods: Mapping[str, Method],
+    validation: int,
+    test: int,
+    when_validated: Callable[[dict[str, dict[str, Curve]]], None] | None = None,
+) -> Sweep:
+    """Choose strengths on validation pairs and measure them on test pairs.
+
+    Args:
+        subject: the model with its judges.
+        methods: ours among them.
+        validation, test: numbers of pairs.
+        when_validated: called with {method: {region: Curve of the chosen strengths on the validation pairs}}, before
+            the test pairs, which take about as long.
+    """
     everything = [(m, leaf, s) for m in methods for leaf in subject.leaves for s in methods[m].strengths]
     measured = measure_jobs(
         subject, methods, everything, validation, VALIDATION_SEED, progress="strengths, validation", specific=True
     )
-    heads, ones = subject.heads, torch.ones(1, validation, dtype=torch.float64)
+    heads, counts = subject.heads, resamples(validation, ROUNDS)
     jobs: list[Job] = []
     chosen: dict[str, dict[str, float]] = {name: {} for name in methods}
     kept: dict[str, list[str]] = {name: [] for name in methods}
+    validated: dict[str, dict[str, Curve]] = {name: {} for name in methods}
     swept = {(m, leaf): Curve() for m in methods for leaf in subject.leaves}
     for (name, leaf, strength), columns in measured.items():
-        swept[name, leaf].add(strength, columns, ones, heads[leaf])
+        swept[name, leaf].add(strength, columns, counts, heads[leaf])
     for leaf in subject.leaves:
         ours = swept[OURS, leaf]
         limit = SLACK * float(ours.outside[ours.strengths.index(1.0)][0])
@@ -126,7 +146,10 @@ def sweep(subject: Subject, methods: Mapping[str, Method], validation: int, test
             chosen[name][leaf] = full
             envelope = {s for by in KINDS for s in curve.envelope(by).strengths} | {full}
             jobs += [(name, leaf, s) for s in sorted(envelope)]
+            validated[name][leaf] = curve.only(envelope)
             kept[name].append(f"{leaf}: {', '.join(f'{s:.3g}' for s in sorted(envelope))}")
+    if when_validated:
+        when_validated(validated)
     recognized = {(name, leaf, s) for name, by_leaf in chosen.items() for leaf, s in by_leaf.items()}
     measured = measure_jobs(
         subject, methods, jobs, test, TEST_SEED, progress="strengths, test", specific=True, recognized=recognized

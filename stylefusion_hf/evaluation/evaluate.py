@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from stylefusion_hf import __version__
-from stylefusion_hf.core.files import write_text
 from stylefusion_hf.evaluation.backbone import Backbone
 from stylefusion_hf.evaluation.curves import require_ours
 from stylefusion_hf.evaluation.fusion_swaps import StaticGates
@@ -21,7 +20,7 @@ from stylefusion_hf.evaluation.judges import SHIPPED, Judges
 from stylefusion_hf.evaluation.measurement import LARGEST_SIZE
 from stylefusion_hf.evaluation.measuring import Subject
 from stylefusion_hf.evaluation.registry import ALWAYS_COMPARED, BY_DEFAULT, SAME_OBJECTIVE, build_methods
-from stylefusion_hf.evaluation.report import draw, to_json_types, write_json
+from stylefusion_hf.evaluation.report import draw, to_json_types
 from stylefusion_hf.evaluation.ruler import Ruler
 from stylefusion_hf.evaluation.run import SECTIONS, Run, points_of
 from stylefusion_hf.evaluation.sections import IGNORE_SOURCE, SWAP_ROWS
@@ -163,7 +162,7 @@ def evaluate(
         raise ValueError("an interval needs at least two pairs")
     if "limits" in names and not settings.limit_pairs:
         raise ValueError("--quick measures no limits without a number of pairs: give --limit-pairs")
-    run = Run(subject, settings)
+    run = Run(subject, settings, out)
     if "curves" in names or "limits" in names:  # reject unknown names before long computations
         run.methods = require_ours(build_methods(subject.pipe, settings.methods, subject.batch))
         absent = [name for name in ALWAYS_COMPARED if name not in run.methods]
@@ -188,8 +187,7 @@ def evaluate(
         seconds = time.monotonic() - started
         run.report["seconds"][name] = round(seconds, 1)
         run.show("", f"({seconds:.0f} s)", "")
-        write_json(run.report, out / "report.json")
-        write_text(out / "report.md", "\n".join(run.text) + "\n")
+        run.save()
     title = model + (" (quick run)" if settings.quick else "")
     if run.swaps or run.curves_kept or run.poses:
         draw(out / "report.png", points_of(run.curves_kept), run.swaps, run.poses, title)

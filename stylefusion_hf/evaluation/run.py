@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stylefusion_hf.core.files import write_text
 from stylefusion_hf.evaluation import curves, global_control, limit_curves, sections
 from stylefusion_hf.evaluation.measuring import Subject
 from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.realism import realism_rows
-from stylefusion_hf.evaluation.report import mark_not_reached, table
+from stylefusion_hf.evaluation.report import mark_not_reached, table, write_json
 
 if TYPE_CHECKING:
     from stylefusion_hf.evaluation.evaluate import Settings
@@ -27,10 +29,11 @@ SYMBOLS = {"specific": "S", "transfer": "T"}
 
 @dataclass
 class Run:
-    """State of a run: sections add to `report` and to `text` (markdown)."""
+    """State of a run: sections add to `report` and to `text` (markdown), which `save` writes into the folder `out`."""
 
     subject: Subject
     settings: Settings
+    out: Path
     report: dict[str, Any] = field(default_factory=dict)
     text: list[str] = field(default_factory=list)
     methods: dict[str, Method] = field(default_factory=dict)
@@ -43,6 +46,11 @@ class Run:
         """Print lines and append them to the report."""
         print(*lines, sep="\n", flush=True)
         self.text += lines
+
+    def save(self) -> None:
+        """Write report.json and report.md, as far as they go."""
+        write_json(self.report, self.out / "report.json")
+        write_text(self.out / "report.md", "\n".join(self.text) + "\n")
 
     # --- Sections, in the order of the report ---
 
@@ -126,11 +134,28 @@ class Run:
     def curves(self) -> None:
         """All methods at equal transfer: O, and the geometric mean over regions of O divided by ours (paired)."""
         settings = self.settings
-        swept = curves.sweep(self.subject, self.methods, settings.validation_pairs, settings.curve_pairs)
+        validated: dict[str, Any] = {}
+
+        def save_validated(found: dict[str, dict[str, curves.Curve]]) -> None:
+            for by in curves.KINDS:
+                validated[by] = curves.compare(found, settings.validation_pairs, by)
+            self.report["curves"] = {"on the validation pairs": validated}
+            self.show(
+                f"On {settings.validation_pairs} validation pairs, on which strengths are chosen (so methods with"
+            )
+            self.show("many of them look better than they are):")
+            for by, at_levels in validated.items():
+                self._show_levels(at_levels, by)
+            self.show("", f"On {settings.curve_pairs} test pairs:", "")
+            self.save()
+
+        pairs = settings.validation_pairs, settings.curve_pairs
+        swept = curves.sweep(self.subject, self.methods, *pairs, save_validated)
         self.curves_kept = swept.curves
         local = curves.local_rows(swept, settings.curve_pairs)
         compared = {by: curves.compare(swept.curves, settings.curve_pairs, by) for by in curves.KINDS}
         self.report["curves"] = {
+            "on the validation pairs": validated,
             "as local as ours": local,
             "at equal specific transfer": compared["specific"],
             "at equal transfer": compared["transfer"],

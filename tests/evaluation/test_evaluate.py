@@ -7,7 +7,7 @@ import pytest
 
 from stylefusion_hf import RegionSegmenter, StyleGAN2Discriminator
 from stylefusion_hf.cli import main
-from stylefusion_hf.evaluation import measuring, sections
+from stylefusion_hf.evaluation import curves, measuring, sections
 from stylefusion_hf.evaluation.evaluate import Settings, build_subject
 from tests.command_line import fails
 from tests.evaluation.conftest import TREE
@@ -83,6 +83,26 @@ def test_one_line_for_bad_input(folders, tmp_path, capsys, monkeypatch, more, me
     args = ["evaluate", "--model", model, "--device", "cpu", "--quick", "--curve-pairs", "2", "--realism-count", "10"]
     given = args if "--judges" in more else [*args, "--judges", judges]
     assert message in fails(capsys, *given, *more)
+
+
+def test_an_interrupted_comparison_keeps_its_validation_pairs(folders, tmp_path, monkeypatch):
+    model, judges = folders
+    measure, calls = curves.measure_jobs, []
+
+    def measure_once(*args, **options):
+        calls.append(options["progress"])
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return measure(*args, **options)
+
+    monkeypatch.setattr(curves, "measure_jobs", measure_once)
+    monkeypatch.setattr(measuring, "HEAD_PAIRS", 4)
+    args = ["--quick", "--sections", "curves", "--curve-pairs", "2", "--methods", "stylefusion", "--device", "cpu"]
+    main(["evaluate", "--model", model, "--judges", judges, "--out", str(tmp_path), *args])
+    kept = json.loads((tmp_path / "report.json").read_text())["curves"]["on the validation pairs"]
+    assert calls == ["strengths, validation", "strengths, test"]
+    assert set(kept) == {"specific", "transfer"} and set(kept["transfer"]["ours"]) >= {"stylefusion", "mean"}
+    assert "look better than they are" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.slow

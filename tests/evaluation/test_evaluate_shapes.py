@@ -40,8 +40,11 @@ def test_curves(subject: Subject) -> None:
     methods = build_methods(subject.pipe, ["stylefusion", "mean", "interpolation"])
     for method in methods.values():
         method.strengths = (0.5, 1.0)
-    found = sweep(subject, methods, 2, 3)
-    assert set(found.curves) == set(methods)
+    validated = {}
+    found = sweep(subject, methods, 2, 3, validated.update)
+    assert set(found.curves) == set(validated) == set(methods)
+    chosen = {leaf: curve.strengths for leaf, curve in found.curves["stylefusion"].items()}
+    assert {leaf: curve.strengths for leaf, curve in validated["stylefusion"].items()} == chosen
     for by_leaf in found.curves.values():
         assert set(by_leaf) == set(REGIONS) and all(curve.points() for curve in by_leaf.values())
     rows = local_rows(found, 3)
