@@ -141,9 +141,9 @@ class Run:
                 validated[by] = curves.compare(found, settings.validation_pairs, by)
             self.report["curves"] = {"on the validation pairs": validated}
             self.show(
-                f"On {settings.validation_pairs} validation pairs, on which strengths are chosen (so methods with"
+                f"On {settings.validation_pairs} validation pairs, on which strengths are chosen, so that methods with"
+                " many of them look better than they are:"
             )
-            self.show("many of them look better than they are):")
             for by, at_levels in validated.items():
                 self._show_levels(at_levels, by)
             self.show("", f"On {settings.curve_pairs} test pairs:", "")
