@@ -21,6 +21,9 @@ HUB = HubServer()
 HF_HOME = tempfile.TemporaryDirectory(prefix="stylefusion-hf-home-")  # the cache, and no login of the user's
 os.environ |= {"HF_ENDPOINT": HUB.endpoint, "HF_HOME": HF_HOME.name, "HF_HUB_DISABLE_XET": "1"}
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Many tests compare bits. On AMD's processors MKL, which reads this when it is first used, otherwise adds in an order
+# that depends on where in memory the numbers lie.
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"):
     os.environ.pop(name, None)
 
