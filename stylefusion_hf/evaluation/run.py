@@ -137,8 +137,7 @@ class Run:
         validated: dict[str, Any] = {}
 
         def save_validated(found: dict[str, dict[str, curves.Curve]]) -> None:
-            for by in curves.KINDS:
-                validated[by] = curves.compare(found, settings.validation_pairs, by)
+            validated.update((by, curves.compare(found, settings.validation_pairs, by)) for by in curves.KINDS)
             self.report["curves"] = {"on the validation pairs": validated}
             self.show(
                 f"On {settings.validation_pairs} validation pairs, on which strengths are chosen, so that methods with"

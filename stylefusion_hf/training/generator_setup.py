@@ -76,7 +76,7 @@ def build_drawer(args: argparse.Namespace, w_dim: int) -> tuple[StyleGAN2Generat
             f" {g.config.z_dim}, w {g.config.w_dim}) than these avatars and --latent_dim (z {args.latent_dim}, w"
             f" {w_dim}): it must come from --loss regression with the same --avatars, --data_seed and --latent_dim"
         )
-    return with_new_mapping(args, g) if args.new_mapping else g, False
+    return (with_new_mapping(args, g), True) if args.new_mapping else (g, False)
 
 
 def with_new_mapping(args: argparse.Namespace, g: StyleGAN2Generator) -> StyleGAN2Generator:

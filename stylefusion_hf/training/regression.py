@@ -52,7 +52,7 @@ class RegressionTraining(GeneratorRun):
         generator, new = build_drawer(args, table.dim)
         generator.register_to_config(truncation_psi=1.0)  # codes are distributed like the data: none needs mending
         check_avatars_fit(generator)
-        if (new or args.new_mapping) and find_checkpoint(args, accelerator.num_processes)[0] is None:
+        if new and find_checkpoint(args, accelerator.num_processes)[0] is None:
             start_mapping(args, generator, self.codes, accelerator.is_main_process)
         dataset = DrawingDataset(*load_avatars(args, accelerator, args.resolution))
         super().__init__(args, accelerator, generator, dataset, portrait_judge)
