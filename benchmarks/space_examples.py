@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from stylefusion_hf import StyleFusionPipeline
+from stylefusion_hf import StyleFusionInversionPipeline, StyleFusionPipeline
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.data.avatar_render import render_avatar
 from stylefusion_hf.data.avatars import avatar_spec
@@ -74,10 +74,11 @@ def write_samples(pipe: StyleFusionPipeline, folder: Path) -> None:
     """Replace the pictures in a folder."""
     numbers = range(FIRST_HELD_OUT, FIRST_HELD_OUT + CANDIDATES)
     pictures = [Image.fromarray(render_avatar(avatar_spec(number, 0), 128)[0]) for number in numbers]
+    codes = StyleFusionInversionPipeline.from_pipe(pipe)(pictures).codes.rows()
     table = torch.stack(  # (bases, sources)
         [
-            torch.stack([scores(pipe, base, region, pictures) for region in pipe.fusion.tree.leaves]).mean(0)
-            for base in tqdm(pictures)
+            torch.stack([scores(pipe, base, region, codes) for region in pipe.fusion.tree.leaves]).mean(0)
+            for base in tqdm(codes)
         ]
     )
     mutual = table + table.T
