@@ -1,6 +1,6 @@
 """Memory over many calls: `python -m tests.endurance --calls 1000` prints what the process holds while all three
 pipelines make pictures, and fails if it grows.
-tests/repository/test_threads_and_memory.py does the same with fewer calls.
+tests/repository/test_threads_and_memory.py runs it with fewer calls, and with a leak.
 """
 
 from __future__ import annotations
@@ -71,9 +71,15 @@ def growth(call: Callable[[int], Any], calls: int, say: Callable[[str], Any] = l
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=1000)
-    calls = parser.parse_args().calls
-    pipes = pipelines()
-    grown = growth(lambda k: one_call(pipes, k), calls, print)
+    parser.add_argument("--leak", type=int, default=0, metavar="BYTES", help="keep this much of every call")
+    args = parser.parse_args()
+    calls, pipes, kept = args.calls, pipelines(), []
+
+    def call(k: int) -> None:
+        one_call(pipes, k)
+        kept.append(b"x" * args.leak)
+
+    grown = growth(call, calls, print)
     print(f"{grown / 2**10:+.0f} KiB over the last {calls - int(calls * WARM_UP)} calls of each pipeline")
     return int(grown > ALLOWED)
 

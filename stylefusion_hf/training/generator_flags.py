@@ -108,6 +108,12 @@ def add_loss_arguments(p: argparse.ArgumentParser) -> None:
         help="with --loss regression and --model or --grow_from: do not keep its mapping, train another one first",
     )
     p.add_argument(
+        "--adversarial_weight",
+        type=float,
+        default=0.0,
+        help="with --loss regression: weight of a discriminator of details, which sharpens outlines; 0 for none",
+    )
+    p.add_argument(
         "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (docs/guides/train.md explains the 5)"
     )
     p.add_argument(
@@ -126,7 +132,7 @@ def add_loss_arguments(p: argparse.ArgumentParser) -> None:
 def check_flags(args: argparse.Namespace) -> None:
     """Raise a ValueError for flags out of range."""
     parse_augmentations(args.augment)
-    for name in ("r1_gamma", "r2_gamma"):
+    for name in ("r1_gamma", "r2_gamma", "adversarial_weight"):
         if not 0 <= getattr(args, name) < math.inf:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
     for name in ("path_length_weight", "ema_kimg", "ema_rampup"):
@@ -134,6 +140,8 @@ def check_flags(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
     if args.loss == "regression":
         check_regression(args)
+    elif args.adversarial_weight:
+        raise ValueError("--adversarial_weight has no meaning without --loss regression: leave it out")
     if args.new_mapping and (args.loss != "regression" or not (args.pretrained_model_name_or_path or args.grow_from)):
         raise ValueError("--new_mapping has no meaning without --loss regression and --model or --grow_from")
     if not 0 <= args.mixing_prob <= 1:

@@ -20,6 +20,8 @@ from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training.attribute_codes import AttributeCodes, AttributeTable, distill
 from stylefusion_hf.training.common import build_schedule
 from stylefusion_hf.training.datasets import DrawingDataset, check_avatars_fit, load_avatars
+from stylefusion_hf.training.details import DetailDiscriminator
+from stylefusion_hf.training.gan_losses import discriminator_loss, generator_loss
 from stylefusion_hf.training.generator_run import GeneratorRun
 from stylefusion_hf.training.generator_setup import build_drawer
 from stylefusion_hf.training.loop import MicroBatch, Phase
@@ -27,12 +29,15 @@ from stylefusion_hf.training.resuming import find_checkpoint
 
 logger = logging.getLogger("stylefusion_hf")
 AREA_POWER = 0.6  # a region weighs as its area to this power: in full, mouths and eyes would hardly count
+OUTLINE = 2  # pixels on both sides of a border between regions
+OUTLINE_WEIGHT = 2.0  # what these weigh more: the mean pixel weighs 1, and hair before a background less
 MAPS = 500  # label maps from which areas are measured
 MAPPING_RATE = 4.0  # of the distillation; the mapping's own learning rate multiplier makes it 0.04
 LEAST_PSI = 0.55  # kinds are drawn as if truncated to this at most, in half of the cases
-RAMP = 1000  # steps
+RAMP = 1000  # steps of a new synthesis or mapping network
 MOST_MIXED = 0.45  # share of another kind that is mixed into a kind at most, in half of the cases
 SMOOTH = 0.1  # differences below it are squared, larger ones count linearly; pictures go from -1 to 1
+DISCRIMINATOR_RATE = 0.002  # at its peak
 AVERAGED = 10_000  # codes whose mean is the w that truncation moves toward
 
 
@@ -52,6 +57,7 @@ class RegressionTraining(GeneratorRun):
         generator, new = build_drawer(args, table.dim)
         generator.register_to_config(truncation_psi=1.0)  # codes are distributed like the data: none needs mending
         check_avatars_fit(generator)
+        self.ramp = RAMP if new else 0
         if new and find_checkpoint(args, accelerator.num_processes)[0] is None:
             start_mapping(args, generator, self.codes, accelerator.is_main_process)
         dataset = DrawingDataset(*load_avatars(args, accelerator, args.resolution))
@@ -71,18 +77,46 @@ class RegressionTraining(GeneratorRun):
         schedule = build_schedule(args, adam)
         model, adam = accelerator.prepare(Drawer(generator), adam)
         self.phases = (Phase(model, adam, schedule, self.loss),)
+        self.discriminator: DetailDiscriminator | None = None
+        if args.adversarial_weight:
+            self.phases += (self.build_discriminator_phase(),)
+
+    def build_discriminator_phase(self) -> Phase:
+        """Build the discriminator of details and return its part of a step."""
+        discriminator = DetailDiscriminator(len(self.weights))
+        adam = torch.optim.Adam(discriminator.parameters(), lr=DISCRIMINATOR_RATE, betas=(0.5, 0.99))
+        schedule = build_schedule(self.args, adam)
+        model, adam = self.accelerator.prepare(discriminator, adam)
+        self.discriminator = self.accelerator.unwrap_model(model)
+        return Phase(model, adam, schedule, self.discriminator_phase)
 
     def loss(self, model: nn.Module, micro: MicroBatch) -> dict[str, Tensor]:
-        """Train drawings to be the avatars with the same attributes."""
-        real, labels = micro.batch["image"], micro.batch["labels"]
+        """Train drawings to be the avatars with the same attributes, and their details to pass for these."""
+        real, labels = micro.batch["image"], micro.batch["labels"].long()
         w = self.codes_of(micro.batch["number"].cpu(), micro).to(real)
-        loss = drawing_loss(model(w), real, self.weights[labels][:, None])
+        fake = model(w)
+        loss = total = drawing_loss(fake, real, pixel_weights(labels, self.weights))
+        logged = {"loss": loss}
+        if self.discriminator is not None:
+            d = self.discriminator.requires_grad_(False)
+            logged["g_loss"] = generator_loss("logistic", d(fake, labels))
+            total = loss + self.args.adversarial_weight * logged["g_loss"]
+            micro.batch["fake"] = fake.detach()
+        self.accelerator.backward(total * micro.scale)
+        return logged
+
+    def discriminator_phase(self, model: nn.Module, micro: MicroBatch) -> dict[str, Tensor]:
+        """Train the discriminator to tell details of avatars from those of drawings."""
+        assert self.discriminator is not None
+        self.discriminator.requires_grad_(True)
+        labels = micro.batch["labels"].long()
+        loss = discriminator_loss("logistic", *(model(micro.batch[name], labels) for name in ("image", "fake")))
         self.accelerator.backward(loss * micro.scale)
-        return {"loss": loss}
+        return {"d_loss": loss}
 
     @torch.no_grad()
     def codes_of(self, numbers: Tensor, micro: MicroBatch) -> Tensor:
-        """Return w (B, w_dim) of drawings: their rows, whose kinds are less and less exact up to step `RAMP`.
+        """Return w (B, w_dim) of drawings: their rows, whose kinds are less and less exact up to step `ramp`.
 
         What z is mapped to lies between two kinds now and then, and truncation moves kinds toward the mean: a kind is
         to be drawn clearly from there, too. So in half of the cases another drawing's kind is mixed in, else it is
@@ -90,7 +124,7 @@ class RegressionTraining(GeneratorRun):
         toward the mean.
         """
         draw, g = micro.draw, self.generator
-        ramp = min(1.0, micro.step / RAMP)
+        ramp = min(1.0, micro.step / self.ramp) if self.ramp else 1.0
         row, z = self.table.rows[numbers], self.codes.draw_z(numbers, draw)
         mixed = MOST_MIXED * self._in_half_the_cases(len(row), draw)
         other = row[torch.randperm(len(row), generator=draw)]
@@ -136,6 +170,13 @@ def region_weights(labels: Tensor, regions: int) -> Tensor:
     share = torch.bincount(labels.flatten(), minlength=regions).float() / labels.numel()
     weights = share.clamp_min(1e-4) ** -AREA_POWER
     return weights / (weights * share).sum()
+
+
+def pixel_weights(labels: Tensor, of_regions: Tensor) -> Tensor:
+    """Return the weights (B, 1, H, W) of pixels, from label maps (B, H, W): their regions', and more at outlines."""
+    maps, window = labels[:, None].float(), 2 * OUTLINE + 1
+    greatest, least = (sign * F.max_pool2d(sign * maps, window, 1, OUTLINE) for sign in (1, -1))
+    return of_regions[labels][:, None] + OUTLINE_WEIGHT * (greatest != least)
 
 
 def drawing_loss(fake: Tensor, real: Tensor, weights: Tensor) -> Tensor:

@@ -10,8 +10,17 @@ from stylefusion_hf import StyleGAN2Generator
 from stylefusion_hf.models.layers import MappingNetwork
 from stylefusion_hf.training import generator
 from stylefusion_hf.training.attribute_codes import AttributeCodes, AttributeTable, distill
+from stylefusion_hf.training.details import DetailDiscriminator
 from stylefusion_hf.training.loop import MicroBatch
-from stylefusion_hf.training.regression import RAMP, RegressionTraining, drawing_loss, region_weights
+from stylefusion_hf.training.regression import (
+    OUTLINE,
+    OUTLINE_WEIGHT,
+    RAMP,
+    RegressionTraining,
+    drawing_loss,
+    pixel_weights,
+    region_weights,
+)
 from tests.tiny import assert_same_weights, saved_weights
 
 pytest.importorskip("python_avatars", reason="avatars need the extra `train`")
@@ -103,6 +112,26 @@ def test_small_regions_weigh_more_and_edges_count():
     assert drawing_loss(edge, real, plain) > 2 * drawing_loss(even, real, plain)
 
 
+def test_outlines_weigh_more():
+    labels = torch.zeros(1, 12, 12, dtype=torch.long)
+    labels[:, :, 6:] = 1
+    weights = pixel_weights(labels, torch.tensor([0.5, 1.5]))
+    assert weights.shape == (1, 1, 12, 12)
+    row = [0.5] * (6 - OUTLINE) + [0.5 + OUTLINE_WEIGHT] * OUTLINE + [1.5 + OUTLINE_WEIGHT] * OUTLINE
+    assert weights[0, 0, 3].tolist() == row + [1.5] * (6 - OUTLINE)
+
+
+def test_details_are_what_a_blur_would_remove():
+    torch.manual_seed(0)
+    d, labels = DetailDiscriminator(3), torch.randint(3, (2, 16, 16))
+    images = torch.rand(2, 3, 16, 16)
+    logits = d(images, labels)
+    assert logits.shape == (2, 1, 4, 4)
+    assert torch.allclose(d(images + 0.3, labels), logits, atol=1e-5)  # of another brightness
+    assert not torch.allclose(d(images.flip(3), labels), logits, atol=1e-3)
+    assert not torch.allclose(d(images, labels.flip(2)), logits, atol=1e-3)
+
+
 def arguments(out, *more):
     flags = ("--output_dir", str(out), "--loss", "regression", "--avatars", str(AVATARS), "--mapping_steps", "20")
     rest = ("--train_batch_size", "4", "--logging_steps", "1", "--validation_steps", "0")
@@ -144,6 +173,20 @@ def test_it_resumes_to_the_bit_and_keeps_its_mapping(trained):
     assert mapping and all(torch.equal(value, after[name]) for name, value in mapping.items())
 
 
+def test_details_are_judged_and_resumed_to_the_bit(trained):
+    flags = ("--cache_dir", str(trained / "data"), "--model", str(trained / "whole"), "--adversarial_weight", "0.5")
+    rest = ("--learning_rate", "0.01", "--checkpointing_steps", "2")
+    run(trained / "sharp", *flags, *rest, "--max_train_steps", "4")
+    rows = [json.loads(line) for line in (trained / "sharp" / "log.jsonl").read_text().splitlines()]
+    assert all({"loss", "g_loss", "d_loss"} <= set(row) for row in rows)
+    run(trained / "plain", *flags[:4], *rest, "--max_train_steps", "4")
+    sharp, plain = (saved_weights(trained / name / "generator") for name in ("sharp", "plain"))
+    assert any((sharp[name] != plain[name]).any() for name in sharp)
+    run(trained / "again", *flags, *rest, "--max_train_steps", "2")
+    run(trained / "again", *flags, *rest, "--max_train_steps", "4", "--resume_from_checkpoint", "latest")
+    assert_same_weights(trained / "sharp" / "generator", trained / "again" / "generator")
+
+
 def test_it_grows_and_goes_on(trained):
     grow = ("--resolution", "32", "--channels", "8,8,6,4", "--grow_from", str(trained / "whole"))
     run(trained / "32", *grow, "--max_train_steps", "2")
@@ -170,6 +213,8 @@ def test_it_trains_another_mapping_for_a_synthesis(trained):
 def test_kinds_may_be_inexact_but_stay_themselves(trained):
     args = arguments(trained / "codes", "--model", str(trained / "whole"), "--cache_dir", str(trained / "data"))
     training = RegressionTraining(args, Accelerator(cpu=True), None)
+    assert training.ramp == 0  # it goes on from a synthesis that is trained
+    training.ramp = RAMP
     table, numbers = training.table, torch.arange(AVATARS)
 
     def codes(step):
@@ -195,6 +240,8 @@ def test_kinds_may_be_inexact_but_stay_themselves(trained):
     ("flags", "message"),
     [
         (("--new_mapping",), "--new_mapping has no meaning without --loss regression and --model or --grow_from"),
+        (("--adversarial_weight", "-1"), "--adversarial_weight must not be negative, got -1"),
+        (("--loss", "logistic", "--adversarial_weight", "1"), "--adversarial_weight has no meaning without --loss"),
         (("--mirror",), "--mirror has no meaning with --loss regression"),
         (("--augment", "color"), "--augment has no meaning"),
         (("--use_noise",), "--use_noise has no meaning"),
