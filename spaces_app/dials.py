@@ -24,7 +24,7 @@ EMPTY_TO_NONE = "(...values) => values.map((value) => (value === '' ? null : val
 EXAMPLES: tuple[tuple[int, tuple[int | None, ...]], ...] = (
     (1, (None, 35, None, None, 49, 37)),
     (4, (None, None, 48, 25, None, None)),
-    (6, (22, 25, None, None, None, 47)),
+    (6, (40, 25, None, None, None, 37)),
     (11, (43, None, 54, 51, 49, None)),
 )
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLUR = 5  # pixels, the width of the mean that is subtracted
+BLUR = 9  # pixels, the width of the mean that is subtracted
 CONTRAST = 4.0  # of what is left
 WIDTH = 24  # channels after the first convolution
 

@@ -20,7 +20,6 @@ from stylefusion_hf.regions import clustering, discovery, folders
 from stylefusion_hf.regions.distillation import distil
 from stylefusion_hf.regions.naming import moving_together, named_tree, touching
 from stylefusion_hf.training import fusion
-from tests.judged import judged_regions
 from tests.tiny import tiny_generator
 
 
@@ -223,7 +222,7 @@ def test_the_embedded_generators_regions_are_found_without_a_label(embedded, fou
     codes = discovery.sample_codes(g, 48, seeded(99))
     with torch.no_grad():
         images, maps = g.synthesis(codes, return_features=True)
-        truth = judged_regions(images.clamp(-1, 1))
+        truth = load_judges().segmenter.segment(images.clamp(-1, 1)).argmax(1)
         labels = found.labeller.label(maps, g.config.resolution).argmax(1)
     matched = matched_iou(labels, truth, int(truth.max()) + 1).tolist()
     assert sum(matched) / len(matched) > 0.5 and sum(iou > 0.35 for iou in matched) >= 5

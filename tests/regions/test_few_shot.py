@@ -30,7 +30,6 @@ from stylefusion_hf.regions.few_shot import (
     sample_images,
 )
 from stylefusion_hf.regions.folders import read_regions, write_found
-from tests.judged import judged_regions
 from tests.tiny import tiny_generator
 
 REGIONS = ["background", "skin", "clothes", "mouth", "eyes", "hair"]
@@ -47,7 +46,7 @@ def painted(generator, tmp_path_factory) -> PaintFolder:
     draw = np.random.RandomState(0)
     assert list(load_judges().segmenter.config.regions) == REGIONS
     paint = PaintFolder.create(tmp_path_factory.mktemp("paint") / "painted", generator, REGIONS, 4)
-    truth = judged_regions(sample_images(generator, paint.seeds)).numpy().astype(np.uint8)
+    truth = load_judges().segmenter.segment(sample_images(generator, paint.seeds)).argmax(1).numpy().astype(np.uint8)
     for seed, labels in zip(paint.seeds, truth, strict=True):
         paint.paint(seed, np.where(draw.rand(*labels.shape) < 0.05, labels, UNPAINTED).astype(np.uint8))
     return paint
@@ -59,7 +58,7 @@ def test_four_painted_samples_teach_the_rest(generator, painted):
     codes = sample_codes(generator, 32, torch.Generator().manual_seed(9))
     labels = predict_labels(generator, found.labeller, codes)
     with torch.no_grad():
-        truth = judged_regions(generator.synthesis(codes).clamp(-1, 1))
+        truth = load_judges().segmenter.segment(generator.synthesis(codes).clamp(-1, 1)).argmax(1)
     iou = [float(((labels == i) & (truth == i)).sum() / ((labels == i) | (truth == i)).sum()) for i in range(6)]
     assert np.mean(iou) > 0.55 and min(iou) > 0.3
     held = found.report["IoU on painted pictures left out"]
