@@ -35,15 +35,21 @@ def draw_avatars(specs: list[AvatarSpec], size: int) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
-def calibrate(ruler: Ruler, count: int = 64, size: int = 64) -> dict[str, dict[str, dict[str, Estimate]]]:
+def calibrate(ruler: Ruler, count: int = 64) -> dict[str, dict[str, dict[str, Estimate]]]:
     """Return {region: {"true swap", "recoloured", "unchanged", "random region": {figure: Estimate}}}.
 
     "unchanged" and "random region" ignore the source: their specific transfer is exactly 0, and they are recognized at
     chance level. The T of "random region" is the floor below which a T means little.
 
+    Avatars are drawn at the ruler's measuring size.
+
     Raises:
-        ValueError: the ruler's regions are not those of the avatars. ImportError: the extra `train` is not installed.
+        ValueError: the ruler has no measuring size, or its regions are not those of the avatars. ImportError: the
+            extra `train` is not installed.
     """
+    size = ruler.size
+    if size is None:
+        raise ValueError("calibration draws avatars at the measuring size: give the ruler one")
     if set(ruler.regions) != set(REGION_FIELDS):
         raise ValueError(f"only avatars can be drawn: their regions are {', '.join(REGION_FIELDS)}")
     a = [avatar_spec(2 * i, CALIBRATION_SEED) for i in range(count)]

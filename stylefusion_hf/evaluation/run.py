@@ -58,7 +58,7 @@ class Run:
         """Swaps rendered exactly (avatars only): what the ruler reads when the correct result is known."""
         from stylefusion_hf.evaluation.calibration import calibrate
 
-        found = calibrate(self.subject.ruler, self.settings.calibration_pairs, self.subject.ruler.size or 64)
+        found = calibrate(self.subject.ruler, self.settings.calibration_pairs)
         self.report["calibration"] = found
         for name in ("true swap", "recoloured", "unchanged", "random region"):
             rows = {region: kinds[name] for region, kinds in found.items()}

@@ -1,8 +1,9 @@
-"""Train a generator without a discriminator, on drawings whose attributes are known.
+"""Train a generator on drawings whose attributes are known.
 
 A network that is shown which attributes make which picture learns to draw far sooner than one that only learns whether
 its pictures pass for real (Dosovitskiy et al., arXiv 1411.5928). w is the drawing's row of attributes; the mapping
-network is trained first, without pictures, to make such rows from z (`attribute_codes.py`).
+network is trained first, without pictures, to make such rows from z (`attribute_codes.py`). At the end a discriminator
+of details may sharpen outlines (`details.py`).
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ def test_the_ruler_reads_true_swaps_of_avatars(count):
     """Drawn exactly by the renderer and judged by the shipped judges, at the embedded model's size."""
     pytest.importorskip("python_avatars")
     judges = load_judges()
-    ruler = Ruler(judges.segmenter, judges.portrait)
+    ruler = Ruler(judges.segmenter, judges.portrait, size=judges.portrait.config.resolution)
     found = calibrate(ruler, count=count)
     for region, swaps in found.items():
         assert swaps["true swap"]["outside"].value <= 0.02
