@@ -264,6 +264,11 @@ def test_recolouring_keeps_the_parts():
     assert mixed.clothes_colour == a.clothes_colour
 
 
+def test_calibration_needs_a_measuring_size(ruler):
+    with pytest.raises(ValueError, match="avatars at the measuring size: give the ruler one"):
+        calibrate(ruler, count=2)
+
+
 @pytest.mark.parametrize("count", [8, pytest.param(32, marks=pytest.mark.slow)])
 def test_the_ruler_reads_true_swaps_of_avatars(count):
     """Drawn exactly by the renderer and judged by the shipped judges, at the embedded model's size."""
