@@ -100,8 +100,12 @@ def real_pictures(source: str, size: tuple[int, int], channels: int, count: int)
             )
         from stylefusion_hf.data.avatars import render_arrays
 
-        arrays, _ = render_arrays(count, size[0], start=REAL_START)
-        return lambda numbers: torch.from_numpy(arrays[list(numbers)]).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        def draw(numbers: range) -> Tensor:
+            start = REAL_START + numbers.start
+            arrays, _ = render_arrays(len(numbers), size[0], start=start, workers=1, progress=False)
+            return torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+        return draw
     from stylefusion_hf.data.folders import ImageFolder
 
     folder = ImageFolder(Path(source), size, channels=channels)
@@ -159,7 +163,7 @@ def realism_rows(subject: Subject, count: int, real: str | None) -> dict[str, An
     size, channels = generator.picture_size, generator.config.img_channels
     check_real(real or "avatars", generator, count)
     rendered = real == "avatars"  # of which there is a second set: it shows what equal distributions read
-    if rendered:  # all of them are kept in memory, so no larger than the judges see them
+    if rendered:  # no larger than the judges see them
         d = subject.judges.discriminator
         seen = max(subject.ruler.size or size[0], 0 if d is None else d.config.resolution)
         size = size_at(min(size[0], seen), size)

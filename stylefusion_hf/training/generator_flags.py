@@ -9,6 +9,9 @@ from stylefusion_hf.training.choices import LOSSES, parse_augmentations
 from stylefusion_hf.training.flags import add_data_arguments, common_parser, shorten_help
 
 LEAST_AVATARS = 16  # of a regression, whose attributes are brought to a deviation of 1
+R1_GAMMA = 5.0  # docs/guides/train.md explains it
+R1_INTERVAL = 16
+MIXING_PROB = 0.9
 SHORT = (  # what --help shows
     "help_all",
     "pretrained_model_name_or_path",
@@ -114,19 +117,25 @@ def add_loss_arguments(p: argparse.ArgumentParser) -> None:
         help="with --loss regression: weight of a discriminator of details, which sharpens outlines; 0 for none",
     )
     p.add_argument(
-        "--r1_gamma", type=float, default=5.0, help="weight of R1; 0 for none (docs/guides/train.md explains the 5)"
+        "--r1_gamma",
+        type=float,
+        default=R1_GAMMA,
+        help="weight of R1; 0 for none (docs/guides/train.md explains the 5)",
     )
     p.add_argument(
         "--r2_gamma", type=float, default=0.0, help="weight of R2, the same penalty on generated images; 0 for none"
     )
     p.add_argument(
-        "--r1_interval", type=int, default=16, help="steps between penalties (R1 and R2); 1 penalizes every step"
+        "--r1_interval",
+        type=int,
+        default=R1_INTERVAL,
+        help="steps between penalties (R1 and R2); 1 penalizes every step",
     )
     p.add_argument(
         "--path_length_weight", type=float, default=0.0, help="weight of path-length regularization (StyleGAN2: 2)"
     )
     p.add_argument("--path_length_interval", type=int, default=4, help="steps between path-length penalties")
-    p.add_argument("--mixing_prob", type=float, default=0.9, help="probability of style mixing per sample")
+    p.add_argument("--mixing_prob", type=float, default=MIXING_PROB, help="probability of style mixing per sample")
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -164,6 +173,10 @@ def check_regression(args: argparse.Namespace) -> None:
         "discriminator": args.discriminator != "stylegan2",
         "feature_network": args.feature_network,
         "path_length_weight": args.path_length_weight,
+        "r1_gamma": args.r1_gamma != R1_GAMMA,
+        "r2_gamma": args.r2_gamma,
+        "r1_interval": args.r1_interval != R1_INTERVAL,
+        "mixing_prob": args.mixing_prob != MIXING_PROB,
     }
     for name, given in used.items():
         if given:
