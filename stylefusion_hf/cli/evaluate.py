@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="network for realism features: efficientnet-lite0 (from PyPI, works offline) or a vision transformer on"
         " the Hub such as facebook/dinov2-small (default: the judges' own features, which are for avatars)",
     )
-    parser.add_argument("--sections", metavar="A,B", help="only these sections (default: all that apply)")
+    parser.add_argument(
+        "--sections",
+        metavar="A,B",
+        help="only these sections; limits brings curves with it (default: all that apply)",
+    )
     parser.add_argument(
         "--methods",
         metavar="A,B",

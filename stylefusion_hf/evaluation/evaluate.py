@@ -148,7 +148,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run sections in order, print their tables, and write report.json, report.md and plots into `out`.
 
-    The reports are rewritten after every section, so that an interrupted run keeps its results.
+    The section `limits` needs `curves`, which is run with it. The reports are rewritten after every section, so that
+    an interrupted run keeps its results.
 
     Raises:
         ValueError: an unknown section, row or method, methods without ours, or static gates that are not constant.
@@ -163,7 +164,9 @@ def evaluate(
     if "limits" in names and not settings.limit_pairs:
         raise ValueError("--quick measures no limits without a number of pairs: give --limit-pairs")
     run = Run(subject, settings, out)
-    if "curves" in names or "limits" in names:  # reject unknown names before long computations
+    if "limits" in names:  # the strengths that it measures are chosen by the curves
+        names = [*names, "curves"]
+    if "curves" in names:  # reject unknown names before long computations
         run.methods = require_ours(build_methods(subject.pipe, settings.methods, subject.batch))
         absent = [name for name in ALWAYS_COMPARED if name not in run.methods]
         run.methods |= build_methods(subject.pipe, absent, subject.batch)

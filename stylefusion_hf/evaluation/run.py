@@ -168,8 +168,6 @@ class Run:
 
     def limits(self) -> None:
         """Upper bounds: gates and codes optimized for the test pairs, and each method's share of the possible gain."""
-        if not self.curves_kept:
-            self.curves()
         s = self.settings
         found = limit_curves.limits(self.subject, self.methods, self.curves_kept, s.limit_pairs, steps=s.limit_steps)
         compared = curves.compare(found, s.limit_pairs)

@@ -1,23 +1,18 @@
 """What axe-core, a checker of accessibility, finds in the Space's tabs; and ids, labels and sizes of targets."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 pytest.importorskip("gradio", reason="the Space needs the extra `space`")
-api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
-from stylefusion_hf import StyleFusionPipeline  # noqa: E402
-from stylefusion_hf.spaces_app.models import Model  # noqa: E402
-from tests.space_server import serving  # noqa: E402
+from stylefusion_hf import StyleFusionPipeline
+from stylefusion_hf.spaces_app.models import Model
+from tests.browsing import PATIENCE
+from tests.space_server import serving
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if BROWSER is None:
-    pytest.skip("there is no chromium on the PATH: apt install chromium", allow_module_level=True)
-PATIENCE = 90_000  # ms
 TABS = ("Compose", "Mix pictures", "Your photograph", "Edit", "Animate", "Compare", "About")
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
@@ -43,14 +38,6 @@ UNNAMED = """() => [...document.querySelectorAll("input, button, select, textare
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving([Model(StyleFusionPipeline.from_embedded())], tmp_path_factory.mktemp("gradio")) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with api.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def open_page(browser: Any, url: str, dark: bool, width: int = 1280) -> Any:

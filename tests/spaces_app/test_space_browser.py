@@ -4,9 +4,7 @@ import base64
 import io
 import json
 import re
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -22,15 +20,8 @@ from stylefusion_hf import StyleFusionPipeline  # noqa: E402
 from stylefusion_hf.core.files import RECIPE_KEY  # noqa: E402
 from stylefusion_hf.spaces_app.mix import SAMPLES  # noqa: E402
 from stylefusion_hf.spaces_app.models import Model  # noqa: E402
+from tests.browsing import PATIENCE, REGIONS, Visit  # noqa: E402
 from tests.space_server import serving  # noqa: E402
-from tests.spaces_app.test_space import make_large  # noqa: E402
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if BROWSER is None:
-    pytest.skip("there is no chromium on the PATH: apt install chromium", allow_module_level=True)
-PATIENCE = 90_000  # ms; a machine with much other work takes minutes where an idle one takes seconds
-PICTURE = "document.querySelector('#sf-compose-stage .sf-picture')?.src"
-REGIONS = ["mouth", "skin", "eyes", "clothes", "background", "hair"]
 
 
 @pytest.fixture(scope="module")
@@ -42,68 +33,6 @@ def pipe() -> StyleFusionPipeline:
 def url(pipe: StyleFusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving([Model(pipe)], tmp_path_factory.mktemp("gradio")) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api.expect.set_options(timeout=PATIENCE)
-    with api.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-class Visit:
-    """A page, and what a visitor sees in the tab Compose."""
-
-    def __init__(self, page: Any, url: str):
-        self.page, self.troubles = page, []
-        page.set_default_timeout(PATIENCE)
-        page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        with page.expect_response(re.compile("queue/data")):  # the answer to the page's first event
-            page.goto(url)
-        page.wait_for_function("document.querySelector('#sf-compose-stage .sf-picture')?.src.startsWith('data:')")
-
-    @property
-    def source(self) -> str:
-        return self.page.locator("#sf-compose-stage .sf-picture").get_attribute("src")
-
-    @property
-    def image(self) -> Image.Image:
-        return Image.open(io.BytesIO(base64.b64decode(self.source.split(",")[1])))
-
-    @property
-    def pixels(self) -> np.ndarray:
-        return np.array(self.image, dtype=float)
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        return json.loads(self.image.info[RECIPE_KEY])
-
-    def dial(self, region: str) -> Any:
-        return self.page.locator(f"#sf-dial-{REGIONS.index(region)}").first
-
-    def seed(self, region: str) -> Any:
-        return self.dial(region).locator(".sf-seed input")
-
-    def turn(self, action: Callable[[], Any]) -> None:
-        """An action, and the picture that follows it."""
-        before = self.source
-        action()
-        self.page.wait_for_function(
-            "before => document.querySelector('#sf-compose-stage .sf-picture').src !== before", arg=before
-        )
-
-    def open(self, tab: str) -> None:
-        self.page.get_by_role("tab", name=tab).click()
-
-
-@pytest.fixture(scope="module")
-def context(browser: Any) -> Any:
-    """One for all, so that gradio's scripts are loaded once."""
-    made = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    made.grant_permissions(["clipboard-read", "clipboard-write"])
-    return made
 
 
 @pytest.fixture
@@ -485,52 +414,3 @@ def test_the_keyboard_reaches_everything(visit: Visit) -> None:
     visit.seed("hair").focus()
     visit.turn(lambda: visit.page.keyboard.press("ArrowUp"))
     assert visit.recipe["regions"]["hair"] == before + 1
-
-
-def test_a_large_model_shows_previews_and_says_what_it_draws(
-    browser: Any, pipe: StyleFusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    large = make_large()
-    drawn: list[str] = []  # "draft" and "full", in the order in which they begin
-    for name, label, seconds in (("draft", "draft", 0.7), ("render", "full", 0.0)):
-        method = getattr(large, name)
-
-        def slow(recipe: Any, method: Any = method, label: str = label, seconds: float = seconds, **how: Any) -> Any:
-            drawn.append(label)
-            time.sleep(seconds)
-            return method(recipe, **how)
-
-        monkeypatch.setattr(large, name, slow)
-    with serving([Model(pipe), large], tmp_path / "gradio") as url:
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(PATIENCE)
-        page.goto(url)
-        page.wait_for_function(f"{PICTURE}?.startsWith('data:image/png')")
-        busy = page.locator("#sf-compose-stage .sf-busy")
-        api.expect(busy).to_be_hidden()
-        page.locator("#sf-model input").click()
-        page.get_by_role("option", name="large").click()
-        api.expect(busy).to_have_text("Drawing the first picture of test/large ...")
-        page.wait_for_function(f"{PICTURE}.startsWith('data:image/webp')")
-        api.expect(busy).to_be_hidden()
-        page.wait_for_function(f"{PICTURE}.startsWith('data:image/png')")
-
-        # A dial that is turned, and buttons that are clicked, every quarter of a second for longer than a dial's rest:
-        # previews only, then one full picture.
-        turn_dial = """
-            const slider = document.querySelector("#sf-psi input[type=range]");
-            slider.value = 0.3 + i / 50;
-            slider.dispatchEvent(new Event("input", { bubbles: true }));"""
-        for step in (turn_dial, "document.getElementById('sf-surprise').click();"):
-            drawn.clear()
-            page.evaluate(f"""async () => {{
-                for (let i = 0; i < 12; i++) {{
-                    {step}
-                    await new Promise(done => setTimeout(done, 250));
-                }}
-            }}""")
-            assert "full" not in drawn and drawn.count("draft") > 1
-            page.wait_for_function(f"{PICTURE}.startsWith('data:image/webp')")
-            page.wait_for_function(f"{PICTURE}.startsWith('data:image/png')")
-            assert drawn.count("full") == 1 and drawn[-1] == "full"
-        page.close()

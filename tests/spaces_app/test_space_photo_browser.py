@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stylefusion_hf import StyleFusionPipeline
-from stylefusion_hf.imaging import landmarks
-from tests.spaces_app.test_space_browser import Visit, api, browser, context  # noqa: F401  # fixtures, and its skips
+pytest.importorskip("gradio", reason="the Space needs the extra `space`")
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
-from stylefusion_hf.spaces_app.mix import SAMPLES  # isort: skip
-from stylefusion_hf.spaces_app.models import Model  # isort: skip
-from tests.space_server import serving  # isort: skip
+from stylefusion_hf import StyleFusionPipeline  # noqa: E402
+from stylefusion_hf.imaging import landmarks  # noqa: E402
+from stylefusion_hf.spaces_app.mix import SAMPLES  # noqa: E402
+from stylefusion_hf.spaces_app.models import Model  # noqa: E402
+from tests.browsing import Visit  # noqa: E402
+from tests.space_server import serving  # noqa: E402
 
 SIDE, LEFT, TOP = 192, 100, 60
 # Five points whose square is where the face lies in `portrait`.
@@ -45,7 +47,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def visit(context: Any, url: str) -> Iterator[Visit]:  # noqa: F811
+def visit(context: Any, url: str) -> Iterator[Visit]:
     visitor = Visit(context.new_page(), url)
     yield visitor
     assert visitor.troubles == []
