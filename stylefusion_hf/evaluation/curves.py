@@ -212,8 +212,9 @@ def compare(curves: Mapping[str, Mapping[str, Curve]], test: int, by: str = "tra
             leaks = [by_leaf[leaf].leak_at(wanted[leaf], by) for leaf in both]
             nothing = torch.full((ROUNDS + 1,), math.nan)
             row["regions"] = len(both)
-            row["ratio"] = Estimate.of(torch.stack(logs).mean(dim=0).exp() if both else nothing, test)
-            row["leak"] = Estimate.of(torch.stack(leaks).mean(dim=0) if both else nothing, test)
+            # A few resamples of each region do not reach it: those of the others count there.
+            row["ratio"] = Estimate.of(torch.stack(logs).nanmean(dim=0).exp() if both else nothing, test)
+            row["leak"] = Estimate.of(torch.stack(leaks).nanmean(dim=0) if both else nothing, test)
             table[name] = row
         out[str(level)] = table
     out[f"{by}, ours"] = {leaf: Estimate.of(full[leaf], test) for leaf in leaves}

@@ -103,11 +103,12 @@ def shares(curves: Mapping[str, Mapping[str, Curve]], count: int) -> dict[str, d
                 wanted = compared_transfers(full, level)[leaf]
                 three = [c[leaf].at(wanted) for c in (curves[LIMITS["gate"]], curves[BASELINE], by_leaf)]
                 if all(is_reached(x) for x in three):
+                    undefined = torch.stack(three).isnan().any(dim=0)  # a few resamples, where other regions count
                     for key, x in zip(logs, three, strict=True):
-                        logs[key].append(x.clamp_min(1e-6).log())
+                        logs[key].append(x.clamp_min(1e-6).log().masked_fill(undefined, math.nan))
             if not logs["own"]:
                 continue
-            low, high, own = (torch.stack(x).mean(dim=0).exp() for x in logs.values())
+            low, high, own = (torch.stack(x).nanmean(dim=0).exp() for x in logs.values())
             gained = torch.where(high > low, (high - own) / (high - low), math.nan)
             table[name] = {"share": Estimate.of(gained, count), "regions": len(logs["own"])}
         out[str(level)] = table

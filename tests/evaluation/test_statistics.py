@@ -117,6 +117,19 @@ def test_what_half_of_the_resamples_reach_is_not_reached():
     assert math.isnan(row["ratio"].value)
 
 
+def test_regions_that_few_resamples_miss_count_in_the_others():
+    """Each of two regions reaches the transfer in 98 of 100 resamples, both at once in 96."""
+    curves = {OURS: {"a": straight(0.1, 0.6), "b": straight(0.1, 0.6)}}
+    curves["twice"] = {"a": straight(0.2, 0.6), "b": straight(0.2, 0.6)}
+    few = ROUNDS // 50
+    curves["twice"]["a"].transfer[-1][1 : 1 + few] = curves["twice"]["a"].transfer[0][1 : 1 + few] = 0.1
+    curves["twice"]["b"].transfer[-1][-few:] = curves["twice"]["b"].transfer[0][-few:] = 0.1
+    row = compare(curves, 10)["0.25"]["twice"]
+    assert row["regions"] == 2
+    assert row["ratio"].value == row["ratio"].low == row["ratio"].high == pytest.approx(2.0)
+    assert row["leak"].value == pytest.approx(0.2)
+
+
 def test_a_comparison_is_paired():
     """Both methods' O goes up and down with the resample; their ratio does not."""
     draw = torch.Generator().manual_seed(0)
