@@ -46,9 +46,11 @@ def activation_energies(pipe, s: Tensor, masks: Tensor) -> list[Tensor]:
     sums = []
     for x in styled_inputs(pipe.generator, s.to(pipe.generator.dtype)):
         x = x.float().expand(len(s), -1, -1, -1)
-        m = F.interpolate(masks, size=x.shape[-2:], mode="area")
-        powers = torch.stack([x.square(), x, torch.ones_like(x)], dim=-1)
-        sums.append(torch.einsum("bchwk,brhw->brck", powers, m))
+        m = F.interpolate(masks, size=x.shape[-2:], mode="area").flatten(2)
+        x = x.flatten(2)
+        linear, square = m @ x.mT, m @ x.square().mT
+        area = m.sum(dim=2, keepdim=True).expand_as(linear)
+        sums.append(torch.stack([square, linear, area], dim=-1))
     return sums
 
 
