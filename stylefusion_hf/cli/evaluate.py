@@ -67,8 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--calibration-pairs", type=positive, help="pairs of drawn avatars (default: 64)")
     parser.add_argument("--global-pairs", type=positive, help="bases for the global figures (default: 64)")
-    parser.add_argument("--limit-pairs", type=positive, help="pairs for the limit of S (default: 16; 64 with --full)")
-    parser.add_argument("--limit-steps", type=positive, help="Adam steps for the limit of S (default: 150)")
+    parser.add_argument(
+        "--limit-pairs", type=positive, help="pairs for the upper bounds (default: 16; 64 with --full)"
+    )
+    parser.add_argument("--limit-steps", type=positive, help="Adam steps for the upper bounds (default: 150)")
     parser.add_argument(
         "--realism-count", type=positive, help="pictures per set for the realism figures (default: 5000)"
     )
@@ -100,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a rough measurement in some minutes, marked as such")
-    size.add_argument("--full", action="store_true", help="use more pairs for the limit of S")
+    size.add_argument("--full", action="store_true", help="use more pairs for the upper bounds")
     add_model_arguments(parser)
 
 

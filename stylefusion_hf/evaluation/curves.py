@@ -10,7 +10,7 @@ pairs and the same bootstrap resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,12 +67,14 @@ class Curve:
 
     def envelope(self, by: str = "transfer") -> Curve:
         """Return the Pareto envelope: no other setting has as much transfer for less outside change."""
-        kept = pareto([float(o[0]) for o in self.outside], [float(t[0]) for t in getattr(self, by)])
-        return self.only({self.strengths[i] for i in kept})
+        return self._settings(pareto([float(o[0]) for o in self.outside], [float(t[0]) for t in getattr(self, by)]))
 
     def only(self, strengths: Collection[float]) -> Curve:
         """Return the curve of some of the strengths."""
-        kept = [i for i, strength in enumerate(self.strengths) if strength in strengths]
+        return self._settings([i for i, strength in enumerate(self.strengths) if strength in strengths])
+
+    def _settings(self, kept: Sequence[int]) -> Curve:
+        """Return the curve of these settings, by index: several may have the same strength."""
         return Curve([self.strengths[i] for i in kept], *([getattr(self, n)[i] for i in kept] for n in TRACED))
 
     def most_specific(self, outside: float) -> float:

@@ -195,7 +195,7 @@ def evaluate(
     if run.swaps or run.curves_kept or run.poses:
         draw(out / "report.png", points_of(run.curves_kept), run.swaps, run.poses, title)
     if run.limited:
-        limit_title = f"{title}: the limit of S, {settings.limit_pairs} pairs"
+        limit_title = f"{title}: upper bounds, {settings.limit_pairs} pairs"
         draw(out / "limits.png", points_of(run.limited), {}, {}, limit_title, ("transfer",))
     result: dict[str, Any] = to_json_types(run.report)
     return result

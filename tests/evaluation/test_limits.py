@@ -1,4 +1,4 @@
-"""The training score, the gates learned on it, and the limit of S, on tiny models."""
+"""The training score, the gates learned on it, and upper bounds, on tiny models."""
 
 import pytest
 import torch
@@ -195,7 +195,7 @@ def test_gates_are_saved_and_loaded(pipe, learned, tmp_path):
         LearnedGates(pipe, lambdas=[1.0, 0.5])
 
 
-# --- The limit of S --------------------------------------------------------------------------------------------------
+# --- Upper bounds ----------------------------------------------------------------------------------------------------
 
 
 def losses(search: LimitSearch, codes) -> float:

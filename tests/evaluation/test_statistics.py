@@ -101,6 +101,9 @@ def test_an_envelope_is_what_no_other_setting_beats():
     assert float(curve.at(wanted)[0]) > 0.1  # the fit goes through the bad setting as well
     assert curve.envelope().strengths == [0.5, 1.0]
     assert float(curve.envelope().at(wanted)[0]) == pytest.approx(0.045)
+    curve.strengths[-1] = 1.0  # as the upper bounds have it: one trade-off, several ways toward it
+    assert curve.envelope().strengths == [0.5, 1.0]
+    assert float(curve.envelope().at(wanted)[0]) == pytest.approx(0.045)
 
 
 def test_what_half_of_the_resamples_reach_is_not_reached():
