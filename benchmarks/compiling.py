@@ -18,7 +18,6 @@ import tempfile
 import torch
 
 from stylefusion_hf import StyleFusionPipeline
-from stylefusion_hf.hub.loading import EMBEDDED
 
 CALL = {"base": 1, "regions": {"hair": 7}, "output_type": "pt"}
 HEADER = "| model | picture | plain, CPU-ms | compiled | ratio | first compiled call, CPU-s | largest difference |"
@@ -30,16 +29,9 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def load(model: str) -> StyleFusionPipeline:
-    """The embedded model, or that of a name, folder or Hub id."""
-    if model == EMBEDDED:
-        return StyleFusionPipeline.from_embedded()
-    return StyleFusionPipeline.from_pretrained(model)
-
-
 def measure(model: str, rounds: int) -> str:
     """One row of the table."""
-    plain, compiled = (load(model) for _ in range(2))
+    plain, compiled = (StyleFusionPipeline.from_pretrained(model) for _ in range(2))
     compiled.generator = torch.compile(compiled.generator, fullgraph=True)
     compiled.fusion = torch.compile(compiled.fusion, fullgraph=True)
     expected = plain(**CALL).images
@@ -67,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:  # no cache of an earlier run, so that the first call compiles
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n\n{HEADER}\n{'|---' * 7}|")
-        for model in args.model or [EMBEDDED]:
+        for model in args.model or ["embedded"]:
             print(measure(model, args.rounds), flush=True)
 
 

@@ -50,7 +50,12 @@ RANKS, TUNING_SEEDS = (16, 32, 64), 16
 FACTOR, LEAST_A, MOST_A = 1.7, 0.3, 5.0  # a is tried at 1 and at this factor's powers up or down, within bounds
 
 
-SHOWN = ((1, "sefa-1", "skin"), (1, "sefa-1", "hair"), (4, "pc002", "clothes"), (11, "pc002", "background"))
+SHOWN = (
+    (1, "hair-warmth", "hair"),
+    (4, "clothes-brightness", "clothes"),
+    (11, "background-brightness", "background"),
+    (6, "pc001", "eyes"),
+)
 
 
 @dataclass(frozen=True)

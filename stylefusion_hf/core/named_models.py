@@ -1,13 +1,15 @@
-"""Models with a short name: `--model faces` is the folder that `make demo` left in a cache."""
+"""Models with a short name: `embedded` comes with the package, `make demo` leaves `faces` in a cache."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from importlib.resources import files
 from pathlib import Path
 
 from stylefusion_hf.cache import cache_folder
 
+EMBEDDED = "embedded"
 # What to do where a named model has not been made yet. Weights are never part of this package.
 HOW_TO_GET = {
     "faces": (
@@ -32,8 +34,11 @@ def find_model(given: str) -> str:
     """`given` as it is, or the folder of a model with that short name.
 
     Raises:
-        FileNotFoundError: a known name whose model is in none of the caches; says how to get it.
+        FileNotFoundError: a known name whose model is in none of the caches, or not in this installation; says how to
+            get it.
     """
+    if given == EMBEDDED and not os.path.isdir(given):
+        return str(check_embedded(Path(str(files("stylefusion_hf") / "assets"))))
     if given not in HOW_TO_GET or os.path.isdir(given):
         return given
     for folder in cache_folders():
@@ -43,3 +48,13 @@ def find_model(given: str) -> str:
     raise FileNotFoundError(
         f"the model {given!r} is not on this machine: {HOW_TO_GET[given].format(folder=target)}; then --model {given}"
     )
+
+
+def check_embedded(folder: Path) -> Path:
+    """Return the folder of the embedded model; FileNotFoundError if the model is not there."""
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"this installation of stylefusion_hf has no embedded model: {folder / 'model_index.json'} is missing."
+            " Install the package's wheel or a full checkout, or load a model with from_pretrained"
+        )
+    return folder

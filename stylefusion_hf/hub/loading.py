@@ -16,7 +16,7 @@ import torch
 from stylefusion_hf.core.checks import check_path, short
 from stylefusion_hf.core.files import atomic_folder
 from stylefusion_hf.core.hub_files import has_variant, is_hub_id, snapshot, weight_patterns, without_paths
-from stylefusion_hf.core.named_models import find_model
+from stylefusion_hf.core.named_models import EMBEDDED, check_embedded, find_model
 from stylefusion_hf.core.progress import is_redirected, quiet_loading, tqdm
 from stylefusion_hf.core.regular_files import check_model_folder
 from stylefusion_hf.hub.components import PACKAGE, components_of, list_components, load_own_components
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from stylefusion_hf.models.style_generator import StyleGenerator
 else:  # not a subclass, since diffusers accepts only one pipeline class in the file of a custom pipeline
     _Pipeline = object
-
-EMBEDDED = "embedded"  # the name of the model that comes with the package
 
 
 class HubMixin(_Pipeline):
@@ -108,12 +106,7 @@ class HubMixin(_Pipeline):
     def from_embedded(cls, **kwargs: Any) -> Self:
         """Load the model that comes with the package, without network access. OSError if it is not installed."""
         with as_file(_assets()) as folder:
-            if not (folder / cls.config_name).is_file():
-                raise OSError(
-                    f"this installation of {PACKAGE} has no embedded model: {folder / cls.config_name} is missing."
-                    " Install the package's wheel or a full checkout, or load a model with from_pretrained"
-                )
-            pipe = cls.from_pretrained(folder, **kwargs)
+            pipe = cls.from_pretrained(check_embedded(folder), **kwargs)
         pipe.register_to_config(_name_or_path=EMBEDDED)
         return pipe
 

@@ -1,5 +1,6 @@
 """Models with a short name are found in the caches, and a missing one says how to get it."""
 
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,21 @@ def test_a_folder_of_that_name_goes_first() -> None:
     Path("faces").mkdir()
     assert find_model("faces") == "faces"
     assert find_model("user/faces") == "user/faces"
+
+
+def test_the_embedded_model_has_a_name_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert find_model("embedded") == str(files("stylefusion_hf") / "assets")
+    pipe = StyleFusionPipeline.from_pretrained("embedded")
+    assert pipe.config["_name_or_path"] == "embedded"
+    assert torch.equal(*(p(base=1, output_type="pt").images for p in (pipe, StyleFusionPipeline.from_embedded())))
+    monkeypatch.setattr(named_models, "files", lambda package: Path(package))
+    assert "has no embedded model: stylefusion_hf/assets/model_index.json is missing" in fails(
+        capsys, "fuse", "--model", "embedded", "--base", "1"
+    )
+    Path("embedded").mkdir()
+    assert find_model("embedded") == "embedded"
 
 
 def test_a_missing_one_says_how_to_get_it(capsys: pytest.CaptureFixture[str]) -> None:
