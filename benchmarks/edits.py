@@ -52,9 +52,9 @@ FACTOR, LEAST_A, MOST_A = 1.7, 0.3, 5.0  # a is tried at 1 and at this factor's 
 
 SHOWN = (
     (1, "hair-warmth", "hair"),
-    (4, "clothes-brightness", "clothes"),
+    (1, "pc000", "skin"),
     (11, "background-brightness", "background"),
-    (6, "pc001", "eyes"),
+    (6, "pc001", "mouth"),
 )
 
 
