@@ -186,7 +186,7 @@ def figure(bench: Bench) -> Image.Image:
     stages = dict(bench.run(["encoder", "+ optimization, w+", "+ tuning"]))
     columns = [bench.real, *(found.images for found in stages.values())]
     rows = [[as_image(column[i]) for column in columns] for i in range(len(bench.real))]
-    titles = ["base", "encoder", "+_optimisation", "+_tuning"]
+    titles = ["base", "encoder", "+_optimization", "+_tuning"]
     mse = [(found.images - bench.real).square().mean(dim=(1, 2, 3)) for found in stages.values()]
     labels = [(f"avatar {FIRST + i}", "MSE " + ", ".join(f"{float(m[i]):.3f}" for m in mse)) for i in range(len(rows))]
     return draw_sheet(titles, labels, rows, brackets=("inverted",))
@@ -208,7 +208,7 @@ def mix(bench: Bench) -> Image.Image:
             row.append(made.images[0])
         rows.append(row)
     labels = [(f"avatar {FIRST + 2 * i}", f"hair of {FIRST + 2 * i + 1}") for i in range(len(rows))]
-    titles = ["base", "source", "encoder", "+_optimisation", "+_tuning"]
+    titles = ["base", "source", "encoder", "+_optimization", "+_tuning"]
     return draw_sheet(titles, labels, rows, brackets=("mixed",))
 
 
