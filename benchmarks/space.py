@@ -204,7 +204,7 @@ def in_browser(url: str, turns: int, seconds: float, process: int, tell: Callabl
             spent = {"server CPU ms, with all that follows": round(statistics.median(each[2] for each in times))}
             tell(f"first picture after a {name}, from rest", percentiles([each[0] for each in times]))
             tell(f"the same, until all is drawn, {name}", percentiles([last for _, last, _ in times]) | spent)
-            # Where there are no previews, the first picture is the last one.
+            # A model without previews sends one picture: it is both the first and the last.
             rested = [last - first - REST for first, last, _ in times if last - first > REST]
             if rested:
                 tell(f"full picture from {REST} ms after the preview, {name}", percentiles(rested))

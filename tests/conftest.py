@@ -30,9 +30,9 @@ for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLI
 # What `make test` leaves to `make test-all`.
 SLOW = {
     "test_convert_fuzz.py", "test_from_zero.py", "test_hub_download.py", "test_ops_build.py", "test_package.py",
-    "test_processes.py", "test_space_browser.py", "test_space_large.py", "test_strange_calls.py",
-    "test_strange_configs.py", "test_strange_files.py", "test_survival.py", "test_threads_and_memory.py",
-    "test_tutorial.py",
+    "test_processes.py", "test_space_browser.py", "test_space_large.py", "test_space_tabs.py",
+    "test_strange_calls.py", "test_strange_configs.py", "test_strange_files.py", "test_survival.py",
+    "test_threads_and_memory.py", "test_tutorial.py",
 }  # fmt: skip
 
 

@@ -1,17 +1,13 @@
 """What axe-core, a checker of accessibility, finds in the Space's tabs; and ids, labels and sizes of targets."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 pytest.importorskip("gradio", reason="the Space needs the extra `space`")
 
-from stylefusion_hf import StyleFusionPipeline
-from stylefusion_hf.spaces_app.models import Model
 from tests.browsing import PATIENCE
-from tests.space_server import serving
 
 TABS = ("Compose", "Mix pictures", "Your photograph", "Edit", "Animate", "Compare", "About")
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
@@ -32,12 +28,6 @@ UNNAMED = """() => [...document.querySelectorAll("input, button, select, textare
     .filter((at) => !(at.labels?.length || at.getAttribute("aria-label") || at.getAttribute("aria-labelledby")
         || at.title || at.textContent.trim()))
     .map((at) => at.outerHTML.slice(0, 160))"""
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving([Model(StyleFusionPipeline.from_embedded())], tmp_path_factory.mktemp("gradio")) as address:
-        yield address
 
 
 def open_page(browser: Any, url: str, dark: bool, width: int = 1280) -> Any:

@@ -4,7 +4,6 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -44,14 +43,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setitem(landmarks.DETECTORS, "mtcnn", f"{__name__}:find")
         with serving([Model(StyleFusionPipeline.from_embedded())], tmp_path_factory.mktemp("gradio")) as address:
             yield address
-
-
-@pytest.fixture
-def visit(context: Any, url: str) -> Iterator[Visit]:
-    visitor = Visit(context.new_page(), url)
-    yield visitor
-    assert visitor.troubles == []
-    visitor.page.close()
 
 
 def test_a_photograph_is_read_changed_and_saved(visit: Visit, tmp_path: Path) -> None:
