@@ -58,6 +58,25 @@ def refine_codes(
 
     Pictures are compared at the largest preview up to SIZE pixels that resembles the full picture, or at full size.
     """
+    networks, height = frozen_networks(pipe, noise_mode)
+    size = slice_size or chunk_size(height, 8)
+    starts = range(0, len(base), size)
+    with pipe.progress_bar(total=steps * len(starts)) as bar:
+        parts = [
+            refine(
+                networks,
+                {name: code[k : k + size] for name, code in codes.items()},
+                base[k : k + size],
+                steps=steps,
+                on_step=lambda step, loss: bar.update(),
+            )
+            for k in starts
+        ]
+    return torch.cat(parts)
+
+
+def frozen_networks(pipe: Any, noise_mode: str = "const") -> tuple[Networks, int]:
+    """Return a pipeline's own networks for `editing.refinement`, and the height of the pictures that they draw."""
     # Optimization needs all weights in place, in float32.
     device = pipe._execution_device
     generator, segmenter = in_place(pipe.generator, device), in_place(pipe.segmenter, device)
@@ -77,17 +96,4 @@ def refine_codes(
         tree=pipe.fusion.tree,
         regions=list(segmenter.config.regions),
     )
-    size = slice_size or chunk_size(height, 8)
-    starts = range(0, len(base), size)
-    with pipe.progress_bar(total=steps * len(starts)) as bar:
-        parts = [
-            refine(
-                networks,
-                {name: code[k : k + size] for name, code in codes.items()},
-                base[k : k + size],
-                steps=steps,
-                on_step=lambda step, loss: bar.update(),
-            )
-            for k in starts
-        ]
-    return torch.cat(parts)
+    return networks, height

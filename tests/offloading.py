@@ -145,7 +145,7 @@ def build(kind: str) -> Any:
     """A pipeline with all components, with statistics and all kinds of gates."""
     generator = GENERATORS[kind]()
     gates = {"gate_bias": True, "gate_product": True, "gate_novelty": True, "standardise": True}
-    fusion = tiny_fusion(generator, **gates, adaptive_conv_layers=3)
+    fusion = tiny_fusion(generator, **gates, adaptive_conv_layers=3, context_width=4)
     fusion.set_statistics(torch.randn(8, generator.style_dim, generator=torch.Generator().manual_seed(0)))
     return type(tiny_pipeline())(generator, fusion, tiny_segmenter(), tiny_encoder())
 

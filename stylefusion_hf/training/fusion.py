@@ -32,6 +32,7 @@ from stylefusion_hf.training._regions import take_regions
 from stylefusion_hf.training.card import keep_source, model_card
 from stylefusion_hf.training.collapse import CollapseGuard
 from stylefusion_hf.training.common import build_schedule, ema_update, finishing, push_to_hub, save_model, start
+from stylefusion_hf.training.context import add_context, set_context
 from stylefusion_hf.training.criterion import Criterion
 from stylefusion_hf.training.fusion_flags import check_objective, parse_args, shares_of
 from stylefusion_hf.training.fusion_setup import (
@@ -95,7 +96,9 @@ class FusionTraining:
         self.fusion = build_fusion(args, self.tree, self.generator)
         # An impossible rank is refused now, not when the training is over.
         replace(self.fusion.spec, input_rank=args.input_rank, output_rank=args.output_rank)
+        new_context = bool(args.context_width) and (initial is None or not initial.spec.context_width)
         if initial is not None:
+            initial = add_context(initial, args.context_width) if new_context else initial
             check_initial_fusion(args, initial, self.fusion)
             self.fusion = initial
         self.fusion.to(device).train().requires_grad_(True)
@@ -108,6 +111,8 @@ class FusionTraining:
         self.full_criterion: Criterion | None = None  # of the last steps, made when they begin
         if args.standardise and not args.initial_fusion:
             self.fusion.set_statistics(self.criterion.pool.codes)
+        if new_context:
+            set_context(self.fusion, self.criterion.pool)
         if not args.initial_fusion:
             set_start_gates(args, self.fusion, self.criterion)
         self.average.load_state_dict(self.fusion.state_dict())

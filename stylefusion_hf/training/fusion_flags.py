@@ -205,6 +205,13 @@ def add_net_arguments(p: argparse.ArgumentParser) -> None:
         help="when done, store the gating MLPs' output layers as two factors of this rank: 32 halves the file",
     )
     nets.add_argument(
+        "--context_width",
+        type=int,
+        metavar="K",
+        help="let every gate depend on K numbers of each whole code beside its own layer's part; they start as those"
+        " that best predict the regions' looks and places",
+    )
+    nets.add_argument(
         "--common_resolution",
         type=int,
         default=16,
@@ -312,7 +319,7 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError(f"--features: unknown features {short(unknown[0])}: choose from {', '.join(FEATURES)}")
     if args.segmenter_resolution is not None and args.segmenter_resolution < 16:
         raise ValueError(f"--segmenter_resolution must be at least 16, got {args.segmenter_resolution}")
-    for name in ("input_rank", "output_rank"):
+    for name in ("input_rank", "output_rank", "context_width"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     for name in ("gate_learning_rate", "discriminator_learning_rate"):
@@ -328,7 +335,7 @@ def check_objective(args: argparse.Namespace) -> None:
         raise ValueError(f"--temperature must be positive, got {args.temperature}")
     if args.start_pictures < 2:
         raise ValueError(f"--start_pictures must be at least 2, got {args.start_pictures}")
-    for name in ("initial_fusion", "input_rank", "output_rank"):
+    for name in ("initial_fusion", "input_rank", "output_rank", "context_width"):
         if args.max_train_steps == 0 and getattr(args, name):
             raise ValueError(f"--max_train_steps 0 measures constant gates: leave --{name} out")
     if args.max_train_steps == 0 and args.resume_from_checkpoint:

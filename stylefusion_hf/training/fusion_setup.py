@@ -28,6 +28,7 @@ from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.imaging.modes import check_viewable
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
+from stylefusion_hf.models.fusion.low_rank import merge_layers
 from stylefusion_hf.models.sampling import draw_codes
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.style_generator import StyleGenerator
@@ -79,21 +80,15 @@ def build_fusion(args: argparse.Namespace, tree: RegionTree, g: StyleGenerator) 
         standardise=args.standardise,
         adaptive_conv_layers=None if whole else convs,
         adaptive_rgb_layers=None if whole else rgbs,
+        context_width=args.context_width,
     )
 
 
 def load_initial_fusion(args: argparse.Namespace) -> FusionHierarchy | None:
-    """Return the nets of --initial_fusion, None without it. ValueError for nets that cannot go on learning."""
+    """Return the nets of --initial_fusion, with full layers; None without the flag."""
     if not args.initial_fusion:
         return None
-    found = FusionHierarchy.from_pretrained(args.initial_fusion, subfolder="fusion")
-    for name in ("input_rank", "output_rank"):
-        if rank := found.config.get(name):
-            raise ValueError(
-                f"--initial_fusion {args.initial_fusion} holds nets of {name} {rank}, which were made smaller after"
-                f" their training: start from a checkpoint's model or train without --{name}"
-            )
-    return found
+    return merge_layers(FusionHierarchy.from_pretrained(args.initial_fusion, subfolder="fusion").float())
 
 
 def check_initial_fusion(args: argparse.Namespace, found: FusionHierarchy, expected: FusionHierarchy) -> None:

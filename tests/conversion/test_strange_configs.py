@@ -166,6 +166,7 @@ CONFIGS: dict[type, dict[str, Any]] = {
         "lr_multiplier": NUMBERS, "pooling": st.sampled_from(["max", "mean", "x"]),
         "final_activation": st.sampled_from(["lrelu", "linear"]), "gate_bias": st.booleans(),
         "gate_product": st.booleans(), "gate_novelty": st.booleans(), "standardise": st.booleans(),
+        "input_rank": st.none() | SIZES, "output_rank": st.none() | SIZES, "context_width": st.none() | SIZES,
     },
 }  # fmt: skip
 SOUND: dict[type, dict[str, Any]] = {

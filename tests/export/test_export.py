@@ -91,6 +91,7 @@ def test_fusion_of_any_tree(tree: str) -> None:
         {"num_indicators": 16, "shared_indicators": False, "hidden_layers": 1, "lr_multiplier": 0.1},
         {"indicator_repeats": 3, "common_conv_layers": 2, "common_rgb_layers": 1, "padded_width": 11},
         {"common_conv_layers": 0, "common_rgb_layers": 0, "gate_novelty": True},
+        {"context_width": 3, "standardise": True},
     ],
 )
 def test_fusion_with_every_switch(pooling: str, changes: dict[str, Any]) -> None:

@@ -110,6 +110,8 @@ def test_renaming_rejects_what_is_no_fusion_net():
         {"output_rank": 2},
         {"input_rank": 3},
         {"gate_bias": True, "final_activation": "linear", "input_rank": 2, "output_rank": 3},
+        {"context_width": 3},
+        ODD | {"pooling": "mean", "standardise": True, "gate_novelty": True, "context_width": 5, "input_rank": 3},
     ],
     ids=str,
 )
@@ -126,7 +128,8 @@ def test_fast_path_equals_reference_in_values_and_gradients(changes, mode):
     if fusion.spec.standardise:
         fusion.set_statistics(torch.randn(9, fusion.style_width) * torch.rand(fusion.style_width) * 3 + 1)
         statistics = (fusion.layout.mean, fusion.layout.deviation)
-    plain = fuse_reference(fusion.net("all"), fusion.spec, s0, s1, common, statistics)
+    context = fusion.layout.context and fusion.layout.context.weight
+    plain = fuse_reference(fusion.net("all"), fusion.spec, s0, s1, common, statistics, context)
     for fused in (fusion.blend("all", s0, s1, common), plain):
         weights = torch.linspace(-1, 2, fused.numel(), dtype=fused.dtype).view_as(fused)
         gradients = torch.autograd.grad((fused * weights).sum(), inputs, materialize_grads=True)
@@ -153,6 +156,19 @@ def test_standardised_nets_do_not_depend_on_the_units_of_a_code(tmp_path):
         fusion.set_statistics(samples[:, 1:])
     with pytest.raises(ValueError, match="standardise=False"):
         small().set_statistics(samples)
+
+
+def test_with_a_context_a_gate_depends_on_all_layers(tmp_path):
+    codes, other = draw_codes(small("all*(a, b)"), 3), draw_codes(small("all*(a, b)"), 3, seed=7)
+    last = slice(-SMALL["rgb_sizes"][-1], None)
+    mixed = {name: torch.cat([other[name][:, : last.start], codes[name][:, last]], 1) for name in codes}
+    for width in (None, 3):
+        fusion = small("all*(a, b)", context_width=width)
+        same = torch.allclose(fusion.gates(codes)["all"][:, last], fusion.gates(mixed)["all"][:, last])
+        assert same == (width is None)
+        assert torch.equal(fusion.fuse(dict.fromkeys(codes, codes["a"])), codes["a"])
+    fusion.save_pretrained(tmp_path)
+    assert torch.equal(FusionHierarchy.from_pretrained(tmp_path).fuse(codes), fusion.fuse(codes))
 
 
 def test_gates_know_signs_and_novelty_in_any_precision():
@@ -329,6 +345,7 @@ def test_constant_gates():
         ({"input_rank": 99}, "input_rank=99 must be at most hidden_width="),
         ({"output_rank": 9}, "output_rank=9 must be at most padded_width=8"),
         ({"output_rank": 0}, "output_rank=0 must be at least 1"),
+        ({"context_width": 0}, "context_width=0 must be at least 1"),
         ({"final_activation": "relu"}, "final_activation='relu' must be one of lrelu, linear"),
         ({"lr_multiplier": 0}, "lr_multiplier=0 must be positive"),
         ({"tree": "all*(a*, b)"}, "the leaf 'a' cannot be fused"),

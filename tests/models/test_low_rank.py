@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stylefusion_hf.models.fusion.low_rank import factor_layers
+from stylefusion_hf.models.fusion.low_rank import factor_layers, merge_layers
 from tests.small_fusion import draw_codes, small
 
 BLENDERS = ("blender_segments", "blender_common")
@@ -46,3 +46,16 @@ def test_first_and_last_layers_of_low_rank():
     after = factor_layers(factor_layers(fusion, codes, output_rank=8), codes, input_rank=12)  # in the other order
     torch.testing.assert_close(after.fuse(codes), fusion.fuse(codes))
     assert factor_layers(fusion, codes) is fusion
+
+
+@pytest.mark.parametrize("ranks", [{"input_rank": 3}, {"output_rank": 2}, {"input_rank": 4, "output_rank": 5}])
+def test_factors_multiplied_out(ranks):
+    fusion = small(gate_product=True, gate_bias=True, context_width=3, lr_multiplier=0.5, **ranks)
+    codes = draw_codes(fusion, batch=9)
+    whole = merge_layers(fusion)
+    assert (whole.spec.input_rank, whole.spec.output_rank, whole.training) == (None, None, False)
+    assert whole.num_parameters() > fusion.num_parameters()
+    torch.testing.assert_close(whole.fuse(codes), fusion.fuse(codes))
+    again = factor_layers(whole, codes, **ranks)
+    torch.testing.assert_close(again.fuse(codes), fusion.fuse(codes))
+    assert merge_layers(whole) is whole

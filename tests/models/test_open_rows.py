@@ -35,7 +35,9 @@ def computed(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("changes", [{}, SWITCHES], ids=["authors", "switches"])
+@pytest.mark.parametrize(
+    "changes", [{}, SWITCHES, SWITCHES | {"context_width": 3}], ids=["authors", "switches", "context"]
+)
 @pytest.mark.parametrize("tree", ["avatar", "ffhq", "all*(a, b(c, d*(e, f)))"])
 def test_what_is_skipped_makes_no_difference(tree, changes):
     model = hierarchy(tree, **changes)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import photograph_tables, photographs, speed
+from benchmarks import photograph_tables, photographs, refined_gates, speed
 from benchmarks.edits import Bench, at_equal
 from benchmarks.inversion import inverted_subject
 from benchmarks.loops import authors_fusion, nvidia_synthesis
@@ -15,6 +15,8 @@ from stylefusion_hf import FusionHierarchy
 from stylefusion_hf.evaluation.measuring import Subject
 from stylefusion_hf.evaluation.pairs import FITTING_SEED
 from stylefusion_hf.evaluation.statistics import resamples
+from stylefusion_hf.models.sampling import draw_codes
+from stylefusion_hf.pipelines.refining import frozen_networks
 from tests.pipelines.test_photograph import POINTS, photograph
 from tests.planted import planted_pipeline
 from tests.tiny import STYLE_DIM, draw, tiny_encoder, tiny_generator, tiny_pipeline, tiny_segmenter
@@ -70,6 +72,19 @@ def test_jobs_take_turns():
 def test_the_table_leaves_out_what_was_not_measured():
     text = speed.table([speed.Row("fusion", "x", 0.002, 0.02, 0.001), speed.Row("call", "y", 0.1)])
     assert "| fusion, x | 2.0 | 20.0 | 10.0 | 1.0 | 2.00 |" in text and "| call, y | 100.0 |  |  |  |  |" in text
+
+
+def test_corrections_fit_their_own_mix_and_its_neighbors():
+    pipe, draws = planted_pipeline(), torch.Generator().manual_seed(0)
+    networks, height = frozen_networks(pipe)
+    assert height == pipe.generator.config.resolution
+    samples = iter(lambda: draw_codes(pipe.generator, 12, draws, 0.5, 0.0), None)
+    found = refined_gates.carried_over(networks, "a", samples, 3, 6)
+    assert found["the same mix"] == pytest.approx(1, abs=0.05)
+    near, far = (found[f"base {share} of the way to another"] for share in ("10%", "30%"))
+    assert 1 > near > far > found["another base"]
+    with pytest.raises(SystemExit):
+        refined_gates.main(["--regions", "hiar"])
 
 
 def test_edits_read_the_ratio_where_the_inside_is_equal():

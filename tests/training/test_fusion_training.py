@@ -20,7 +20,9 @@ from stylefusion_hf.training import fusion
 from stylefusion_hf.training._segmenters import load_segmenter
 from stylefusion_hf.training.card import model_card
 from stylefusion_hf.training.choices import Shares
+from stylefusion_hf.training.context import reduced_rank
 from stylefusion_hf.training.fusion_setup import build_criterion, load_frozen, without_batch_statistics
+from tests.small_fusion import draw_codes
 from tests.tiny import assert_same_weights, tiny_generator, tiny_segmenter
 
 
@@ -179,10 +181,47 @@ def test_training_goes_on_from_other_nets(base, tmp_path):
         fusion.train(fusion_args(base, tmp_path / "no", "--hidden_width", "16", *start))
     with pytest.raises(ValueError, match="leave --initial_fusion out"):
         fusion.train(fusion_args(base, tmp_path / "no", "--max_train_steps", "0", *start))
-    small = ("--resume_from_checkpoint", "latest", "--output_rank", "2")
-    fusion.train(fusion_args(base, tmp_path / "third", *few, *start, *small))
-    with pytest.raises(ValueError, match="holds nets of output_rank 2"):
-        fusion.train(fusion_args(base, tmp_path / "no", *few, "--initial_fusion", str(tmp_path / "third")))
+
+
+def test_training_goes_on_from_nets_that_were_made_smaller_and_had_no_context(base, tmp_path):
+    few = ("--max_train_steps", "1", "--hidden_width", "8")
+    smaller = ("--static_steps", "0", "--input_rank", "3", "--output_rank", "2")
+    fusion.train(fusion_args(base, tmp_path / "first", *few, *smaller))
+    first = FusionHierarchy.from_pretrained(tmp_path / "first", subfolder="fusion")
+    start = ("--initial_fusion", str(tmp_path / "first"), "--context_width", "4")
+    still = ("--learning_rate", "1e-12", "--gate_learning_rate", "0")
+    fusion.train(fusion_args(base, tmp_path / "second", *few, *start, *still))
+    second = FusionHierarchy.from_pretrained(tmp_path / "second", subfolder="fusion")
+    assert (second.spec.input_rank, second.spec.output_rank, second.spec.context_width) == (None, None, 4)
+    codes = draw_codes(second, batch=6)
+    torch.testing.assert_close(second.fuse(codes), first.fuse(codes))  # so far the context changes nothing
+    # The context starts as what predicts the regions' looks.
+    pictures = torch.randn(64, second.style_width)
+    known = second.layout.context([second.layout.seen(pictures)])
+    assert known.shape == (64, 4) and known.isfinite().all() and known.std() > 0.01
+    fusion.train(fusion_args(base, tmp_path / "third", *few, *start, "--initial_fusion", str(tmp_path / "second")))
+    third = FusionHierarchy.from_pretrained(tmp_path / "third", subfolder="fusion").state_dict()
+    moved = {name: float((x - third[name]).abs().max()) for name, x in second.state_dict().items()}
+    assert moved["nets.net_all.blender_segments.context.weight"] > 1e-3
+    with pytest.raises(ValueError, match="does not fit the flags and --model: context_width is 4, not None"):
+        fusion.train(fusion_args(base, tmp_path / "no", *few, "--initial_fusion", str(tmp_path / "second")))
+    with pytest.raises(ValueError, match="--context_width must be at least 1, got 0"):
+        fusion.train(fusion_args(base, tmp_path / "no", *few, "--context_width", "0"))
+    with pytest.raises(ValueError, match="leave --context_width out"):
+        fusion.train(fusion_args(base, tmp_path / "no", "--max_train_steps", "0", "--context_width", "4"))
+
+
+def test_the_context_starts_as_what_predicts_the_features_best():
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randn(200, 30, generator=draw)
+    truth = torch.randn(2, 30, generator=draw)
+    features = codes @ truth.t() @ torch.randn(2, 50, generator=draw) + 0.1 * torch.randn(200, 50, generator=draw)
+    found = reduced_rank(codes, features, 2)
+    known = codes @ found.t()
+    torch.testing.assert_close(known.std(dim=0), torch.ones(2))
+    overlap = torch.linalg.svdvals(torch.linalg.qr(found.t()).Q.t() @ torch.linalg.qr(truth.t()).Q)
+    assert overlap.min() > 0.95  # the same plane
+    assert reduced_rank(codes, features[:, :1], 3).shape == (3, 30)  # more than the features have
 
 
 def test_the_ruler_watches_the_training(base, tmp_path):

@@ -77,6 +77,9 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         input_rank: rank of what the gating MLPs' first layer does to the codes, which is then stored as two factors
             (see `low_rank.factor_layers`); at most `hidden_width`. None: a full matrix.
         output_rank: the same for the gating MLPs' last layer; at most `padded_width`.
+        context_width: how many learned linear combinations of each whole code, the same for all vectors and nets, the
+            gating MLPs see beside the vector at hand (see `style_rows.CodeContext`). None: they see that vector alone,
+            as the authors' do.
 
     Raises:
         ValueError: the shapes do not fit together, or the tree is invalid.
@@ -118,6 +121,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
         adaptive_rgb_layers: int | None = None,
         input_rank: int | None = None,
         output_rank: int | None = None,
+        context_width: int | None = None,
     ):
         super().__init__()
         self.tree = RegionTree.of(tree)
@@ -144,6 +148,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
             adaptive_rgb_layers=adaptive_rgb_layers,
             input_rank=input_rank,
             output_rank=output_rank,
+            context_width=context_width,
         )
         self.layout = StyleLayout(spec)
         self.nets = nn.ModuleDict({NET_PREFIX + name: FusionNet(spec) for name in self.tree.fused})
@@ -355,7 +360,7 @@ class FusionHierarchy(StrictModelMixin, ConfigMixin):
     @classmethod
     def _describe_missing(cls, model: Any, keys: Sequence[str]) -> str:
         if lost := [key for key in keys if key.startswith("layout.")]:
-            return f"it standardizes codes, but {', '.join(lost)} are missing"
+            return f"its gates depend on {', '.join(lost)}, which are missing"
         nets = dict.fromkeys(key.split(".")[1].removeprefix(NET_PREFIX) for key in keys if key.startswith("nets."))
         return f"its tree {model.tree} has fusion nets whose weights are missing or incomplete: {', '.join(nets)}"
 

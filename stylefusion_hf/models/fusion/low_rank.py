@@ -1,4 +1,4 @@
-"""Smaller fusion nets: the first and last layers of trained gating MLPs as two factors of low rank each.
+"""Smaller fusion nets: the first and last layers of trained gating MLPs as two factors of low rank each, and back.
 
 Most numbers of a small net are in these layers: the first sees two or three codes, the last gives padded_width times
 heads logits, while everything passes through `hidden_width` numbers in between.
@@ -76,6 +76,47 @@ def _factor(fusion: FusionHierarchy, codes: Mapping[str, Tensor], what: str, ran
         state[f"{blender}.layers.{at + 1}.bias"] = layer.bias.detach().clone()
     smaller.load_state_dict(state)
     return smaller.train(fusion.training)
+
+
+@torch.no_grad()
+def merge_layers(fusion: FusionHierarchy) -> FusionHierarchy:
+    """Return nets with every pair of factors multiplied out, which compute the same; `fusion` if it has no factors.
+
+    Nets that go on learning need all directions of their first and last layers.
+    """
+    ranks = {"input_rank": fusion.spec.input_rank, "output_rank": fusion.spec.output_rank}
+    if not any(ranks.values()):
+        return fusion
+    config = {k: v for k, v in fusion.config.items() if not k.startswith("_")}
+    larger = FusionHierarchy(**(config | dict.fromkeys(ranks)))
+    torch.nn.Module.to(larger, fusion.device, fusion.dtype)
+    state = {k: v for k, v in fusion.state_dict().items() if ".layers." not in k}
+    for name, module in fusion.named_modules():
+        if not isinstance(module, Blender):
+            continue
+        whole = cast(Blender, larger.get_submodule(name))
+        factors = cast("list[FoldedLinear]", list(module.layers))
+        layers = [[layer] for layer in factors]
+        if ranks["output_rank"]:
+            layers[-2:] = [factors[-2:]]
+        if ranks["input_rank"]:
+            layers[:2] = [factors[:2]]
+        for k, (parts, layer) in enumerate(zip(layers, whole.layers, strict=True)):
+            weight, bias = _product(parts)
+            state[f"{name}.layers.{k}.weight"] = (weight / cast(FoldedLinear, layer).weight_gain).to(fusion.dtype)
+            state[f"{name}.layers.{k}.bias"] = bias.to(fusion.dtype)
+    larger.load_state_dict(state)
+    return larger.train(fusion.training)
+
+
+def _product(layers: list[FoldedLinear]) -> tuple[Tensor, Tensor]:
+    """Return what one or two layers multiply by, with its gain, and the bias that they add, without it; float64."""
+    first = layers[0]
+    weight, bias = first.weight.double() * first.weight_gain, first.bias.double()
+    for layer in layers[1:]:
+        seen, indicators = (layer.weight.double() * layer.weight_gain).tensor_split([len(weight)], dim=1)
+        weight, bias = torch.cat([seen @ weight, indicators], dim=1), seen @ bias + layer.bias.double()
+    return weight, bias
 
 
 def _layer(fusion: FusionHierarchy, blender: str, number: int) -> FoldedLinear:

@@ -100,14 +100,25 @@ class Blender(nn.Module):
         self.gate_novelty = nn.Parameter(torch.zeros(len(rows), width)) if spec.gate_novelty else None
         adaptive = torch.tensor([[float(v in spec.adaptive_rows)] for v in rows])  # (R, 1)
         self.register_buffer("adaptive", None if adaptive.all() else adaptive, persistent=False)
+        # What the first layer makes of the codes' context; it starts at zero, so that nets can get one at any time.
+        self.context = (
+            FoldedLinear(codes * spec.context_width, spec.hidden_width, lr, zero=True) if spec.context_width else None
+        )
         self.input_layers = 1 + bool(spec.input_rank)
         self.output_layers = 1 + len(factor)
         self.linear_end = spec.final_activation == "linear"
         self.product = spec.gate_product
         self.indicator_repeats = spec.indicator_repeats
 
-    def forward(self, codes: Sequence[Tensor], indicators: Tensor, novelty: Tensor | None = None) -> Tensor:
-        """Codes (B, R, P) each, indicators (R, N), `novelty` (B, R, P) -> (B, R, P), in the weights' dtype."""
+    def forward(
+        self,
+        codes: Sequence[Tensor],
+        indicators: Tensor,
+        novelty: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Codes (B, R, P) each, indicators (R, N), `novelty` (B, R, P), `context` (B, codes * context_width) ->
+        (B, R, P), in the weights' dtype."""
         layers = cast("list[FoldedLinear]", list(self.layers))
         *start, first = layers[: self.input_layers]
         inner = layers[self.input_layers : -self.output_layers]
@@ -120,6 +131,8 @@ class Blender(nn.Module):
         for layer in start:
             x = layer(x)
         x = first(x, GAIN, indicators, self.indicator_repeats, batch)
+        if self.context is not None and context is not None:  # the same for all rows of a code
+            x = x + self.context(context.to(dtype), GAIN).repeat_interleave(count, dim=0)
         x = F.leaky_relu_(x, SLOPE)
         for layer in inner:
             x = F.leaky_relu_(layer(x, GAIN), SLOPE)
@@ -220,7 +233,7 @@ class FusionNet(nn.Module):
         a, b = (layout.all.expand(layout.seen(s)) for s in (s0, s1))
         if sc is not None and self.blender_segments.gate_novelty is not None:
             new = novelty(a, b, shared)
-        gate = self.blender_segments([a, b, extra], layout.indicators, new)
+        gate = self.blender_segments([a, b, extra], layout.indicators, new, layout.summarize(s0, s1, sc))
         return _blend(layout.all, s0, s1, gate)
 
     def _align(
@@ -233,7 +246,7 @@ class FusionNet(nn.Module):
         if self.blender_common.gate_novelty is not None:  # an only child counts as its own sibling: both differ
             other = both[0] if sibling is None else rows.expand(layout.seen(sibling))
             new = company(both[0], other, both[1])
-        return _blend(rows, code, shared, self.blender_common(both, indicators, new))
+        return _blend(rows, code, shared, self.blender_common(both, indicators, new, layout.summarize(code, shared)))
 
 
 def where_different(compute: Callable[..., Tensor], code: Tensor, others: Sequence[Tensor], *along: Tensor) -> Tensor:
@@ -268,10 +281,13 @@ def fuse_reference(
     s1: Tensor | None,
     sc: Tensor | None,
     statistics: tuple[Tensor, Tensor] | None = None,
+    context: Tensor | None = None,
 ) -> Tensor:
     """Compute `FusionNet.forward` one style vector at a time; slow, for tests. Codes (B, S) -> (B, S).
 
-    statistics: mean and standard deviation (S,) of each channel, if the spec standardizes.
+    Args:
+        statistics: mean and standard deviation (S,) of each channel, if the spec standardizes.
+        context: the weights (K, S) of `CodeContext`, if the spec has one.
     """
     width, fused = spec.padded_width, []
     mean, deviation = statistics or (torch.zeros(spec.style_width), torch.ones(spec.style_width))
@@ -294,6 +310,7 @@ def fuse_reference(
         extra: Tensor | None,
         indicator: Tensor,
         new: Tensor | None = None,
+        whole: Sequence[Tensor | None] = (),
     ) -> Tensor:
         tiled = indicator.repeat(spec.indicator_repeats).expand(len(codes[0]), -1)
         inputs = [seen(x, v) for x in codes] + ([] if extra is None else [extra])
@@ -309,6 +326,14 @@ def fuse_reference(
         x = torch.cat([x, tiled], 1)
         for i, layer in enumerate(hidden):
             x = apply(layer, x)
+            if i == 0 and context is not None:
+                known = [
+                    torch.zeros_like(codes[0][:, :1]).expand(-1, len(context))
+                    if code is None
+                    else (code - mean) / deviation @ context.t() / math.sqrt(len(mean))
+                    for code in whole
+                ]
+                x = x + apply(cast(nn.Module, blender.context), torch.cat(known, 1))
             if not spec.output_rank or i < len(hidden) - 1:
                 x = F.leaky_relu(x, SLOPE) * GAIN
         x = apply(last, x)
@@ -326,23 +351,30 @@ def fuse_reference(
         q = torch.sigmoid(x if blender.gate_bias is None else x + blender.gate_bias[row])
         return pool(up(codes[0]) + q * (up(codes[1]) - up(codes[0])), codes[0].shape[1])
 
+    # Align both children, vector by vector.
     vectors = [None if s is None else s.split(spec.sizes, 1) for s in (s0, s1, sc)]
+    aligned = []
     for v in range(len(spec.sizes)):
         a, b, c = (None if s is None else s[v] for s in vectors)
         assert a is not None
-        common = spec.common_rows.index(v) if v in spec.common_rows else None
-        indicator = spec.indicators([v], only_common=b is None)[0].to(a)
         pair = [a, a if b is None else b]
-        if common is not None and c is not None:
+        if v in spec.common_rows and c is not None:
+            indicator = spec.indicators([v], only_common=b is None)[0].to(a)
             news = [company(*(up(seen(x, v)) for x in (child, other, c))) for child, other in (pair, pair[::-1])]
+            row, wholes = spec.common_rows.index(v), ([s0, sc], [s0 if s1 is None else s1, sc])
             pair = [
-                blend(net.blender_common, common, [child, c], None, indicator, new)
-                for child, new in zip(pair, news, strict=True)
+                blend(net.blender_common, row, [child, c], None, indicator, new, whole)
+                for child, new, whole in zip(pair, news, wholes, strict=True)
             ]
-        a = pair[0]
-        if b is not None:
-            extra = torch.zeros_like(a) if common is None or c is None else seen(c, v)
-            new = None if c is None else novelty(*(up(seen(x, v)) for x in (*pair, c)))
-            a = blend(net.blender_segments, v, pair, extra, indicator, new)
-        fused.append(a)
+        aligned.append(pair)
+    first, second = (torch.cat([pair[i] for pair in aligned], 1) for i in range(2))
+    if s1 is None:
+        return first
+    # Fuse them.
+    for v, pair in enumerate(aligned):
+        c = None if sc is None else vectors[2][v]  # type: ignore[index]
+        indicator = spec.indicators([v])[0].to(first)
+        extra = torch.zeros_like(pair[0]) if v not in spec.common_rows or c is None else seen(c, v)
+        new = None if c is None else novelty(*(up(seen(x, v)) for x in (*pair, c)))
+        fused.append(blend(net.blender_segments, v, pair, extra, indicator, new, [first, second, sc]))
     return torch.cat(fused, 1)

@@ -12,6 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from stylefusion_hf.models.hooks import compute_dtype
+
 MAX_PADDED_WIDTH = 2**13  # StyleGAN2's widest vectors have 512 numbers
 
 
@@ -40,6 +42,7 @@ class FusionSpec:
     adaptive_rgb_layers: int | None = None  # others use `gate_bias`, and `gate_novelty` if it is on; None: all
     input_rank: int | None = None  # rank of what the MLPs' first layer does to the codes, stored as two factors, and
     output_rank: int | None = None  # of their last layer; None: full, one matrix
+    context_width: int | None = None  # how many numbers of each whole code the MLPs see beside its row; None: none
 
     def __post_init__(self) -> None:
         sizes = (*self.conv_sizes, *self.rgb_sizes)
@@ -57,7 +60,8 @@ class FusionSpec:
                 f"num_indicators={self.num_indicators} is too small for {conv} conv and {rgb} rgb vectors with"
                 f" shared_indicators={self.shared_indicators}: give at least {needed}"
             )
-        for name in ("hidden_width", "hidden_layers", "indicator_repeats", "input_rank", "output_rank"):
+        counts = ("hidden_width", "hidden_layers", "indicator_repeats", "input_rank", "output_rank", "context_width")
+        for name in counts:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("common_conv_layers", "common_rgb_layers", "adaptive_conv_layers", "adaptive_rgb_layers"):
@@ -225,8 +229,30 @@ class CommonRowsOnly(nn.Module):
         return torch.where(self.is_common, rows, torch.zeros_like(rows))
 
 
+class CodeContext(nn.Module):
+    """What the gating MLPs of every row see of a whole code: a few linear combinations of its numbers.
+
+    The MLPs' first layer is shared by all rows, and rows are different linear maps of w. So no weights of that layer
+    can read the same fact, such as the length of the hair, off every row; one that is read off the whole code can be.
+    """
+
+    def __init__(self, style_width: int, context_width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(context_width, style_width))
+        nn.init.normal_(self.weight)
+        self.gain = style_width**-0.5
+
+    def forward(self, codes: Sequence[Tensor | None]) -> Tensor:
+        """Codes (B, S), None for those that are not there -> (B, codes * context_width), in the weights' dtype."""
+        dtype, weight = compute_dtype(self), self.weight.t()
+        found = [None if code is None else code.to(dtype) @ weight * self.gain for code in codes]
+        none = torch.zeros_like(next(part for part in found if part is not None))
+        return torch.cat([none if part is None else part for part in found], dim=1)
+
+
 class StyleLayout(nn.Module):
-    """Index tables shared by all nets of a hierarchy, and the statistics for standardizing style codes."""
+    """Index tables shared by all nets of a hierarchy, the statistics for standardizing style codes, and what their
+    MLPs see of a whole code."""
 
     indicators: Tensor
     common_indicators: Tensor
@@ -248,10 +274,17 @@ class StyleLayout(nn.Module):
         self.register_buffer("only_common_indicators", only_common, persistent=False)
         self.register_buffer("mean", torch.zeros(spec.style_width) if spec.standardise else None)
         self.register_buffer("deviation", torch.ones(spec.style_width) if spec.standardise else None)
+        self.context = CodeContext(spec.style_width, spec.context_width) if spec.context_width else None
 
     def seen(self, code: Tensor) -> Tensor:
         """Return a code (B, S) as the MLPs see it, standardized if configured."""
         return code if self.mean is None else self(code)
+
+    def summarize(self, *codes: Tensor | None) -> Tensor | None:
+        """Return what the MLPs see of whole codes (B, S), None if not configured; a code may be None for "none"."""
+        if self.context is None:
+            return None
+        return self.context([None if code is None else self.seen(code) for code in codes])
 
     def forward(self, code: Tensor) -> Tensor:
         """`seen`, where there are statistics."""
