@@ -13,7 +13,7 @@ from stylefusion_hf.spaces_app.models import Model
 from stylefusion_hf.spaces_app.settings import BASE, COMMON, Dial, Settings, source
 
 MAX_DRAWN_SEED = 10_000  # random seeds are smaller than this: short numbers are easy to pass on
-REFINE_STEPS = 20  # of the button Refine
+REFINE_STEPS = 6  # of the button Refine
 SURPRISES = 2  # regions that a surprise changes at most
 
 

@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also compare with nets of constant gates: an output folder of `stylefusion train fusion` with the"
         " model's own flags and --static_steps at least --max_train_steps",
     )
+    parser.add_argument(
+        "--refine-steps", type=positive, metavar="N", help="steps of the method stylefusion-refined (default: 20)"
+    )
     parser.add_argument("--pairs", type=positive, help="pairs for the swap figures (default: 500)")
     parser.add_argument("--curve-pairs", type=positive, help="test pairs for comparing methods (default: 128)")
     parser.add_argument(
@@ -126,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
     if args.full:
         settings = replace(settings, limit_pairs=64)
     numbers = ("pairs", "calibration_pairs", "curve_pairs", "global_pairs", "limit_pairs", "limit_steps")
-    given = {k: getattr(args, k) for k in (*numbers, "realism_count", "static_gates")}
+    given = {k: getattr(args, k) for k in (*numbers, "realism_count", "static_gates", "refine_steps")}
     settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
     if args.curve_pairs is not None:
         settings = replace(settings, validation_pairs=max(2, args.curve_pairs // 3))

@@ -6,7 +6,7 @@ base with the source's code as the global one. Bases and sources are seeds, or f
     stylefusion sheet --out sheet.png
     stylefusion sheet --bases 1,2,3 --sources 11,12,13 --psi 0.7 --out sheet.png
     stylefusion sheet --seed 5 --rows 6 --model user/repo --out sheet.png
-    stylefusion sheet --model faces --refine 20 --out refined.png
+    stylefusion sheet --model faces --refine 6 --out refined.png
 """
 
 from __future__ import annotations

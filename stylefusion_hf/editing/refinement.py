@@ -9,7 +9,7 @@ of the mix at hand, on the model's own generator and segmenter:
     L  the same change, relative to what the sources change inside the regions
     T  how much of the sources' looks (color, feature maps, outline) has arrived inside
 
-The loss is O + leak_weight L + transfer_weight (1 - T). O and T are those of the ruler's training score
+The loss is O + leak_weight L + transfer_weight (1 - T). Steps are Adam's; one that makes a mix worse is taken back. O and T are those of the ruler's training score
 (`evaluation/score.py`), for several regions at once. All gates stay between 0 and 1.
 """
 
@@ -40,7 +40,7 @@ from stylefusion_hf.imaging.regions import (
 
 SIZE = 128  # pixels of a side: gates of layers beyond it keep the nets' values
 HEADS = ("outline", "colour", "maps")
-LEARNING_RATE = 0.3  # of the gates' logits, by Adam
+REACH, LARGEST_RATE = 6.0, 1.5  # see `learning_rate_for`
 LEAK_WEIGHT, TRANSFER_WEIGHT = 0.7, 1.0
 # Adam moves all numbers alike, however little depends on them. Gradients well below this share of a swap's typical
 # gradient move less, so that gates without influence stay as the nets have them: else noise adds up in the picture.
@@ -120,7 +120,7 @@ def refine(
     base: Tensor,
     *,
     steps: int,
-    learning_rate: float = LEARNING_RATE,
+    learning_rate: float | None = None,
     leak_weight: float = LEAK_WEIGHT,
     transfer_weight: float = TRANSFER_WEIGHT,
     on_step: OnStep | None = None,
@@ -131,6 +131,7 @@ def refine(
         codes: style codes (B, S) of every active node.
         base: (B, S), the code of regions that were not swapped.
         steps: Adam steps; each draws and segments every picture once, forward and backward.
+        learning_rate: of the gates' logits, at first; it falls to 0 along a cosine. By default `learning_rate_for`.
         on_step: called after each step with its number, from 1, and the losses (B,).
 
     Raises:
@@ -143,10 +144,12 @@ def refine(
             return networks.fuse(codes)
         goal = SwapGoal(networks, swaps)
         logits = swaps.gates.logit().requires_grad_()
-        optimizer = torch.optim.Adam([logits], lr=learning_rate, eps=EPSILON)
+        rate = learning_rate_for(steps) if learning_rate is None else learning_rate
+        optimizer = torch.optim.Adam([logits], lr=rate, eps=EPSILON)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         best, size = swaps.fused, swaps.fused.new_ones(())
         lowest = best.new_full((len(best),), torch.inf)
+        best_logits, length = logits.detach().clone(), best.new_ones(len(best), 1, 1)
         for step in range(steps + 1):  # the last round only evaluates
             with torch.set_grad_enabled(step < steps):
                 s = swaps.codes(logits.sigmoid())
@@ -154,7 +157,10 @@ def refine(
             if not bool(loss.isfinite().all()):
                 raise FloatingPointError(f"the loss of the refinement is not finite after {step} steps")
             found = loss.detach()
-            best = torch.where((found < lowest)[:, None], swaps.fused if step == 0 else s.detach(), best)
+            better = found < lowest
+            best = torch.where(better[:, None], swaps.fused if step == 0 else s.detach(), best)
+            best_logits = torch.where(better[:, None, None], logits.detach(), best_logits)
+            length = torch.where(better[:, None, None], length, length / 2)
             lowest = torch.minimum(found, lowest)
             if on_step is not None and step:
                 on_step(step, found)
@@ -163,9 +169,20 @@ def refine(
                 if step == 0:  # of each swap
                     size = gradient.square().mean(dim=2, keepdim=True).sqrt().clamp_min(1e-12)
                 logits.grad = gradient / size
+                before = logits.detach().clone()
                 optimizer.step()
                 schedule.step()
+                with torch.no_grad():  # a step that made a mix worse is taken back, and its next ones are half as long
+                    logits.copy_(best_logits + length * (logits - before))
     return best
+
+
+def learning_rate_for(steps: int) -> float:
+    """Return the rate for a number of steps: the fewer, the larger, so that gates get as far in few steps as in many.
+
+    Adam moves a logit by up to the rate in a step.
+    """
+    return min(LARGEST_RATE, REACH / steps)
 
 
 class SwapGoal:

@@ -15,7 +15,7 @@ import torch
 from stylefusion_hf import __version__
 from stylefusion_hf.evaluation.backbone import Backbone
 from stylefusion_hf.evaluation.curves import require_ours
-from stylefusion_hf.evaluation.fusion_swaps import StaticGates
+from stylefusion_hf.evaluation.fusion_swaps import REFINE_STEPS, StaticGates
 from stylefusion_hf.evaluation.judges import SHIPPED, Judges
 from stylefusion_hf.evaluation.measurement import LARGEST_SIZE
 from stylefusion_hf.evaluation.measuring import Subject
@@ -35,7 +35,7 @@ MAX_SEED = 200  # of `measuring.SEED_STRIDE` each, below 2^32
 class Settings:
     """Settings of a run. `methods`: names in `registry.METHODS`; `real`: "avatars", a folder, or None; `model`: name
     in the report; `swap_rows`: names in `sections.SWAP_ROWS` besides "leaf"; `static_gates`: folder of nets of
-    constant gates.
+    constant gates; `refine_steps`: of the method stylefusion-refined.
     """
 
     model: str = "the embedded model"
@@ -53,6 +53,7 @@ class Settings:
     methods: tuple[str, ...] = BY_DEFAULT
     swap_rows: tuple[str, ...] = ("wider", *IGNORE_SOURCE)
     static_gates: str | None = None
+    refine_steps: int = REFINE_STEPS
     seed: int = 0
     quick: bool = False
 
@@ -167,7 +168,7 @@ def evaluate(
     if "limits" in names:  # the strengths that it measures are chosen by the curves
         names = [*names, "curves"]
     if "curves" in names:  # reject unknown names before long computations
-        run.methods = require_ours(build_methods(subject.pipe, settings.methods, subject.batch))
+        run.methods = require_ours(build_methods(subject.pipe, settings.methods, subject.batch, settings.refine_steps))
         absent = [name for name in ALWAYS_COMPARED if name not in run.methods]
         run.methods |= build_methods(subject.pipe, absent, subject.batch)
         if settings.static_gates:

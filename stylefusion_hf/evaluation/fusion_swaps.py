@@ -16,6 +16,9 @@ from stylefusion_hf.models.fusion.net import Blender, FoldedLinear
 from stylefusion_hf.pipelines.refining import refine_codes
 
 
+REFINE_STEPS = 20
+
+
 class StyleFusionSwap:
     """The pipeline's fusion nets (Kafri et al., arXiv 2107.07437): leaf code from the source, all others from the
     base.
@@ -63,11 +66,9 @@ class RefinedSwap(StyleFusionSwap):
     The refinement sees the model's own generator and segmenter, never the judges.
     """
 
-    steps = 20
-
-    def __init__(self, pipe):
+    def __init__(self, pipe, steps: int = REFINE_STEPS):
         super().__init__(pipe)
-        self.name = "stylefusion, refined"
+        self.name, self.steps = "stylefusion, refined", steps
 
     def fuse(self, codes: dict[str, Tensor], pairs: Pairs) -> Tensor:
         return refine_codes(self.pipe, codes, pairs.base, self.steps)

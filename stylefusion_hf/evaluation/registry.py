@@ -11,7 +11,14 @@ from stylefusion_hf.evaluation.baselines import (
     RetrieveInStyle,
     StyleMixing,
 )
-from stylefusion_hf.evaluation.fusion_swaps import MeanCode, MeanLook, RandomCode, RefinedSwap, StyleFusionSwap
+from stylefusion_hf.evaluation.fusion_swaps import (
+    REFINE_STEPS,
+    MeanCode,
+    MeanLook,
+    RandomCode,
+    RefinedSwap,
+    StyleFusionSwap,
+)
 from stylefusion_hf.evaluation.gates import LearnedGates
 from stylefusion_hf.evaluation.masked_swaps import FeatureBlending, PixelPaste
 from stylefusion_hf.evaluation.methods import Method
@@ -42,10 +49,14 @@ ALWAYS_COMPARED = ("mean", "random-code")  # included in every comparison
 SAME_OBJECTIVE = "static-gates-same-objective"  # nets of constant gates, from --static-gates
 
 
-def build_methods(pipe, names: Iterable[str] = BY_DEFAULT, batch: int | None = None) -> dict[str, Method]:
+def build_methods(
+    pipe, names: Iterable[str] = BY_DEFAULT, batch: int | None = None, refine_steps: int = REFINE_STEPS
+) -> dict[str, Method]:
     """Create methods for a pipeline by name; they are fitted on first use.
 
-    batch: batch size for fitting; None chooses one by picture size.
+    Args:
+        batch: batch size for fitting; None chooses one by picture size.
+        refine_steps: of the method stylefusion-refined.
 
     Raises:
         ValueError: an unknown name, or a pipeline without a segmenter.
@@ -55,4 +66,7 @@ def build_methods(pipe, names: Iterable[str] = BY_DEFAULT, batch: int | None = N
         raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
     if pipe.segmenter is None:
         raise ValueError("this model has no segmenter, which the methods need to locate regions: add segmenter/")
-    return {name: METHODS[name](pipe, batch) for name in names}
+    methods = {name: METHODS[name](pipe, batch) for name in names}
+    if "stylefusion-refined" in methods:
+        methods["stylefusion-refined"] = RefinedSwap(pipe, refine_steps)
+    return methods

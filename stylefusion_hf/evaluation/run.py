@@ -74,7 +74,8 @@ class Run:
         """
         names = {"leaf", *self.settings.swap_rows}
         names |= {"refined"} if "stylefusion-refined" in self.settings.methods else set()
-        found = sections.swap_rows(self.subject, self.settings.pairs, names=names)
+        steps = self.settings.refine_steps
+        found = sections.swap_rows(self.subject, self.settings.pairs, names=names, refine_steps=steps)
         self.report["swaps"], self.swaps = found, found["leaf"]
         self.show(table("leaf code only", found["leaf"], SWAP_COLUMNS), "")
         for name in ("refined", "wider", "mean", "mean look", "random code"):

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.figures import HEADS, figures, transfer
-from stylefusion_hf.evaluation.fusion_swaps import MeanCode, MeanLook, RandomCode, RefinedSwap, StyleFusionSwap
+from stylefusion_hf.evaluation.fusion_swaps import (
+    REFINE_STEPS,
+    MeanCode,
+    MeanLook,
+    RandomCode,
+    RefinedSwap,
+    StyleFusionSwap,
+)
 from stylefusion_hf.evaluation.measuring import Columns, Subject, join_columns, measure_jobs
 from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.pairs import TEST_SEED, Pairs, draw_pairs
@@ -46,7 +53,11 @@ IGNORE_SOURCE = ("mean", "mean look", "random code")
 
 
 def swap_rows(
-    subject: Subject, count: int, thorough: bool = True, names: Iterable[str] = ("leaf", "wider", *IGNORE_SOURCE)
+    subject: Subject,
+    count: int,
+    thorough: bool = True,
+    names: Iterable[str] = ("leaf", "wider", *IGNORE_SOURCE),
+    refine_steps: int = REFINE_STEPS,
 ) -> dict[str, Rows]:
     """Return {name: {region: figures}} for some of `SWAP_ROWS`.
 
@@ -58,6 +69,8 @@ def swap_rows(
     """
     names = set(names)
     methods = {name: make(subject.pipe) for name, make in SWAP_ROWS.items() if name in names}
+    if "refined" in methods:
+        methods["refined"] = RefinedSwap(subject.pipe, refine_steps)
     jobs = [(name, leaf, 1.0) for name in methods for leaf in subject.leaves]
     main = [job for job in jobs if job[0] not in IGNORE_SOURCE]
     others = [job for job in jobs if job[0] in IGNORE_SOURCE]

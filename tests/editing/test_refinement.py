@@ -9,7 +9,15 @@ from torch import Tensor
 from stylefusion_hf import Direction, RegionSegmenter, RegionTree, StyleFusionPipeline
 from stylefusion_hf.cli import main
 from stylefusion_hf.core.recipes import Recipe
-from stylefusion_hf.editing.refinement import LEAK_WEIGHT, TRANSFER_WEIGHT, Networks, SwapGoal, Swaps, refine
+from stylefusion_hf.editing.refinement import (
+    LEAK_WEIGHT,
+    TRANSFER_WEIGHT,
+    Networks,
+    SwapGoal,
+    Swaps,
+    learning_rate_for,
+    refine,
+)
 from tests.tiny import draw, tiny_fusion, tiny_generator, tiny_pipeline
 
 STEPS = 6
@@ -64,6 +72,16 @@ def test_it_improves_every_mix_and_starts_from_the_nets(networks, codes):
     # What makes a mix worse is not kept.
     wild = refine(networks, given, base, steps=2, learning_rate=100.0)
     assert (losses(networks, given, base, wild) <= before * (1 + 1e-5)).all()
+
+
+def test_few_steps_are_larger_ones_and_those_too_large_are_taken_back(networks, codes):
+    assert [learning_rate_for(n) for n in (1, 4, 5, 20)] == [1.5, 1.5, 1.2, 0.3]
+    given, base = mixes(networks, codes, hair=[1, 2], mouth=[0, 3])
+    seen: list[Tensor] = []
+    found = refine(networks, given, base, steps=16, learning_rate=20.0, on_step=lambda step, loss: seen.append(loss))
+    before = losses(networks, given, base, networks.fuse(given))
+    assert (seen[0] > before).any()  # the first step went too far
+    assert (losses(networks, given, base, found) < 0.97 * before).all()
 
 
 def test_gates_stay_between_the_codes(networks, codes):

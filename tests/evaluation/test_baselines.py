@@ -63,6 +63,8 @@ def test_a_method_at_full_strength_changes_the_picture_within_bounds(pipe, pairs
 def test_names_are_checked(pipe, pairs):
     with pytest.raises(ValueError, match="unknown method 'gan': choose from stylefusion, stylefusion-wider,"):
         build_methods(pipe, ["stylefusion", "gan"])
+    made = build_methods(pipe, ["stylefusion-refined", "stylefusion"], refine_steps=3)
+    assert list(made) == ["stylefusion-refined", "stylefusion"] and made["stylefusion-refined"].steps == 3
     with pytest.raises(ValueError, match="unknown region 'nose': the segmenter knows a, b, right"):
         ConstantInterpolation(pipe).swap(pairs, "nose", 1)
     with pytest.raises(ValueError, match="no segmenter"):
