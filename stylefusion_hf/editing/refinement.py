@@ -9,8 +9,9 @@ of the mix at hand, on the model's own generator and segmenter:
     L  the same change, relative to what the sources change inside the regions
     T  how much of the sources' looks (color, feature maps, outline) has arrived inside
 
-The loss is O + leak_weight L + transfer_weight (1 - T). Steps are Adam's; one that makes a mix worse is taken back. O and T are those of the ruler's training score
-(`evaluation/score.py`), for several regions at once. All gates stay between 0 and 1.
+The loss is O + leak_weight L + transfer_weight (1 - T). O and T are those of the ruler's training score
+(`evaluation/score.py`), for several regions at once. Steps are Adam's; one that makes a mix worse is taken back. All
+gates stay between 0 and 1.
 """
 
 from __future__ import annotations

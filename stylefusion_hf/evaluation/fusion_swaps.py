@@ -15,7 +15,6 @@ from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.fusion.net import Blender, FoldedLinear
 from stylefusion_hf.pipelines.refining import refine_codes
 
-
 REFINE_STEPS = 20
 
 
