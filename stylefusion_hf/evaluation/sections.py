@@ -5,25 +5,17 @@ Each function takes a `Subject` and returns rows {row: {figure: Estimate}} or wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from stylefusion_hf.core.progress import tqdm
 from stylefusion_hf.evaluation.figures import HEADS, figures, transfer
-from stylefusion_hf.evaluation.fusion_swaps import (
-    REFINE_STEPS,
-    MeanCode,
-    MeanLook,
-    RandomCode,
-    RefinedSwap,
-    StyleFusionSwap,
-)
+from stylefusion_hf.evaluation.fusion_swaps import REFINE_STEPS, StyleFusionSwap
 from stylefusion_hf.evaluation.measuring import Columns, Subject, join_columns, measure_jobs
-from stylefusion_hf.evaluation.methods import Method
 from stylefusion_hf.evaluation.pairs import TEST_SEED, Pairs, draw_pairs
+from stylefusion_hf.evaluation.registry import build_methods
 from stylefusion_hf.evaluation.statistics import Estimate, ratio, resamples
 
 Rows = dict[str, dict[str, Estimate]]
@@ -41,13 +33,13 @@ def estimates(draws: dict[str, Tensor], n: int) -> dict[str, Estimate]:
 # --- One region swapped ----------------------------------------------------------------------------------------------
 
 
-SWAP_ROWS: dict[str, Callable[[Any], Method]] = {
-    "leaf": StyleFusionSwap,
-    "wider": lambda pipe: StyleFusionSwap(pipe, wider=True),
-    "refined": RefinedSwap,
-    "mean": MeanCode,
-    "mean look": MeanLook,
-    "random code": RandomCode,
+SWAP_ROWS = {  # and the registry's names of their methods
+    "leaf": "stylefusion",
+    "wider": "stylefusion-wider",
+    "refined": "stylefusion-refined",
+    "mean": "mean",
+    "mean look": "mean-look",
+    "random code": "random-code",
 }
 IGNORE_SOURCE = ("mean", "mean look", "random code")
 
@@ -68,9 +60,9 @@ def swap_rows(
     tenth. `agree`, `agree_plain`: agreement of the two segmenters on fused and on plain pictures.
     """
     names = set(names)
-    methods = {name: make(subject.pipe) for name, make in SWAP_ROWS.items() if name in names}
-    if "refined" in methods:
-        methods["refined"] = RefinedSwap(subject.pipe, refine_steps)
+    chosen = {row: method for row, method in SWAP_ROWS.items() if row in names}
+    built = build_methods(subject.pipe, chosen.values(), subject.batch, refine_steps)
+    methods = {row: built[method] for row, method in chosen.items()}
     jobs = [(name, leaf, 1.0) for name in methods for leaf in subject.leaves]
     main = [job for job in jobs if job[0] not in IGNORE_SOURCE]
     others = [job for job in jobs if job[0] in IGNORE_SOURCE]

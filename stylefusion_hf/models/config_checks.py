@@ -15,11 +15,11 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
-from diffusers.configuration_utils import FrozenDict
+from diffusers.configuration_utils import ConfigMixin, FrozenDict
 
 from stylefusion_hf.core.checks import check_count, check_flag, check_number, short
 
-__all__ = ["checked_config", "positive", "register_to_config"]
+__all__ = ["checked_config", "own_config", "positive", "register_to_config"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -84,6 +84,11 @@ def _check(name: str, value: Any, hint: Any) -> Any:
             raise ValueError(f"{name} must be a list of at most {MAX_LAYERS} entries, got {short(value)}")
         return [_check(f"{name}[{i}]", item, get_args(kind)[0]) for i, item in enumerate(value)]
     return value  # a region tree, which has its own check
+
+
+def own_config(model: ConfigMixin) -> dict[str, Any]:
+    """Return the constructor's arguments, without the entries that diffusers adds."""
+    return {name: value for name, value in model.config.items() if not name.startswith("_")}
 
 
 def positive(**numbers: float | None) -> None:

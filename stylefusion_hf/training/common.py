@@ -20,6 +20,7 @@ from torch import nn
 
 from stylefusion_hf.core.checks import shown
 from stylefusion_hf.core.processes import on_main, run_everywhere
+from stylefusion_hf.models.config_checks import own_config
 from stylefusion_hf.training.checkpoints import explain_write_errors, flags_of
 from stylefusion_hf.training.flags import check_arguments
 from stylefusion_hf.training.inputs import digests_of_inputs, forget_inputs
@@ -176,7 +177,7 @@ def gathered(accelerator: Accelerator, model: nn.Module) -> Any:
         return plain
     state = accelerator.get_state_dict(model)
     kind: Any = next(c for c in type(plain).__mro__ if not c.__name__.startswith("FSDP"))  # the class FSDP subclassed
-    copy = kind(**{k: v for k, v in plain.config.items() if not k.startswith("_")}).to(accelerator.device)
+    copy = kind(**own_config(plain)).to(accelerator.device)
     if accelerator.is_main_process:
         copy.load_state_dict(state)
     return copy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stylefusion_hf.models.config_checks import own_config
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.training.pool import RenderedPool
 
@@ -13,8 +14,7 @@ RIDGE = 0.01  # of the codes' largest squared singular value
 
 def add_context(fusion: FusionHierarchy, width: int) -> FusionHierarchy:
     """Return the nets with a context of `width` numbers, which changes no gate before it has learned."""
-    config = {k: v for k, v in fusion.config.items() if not k.startswith("_")}
-    larger = FusionHierarchy(**(config | {"context_width": width}))
+    larger = FusionHierarchy(**(own_config(fusion) | {"context_width": width}))
     larger.load_state_dict(larger.state_dict() | fusion.state_dict())
     return larger
 

@@ -26,6 +26,7 @@ from stylefusion_hf.core.region_tree import RegionTree
 from stylefusion_hf.evaluation.evaluate import build_subject
 from stylefusion_hf.evaluation.judges import Judges, load_judges
 from stylefusion_hf.imaging.modes import check_viewable
+from stylefusion_hf.models.config_checks import own_config
 from stylefusion_hf.models.discriminator import StyleGAN2Discriminator
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.fusion.low_rank import merge_layers
@@ -140,7 +141,7 @@ def without_batch_statistics(d: StyleGAN2Discriminator) -> StyleGAN2Discriminato
     extra = d.config.mbstd_channels
     if not extra:
         return d
-    config = {k: v for k, v in d.config.items() if not k.startswith("_")} | {"mbstd_channels": 0}
+    config = own_config(d) | {"mbstd_channels": 0}
     plain = StyleGAN2Discriminator(**config)
     state = d.state_dict()
     state["conv.weight"] = state["conv.weight"][:, :-extra]

@@ -11,13 +11,14 @@ from accelerate import Accelerator
 
 from stylefusion_hf.evaluation.judges import PortraitJudge
 from stylefusion_hf.imaging.modes import check_viewable
+from stylefusion_hf.models.config_checks import own_config
 from stylefusion_hf.models.discriminator import ProjectedDiscriminator, StyleGAN2Discriminator
 from stylefusion_hf.models.layers import check_channels
 from stylefusion_hf.models.segmenter import RegionSegmenter
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator
 from stylefusion_hf.training.datasets import ArrayDataset, cache_folder, check_avatars_fit, load_avatars
 from stylefusion_hf.training.gan_validation import REAL_START, SampleJudge
-from stylefusion_hf.training.growing import grow_models, grow_one, own_config
+from stylefusion_hf.training.growing import grow_models, grow_one
 
 # The embedded generator's channels at 4, 8, ..., 64 pixels; larger resolutions continue by halving.
 SMALL_CHANNELS = (128, 128, 128, 64, 32)

@@ -8,18 +8,13 @@ keeps its own input (`input_skips`). Both networks continue where they were, so 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
 
+from stylefusion_hf.models.config_checks import own_config
 from stylefusion_hf.models.discriminator import DiscriminatorBlock, StyleGAN2Discriminator
 from stylefusion_hf.models.stylegan2 import StyleGAN2Generator, ToRGB
-
-
-def own_config(model: ConfigMixin) -> dict[str, Any]:
-    """Return the constructor's arguments, without the entries that diffusers adds."""
-    return {name: value for name, value in model.config.items() if not name.startswith("_")}
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from stylefusion_hf.models.config_checks import own_config
 from stylefusion_hf.models.fusion.hierarchy import FusionHierarchy
 from stylefusion_hf.models.fusion.net import Blender, FoldedLinear
 
@@ -49,8 +50,7 @@ def factor_layers(
 
 def _factor(fusion: FusionHierarchy, codes: Mapping[str, Tensor], what: str, rank: int) -> FusionHierarchy:
     """Return nets with `what`, "input_rank" or "output_rank", in place of full layers."""
-    config = {k: v for k, v in fusion.config.items() if not k.startswith("_")}
-    smaller = FusionHierarchy(**(config | {what: rank}))
+    smaller = FusionHierarchy(**(own_config(fusion) | {what: rank}))
     torch.nn.Module.to(smaller, fusion.device, fusion.dtype)  # the model's own warns of what it keeps in float32: none
     inputs = what == "input_rank"
     # The layers' numbers are the same in all blenders. A factored first layer moves the others on by one.
@@ -87,8 +87,7 @@ def merge_layers(fusion: FusionHierarchy) -> FusionHierarchy:
     ranks = {"input_rank": fusion.spec.input_rank, "output_rank": fusion.spec.output_rank}
     if not any(ranks.values()):
         return fusion
-    config = {k: v for k, v in fusion.config.items() if not k.startswith("_")}
-    larger = FusionHierarchy(**(config | dict.fromkeys(ranks)))
+    larger = FusionHierarchy(**(own_config(fusion) | dict.fromkeys(ranks)))
     torch.nn.Module.to(larger, fusion.device, fusion.dtype)
     state = {k: v for k, v in fusion.state_dict().items() if ".layers." not in k}
     for name, module in fusion.named_modules():

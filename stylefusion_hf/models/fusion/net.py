@@ -214,7 +214,7 @@ class FusionNet(nn.Module):
             if sc is None:
                 raise ValueError("a fusion net needs a second child's code, a common code, or both")
             return self._align(layout, s0, sc, layout.only_common_indicators)
-        new = None
+        new = common = None
         if sc is None:
             extra = torch.zeros_like(layout.all.expand(s0))  # zero stands for "none"
         else:
@@ -227,13 +227,15 @@ class FusionNet(nn.Module):
             both = where_different(align, both, [twice], siblings) if skip_equal else align(both, twice, siblings)
             s0, s1 = both[: s0.shape[0]], both[s0.shape[0] :]
             # The segments blender sees the common code in the aligned rows only.
-            shared = layout.all.expand(layout.seen(sc))
+            common = layout.seen(sc)
+            shared = layout.all.expand(common)
             extra = layout.only_common(shared)
         # Fuse the aligned children.
-        a, b = (layout.all.expand(layout.seen(s)) for s in (s0, s1))
+        children = [layout.seen(s) for s in (s0, s1)]
+        a, b = (layout.all.expand(seen) for seen in children)
         if sc is not None and self.blender_segments.gate_novelty is not None:
             new = novelty(a, b, shared)
-        gate = self.blender_segments([a, b, extra], layout.indicators, new, layout.summarize(s0, s1, sc))
+        gate = self.blender_segments([a, b, extra], layout.indicators, new, layout.summarize(*children, common))
         return _blend(layout.all, s0, s1, gate)
 
     def _align(
@@ -242,11 +244,12 @@ class FusionNet(nn.Module):
         rows = layout.common
         if not rows.rows:
             return code, torch.zeros_like(code)
-        both, new = [rows.expand(layout.seen(s)) for s in (code, shared)], None
+        whole = [layout.seen(s) for s in (code, shared)]
+        both, new = [rows.expand(seen) for seen in whole], None
         if self.blender_common.gate_novelty is not None:  # an only child counts as its own sibling: both differ
             other = both[0] if sibling is None else rows.expand(layout.seen(sibling))
             new = company(both[0], other, both[1])
-        return _blend(rows, code, shared, self.blender_common(both, indicators, new, layout.summarize(code, shared)))
+        return _blend(rows, code, shared, self.blender_common(both, indicators, new, layout.summarize(*whole)))
 
 
 def where_different(compute: Callable[..., Tensor], code: Tensor, others: Sequence[Tensor], *along: Tensor) -> Tensor:

@@ -280,11 +280,9 @@ class StyleLayout(nn.Module):
         """Return a code (B, S) as the MLPs see it, standardized if configured."""
         return code if self.mean is None else self(code)
 
-    def summarize(self, *codes: Tensor | None) -> Tensor | None:
-        """Return what the MLPs see of whole codes (B, S), None if not configured; a code may be None for "none"."""
-        if self.context is None:
-            return None
-        return self.context([None if code is None else self.seen(code) for code in codes])
+    def summarize(self, *seen: Tensor | None) -> Tensor | None:
+        """Return what the MLPs see of whole codes, None if not configured. seen: from `seen`, or None for "none"."""
+        return None if self.context is None else self.context(seen)
 
     def forward(self, code: Tensor) -> Tensor:
         """`seen`, where there are statistics."""
